@@ -1,0 +1,27 @@
+"""What somebody gets who installs the wheel and nothing else: it imports, it is typed, and it runs an operation."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import importlib.util
+from importlib.resources import files
+
+import geventbatch
+
+NOT_NEEDED = ("flask", "gunicorn", "hypothesis", "psycopg", "pytest", "selenium", "sqlalchemy")
+
+present = [name for name in NOT_NEEDED if importlib.util.find_spec(name)]
+assert not present, f"this environment holds more than the wheel: {present}"
+assert files(geventbatch).joinpath("py.typed").is_file(), "type checkers will ignore the annotations"
+
+saved: dict[str, list[str]] = {}
+with geventbatch.Processor(
+    load_resource=lambda key: saved.get(key, []),
+    save_resource=saved.__setitem__,
+    min_duration=0,
+) as processor:
+    processor.run("ICE 1", list.append, "Ann")
+assert saved == {"ICE 1": ["Ann"]}, f"not what was run: {saved}"
+
+print(f"{geventbatch.__file__} ran an operation and saved it")
