@@ -4,7 +4,7 @@ What must be right has its type asserted. What must be refused carries both chec
 nothing needs is an error: a mistake that goes through unnoticed fails the check.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import assert_type
 
@@ -48,7 +48,7 @@ def save(key: str, train: Train) -> None:
 
 
 @contextmanager
-def store(key: str) -> Iterator[Train]:
+def store(key: str) -> Generator[Train]:
     yield load(key)
 
 
@@ -70,9 +70,9 @@ assert_type(Processor(open_resource=Store(), min_duration=0, max_duration=5), Pr
 assert_type(Processor(load_resource=load), Processor[Train])
 assert_type(Processor(load_resource=load, save_resource=save), Processor[Train])
 
-Processor(load_resource=load, save_resource=save_other)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
-Processor(open_resource=load)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
-Processor(open_resource=store, load_resource=load)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+Processor(load_resource=load, save_resource=save_other)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+Processor(open_resource=load)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Processor(open_resource=store, load_resource=load)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 Processor(min_durations=0)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 Processor(store)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
