@@ -1,0 +1,66 @@
+from gevent import monkey
+
+# First of all, because a module that is imported before has bound the blocking functions already.
+monkey.patch_all()
+
+import gc  # noqa: E402
+import traceback  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+
+import gevent  # noqa: E402
+import pytest  # noqa: E402
+from gevent.hub import Hub  # noqa: E402
+from greenlet import greenlet  # noqa: E402
+
+from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
+
+# pytest-timeout raises in whichever greenlet runs when the time is up. What is named here the hub raises in the main
+# greenlet as well; otherwise a test whose other greenlets spin goes on, or even passes, when one of them "failed".
+Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
+
+
+def pytest_collection_finish() -> None:
+    # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_greenlet_is_left() -> Iterator[None]:
+    before = set(_live_greenlets())
+    yield
+    left = [one for one in _live_greenlets() if one not in before]
+    for _ in range(10):
+        if not left:
+            return
+        gevent.sleep(0)
+        left = [one for one in left if _is_live(one)]
+    stacks = "\n".join(f"{one!r}\n{_stack(one)}" for one in left)
+    for one in left:
+        gevent.kill(one)
+    gevent.sleep(0)
+    pytest.fail(f"the test left {len(left)} greenlets behind:\n{stacks}", pytrace=False)
+
+
+@pytest.fixture
+def clock() -> Iterator[VirtualTime]:
+    with virtual_time() as clock:
+        yield clock
+
+
+def _live_greenlets() -> list[greenlet]:
+    # The type is asked, not isinstance(), which would wake proxies such as Flask's by reading their __class__.
+    return [one for one in gc.get_objects() if issubclass(type(one), greenlet) and _is_live(one)]
+
+
+def _is_live(one: greenlet) -> bool:
+    """Say whether it is started or scheduled, has not ended, and is no part of gevent's machinery.
+
+    No parent has a thread's main greenlet.
+    """
+    if isinstance(one, Hub) or type(one).__module__ == "gevent.threadpool" or one.parent is None:
+        return False
+    return bool(one) and not one.dead
+
+
+def _stack(one: greenlet) -> str:
+    return "".join(traceback.format_stack(one.gr_frame)) if one.gr_frame else "  not yet running\n"
