@@ -1,0 +1,38 @@
+"""What the environment decides."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TRAINS = {
+    "ICE 1": 400,
+    "Glacier Express": 240,
+    "Night Train": 120,
+    "Rack Railway": 30,
+}
+"""The trains that run, and how many seats each has."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the trains are kept, and how their operations are run."""
+
+    database_url: str = "sqlite:///tickets.sqlite"
+    batching: bool = True
+    max_pending: int = 1000
+    """Operations that may wait in one worker process; whoever comes then is told to come again."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """DATABASE_URL, BATCHING=off, MAX_PENDING; what is not set keeps its default."""
+        return cls(
+            database_url=environment.get("DATABASE_URL", cls.database_url),
+            batching=_is_on(environment.get("BATCHING", "on")),
+            max_pending=int(environment.get("MAX_PENDING", cls.max_pending)),
+        )
+
+
+def _is_on(word: str) -> bool:
+    if word not in ("on", "off"):
+        raise ValueError(f"BATCHING is on or off, not {word!r}")
+    return word == "on"

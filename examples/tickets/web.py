@@ -1,0 +1,164 @@
+"""Trains over HTTP: the seat map as a page and as JSON, booking and cancelling.
+
+An answer with a status of 200 or 201 means that the change is saved. Every error says in its body what happened and
+whether it is safe to ask again.
+"""
+
+import os
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, render_template, request
+from werkzeug.exceptions import BadRequest, HTTPException
+
+from examples.tickets.domain import (
+    BadName,
+    NotTheHolder,
+    Refused,
+    SeatTaken,
+    Ticket,
+    Train,
+    UnknownSeat,
+    UnknownTrain,
+    taken,
+)
+from examples.tickets.settings import TRAINS, Settings
+from examples.tickets.storage import CONNECTIONS, Store
+from geventbatch import BatchError, Processor
+
+# More than a batch needs on a bad day, and well under gunicorn's graceful_timeout.
+MAX_DURATION = 5.0
+# Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
+MAX_ATTEMPTS = 30
+
+STATUS_OF: dict[type[Refused], HTTPStatus] = {
+    UnknownTrain: HTTPStatus.NOT_FOUND,
+    UnknownSeat: HTTPStatus.NOT_FOUND,
+    SeatTaken: HTTPStatus.CONFLICT,
+    NotTheHolder: HTTPStatus.FORBIDDEN,
+    BadName: HTTPStatus.BAD_REQUEST,
+}
+
+pages = Blueprint("tickets", __name__)
+
+
+class Tickets:
+    """What the views share: the store, and the processor in front of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.store = Store(settings.database_url)
+        self.processor = Processor(
+            open_resource=self.store.open_train,
+            # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
+            min_duration=0,
+            max_duration=MAX_DURATION,
+            max_attempts=MAX_ATTEMPTS,
+            max_batches=CONNECTIONS,
+            max_pending=settings.max_pending,
+            batching=settings.batching,
+        )
+
+
+def create_app(settings: Settings) -> Flask:
+    """The application; the trains that are missing from its database are added."""
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
+    tickets = app.extensions["tickets"] = Tickets(settings)
+    tickets.store.create(TRAINS)
+    app.register_blueprint(pages)
+    app.register_error_handler(Refused, refused)
+    app.register_error_handler(BatchError, not_answered)
+    app.register_error_handler(HTTPException, not_understood)
+    return app
+
+
+@pages.get("/")
+def index() -> str:
+    """All trains."""
+    return render_template("index.html", names=_tickets().store.names())
+
+
+@pages.get("/trains/<name>")
+def train_page(name: str) -> str:
+    """One train, live."""
+    return render_template("train.html", seat_map=_tickets().store.seat_map(name))
+
+
+@pages.get("/trains/<name>/seats")
+def seat_map(name: str) -> Response:
+    """Who sits where, and what it took to get there, in all workers together."""
+    found = _tickets().store.seat_map(name)
+    train = found.train
+    return jsonify(
+        train=train.name,
+        seats=len(train.seats),
+        taken=taken(train.seats),
+        changes=train.changes,
+        saves=found.saves,
+    )
+
+
+@pages.post("/trains/<name>/seats/<int:seat>")
+def book(name: str, seat: int) -> tuple[Response, HTTPStatus]:
+    """Book one seat."""
+    ticket = _tickets().processor.run(name, Train.book, seat, _passenger())
+    return _shown(ticket), HTTPStatus.CREATED
+
+
+@pages.delete("/trains/<name>/seats/<int:seat>")
+def cancel(name: str, seat: int) -> Response:
+    """Give a seat back."""
+    return _shown(_tickets().processor.run(name, Train.cancel, seat, _passenger()))
+
+
+@pages.get("/healthz")
+def health() -> Response:
+    """Whether this worker reaches its database."""
+    return jsonify(trains=len(_tickets().store.names()), batching=_tickets().processor.batching, worker=os.getpid())
+
+
+def refused(error: Refused) -> tuple[Response, HTTPStatus]:
+    """A train said no, or there is none."""
+    return _problem(type(error).__name__, str(error)), STATUS_OF[type(error)]
+
+
+def not_answered(error: BatchError) -> tuple[Response, HTTPStatus] | tuple[Response, HTTPStatus, dict[str, str]]:
+    """The batch failed. Whether anything was saved decides what the client may do."""
+    if isinstance(error.__cause__, UnknownTrain):
+        return refused(error.__cause__)
+    current_app.logger.warning("%s: %s (%r)", type(error).__name__, error, error.__cause__)
+    if error.retry_safe:
+        problem = _problem("TryAgain", "nothing was changed; please try again")
+        return problem, HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}
+    problem = _problem("OutcomeUnknown", "it may be saved or not; look at the seat map before you try again")
+    return problem, HTTPStatus.GATEWAY_TIMEOUT
+
+
+def not_understood(error: HTTPException) -> tuple[Response, int]:
+    """What Flask refuses, as JSON like everything else."""
+    return _problem(error.name, error.description or error.name), error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _tickets() -> Tickets:
+    tickets = current_app.extensions["tickets"]
+    assert isinstance(tickets, Tickets)
+    return tickets
+
+
+def _passenger() -> str:
+    """From JSON; a page of another site cannot send that here without being asked."""
+    sent = request.get_json()
+    passenger = sent.get("passenger") if isinstance(sent, dict) else None
+    if not isinstance(passenger, str):
+        raise BadRequest('send {"passenger": "a name"}')
+    return passenger
+
+
+def _shown(ticket: Ticket) -> Response:
+    return jsonify(asdict(ticket))
+
+
+def _problem(error: str, detail: str) -> Response:
+    body: dict[str, Any] = {"error": error, "detail": detail}
+    return jsonify(body)
