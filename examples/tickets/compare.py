@@ -1,0 +1,139 @@
+"""The same load on two servers in turn, one with batching and one without, and what came of it as a table."""
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from examples.tickets.domain import taken
+from examples.tickets.load import Report
+from examples.tickets.server import ROOT, Server
+from examples.tickets.settings import TRAINS
+from examples.tickets.storage import SeatMap, Store
+
+TRAIN = "ICE 1"
+# Each server has this many turns, so that neither has all the quiet moments of the machine.
+TURNS = 2
+COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>10}{:>9}{:>13}{:>9}{:>11}{:>9}"
+TITLES = ("", "requests/s", "p50 ms", "p99 ms", "changes", "batches", "changes per", "taken", "try again", "unknown")
+TITLES_BELOW = ("", "", "", "", "saved", "saved", "batch", "409", "503", "5xx, cut")
+
+
+@dataclass
+class Row:
+    """What one of the two servers did in all its turns."""
+
+    name: str
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    changes: int = 0
+    saves: int = 0
+
+    def add(self, report: Report, before: SeatMap, after: SeatMap) -> None:
+        """Count another turn."""
+        self.seconds += report.seconds
+        self.latencies += report.latencies
+        self.statuses += report.statuses
+        self.changes += after.train.changes - before.train.changes
+        self.saves += after.saves - before.saves
+
+    def __str__(self) -> str:
+        return COLUMNS.format(
+            self.name,
+            f"{len(self.latencies) / self.seconds:,.0f}",
+            f"{self._percentile(50) * 1000:.1f}",
+            f"{self._percentile(99) * 1000:.1f}",
+            f"{self.changes:,}",
+            f"{self.saves:,}",
+            f"{self.changes / max(1, self.saves):.1f}",
+            f"{self.statuses['409'] + self.statuses['403']:,}",
+            f"{self.statuses['503']:,}",
+            f"{self._unknown():,}",
+        )
+
+    def _percentile(self, percent: int) -> float:
+        ordered = sorted(self.latencies) or [math.nan]
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+    def _unknown(self) -> int:
+        return self.statuses.total() - sum(self.statuses[known] for known in ("200", "201", "409", "403", "503"))
+
+
+def compare(seconds: float, clients: int, workers: int, database_url: str | None) -> bool:
+    """Print the table; True when the database holds what the clients were told."""
+    rows = [Row("batching"), Row("batching=False")]
+    with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
+        store = Store(url)
+        print(_heading(seconds, clients, workers, url), flush=True)
+        wrong = [
+            problem
+            for _ in range(TURNS)
+            for row, server in zip(rows, (on, off), strict=True)
+            for problem in _turn(row, server, store, seconds / (2 * TURNS), clients)
+        ]
+        store.close()
+    print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), *rows, "", sep="\n")
+    print(*wrong or ["Checked: every seat, and every change answered as saved, is in the database."], sep="\n")
+    return not wrong
+
+
+def _turn(row: Row, server: Server, store: Store, seconds: float, clients: int) -> list[str]:
+    before = store.seat_map(TRAIN)
+    report = _load(server, seconds, clients)
+    after = store.seat_map(TRAIN)
+    row.add(report, before, after)
+    return _differences(report, before, after)
+
+
+def _differences(report: Report, before: SeatMap, after: SeatMap) -> list[str]:
+    """Where the database says something else than the clients were told."""
+    found = taken(after.train.seats)
+    told = {seat: name for name, seats in report.held.items() for seat in seats}
+    wrong = [
+        f"seat {seat}: the clients were told {told.get(seat)}, the database has {found.get(seat)}"
+        for seat in sorted(told.keys() | found.keys() - set(report.unsure))
+        if told.get(seat) != found.get(seat) and seat not in report.unsure
+    ]
+    answered = report.statuses["200"] + report.statuses["201"]
+    saved = after.train.changes - before.train.changes
+    if not answered <= saved <= answered + len(report.unsure):
+        wrong.append(f"{answered} changes were answered as saved, the database has {saved}")
+    return wrong
+
+
+def _load(server: Server, seconds: float, clients: int) -> Report:
+    """Run the clients in a process of their own, so that they do not share a hub with anybody."""
+    command = [sys.executable, "-m", "examples.tickets.load", server.host, str(server.port), TRAIN]
+    command += ["--seconds", str(seconds), "--clients", str(clients)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
+    return Report.from_json(ended.stdout.decode())
+
+
+def _server(url: str, workers: int, batching: str) -> Server:
+    return Server({"DATABASE_URL": url, "BATCHING": batching}, ["--workers", str(workers)])
+
+
+@contextmanager
+def _database(url: str | None) -> Iterator[str]:
+    """The given one, or a file that is gone afterwards; with its trains, so that nobody waits for them."""
+    with TemporaryDirectory(prefix="tickets-") as directory:
+        url = url or f"sqlite:///{Path(directory, 'tickets.sqlite')}"
+        store = Store(url)
+        store.create(TRAINS)
+        store.close()
+        yield url
+
+
+def _heading(seconds: float, clients: int, workers: int, url: str) -> str:
+    database = url.partition(":")[0]
+    return (
+        f"{clients} clients in a closed loop on one train ({TRAIN}, {TRAINS[TRAIN]} seats), "
+        f"{workers} gunicorn workers, {database}.\n"
+        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's."
+    )
