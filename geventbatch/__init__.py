@@ -1,0 +1,45 @@
+"""Batches of operations on one resource, for gevent: load once, apply all, save once, answer every caller.
+
+>>> processor = Processor(open_resource=store, min_duration=0, max_duration=5)  # doctest: +SKIP
+>>> seat = processor.run("ICE 1", Train.book, 12, "Ann")  # doctest: +SKIP
+"""
+
+from geventbatch._batch import Batch
+from geventbatch._keys import worker_number_for_key
+from geventbatch._metrics import BatchMetric, BatchMetrics
+from geventbatch._processor import Processor, current_batch
+from geventbatch.errors import (
+    BatchAborted,
+    BatchError,
+    BatchTimeout,
+    Conflict,
+    LoadFailed,
+    NothingToSave,
+    NotSaved,
+    OperationCancelled,
+    ProcessorOverloaded,
+    ProcessorStopped,
+    SaveFailed,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "BatchAborted",
+    "BatchError",
+    "BatchMetric",
+    "BatchMetrics",
+    "BatchTimeout",
+    "Conflict",
+    "LoadFailed",
+    "NotSaved",
+    "NothingToSave",
+    "OperationCancelled",
+    "Processor",
+    "ProcessorOverloaded",
+    "ProcessorStopped",
+    "SaveFailed",
+    "current_batch",
+    "worker_number_for_key",
+]

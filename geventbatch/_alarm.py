@@ -1,0 +1,53 @@
+"""The `gevent.Timeout` that batches run under (guarantee 6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from geventbatch import _clock, _process
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+
+
+class Alarm(gevent.Timeout):
+    """Answers a batch's callers at its deadline, then interrupts the greenlet that runs it at the place where it waits.
+
+    A worker keeps one for all its batches: while batches follow one another its timer is left running, and when it fires
+    too early for the batch at hand, it is set again for the rest. It is thrown at most once, since a worker whose batch
+    ended by deadline is not used again; so nobody can take the deadline of one batch for that of another.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Be ready to ring *seconds* after the start of a batch."""
+        super().__init__(seconds)
+        self._batch: Batch | None = None
+
+    def watch(self, batch: Batch) -> None:
+        """Ring at the deadline of *batch*, which the current greenlet is about to run. Switches: no."""
+        self._batch = batch
+        if not self.pending:
+            self.start()
+
+    def relax(self) -> None:
+        """The batch has ended. Switches: no."""
+        self._batch = None
+
+    def _on_expiration(self, previous: Any, ex: Any) -> None:
+        # In the hub, on time, wherever the greenlet waits. (gevent's hook for subclasses.)
+        batch = self._batch
+        if batch is None or batch.epoch != _process.epoch:
+            return
+        left = batch.deadline - _clock.monotonic()
+        if left > 0:
+            self._again(min(left, self.seconds), previous, ex)
+        else:
+            batch.expire()
+            previous.throw(ex)
+
+    def _again(self, seconds: float, previous: Any, ex: Any) -> None:
+        self.timer.close()
+        self.timer = gevent.get_hub().loop.timer(seconds, priority=-1)
+        self.timer.start(self._on_expiration, previous, ex, update=True)

@@ -1,0 +1,71 @@
+"""The off-switch: each operation is a batch of its own, run in its caller's own greenlet or thread (guarantee 19)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from geventbatch import _attempts, _clock, _process
+from geventbatch._alarm import Alarm
+from geventbatch._batch import Batch
+from geventbatch._options import check_key
+from geventbatch.errors import OperationCancelled, not_started
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from geventbatch._operation import Operation
+    from geventbatch._state import State
+
+
+def run_alone(state: State, key: Hashable, operation: Operation, start_timeout: float | None) -> Any:
+    """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
+    check_key(key)
+    inside = _process.enclosing(state)
+    if inside is not None:
+        _process.refuse_inside(inside.key)
+    batch = Batch(state, key)
+    batch.operations.append(operation)
+    batch.close()
+    state.admit_alone(batch)
+    start = None if start_timeout is None else _Start(operation, key, start_timeout)
+    # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
+    alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
+    try:
+        _attempts.run(batch, alarm)
+    finally:
+        if alarm is not None:
+            alarm.close()
+        if start is not None:
+            start.close()
+        state.leave_alone(batch)
+    if batch.epoch != _process.epoch:
+        _process.park()
+    if start is not None and batch.failure is not None and batch.failure.cause is start.cancelled:
+        raise start.cancelled
+    return batch.answer(operation)
+
+
+class _Start:
+    """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
+
+    def __init__(self, operation: Operation, key: Hashable, seconds: float) -> None:
+        self.cancelled = OperationCancelled(not_started(key, seconds))
+        self._latest = _clock.monotonic() + seconds
+        self._timeout = gevent.Timeout.start_new(seconds, self.cancelled) if _process.has_hub() else None
+        self._started = False
+        self._callable = operation.callable
+        operation.callable = self
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        self.close()
+        if not self._started and _clock.monotonic() > self._latest:
+            raise self.cancelled
+        self._started = True
+        return self._callable(resource, *args)
+
+    def close(self) -> None:
+        """Interrupt nothing any more."""
+        if self._timeout is not None:
+            self._timeout.close()

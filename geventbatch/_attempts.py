@@ -1,0 +1,267 @@
+"""The way of a batch from load to save, on one greenlet: the attempts that it takes, and each one's phases.
+
+A user's function runs in each phase, and while it runs the deadline may pass, the greenlet may be killed, the process may be
+forked. So after each the first question is `Batch.over`: whether the outcome was fixed meanwhile. Whatever happens, the
+scope that was entered is left, and `Batch.end` has been called before `run` returns.
+"""
+
+from __future__ import annotations
+
+from random import random
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent import GreenletExit
+
+from geventbatch import _clock, _process
+from geventbatch._failure import load_failed, save_failed
+from geventbatch._operation import BROKEN, STARTED
+from geventbatch._pace import pace
+from geventbatch.errors import Conflict, NothingToSave
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from geventbatch._alarm import Alarm
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+    _Scope = AbstractContextManager[Any]
+
+KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
+
+_FIRST_BACKOFF: Final = 0.005
+_LONGEST_BACKOFF: Final = 0.1
+
+
+def run(batch: Batch, alarm: Alarm | None) -> None:
+    """Run *batch* in the current greenlet until its code has returned. Raises only what ends the greenlet."""
+    current = gevent.getcurrent()
+    batch.outer = _process.running.get(current)
+    _process.running[current] = batch
+    batch.start(alarm)
+    try:
+        while _attempt(batch):
+            pass
+    except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
+        _abort(batch, error)
+    finally:
+        if alarm is not None:
+            alarm.relax()
+        if batch.outer is None:
+            _process.running.pop(current, None)
+        else:
+            _process.running[current] = batch.outer
+    if batch.fatal is not None:
+        raise batch.fatal
+
+
+def _attempt(batch: Batch) -> bool:
+    """Load, apply, save. True when the batch is to be replayed."""
+    scope = _load(batch)
+    if scope is None:
+        return False
+    enclosed, resource = scope
+    reason: BaseException | None = None
+    try:
+        if not batch.over():
+            reason = _apply(batch, resource)
+    except BaseException as error:
+        reason = error
+        batch.over()
+        _abort(batch, error)
+    if batch.over():
+        _leave(batch, enclosed, reason or TimeoutError("the deadline of the batch has passed"))
+        return False
+    if reason is not None:
+        _leave(batch, enclosed, reason)
+        return not batch.over()
+    if not batch.completed:
+        _leave(batch, enclosed, NothingToSave())
+        batch.end()
+        return False
+    return _save(batch, enclosed)
+
+
+def _leave(batch: Batch, scope: _Scope, reason: BaseException) -> None:
+    """Leave *scope* without saving. What it makes of that is ignored, unless it was killed."""
+    try:
+        batch.context.run(scope.__exit__, type(reason), reason, reason.__traceback__)
+    except BaseException as error:
+        batch.over()
+        if error is not reason and _ends_greenlet(batch, error):
+            _abort(batch, error)
+    else:
+        batch.over()
+
+
+def _abort(batch: Batch, error: BaseException) -> None:
+    """End *batch*, if it has no outcome yet, because it was killed by *error*."""
+    if _ends_greenlet(batch, error):
+        batch.fatal = error
+    batch.abort(error)
+
+
+def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
+    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not its
+    # alarm, is taken for the caller's, who waits for it to come.
+    if isinstance(error, KILLS):
+        return True
+    return batch.lane is None and isinstance(error, gevent.Timeout) and error is not batch.alarm
+
+
+# -- load ---------------------------------------------------------------------------------------------------
+
+
+def _load(batch: Batch) -> tuple[_Scope, Any] | None:
+    batch.phase = "load"
+    batch.conflict = None
+    batch.attempts += 1
+    begun = _clock.monotonic()
+    enter = batch.context.run
+    try:
+        scope = enter(batch.state.options.open_resource, batch.key)
+        loaded = scope, enter(scope.__enter__)
+    except BaseException as error:
+        _load_raised(batch, error)
+        return None
+    finally:
+        batch.load_duration += _clock.monotonic() - begun
+    batch.loaded = True
+    batch.phase = "operations"
+    return loaded
+
+
+def _load_raised(batch: Batch, error: BaseException) -> None:
+    if batch.over() or _ends_greenlet(batch, error):
+        _abort(batch, error)
+    else:
+        batch.spent = not isinstance(error, Exception)
+        batch.fail_load(load_failed(batch.key, error))
+
+
+# -- operations ---------------------------------------------------------------------------------------------
+
+
+def _apply(batch: Batch, resource: Any) -> BaseException | None:
+    """Apply the operations in order, those too that arrive while the window is open.
+
+    Returns:
+        What a broken operation raised: the resource must not be saved, the batch is to be replayed without it.
+    """
+    operations = batch.operations
+    monotonic = _clock.monotonic
+    slice_end = batch.slice_end
+    broken: BaseException | None = None
+    batch.completed = index = 0
+    now = monotonic()
+    while True:
+        if batch.open and now >= batch.window_end:
+            batch.close()
+        while index < len(operations):
+            operation = operations[index]
+            index += 1
+            if operation.state > STARTED:
+                continue
+            error = _apply_one(batch, operation, resource)
+            if batch.ended or batch.epoch != _process.epoch:
+                batch.over()
+                return error
+            if error is not None:
+                broken = broken or error
+                if batch.judge_exactly():
+                    return broken
+            now = monotonic()
+            if now >= slice_end:
+                slice_end = _take_turns(batch, now)
+                if batch.over():
+                    return broken
+                now = monotonic()
+            if batch.open and now >= batch.window_end:
+                batch.close()
+        if broken is not None or not batch.open:
+            return broken
+        batch.wait_for_operations(batch.window_end - now)
+        if batch.over():
+            return None
+        now = monotonic()
+
+
+def _apply_one(batch: Batch, operation: Operation, resource: Any) -> BaseException | None:
+    """Apply *operation*; give what it raised if that leaves the resource half-changed (guarantee 18)."""
+    operation.state = STARTED
+    try:
+        operation.value = operation.context.copy().run(operation.callable, resource, *operation.args)
+    except BaseException as error:
+        operation.error = error
+        if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
+            raise
+        if isinstance(error, batch.state.options.clean_errors):
+            return None
+        operation.state = BROKEN
+        return error
+    operation.error = None
+    batch.completed += 1
+    return None
+
+
+def _take_turns(batch: Batch, now: float) -> float:
+    """Let the hub have a turn if it has gone long without; give when to ask again."""
+    if now >= batch.deadline:
+        batch.expire()
+        return now
+    slice_end = pace.slice_end(now)
+    if now >= slice_end:
+        batch.pause()
+        slice_end = pace.slice_end(_clock.monotonic())
+    return slice_end
+
+
+# -- save ---------------------------------------------------------------------------------------------------
+
+
+def _save(batch: Batch, scope: _Scope) -> bool:
+    begun = _clock.monotonic()
+    if begun >= batch.deadline:  # after work that never yielded
+        batch.expire()
+        _leave(batch, scope, TimeoutError("the deadline of the batch has passed"))
+        return False
+    batch.phase = "save"
+    try:
+        batch.context.run(scope.__exit__, None, None, None)
+    except BaseException as error:
+        batch.save_duration += _clock.monotonic() - begun
+        return _save_raised(batch, error)
+    batch.save_duration += _clock.monotonic() - begun
+    if not batch.over():
+        batch.end()
+    return False
+
+
+def _save_raised(batch: Batch, error: BaseException) -> bool:
+    if batch.over() or _ends_greenlet(batch, error):
+        _abort(batch, error)
+    elif isinstance(error, Conflict):
+        return _back_off(batch, error)
+    else:
+        batch.spent = not isinstance(error, Exception)
+        batch.end(save_failed(batch.key, error))
+    return False
+
+
+def _back_off(batch: Batch, conflict: Conflict) -> bool:
+    """Wait before a replay; False when there is none to wait for, and the callers have been told."""
+    batch.conflicts += 1
+    most = batch.state.options.max_attempts
+    if batch.conflicts >= most:
+        batch.end(save_failed(batch.key, conflict, f" in attempt {batch.conflicts} of {most}"))
+        return False
+    longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(batch.conflicts - 1, 10))
+    seconds = random() * longest  # noqa: S311 - jitter, not a secret
+    if _clock.monotonic() + seconds >= batch.deadline:
+        batch.end(save_failed(batch.key, conflict, ", and max_duration leaves no time for another attempt"))
+        return False
+    batch.conflict = conflict
+    batch.phase = "load"
+    _process.sleep(seconds)
+    return not batch.over()

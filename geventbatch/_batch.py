@@ -1,0 +1,265 @@
+"""A batch: the operations of one key that are loaded, applied and saved together, and their answers.
+
+No method here switches greenlets, but for `pause` and `wait_for_operations`. So an outcome, once fixed by `end`, is fixed
+for everybody at once, and every way out of a batch leads through `end` (guarantees 2, 3 and 7).
+"""
+
+from __future__ import annotations
+
+from contextvars import Context
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from gevent.event import AsyncResult, Event
+
+from geventbatch import _clock, _process
+from geventbatch._failure import Failure, aborted, save_failed, timed_out
+from geventbatch._metrics import BatchMetric
+from geventbatch._operation import BROKEN, STARTED, WAITING, WITHDRAWN, Operation
+from geventbatch._pace import WIDTH, pace
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from geventbatch._alarm import Alarm
+    from geventbatch._lane import Lane
+    from geventbatch._state import State
+    from geventbatch.errors import BatchAborted, Conflict, Phase
+
+_EXACT: Final = 4
+"""Broken operations of a batch that cost it one load each, so that no other is judged by what they left behind."""
+
+_SHORTEST: Final = 0.001
+"""Seconds: what `remaining` gives at the least, since databases take 0 for "no limit"."""
+
+
+class Batch:
+    """One key's load, operations, save and answers.
+
+    Of it, `key` and `remaining` are for users, who get it from `current_batch`. The rest is the library's own.
+    """
+
+    __slots__ = (
+        "alarm",
+        "attempts",
+        "bell",
+        "completed",
+        "conflict",
+        "conflicts",
+        "context",
+        "deadline",
+        "ended",
+        "epoch",
+        "exact",
+        "failure",
+        "fatal",
+        "groups",
+        "key",
+        "lane",
+        "load_duration",
+        "loaded",
+        "open",
+        "operations",
+        "outer",
+        "phase",
+        "save_duration",
+        "size",
+        "slice_end",
+        "spent",
+        "started",
+        "started_at",
+        "state",
+        "waiting",
+        "window_end",
+    )
+
+    def __init__(self, state: State, key: Hashable, lane: Lane | None = None, window_end: float = 0.0) -> None:
+        """Open it, on a *lane* unless its caller runs it alone; from *window_end* on it may close."""
+        self.state = state
+        self.key = key
+        self.lane = lane
+        self.epoch = state.epoch
+        self.window_end = window_end
+        self.context = Context()  # of its loads and saves (guarantee 11)
+        # -- mutable state: the operations and who waits for them -------------------------------------------
+        self.operations: list[Operation] = []  # in the order they came
+        self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
+        self.waiting = 0  # callers that are still there
+        self.size = 0  # operations that may have to be applied
+        self.open = True  # takes operations
+        self.ended = False  # the outcome is fixed: by `failure`, else by each operation's own
+        self.failure: Failure | None = None
+        # -- mutable state: how far the greenlet that runs it has come ---------------------------------------
+        self.phase: Phase | Literal["queued"] = "queued"
+        self.loaded = False
+        self.completed = 0  # operations that returned, in this attempt
+        self.attempts = 0
+        self.alarm: Alarm | None = None  # none where no hub could ring it
+        self.deadline = inf
+        self.started = self.started_at = self.load_duration = self.save_duration = 0.0
+        self.conflicts = 0
+        self.conflict: Conflict | None = None  # of the last attempt, until the next one begins
+        self.exact = _EXACT  # broken operations that may still cost a load each
+        self.slice_end = inf  # when the hub will have been kept for long enough; a caller's own batch need not ask
+        self.spent = False  # its greenlet runs no other batch
+        self.fatal: BaseException | None = None  # and ends of this
+        self.bell: Event | None = None  # there while that greenlet waits for operations
+        self.outer: Batch | None = None  # the batch (of another processor) that it is run inside of
+
+    def __repr__(self) -> str:
+        """Sum up its state on one line."""
+        state = "ended" if self.ended else self.phase
+        left = "" if self.deadline == inf or self.ended else f", {self.remaining():.3f} s left"
+        taking = ", open" if self.open else ""
+        return (
+            f"<Batch {self.key!r}: {state}{taking}, {len(self.operations)} operations, {self.waiting} waiting, "
+            f"attempt {self.attempts}{left}>"
+        )
+
+    # -- for users ----------------------------------------------------------------------------------------
+
+    def remaining(self) -> float:
+        """Seconds until the deadline, never under 0.001: ready to be a statement timeout. Switches: no."""
+        left = min(self.deadline - _clock.monotonic(), self.state.options.max_duration)
+        return max(_SHORTEST, left)
+
+    # -- callers come and go ------------------------------------------------------------------------------
+
+    def add(self, operation: Operation) -> AsyncResult[None]:
+        """Take *operation* last, and give what its caller is to wait for."""
+        operations = self.operations
+        if len(operations) % WIDTH:
+            group = self.groups[-1]
+        else:
+            group = AsyncResult()
+            self.groups.append(group)
+        operations.append(operation)
+        self.waiting += 1
+        self.size += 1
+        if self.size == self.state.options.max_batch_size:
+            self.close()
+        elif self.bell is not None:
+            self.bell.set()
+        return group
+
+    def withdraw(self, operation: Operation) -> None:
+        """The caller of *operation* has left, by a kill or a Timeout of its own (guarantee 7)."""
+        if self.ended or operation.state == WITHDRAWN:
+            return
+        self.waiting -= 1
+        self.state.pending -= 1
+        if operation.state == WAITING:
+            operation.state = WITHDRAWN
+            self.size -= 1
+
+    def close(self) -> None:
+        """Take no more operations."""
+        self.open = False
+        if self.bell is not None:
+            self.bell.set()
+
+    # -- the greenlet that runs it ------------------------------------------------------------------------
+
+    def start(self, alarm: Alarm | None) -> None:
+        """Begin to run, in the greenlet that *alarm* interrupts: the deadline counts from here."""
+        self.started_at = _clock.wall()
+        self.started = _clock.monotonic()
+        self.deadline = self.started + self.state.options.max_duration
+        self.alarm = alarm
+        if alarm is not None:
+            alarm.watch(self)
+
+    def over(self) -> bool:
+        """Whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
+        if self.epoch != _process.epoch:
+            _process.park()
+        return self.ended
+
+    def pause(self) -> None:
+        """Let the hub have a turn, at no cost to the deadline (guarantee 10). Switches: yes."""
+        left = self.deadline - _clock.monotonic()
+        self.deadline = inf
+        try:
+            pace.wait()
+        finally:
+            self.deadline = _clock.monotonic() + left
+
+    def judge_exactly(self) -> bool:
+        """Whether a broken operation ends the attempt at once (guarantee 18).
+
+        The first few do. Then the rest of the operations is tried on the same resource, and all that raise there are out
+        together, so that a hundred broken operations do not cost a hundred loads.
+        """
+        self.exact -= 1
+        return self.exact >= 0
+
+    def wait_for_operations(self, seconds: float) -> None:
+        """Wait for the next operation or the end of the window. Switches: yes.
+
+        Woken by `add` and by `close`, which `stop` and the deadline call too, else by the window's own timer.
+        """
+        self.bell = Event()
+        try:
+            self.bell.wait(seconds)
+        finally:
+            self.bell = None
+
+    # -- the outcome --------------------------------------------------------------------------------------
+
+    def end(self, failure: Failure | None = None) -> None:
+        """Fix the outcome of every operation, and begin to wake their callers. The first call counts."""
+        if self.ended:
+            return
+        self.ended = True
+        self.failure = failure
+        self.close()
+        self.state.pending -= self.waiting
+        self.waiting = 0
+        width = len(self.operations)
+        for group in self.groups:
+            pace.add(group, min(width, WIDTH))
+            width -= WIDTH
+        if self.state.subscriptions:
+            self.state.publish(self.metric())
+
+    def expire(self) -> None:
+        """The deadline has passed; its greenlet is not used again (guarantee 11)."""
+        self.spent = True
+        if self.conflict is not None:  # while it waited to replay: nothing was written
+            self.end(save_failed(self.key, self.conflict, ", and max_duration passed before the replay"))
+        elif self.phase == "load":
+            self.fail_load(timed_out(self.key, "load", self.state.options.max_duration))
+        else:
+            phase: Phase = "save" if self.phase == "save" else "operations"
+            self.end(timed_out(self.key, phase, self.state.options.max_duration))
+
+    def fail_load(self, failure: Failure) -> None:
+        """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
+        self.end(failure)
+        if self.lane is not None:
+            self.lane.fail_behind(self, failure)
+
+    def abort(self, cause: BaseException) -> None:
+        """It was killed, or the greenlet that runs it was."""
+        self.spent = True
+        self.end(aborted(self.key, cause, saving=self.phase == "save"))
+
+    def answer(self, operation: Operation) -> Any:
+        """Return or raise the outcome of *operation*."""
+        if self.failure is None:
+            return operation.answer()
+        raise self.failure.exception()
+
+    def metric(self) -> BatchMetric:
+        """Sum it up for the watchers."""
+        failure: BatchAborted | None = self.failure and self.failure.exception()
+        return BatchMetric(
+            key=self.key,
+            started_at=self.started_at,
+            operation_count=sum(operation.state in {STARTED, BROKEN} for operation in self.operations),
+            load_duration=self.load_duration,
+            save_duration=self.save_duration,
+            total_duration=_clock.monotonic() - self.started,
+            attempts=self.attempts,
+            error=failure,
+        )

@@ -1,0 +1,58 @@
+"""Why a batch failed as a whole, kept once; each of its callers makes an exception of its own from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from geventbatch.errors import BatchAborted, BatchTimeout, LoadFailed, NotSaved, Phase, SaveFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_NOTHING = "nothing was saved, it is safe to run the operation again"
+_UNKNOWN = "it is unknown whether anything was saved: look at the resource before you run the operation again"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The outcome of every operation of a failed batch."""
+
+    kind: type[BatchAborted]
+    key: Hashable
+    what: str
+    cause: BaseException
+    retry_safe: bool
+    phase: Phase | None = None
+
+    def exception(self) -> BatchAborted:
+        """Give a new exception, for one caller."""
+        told = f"batch of key {self.key!r}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        if self.phase is None:
+            error = self.kind(told, key=self.key, retry_safe=self.retry_safe)
+        else:
+            error = BatchTimeout(told, key=self.key, retry_safe=self.retry_safe, phase=self.phase)
+        error.__cause__ = self.cause
+        return error
+
+
+def load_failed(key: Hashable, cause: BaseException) -> Failure:
+    """Loading raised."""
+    return Failure(LoadFailed, key, f"loading raised {cause!r}", cause, retry_safe=True)
+
+
+def save_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
+    """Saving raised."""
+    return Failure(SaveFailed, key, f"saving raised {cause!r}{why}", cause, retry_safe=isinstance(cause, NotSaved))
+
+
+def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:
+    """The deadline passed."""
+    doing = {"load": "loading", "operations": "applying its operations", "save": "saving"}[phase]
+    what = f"max_duration of {seconds:g} s passed while it was {doing}"
+    return Failure(BatchTimeout, key, what, TimeoutError(what), retry_safe=phase != "save", phase=phase)
+
+
+def aborted(key: Hashable, cause: BaseException, *, saving: bool) -> Failure:
+    """A worker or an operation was killed."""
+    return Failure(BatchAborted, key, f"killed by {cause!r}", cause, retry_safe=not saving)

@@ -1,0 +1,46 @@
+"""Which shard a key belongs to, the same in every process and on every machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+def worker_number_for_key(key: Hashable, workers: int) -> int:
+    """Give the number of the shard that *key* belongs to, the same in every process and on every machine.
+
+    Equal keys get equal numbers; the builtin ``hash`` is not used, since it differs between processes.
+
+    Args:
+        key: A `str`, `bytes`, `int`, `UUID`, or a tuple of them.
+        workers: How many shards there are.
+    Returns:
+        A number from 0 to ``workers - 1``.
+    Raises:
+        TypeError: *key* is of another type.
+    Switches: no.
+    """
+    return crc32(b"s" + key.encode() if type(key) is str and key.isascii() else _encode(key)) % workers
+
+
+def _encode(key: object) -> bytes:
+    if isinstance(key, str):
+        return b"s" + str.encode(key, "utf-8", "surrogatepass")
+    if isinstance(key, bytes):
+        return b"b" + bytes(key)
+    if isinstance(key, int):  # True is 1, and so they are one key
+        return b"i%d" % int(key)
+    if isinstance(key, UUID):
+        return b"u" + key.bytes
+    if isinstance(key, tuple):
+        parts = [_encode(part) for part in key]
+        return b"t" + b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    raise TypeError(
+        f"key {key!r} is of the type {type(key).__name__}, for which the default worker_number_for_key knows no number "
+        "that is the same in every process: make keys of str, bytes, int, UUID and tuples of them, or pass a "
+        "worker_number_for_key of your own"
+    )

@@ -1,0 +1,46 @@
+"""An operation: a callable, its caller's context, and what came of it."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAITING: Final = 0
+"""Admitted, and never applied so far."""
+
+STARTED: Final = 1
+"""Applied at least once. From here on its batch goes on whether or not its caller is still there."""
+
+WITHDRAWN: Final = 2
+"""Its caller left before it started: it never runs."""
+
+BROKEN: Final = 3
+"""It raised half-way and stays out of every later attempt (guarantee 18)."""
+
+
+class Operation:
+    """One `run` of one caller."""
+
+    __slots__ = ("args", "callable", "context", "error", "state", "value")
+
+    def __init__(self, callable_: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Keep the caller's context as it is now (guarantee 11)."""
+        self.callable = callable_
+        self.args = args
+        self.context = copy_context()
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.state = WAITING
+        self.value: Any = None  # what it returned, in the last attempt
+        self.error: BaseException | None = None  # what it raised, in the last attempt
+
+    def answer(self) -> Any:
+        """Return what it returned, or raise what it raised."""
+        if self.error is None:
+            return self.value
+        try:
+            raise self.error
+        finally:
+            del self  # the traceback holds this frame: no cycle through the error

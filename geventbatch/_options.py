@@ -1,0 +1,132 @@
+"""The options of a processor, checked at the door (guarantee 15)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._keys import worker_number_for_key as default_worker_number
+from geventbatch._scope import Pair, load_nothing, save_nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+_SHORT_WINDOW: Final = 0.1
+"""Seconds; under it twice the window is too short for any database."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a processor was told, complete and checked."""
+
+    open_resource: Callable[[Any], AbstractContextManager[Any]]
+    min_duration: float
+    max_duration: float
+    workers: int
+    worker_number_for_key: Callable[[Any, int], int]
+    max_attempts: int
+    clean_errors: tuple[type[BaseException], ...]
+    max_batches: int | None
+    max_batch_size: int | None
+    max_pending: int | None
+
+
+def check_options(
+    *,
+    open_resource: Any = None,
+    load_resource: Any = None,
+    save_resource: Any = None,
+    min_duration: Any = 0.1,
+    max_duration: Any = None,
+    workers: Any = None,
+    worker_number_for_key: Any = default_worker_number,
+    max_attempts: Any = 5,
+    clean_errors: Any = (Exception,),
+    max_batches: Any = None,
+    max_batch_size: Any = None,
+    max_pending: Any = None,
+) -> Options:
+    """Give the options, or raise the `TypeError` or `ValueError` that names the argument, the value, and what is allowed."""
+    check_seconds("min_duration", min_duration)
+    if max_duration is None:
+        max_duration = 2 * min_duration if min_duration >= _SHORT_WINDOW else 1.0
+    check_seconds("max_duration", max_duration)
+    if max_duration <= min_duration:
+        raise ValueError(
+            f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has to "
+            "hold the window, the load and the save"
+        )
+    if workers is None:
+        workers = 16 * (os.cpu_count() or 1)
+    check_callable("worker_number_for_key", worker_number_for_key)
+    return Options(
+        open_resource=_resource_scope(open_resource, load_resource, save_resource),
+        min_duration=float(min_duration),
+        max_duration=float(max_duration),
+        workers=_count("workers", workers),
+        worker_number_for_key=worker_number_for_key,
+        max_attempts=_count("max_attempts", max_attempts),
+        clean_errors=_exception_classes("clean_errors", clean_errors),
+        max_batches=_limit("max_batches", max_batches),
+        max_batch_size=_limit("max_batch_size", max_batch_size),
+        max_pending=_limit("max_pending", max_pending),
+    )
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Raise unless *value* is a finite number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}, but must be a number of seconds (int or float)")
+    if not isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}, but must be a finite number of seconds, 0 or more")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise unless *value* can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}, but must be callable")
+
+
+def check_key(key: object) -> None:
+    """Raise unless *key* is hashable and equal to itself."""
+    try:
+        hash(key)
+    except TypeError as error:
+        raise TypeError(f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})") from error
+    if not key == key:  # noqa: PLR0124 - a NaN is not, and nobody would ever find its batch again
+        raise ValueError(f"key is {key!r}, which is not equal to itself, so that no two operations could ever share it")
+
+
+def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
+    if open_resource is None:
+        load_resource = load_nothing if load_resource is None else load_resource
+        save_resource = save_nothing if save_resource is None else save_resource
+        check_callable("load_resource", load_resource)
+        check_callable("save_resource", save_resource)
+        return Pair(load_resource, save_resource)
+    if load_resource is not None or save_resource is not None:
+        raise TypeError("open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both")
+    check_callable("open_resource", open_resource)
+    return open_resource
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, but must be an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}, but must be 1 or more")
+    return value
+
+
+def _limit(name: str, value: Any) -> int | None:
+    return None if value is None else _count(name, value)
+
+
+def _exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, tuple) else None
+    if classes is None or not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
+        raise TypeError(f"{name} is {value!r}, but must be a tuple of exception classes")
+    return classes

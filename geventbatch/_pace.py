@@ -1,0 +1,109 @@
+"""Turns on the hub: so that no amount of work of ours keeps it from its timers and sockets (guarantee 10).
+
+A gate is an `AsyncResult` with callers behind it that want to go on: up to 32 that have their answer, or one worker that
+paused between two operations. Gates open one after another in the order they came. Between two of them everything that the
+first let through has run, and as soon as the hub has been busy for `SLICE` seconds it looks at its timers and sockets.
+
+Nobody waits for the opening of another one's gate, so nobody can be killed there and strand the rest: the next step is a
+callback of the hub.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import gevent
+from gevent.event import AsyncResult
+
+from geventbatch import _clock, _process
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from gevent.event import Event
+
+SLICE: Final = 0.004
+"""Seconds that the hub may be kept in one piece."""
+
+WIDTH: Final = 32
+"""Callers that go on in one piece."""
+
+_TIMER: Final = 1e-6  # any positive time: `sleep(0)` is a callback and not a timer, and never lets the sockets in
+
+
+class Pace:
+    """The hub's turns; there is one for the one thread that has batches."""
+
+    def __init__(self) -> None:
+        """Start with nobody waiting."""
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._gates: deque[tuple[AsyncResult[Any] | Event, int]] = deque()  # and how many wait behind each
+        self._loop: Any = None  # the loop that a step is scheduled on; another one has never heard of it
+        self._timer: Any = None  # the timer of that step, if it is one
+        self._iteration = -1  # the loop's, when it was last seen to have turned
+        self._since = 0.0  # when that was
+
+    def add(self, gate: AsyncResult[Any] | Event, width: int) -> None:
+        """Open *gate*, with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
+        self._gates.append((gate, width))
+        loop = gevent.get_hub().loop
+        if self._loop is not loop:
+            self._loop = loop
+            loop.run_callback(self._step)
+
+    def wait(self) -> None:
+        """Let everybody else have a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
+        gate: AsyncResult[Any] = AsyncResult()
+        self.add(gate, WIDTH)
+        gate.wait()
+
+    def idle(self) -> bool:
+        """Whether every gate is open."""
+        return not self._gates
+
+    def slice_end(self, now: float) -> float:
+        """When the hub will have been kept long enough, at *now* the latest news of which is that it turned."""
+        iteration = gevent.get_hub().loop.iteration
+        if iteration != self._iteration:
+            self._iteration = iteration
+            self._since = now
+        return self._since + SLICE
+
+    def _step(self) -> None:
+        """Open the next gates, in the hub, and come back when all that went through has had its turn."""
+        # First, so that a signal handler that adds a gate in the middle of this schedules a step of its own.
+        self._loop = None
+        self._close_timer()
+        now = _clock.monotonic()
+        due = now >= self.slice_end(now)
+        if not due:
+            self._open_gates()
+        if self._gates and self._loop is None:
+            self._loop = loop = gevent.get_hub().loop
+            if due:
+                self._timer = loop.timer(_TIMER)
+                self._timer.start(self._step)
+            else:
+                loop.run_callback(self._step)  # behind the callbacks of the gates
+
+    def _open_gates(self) -> None:
+        gates = self._gates
+        width = 0
+        while gates and width + gates[0][1] <= WIDTH:
+            gate, count = gates.popleft()
+            width += count
+            gate.set()
+
+    def _close_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def forget(self) -> None:
+        """After a fork: those who wait here are the parent's."""
+        self._gates.clear()
+
+
+pace = Pace()
+_process.after_fork(pace.forget)

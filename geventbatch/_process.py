@@ -1,0 +1,139 @@
+"""What belongs to the operating-system process, and not to one processor.
+
+- A fork is noticed (guarantee 12): `epoch` counts the forks that led to this process. What was born in another epoch is
+  the parent's, and does nothing here: it is parked.
+- The library's greenlets live in one thread (guarantee 13): that of the process's first batched `run`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, NoReturn
+
+import gevent
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
+from gevent.hub import Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from greenlet import greenlet
+
+    from geventbatch._batch import Batch
+    from geventbatch._state import State
+
+epoch = 0
+"""How many forks lie between the first process and this one."""
+
+thread: int | None = None
+"""The native identity of the thread of the first batched `run` in this process."""
+
+running: dict[greenlet, Batch] = {}
+"""The batch that each greenlet is in the middle of: its load, an operation, its save."""
+
+# Under monkey-patching the plain name tells greenlets apart, and not threads.
+native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
+
+_native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
+
+_after_fork: list[Callable[[], None]] = []
+
+
+def after_fork(callback: Callable[[], None]) -> None:
+    """Have *callback* called in every child right after a fork: no I/O there, no kill, no switch."""
+    _after_fork.append(callback)
+
+
+def _forked() -> None:
+    global epoch, thread  # noqa: PLW0603 - the process is the one owner of these two
+    epoch += 1
+    thread = None
+    running.clear()
+    for callback in _after_fork:
+        callback()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def park() -> NoReturn:
+    """Never go on: this greenlet is the parent's, and only its memory was inherited.
+
+    Ending it instead would run clean-up of the user's on sockets that the parent still uses. Nobody wakes it.
+    """
+    hub = gevent.get_hub()
+    while True:
+        hub.switch()
+
+
+def has_hub() -> bool:
+    """Whether greenlets live in this thread: its hub is there, or the first wait of patched code will make it."""
+    return get_hub_if_exists() is not None or monkey.is_module_patched("socket")
+
+
+def sleep(seconds: float) -> None:
+    """Wait, without making a hub in a thread that has none. Switches: yes."""
+    (gevent.sleep if has_hub() else _native_sleep)(seconds)
+
+
+def enclosing(state: State) -> Batch | None:
+    """The batch of *state*'s processor that the current greenlet is inside of, if any."""
+    batch = running.get(gevent.getcurrent())
+    while batch is not None and batch.state is not state:
+        batch = batch.outer
+    return batch
+
+
+def in_hub() -> bool:
+    """Whether the caller runs in the hub, where nothing may block."""
+    return isinstance(gevent.getcurrent(), Hub)
+
+
+def refuse_place(state: State) -> None:
+    """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
+    global thread  # noqa: PLW0603 - as above
+    if in_hub():
+        msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
+        raise RuntimeError(msg)
+    inside = enclosing(state)
+    if inside is not None:
+        refuse_inside(inside.key)
+    if thread is None:
+        thread = native_thread()
+        _warn_unpatched()
+    check_thread("run")
+
+
+def refuse_inside(key: Hashable) -> NoReturn:
+    """Raise since `run` was called inside the batch of *key* (guarantee 14)."""
+    raise RuntimeError(
+        f"run() was called inside a batch of the same processor (key {key!r}), which would wait for itself: call it after "
+        "the batch, or make the change inside this operation"
+    )
+
+
+def in_thread() -> bool:
+    """Whether this is the thread that the library's greenlets live in, if they live anywhere yet."""
+    return thread is None or native_thread() == thread
+
+
+def check_thread(method: str) -> None:
+    """Raise when this is not the thread that the library's greenlets live in."""
+    if not in_thread():
+        raise RuntimeError(
+            f"{method}() was called from another thread than the first run() of this process; greenlets belong to one "
+            "thread: call it there, or construct the processor with batching=False, which works in any thread"
+        )
+
+
+def _warn_unpatched() -> None:
+    unpatched = [name for name in ("socket", "threading") if not monkey.is_module_patched(name)]
+    if unpatched:
+        warnings.warn(
+            f"geventbatch runs in a process whose {' and '.join(unpatched)} gevent has not patched: a load, a save or a "
+            "lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is imported",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,279 @@
+"""The processor: what users hold."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from weakref import WeakSet
+
+import gevent
+from gevent.hub import Hub
+
+from geventbatch import _clock, _process
+from geventbatch._alone import run_alone
+from geventbatch._metrics import BatchMetrics
+from geventbatch._operation import WAITING, Operation
+from geventbatch._options import check_callable, check_options, check_seconds
+from geventbatch._state import State
+from geventbatch.errors import OperationCancelled, not_started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Self
+
+    from gevent.event import AsyncResult
+
+    from geventbatch._batch import Batch
+
+R = TypeVar("R")
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class _Options(TypedDict, total=False):
+    min_duration: float
+    max_duration: float | None
+    workers: int | None
+    worker_number_for_key: Callable[[Any, int], int]
+    max_attempts: int
+    clean_errors: tuple[type[BaseException], ...]
+    max_batches: int | None
+    max_batch_size: int | None
+    max_pending: int | None
+    batching: bool
+
+
+class Processor(Generic[R]):
+    """Runs together all the operations that arrive for one key.
+
+    It loads the resource once, applies every operation in memory one after the other, saves once, and answers every
+    caller. Every option is a keyword, and optional. As a context manager, it stops on exit.
+
+    Args:
+        open_resource: ``open_resource(key)`` gives a context manager: entering loads and gives the resource, leaving
+            saves, leaving with an exception rolls back.
+        load_resource: ``load_resource(key)`` gives the resource. With *save_resource*, in place of *open_resource*.
+            By default the resource is None.
+        save_resource: ``save_resource(key, resource)``. By default it does nothing.
+        min_duration: The window: seconds for which a batch takes operations at least. 0 is natural batching: no wait,
+            what arrives while a batch saves is the next one.
+        max_duration: Seconds that a batch may take from its start; more than *min_duration*. By default twice the
+            window, or 1.0 for a window under 0.1.
+        workers: The number of queue shards, each with its own worker greenlets; by default 16 × CPUs.
+        worker_number_for_key: ``worker_number_for_key(key, workers)`` gives the number of the shard, from 0 to
+            ``workers - 1``.
+        max_attempts: How often a batch is saved at the most, when saving raises `Conflict`.
+        clean_errors: What operations raise that promise to have left the resource untouched then. Anything else that
+            one raises has the batch loaded again and replayed without it.
+        max_batches: Batches running at once.
+        max_batch_size: Operations in one batch.
+        max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.
+        batching: False is the off-switch: each `run` loads, applies and saves by itself in its caller's own greenlet
+            or thread. Settable at any time.
+
+    Raises:
+        TypeError: An option is of a wrong type.
+        ValueError: An option is out of range.
+    Switches: no; it starts no greenlet and no timer.
+    """
+
+    @overload
+    def __init__(
+        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[_Options]
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        *,
+        load_resource: Callable[[Any], R],
+        save_resource: Callable[[Any, R], object] = ...,
+        **options: Unpack[_Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[None], *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_Options]
+    ) -> None: ...
+
+    def __init__(self, *, batching: bool = True, **options: Any) -> None:
+        """See the class."""
+        self._options = check_options(**options)
+        self._subscriptions: WeakSet[BatchMetrics] = WeakSet()
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.batching = batching
+        self._state = State(self._options, self._subscriptions)
+
+    def __repr__(self) -> str:
+        """Sum up its state on one line."""
+        off = "" if self._batching else ", batching off"
+        return f"<Processor: {self._current()!r}{off}>"
+
+    def __enter__(self) -> Self:
+        """Give itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Stop, and wait for it. Switches: yes."""
+        self.stop()
+
+    @property
+    def batching(self) -> bool:
+        """Whether operations are batched; False is the off-switch. Operations that were admitted end as they began."""
+        return self._batching
+
+    @batching.setter
+    def batching(self, on: bool) -> None:
+        if not isinstance(on, bool):
+            raise TypeError(f"batching is {on!r}, but must be True or False")
+        self._batching = on
+
+    def run(
+        self,
+        key: Hashable,
+        operation: Callable[[R, Unpack[Args]], T],
+        /,
+        *args: Unpack[Args],
+        start_timeout: float | None = None,
+    ) -> T:
+        """Apply *operation* to the resource at *key* and wait until its batch is saved.
+
+        Args:
+            key: Any hashable that equals itself; equal keys are one.
+            operation: Called as ``operation(resource, *args)``. It changes the resource in place. It may run more than
+                once, so it depends on nothing but the resource and its arguments, and changes nothing else.
+            *args: Its arguments.
+            start_timeout: Seconds to wait for the operation to start; None waits for ever.
+
+        Returns:
+            What *operation* returned.
+
+        Raises:
+            Exception: What *operation* raised, unwrapped.
+            ProcessorStopped: `stop` was called before. Safe to run again elsewhere.
+            ProcessorOverloaded: ``max_pending`` operations wait already. Safe to run again later.
+            OperationCancelled: It never started. Safe to run again.
+            LoadFailed: Loading raised. Safe to run again.
+            SaveFailed: Saving raised. Safe to run again only if ``retry_safe``.
+            BatchTimeout: ``max_duration`` passed. Safe to run again only if ``retry_safe``.
+            BatchAborted: A worker or an operation was killed. Safe to run again only if ``retry_safe``.
+            TypeError: An argument is of a wrong type.
+            ValueError: An argument is out of range.
+            RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
+        Switches: yes, until the batch has ended.
+        """
+        state = self._current()
+        if not callable(operation):
+            check_callable("operation", operation)
+        if start_timeout is not None:
+            check_seconds("start_timeout", start_timeout)
+        if not self._batching:
+            return run_alone(state, key, Operation(operation, args), start_timeout)
+        current = gevent.getcurrent()
+        if _process.native_thread() != _process.thread or current in _process.running or isinstance(current, Hub):
+            _process.refuse_place(state)
+        admitted = Operation(operation, args)
+        batch, group = state.admit(key, admitted)
+        try:
+            # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
+            if start_timeout is not None:
+                _wait_for_start(batch, admitted, group, start_timeout)
+            group.wait()
+        except BaseException:
+            batch.withdraw(admitted)
+            raise
+        if batch.epoch != _process.epoch:
+            _process.park()
+        return batch.answer(admitted)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Admit no operation any more, close the open windows, and wait until everything admitted is saved and answered.
+
+        Once, twice or from several greenlets at once. With ``timeout=0`` it may be called from anywhere: the hub, a
+        signal handler, an operation.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever. What has not ended by then still ends by itself.
+
+        Returns:
+            True when everything has ended: nothing runs any more.
+
+        Raises:
+            RuntimeError: Called in another thread, or, with a *timeout* other than 0, in the hub or inside a batch of
+                this processor; the stop has begun in the latter two.
+            TypeError: *timeout* is no number.
+            ValueError: *timeout* is negative, infinite or NaN.
+        Switches: yes, until everything has ended or *timeout* has passed; never with ``timeout=0``.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        state = self._current()
+        if self._batching or state.shards:
+            _process.check_thread("stop")
+        state.begin_stop()
+        if timeout == 0:
+            return state.stopped.is_set()
+        if _process.in_hub() or _process.enclosing(state) is not None:
+            raise RuntimeError(
+                "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call stop(timeout=0) "
+                "here, or stop() in a greenlet of its own"
+            )
+        return _wait_for_stop(state, timeout)
+
+    def subscribe_batch_metrics(self) -> BatchMetrics:
+        """Give an iterator of the `BatchMetric` of every batch that ends from now on.
+
+        It ends after the last one when the processor has stopped. A slow reader never delays a batch: it misses metrics,
+        and ``missed`` counts them.
+
+        Switches: no; its iteration does.
+        """
+        metrics = BatchMetrics()
+        self._subscriptions.add(metrics)
+        if self._current().stopped.is_set():
+            metrics.close()
+        return metrics
+
+    def _current(self) -> State:
+        """This process's state."""
+        state = self._state
+        if state.epoch != _process.epoch:
+            state = self._state = State(self._options, self._subscriptions, stopping=state.stopping)
+            for metrics in self._subscriptions:
+                metrics.after_fork()
+            if state.stopping:
+                state.check_stopped()
+        return state
+
+
+def _wait_for_start(batch: Batch, operation: Operation, group: AsyncResult[None], seconds: float) -> None:
+    group.wait(seconds)
+    if operation.state == WAITING and not batch.ended and batch.epoch == _process.epoch:
+        batch.withdraw(operation)
+        raise OperationCancelled(not_started(batch.key, seconds))
+
+
+def _wait_for_stop(state: State, timeout: float | None) -> bool:
+    deadline = inf if timeout is None else _clock.monotonic() + timeout
+    # What runs alone may run in other threads: their wake-up does not keep a hub from giving up (LoopExit), a timer does.
+    while state.alone and (left := deadline - _clock.monotonic()) > 0:
+        state.stopped.wait(min(left, 0.01))
+        state.check_stopped()
+    return state.stopped.wait(None if timeout is None else max(0, deadline - _clock.monotonic()))
+
+
+def current_batch() -> Batch:
+    """Give the batch that the caller is inside of: in a load, an operation or a save.
+
+    Its ``key`` is the batch's; ``remaining()`` gives the seconds until its deadline, never under 0.001.
+
+    Raises:
+        RuntimeError: Called elsewhere, a greenlet that an operation spawned included.
+    Switches: no.
+    """
+    batch = _process.running.get(gevent.getcurrent())
+    if batch is None:
+        raise RuntimeError("current_batch() was called outside of a load, an operation or a save")
+    return batch

@@ -1,0 +1,67 @@
+"""The load and save pair as a resource scope: one mechanism underneath."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+_IMMUTABLE: Final = (int, str, tuple, float, bytes, bool, frozenset, complex)
+
+
+class PairScope:
+    """Entering loads, leaving saves, leaving with an exception does nothing."""
+
+    __slots__ = ("_key", "_pair", "_resource")
+
+    def __init__(self, pair: Pair, key: Hashable) -> None:
+        """Belong to *pair*."""
+        self._pair = pair
+        self._key = key
+
+    def __enter__(self) -> Any:
+        """Load."""
+        self._resource = self._pair.load_resource(self._key)
+        if type(self._resource) in _IMMUTABLE:
+            self._pair.warn_immutable(self._resource)
+        return self._resource
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Save."""
+        if kind is None:
+            self._pair.save_resource(self._key, self._resource)
+
+
+class Pair:
+    """An ``open_resource`` made of ``load_resource`` and ``save_resource``."""
+
+    def __init__(self, load_resource: Callable[[Any], Any], save_resource: Callable[[Any, Any], object]) -> None:
+        """Keep both."""
+        self.load_resource = load_resource
+        self.save_resource = save_resource
+        self._warned = False
+
+    def __call__(self, key: Hashable) -> PairScope:
+        """Open the resource at *key*."""
+        return PairScope(self, key)
+
+    def warn_immutable(self, resource: object) -> None:
+        """Say once that operations cannot change what was loaded."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"load_resource gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that "
+                "nothing can be saved in it: let it give an object, a dict or a list that operations change in place",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def load_nothing(key: Any) -> None:  # noqa: ARG001 - the signature is load_resource's
+    """The default ``load_resource``: the resource is None."""
+
+
+def save_nothing(key: Any, resource: Any) -> None:
+    """The default ``save_resource``."""

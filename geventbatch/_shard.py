@@ -1,0 +1,164 @@
+"""A shard: a queue of batches, and the workers that take them.
+
+Guarantees kept here:
+- While the queue holds a batch, somebody will take it: a free worker, or the callback that adds one. Every place where
+  the number of free workers falls, or the queue grows, ends in `_reinforce_later`.
+- A slow key keeps to itself (9): a worker that runs a batch is not free.
+- A killed worker answers, ends, and is replaced (7).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.queue import SimpleQueue
+
+from geventbatch import _attempts, _clock, _process
+from geventbatch._alarm import Alarm
+from geventbatch._pace import pace
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._state import State
+
+IDLE: Final = 10.0
+"""Seconds for which a worker was never needed before it ends."""
+
+
+class Shard:
+    """The workers of the keys with one worker number."""
+
+    def __init__(self, state: State) -> None:
+        """Start without a worker."""
+        self.state = state
+        self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.workers = 0
+        self.free = 0  # workers that run no batch: they wait for one, or for a slot to run it in
+        self._least_free = 0  # over the present period of IDLE seconds
+        self._reinforcing = False  # a callback is on its way
+        self._idle_timer: Any = None  # ends the period, while there is more than one worker
+
+    def put(self, batch: Batch) -> None:
+        """Queue *batch*. Switches: no; works in the hub too."""
+        self.queue.put(batch)
+        self._reinforce_later()
+
+    def _reinforce_later(self) -> None:
+        # Not now: a batch that never waits is over before the hub calls back, and its worker takes the next one.
+        if not self.free and not self._reinforcing and len(self.queue):
+            self._reinforcing = True
+            gevent.get_hub().loop.run_callback(self._reinforce)
+
+    def _reinforce(self) -> None:
+        self._reinforcing = False
+        if not self.free and len(self.queue):
+            self.workers += 1
+            self.free += 1
+            gevent.spawn(Worker(self).work)
+            if self.workers == 2:
+                self._start_period()
+
+    # -- surplus workers end ------------------------------------------------------------------------------
+
+    def _start_period(self) -> None:
+        if self._idle_timer is None:
+            self._least_free = self.free
+            # Without a reference: nobody's deadlock has to wait for it.
+            self._idle_timer = gevent.get_hub().loop.timer(IDLE, ref=False)
+            self._idle_timer.start(self._end_period)
+
+    def _end_period(self) -> None:
+        self._close_timer()
+        if self.state.epoch != _process.epoch:
+            return
+        for _ in range(min(self._least_free, self.workers - 1)):
+            self.queue.put(None)
+        if self.workers > 1:
+            self._start_period()
+
+    def _close_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.close()
+            self._idle_timer = None
+
+    def stop(self) -> None:
+        """End all workers; there are no batches any more. Switches: no."""
+        self._close_timer()
+        for _ in range(self.workers):
+            self.queue.put(None)
+
+    # -- called by workers, without a switch --------------------------------------------------------------
+
+    def hold(self) -> None:
+        """A free worker begins to run a batch."""
+        self.free -= 1
+        self._least_free = min(self._least_free, self.free)
+        self._reinforce_later()
+
+    def left(self, *, free: bool) -> None:
+        """A worker has ended."""
+        self.workers -= 1
+        self.free -= free
+        self._reinforce_later()
+
+
+class Worker:
+    """A greenlet that runs one batch after another."""
+
+    def __init__(self, shard: Shard) -> None:
+        """Belong to *shard*, which counts it as free."""
+        self._shard = shard
+        self._state = shard.state
+        self._alarm = Alarm(self._state.options.max_duration)
+        self._free = True
+
+    def work(self) -> None:
+        """Take batches until told to end, killed, or not to be used again."""
+        try:
+            while (batch := self._take()) is not None:
+                self._run(batch)
+                if batch.spent:
+                    break
+        finally:
+            self._alarm.close()
+            self._shard.left(free=self._free)
+
+    def _take(self) -> Batch | None:
+        # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, and `left` finds it there.
+        queue = self._shard.queue
+        if not len(queue):
+            self._alarm.cancel()
+        return queue.get()
+
+    def _run(self, batch: Batch) -> None:
+        slots = self._state.slots
+        try:
+            if slots is None:
+                self._hold(batch)
+            else:
+                with slots:  # killed while it waits for one, it answers its batch
+                    self._hold(batch)
+        except BaseException as error:
+            batch.abort(error)
+            raise
+        finally:
+            assert batch.lane is not None
+            batch.lane.finish(batch)
+
+    def _hold(self, batch: Batch) -> None:
+        now = _clock.monotonic()
+        batch.slice_end = pace.slice_end(now)
+        self._shard.hold()
+        self._free = False
+        try:
+            if now >= batch.slice_end:
+                pace.wait()
+            if batch.waiting:
+                _attempts.run(batch, self._alarm)
+            else:
+                batch.end()  # everybody left
+        finally:
+            self._free = True
+            self._shard.free += 1

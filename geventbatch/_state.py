@@ -1,0 +1,177 @@
+"""What one process knows of a processor; a fork begins a fresh one (guarantee 12)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gevent.event import Event
+from gevent.lock import Semaphore
+
+from geventbatch import _process
+from geventbatch._lane import Lane
+from geventbatch._options import check_key
+from geventbatch._pace import WIDTH, pace
+from geventbatch._shard import Shard
+from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from typing import NoReturn
+    from weakref import WeakSet
+
+    from gevent.event import AsyncResult
+
+    from geventbatch._batch import Batch
+    from geventbatch._metrics import BatchMetric, BatchMetrics
+    from geventbatch._operation import Operation
+    from geventbatch._options import Options
+
+
+class State:
+    """The lanes, shards and counts of a processor."""
+
+    def __init__(self, options: Options, subscriptions: WeakSet[BatchMetrics], *, stopping: bool = False) -> None:
+        """Start with nothing live: no greenlet, no timer."""
+        self.options = options
+        self.epoch = _process.epoch
+        self.slots = None if options.max_batches is None else Semaphore(options.max_batches)
+        self.subscriptions = subscriptions
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.lanes: dict[Hashable, Lane] = {}  # the keys that have live batches
+        self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
+        self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
+        self.live = 0  # batches on lanes whose code has not returned yet
+        self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
+        self.stopping = stopping
+        self.stopped = Event()  # nothing runs any more, and everybody has been woken
+
+    def __repr__(self) -> str:
+        """Sum it up, for the processor."""
+        workers = sum(shard.workers for shard in self.shards.values())
+        state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
+        return (
+            f"{state}, {len(self.lanes)} keys, {self.live + len(self.alone)} batches, "
+            f"{self.pending + len(self.alone)} operations pending, {workers} workers"
+        )
+
+    # -- admitting ----------------------------------------------------------------------------------------
+
+    def admit(self, key: Hashable, operation: Operation) -> tuple[Batch, AsyncResult[None]]:
+        """Put *operation* into the open batch of *key*.
+
+        Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation of
+        the key. From then on nothing switches; and what a signal handler does in between is seen, since the operation is
+        counted before `stopping` is asked.
+        """
+        if self.stopping:
+            self._refuse()
+        lane = self._lane(key)
+        self.pending += 1
+        most = self.options.max_pending
+        if self.stopping or (most is not None and self.pending + len(self.alone) > most):
+            self.pending -= 1
+            self._discard(lane)
+            self._refuse()
+        batch = lane.open_batch()
+        return batch, batch.add(operation)
+
+    def admit_alone(self, batch: Batch) -> None:
+        """Count *batch*, which its caller is about to run."""
+        self.alone.add(batch)
+        most = self.options.max_pending
+        if self.stopping or (most is not None and self.pending + len(self.alone) > most):
+            self.leave_alone(batch)
+            self._refuse()
+
+    def leave_alone(self, batch: Batch) -> None:
+        """Its caller has run *batch*, perhaps in a thread that has nothing to do with our greenlets."""
+        self.alone.discard(batch)
+        if self.stopping and _process.in_thread():
+            self.check_stopped()
+
+    def _refuse(self) -> NoReturn:
+        if self.stopping:
+            raise ProcessorStopped(
+                "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it "
+                "again on another processor"
+            )
+        raise ProcessorOverloaded(
+            f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe to "
+            "run it again later"
+        )
+
+    # -- lanes --------------------------------------------------------------------------------------------
+
+    def _lane(self, key: Hashable) -> Lane:
+        try:
+            lane = self.lanes.get(key)
+        except TypeError:
+            check_key(key)
+            raise
+        while lane is None or lane.retired:
+            if lane is None:
+                check_key(key)
+                lane = self.lanes.setdefault(key, Lane(self, key, self._shard(key)))
+            else:  # a __hash__ or __eq__ of the key switches while the lane is taken out
+                _process.sleep(0)
+                lane = self.lanes.get(key)
+        return lane
+
+    def _shard(self, key: Hashable) -> Shard:
+        workers = self.options.workers
+        number = self.options.worker_number_for_key(key, workers)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"worker_number_for_key gave {number!r} for the key {key!r}, but must give an int")
+        if not 0 <= number < workers:
+            raise ValueError(
+                f"worker_number_for_key gave {number!r} for the key {key!r}, but must give a number from 0 to "
+                f"{workers - 1}, since workers is {workers}"
+            )
+        shard = self.shards.get(number)
+        if shard is None:
+            shard = self.shards[number] = Shard(self)
+        return shard
+
+    def retire(self, lane: Lane) -> None:
+        """Forget *lane*, which has no batch."""
+        lane.retired = True
+        try:
+            del self.lanes[lane.key]
+        except Exception:  # a __hash__ that raises now and then: the lane stays, empty and usable
+            lane.retired = False
+
+    def _discard(self, lane: Lane) -> None:
+        """Forget *lane* if nobody has opened a batch on it."""
+        if not lane.batches and not lane.retired:
+            self.retire(lane)
+        if self.stopping:
+            self.check_stopped()
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def begin_stop(self) -> None:
+        """Admit nothing any more, and close the open windows. Switches: no."""
+        self.stopping = True
+        for lane in list(self.lanes.values()):
+            for batch in lane.batches:
+                batch.close()
+        self.check_stopped()
+
+    def check_stopped(self) -> None:
+        """Whoever ends something calls this: the last one finishes the stop."""
+        if self.live or self.pending or self.alone or self.stopped.is_set():
+            return
+        for shard in self.shards.values():
+            shard.stop()
+        self.shards.clear()
+        for subscription in list(self.subscriptions):
+            subscription.close()
+        if pace.idle():
+            self.stopped.set()
+        else:
+            pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
+
+    def publish(self, metric: BatchMetric) -> None:
+        """Show *metric* to every watcher."""
+        for subscription in list(self.subscriptions):
+            subscription.publish(metric)

@@ -1,0 +1,102 @@
+"""What can go wrong, and whether it is safe to run the operation again.
+
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict` and `NothingToSave` are spoken between the library and a
+resource scope.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+Phase = Literal["load", "operations", "save"]
+
+
+class BatchError(Exception):
+    """The parent of everything that `Processor.run` raises of its own.
+
+    Attributes:
+        retry_safe: True when certainly nothing of the operation was saved, so that running it again cannot apply it twice.
+    """
+
+    retry_safe: bool = False
+
+
+class ProcessorStopped(BatchError):
+    """`stop` was called before the operation was admitted: it never ran. Safe to run again, on another processor."""
+
+    retry_safe = True
+
+
+class ProcessorOverloaded(BatchError):
+    """``max_pending`` operations are waiting already: this one was refused at the door. Safe to run again, later."""
+
+    retry_safe = True
+
+
+class OperationCancelled(BatchError, TimeoutError):
+    """``start_timeout`` passed before the operation started, and now it never will. Safe to run again."""
+
+    retry_safe = True
+
+
+class BatchAborted(BatchError):
+    """The operation's batch failed as a whole; ``__cause__`` is what happened.
+
+    Of its own (not one of its children): a worker or an operation was killed (`GreenletExit`, `SystemExit`,
+    `KeyboardInterrupt`), safe to run again unless the save had begun.
+
+    Attributes:
+        key: The key of the batch.
+    """
+
+    def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False) -> None:
+        """Keep the key, and whether it is safe to run the operation again."""
+        super().__init__(*args)
+        self.key = key
+        self.retry_safe = retry_safe
+
+
+class LoadFailed(BatchAborted):
+    """Loading raised, whatever it raised (``__cause__``). Nothing was saved: safe to run again."""
+
+
+class SaveFailed(BatchAborted):
+    """Saving raised, whatever it raised (``__cause__``). Safe to run again only if that was a `NotSaved`."""
+
+
+class BatchTimeout(BatchAborted, TimeoutError):
+    """``max_duration`` passed before the batch had ended.
+
+    Attributes:
+        phase: What it was doing: 'load' or 'operations' (nothing was saved, safe to run again), or 'save' (unknown).
+    """
+
+    def __init__(
+        self, *args: object, key: Hashable = None, retry_safe: bool = False, phase: Phase = "load"
+    ) -> None:
+        """Keep the phase too."""
+        super().__init__(*args, key=key, retry_safe=retry_safe)
+        self.phase: Phase = phase
+
+
+class NotSaved(Exception):  # noqa: N818 - it says what happened, and is no error of the caller's
+    """For a save to raise: certainly nothing was written, and a replay would not help."""
+
+
+class Conflict(NotSaved):
+    """For a save to raise: somebody else changed the resource, nothing was written. The batch loads again and replays."""
+
+
+class NothingToSave(Exception):  # noqa: N818 - not an error: a reason to leave without saving
+    """A resource scope is left with this when no operation of its batch completed; what it makes of it is ignored."""
+
+
+def not_started(key: Hashable, seconds: float) -> str:
+    """Say what an `OperationCancelled` says."""
+    return (
+        f"the operation on key {key!r} did not start within its start_timeout of {seconds:g} s; nothing of it was saved, "
+        "it is safe to run it again"
+    )
