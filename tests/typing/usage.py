@@ -129,7 +129,7 @@ for metric in subscription:
     assert_type(metric.attempts, int)
     assert_type(metric.started_at, float)
     assert_type(metric.total_duration, float)
-    assert_type(metric.error, BaseException | None)
+    assert_type(metric.error, BatchError | None)
     metric.attempts = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
