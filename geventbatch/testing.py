@@ -101,9 +101,10 @@ class VirtualTime:
     def advance(self, seconds: float) -> None:
         """Sleep for *seconds*, and return after everything else that happens until then.
 
-        That includes what is due at the very same time, and all that it makes ready. Returns exactly *seconds* later,
-        unless `spend` moved the time on further meanwhile. Never returns if something is always ready, such as a loop
-        of ``gevent.sleep(0)``.
+        That includes what is due at the very same time, and all that it makes ready; of several greenlets that advance
+        to one moment, the first returns first, and what it makes ready runs before the next returns. Returns exactly
+        *seconds* later, unless `spend` moved the time on further. Never returns if something is always ready, such as
+        a loop of ``gevent.sleep(0)``.
 
         Args:
             seconds: How far, finite and not negative.
@@ -167,7 +168,8 @@ class _VirtualLoop:
         self._settling: deque[Waiter[None]] = deque()
         self._ended = False
         # Of the lowest priority, because the real loop runs it only when nothing of a higher one is pending.
-        self._jumper = real.idle(priority=real.MINPRI)
+        self._jumper = real.idle()
+        self._jumper.priority = real.MINPRI  # an argument is lost on the way in gevent's cffi loop
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -204,18 +206,12 @@ class _VirtualLoop:
         waiter: Waiter[None] = Waiter()
         with self.timer(after) as timer:
             timer.start(self._settling.append, waiter)
-            try:
-                waiter.get()
-            finally:
-                if waiter in self._settling:  # killed
-                    self._settling.remove(waiter)
+            waiter.get()
 
     def end(self) -> None:
         self._ended = True
         for entry in self._heap:
             entry[3].stop()
-        self._heap.clear()
-        self._settling.clear()
         self._jumper.close()
 
     def schedule(self, timer: _VirtualTimer, due: float) -> None:

@@ -234,12 +234,14 @@ def test_greenlets_may_advance_at_the_same_time(clock: VirtualTime) -> None:
 
 
 def test_who_is_killed_while_it_advances_is_forgotten(clock: VirtualTime) -> None:
-    advancing = gevent.spawn(clock.advance, 3)
+    early, late = (gevent.spawn(clock.advance, 3) for _ in range(2))
     clock.settle()
-    advancing.kill()
-    assert clock.timers == 0
+    early.kill()
+    assert clock.timers == 1
+    killer = gevent.spawn_later(3, late.kill)  # when its time has come already
     clock.advance(5)
-    assert clock.now() == 5
+    assert (clock.now(), clock.timers) == (5, 0)
+    assert [one.dead for one in (early, late, killer)] == [True] * 3
 
 
 def test_settle_runs_what_is_ready_and_leaves_the_time_alone(clock: VirtualTime) -> None:
@@ -375,6 +377,7 @@ def test_results_and_failures_arrive_in_any_order(seed: int | None) -> None:
         bad_setter.join()
 
 
+@pytest.mark.skipif(gevent.config.loop.__module__.startswith("gevent.libuv"), reason="libuv has no priorities")
 def test_gevent_idle_runs_before_the_time_moves(clock: VirtualTime) -> None:
     sleeper = gevent.spawn(gevent.sleep, 1)
     gevent.idle()
@@ -424,11 +427,26 @@ def test_a_timer_is_active_until_it_fires(clock: VirtualTime) -> None:
 
 def test_a_timer_of_no_or_negative_time_fires_at_once(clock: VirtualTime) -> None:
     noted: list[float] = []
-    timers = [current_loop().timer(after) for after in (0, -5)]
-    for timer in timers:
-        timer.start(fired_at(clock, noted))
+    for after in (0, -5, 0):
+        current_loop().timer(after).start(noted.append, after)
     clock.settle()
-    assert noted == [0, 0]
+    assert (noted, clock.now()) == ([0, -5, 0], 0)
+
+
+def test_timers_of_one_moment_fire_before_what_they_make_ready_and_that_before_timers_that_they_start(
+    clock: VirtualTime,
+) -> None:
+    noted: list[str] = []
+    loop = current_loop()
+
+    def fire() -> None:
+        loop.timer(0).start(noted.append, "timer that it started")
+        loop.run_callback(noted.append, "callback that it made ready")
+
+    loop.timer(1).start(fire)
+    loop.timer(1).start(noted.append, "timer of the same moment")
+    clock.advance(1)
+    assert noted == ["timer of the same moment", "callback that it made ready", "timer that it started"]
 
 
 def test_a_repeating_timer_fires_until_it_is_stopped(clock: VirtualTime) -> None:
@@ -439,6 +457,15 @@ def test_a_repeating_timer_fires_until_it_is_stopped(clock: VirtualTime) -> None
         assert timer.active
     clock.advance(8)
     assert (noted, clock.timers) == ([2, 5, 8], 0)
+
+
+def test_a_repeating_timer_that_is_late_catches_up_once(clock: VirtualTime) -> None:
+    noted: list[float] = []
+    with current_loop().timer(1, 1) as timer:
+        timer.start(fired_at(clock, noted))
+        clock.spend(3.5)
+        clock.advance(1)
+    assert noted == [3.5, 3.5, 4.5]
 
 
 def test_again_starts_a_repeating_timer_anew_from_its_interval(clock: VirtualTime) -> None:
@@ -630,6 +657,21 @@ def test_five_hundred_seeds_give_hundreds_of_interleavings_and_each_the_same_one
     again = [interleaving(seed) for seed in range(500)]
     assert first == again
     assert len(set(first)) > 490
+
+
+def test_a_seed_decides_among_callbacks() -> None:
+    def order(seed: int) -> str:
+        noted: list[str] = []
+        with virtual_time(seed) as clock:
+            for name in "abcdefgh":
+                current_loop().run_callback(noted.append, name)
+            clock.settle()
+        return "".join(noted)
+
+    orders = [order(seed) for seed in range(100)]
+    assert orders == [order(seed) for seed in range(100)]
+    assert len(set(orders)) > 90
+    assert {"".join(sorted(one)) for one in orders} == {"abcdefgh"}
 
 
 def test_a_seed_decides_among_timers_of_one_moment_but_not_between_moments() -> None:
