@@ -55,7 +55,7 @@ def _live_greenlets() -> list[greenlet]:
 def _is_live(one: greenlet) -> bool:
     """Say whether it is started or scheduled, has not ended, and is no part of gevent's machinery.
 
-    No parent has a thread's main greenlet.
+    A greenlet without a parent is the main one of some thread.
     """
     if isinstance(one, Hub) or type(one).__module__ == "gevent.threadpool" or one.parent is None:
         return False
