@@ -4,7 +4,7 @@ What must be right has its type asserted. What must be refused carries both chec
 nothing needs is an error: a mistake that goes through unnoticed fails the check.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from contextlib import AbstractContextManager, contextmanager
 from typing import assert_type
 
@@ -118,7 +118,9 @@ assert_type(processor.stop(), bool)
 assert_type(processor.stop(timeout=0), bool)
 assert_type(processor.batching, bool)
 processor.batching = False
-assert_type(current_batch().remaining(), float)
+batch = current_batch()
+assert_type(batch.key, Hashable)
+assert_type(batch.remaining(), float)
 assert_type(worker_number_for_key(("a", 1), 8), int)
 
 subscription = processor.subscribe_batch_metrics()
