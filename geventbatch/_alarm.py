@@ -23,17 +23,24 @@ class Alarm(gevent.Timeout):
     def __init__(self, seconds: float) -> None:
         """Be ready to ring *seconds* after the start of a batch."""
         super().__init__(seconds)
+        self.timer: Any  # the stubs do not know what gevent's watchers have: `ref` and `active`
+        self._seconds = seconds
         self._batch: Batch | None = None
 
     def watch(self, batch: Batch) -> None:
         """Ring at the deadline of *batch*, which the current greenlet is about to run. Switches: no."""
         self._batch = batch
-        if not self.pending:
+        self.timer.ref = True
+        if not self.timer.active:
             self.start()
 
     def relax(self) -> None:
-        """The batch has ended. Switches: no."""
+        """The batch has ended. Switches: no.
+
+        A timer that runs on does no harm, and is there for the next batch; but nobody's deadlock has to wait for it.
+        """
         self._batch = None
+        self.timer.ref = False
 
     def _on_expiration(self, previous: Any, ex: Any) -> None:
         # In the hub, on time, wherever the greenlet waits. (gevent's hook for subclasses.)
@@ -42,7 +49,7 @@ class Alarm(gevent.Timeout):
             return
         left = batch.deadline - _clock.monotonic()
         if left > 0:
-            self._again(min(left, self.seconds), previous, ex)
+            self._again(min(left, self._seconds), previous, ex)
         else:
             batch.expire()
             previous.throw(ex)

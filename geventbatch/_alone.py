@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from geventbatch._state import State
 
 
-def run_alone(state: State, key: Hashable, operation: Operation, start_timeout: float | None) -> Any:
+T = TypeVar("T")
+
+
+def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
     """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
     check_key(key)
     inside = _process.enclosing(state)
@@ -33,7 +36,7 @@ def run_alone(state: State, key: Hashable, operation: Operation, start_timeout: 
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
     alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
     try:
-        _attempts.run(batch, alarm)
+        _attempts.run(batch, alarm, _clock.monotonic())
     finally:
         if alarm is not None:
             alarm.close()
@@ -50,7 +53,7 @@ def run_alone(state: State, key: Hashable, operation: Operation, start_timeout: 
 class _Start:
     """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
 
-    def __init__(self, operation: Operation, key: Hashable, seconds: float) -> None:
+    def __init__(self, operation: Operation[Any], key: Hashable, seconds: float) -> None:
         self.cancelled = OperationCancelled(not_started(key, seconds))
         self._latest = _clock.monotonic() + seconds
         self._timeout = gevent.Timeout.start_new(seconds, self.cancelled) if _process.has_hub() else None

@@ -7,6 +7,7 @@ scope that was entered is left, and `Batch.end` has been called before `run` ret
 
 from __future__ import annotations
 
+from math import inf
 from random import random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,14 +35,14 @@ _FIRST_BACKOFF: Final = 0.005
 _LONGEST_BACKOFF: Final = 0.1
 
 
-def run(batch: Batch, alarm: Alarm | None) -> None:
-    """Run *batch* in the current greenlet until its code has returned. Raises only what ends the greenlet."""
+def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
+    """Run *batch* in the current greenlet from *now* until its code has returned. Raises only what ends the greenlet."""
     current = gevent.getcurrent()
     batch.outer = _process.running.get(current)
     _process.running[current] = batch
-    batch.start(alarm)
+    batch.start(alarm, now)
     try:
-        while _attempt(batch):
+        while _attempt(batch, slice_end):
             pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
@@ -56,7 +57,7 @@ def run(batch: Batch, alarm: Alarm | None) -> None:
         raise batch.fatal
 
 
-def _attempt(batch: Batch) -> bool:
+def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
     scope = _load(batch)
     if scope is None:
@@ -65,7 +66,7 @@ def _attempt(batch: Batch) -> bool:
     reason: BaseException | None = None
     try:
         if not batch.over():
-            reason = _apply(batch, resource)
+            reason = _apply(batch, resource, slice_end)
     except BaseException as error:
         reason = error
         batch.over()
@@ -75,6 +76,7 @@ def _attempt(batch: Batch) -> bool:
         return False
     if reason is not None:
         _leave(batch, enclosed, reason)
+        batch.now = _clock.monotonic()
         return not batch.over()
     if not batch.completed:
         _leave(batch, enclosed, NothingToSave())
@@ -117,7 +119,7 @@ def _load(batch: Batch) -> tuple[_Scope, Any] | None:
     batch.phase = "load"
     batch.conflict = None
     batch.attempts += 1
-    begun = _clock.monotonic()
+    begun = batch.now
     enter = batch.context.run
     try:
         scope = enter(batch.state.options.open_resource, batch.key)
@@ -126,7 +128,8 @@ def _load(batch: Batch) -> tuple[_Scope, Any] | None:
         _load_raised(batch, error)
         return None
     finally:
-        batch.load_duration += _clock.monotonic() - begun
+        batch.now = _clock.monotonic()
+        batch.load_duration += batch.now - begun
     batch.loaded = True
     batch.phase = "operations"
     return loaded
@@ -143,7 +146,7 @@ def _load_raised(batch: Batch, error: BaseException) -> None:
 # -- operations ---------------------------------------------------------------------------------------------
 
 
-def _apply(batch: Batch, resource: Any) -> BaseException | None:
+def _apply(batch: Batch, resource: Any, slice_end: float) -> BaseException | None:
     """Apply the operations in order, those too that arrive while the window is open.
 
     Returns:
@@ -151,10 +154,9 @@ def _apply(batch: Batch, resource: Any) -> BaseException | None:
     """
     operations = batch.operations
     monotonic = _clock.monotonic
-    slice_end = batch.slice_end
     broken: BaseException | None = None
     batch.completed = index = 0
-    now = monotonic()
+    now = batch.now
     while True:
         if batch.open and now >= batch.window_end:
             batch.close()
@@ -171,12 +173,12 @@ def _apply(batch: Batch, resource: Any) -> BaseException | None:
                 broken = broken or error
                 if batch.judge_exactly():
                     return broken
-            now = monotonic()
+            batch.now = now = monotonic()
             if now >= slice_end:
                 slice_end = _take_turns(batch, now)
                 if batch.over():
                     return broken
-                now = monotonic()
+                batch.now = now = monotonic()
             if batch.open and now >= batch.window_end:
                 batch.close()
         if broken is not None or not batch.open:
@@ -184,10 +186,10 @@ def _apply(batch: Batch, resource: Any) -> BaseException | None:
         batch.wait_for_operations(batch.window_end - now)
         if batch.over():
             return None
-        now = monotonic()
+        batch.now = now = monotonic()
 
 
-def _apply_one(batch: Batch, operation: Operation, resource: Any) -> BaseException | None:
+def _apply_one(batch: Batch, operation: Operation[Any], resource: Any) -> BaseException | None:
     """Apply *operation*; give what it raised if that leaves the resource half-changed (guarantee 18)."""
     operation.state = STARTED
     try:
@@ -221,7 +223,7 @@ def _take_turns(batch: Batch, now: float) -> float:
 
 
 def _save(batch: Batch, scope: _Scope) -> bool:
-    begun = _clock.monotonic()
+    begun = batch.now
     if begun >= batch.deadline:  # after work that never yielded
         batch.expire()
         _leave(batch, scope, TimeoutError("the deadline of the batch has passed"))
@@ -257,11 +259,12 @@ def _back_off(batch: Batch, conflict: Conflict) -> bool:
         batch.end(save_failed(batch.key, conflict, f" in attempt {batch.conflicts} of {most}"))
         return False
     longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(batch.conflicts - 1, 10))
-    seconds = random() * longest  # noqa: S311 - jitter, not a secret
+    seconds = random() * longest
     if _clock.monotonic() + seconds >= batch.deadline:
         batch.end(save_failed(batch.key, conflict, ", and max_duration leaves no time for another attempt"))
         return False
     batch.conflict = conflict
     batch.phase = "load"
     _process.sleep(seconds)
+    batch.now = _clock.monotonic()
     return not batch.over()

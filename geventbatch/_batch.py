@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from contextvars import Context
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from gevent.event import AsyncResult, Event
+import gevent
+from gevent.event import AsyncResult
+from gevent.hub import Waiter
 
 from geventbatch import _clock, _process
 from geventbatch._failure import Failure, aborted, save_failed, timed_out
 from geventbatch._metrics import BatchMetric
-from geventbatch._operation import BROKEN, STARTED, WAITING, WITHDRAWN, Operation
+from geventbatch._operation import BROKEN, STARTED, WAITING, WITHDRAWN
 from geventbatch._pace import WIDTH, pace
 
 if TYPE_CHECKING:
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
     from geventbatch._alarm import Alarm
     from geventbatch._lane import Lane
+    from geventbatch._operation import Operation
     from geventbatch._state import State
-    from geventbatch.errors import BatchAborted, Conflict, Phase
+    from geventbatch.errors import Conflict, Phase
+
+T = TypeVar("T")
 
 _EXACT: Final = 4
 """Broken operations of a batch that cost it one load each, so that no other is judged by what they left behind."""
@@ -58,16 +63,15 @@ class Batch:
         "lane",
         "load_duration",
         "loaded",
+        "now",
         "open",
         "operations",
         "outer",
         "phase",
         "save_duration",
         "size",
-        "slice_end",
         "spent",
         "started",
-        "started_at",
         "state",
         "waiting",
         "window_end",
@@ -82,7 +86,7 @@ class Batch:
         self.window_end = window_end
         self.context = Context()  # of its loads and saves (guarantee 11)
         # -- mutable state: the operations and who waits for them -------------------------------------------
-        self.operations: list[Operation] = []  # in the order they came
+        self.operations: list[Operation[Any]] = []  # in the order they came
         self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
         self.waiting = 0  # callers that are still there
         self.size = 0  # operations that may have to be applied
@@ -96,14 +100,14 @@ class Batch:
         self.attempts = 0
         self.alarm: Alarm | None = None  # none where no hub could ring it
         self.deadline = inf
-        self.started = self.started_at = self.load_duration = self.save_duration = 0.0
+        self.now = 0.0  # the time, as it was last read
+        self.started = self.load_duration = self.save_duration = 0.0
         self.conflicts = 0
         self.conflict: Conflict | None = None  # of the last attempt, until the next one begins
         self.exact = _EXACT  # broken operations that may still cost a load each
-        self.slice_end = inf  # when the hub will have been kept for long enough; a caller's own batch need not ask
         self.spent = False  # its greenlet runs no other batch
         self.fatal: BaseException | None = None  # and ends of this
-        self.bell: Event | None = None  # there while that greenlet waits for operations
+        self.bell: Waiter[None] | None = None  # there while that greenlet waits for operations
         self.outer: Batch | None = None  # the batch (of another processor) that it is run inside of
 
     def __repr__(self) -> str:
@@ -125,7 +129,7 @@ class Batch:
 
     # -- callers come and go ------------------------------------------------------------------------------
 
-    def add(self, operation: Operation) -> AsyncResult[None]:
+    def add(self, operation: Operation[Any]) -> AsyncResult[None]:
         """Take *operation* last, and give what its caller is to wait for."""
         operations = self.operations
         if len(operations) % WIDTH:
@@ -139,10 +143,10 @@ class Batch:
         if self.size == self.state.options.max_batch_size:
             self.close()
         elif self.bell is not None:
-            self.bell.set()
+            self._ring(self.bell)
         return group
 
-    def withdraw(self, operation: Operation) -> None:
+    def withdraw(self, operation: Operation[Any]) -> None:
         """The caller of *operation* has left, by a kill or a Timeout of its own (guarantee 7)."""
         if self.ended or operation.state == WITHDRAWN:
             return
@@ -156,15 +160,14 @@ class Batch:
         """Take no more operations."""
         self.open = False
         if self.bell is not None:
-            self.bell.set()
+            self._ring(self.bell)
 
     # -- the greenlet that runs it ------------------------------------------------------------------------
 
-    def start(self, alarm: Alarm | None) -> None:
-        """Begin to run, in the greenlet that *alarm* interrupts: the deadline counts from here."""
-        self.started_at = _clock.wall()
-        self.started = _clock.monotonic()
-        self.deadline = self.started + self.state.options.max_duration
+    def start(self, alarm: Alarm | None, now: float) -> None:
+        """Begin to run, in the greenlet that *alarm* interrupts: the deadline counts from *now*."""
+        self.now = self.started = now
+        self.deadline = now + self.state.options.max_duration
         self.alarm = alarm
         if alarm is not None:
             alarm.watch(self)
@@ -198,11 +201,19 @@ class Batch:
 
         Woken by `add` and by `close`, which `stop` and the deadline call too, else by the window's own timer.
         """
-        self.bell = Event()
+        bell: Waiter[None] = Waiter()
+        self.bell = bell
+        timer = gevent.get_hub().loop.timer(seconds)
+        timer.start(bell.switch, None)
         try:
-            self.bell.wait(seconds)
+            bell.get()
         finally:
             self.bell = None
+            timer.close()
+
+    def _ring(self, bell: Waiter[None]) -> None:
+        self.bell = None
+        gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing when its greenlet went on by itself
 
     # -- the outcome --------------------------------------------------------------------------------------
 
@@ -219,7 +230,7 @@ class Batch:
         for group in self.groups:
             pace.add(group, min(width, WIDTH))
             width -= WIDTH
-        if self.state.subscriptions:
+        if self.state.watched:
             self.state.publish(self.metric())
 
     def expire(self) -> None:
@@ -244,7 +255,7 @@ class Batch:
         self.spent = True
         self.end(aborted(self.key, cause, saving=self.phase == "save"))
 
-    def answer(self, operation: Operation) -> Any:
+    def answer(self, operation: Operation[T]) -> T:
         """Return or raise the outcome of *operation*."""
         if self.failure is None:
             return operation.answer()
@@ -252,14 +263,15 @@ class Batch:
 
     def metric(self) -> BatchMetric:
         """Sum it up for the watchers."""
-        failure: BatchAborted | None = self.failure and self.failure.exception()
+        error = None if self.failure is None else self.failure.exception()
+        total_duration = _clock.monotonic() - self.started
         return BatchMetric(
             key=self.key,
-            started_at=self.started_at,
+            started_at=_clock.wall() - total_duration,
             operation_count=sum(operation.state in {STARTED, BROKEN} for operation in self.operations),
             load_duration=self.load_duration,
             save_duration=self.save_duration,
-            total_duration=_clock.monotonic() - self.started,
+            total_duration=total_duration,
             attempts=self.attempts,
-            error=failure,
+            error=error,
         )

@@ -18,13 +18,19 @@ def worker_number_for_key(key: Hashable, workers: int) -> int:
     Args:
         key: A `str`, `bytes`, `int`, `UUID`, or a tuple of them.
         workers: How many shards there are.
+
     Returns:
         A number from 0 to ``workers - 1``.
+
     Raises:
         TypeError: *key* is of another type.
     Switches: no.
     """
-    return crc32(b"s" + key.encode() if type(key) is str and key.isascii() else _encode(key)) % workers
+    if type(key) is str and key.isascii():
+        return crc32(b"s" + key.encode()) % workers
+    if type(key) is int:
+        return crc32(b"i%d" % key) % workers
+    return crc32(_encode(key)) % workers
 
 
 def _encode(key: object) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import gevent
 from gevent.queue import SimpleQueue
 
 from geventbatch import _process

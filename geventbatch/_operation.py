@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 WAITING: Final = 0
 """Admitted, and never applied so far."""
@@ -21,25 +23,25 @@ BROKEN: Final = 3
 """It raised half-way and stays out of every later attempt (guarantee 18)."""
 
 
-class Operation:
+class Operation(Generic[T]):
     """One `run` of one caller."""
 
     __slots__ = ("args", "callable", "context", "error", "state", "value")
 
-    def __init__(self, callable_: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(self, callable_: Callable[..., T], args: tuple[Any, ...]) -> None:
         """Keep the caller's context as it is now (guarantee 11)."""
         self.callable = callable_
         self.args = args
         self.context = copy_context()
         # -- mutable state ---------------------------------------------------------------------------------
         self.state = WAITING
-        self.value: Any = None  # what it returned, in the last attempt
+        self.value: T | None = None  # what it returned, in the last attempt
         self.error: BaseException | None = None  # what it raised, in the last attempt
 
-    def answer(self) -> Any:
+    def answer(self) -> T:
         """Return what it returned, or raise what it raised."""
         if self.error is None:
-            return self.value
+            return self.value  # type: ignore[return-value]  # it has returned
         try:
             raise self.error
         finally:

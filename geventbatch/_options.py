@@ -95,7 +95,9 @@ def check_key(key: object) -> None:
     try:
         hash(key)
     except TypeError as error:
-        raise TypeError(f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})") from error
+        raise TypeError(
+            f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
+        ) from error
     if not key == key:  # noqa: PLR0124 - a NaN is not, and nobody would ever find its batch again
         raise ValueError(f"key is {key!r}, which is not equal to itself, so that no two operations could ever share it")
 
@@ -108,7 +110,9 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
         check_callable("save_resource", save_resource)
         return Pair(load_resource, save_resource)
     if load_resource is not None or save_resource is not None:
-        raise TypeError("open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both")
+        raise TypeError(
+            "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"
+        )
     check_callable("open_resource", open_resource)
     return open_resource
 

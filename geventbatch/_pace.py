@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gevent.event import Event
 
-SLICE: Final = 0.004
+SLICE: Final = 0.003
 """Seconds that the hub may be kept in one piece."""
 
 WIDTH: Final = 32

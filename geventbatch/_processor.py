@@ -164,7 +164,9 @@ class Processor(Generic[R]):
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until the batch has ended.
         """
-        state = self._current()
+        state = self._state
+        if state.epoch != _process.epoch:
+            state = self._current()
         if not callable(operation):
             check_callable("operation", operation)
         if start_timeout is not None:
@@ -232,7 +234,9 @@ class Processor(Generic[R]):
         """
         metrics = BatchMetrics()
         self._subscriptions.add(metrics)
-        if self._current().stopped.is_set():
+        state = self._current()
+        state.watched = True
+        if state.stopped.is_set():
             metrics.close()
         return metrics
 
@@ -248,7 +252,7 @@ class Processor(Generic[R]):
         return state
 
 
-def _wait_for_start(batch: Batch, operation: Operation, group: AsyncResult[None], seconds: float) -> None:
+def _wait_for_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
     group.wait(seconds)
     if operation.state == WAITING and not batch.ended and batch.epoch == _process.epoch:
         batch.withdraw(operation)

@@ -59,7 +59,7 @@ class Pair:
             )
 
 
-def load_nothing(key: Any) -> None:  # noqa: ARG001 - the signature is load_resource's
+def load_nothing(key: Any) -> None:
     """The default ``load_resource``: the resource is None."""
 
 

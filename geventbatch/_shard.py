@@ -127,10 +127,7 @@ class Worker:
 
     def _take(self) -> Batch | None:
         # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, and `left` finds it there.
-        queue = self._shard.queue
-        if not len(queue):
-            self._alarm.cancel()
-        return queue.get()
+        return self._shard.queue.get()
 
     def _run(self, batch: Batch) -> None:
         slots = self._state.slots
@@ -149,14 +146,15 @@ class Worker:
 
     def _hold(self, batch: Batch) -> None:
         now = _clock.monotonic()
-        batch.slice_end = pace.slice_end(now)
+        slice_end = pace.slice_end(now)
         self._shard.hold()
         self._free = False
         try:
-            if now >= batch.slice_end:
+            if now >= slice_end:
                 pace.wait()
+                now = _clock.monotonic()
             if batch.waiting:
-                _attempts.run(batch, self._alarm)
+                _attempts.run(batch, self._alarm, now, slice_end)
             else:
                 batch.end()  # everybody left
         finally:

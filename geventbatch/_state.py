@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 from gevent.lock import Semaphore
@@ -36,6 +36,7 @@ class State:
         self.epoch = _process.epoch
         self.slots = None if options.max_batches is None else Semaphore(options.max_batches)
         self.subscriptions = subscriptions
+        self.watched = len(subscriptions) > 0
         # -- mutable state ---------------------------------------------------------------------------------
         self.lanes: dict[Hashable, Lane] = {}  # the keys that have live batches
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
@@ -56,16 +57,22 @@ class State:
 
     # -- admitting ----------------------------------------------------------------------------------------
 
-    def admit(self, key: Hashable, operation: Operation) -> tuple[Batch, AsyncResult[None]]:
+    def admit(self, key: Hashable, operation: Operation[Any]) -> tuple[Batch, AsyncResult[None]]:
         """Put *operation* into the open batch of *key*.
 
-        Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation of
-        the key. From then on nothing switches; and what a signal handler does in between is seen, since the operation is
-        counted before `stopping` is asked.
+        Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation
+        of the key. From then on nothing switches; and what a signal handler does in between is seen, since the
+        operation is counted before `stopping` is asked.
         """
         if self.stopping:
             self._refuse()
-        lane = self._lane(key)
+        try:
+            lane = self.lanes.get(key)
+        except TypeError:
+            check_key(key)
+            raise
+        if lane is None or lane.retired:
+            lane = self._new_lane(key, lane)
         self.pending += 1
         most = self.options.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
@@ -96,18 +103,13 @@ class State:
                 "again on another processor"
             )
         raise ProcessorOverloaded(
-            f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe to "
-            "run it again later"
+            f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe "
+            "to run it again later"
         )
 
     # -- lanes --------------------------------------------------------------------------------------------
 
-    def _lane(self, key: Hashable) -> Lane:
-        try:
-            lane = self.lanes.get(key)
-        except TypeError:
-            check_key(key)
-            raise
+    def _new_lane(self, key: Hashable, lane: Lane | None) -> Lane:
         while lane is None or lane.retired:
             if lane is None:
                 check_key(key)
@@ -173,5 +175,7 @@ class State:
 
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""
-        for subscription in list(self.subscriptions):
+        subscriptions = list(self.subscriptions)
+        for subscription in subscriptions:
             subscription.publish(metric)
+        self.watched = bool(subscriptions)

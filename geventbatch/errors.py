@@ -18,7 +18,7 @@ class BatchError(Exception):
     """The parent of everything that `Processor.run` raises of its own.
 
     Attributes:
-        retry_safe: True when certainly nothing of the operation was saved, so that running it again cannot apply it twice.
+        retry_safe: True when certainly nothing of the operation was saved: running it again cannot apply it twice.
     """
 
     retry_safe: bool = False
@@ -74,29 +74,27 @@ class BatchTimeout(BatchAborted, TimeoutError):
         phase: What it was doing: 'load' or 'operations' (nothing was saved, safe to run again), or 'save' (unknown).
     """
 
-    def __init__(
-        self, *args: object, key: Hashable = None, retry_safe: bool = False, phase: Phase = "load"
-    ) -> None:
+    def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False, phase: Phase = "load") -> None:
         """Keep the phase too."""
         super().__init__(*args, key=key, retry_safe=retry_safe)
         self.phase: Phase = phase
 
 
-class NotSaved(Exception):  # noqa: N818 - it says what happened, and is no error of the caller's
+class NotSaved(Exception):
     """For a save to raise: certainly nothing was written, and a replay would not help."""
 
 
 class Conflict(NotSaved):
-    """For a save to raise: somebody else changed the resource, nothing was written. The batch loads again and replays."""
+    """For a save to raise: somebody else changed the resource, nothing was written. The batch replays."""
 
 
-class NothingToSave(Exception):  # noqa: N818 - not an error: a reason to leave without saving
+class NothingToSave(Exception):
     """A resource scope is left with this when no operation of its batch completed; what it makes of it is ignored."""
 
 
 def not_started(key: Hashable, seconds: float) -> str:
     """Say what an `OperationCancelled` says."""
     return (
-        f"the operation on key {key!r} did not start within its start_timeout of {seconds:g} s; nothing of it was saved, "
-        "it is safe to run it again"
+        f"the operation on key {key!r} did not start within its start_timeout of {seconds:g} s; nothing of it was "
+        "saved, it is safe to run it again"
     )
