@@ -91,6 +91,16 @@ def seats_in(opened: Store, train: str) -> dict[int, str]:
     return taken(opened.seat_map(train).train.seats)
 
 
+def waiting_for_a_lock(opened: Store) -> int:
+    """How many statements of this PostgreSQL database wait for a lock."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    # A transaction sees one state of it for ever, so each look has its own.
+    with opened._engine.begin() as connection:
+        return int(connection.scalar(waiting) or 0)
+
+
 def ask(server: Server, method: str, path: str, body: object = None) -> tuple[int, Any]:
     """Ask on a connection of its own, so that no answer depends on how gunicorn ends idle ones."""
     connection = Connection(server.host, server.port)

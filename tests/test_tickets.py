@@ -18,7 +18,7 @@ from examples.tickets.storage import CONNECTIONS, Store
 from examples.tickets.storage import TRAINS as TRAINS_TABLE
 from examples.tickets.web import create_app
 from geventbatch import BatchTimeout, Conflict, LoadFailed, NotSaved, Processor, SaveFailed
-from tests.servers import ask, database, seats_in, store, tickets, wait_until
+from tests.servers import ask, database, seats_in, store, tickets, wait_until, waiting_for_a_lock
 
 ONE = "Mountain Line"
 
@@ -215,7 +215,7 @@ def test_a_batch_that_waits_for_a_row_gives_up_in_the_database_too(postgres: str
             processor.run(ONE, Train.book, 1, "Ann")
         assert failed.value.retry_safe
 
-        wait_until(lambda: _waiting_for_a_lock(other) == 0)
+        wait_until(lambda: waiting_for_a_lock(trains) == 0)
 
 
 def test_the_pool_is_as_good_as_new_after_timeouts_in_the_middle_of_a_statement(
@@ -441,13 +441,3 @@ def _connections_in_use(opened: Store) -> int:
     pool = opened._engine.pool
     assert isinstance(pool, sa.QueuePool)
     return pool.checkedout()
-
-
-def _waiting_for_a_lock(connection: sa.Connection) -> int:
-    return int(
-        connection.scalar(
-            sa.text(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            )
-        )
-    )

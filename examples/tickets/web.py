@@ -114,8 +114,8 @@ def cancel(name: str, seat: int) -> Response:
 
 @pages.get("/healthz")
 def health() -> Response:
-    """Whether this worker reaches its database."""
-    return jsonify(trains=len(_tickets().store.names()), batching=_tickets().processor.batching, worker=os.getpid())
+    """Whether this worker reaches its database, and how busy it is."""
+    return jsonify(trains=len(_tickets().store.names()), processor=repr(_tickets().processor), worker=os.getpid())
 
 
 def refused(error: Refused) -> tuple[Response, HTTPStatus]:
