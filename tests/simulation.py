@@ -1,0 +1,977 @@
+"""A store, its callers and a processor in virtual time, with all that can go wrong, and what has to hold all the same.
+
+A `World` has one `Store` and one processor at a time (a `Life`). Each `run` of a caller is a `Call`. What the store sees of
+a batch is a `Story`, and each load of it, up to its save, is a `Visit`. What must not be is written down in
+`World.violations`, since whoever sees it first may be a greenlet whose exceptions the library answers with.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import traceback
+import weakref
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import TYPE_CHECKING, Any, Self
+
+import gevent
+from gevent import Greenlet, GreenletExit
+
+from geventbatch import (
+    BatchAborted,
+    BatchError,
+    BatchTimeout,
+    Conflict,
+    LoadFailed,
+    NotSaved,
+    OperationCancelled,
+    Processor,
+    ProcessorOverloaded,
+    ProcessorStopped,
+    SaveFailed,
+    _process,
+    current_batch,
+)
+from geventbatch._pace import pace
+from geventbatch.testing import virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from geventbatch import Batch, BatchMetrics
+
+KEYS = ("a", "b", "c")
+
+MARK: ContextVar[object] = ContextVar("MARK", default=None)
+"""A caller's own in operations, a batch's own in loads and saves."""
+
+HANG = 5.0
+"""Virtual seconds; longer than any deadline."""
+
+SECONDS = {"yield": 0.0, "short": 0.01, "long": 0.3, "hang": HANG}
+"""Ways to wait."""
+
+WORK = {"work": 0.002, "toil": 0.05, "grind": 2.0}
+"""Ways to keep the processor busy without a yield, the last one past any deadline."""
+
+CLEANUP = 0.7
+"""Seconds for which what was interrupted may go on waiting."""
+
+LONGEST_BACKOFF = 0.1
+
+_ROUNDING = 1e-6
+_PAUSES = 1e-3  # for the library's turns on the hub, a microsecond each
+
+_REPORTED = (ProcessorStopped, ProcessorOverloaded, OperationCancelled, BatchAborted, LoadFailed, SaveFailed, BatchTimeout)
+
+
+class Refused(Exception):
+    """An operation raises it before it has changed anything."""
+
+
+class HalfWay(Exception):
+    """An operation raises it in the middle of its change."""
+
+
+class StoreError(Exception):
+    """The store, or what waits inside of an operation, has failed."""
+
+
+class Collapse(BaseException):
+    """What no `except Exception` sees."""
+
+
+class Brief:
+    """Shows of its fields what is not the default, so that a failing example is short."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # of Hypothesis
+        printer.text(str(self))
+
+    def __str__(self) -> str:
+        changed = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        shown = [f"{one.name}={changed[one.name]!r}" for one in fields(self) if changed[one.name] != one.default]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Act(Brief):
+    """What a load, an operation, a save or the leaving of a scope does: it waits, does its work, waits again and ends."""
+
+    first: str = ""
+    end: str = "ok"
+    guard: str = ""  # what it does when a wait is interrupted: nothing, "swallow", "cleanup" or "convert"
+    last: str = ""
+
+
+QUICK = Act()
+
+
+@dataclass(frozen=True)
+class Choices(Brief):
+    """How a processor is made, and how long its store takes when nothing is planned."""
+
+    min_duration: float = 0.0
+    max_duration: float = 1.0
+    workers: int = 1
+    pair: bool = True
+    narrow: bool = False  # clean_errors are Refused alone
+    max_batches: int | None = None
+    max_batch_size: int | None = None
+    max_pending: int | None = None
+    max_attempts: int = 5
+    numbering: bool = False  # a worker_number_for_key that switches
+    load: Act = QUICK
+    save: Act = QUICK
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Resource:
+    """What a load gives: a copy of the saved identities, and the version that they had."""
+
+    visit: Visit
+    entries: list[int]
+    version: int
+
+
+class Mark:
+    """A value of a context variable."""
+
+
+@dataclass(eq=False, slots=True)
+class Story:
+    """A batch, as the store sees it."""
+
+    batch: Batch
+    key: str
+    alone: bool
+    began: float
+    spent_before: float
+    mark: Mark = field(default_factory=Mark)
+    # -- mutable state -------------------------------------------------------------------------------------
+    spent: float = 0.0  # by its own code
+    loaded_tick: int = 0  # of its first load; 0 is never
+    opened: float = 0.0  # when its first operation came, as far as is known
+    active: int = 0  # functions of the user that run
+    loading: bool = False  # one of them a load
+    interrupted: bool = False  # by the deadline
+    answered: bool = False  # somebody knows the outcome
+    saves: int = 0  # that have begun
+    conflict_at: float | None = None
+    visit: Visit | None = None  # the latest one
+    calls: dict[int, Call] = field(default_factory=dict)  # that were started
+    errors: list[BaseException] = field(default_factory=list)  # of its loads and saves
+
+
+@dataclass(eq=False, slots=True)
+class Visit:
+    """A load, and what follows up to the save."""
+
+    story: Story
+    applied: list[Call] = field(default_factory=list)
+    completed: int = 0
+    saved: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """One `run` of one caller."""
+
+    life: Life
+    number: int
+    key: str
+    acts: tuple[Act, ...]  # of its attempts; the last one goes on
+    patience: float | None  # seconds until its own Timeout fires
+    start_timeout: float | None
+    mark: Mark = field(default_factory=Mark)
+    # -- mutable state -------------------------------------------------------------------------------------
+    greenlet: Greenlet[..., None] | None = None
+    timer: gevent.Timeout | None = None
+    sequence: int = 0  # when it came; 0 before it has called run
+    came: float = 0.0
+    after_stop: bool = False
+    alone: bool = False
+    starts: int = 0
+    story: Story | None = None
+    last: object = None  # what it returned in its last attempt
+    raised: BaseException | None = None  # or raised
+    broken: bool = False
+    doomed: bool = False  # a load failed while it waited
+    fate: str = ""  # "saved", "raised", "left", "safe" or "unknown"
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self.sequence) and not self.fate
+
+    def __str__(self) -> str:
+        return f"operation {self.number} on {self.key!r} ({', '.join(map(str, self.acts))})"
+
+
+class Change:
+    """The operation of a call: it adds its identity to the resource, in its own way."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __call__(self, resource: Resource, mark: Mark) -> object:
+        return self.call.life.apply(self.call, resource, mark)
+
+
+class Scope:
+    """The store in the `open_resource` form."""
+
+    def __init__(self, life: Life, key: str) -> None:
+        self.life = life
+        self.key = key
+
+    def __enter__(self) -> Resource:
+        self.resource = self.life.load(self.key)
+        return self.resource
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> bool:
+        if error is None:
+            self.life.save(self.key, self.resource)
+            return False
+        return self.life.leave(self.key, self.resource)
+
+
+class Store:
+    """The saved identities of each key, with a version that tells when somebody else has written."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.entries: dict[str, list[int]] = {key: [] for key in KEYS}
+        self.versions = dict.fromkeys(KEYS, 0)
+
+    def write(self, key: str, resource: Resource) -> None:
+        if resource.version != self.versions[key]:
+            raise Conflict(f"{key!r} is at {self.versions[key]}, and not at {resource.version} any more")
+        self.entries[key] = list(resource.entries)
+        self.versions[key] += 1
+
+    def write_foreign(self, key: str) -> None:
+        self.entries[key].append(-1)
+        self.versions[key] += 1
+
+
+class World:
+    """Virtual time, the store and a processor. The caller of its methods is the main greenlet."""
+
+    def __init__(self, seed: int) -> None:
+        random.seed(seed)  # of the backoff
+        self._time = virtual_time(seed)
+        self.clock = self._time.__enter__()
+        self.hub: Any = gevent.get_hub()
+        self.hub.handle_error = self._note_error
+        _forget_the_past()
+        Greenlet.add_spawn_callback(self._note_spawn)
+        self.store = Store()
+        self.refs: list[weakref.ref[Any]] = []
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.violations: list[str] = []
+        self.workers: list[Greenlet[..., Any]] = []  # all that the library has spawned
+        self.numbers = 0  # calls ever made
+        self.ticks = 0  # what happens in one moment has an order too
+        self.spent = 0.0  # by everybody, without a yield
+        self.loads: defaultdict[str, deque[Act]] = defaultdict(deque)  # planned
+        self.saves: defaultdict[str, deque[Act]] = defaultdict(deque)
+        self.leaves: defaultdict[str, deque[Act]] = defaultdict(deque)
+        self.closing = False  # nobody waits any more
+        self.atomic = False  # nothing may run now
+        self._spawning = False
+        self.life: Life
+
+    def tick(self) -> int:
+        self.ticks += 1
+        return self.ticks
+
+    def wrong(self, what: str) -> None:
+        self.violations.append(f"at {self.clock.now()}: {what}")
+
+    def check(self) -> None:
+        assert not self.violations, "\n".join(self.violations)
+
+    def begin(self, choices: Choices) -> None:
+        self.life = Life(self, choices)
+
+    def spawn(self, function: Any, *args: Any) -> Greenlet[..., Any]:
+        self._spawning = True
+        try:
+            return gevent.spawn(function, *args)
+        finally:
+            self._spawning = False
+
+    def live_workers(self) -> list[Greenlet[..., Any]]:
+        self.workers = [worker for worker in self.workers if not worker.dead]
+        return self.workers
+
+    def spend(self, seconds: float) -> None:
+        self.spent += seconds
+        self.clock.spend(seconds)
+
+    @contextmanager
+    def no_switch(self, what: str) -> Iterator[None]:
+        ticks, self.atomic = self.ticks, True
+        try:
+            yield
+        finally:
+            self.atomic = False
+        if ticks != self.ticks:
+            self.wrong(f"{what} has switched")
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        spent = -1.0
+        while spent != self.spent:  # then the library takes turns on the hub, by tiny timers
+            spent = self.spent
+            self.clock.advance(_PAUSES)
+        self.life.check_settled()
+        self.check()
+
+    def turn(self, turns: int) -> None:
+        for _ in range(turns):
+            gevent.sleep(0)
+        self.check()
+
+    def kill(self, greenlets: list[Any], number: int) -> None:
+        if greenlets:
+            greenlets[number % len(greenlets)].kill(block=False)
+
+    def renew(self, choices: Choices) -> None:
+        """Begin a new processor when the old one has stopped."""
+        self._wait_for(self.life.is_idle, "a caller waits for ever after stop()")
+        self.life.begin_stop()
+        self.life.check_saved()
+        if not self.life.quiet:
+            self.wrong("stop() returns False, though everything has ended")
+        self.check()
+        self.life.forget()
+        self.life = Life(self, choices)
+
+    def finish(self) -> None:
+        """Let everything end by itself, then stop."""
+        self._wait_for(self.life.is_idle, "a caller waits for ever")
+        self.advance(30.0)  # surplus workers end
+        if len(self.live_workers()) > self.life.choices.workers and not self.life.quiet:
+            self.wrong(f"{len(self.workers)} workers have been idle for 30 seconds")
+        stopper = self.life.stop(None)
+        self._wait_for(lambda: stopper.dead, "stop() waits for ever")
+        self.life.check_saved()
+        self.check()
+        self.check_left_over()
+
+    def _wait_for(self, done: Any, otherwise: str) -> None:
+        for _ in range(400):
+            self.advance(HANG)
+            if done():
+                return
+        self.wrong(otherwise)
+        self.check()
+
+    def check_left_over(self) -> None:
+        """Find nothing that outlives the callers, while the processor is still there."""
+        processor = self.life.processor
+        if self.live_workers():
+            self.wrong(f"workers are left over: {self.workers}")
+        if self.clock.timers:
+            self.wrong(f"{self.clock.timers} timers are left over")
+        self.life.forget()
+        if any(ref() is not None for ref in self.refs):
+            gc.collect()
+        left = [ref() for ref in self.refs if ref() is not None]
+        if left:
+            self.wrong(f"{len(left)} references are left over, such as {left[0]!r}; the processor is {processor!r}")
+        self.check()
+
+    def close(self) -> None:
+        """End whatever is still there, after a failure."""
+        self.closing = True
+        for _ in range(100):
+            left = [one for one in (*self.life.greenlets(), *self.workers) if not one.dead]
+            if not left:
+                break
+            gevent.killall(left, block=False)
+            self.clock.advance(HANG)
+        self.life.forget()
+        Greenlet.remove_spawn_callback(self._note_spawn)
+        del self.hub.handle_error
+        self._time.__exit__(None, None, None)
+        _forget_the_past()
+
+    def _note_spawn(self, greenlet: Greenlet[..., Any]) -> None:
+        if not self._spawning:
+            self.workers.append(greenlet)
+
+    def _note_error(self, context: object, kind: Any, error: Any, tb: Any) -> None:
+        if not self.closing and not issubclass(kind, GreenletExit):
+            self.wrong(f"{context!r} failed: {''.join(traceback.format_exception(kind, error, tb))}")
+
+
+def _forget_the_past() -> None:
+    """Begin as a process does: what an earlier example left in the library must not change this one."""
+    pace.forget()
+    pace._iteration = -1
+    _process.running.clear()
+
+
+class Life:
+    """A processor, from its making to the end of its stop."""
+
+    def __init__(self, world: World, choices: Choices) -> None:
+        self.world = world
+        self.choices = choices
+        self.clean_errors: tuple[type[BaseException], ...] = (Refused,) if choices.narrow else (Exception,)
+        self.processor = self._make()
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.metrics: BatchMetrics | None = self.processor.subscribe_batch_metrics()
+        self.calls: list[Call] = []
+        self.callers: dict[Any, Call] = {}  # by greenlet
+        self.stories: dict[int, Story] = {}  # by the identity of their batch
+        self.visits: dict[str, Visit] = {}  # the latest one of each key, batching on
+        self.newest: dict[str, int] = defaultdict(int)  # the highest sequence that was started
+        self.seen: dict[int, BaseException] = {}  # errors that callers got
+        self.stoppers: dict[Any, float] = {}  # greenlets that wait in stop, and when they should return
+        self.stopping = False
+        self.quiet = False  # stop has returned True
+
+    def _make(self) -> Processor[Resource]:
+        choices = self.choices
+        options: dict[str, Any] = {
+            name: getattr(choices, name)
+            for name in ("min_duration", "max_duration", "workers", "max_batches", "max_batch_size", "max_pending", "max_attempts")
+        }
+        if choices.numbering:
+            options["worker_number_for_key"] = self.number
+        if choices.pair:
+            options |= {"load_resource": self.load, "save_resource": self.save}
+        else:
+            options["open_resource"] = self.open
+        return Processor(clean_errors=self.clean_errors, **options)
+
+    def number(self, key: str, workers: int) -> int:
+        gevent.sleep(0)
+        return KEYS.index(key) % workers
+
+    def open(self, key: str) -> Scope:
+        return Scope(self, key)
+
+    def is_idle(self) -> bool:
+        return not any(call.waiting for call in self.calls) and not any(story.active for story in self.stories.values())
+
+    def greenlets(self) -> list[Greenlet[..., Any]]:
+        return [*self.callers, *self.stoppers]
+
+    def forget(self) -> None:
+        """Let go of all that one call or one batch has made."""
+        self.calls.clear()
+        self.callers.clear()
+        self.stories.clear()
+        self.visits.clear()
+        self.seen.clear()
+        self.stoppers.clear()
+        self.metrics = None
+
+    # -- callers ------------------------------------------------------------------------------------------
+
+    def call(self, key: str, acts: tuple[Act, ...], patience: float | None, start_timeout: float | None) -> None:
+        self.world.numbers += 1
+        call = Call(self, self.world.numbers, key, acts, patience, start_timeout)
+        self.world.refs.append(weakref.ref(call.mark))
+        call.greenlet = self.world.spawn(self._run, call)
+        self.calls.append(call)
+        self.callers[call.greenlet] = call
+
+    def _run(self, call: Call) -> None:
+        operation = Change(call)
+        self.world.refs.append(weakref.ref(operation))
+        MARK.set(call.mark)
+        call.timer = gevent.Timeout(call.patience)
+        call.timer.start()
+        call.came = self.world.clock.now()
+        call.after_stop = self.stopping
+        call.alone = not self.processor.batching
+        call.sequence = self._moment("a caller")
+        try:
+            value = self.processor.run(call.key, operation, call.mark, start_timeout=call.start_timeout)
+        except BaseException as error:
+            self._moment("a caller")
+            self._judge(call, error)
+        else:
+            self._moment("a caller")
+            self._returned(call, value)
+        finally:
+            call.timer.close()
+
+    def _moment(self, who: str) -> int:
+        if self.world.atomic:
+            self.world.wrong(f"{who} ran in the middle of what must not switch")
+        return self.world.tick()
+
+    def _returned(self, call: Call, value: object) -> None:
+        call.fate = "saved"
+        self._know_outcome(call)
+        if call.after_stop:
+            self.world.wrong(f"{call} was admitted after stop()")
+        if value is None or value is not call.last:
+            self.world.wrong(f"{call} was answered {value!r}, but has returned {call.last!r} last")
+        if call.number not in self.world.store.entries[call.key]:
+            self.world.wrong(f"{call} was answered, but is not saved")
+
+    def _judge(self, call: Call, error: BaseException) -> None:
+        if error is call.timer or isinstance(error, GreenletExit):
+            call.fate = "left"
+        elif call.alone and isinstance(error, gevent.Timeout) and call.story and error in call.story.errors:
+            call.fate = "left"  # taken for a Timeout of the caller's own
+        elif error is call.raised:
+            call.fate = "raised"
+            self._know_outcome(call)
+            visit = call.story.visit if call.story else None
+            if visit is None or (visit.completed and not visit.saved):
+                self.world.wrong(f"{call} was answered with its own {error!r} before the save")
+        elif type(error) in _REPORTED and isinstance(error, BatchError):
+            self._reported(call, error)
+        else:
+            self.world.wrong(f"{call} was answered with {error!r}")
+            call.fate = "unknown"
+        if call.fate not in {"left", "raised"}:
+            self._check_own(call, error)
+        if call.after_stop and call.fate != "left" and type(error) is not ProcessorStopped:
+            self.world.wrong(f"{call} came after stop(), and was answered with {error!r}")
+
+    def _check_own(self, call: Call, error: BaseException) -> None:
+        if id(error) in self.seen:
+            self.world.wrong(f"{call} was given an exception that another caller has too: {error!r}")
+        self.seen[id(error)] = error
+
+    def _know_outcome(self, call: Call) -> None:
+        if call.story is not None:
+            call.story.answered = True
+
+    def _reported(self, call: Call, error: BatchError) -> None:
+        call.fate = "safe" if error.retry_safe else "unknown"
+        wrong = self._contradiction(call, error)
+        if wrong:
+            self.world.wrong(f"{call} was answered with {error!r}: {wrong}")
+        if isinstance(error, BatchAborted):
+            self._know_outcome(call)
+        if error.retry_safe and call.number in self.world.store.entries[call.key]:
+            self.world.wrong(f"{call} was answered with {error!r}, retry_safe, but is saved")
+
+    def _contradiction(self, call: Call, error: BatchError) -> str:  # noqa: PLR0911 - one line for each class
+        story, cause = call.story, error.__cause__
+        if not error.retry_safe and (story is None or not story.saves):
+            return "no save had begun"
+        if isinstance(error, BatchAborted):
+            if error.key != call.key or cause is None:
+                return f"its key is {error.key!r}, its cause {cause!r}"
+            if isinstance(error, BatchTimeout):
+                if not isinstance(error, TimeoutError) or error.retry_safe != (error.phase != "save"):
+                    return f"its phase is {error.phase!r}"
+                return ""
+            if isinstance(error, SaveFailed):
+                if error.retry_safe != isinstance(cause, NotSaved) or story is None or cause not in story.errors:
+                    return f"its cause is {cause!r}"
+                return ""
+            if isinstance(error, LoadFailed):
+                return "" if error.retry_safe else "nothing can have been saved"
+            return ""
+        if call.starts:
+            return f"it has been started {call.starts} times"
+        if not error.retry_safe:
+            return "it never started"
+        if isinstance(error, OperationCancelled):
+            early = call.start_timeout is None or self.world.clock.now() < call.came + call.start_timeout - _ROUNDING
+            return "its start_timeout has not passed" if early or not isinstance(error, TimeoutError) else ""
+        if isinstance(error, ProcessorStopped):
+            return "" if self.stopping else "nobody has called stop()"
+        most, pending = self.choices.max_pending, sum(other.waiting for other in self.calls)
+        return f"only {pending} are pending" if most is None or pending < most else ""
+
+    # -- the store ----------------------------------------------------------------------------------------
+
+    def _story(self, key: str) -> Story:
+        batch = current_batch()
+        story = self.stories.get(id(batch))
+        if story is None:
+            caller = self.callers.get(gevent.getcurrent())
+            story = Story(batch, key, caller is not None, self.world.clock.now(), self.world.spent)
+            self.stories[id(batch)] = story
+            if caller is not None:
+                caller.story = story
+        if batch.key != key or story.key != key or batch.remaining() < 0.001:
+            self.world.wrong(f"current_batch() is {batch!r} for {key!r}")
+        return story
+
+    def _enter(self, story: Story, what: str) -> None:
+        """Begin a function of the user: nothing else of the key may run, nothing at all after an outcome or a stop."""
+        self._moment(what)
+        if self.quiet:
+            self.world.wrong(f"{what} of {story.key!r} after stop() has returned True")
+        if what != "leaving" and (story.answered or story.interrupted):
+            self.world.wrong(f"{what} of {story.key!r} after the outcome of its batch was fixed")
+        running = [other for other in self.stories.values() if other.active and not other.alone]
+        if not story.alone and any(other.key == story.key for other in running):
+            self.world.wrong(f"{what} of {story.key!r} while another one of the key runs")
+        if not story.alone and what != "load" and self.visits.get(story.key) is not story.visit:
+            self.world.wrong(f"{what} of {story.key!r} in a batch that was superseded")
+        most = self.choices.max_batches
+        if not story.alone and most is not None and len(running) >= most:
+            self.world.wrong(f"{what} of {story.key!r} makes {len(running) + 1} batches at once")
+        story.active += 1
+
+    def _wait(self, story: Story, way: str, guard: str) -> None:
+        try:
+            if way in SECONDS and not self.world.closing:
+                gevent.sleep(SECONDS[way])
+            elif way in WORK:
+                story.spent += WORK[way]
+                self.world.spend(WORK[way])
+        except BaseException as error:
+            self._note_interruption(story, error)
+            if self.world.closing or not guard:
+                raise
+            if guard == "swallow":
+                return
+            if guard == "convert":
+                raise StoreError("interrupted") from error
+            self._clean_up(story)
+            raise
+
+    def _clean_up(self, story: Story) -> None:
+        try:
+            gevent.sleep(CLEANUP)
+        except BaseException as error:
+            self._note_interruption(story, error)
+            raise
+
+    def _note_interruption(self, story: Story, error: BaseException) -> None:
+        caller = self.callers.get(gevent.getcurrent())
+        own = caller is not None and error is caller.timer
+        if isinstance(error, gevent.Timeout) and not own:
+            story.interrupted = True
+            if self.world.clock.now() < story.began + self.choices.max_duration - _ROUNDING:
+                self.world.wrong(f"{story.key!r} was interrupted before its deadline")
+            if story.loading:
+                self._doom(story)
+
+    def load(self, key: str) -> Resource:
+        story = self._story(key)
+        self._enter(story, "load")
+        story.loading = True
+        visit = story.visit = Visit(story)
+        if not story.alone:
+            self.visits[key] = visit
+        act = self._plan(self.world.loads, key, self.choices.load)
+        store = self.world.store
+        resource = Resource(visit, list(store.entries[key]), store.versions[key])
+        self.world.refs.append(weakref.ref(resource))
+        try:
+            if MARK.get() not in {None, story.mark}:
+                self.world.wrong(f"load of {key!r} sees another context")
+            MARK.set(story.mark)
+            self._wait(story, act.first, act.guard)
+            self._end(story, act.end)
+        except BaseException as error:
+            story.errors.append(error)
+            if not story.interrupted and not isinstance(error, GreenletExit):
+                self._doom(story)
+            raise
+        finally:
+            story.loading = False
+            story.active -= 1
+        story.loaded_tick = story.loaded_tick or self.world.tick()
+        return resource
+
+    def _doom(self, story: Story) -> None:
+        """The load has failed: nobody who waits for the key now may ever be applied."""
+        for call in self.calls:
+            admitted = call.waiting and not call.alone and not self.choices.numbering
+            if admitted and not story.alone and call.key == story.key and not call.starts:
+                call.doomed = True
+
+    def _end(self, story: Story, end: str) -> None:
+        error = _error(end)
+        if error is not None:
+            raise error
+
+    def save(self, key: str, resource: Resource) -> None:
+        story = self._story(key)
+        self._enter(story, "save")
+        story.saves += 1
+        act = self._plan(self.world.saves, key, self.choices.save)
+        end, _, when = act.end.partition(" ")
+        try:
+            self._check_save(story, resource)
+            self._wait(story, act.first, act.guard)
+            if when != "after":
+                self._end(story, end)
+            self.world.store.write(key, resource)
+            self._wait(story, act.last, act.guard)
+            self._end(story, end)
+            resource.visit.saved = True
+        except BaseException as error:
+            story.errors.append(error)
+            if isinstance(error, Conflict):
+                story.conflict_at = self.world.clock.now()
+            raise
+        finally:
+            story.active -= 1
+
+    def _check_save(self, story: Story, resource: Resource) -> None:
+        visit = resource.visit
+        if MARK.get() is not story.mark:
+            self.world.wrong(f"save of {story.key!r} sees another context than its load")
+        if visit is not story.visit or visit.saved:
+            self.world.wrong(f"save of {story.key!r} with a resource of another load")
+        if not visit.completed:
+            self.world.wrong(f"save of {story.key!r} though no operation has completed")
+        started = [call for call in story.calls.values() if not call.broken]
+        if {call.number for call in visit.applied} - {call.number for call in started}:
+            self.world.wrong(f"save of {story.key!r} with a broken operation")
+        if len(visit.applied) != len(started):
+            self.world.wrong(f"save of {story.key!r} with {len(visit.applied)} of {len(started)} started operations")
+        deadline = story.began + self.choices.max_duration + self._paused(story) - story.spent
+        if self.world.clock.now() > deadline + _PAUSES:
+            self.world.wrong(f"save of {story.key!r} after its deadline")
+
+    def _paused(self, story: Story) -> float:
+        """For how long the library may have paused the batch: while other code was busy."""
+        return self.world.spent - story.spent_before
+
+    def leave(self, key: str, resource: Resource) -> bool:
+        story = self._story(key)
+        self._enter(story, "leaving")
+        act = self._plan(self.world.leaves, key, QUICK)
+        try:
+            self._wait(story, act.first, act.guard)
+            if act.end == "suppress":
+                return True
+            self._end(story, act.end)
+            return False
+        except BaseException as error:
+            story.errors.append(error)
+            raise
+        finally:
+            story.active -= 1
+
+    def _plan(self, plans: dict[str, deque[Act]], key: str, otherwise: Act) -> Act:
+        planned = plans.get(key)
+        return planned.popleft() if planned else otherwise
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def apply(self, call: Call, resource: Resource, mark: Mark) -> object:
+        story = self._story(call.key)
+        self._enter(story, "operation")
+        try:
+            self._check_apply(call, story, resource, mark)
+            act = call.acts[min(call.starts, len(call.acts) - 1)]
+            call.starts += 1
+            call.last, call.raised = None, None
+            resource.visit.applied.append(call)
+            return self._change(call, story, resource, act)
+        finally:
+            story.active -= 1
+
+    def _change(self, call: Call, story: Story, resource: Resource, act: Act) -> object:
+        try:
+            self._wait(story, act.first, act.guard)
+            resource.entries.append(call.number)
+            self._wait(story, act.last, act.guard)
+            self._end_operation(call, act.end)
+        except BaseException as error:
+            if isinstance(error, self.clean_errors) and call.number in resource.entries:
+                resource.entries.remove(call.number)
+            elif isinstance(error, (Exception, gevent.Timeout)) and not isinstance(error, self.clean_errors):
+                call.broken = True
+            call.raised = error
+            raise
+        resource.visit.completed += 1
+        call.last = object()
+        return call.last
+
+    def _end_operation(self, call: Call, end: str) -> None:
+        if end == "stop":
+            self.begin_stop()
+        elif end == "stop and wait":
+            self.refused("stop()", self.processor.stop)
+            self.stopping = True
+        elif end == "run inside":
+            self.refused("run()", lambda: self.processor.run(call.key, lambda _: None))
+        else:
+            error = _error(end)
+            if error is not None:
+                raise error
+
+    def refused(self, what: str, function: Any) -> None:
+        with self.world.no_switch(what):
+            try:
+                function()
+            except RuntimeError:
+                return
+            self.world.wrong(f"{what} inside a batch has raised nothing")
+
+    def _check_apply(self, call: Call, story: Story, resource: Resource, mark: Mark) -> None:  # noqa: C901 - a list
+        wrong = self.world.wrong
+        if call.fate and not (call.fate == "left" and call.starts):
+            wrong(f"{call} is applied, but is {call.fate!r} already")
+        if call.doomed:
+            wrong(f"{call} is applied, but its load has failed")
+        if call.broken:
+            wrong(f"{call} is applied again, but had left the resource half-changed")
+        if call.after_stop:
+            wrong(f"{call} is applied, but came after stop()")
+        if call.number in resource.entries:
+            wrong(f"{call} is applied twice to one resource")
+        if MARK.get() is not call.mark or mark is not call.mark:
+            wrong(f"{call} sees another context than its caller's")
+        MARK.set(story.mark)
+        if resource.visit is not story.visit:
+            wrong(f"{call} is applied to what another batch has loaded")
+        if call.story not in {None, story}:
+            wrong(f"{call} is applied in a second batch")
+        if resource.visit.applied and resource.visit.applied[-1].sequence > call.sequence and not self.choices.numbering:
+            wrong(f"{call} is applied behind operation {resource.visit.applied[-1].number}, which came later")
+        call.story = story
+        if call.number not in story.calls:
+            self._check_first(call, story)
+        story.calls[call.number] = call
+
+    def _check_first(self, call: Call, story: Story) -> None:
+        wrong = self.world.wrong
+        most = self.choices.max_batch_size
+        if not story.calls:
+            story.opened = call.came
+        elif not self.choices.numbering and call.sequence > story.loaded_tick and call.came >= story.opened + self.choices.min_duration:
+            wrong(f"{call} came after the window, but is applied in the batch")
+        if most is not None and len(story.calls) >= most:
+            wrong(f"{call} is applied in a batch that has {most} operations")
+        if not call.alone and not self.choices.numbering:
+            if call.sequence < self.newest[call.key]:
+                wrong(f"{call} is started after one that came later")
+            self.newest[call.key] = call.sequence
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def begin_stop(self) -> None:
+        """Stop without a wait: anywhere."""
+        self.stopping = True
+        with self.world.no_switch("stop(timeout=0)"):
+            if self.processor.stop(timeout=0):
+                self._note_quiet()
+
+    def begin_stop_in_hub(self) -> None:
+        self.world.hub.loop.run_callback(self.begin_stop)
+
+    def stop(self, timeout: float | None) -> Greenlet[..., Any]:
+        greenlet = self.world.spawn(self._stop, timeout)
+        self.stoppers[greenlet] = inf
+        return greenlet
+
+    def _stop(self, timeout: float | None) -> None:
+        self.stopping = True
+        self.stoppers[gevent.getcurrent()] = inf if timeout is None else self.world.clock.now() + timeout
+        stopped = self.processor.stop(timeout)
+        if stopped:
+            self._note_quiet()
+        elif timeout is None:
+            self.world.wrong("stop() has returned False without a timeout")
+
+    def _note_quiet(self) -> None:
+        self.quiet = True
+        running = [story.key for story in self.stories.values() if story.active]
+        if running:
+            self.world.wrong(f"stop() has returned True, but a batch of {running[0]!r} runs")
+
+    # -- what has to hold ---------------------------------------------------------------------------------
+
+    def check_settled(self) -> None:
+        """Nothing is ready to run now: whoever still waits has a reason to."""
+        now = self.world.clock.now()
+        waiting = [call for call in self.calls if call.waiting]
+        for call in waiting:
+            self._check_waiting(call, now)
+        most = self.choices.max_pending
+        if most is not None and len(waiting) > most:
+            self.world.wrong(f"{len(waiting)} are pending, but max_pending is {most}")
+        for greenlet, latest in self.stoppers.items():
+            if not greenlet.dead and (now > latest + _ROUNDING or self.quiet):
+                self.world.wrong("a stop() waits though its time is up, or everything has ended")
+        if self.quiet and waiting:
+            self.world.wrong(f"stop() has returned True, but {waiting[0]} was not answered")
+        self._check_keys(waiting, now)
+
+    def _check_waiting(self, call: Call, now: float) -> None:
+        story = call.story
+        if call.alone:
+            return
+        if call.doomed:
+            self.world.wrong(f"{call} was not answered, but its load has failed")
+        if call.start_timeout is not None and not call.starts and now > call.came + call.start_timeout + _ROUNDING:
+            self.world.wrong(f"{call} was not answered, but its start_timeout has passed")
+        if story is not None:
+            if story.answered or story.interrupted:
+                self.world.wrong(f"{call} was not answered, but its batch has an outcome")
+            if now > story.began + self.choices.max_duration + self._paused(story) + _PAUSES:
+                self.world.wrong(f"{call} was not answered, but the deadline of its batch has passed")
+
+    def _check_keys(self, waiting: list[Call], now: float) -> None:
+        """Find no key whose callers wait for nobody."""
+        active = {story.key for story in self.stories.values() if story.active and not story.alone}
+        live = active | {call.key for call in waiting if not call.alone}
+        live |= {story.key for story in self.stories.values() if now <= story.began + self.choices.min_duration + _ROUNDING}
+        backing_off = {
+            story.key
+            for story in self.stories.values()
+            if story.conflict_at is not None and now <= story.conflict_at + LONGEST_BACKOFF + _ROUNDING
+        }
+        most = self.choices.max_batches
+        crowded = most is not None and len(live | backing_off) > most
+        for call in waiting:
+            if call.alone:
+                if (call.story is None or not call.story.active) and call.key not in backing_off:
+                    self.world.wrong(f"{call} waits for nobody, alone")
+            elif call.key not in active | backing_off and not crowded:
+                window = 0.0 if self.stopping else self.choices.min_duration
+                if not call.starts or now > call.came + window + _ROUNDING:
+                    self.world.wrong(f"{call} waits for nobody")
+
+    def check_saved(self) -> None:
+        """Compare what is saved with what the callers were told."""
+        for call in self.calls:
+            if call.sequence and not call.fate:
+                self.world.wrong(f"{call} was never answered")
+        calls = {call.number: call for call in self.calls}
+        for key, entries in self.world.store.entries.items():
+            self._check_entries(key, [calls[number] for number in entries if number in calls])
+
+    def _check_entries(self, key: str, saved: list[Call]) -> None:
+        for call in saved:
+            if call.key != key or call.fate not in {"saved", "unknown", "left"} or not call.starts:
+                self.world.wrong(f"{call} is saved, but was {call.fate}")
+        if len(set(saved)) != len(saved):
+            self.world.wrong(f"an operation is saved twice at {key!r}: {[call.number for call in saved]}")
+        missing = [call for call in self.calls if call.key == key and call.fate == "saved" and call not in saved]
+        if missing:
+            self.world.wrong(f"{missing[0]} was answered, but is not saved")
+        came = [call.sequence for call in saved if not call.alone]
+        if came != sorted(came) and not self.choices.numbering:
+            self.world.wrong(f"the operations at {key!r} are saved in another order than they came")
+
+
+def _error(end: str) -> BaseException | None:
+    kinds: dict[str, Any] = {
+        "refuse": Refused,
+        "half-way": HalfWay,
+        "fail": StoreError,
+        "not saved": NotSaved,
+        "conflict": Conflict,
+        "timeout": gevent.Timeout,
+        "collapse": Collapse,
+        "exit": GreenletExit,
+    }
+    kind = kinds.get(end)
+    return None if kind is None else kind()

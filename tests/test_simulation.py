@@ -1,0 +1,218 @@
+"""Deterministic simulation: whatever users, stores and clocks do, and in whatever order, the guarantees hold.
+
+A failure prints the steps that led to it, and a line ``@reproduce_failure(...)``: put that above `Simulation` and run this
+file again. ``GEVENTBATCH_EXAMPLES=50000`` tries more than the usual number of examples; each run tries other ones.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.simulation import KEYS, Act, Choices, World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = int(os.environ.get("GEVENTBATCH_EXAMPLES", "1000"))
+
+STEPS = 25
+
+GUARDS = ("", "swallow", "cleanup", "convert")
+
+
+def _acts(first: tuple[str, ...], ends: tuple[str, ...], last: tuple[str, ...] = ("",)) -> list[Act]:
+    return [
+        Act(one, end, guard, other)
+        for end in ends
+        for other in last
+        for one in first
+        for guard in (GUARDS if {"long", "hang"} & {one, other} else GUARDS[:1])
+    ]
+
+
+PACES = [Act(), Act("yield"), Act("short")]
+
+LOADS = st.sampled_from(
+    [
+        *_acts(("long", "hang"), ("ok",)),
+        *_acts(("", "yield", "short", "long"), ("fail", "conflict", "timeout", "collapse", "exit")),
+        *_acts(("toil", "grind"), ("ok", "fail")),
+    ]
+)
+
+SAVES = st.sampled_from(
+    [
+        *_acts(("", "short"), ("conflict", "not saved", "fail", "fail after", "ok")) * 3,
+        *_acts(("", "long", "hang"), ("ok", "fail after"), ("", "long", "hang")),
+        *_acts(("", "yield", "long"), ("timeout", "collapse", "exit", "timeout after", "collapse after", "exit after")),
+        *_acts(("toil", "grind"), ("ok", "conflict")),
+    ]
+)
+
+LEAVES = st.sampled_from(
+    _acts(("", "yield", "short", "long", "hang", "grind"), ("ok", "fail", "suppress", "timeout", "collapse", "exit"))
+)
+
+_PLAIN = _acts(("", "yield", "short", "work"), ("ok",))
+
+_OPERATIONS = [
+    *_PLAIN * 8,
+    *_acts(("", "yield", "short"), ("refuse", "half-way", "half-way", "timeout")) * 3,
+    *_acts(("",), ("ok", "half-way"), ("yield", "long", "hang")),
+    *_acts(("long", "hang"), ("ok", "refuse", "half-way")),
+    *_acts(("toil", "grind"), ("ok",)),
+    *_acts(("", "short"), ("collapse", "exit", "run inside", "stop", "stop and wait")),
+]
+
+OPERATIONS = st.sampled_from(
+    [(act,) for act in _OPERATIONS]
+    + [(act, Act()) for act in _OPERATIONS if act not in _PLAIN]
+    + [(Act(), act) for act in _OPERATIONS if act not in _PLAIN]
+)
+
+PATIENCE = st.sampled_from([None] * 12 + [0.0, 0.005, 0.05, 0.3])
+
+CALLS = st.lists(st.tuples(st.sampled_from(KEYS + KEYS[:1] * 3), OPERATIONS, PATIENCE, PATIENCE), min_size=1, max_size=6)
+
+CHOICES = st.builds(
+    Choices,
+    min_duration=st.sampled_from([0.0, 0.0, 0.05, 0.2]),
+    max_duration=st.sampled_from([1.0, 0.25]),
+    workers=st.sampled_from([1, 2]),
+    pair=st.booleans(),
+    narrow=st.booleans(),
+    max_batches=st.sampled_from([None, None, 1, 2]),
+    max_batch_size=st.sampled_from([None, None, None, 1, 3]),
+    max_pending=st.sampled_from([None, None, None, 4]),
+    max_attempts=st.sampled_from([5, 2, 1]),
+    numbering=st.sampled_from([False] * 5 + [True]),
+    load=st.sampled_from(PACES),
+    save=st.sampled_from(PACES),
+)
+
+ANY_OF = st.integers(0, 15)
+
+
+class Simulation(RuleBasedStateMachine):
+    """Each example is a process of its own, with one processor after the other."""
+
+    @initialize(seed=st.integers(0, 2**32 - 1), choices=CHOICES)
+    def begin(self, seed: int, choices: Choices) -> None:
+        gc.freeze()
+        self.world = World(seed)
+        self.world.begin(choices)
+
+    @rule(calls=CALLS)
+    def run(self, calls: list[tuple[str, tuple[Act, ...], float | None, float | None]]) -> None:
+        for key, acts, patience, start_timeout in calls:
+            self.world.life.call(key, acts, patience, start_timeout)
+
+    @rule(calls=CALLS, turns=st.integers(0, 3))
+    def run_and_turn(self, calls: list[tuple[str, tuple[Act, ...], float | None, float | None]], turns: int) -> None:
+        self.run(calls)
+        self.world.turn(turns)
+
+    @rule(key=st.sampled_from(KEYS), act=LOADS)
+    def plan_load(self, key: str, act: Act) -> None:
+        self.world.loads[key].append(act)
+
+    @rule(key=st.sampled_from(KEYS), act=SAVES)
+    def plan_save(self, key: str, act: Act) -> None:
+        self.world.saves[key].append(act)
+
+    @rule(key=st.sampled_from(KEYS), act=LEAVES)
+    def plan_leave(self, key: str, act: Act) -> None:
+        self.world.leaves[key].append(act)
+
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 12.0]))
+    def advance(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule(turns=st.integers(1, 6))
+    def turn(self, turns: int) -> None:
+        self.world.turn(turns)
+
+    @rule(number=ANY_OF)
+    def kill_caller(self, number: int) -> None:
+        self.world.kill([call.greenlet for call in self.world.life.calls if not call.fate], number)
+
+    @rule(number=ANY_OF)
+    def kill_worker(self, number: int) -> None:
+        self.world.kill([one for one in self.world.live_workers() if one.gr_frame], number)
+
+    @rule(key=st.sampled_from(KEYS))
+    def write_foreign(self, key: str) -> None:
+        self.world.store.write_foreign(key)
+
+    @rule(seconds=st.sampled_from([0.002, 0.05, 1.5]))
+    def spend(self, seconds: float) -> None:
+        self.world.spend(seconds)
+
+    @rule(on=st.booleans())
+    def switch_batching(self, on: bool) -> None:
+        self.world.life.processor.batching = on
+
+    @rule(timeout=st.sampled_from([None, 0.001, 0.1, 1.0]))
+    def stop(self, timeout: float | None) -> None:
+        self.world.life.stop(timeout)
+
+    @rule(in_hub=st.booleans())
+    def stop_at_once(self, in_hub: bool) -> None:
+        if in_hub:
+            self.world.life.begin_stop_in_hub()
+        else:
+            self.world.life.begin_stop()
+
+    @precondition(lambda self: self.world.life.stopping)
+    @rule(choices=CHOICES)
+    def renew(self, choices: Choices) -> None:
+        self.world.renew(choices)
+
+    def teardown(self) -> None:
+        world = getattr(self, "world", None)
+        if world is None:
+            return
+        try:
+            if not world.violations:
+                world.finish()
+        finally:
+            world.close()
+
+
+@pytest.fixture
+def _quiet_surroundings() -> Iterator[None]:
+    """Nothing that happens by real time may change an example: no turns of the hub, no collections."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000.0)
+    gc.disable()
+    yield
+    gc.enable()
+    sys.setswitchinterval(interval)
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.timeout(60 + EXAMPLES)
+@pytest.mark.usefixtures("_quiet_surroundings")
+def test_the_guarantees_hold_whatever_happens_in_whatever_order() -> None:
+    run_state_machine_as_test(
+        Simulation,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
