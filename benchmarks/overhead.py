@@ -1,8 +1,9 @@
 """What `run` costs beyond its callers: CPU time per operation against the floor.
 
-1,000 callers in a closed loop, an in-memory resource, `min_duration` 0 and 0.001, on 1, 64 and 1,000 keys. The floor is what
-the same callers cost who block on one shared `AsyncResult` a round, with nothing else done. Floor and library take turns in
-one run, since the speed of a machine drifts; each ratio is that of one turn, printed as median (least to most).
+1,000 callers in a closed loop, an in-memory resource, `min_duration` 0 and 0.001, on 1, 64 and 1,000 keys. The floor is
+what the same callers cost who block on one shared `AsyncResult` a round, with nothing else done. Floor and library take
+turns in one run, since the speed of a machine drifts; each ratio is that of one turn, printed as median (least to
+most).
 
 Run it from the repository: ``python -m benchmarks.overhead [--short]``. It measures, and asserts nothing.
 """
@@ -119,7 +120,7 @@ def longest_gap(callers: int = CALLERS, work: float = 100e-6, rounds: int = 5) -
 
 
 def memory_per_batch(batches: int = 2000) -> tuple[float, float]:
-    """Bytes per open batch with one caller, and of them those of a caller that only waits (Python's own allocations)."""
+    """Bytes per open batch with one caller, and those of a caller that only waits (Python's own allocations)."""
     waiting = Event()
     gone = Event()
 
@@ -179,9 +180,7 @@ def main() -> None:
     print(f"\nlongest gap of a 1 ms timer, 1,000 woken callers with 100 µs of work each: {spread(gaps, '.1f')} ms")
     if not short:
         whole, plain = memory_per_batch()
-        print(
-            f"memory of an open batch with one caller: {whole:,.0f} bytes, of which a caller that only waits: {plain:,.0f}"
-        )
+        print(f"memory of an open batch with one caller: {whole:,.0f} bytes; of a caller that only waits: {plain:,.0f}")
         print(f"most memory of this whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
 
 

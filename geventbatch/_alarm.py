@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -15,16 +16,15 @@ if TYPE_CHECKING:
 class Alarm(gevent.Timeout):
     """Answers a batch's callers at its deadline, then interrupts the greenlet that runs it at the place where it waits.
 
-    A worker keeps one for all its batches: while batches follow one another its timer is left running, and when it fires
-    too early for the batch at hand, it is set again for the rest. It is thrown at most once, since a worker whose batch
-    ended by deadline is not used again; so nobody can take the deadline of one batch for that of another.
+    A worker keeps one for all its batches: while batches follow one another its timer is left running, and when it
+    fires too early for the batch at hand, it is set again for the rest. It is thrown at most once, since a worker whose
+    batch ended by deadline is not used again; so nobody can take the deadline of one batch for that of another.
     """
 
     def __init__(self, seconds: float) -> None:
         """Be ready to ring *seconds* after the start of a batch."""
         super().__init__(seconds)
         self.timer: Any  # the stubs do not know what gevent's watchers have: `ref` and `active`
-        self._seconds = seconds
         self._batch: Batch | None = None
 
     def watch(self, batch: Batch) -> None:
@@ -49,7 +49,7 @@ class Alarm(gevent.Timeout):
             return
         left = batch.deadline - _clock.monotonic()
         if left > 0:
-            self._again(min(left, self._seconds), previous, ex)
+            self._again(batch.left_at_pause if left == inf else left, previous, ex)
         else:
             batch.expire()
             previous.throw(ex)

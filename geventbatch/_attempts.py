@@ -1,8 +1,8 @@
 """The way of a batch from load to save, on one greenlet: the attempts that it takes, and each one's phases.
 
-A user's function runs in each phase, and while it runs the deadline may pass, the greenlet may be killed, the process may be
-forked. So after each the first question is `Batch.over`: whether the outcome was fixed meanwhile. Whatever happens, the
-scope that was entered is left, and `Batch.end` has been called before `run` returns.
+A user's function runs in each phase, and while it runs the deadline may pass, the greenlet may be killed, the process
+may be forked. So after each the first question is `Batch.over`: whether the outcome was fixed meanwhile. Whatever
+happens, the scope that was entered is left, and `Batch.end` has been called before `run` returns.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from geventbatch._pace import pace
 from geventbatch.errors import Conflict, NothingToSave
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from geventbatch._alarm import Alarm
@@ -36,13 +37,13 @@ _LONGEST_BACKOFF: Final = 0.1
 
 
 def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
-    """Run *batch* in the current greenlet from *now* until its code has returned. Raises only what ends the greenlet."""
+    """Run *batch* in the current greenlet, from *now* until its code has returned. Raises what ends the greenlet."""
     current = gevent.getcurrent()
     batch.outer = _process.running.get(current)
     _process.running[current] = batch
     batch.start(alarm, now)
     try:
-        while _attempt(batch, slice_end):
+        while not batch.over() and _attempt(batch, slice_end):
             pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
@@ -105,8 +106,8 @@ def _abort(batch: Batch, error: BaseException) -> None:
 
 
 def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
-    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not its
-    # alarm, is taken for the caller's, who waits for it to come.
+    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
+    # its alarm, is taken for the caller's, who waits for it to come.
     if isinstance(error, KILLS):
         return True
     return batch.lane is None and isinstance(error, gevent.Timeout) and error is not batch.alarm
@@ -152,41 +153,44 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> BaseException | Non
     Returns:
         What a broken operation raised: the resource must not be saved, the batch is to be replayed without it.
     """
-    operations = batch.operations
-    monotonic = _clock.monotonic
     broken: BaseException | None = None
-    batch.completed = index = 0
-    now = batch.now
+    batch.completed = 0
+    for operation in _operations(batch):
+        error = _apply_one(batch, operation, resource)
+        if batch.ended or batch.epoch != _process.epoch:
+            batch.over()
+            return error
+        batch.now = now = _clock.monotonic()
+        if error is not None:
+            broken = broken or error
+            if batch.judge_exactly():
+                break
+        if now >= slice_end:
+            slice_end = _take_turns(batch, now)
+            if batch.over():
+                break
+    return broken
+
+
+def _operations(batch: Batch) -> Iterator[Operation[Any]]:
+    """Give the operations in the order they came, while the window is open those that are still to come."""
+    operations = batch.operations
+    index = 0
     while True:
-        if batch.open and now >= batch.window_end:
+        if batch.open and batch.now >= batch.window_end:
             batch.close()
-        while index < len(operations):
+        if index < len(operations):
             operation = operations[index]
             index += 1
-            if operation.state > STARTED:
-                continue
-            error = _apply_one(batch, operation, resource)
-            if batch.ended or batch.epoch != _process.epoch:
-                batch.over()
-                return error
-            if error is not None:
-                broken = broken or error
-                if batch.judge_exactly():
-                    return broken
-            batch.now = now = monotonic()
-            if now >= slice_end:
-                slice_end = _take_turns(batch, now)
-                if batch.over():
-                    return broken
-                batch.now = now = monotonic()
-            if batch.open and now >= batch.window_end:
-                batch.close()
-        if broken is not None or not batch.open:
-            return broken
-        batch.wait_for_operations(batch.window_end - now)
-        if batch.over():
-            return None
-        batch.now = now = monotonic()
+            if operation.state <= STARTED:
+                yield operation
+        elif batch.open:
+            batch.wait_for_operations(batch.window_end - batch.now)
+            if batch.over():
+                return
+            batch.now = _clock.monotonic()
+        else:
+            return
 
 
 def _apply_one(batch: Batch, operation: Operation[Any], resource: Any) -> BaseException | None:
@@ -215,7 +219,8 @@ def _take_turns(batch: Batch, now: float) -> float:
     slice_end = pace.slice_end(now)
     if now >= slice_end:
         batch.pause()
-        slice_end = pace.slice_end(_clock.monotonic())
+        batch.now = _clock.monotonic()
+        slice_end = pace.slice_end(batch.now)
     return slice_end
 
 
@@ -232,12 +237,17 @@ def _save(batch: Batch, scope: _Scope) -> bool:
     try:
         batch.context.run(scope.__exit__, None, None, None)
     except BaseException as error:
-        batch.save_duration += _clock.monotonic() - begun
+        _save_took(batch, begun)
         return _save_raised(batch, error)
-    batch.save_duration += _clock.monotonic() - begun
+    _save_took(batch, begun)
     if not batch.over():
         batch.end()
     return False
+
+
+def _save_took(batch: Batch, begun: float) -> None:
+    batch.now = _clock.monotonic()
+    batch.save_duration += batch.now - begun
 
 
 def _save_raised(batch: Batch, error: BaseException) -> bool:

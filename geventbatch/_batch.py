@@ -1,7 +1,7 @@
 """A batch: the operations of one key that are loaded, applied and saved together, and their answers.
 
-No method here switches greenlets, but for `pause` and `wait_for_operations`. So an outcome, once fixed by `end`, is fixed
-for everybody at once, and every way out of a batch leads through `end` (guarantees 2, 3 and 7).
+No method here switches greenlets, but for `pause` and `wait_for_operations`. So an outcome, once fixed by `end`, is
+fixed for everybody at once, and every way out of a batch leads through `end` (guarantees 2, 3 and 7).
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Batch:
         "groups",
         "key",
         "lane",
+        "left_at_pause",
         "load_duration",
         "loaded",
         "now",
@@ -99,7 +100,8 @@ class Batch:
         self.completed = 0  # operations that returned, in this attempt
         self.attempts = 0
         self.alarm: Alarm | None = None  # none where no hub could ring it
-        self.deadline = inf
+        self.deadline = inf  # also while it pauses; then it will have
+        self.left_at_pause = inf  # so much time left
         self.now = 0.0  # the time, as it was last read
         self.started = self.load_duration = self.save_duration = 0.0
         self.conflicts = 0
@@ -181,6 +183,7 @@ class Batch:
     def pause(self) -> None:
         """Let the hub have a turn, at no cost to the deadline (guarantee 10). Switches: yes."""
         left = self.deadline - _clock.monotonic()
+        self.left_at_pause = max(left, _SHORTEST)
         self.deadline = inf
         try:
             pace.wait()
@@ -190,8 +193,8 @@ class Batch:
     def judge_exactly(self) -> bool:
         """Whether a broken operation ends the attempt at once (guarantee 18).
 
-        The first few do. Then the rest of the operations is tried on the same resource, and all that raise there are out
-        together, so that a hundred broken operations do not cost a hundred loads.
+        The first few do. Then the rest of the operations is tried on the same resource, and all that raise there are
+        out together, so that a hundred broken operations do not cost a hundred loads.
         """
         self.exact -= 1
         return self.exact >= 0
@@ -230,7 +233,7 @@ class Batch:
         for group in self.groups:
             pace.add(group, min(width, WIDTH))
             width -= WIDTH
-        if self.state.watched:
+        if self.state.watched and self.attempts:
             self.state.publish(self.metric())
 
     def expire(self) -> None:
@@ -255,6 +258,11 @@ class Batch:
         self.spent = True
         self.end(aborted(self.key, cause, saving=self.phase == "save"))
 
+    def finish(self) -> None:
+        """Its code has returned: its key is free."""
+        if self.lane is not None:
+            self.lane.finish()
+
     def answer(self, operation: Operation[T]) -> T:
         """Return or raise the outcome of *operation*."""
         if self.failure is None:
@@ -264,13 +272,15 @@ class Batch:
     def metric(self) -> BatchMetric:
         """Sum it up for the watchers."""
         error = None if self.failure is None else self.failure.exception()
-        total_duration = _clock.monotonic() - self.started
+        now = _clock.monotonic()
+        total_duration = now - self.started
+        running = now - self.now  # the load or save that it is in the middle of
         return BatchMetric(
             key=self.key,
             started_at=_clock.wall() - total_duration,
             operation_count=sum(operation.state in {STARTED, BROKEN} for operation in self.operations),
-            load_duration=self.load_duration,
-            save_duration=self.save_duration,
+            load_duration=self.load_duration + (running if self.phase == "load" and self.conflict is None else 0.0),
+            save_duration=self.save_duration + (running if self.phase == "save" else 0.0),
             total_duration=total_duration,
             attempts=self.attempts,
             error=error,

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 class Lane:
     """One key that has live batches. No method switches greenlets."""
 
-    __slots__ = ("batches", "key", "retired", "shard", "state")
+    __slots__ = ("batches", "hashed", "key", "retired", "shard", "state")
 
-    def __init__(self, state: State, key: Hashable, shard: Shard) -> None:
+    def __init__(self, state: State, key: Hashable, hashed: int, shard: Shard) -> None:
         """Start without a batch."""
         self.state = state
         self.key = key
+        self.hashed = hashed
         self.shard = shard
         # -- mutable state ---------------------------------------------------------------------------------
         self.batches: list[Batch] = []  # in the order they opened: the first runs or is queued, the last may be open
-        self.retired = False  # about to leave the processor's lanes: not to be used any more
+        self.retired = False  # no longer among the processor's lanes
 
     def open_batch(self) -> Batch:
         """Give the batch that takes the next operation of the key, a new one if need be."""
@@ -56,8 +57,8 @@ class Lane:
         for other in behind:
             other.end(failure)
 
-    def finish(self, batch: Batch) -> None:
-        """The code of *batch* has returned: the key is free for the next one."""
+    def finish(self) -> None:
+        """The code of the first batch has returned: the key is free for the next one."""
         batches = self.batches
         del batches[0]
         self.state.live -= 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gevent.queue import SimpleQueue
+from gevent.event import Event
 
 from geventbatch import _process
 
@@ -40,8 +41,8 @@ class BatchMetric:
 class BatchMetrics:
     """An iterator of `BatchMetric`, from `Processor.subscribe_batch_metrics`.
 
-    It belongs to the greenlet that reads it. It ends after the last metric when the processor has stopped, or when closed;
-    one that is no longer referenced is forgotten.
+    It belongs to the greenlet that reads it. It ends after the last metric when the processor has stopped, or when
+    closed; one that is no longer referenced is forgotten.
 
     Attributes:
         missed: How many metrics were dropped because 1,024 were waiting to be read.
@@ -49,13 +50,16 @@ class BatchMetrics:
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self.missed = 0
         self._closed = False
         self._restart()
 
     def _restart(self) -> None:
-        self._thread = _process.native_thread()
-        self._queue: SimpleQueue[BatchMetric | None] = SimpleQueue()
+        self._epoch = _process.epoch
+        self.missed = 0
+        self._held: deque[BatchMetric] = (
+            deque()
+        )  # a deque, since a processor with batching=False publishes from threads
+        self._bell = Event()  # set when there is something to look at
 
     def __iter__(self) -> Iterator[BatchMetric]:
         """Give itself."""
@@ -66,29 +70,32 @@ class BatchMetrics:
 
         Woken by `publish` and `close`, which `stop` calls at its end.
         """
-        metric = self._queue.get() if len(self._queue) or not self._closed else None
-        if metric is None:
-            raise StopIteration
-        return metric
+        while True:
+            self._notice_fork()
+            if self._held:
+                return self._held.popleft()
+            if self._closed:
+                raise StopIteration
+            self._bell.clear()
+            if not self._held and not self._closed:  # another thread may have rung before the bell was cleared
+                self._bell.wait()
 
     def close(self) -> None:
         """End after what it holds. Switches: no."""
         self._closed = True
-        self._put(None)
+        self._bell.set()
 
     def publish(self, metric: BatchMetric) -> None:
         """Hold *metric* for the reader, or drop it. Switches: no."""
-        if len(self._queue) < HELD:
-            self._put(metric)
+        self._notice_fork()
+        if self._closed:
+            return
+        if len(self._held) < HELD:
+            self._held.append(metric)
+            self._bell.set()
         else:
             self.missed += 1
 
-    def _put(self, metric: BatchMetric | None) -> None:
-        if _process.native_thread() == self._thread:
-            self._queue.put(metric)
-        else:  # a processor with batching=False in a thread: a put from there would lose the wake-up
-            self._queue.hub.loop.run_callback_threadsafe(self._queue.put, metric)
-
-    def after_fork(self) -> None:
-        """In a child, drop what the parent's batches left."""
-        self._restart()
+    def _notice_fork(self) -> None:
+        if self._epoch != _process.epoch:
+            self._restart()  # what it holds, and who waits, is the parent's

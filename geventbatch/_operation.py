@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Operation(Generic[T]):
     def answer(self) -> T:
         """Return what it returned, or raise what it raised."""
         if self.error is None:
-            return self.value  # type: ignore[return-value]  # it has returned
+            return cast("T", self.value)  # it has returned
         try:
             raise self.error
         finally:

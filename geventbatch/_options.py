@@ -49,15 +49,15 @@ def check_options(
     max_batch_size: Any = None,
     max_pending: Any = None,
 ) -> Options:
-    """Give the options, or raise the `TypeError` or `ValueError` that names the argument, the value, and what is allowed."""
+    """Give the options, or raise the `TypeError` or `ValueError` that names argument, value, and what is allowed."""
     check_seconds("min_duration", min_duration)
     if max_duration is None:
         max_duration = 2 * min_duration if min_duration >= _SHORT_WINDOW else 1.0
     check_seconds("max_duration", max_duration)
     if max_duration <= min_duration:
         raise ValueError(
-            f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has to "
-            "hold the window, the load and the save"
+            f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has "
+            "to hold the window, the load and the save"
         )
     if workers is None:
         workers = 16 * (os.cpu_count() or 1)
@@ -80,7 +80,11 @@ def check_seconds(name: str, value: object) -> None:
     """Raise unless *value* is a finite number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}, but must be a number of seconds (int or float)")
-    if not isfinite(value) or value < 0:
+    try:
+        allowed = isfinite(value) and value >= 0
+    except OverflowError:  # an int beyond all floats
+        allowed = False
+    if not allowed:
         raise ValueError(f"{name} is {value!r}, but must be a finite number of seconds, 0 or more")
 
 
@@ -90,16 +94,19 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}, but must be callable")
 
 
-def check_key(key: object) -> None:
-    """Raise unless *key* is hashable and equal to itself."""
+def hash_of(key: object) -> int:
+    """Give the hash of *key*, or say that it has none."""
     try:
-        hash(key)
+        return hash(key)
     except TypeError as error:
-        raise TypeError(
-            f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
-        ) from error
+        msg = f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
+        raise TypeError(msg) from error
+
+
+def check_key(key: object) -> None:
+    """Raise unless *key* is equal to itself."""
     if not key == key:  # noqa: PLR0124 - a NaN is not, and nobody would ever find its batch again
-        raise ValueError(f"key is {key!r}, which is not equal to itself, so that no two operations could ever share it")
+        raise ValueError(f"key is {key!r}, which is not equal to itself: no two operations could ever share it")
 
 
 def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:

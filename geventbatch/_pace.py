@@ -1,11 +1,12 @@
 """Turns on the hub: so that no amount of work of ours keeps it from its timers and sockets (guarantee 10).
 
-A gate is an `AsyncResult` with callers behind it that want to go on: up to 32 that have their answer, or one worker that
-paused between two operations. Gates open one after another in the order they came. Between two of them everything that the
-first let through has run, and as soon as the hub has been busy for `SLICE` seconds it looks at its timers and sockets.
+A gate is an `AsyncResult` with callers behind it that want to go on: up to 32 that have their answer, or one worker
+that paused between two operations. Gates open one after another in the order they came. Between two of them everything
+that the first let through has run, and as soon as the hub has been busy for `SLICE` seconds it looks at its timers and
+sockets.
 
-Nobody waits for the opening of another one's gate, so nobody can be killed there and strand the rest: the next step is a
-callback of the hub.
+Nobody waits for the opening of another one's gate, so nobody can be killed there and strand the rest: the next step is
+a callback of the hub.
 """
 
 from __future__ import annotations

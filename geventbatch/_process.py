@@ -17,7 +17,7 @@ from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Hub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
     from greenlet import greenlet
 
@@ -94,24 +94,24 @@ def in_hub() -> bool:
 def refuse_place(state: State) -> None:
     """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
     global thread  # noqa: PLW0603 - as above
-    if in_hub():
-        msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
-        raise RuntimeError(msg)
-    inside = enclosing(state)
-    if inside is not None:
-        refuse_inside(inside.key)
+    check_not_inside(state)
     if thread is None:
         thread = native_thread()
         _warn_unpatched()
     check_thread("run")
 
 
-def refuse_inside(key: Hashable) -> NoReturn:
-    """Raise since `run` was called inside the batch of *key* (guarantee 14)."""
-    raise RuntimeError(
-        f"run() was called inside a batch of the same processor (key {key!r}), which would wait for itself: call it after "
-        "the batch, or make the change inside this operation"
-    )
+def check_not_inside(state: State) -> None:
+    """Raise where `run` could only wait for itself: in the hub, and inside a batch of *state*'s processor (13, 14)."""
+    if in_hub():
+        msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
+        raise RuntimeError(msg)
+    inside = enclosing(state)
+    if inside is not None:
+        raise RuntimeError(
+            f"run() was called inside a batch of the same processor (key {inside.key!r}), which would wait for itself: "
+            "call it after the batch, or make the change inside this operation"
+        )
 
 
 def in_thread() -> bool:
@@ -132,8 +132,9 @@ def _warn_unpatched() -> None:
     unpatched = [name for name in ("socket", "threading") if not monkey.is_module_patched(name)]
     if unpatched:
         warnings.warn(
-            f"geventbatch runs in a process whose {' and '.join(unpatched)} gevent has not patched: a load, a save or a "
-            "lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is imported",
+            f"geventbatch runs in a process whose {' and '.join(unpatched)} gevent has not patched: a load, a save or "
+            "a lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is "
+            "imported",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -135,7 +135,7 @@ class Processor(Generic[R]):
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
         /,
-        *args: Unpack[Args],
+        *args: *Args,
         start_timeout: float | None = None,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved.
@@ -191,7 +191,7 @@ class Processor(Generic[R]):
         return batch.answer(admitted)
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Admit no operation any more, close the open windows, and wait until everything admitted is saved and answered.
+        """Admit no operation any more, close the open windows, and wait until all that was admitted is answered.
 
         Once, twice or from several greenlets at once. With ``timeout=0`` it may be called from anywhere: the hub, a
         signal handler, an operation.
@@ -219,16 +219,16 @@ class Processor(Generic[R]):
             return state.stopped.is_set()
         if _process.in_hub() or _process.enclosing(state) is not None:
             raise RuntimeError(
-                "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call stop(timeout=0) "
-                "here, or stop() in a greenlet of its own"
+                "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call "
+                "stop(timeout=0) here, or stop() in a greenlet of its own"
             )
         return _wait_for_stop(state, timeout)
 
     def subscribe_batch_metrics(self) -> BatchMetrics:
         """Give an iterator of the `BatchMetric` of every batch that ends from now on.
 
-        It ends after the last one when the processor has stopped. A slow reader never delays a batch: it misses metrics,
-        and ``missed`` counts them.
+        It ends after the last one when the processor has stopped. A slow reader never delays a batch: it misses
+        metrics, and ``missed`` counts them.
 
         Switches: no; its iteration does.
         """
@@ -245,8 +245,6 @@ class Processor(Generic[R]):
         state = self._state
         if state.epoch != _process.epoch:
             state = self._state = State(self._options, self._subscriptions, stopping=state.stopping)
-            for metrics in self._subscriptions:
-                metrics.after_fork()
             if state.stopping:
                 state.check_stopped()
         return state
@@ -261,7 +259,8 @@ def _wait_for_start(batch: Batch, operation: Operation[Any], group: AsyncResult[
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:
     deadline = inf if timeout is None else _clock.monotonic() + timeout
-    # What runs alone may run in other threads: their wake-up does not keep a hub from giving up (LoopExit), a timer does.
+    # What runs alone may run in other threads: their wake-up does not keep a hub from giving up (LoopExit), a timer
+    # does.
     while state.alone and (left := deadline - _clock.monotonic()) > 0:
         state.stopped.wait(min(left, 0.01))
         state.check_stopped()

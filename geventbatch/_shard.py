@@ -53,11 +53,12 @@ class Shard:
 
     def _reinforce(self) -> None:
         self._reinforcing = False
-        if not self.free and len(self.queue):
+        if not self.free and len(self.queue) and self.state.epoch == _process.epoch:
             self.workers += 1
             self.free += 1
-            gevent.spawn(Worker(self).work)
-            if self.workers == 2:
+            # A link, and no `finally` of the worker's: it may be killed before its first step.
+            gevent.spawn(Worker(self).work).rawlink(self._left)
+            if self.workers > 1:
                 self._start_period()
 
     # -- surplus workers end ------------------------------------------------------------------------------
@@ -97,10 +98,9 @@ class Shard:
         self._least_free = min(self._least_free, self.free)
         self._reinforce_later()
 
-    def left(self, *, free: bool) -> None:
-        """A worker has ended."""
+    def _left(self, worker: object) -> None:  # noqa: ARG002 - the signature is a link's
         self.workers -= 1
-        self.free -= free
+        self.free -= 1
         self._reinforce_later()
 
 
@@ -111,52 +111,45 @@ class Worker:
         """Belong to *shard*, which counts it as free."""
         self._shard = shard
         self._state = shard.state
-        self._alarm = Alarm(self._state.options.max_duration)
-        self._free = True
 
     def work(self) -> None:
         """Take batches until told to end, killed, or not to be used again."""
+        queue = self._shard.queue
+        alarm = Alarm(self._state.options.max_duration)
         try:
-            while (batch := self._take()) is not None:
-                self._run(batch)
+            # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, where `_left` finds it.
+            while (batch := queue.get()) is not None:
+                self._run(batch, alarm)
                 if batch.spent:
                     break
         finally:
-            self._alarm.close()
-            self._shard.left(free=self._free)
+            alarm.close()
 
-    def _take(self) -> Batch | None:
-        # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, and `left` finds it there.
-        return self._shard.queue.get()
-
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch, alarm: Alarm) -> None:
         slots = self._state.slots
         try:
             if slots is None:
-                self._hold(batch)
+                self._hold(batch, alarm)
             else:
                 with slots:  # killed while it waits for one, it answers its batch
-                    self._hold(batch)
+                    self._hold(batch, alarm)
         except BaseException as error:
             batch.abort(error)
             raise
         finally:
-            assert batch.lane is not None
-            batch.lane.finish(batch)
+            batch.finish()
 
-    def _hold(self, batch: Batch) -> None:
+    def _hold(self, batch: Batch, alarm: Alarm) -> None:
         now = _clock.monotonic()
         slice_end = pace.slice_end(now)
         self._shard.hold()
-        self._free = False
         try:
             if now >= slice_end:
                 pace.wait()
                 now = _clock.monotonic()
             if batch.waiting:
-                _attempts.run(batch, self._alarm, now, slice_end)
+                _attempts.run(batch, alarm, now, slice_end)
             else:
                 batch.end()  # everybody left
         finally:
-            self._free = True
             self._shard.free += 1

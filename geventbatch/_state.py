@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
@@ -9,7 +10,7 @@ from gevent.lock import Semaphore
 
 from geventbatch import _process
 from geventbatch._lane import Lane
-from geventbatch._options import check_key
+from geventbatch._options import check_key, hash_of
 from geventbatch._pace import WIDTH, pace
 from geventbatch._shard import Shard
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
@@ -38,7 +39,7 @@ class State:
         self.subscriptions = subscriptions
         self.watched = len(subscriptions) > 0
         # -- mutable state ---------------------------------------------------------------------------------
-        self.lanes: dict[Hashable, Lane] = {}  # the keys that have live batches
+        self.lanes: dict[int, tuple[Lane, ...]] = {}  # of the keys that have live batches, by the hashes of the keys
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on lanes whose code has not returned yet
@@ -51,7 +52,7 @@ class State:
         workers = sum(shard.workers for shard in self.shards.values())
         state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
         return (
-            f"{state}, {len(self.lanes)} keys, {self.live + len(self.alone)} batches, "
+            f"{state}, {sum(map(len, self.lanes.values()))} keys, {self.live + len(self.alone)} batches, "
             f"{self.pending + len(self.alone)} operations pending, {workers} workers"
         )
 
@@ -66,13 +67,7 @@ class State:
         """
         if self.stopping:
             self._refuse()
-        try:
-            lane = self.lanes.get(key)
-        except TypeError:
-            check_key(key)
-            raise
-        if lane is None or lane.retired:
-            lane = self._new_lane(key, lane)
+        lane = self._lane(key)
         self.pending += 1
         most = self.options.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
@@ -109,15 +104,30 @@ class State:
 
     # -- lanes --------------------------------------------------------------------------------------------
 
-    def _new_lane(self, key: Hashable, lane: Lane | None) -> Lane:
-        while lane is None or lane.retired:
-            if lane is None:
-                check_key(key)
-                lane = self.lanes.setdefault(key, Lane(self, key, self._shard(key)))
-            else:  # a __hash__ or __eq__ of the key switches while the lane is taken out
-                _process.sleep(0)
-                lane = self.lanes.get(key)
-        return lane
+    def _lane(self, key: Hashable) -> Lane:
+        """Find the lane of *key*, or open one.
+
+        The key's ``__hash__`` and ``__eq__`` and the worker number may be functions that switch. Whatever changed in
+        the meantime is noticed: a lane that was found is asked whether it is still one, and a new one is put beside the
+        very lanes that it was compared with, or not at all. Nothing of the user's runs when a lane is taken out.
+        """
+        hashed = hash_of(key)
+        shard: Shard | None = None
+        while True:
+            bucket = self.lanes.get(hashed, ())
+            for lane in bucket:
+                if lane.key is key or lane.key == key:
+                    if lane.retired:
+                        break
+                    return lane
+            else:
+                if shard is None:
+                    check_key(key)
+                    shard = self._shard(key)
+                elif self.lanes.get(hashed, ()) is bucket:
+                    lane = Lane(self, key, hashed, shard)
+                    self.lanes[hashed] = (*bucket, lane)
+                    return lane
 
     def _shard(self, key: Hashable) -> Shard:
         workers = self.options.workers
@@ -137,10 +147,9 @@ class State:
     def retire(self, lane: Lane) -> None:
         """Forget *lane*, which has no batch."""
         lane.retired = True
-        try:
-            del self.lanes[lane.key]
-        except Exception:  # a __hash__ that raises now and then: the lane stays, empty and usable
-            lane.retired = False
+        rest = tuple(other for other in self.lanes.pop(lane.hashed) if other is not lane)
+        if rest:
+            self.lanes[lane.hashed] = rest
 
     def _discard(self, lane: Lane) -> None:
         """Forget *lane* if nobody has opened a batch on it."""
@@ -154,7 +163,7 @@ class State:
     def begin_stop(self) -> None:
         """Admit nothing any more, and close the open windows. Switches: no."""
         self.stopping = True
-        for lane in list(self.lanes.values()):
+        for lane in chain.from_iterable(self.lanes.values()):
             for batch in lane.batches:
                 batch.close()
         self.check_stopped()
