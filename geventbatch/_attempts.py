@@ -131,6 +131,8 @@ def _load(batch: Batch) -> tuple[_Scope, Any] | None:
     finally:
         batch.now = _clock.monotonic()
         batch.load_duration += batch.now - begun
+    if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
+        batch.expire()
     batch.loaded = True
     batch.phase = "operations"
     return loaded
@@ -277,4 +279,6 @@ def _back_off(batch: Batch, conflict: Conflict) -> bool:
     batch.phase = "load"
     _process.sleep(seconds)
     batch.now = _clock.monotonic()
+    if batch.now >= batch.deadline:  # the hub was kept from ringing the alarm
+        batch.expire()
     return not batch.over()
