@@ -301,7 +301,7 @@ def gaps(clock: VirtualTime, conflicts: int) -> list[float]:
             raise Conflict
 
     with Processor(
-        load_resource=load, save_resource=save, min_duration=0, max_duration=60, max_attempts=conflicts + 1
+        load_resource=load, save_resource=save, min_duration=0, max_duration=600, max_attempts=conflicts + 1
     ) as processor:
         processor.run("k", lambda resource: None)
     return pauses
@@ -321,9 +321,9 @@ def test_the_backoff_is_a_random_part_of_5_ms_then_of_twice_as_much_each_time_up
         assert 0.3 * most < sum(pauses) / 60 < 0.7 * most
 
 
-def test_the_backoff_of_attempt_2000_is_still_100_ms_at_the_most(clock: VirtualTime) -> None:
+def test_the_backoff_of_attempt_1100_is_still_100_ms_at_the_most(clock: VirtualTime) -> None:
     random.seed(17)
-    assert max(gaps(clock, 300)) <= 0.1
+    assert max(gaps(clock, 1100)) <= 0.1
 
 
 def test_other_keys_of_the_shard_go_on_during_a_backoff(clock: VirtualTime) -> None:
