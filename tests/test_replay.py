@@ -396,6 +396,22 @@ def test_a_conflict_raised_past_the_deadline_by_cpu_work_is_no_replay(clock: Vir
     assert len(store.loads) == 1
 
 
+def test_a_deadline_that_passes_during_the_backoff_is_a_save_failed_from_the_conflict_and_retry_safe(
+    clock: VirtualTime,
+) -> None:
+    conflict = Conflict()
+    store = Store(conflict)
+    with over(store) as processor:
+        callers = [spawn(processor, append, value) for value in range(3)]
+        clock.settle()
+        clock.spend(6)  # something else keeps the hub
+        answers = all_of(callers)
+    assert [(type(answer), answer.__cause__, answer.retry_safe) for answer in answers] == [
+        (SaveFailed, conflict, True)
+    ] * 3
+    assert len(store.loads) == 1
+
+
 @pytest.mark.parametrize(
     ("phase", "retry_safe"), [("load", True), ("operations", True), ("save", False)], ids=["load", "operations", "save"]
 )
