@@ -69,10 +69,16 @@ def tickets(
     log = directory / "gunicorn.log"
     try:
         with Server(environment, ["--workers", str(workers), *arguments], log) as server:
+            wait_until(lambda: ready_workers(directory) == workers)
             yield server
     except BaseException as error:
         error.add_note(log.read_text())
         raise
+
+
+def ready_workers(directory: Path) -> int:
+    """How many workers the gunicorn that logs there has had so far."""
+    return (directory / "gunicorn.log").read_text().count("Worker ready")
 
 
 @contextmanager

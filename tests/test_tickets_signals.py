@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from gevent.event import Event
 
 from examples.tickets.server import Server
-from tests.servers import ask, database, seats_in, store, tickets, wait_until, waiting_for_a_lock
+from tests.servers import ask, database, ready_workers, seats_in, store, tickets, wait_until, waiting_for_a_lock
 
 CLIENTS = 50
 LINE = {"Coast Line": CLIENTS * 4}
@@ -158,14 +158,14 @@ def test_a_reload_under_load_answers_everybody(kind: str, arguments: list[str], 
         before = _workers(server)
         server.process.send_signal(signal.SIGHUP)
 
-        wait_until(lambda: _boots(tmp_path) == 4 and not before & _workers(server))
+        wait_until(lambda: ready_workers(tmp_path) == 4 and not before & _workers(server))
         crowd.go_home()
         assert (crowd.refused, crowd.reset, crowd.answers[503]) == (0, 0, 0)
 
 
 def test_workers_that_restart_after_max_requests_answer_everybody(tmp_path: Path) -> None:
     with crowded("sqlite", tmp_path, "--max-requests", "100") as (_, crowd):
-        wait_until(lambda: _boots(tmp_path) > 4)
+        wait_until(lambda: ready_workers(tmp_path) > 4)
         crowd.go_home()
         assert (crowd.refused, crowd.reset, crowd.answers[503]) == (0, 0, 0)
 
@@ -184,6 +184,17 @@ def test_preloaded_workers_answer_others_while_a_batch_waits_for_its_database(tm
             assert ask(server, "GET", "/healthz")[0] == 200
             assert not booking.ready()
         assert booking.get()[0] == 201
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_to_workers_that_are_still_starting_ends_them_at_once(sent: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "gunicorn.log"
+    with database("sqlite", tmp_path) as url, Server({"DATABASE_URL": url}, log=log) as server:
+        wait_until(lambda: "Booting worker" in _log(tmp_path))
+        server.process.send_signal(sent)
+
+        assert server.wait() == 0
+    assert "SIGKILL" not in _log(tmp_path)
 
 
 def _wait_until_pending(server: Server, count: int) -> set[int]:
@@ -213,11 +224,6 @@ def _is_ending(server: Server, workers: set[int]) -> bool:
 def _workers(server: Server) -> set[int]:
     """The workers that answer now; ten calls find them all, or nearly always."""
     return {ask(server, "GET", "/healthz")[1]["worker"] for _ in range(10)}
-
-
-def _boots(directory: Path) -> int:
-    """How many workers have been started."""
-    return _log(directory).count("Booting worker")
 
 
 def _log(directory: Path) -> str:

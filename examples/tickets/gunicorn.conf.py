@@ -8,6 +8,7 @@ the last one closes the socket, nor for kept ones whose next request comes while
 """
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,20 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """With --preload the application exists already, and its connections are the parent's."""
+    """Take nothing from the parent that is the parent's."""
+    # Its signal handlers would put what comes before the worker has its own into a queue that nobody reads here, and
+    # the parent would wait for graceful_timeout. A worker that has not answered anybody may just end.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    # With --preload the application exists already, and so may connections of the parent.
     app = worker.app.callable
     if app is not None:
         app.extensions["tickets"].store.forget_connections()
+
+
+def post_worker_init(worker: Any) -> None:
+    """From here on, signals end it in order."""
+    worker.log.info("Worker ready (pid: %s)", worker.pid)
 
 
 def pre_request(worker: Any, req: Any) -> None:
