@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from geventbatch.testing import VirtualTime, virtual_time
-from tests.stores import FORMS, Caller, Form, Store, add, answers, raising
+from tests.stores import FORMS, Caller, Form, Store, add, answers, only_once, raising
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -34,7 +34,10 @@ class Key:
 
     def __eq__(self, other: object) -> bool:
         self.on_eq()
-        return isinstance(other, Key) and self.name == other.name
+        if not isinstance(other, Key):
+            return NotImplemented
+        other.on_eq()
+        return self.name == other.name
 
     def __repr__(self) -> str:
         return f"Key({self.name!r})"
@@ -261,26 +264,68 @@ def test_a_key_whose_hash_or_equality_yields_has_one_batch_at_a_time(
         assert_one_after_the_other(store.log)
 
 
-def test_an_operation_that_comes_while_its_key_is_being_forgotten_is_applied_and_the_key_found_again(
-    store: Store,
-) -> None:
-    late: list[Caller] = []
-    key = Key("k", int, int)
-
-    def come_late() -> None:
-        if store.times("saved") and not late:
-            late.append(store.call(processor, Key("k", int, int), store.apply, "late", 0.1))
-            for _ in range(5):
-                pause()
-
-    key.on_hash = come_late
+def test_a_caller_whose_key_was_found_while_its_last_batch_ended_opens_the_next_one(store: Store) -> None:
+    compare_for_long = only_once(lambda: gevent.sleep(0.05))
     with store.processor(min_duration=0, worker_number_for_key=lambda key, workers: 0) as processor:
-        first = store.call(processor, key, store.apply, "first")
-        store.clock.advance(0.1)
+        first = store.call(processor, Key("k", int, int), store.apply, "first")
+        store.clock.settle()
+        late = store.call(processor, Key("k", int, compare_for_long), store.apply, "late", 0.1)
+        store.clock.advance(0.04)
+        assert first.answered
+        store.clock.advance(0.03)
         last = store.call(processor, Key("k", int, int), store.apply, "last")
         store.clock.advance(1)
-        assert answers([first, *late, last]) == store.kept[Key("k", int, int)] == ["first", "late", "last"]
+        assert answers([first, late, last]) == store.kept[Key("k", int, int)] == ["first", "late", "last"]
         assert_one_after_the_other(store.log)
+
+
+def test_keys_of_one_hash_are_different_keys_when_they_are_not_equal_even_if_their_equality_yields(
+    store: Store,
+) -> None:
+    class Colliding(Key):
+        def __hash__(self) -> int:
+            return 7
+
+    with store.processor(min_duration=0, max_duration=9, worker_number_for_key=lambda key, workers: 0) as processor:
+        store.call(processor, Colliding("busy", int, pause), store.apply, "busy", 5)
+        callers = []
+        for mark in range(60):
+            callers.append(
+                store.call(processor, Colliding(f"k{mark % 3}", int, pause), store.apply, mark, 0.001 * (mark % 2))
+            )
+            if mark % 6 == 5:
+                store.clock.advance(0.011 * (mark % 7))
+        store.clock.advance(9)
+        assert sorted(answers(callers)) == list(range(60))
+        for number in range(3):
+            key = Colliding(f"k{number}", int, int)
+            marks = set(range(number, 60, 3))
+            assert set(store.kept[key]) == marks
+            assert_one_after_the_other([one for one in store.log if one[2] == key or one[2] in marks])
+
+
+@pytest.mark.parametrize("place", ["hash", "equality", "worker number"])
+def test_a_caller_killed_while_its_key_is_being_looked_up_leaves_the_key_usable_and_the_stop_finite(
+    store: Store, place: str
+) -> None:
+    def wait_in(here: str) -> Callable[[], object]:
+        return (lambda: gevent.sleep(0.015)) if here == place else int
+
+    def number_for(key: Any, workers: int) -> int:
+        wait_in("worker number")()
+        return 0
+
+    with store.processor(min_duration=0, worker_number_for_key=number_for) as processor:
+        first = store.call(processor, Key("k", int, int), add, "first")
+        store.clock.advance(1 if place == "worker number" else 0.02)
+        killed = store.call(processor, Key("k", wait_in("hash"), wait_in("equality")), add, "killed")
+        store.clock.advance(0.01)
+        killed.kill()
+        second = store.call(processor, Key("k", int, int), add, "second")
+        store.clock.advance(1)
+        assert answers([first, second]) == store.kept[Key("k", int, int)] == ["first", "second"]
+        assert isinstance(killed.error, gevent.GreenletExit)
+        assert "0 keys, 0 batches, 0 operations pending" in repr(processor)
 
 
 # All of it together, in many orders
