@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = int(os.environ.get("GEVENTBATCH_EXAMPLES", "1000"))
 
-STEPS = 25
+STEPS = 30
 
 GUARDS = ("", "swallow", "cleanup", "convert")
 
@@ -38,7 +38,7 @@ def _acts(first: tuple[str, ...], ends: tuple[str, ...], last: tuple[str, ...] =
     ]
 
 
-PACES = [Act(), Act("yield"), Act("short")]
+PACES = [Act(), Act("yield"), *[Act("short")] * 4]
 
 LOADS = st.sampled_from(
     [
@@ -64,12 +64,13 @@ LEAVES = st.sampled_from(
 _PLAIN = _acts(("", "yield", "short", "work"), ("ok",))
 
 _OPERATIONS = [
-    *_PLAIN * 8,
+    *_PLAIN * 24,
     *_acts(("", "yield", "short"), ("refuse", "half-way", "half-way", "timeout")) * 3,
     *_acts(("",), ("ok", "half-way"), ("yield", "long", "hang")),
     *_acts(("long", "hang"), ("ok", "refuse", "half-way")),
     *_acts(("toil", "grind"), ("ok",)),
-    *_acts(("", "short"), ("collapse", "exit", "run inside", "stop", "stop and wait")),
+    *_acts(("", "short"), ("collapse", "exit", "run inside")),
+    *_acts(("",), ("stop", "stop and wait")),
 ]
 
 OPERATIONS = st.sampled_from(
@@ -78,7 +79,7 @@ OPERATIONS = st.sampled_from(
     + [(Act(), act) for act in _OPERATIONS if act not in _PLAIN]
 )
 
-PATIENCE = st.sampled_from([None] * 12 + [0.0, 0.005, 0.05, 0.3])
+PATIENCE = st.sampled_from([None] * 28 + [0.0, 0.005, 0.05, 0.3])
 
 CALLS = st.lists(st.tuples(st.sampled_from(KEYS + KEYS[:1] * 3), OPERATIONS, PATIENCE, PATIENCE), min_size=1, max_size=6)
 
@@ -91,7 +92,7 @@ CHOICES = st.builds(
     narrow=st.booleans(),
     max_batches=st.sampled_from([None, None, 1, 2]),
     max_batch_size=st.sampled_from([None, None, None, 1, 3]),
-    max_pending=st.sampled_from([None, None, None, 4]),
+    max_pending=st.sampled_from([None, None, None, 6]),
     max_attempts=st.sampled_from([5, 2, 1]),
     numbering=st.sampled_from([False] * 5 + [True]),
     load=st.sampled_from(PACES),
@@ -99,6 +100,34 @@ CHOICES = st.builds(
 )
 
 ANY_OF = st.integers(0, 15)
+
+
+def _is_stopping(simulation: Any) -> bool:
+    return bool(simulation.world.life.stopping)
+
+
+def _is_on(simulation: Any) -> bool:
+    return not simulation.world.life.stopping
+
+
+def _is_busy(simulation: Any) -> bool:
+    return not simulation.world.life.quiet
+
+
+def _callers(simulation: Any) -> list[Any]:
+    return [call.greenlet for call in simulation.world.life.calls if not call.fate]
+
+
+def _has_callers(simulation: Any) -> bool:
+    return bool(_callers(simulation))
+
+
+def _workers(simulation: Any) -> list[Any]:
+    return [one for one in simulation.world.live_workers() if one.gr_frame]
+
+
+def _has_workers(simulation: Any) -> bool:
+    return bool(_workers(simulation))
 
 
 class Simulation(RuleBasedStateMachine):
@@ -110,24 +139,41 @@ class Simulation(RuleBasedStateMachine):
         self.world = World(seed)
         self.world.begin(choices)
 
+    @precondition(_is_on)
     @rule(calls=CALLS)
     def run(self, calls: list[tuple[str, tuple[Act, ...], float | None, float | None]]) -> None:
         for key, acts, patience, start_timeout in calls:
             self.world.life.call(key, acts, patience, start_timeout)
 
-    @rule(calls=CALLS, turns=st.integers(0, 3))
+    @precondition(_is_on)
+    @rule(calls=CALLS, turns=st.integers(1, 6))
     def run_and_turn(self, calls: list[tuple[str, tuple[Act, ...], float | None, float | None]], turns: int) -> None:
         self.run(calls)
         self.world.turn(turns)
 
+    @precondition(_is_on)
+    @rule(key=st.sampled_from(KEYS), act=st.sampled_from(_PLAIN), number=st.sampled_from([8, 32, 33, 70]))
+    def run_many(self, key: str, act: Act, number: int) -> None:
+        for _ in range(number):
+            self.world.life.call(key, (act,), None, None)
+        self.world.turn(1)
+
+    @precondition(_is_stopping)
+    @rule(key=st.sampled_from(KEYS))
+    def run_too_late(self, key: str) -> None:
+        self.world.life.call(key, (Act(),), None, None)
+
+    @precondition(_is_on)
     @rule(key=st.sampled_from(KEYS), act=LOADS)
     def plan_load(self, key: str, act: Act) -> None:
         self.world.loads[key].append(act)
 
+    @precondition(_is_on)
     @rule(key=st.sampled_from(KEYS), act=SAVES)
     def plan_save(self, key: str, act: Act) -> None:
         self.world.saves[key].append(act)
 
+    @precondition(_is_on)
     @rule(key=st.sampled_from(KEYS), act=LEAVES)
     def plan_leave(self, key: str, act: Act) -> None:
         self.world.leaves[key].append(act)
@@ -140,13 +186,15 @@ class Simulation(RuleBasedStateMachine):
     def turn(self, turns: int) -> None:
         self.world.turn(turns)
 
+    @precondition(_has_callers)
     @rule(number=ANY_OF)
     def kill_caller(self, number: int) -> None:
-        self.world.kill([call.greenlet for call in self.world.life.calls if not call.fate], number)
+        self.world.kill(_callers(self), number)
 
+    @precondition(_has_workers)
     @rule(number=ANY_OF)
     def kill_worker(self, number: int) -> None:
-        self.world.kill([one for one in self.world.live_workers() if one.gr_frame], number)
+        self.world.kill(_workers(self), number)
 
     @rule(key=st.sampled_from(KEYS))
     def write_foreign(self, key: str) -> None:
@@ -156,14 +204,17 @@ class Simulation(RuleBasedStateMachine):
     def spend(self, seconds: float) -> None:
         self.world.spend(seconds)
 
+    @precondition(_is_on)
     @rule(on=st.booleans())
     def switch_batching(self, on: bool) -> None:
         self.world.life.processor.batching = on
 
+    @precondition(_is_busy)
     @rule(timeout=st.sampled_from([None, 0.001, 0.1, 1.0]))
     def stop(self, timeout: float | None) -> None:
         self.world.life.stop(timeout)
 
+    @precondition(_is_busy)
     @rule(in_hub=st.booleans())
     def stop_at_once(self, in_hub: bool) -> None:
         if in_hub:
@@ -171,7 +222,7 @@ class Simulation(RuleBasedStateMachine):
         else:
             self.world.life.begin_stop()
 
-    @precondition(lambda self: self.world.life.stopping)
+    @precondition(_is_stopping)
     @rule(choices=CHOICES)
     def renew(self, choices: Choices) -> None:
         self.world.renew(choices)
