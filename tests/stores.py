@@ -161,6 +161,11 @@ def fail(resource: list[Any], error: BaseException) -> None:
     raise error
 
 
+def current_greenlet(*args: object) -> Any:
+    """The greenlet that calls this; Any, since the stubs of gevent promise less than can be done to it."""
+    return gevent.getcurrent()
+
+
 def wait(seconds: float) -> None:
     if seconds:
         gevent.sleep(seconds)
