@@ -31,6 +31,13 @@ def wait_until(condition: Callable[[], object]) -> None:
         gevent.sleep(0.01)
 
 
+def side_by_side(run: Callable[..., object], *cases: tuple[object, ...]) -> None:
+    """Run all cases at once, and fail if one does: most of their time they wait for gunicorn's ticks of a second."""
+    running = gevent.joinall([gevent.spawn(run, *case) for case in cases])
+    for one in running:
+        one.get()
+
+
 @contextmanager
 def database(kind: str, directory: Path) -> Iterator[str]:
     """The URL of an empty database: "sqlite" or "postgresql"."""
@@ -65,7 +72,7 @@ def tickets(
     url: str, directory: Path, *, batching: bool = True, arguments: Sequence[str] = (), workers: int = 2
 ) -> Iterator[Server]:
     """Run gunicorn with the tickets application until the block is left."""
-    environment = {"DATABASE_URL": url, "BATCHING": "on" if batching else "off"}
+    environment = {"DATABASE_URL": url, "BATCHING": "on" if batching else "off", "MAX_DURATION": "20"}
     log = directory / "gunicorn.log"
     try:
         with Server(environment, ["--workers", str(workers), *arguments], log) as server:

@@ -14,18 +14,29 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import gevent
-import pytest
 import sqlalchemy as sa
 from gevent.event import Event
 
-from examples.tickets.server import Server
-from tests.servers import ask, database, ready_workers, seats_in, store, tickets, wait_until, waiting_for_a_lock
+from examples.tickets.server import CONFIGURATION, Server
+from tests.servers import (
+    ask,
+    database,
+    ready_workers,
+    seats_in,
+    side_by_side,
+    store,
+    tickets,
+    wait_until,
+    waiting_for_a_lock,
+)
 
 CLIENTS = 50
 LINE = {"Coast Line": CLIENTS * 4}
@@ -99,49 +110,37 @@ def crowded(kind: str, directory: Path, *arguments: str, batching: bool = True) 
         assert crowd.answers.keys() <= {200, 201, 503}
 
 
-@pytest.mark.parametrize(
-    ("sent", "arguments"),
-    [
-        (signal.SIGTERM, []),
-        (signal.SIGHUP, []),
-        (signal.SIGINT, []),
-        (signal.SIGQUIT, []),
-        (signal.SIGQUIT, ["--preload"]),
-    ],
-    ids=str,
-)
-def test_whoever_waits_when_the_signal_comes_is_saved_and_answered(
-    sent: signal.Signals, arguments: list[str], tmp_path: Path
-) -> None:
-    with (
-        database("postgresql", tmp_path) as url,
-        store(url, LINE) as trains,
-        tickets(url, tmp_path, arguments=arguments) as server,
-    ):
-        with trains._engine.begin() as connection:
-            connection.execute(sa.text("SELECT * FROM trains FOR UPDATE"))
-            bookings = [
-                gevent.spawn(ask, server, "POST", f"{PATH}/{seat}", {"passenger": "Ann"}) for seat in range(1, 21)
-            ]
-            workers = _wait_until_pending(server, len(bookings))
+def test_whoever_waits_when_the_signal_comes_is_saved_and_answered(tmp_path: Path) -> None:
+    def run(sent: signal.Signals, *arguments: str) -> None:
+        directory = _directory(tmp_path, sent, *arguments)
+        with (
+            database("postgresql", directory) as url,
+            store(url, LINE) as trains,
+            tickets(url, directory, arguments=arguments) as server,
+        ):
+            with trains._engine.begin() as connection:
+                connection.execute(sa.text("SELECT * FROM trains FOR UPDATE"))
+                bookings = [
+                    gevent.spawn(ask, server, "POST", f"{PATH}/{seat}", {"passenger": "Ann"}) for seat in range(1, 21)
+                ]
+                workers = _wait_until_pending(server, len(bookings))
+                server.process.send_signal(sent)
+                wait_until(lambda: all(_is_ending(server, workers) for _ in range(10)))
+
+            assert [booking.get()[0] for booking in bookings] == [201] * 20
+            assert seats_in(trains, "Coast Line") == dict.fromkeys(range(1, 21), "Ann")
+
+    side_by_side(run, (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGQUIT,), (signal.SIGQUIT, "--preload"))
+
+
+def test_what_was_answered_before_the_end_is_in_the_database(tmp_path: Path) -> None:
+    def run(sent: signal.Signals, batching: bool) -> None:
+        with crowded("sqlite", _directory(tmp_path, sent, batching), batching=batching) as (server, _):
             server.process.send_signal(sent)
-            wait_until(lambda: all(_is_ending(server, workers) for _ in range(10)))
 
-        assert [booking.get()[0] for booking in bookings] == [201] * 20
-        assert seats_in(trains, "Coast Line") == dict.fromkeys(range(1, 21), "Ann")
+            assert server.wait() == 0
 
-
-@pytest.mark.parametrize(
-    ("sent", "batching"),
-    [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGQUIT, True), (signal.SIGQUIT, False)],
-)
-def test_what_was_answered_before_the_end_is_in_the_database(
-    sent: signal.Signals, batching: bool, tmp_path: Path
-) -> None:
-    with crowded("sqlite", tmp_path, batching=batching) as (server, _):
-        server.process.send_signal(sent)
-
-        assert server.wait() == 0
+    side_by_side(run, (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGQUIT, True), (signal.SIGQUIT, False))
 
 
 def test_ctrl_c_that_reaches_all_processes_at_once_loses_nothing_and_ends_without_a_traceback(tmp_path: Path) -> None:
@@ -152,22 +151,22 @@ def test_ctrl_c_that_reaches_all_processes_at_once_loses_nothing_and_ends_withou
     assert "Traceback" not in _log(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "arguments"), [("sqlite", []), ("postgresql", ["--preload"])], ids=["", "--preload"])
-def test_a_reload_under_load_answers_everybody(kind: str, arguments: list[str], tmp_path: Path) -> None:
-    with crowded(kind, tmp_path, *arguments) as (server, crowd):
-        before = _workers(server)
-        server.process.send_signal(signal.SIGHUP)
+def test_reloads_and_restarts_under_load_answer_everybody(tmp_path: Path) -> None:
+    def reload(kind: str, *arguments: str) -> None:
+        directory = _directory(tmp_path, kind)
+        with crowded(kind, directory, *arguments) as (server, crowd):
+            before = _workers(server)
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: ready_workers(directory) == 4 and not before & _workers(server))
+            _check_that_everybody_was_answered(crowd)
 
-        wait_until(lambda: ready_workers(tmp_path) == 4 and not before & _workers(server))
-        crowd.go_home()
-        assert (crowd.refused, crowd.reset, crowd.answers[503]) == (0, 0, 0)
+    def restart() -> None:
+        directory = _directory(tmp_path, "restart")
+        with crowded("sqlite", directory, "--max-requests", "100") as (_, crowd):
+            wait_until(lambda: ready_workers(directory) >= 4)
+            _check_that_everybody_was_answered(crowd)
 
-
-def test_workers_that_restart_after_max_requests_answer_everybody(tmp_path: Path) -> None:
-    with crowded("sqlite", tmp_path, "--max-requests", "100") as (_, crowd):
-        wait_until(lambda: ready_workers(tmp_path) > 4)
-        crowd.go_home()
-        assert (crowd.refused, crowd.reset, crowd.answers[503]) == (0, 0, 0)
+    side_by_side(lambda run, *case: run(*case), (reload, "sqlite"), (reload, "postgresql", "--preload"), (restart,))
 
 
 def test_preloaded_workers_answer_others_while_a_batch_waits_for_its_database(tmp_path: Path) -> None:
@@ -186,15 +185,29 @@ def test_preloaded_workers_answer_others_while_a_batch_waits_for_its_database(tm
         assert booking.get()[0] == 201
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_signal_to_workers_that_are_still_starting_ends_them_at_once(sent: signal.Signals, tmp_path: Path) -> None:
-    log = tmp_path / "gunicorn.log"
-    with database("sqlite", tmp_path) as url, Server({"DATABASE_URL": url}, log=log) as server:
-        wait_until(lambda: "Booting worker" in _log(tmp_path))
-        server.process.send_signal(sent)
+def test_a_worker_that_is_still_starting_does_not_swallow_the_signal_that_ends_it() -> None:
+    started = f"""
+import runpy, signal, types
+hooks = runpy.run_path({str(CONFIGURATION)!r})
+signal.signal(signal.SIGTERM, lambda *_: None)
+hooks["post_fork"](None, types.SimpleNamespace(app=types.SimpleNamespace(callable=None)))
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+    ended = subprocess.run([sys.executable, "-c", started], check=True, stdout=subprocess.PIPE, text=True)
 
-        assert server.wait() == 0
-    assert "SIGKILL" not in _log(tmp_path)
+    assert ended.stdout == "True\n"
+
+
+def _check_that_everybody_was_answered(crowd: Crowd) -> None:
+    crowd.go_home()
+    assert (crowd.refused, crowd.reset, crowd.answers[503]) == (0, 0, 0)
+
+
+def _directory(parent: Path, *case: object) -> Path:
+    """A directory for one of several cases."""
+    directory = parent / "-".join(map(str, case))
+    directory.mkdir()
+    return directory
 
 
 def _wait_until_pending(server: Server, count: int) -> set[int]:

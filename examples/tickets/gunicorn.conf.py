@@ -26,7 +26,7 @@ workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # More than max_pending: a worker that is overloaded says so, in place of letting connections wait unseen.
 worker_connections = 2000
 keepalive = 5
-# A batch ends within max_duration, five seconds. What is killed after this has not answered anybody.
+# A batch ends within max_duration (see `settings`). What is killed after this has not answered anybody.
 graceful_timeout = 30
 # Its server is a thread with an event loop of its own, which a patched process cannot run beside its work.
 control_socket_disable = True

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,9 +45,9 @@ class Server:
         self.stop()
 
     def stop(self) -> int:
-        """End it as a deployment would, and give its exit status."""
+        """End it as Ctrl-C does, the quickest way that saves and answers what it has; give its exit status."""
         if self.process.poll() is None:
-            self.process.terminate()
+            self.process.send_signal(signal.SIGINT)
         return self.wait()
 
     def wait(self) -> int:

@@ -27,8 +27,6 @@ from examples.tickets.settings import TRAINS, Settings
 from examples.tickets.storage import CONNECTIONS, Store
 from geventbatch import BatchError, Processor
 
-# More than a batch needs on a bad day, and well under gunicorn's graceful_timeout.
-MAX_DURATION = 5.0
 # Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
 MAX_ATTEMPTS = 30
 
@@ -52,7 +50,7 @@ class Tickets:
             open_resource=self.store.open_train,
             # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
             min_duration=0,
-            max_duration=MAX_DURATION,
+            max_duration=settings.max_duration,
             max_attempts=MAX_ATTEMPTS,
             max_batches=CONNECTIONS,
             max_pending=settings.max_pending,
