@@ -26,26 +26,30 @@ class Alarm(gevent.Timeout):
         super().__init__(seconds)
         self.timer: Any  # the stubs do not know what gevent's watchers have: `ref` and `active`
         self._batch: Batch | None = None
+        self._relaxed = False
 
     def watch(self, batch: Batch) -> None:
         """Ring at the deadline of *batch*, which the current greenlet is about to run. Switches: no."""
         self._batch = batch
-        self.timer.ref = True
+        if self._relaxed:
+            self._relaxed = False
+            self.timer.ref = True
         if not self.timer.active:
             self.start()
 
     def relax(self) -> None:
-        """The batch has ended. Switches: no.
+        """There is no batch for a while. Switches: no.
 
         A timer that runs on does no harm, and is there for the next batch; but nobody's deadlock has to wait for it.
         """
         self._batch = None
+        self._relaxed = True
         self.timer.ref = False
 
     def _on_expiration(self, previous: Any, ex: Any) -> None:
         # In the hub, on time, wherever the greenlet waits. (gevent's hook for subclasses.)
         batch = self._batch
-        if batch is None or batch.epoch != _process.epoch:
+        if batch is None or batch.returned or batch.epoch != _process.epoch:
             return
         left = batch.deadline - _clock.monotonic()
         if left > 0:

@@ -9,7 +9,7 @@ import gevent
 from geventbatch import _attempts, _clock, _process
 from geventbatch._alarm import Alarm
 from geventbatch._batch import Batch
-from geventbatch._options import check_key, hash_of
+from geventbatch._options import check_key
 from geventbatch.errors import OperationCancelled, not_started
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ T = TypeVar("T")
 def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
     """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
     _process.check_not_inside(state)
-    hash_of(key)
     check_key(key)
     batch = Batch(state, key)
     batch.operations.append(operation)

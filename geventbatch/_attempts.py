@@ -43,13 +43,13 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     _process.running[current] = batch
     batch.start(alarm, now)
     try:
-        while not batch.over() and _attempt(batch, slice_end):
-            pass
+        if not batch.over():
+            while _attempt(batch, slice_end):
+                pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
     finally:
-        if alarm is not None:
-            alarm.relax()
+        batch.returned = True
         if batch.outer is None:
             _process.running.pop(current, None)
         else:
@@ -60,10 +60,10 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
 
 def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
-    scope = _load(batch)
-    if scope is None:
+    loaded = _load(batch)
+    if loaded is None:
         return False
-    enclosed, resource = scope
+    scope, resource = loaded
     reason: BaseException | None = None
     try:
         if not batch.over():
@@ -72,18 +72,18 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         reason = error
         batch.over()
         _abort(batch, error)
-    if batch.over():
-        _leave(batch, enclosed, reason or TimeoutError("the deadline of the batch has passed"))
+    if batch.ended:  # and `over` was asked since the last function of the user's
+        _leave(batch, scope, reason or TimeoutError("the deadline of the batch has passed"))
         return False
     if reason is not None:
-        _leave(batch, enclosed, reason)
+        _leave(batch, scope, reason)
         batch.now = _clock.monotonic()
         return not batch.over()
     if not batch.completed:
-        _leave(batch, enclosed, NothingToSave())
+        _leave(batch, scope, NothingToSave())
         batch.end()
         return False
-    return _save(batch, enclosed)
+    return _save(batch, scope)
 
 
 def _leave(batch: Batch, scope: _Scope, reason: BaseException) -> None:
@@ -157,7 +157,11 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> BaseException | Non
     """
     broken: BaseException | None = None
     batch.completed = 0
-    for operation in _operations(batch):
+    if batch.now >= batch.window_end:
+        batch.open = False
+    for operation in _arriving(batch) if batch.open else batch.operations:
+        if operation.state > STARTED:
+            continue
         error = _apply_one(batch, operation, resource)
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
@@ -174,18 +178,16 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> BaseException | Non
     return broken
 
 
-def _operations(batch: Batch) -> Iterator[Operation[Any]]:
-    """Give the operations in the order they came, while the window is open those that are still to come."""
+def _arriving(batch: Batch) -> Iterator[Operation[Any]]:
+    """Give the operations that are there, and those that arrive while the window is open; at its end, close it."""
     operations = batch.operations
     index = 0
     while True:
-        if batch.open and batch.now >= batch.window_end:
-            batch.close()
+        if batch.now >= batch.window_end:
+            batch.open = False
         if index < len(operations):
-            operation = operations[index]
+            yield operations[index]
             index += 1
-            if operation.state <= STARTED:
-                yield operation
         elif batch.open:
             batch.wait_for_operations(batch.window_end - batch.now)
             if batch.over():
@@ -236,20 +238,18 @@ def _save(batch: Batch, scope: _Scope) -> bool:
         _leave(batch, scope, TimeoutError("the deadline of the batch has passed"))
         return False
     batch.phase = "save"
+    raised: BaseException | None = None
     try:
         batch.context.run(scope.__exit__, None, None, None)
     except BaseException as error:
-        _save_took(batch, begun)
-        return _save_raised(batch, error)
-    _save_took(batch, begun)
+        raised = error
+    batch.now = _clock.monotonic()
+    batch.save_duration += batch.now - begun
+    if raised is not None:
+        return _save_raised(batch, raised)
     if not batch.over():
         batch.end()
     return False
-
-
-def _save_took(batch: Batch, begun: float) -> None:
-    batch.now = _clock.monotonic()
-    batch.save_duration += batch.now - begun
 
 
 def _save_raised(batch: Batch, error: BaseException) -> bool:

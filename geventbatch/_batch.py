@@ -69,6 +69,7 @@ class Batch:
         "operations",
         "outer",
         "phase",
+        "returned",
         "save_duration",
         "size",
         "spent",
@@ -107,6 +108,7 @@ class Batch:
         self.conflicts = 0
         self.conflict: Conflict | None = None  # of the last attempt, until the next one begins
         self.exact = _EXACT  # broken operations that may still cost a load each
+        self.returned = False  # its code has
         self.spent = False  # its greenlet runs no other batch
         self.fatal: BaseException | None = None  # and ends of this
         self.bell: Waiter[None] | None = None  # there while that greenlet waits for operations
@@ -226,12 +228,13 @@ class Batch:
             return
         self.ended = True
         self.failure = failure
-        self.close()
+        if self.open:
+            self.close()
         self.state.pending -= self.waiting
         self.waiting = 0
         width = len(self.operations)
         for group in self.groups:
-            pace.add(group, min(width, WIDTH))
+            pace.add(group.set, min(WIDTH, width))
             width -= WIDTH
         if self.state.watched and self.attempts:
             self.state.publish(self.metric())

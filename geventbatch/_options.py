@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from geventbatch._keys import worker_number_for_key as default_worker_number
-from geventbatch._scope import Pair, load_nothing, save_nothing
+from geventbatch._scope import Pair, PairScope, load_nothing, save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,19 +95,22 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}, but must be callable")
 
 
-def hash_of(key: object) -> int:
-    """Give the hash of *key*, or say that it has none."""
-    try:
-        return hash(key)
-    except TypeError as error:
-        msg = f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
-        raise TypeError(msg) from error
-
-
 def check_key(key: object) -> None:
-    """Raise unless *key* is equal to itself."""
-    if not key == key:  # noqa: PLR0124 - a NaN is not, and nobody would ever find its batch again
+    """Raise unless *key* is hashable and equal to itself."""
+    try:
+        hash(key)
+    except TypeError as error:
+        refuse_key(key, error)
+    if key != key:  # noqa: PLR0124 - such as a NaN
+        refuse_key(key)
+
+
+def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
+    """Raise what says why *key* cannot be one: it has no hash, which said *error*, or is not equal to itself."""
+    if error is None:
         raise ValueError(f"key is {key!r}, which is not equal to itself: no two operations could ever share it")
+    msg = f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
+    raise TypeError(msg) from error
 
 
 def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
@@ -115,7 +119,7 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
         save_resource = save_nothing if save_resource is None else save_resource
         check_callable("load_resource", load_resource)
         check_callable("save_resource", save_resource)
-        return Pair(load_resource, save_resource)
+        return partial(PairScope, Pair(load_resource, save_resource))
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"

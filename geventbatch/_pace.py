@@ -1,6 +1,6 @@
 """Turns on the hub: so that no amount of work of ours keeps it from its timers and sockets (guarantee 10).
 
-A gate is an `AsyncResult` with callers behind it that want to go on: up to 32 that have their answer, or one worker
+A gate has greenlets behind it that want to go on: up to 32 that have their answer, or one worker
 that paused between two operations. Gates open one after another in the order they came. Between two of them everything
 that the first let through has run, and as soon as the hub has been busy for `SLICE` seconds it looks at its timers and
 sockets.
@@ -12,17 +12,17 @@ a callback of the hub.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import gevent
-from gevent.event import AsyncResult
+from gevent.hub import Waiter
 
 from geventbatch import _clock, _process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
-
-    from gevent.event import Event
 
 SLICE: Final = 0.003
 """Seconds that the hub may be kept in one piece."""
@@ -39,15 +39,15 @@ class Pace:
     def __init__(self) -> None:
         """Start with nobody waiting."""
         # -- mutable state ---------------------------------------------------------------------------------
-        self._gates: deque[tuple[AsyncResult[Any] | Event, int]] = deque()  # and how many wait behind each
+        self._gates: deque[tuple[Callable[[], object], int]] = deque()  # what opens each, how many wait behind it
         self._loop: Any = None  # the loop that a step is scheduled on; another one has never heard of it
         self._timer: Any = None  # the timer of that step, if it is one
         self._iteration = -1  # the loop's, when it was last seen to have turned
-        self._since = 0.0  # when that was
+        self._slice_end = 0.0  # the end of the slice that began then
 
-    def add(self, gate: AsyncResult[Any] | Event, width: int) -> None:
-        """Open *gate*, with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
-        self._gates.append((gate, width))
+    def add(self, opens: Callable[[], object], width: int) -> None:
+        """Call *opens*, for a gate with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
+        self._gates.append((opens, width))
         loop = gevent.get_hub().loop
         if self._loop is not loop:
             self._loop = loop
@@ -55,21 +55,23 @@ class Pace:
 
     def wait(self) -> None:
         """Let everybody else have a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
-        gate: AsyncResult[Any] = AsyncResult()
-        self.add(gate, WIDTH)
-        gate.wait()
+        waiter: Waiter[None] = Waiter()
+        self.add(partial(waiter.switch, None), WIDTH)
+        waiter.get()
 
     def idle(self) -> bool:
         """Whether every gate is open."""
         return not self._gates
 
     def slice_end(self, now: float) -> float:
-        """When the hub will have been kept long enough, at *now* the latest news of which is that it turned."""
-        iteration = gevent.get_hub().loop.iteration
-        if iteration != self._iteration:
-            self._iteration = iteration
-            self._since = now
-        return self._since + SLICE
+        """Say when the hub will have been kept for long enough; *now* counts as its turn if it has had one."""
+        left = self._slice_end - now
+        if not 0 < left <= SLICE:
+            iteration = gevent.get_hub().loop.iteration
+            if iteration != self._iteration or left > 0:  # the hub has turned since, or the clock is another one
+                self._iteration = iteration
+                self._slice_end = now + SLICE
+        return self._slice_end
 
     def _step(self) -> None:
         """Open the next gates, in the hub, and come back when all that went through has had its turn."""
@@ -92,9 +94,9 @@ class Pace:
         gates = self._gates
         width = 0
         while gates and width + gates[0][1] <= WIDTH:
-            gate, count = gates.popleft()
+            opens, count = gates.popleft()
             width += count
-            gate.set()
+            opens()
 
     def _close_timer(self) -> None:
         if self._timer is not None:

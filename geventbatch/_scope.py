@@ -35,17 +35,13 @@ class PairScope:
 
 
 class Pair:
-    """An ``open_resource`` made of ``load_resource`` and ``save_resource``."""
+    """``load_resource`` and ``save_resource``."""
 
     def __init__(self, load_resource: Callable[[Any], Any], save_resource: Callable[[Any, Any], object]) -> None:
         """Keep both."""
         self.load_resource = load_resource
         self.save_resource = save_resource
         self._warned = False
-
-    def __call__(self, key: Hashable) -> PairScope:
-        """Open the resource at *key*."""
-        return PairScope(self, key)
 
     def warn_immutable(self, resource: object) -> None:
         """Say once that operations cannot change what was loaded."""

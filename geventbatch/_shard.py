@@ -43,7 +43,8 @@ class Shard:
     def put(self, batch: Batch) -> None:
         """Queue *batch*. Switches: no; works in the hub too."""
         self.queue.put(batch)
-        self._reinforce_later()
+        if not self.free:
+            self._reinforce_later()
 
     def _reinforce_later(self) -> None:
         # Not now: a batch that never waits is over before the hub calls back, and its worker takes the next one.
@@ -94,9 +95,10 @@ class Shard:
 
     def hold(self) -> None:
         """A free worker begins to run a batch."""
-        self.free -= 1
-        self._least_free = min(self._least_free, self.free)
-        self._reinforce_later()
+        self.free = free = self.free - 1
+        self._least_free = min(self._least_free, free)
+        if not free:
+            self._reinforce_later()
 
     def _left(self, worker: object) -> None:  # noqa: ARG002 - the signature is a link's
         self.workers -= 1
@@ -117,33 +119,29 @@ class Worker:
         queue = self._shard.queue
         alarm = Alarm(self._state.options.max_duration)
         try:
-            # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, where `_left` finds it.
-            while (batch := queue.get()) is not None:
+            while True:
+                if not len(queue):
+                    alarm.relax()
+                # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, where `_left` finds it.
+                batch = queue.get()
+                if batch is None:
+                    return
                 self._run(batch, alarm)
                 if batch.spent:
-                    break
+                    return
         finally:
             alarm.close()
 
     def _run(self, batch: Batch, alarm: Alarm) -> None:
         slots = self._state.slots
+        held = False
         try:
-            if slots is None:
-                self._hold(batch, alarm)
-            else:
-                with slots:  # killed while it waits for one, it answers its batch
-                    self._hold(batch, alarm)
-        except BaseException as error:
-            batch.abort(error)
-            raise
-        finally:
-            batch.finish()
-
-    def _hold(self, batch: Batch, alarm: Alarm) -> None:
-        now = _clock.monotonic()
-        slice_end = pace.slice_end(now)
-        self._shard.hold()
-        try:
+            if slots is not None:
+                slots.acquire()  # killed while it waits for one, it answers its batch
+            held = True
+            self._shard.hold()
+            now = _clock.monotonic()
+            slice_end = pace.slice_end(now)
             if now >= slice_end:
                 pace.wait()
                 now = _clock.monotonic()
@@ -151,5 +149,12 @@ class Worker:
                 _attempts.run(batch, alarm, now, slice_end)
             else:
                 batch.end()  # everybody left
+        except BaseException as error:
+            batch.abort(error)
+            raise
         finally:
-            self._shard.free += 1
+            if held:
+                self._shard.free += 1
+                if slots is not None:
+                    slots.release()
+            batch.finish()

@@ -10,7 +10,7 @@ from gevent.lock import Semaphore
 
 from geventbatch import _process
 from geventbatch._lane import Lane
-from geventbatch._options import check_key, hash_of
+from geventbatch._options import refuse_key
 from geventbatch._pace import WIDTH, pace
 from geventbatch._shard import Shard
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
@@ -111,7 +111,10 @@ class State:
         the meantime is noticed: a lane that was found is asked whether it is still one, and a new one is put beside the
         very lanes that it was compared with, or not at all. Nothing of the user's runs when a lane is taken out.
         """
-        hashed = hash_of(key)
+        try:
+            hashed = hash(key)
+        except TypeError as error:
+            refuse_key(key, error)
         shard: Shard | None = None
         while True:
             bucket = self.lanes.get(hashed, ())
@@ -122,7 +125,8 @@ class State:
                     return lane
             else:
                 if shard is None:
-                    check_key(key)
+                    if key != key:  # noqa: PLR0124 - such as a NaN
+                        refuse_key(key)
                     shard = self._shard(key)
                 elif self.lanes.get(hashed, ()) is bucket:
                     lane = Lane(self, key, hashed, shard)
@@ -147,9 +151,9 @@ class State:
     def retire(self, lane: Lane) -> None:
         """Forget *lane*, which has no batch."""
         lane.retired = True
-        rest = tuple(other for other in self.lanes.pop(lane.hashed) if other is not lane)
-        if rest:
-            self.lanes[lane.hashed] = rest
+        bucket = self.lanes.pop(lane.hashed)
+        if len(bucket) > 1:
+            self.lanes[lane.hashed] = tuple(other for other in bucket if other is not lane)
 
     def _discard(self, lane: Lane) -> None:
         """Forget *lane* if nobody has opened a batch on it."""
@@ -180,7 +184,7 @@ class State:
         if pace.idle():
             self.stopped.set()
         else:
-            pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
+            pace.add(self.stopped.set, WIDTH)  # behind those who have their answers and are not awake yet
 
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""
