@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import gevent
 import sqlalchemy as sa
+from gevent.lock import Semaphore
 
 from examples.tickets.domain import taken
 from examples.tickets.load import Connection
@@ -52,12 +53,17 @@ def database(kind: str, directory: Path) -> Iterator[str]:
         _administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@cache
 def postgres_url() -> str:
     """The server that GEVENTBATCH_TEST_POSTGRES_URL names, or else one that ends with this process."""
-    named = os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL")
-    if named:
-        return named
+    with _one_starts_it:
+        return os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL") or _embedded_postgres_url()
+
+
+_one_starts_it = Semaphore()
+
+
+@cache
+def _embedded_postgres_url() -> str:
     with warnings.catch_warnings():
         # Where no session has set XDG_RUNTIME_DIR, it warns that it takes /tmp.
         warnings.simplefilter("ignore")
