@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 from gevent.event import Event
 
+from examples.tickets.compare import differences
 from examples.tickets.domain import BadName, NotTheHolder, SeatTaken, Ticket, Train, UnknownSeat
+from examples.tickets.load import Report
 from examples.tickets.server import Server
 from examples.tickets.settings import TRAINS, Settings
-from examples.tickets.storage import CONNECTIONS, Store
+from examples.tickets.storage import CONNECTIONS, SeatMap, Store
 from examples.tickets.storage import TRAINS as TRAINS_TABLE
 from examples.tickets.web import create_app
 from geventbatch import BatchTimeout, Conflict, LoadFailed, NotSaved, Processor, SaveFailed
@@ -352,6 +354,32 @@ def test_the_environment_decides() -> None:
     assert Settings.from_environment(chosen) == Settings("x", batching=False, max_pending=7, max_duration=1.5)
     with pytest.raises(ValueError, match="BATCHING"):
         Settings.from_environment({"BATCHING": "no"})
+
+
+# The load's own check.
+
+
+@pytest.mark.parametrize(
+    ("held", "unsure", "answered", "agrees"),
+    [
+        ({"Ann": [3]}, [], 1, True),
+        ({"Ann": [4]}, [], 1, False),
+        ({"Bob": [3]}, [], 1, False),
+        ({}, [], 1, False),
+        ({"Ann": [3]}, [], 0, False),
+        ({"Ann": [3]}, [], 2, False),
+        ({}, [3], 0, True),
+    ],
+)
+def test_the_load_notices_when_the_database_says_something_else(
+    held: dict[str, list[int]], unsure: list[int], answered: int, agrees: bool
+) -> None:
+    before, after = SeatMap(Train.empty(ONE, 30), saves=0), SeatMap(Train.empty(ONE, 30), saves=1)
+    after.train.book(3, "Ann")
+
+    report = Report(held=held, unsure=unsure, statuses=Counter({"201": answered}))
+
+    assert (differences(report, before, after) == []) is agrees
 
 
 # The whole application: gunicorn with two workers, and 200 clients at once.

@@ -25,7 +25,7 @@ import gevent
 import sqlalchemy as sa
 from gevent.event import Event
 
-from examples.tickets.server import CONFIGURATION, Server
+from examples.tickets.server import CONFIGURATION, ROOT, Server
 from tests.servers import (
     ask,
     database,
@@ -185,12 +185,25 @@ def test_preloaded_workers_answer_others_while_a_batch_waits_for_its_database(tm
         assert booking.get()[0] == 201
 
 
+def test_the_command_says_where_it_serves_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.tickets", "--port", "0"]
+    environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path / 'tickets.sqlite'}"}
+    log = (tmp_path / "gunicorn.log").open("wb")
+    with log, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log) as process:
+        assert process.stdout is not None
+        assert re.match(rb"Tickets are sold at http://127.0.0.1:\d+/", process.stdout.readline())
+        wait_until(lambda: ready_workers(tmp_path) == 2)
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait() == 0
+
+
 def test_a_worker_that_is_still_starting_does_not_swallow_the_signal_that_ends_it() -> None:
     started = f"""
-import runpy, signal, types
+import runpy, signal
 hooks = runpy.run_path({str(CONFIGURATION)!r})
 signal.signal(signal.SIGTERM, lambda *_: None)
-hooks["post_fork"](None, types.SimpleNamespace(app=types.SimpleNamespace(callable=None)))
+hooks["post_fork"](None, None)
 print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 """
     ended = subprocess.run([sys.executable, "-c", started], check=True, stdout=subprocess.PIPE, text=True)

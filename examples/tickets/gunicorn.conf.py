@@ -48,15 +48,11 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Take nothing from the parent that is the parent's."""
-    # Its signal handlers would put what comes before the worker has its own into a queue that nobody reads here, and
-    # the parent would wait for graceful_timeout. A worker that has not answered anybody may just end.
+    """Let a signal end a worker that is still starting: nobody waits for it yet."""
+    # The parent's handlers, which it has inherited, put signals into a queue that nobody reads here. The worker would
+    # not end, and the parent wait for graceful_timeout.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    # With --preload the application exists already, and so may connections of the parent.
-    app = worker.app.callable
-    if app is not None:
-        app.extensions["tickets"].store.forget_connections()
 
 
 def post_worker_init(worker: Any) -> None:

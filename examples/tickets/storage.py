@@ -104,10 +104,6 @@ class Store:
         """Close the connections that no batch is using."""
         self._engine.dispose()
 
-    def forget_connections(self) -> None:
-        """In a child after a fork: leave the parent's connections alone, and open new ones."""
-        self._engine.dispose(close=False)
-
     def _add(self, trains: Mapping[str, int]) -> None:
         with self._engine.begin() as connection:
             TRAINS.create(connection, checkfirst=True)

@@ -64,6 +64,8 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
     tickets = app.extensions["tickets"] = Tickets(settings)
     tickets.store.create(TRAINS)
+    # With gunicorn's --preload, the workers are forked after this, and a connection must never be in two processes.
+    tickets.store.close()
     app.register_blueprint(pages)
     app.register_error_handler(Refused, refused)
     app.register_error_handler(BatchError, not_answered)
