@@ -34,7 +34,7 @@ class Alarm(gevent.Timeout):
         if self._relaxed:
             self._relaxed = False
             self.timer.ref = True
-        if not self.timer.active:
+        if not (self.timer.active or self.timer.pending):  # pending: it is about to ring, and will be set again then
             self.start()
 
     def relax(self) -> None:

@@ -21,14 +21,14 @@ from geventbatch._pace import pace
 from geventbatch.errors import Conflict, NothingToSave
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
 
     from geventbatch._alarm import Alarm
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
 
-    _Scope = AbstractContextManager[Any]
+    _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], object]
 
 KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
 
@@ -63,7 +63,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     loaded = _load(batch)
     if loaded is None:
         return False
-    scope, resource = loaded
+    leave, resource = loaded
     reason: BaseException | None = None
     try:
         if not batch.over():
@@ -73,23 +73,23 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         batch.over()
         _abort(batch, error)
     if batch.ended:  # and `over` was asked since the last function of the user's
-        _leave(batch, scope, reason or TimeoutError("the deadline of the batch has passed"))
+        _leave(batch, leave, reason or TimeoutError("the deadline of the batch has passed"))
         return False
     if reason is not None:
-        _leave(batch, scope, reason)
+        _leave(batch, leave, reason)
         batch.now = _clock.monotonic()
         return not batch.over()
     if not batch.completed:
-        _leave(batch, scope, NothingToSave())
+        _leave(batch, leave, NothingToSave())
         batch.end()
         return False
-    return _save(batch, scope)
+    return _save(batch, leave)
 
 
-def _leave(batch: Batch, scope: _Scope, reason: BaseException) -> None:
-    """Leave *scope* without saving. What it makes of that is ignored, unless it was killed."""
+def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
+    """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
     try:
-        batch.context.run(scope.__exit__, type(reason), reason, reason.__traceback__)
+        batch.context.run(leave, type(reason), reason, reason.__traceback__)
     except BaseException as error:
         batch.over()
         if error is not reason and _ends_greenlet(batch, error):
@@ -116,7 +116,8 @@ def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
 # -- load ---------------------------------------------------------------------------------------------------
 
 
-def _load(batch: Batch) -> tuple[_Scope, Any] | None:
+def _load(batch: Batch) -> tuple[_Exit, Any] | None:
+    """Enter the scope; give what leaves it, and the resource."""
     batch.phase = "load"
     batch.conflict = None
     batch.attempts += 1
@@ -124,7 +125,7 @@ def _load(batch: Batch) -> tuple[_Scope, Any] | None:
     enter = batch.context.run
     try:
         scope = enter(batch.state.options.open_resource, batch.key)
-        loaded = scope, enter(scope.__enter__)
+        loaded = scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
         _load_raised(batch, error)
         return None
@@ -231,16 +232,16 @@ def _take_turns(batch: Batch, now: float) -> float:
 # -- save ---------------------------------------------------------------------------------------------------
 
 
-def _save(batch: Batch, scope: _Scope) -> bool:
+def _save(batch: Batch, leave: _Exit) -> bool:
     begun = batch.now
     if begun >= batch.deadline:  # after work that never yielded
         batch.expire()
-        _leave(batch, scope, TimeoutError("the deadline of the batch has passed"))
+        _leave(batch, leave, TimeoutError("the deadline of the batch has passed"))
         return False
     batch.phase = "save"
     raised: BaseException | None = None
     try:
-        batch.context.run(scope.__exit__, None, None, None)
+        batch.context.run(leave, None, None, None)
     except BaseException as error:
         raised = error
     batch.now = _clock.monotonic()

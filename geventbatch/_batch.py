@@ -230,8 +230,9 @@ class Batch:
         self.failure = failure
         if self.open:
             self.close()
-        self.state.pending -= self.waiting
-        self.waiting = 0
+        if self.waiting:  # else it may be of another thread, which has no business with the count
+            self.state.pending -= self.waiting
+            self.waiting = 0
         width = len(self.operations)
         for group in self.groups:
             pace.add(group.set, min(WIDTH, width))

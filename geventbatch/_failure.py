@@ -14,6 +14,13 @@ _NOTHING = "nothing was saved, it is safe to run the operation again"
 _UNKNOWN = "it is unknown whether anything was saved: look at the resource before you run the operation again"
 
 
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return object.__repr__(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The outcome of every operation of a failed batch."""
@@ -27,7 +34,7 @@ class Failure:
 
     def exception(self) -> BatchAborted:
         """Give a new exception, for one caller."""
-        told = f"batch of key {self.key!r}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        told = f"batch of key {_shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
         if self.phase is None:
             error = self.kind(told, key=self.key, retry_safe=self.retry_safe)
         else:
@@ -38,12 +45,14 @@ class Failure:
 
 def load_failed(key: Hashable, cause: BaseException) -> Failure:
     """Loading raised."""
-    return Failure(LoadFailed, key, f"loading raised {cause!r}", cause, retry_safe=True)
+    return Failure(LoadFailed, key, f"loading raised {_shown(cause)}", cause, retry_safe=True)
 
 
 def save_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
     """Saving raised."""
-    return Failure(SaveFailed, key, f"saving raised {cause!r}{why}", cause, retry_safe=isinstance(cause, NotSaved))
+    return Failure(
+        SaveFailed, key, f"saving raised {_shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
+    )
 
 
 def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:
@@ -55,4 +64,4 @@ def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:
 
 def aborted(key: Hashable, cause: BaseException, *, saving: bool) -> Failure:
     """A worker or an operation was killed."""
-    return Failure(BatchAborted, key, f"killed by {cause!r}", cause, retry_safe=not saving)
+    return Failure(BatchAborted, key, f"killed by {_shown(cause)}", cause, retry_safe=not saving)

@@ -6,13 +6,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
-from gevent.lock import Semaphore
 
 from geventbatch import _process
 from geventbatch._lane import Lane
 from geventbatch._options import refuse_key
 from geventbatch._pace import WIDTH, pace
 from geventbatch._shard import Shard
+from geventbatch._slots import Slots
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class State:
         """Start with nothing live: no greenlet, no timer."""
         self.options = options
         self.epoch = _process.epoch
-        self.slots = None if options.max_batches is None else Semaphore(options.max_batches)
+        self.slots = None if options.max_batches is None else Slots(options.max_batches)
         self.subscriptions = subscriptions
         self.watched = len(subscriptions) > 0
         # -- mutable state ---------------------------------------------------------------------------------

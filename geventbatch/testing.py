@@ -160,6 +160,7 @@ class _VirtualLoop:
     def __init__(self, real: Any) -> None:
         self.real = real
         self.active = 0
+        self.iteration = 0  # turns in which a timer could fire, as it is in a real loop
         """Started timers."""
         self._time = _MONOTONIC_START
         self._refs = 0  # started timers that keep the loop alive
@@ -246,6 +247,7 @@ class _VirtualLoop:
         # libev comes here with callbacks left after it ran some for longer than the switch interval, libuv always.
         if self.real._callbacks:  # noqa: SLF001 - no public name says whether any is left
             return
+        self.iteration += 1
         due = self._next_due()
         if due <= self._time:
             self._fire_due()
