@@ -169,8 +169,9 @@ def test_a_replay_that_was_due_at_the_fork_is_done_in_the_parent_only() -> None:
 
 def test_a_deadline_and_a_start_timeout_that_were_running_at_the_fork_are_the_parents_only() -> None:
     parent, child = run("before_timeouts")
-    assert child == ["loads k", *LIVE]
-    assert parent == ["answers b with OperationCancelled", "answers a with BatchTimeout", *LAST]
+    assert child == LIVE  # nothing was interrupted there
+    assert sorted(parent[:3]) == ["answers a with BatchTimeout", "answers b with OperationCancelled", "cleans up"]
+    assert parent[3:] == LAST
 
 
 def test_a_subscription_made_before_a_fork_gives_each_process_its_own_metrics() -> None:

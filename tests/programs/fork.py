@@ -91,11 +91,12 @@ def leave_after(child: Callable[[], object]) -> None:
         os._exit(0)
 
 
-def live(processor: Processor[Any], *, seconds: float = 0.0) -> Callable[[], None]:
+def live(processor: Processor[Any], *, seconds: float = 0.0, letting_go: bool = True) -> Callable[[], None]:
     """Give what a child does."""
 
     def child() -> None:
-        lets_go.set()
+        if letting_go:
+            lets_go.set()
         gevent.sleep(seconds)
         for value in ("own1", "own2"):
             caller(processor, "k", value).get()
@@ -300,13 +301,17 @@ def during_a_backoff() -> None:
 
 def before_timeouts() -> None:
     def waiting_load(key: str) -> list[str]:
-        wait()
+        try:
+            wait()
+        except BaseException:
+            note("cleans up")  # on a connection that both processes have
+            raise
         return load(key)
 
     processor = Processor(load_resource=waiting_load, save_resource=save, min_duration=0, max_duration=0.5)
     callers = [caller(processor, "k", "a"), caller(processor, "k", "b", start_timeout=0.1)]
     reached.wait()
-    number = forked(live(processor, seconds=0.6))
+    number = forked(live(processor, seconds=0.6, letting_go=False))
     gevent.joinall(callers)
     end(processor, number, *callers)
 
