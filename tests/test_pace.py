@@ -89,6 +89,13 @@ def test_a_thousand_operations_on_many_keys_never_hold_the_hub_for_long(clock: V
         assert ticks.longest_gap() <= LONGEST
 
 
+def test_a_thousand_batches_of_one_operation_never_hold_the_hub_for_long(clock: VirtualTime) -> None:
+    with Store(clock).processor(min_duration=0, max_duration=5) as processor:
+        ticks = run_together(clock, processor, list(range(1000)), lambda resource: clock.spend(0.0001), no_work)
+        assert clock.now() >= 0.1
+        assert ticks.longest_gap() <= LONGEST
+
+
 def test_a_thousand_operations_that_all_raise_never_hold_the_hub_for_long(clock: VirtualTime) -> None:
     def refuse(resource: list[Any]) -> None:
         clock.spend(0.0001)

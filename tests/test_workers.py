@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchTimeout
+from geventbatch import BatchAborted, BatchTimeout
 from tests.stores import FORMS, Store, add, answered_at, answers, current_greenlet
 
 if TYPE_CHECKING:
@@ -145,6 +145,62 @@ def test_within_max_batches_a_slow_key_still_delays_no_other(store: Store) -> No
             store.clock.advance(0.1)
             assert processor.run(number, add, number) == number
         assert store.clock.now() == 1.3
+
+
+@pytest.mark.parametrize("shards", [1, 20])
+def test_batches_that_wait_for_one_of_max_batches_get_it_in_the_order_they_came(store: Store, shards: int) -> None:
+    store.on_load = hang_for(-1)
+    with store.processor(
+        min_duration=0,
+        max_duration=5,
+        workers=shards,
+        max_batches=2,
+        worker_number_for_key=lambda key, workers: key % workers,
+    ) as processor:
+        store.call(processor, -1, add, 1)
+        store.clock.advance(0.1)
+        callers = [store.call(processor, number, add, number) for number in range(10)]
+        store.clock.advance(1)
+        assert answered_at(callers) == [round(0.13 + 0.03 * number, 9) for number in range(10)]
+
+
+def test_a_worker_killed_just_when_it_is_given_its_place_among_max_batches_gives_it_on(store: Store) -> None:
+    def kill_the_first_that_waits(key: Hashable) -> None:
+        if key == 0:
+            waiting[0].kill(block=False)
+
+    store.on_save = kill_the_first_that_waits
+    with store.processor(
+        min_duration=0, workers=4, max_batches=1, worker_number_for_key=lambda key, workers: key % workers
+    ) as processor:
+        callers = [store.call(processor, 0, add, 0)]
+        store.clock.settle()
+        known = set(live_workers())
+        callers.append(store.call(processor, 1, add, 1))
+        store.clock.settle()
+        waiting = [one for one in live_workers() if one not in known]
+        callers += [store.call(processor, number, add, number) for number in (2, 3)]
+        store.clock.advance(1)
+        assert isinstance(callers[1].error, BatchAborted)
+        assert answers([callers[0], *callers[2:]]) == [0, 2, 3]
+        assert processor.run(1, add, "next") == "next"
+
+
+def test_a_batch_that_waits_for_one_of_max_batches_is_not_overtaken_by_those_of_a_busy_shard(store: Store) -> None:
+    def loop(number: int) -> None:
+        while True:
+            processor.run(number, add, number)
+
+    with store.processor(
+        min_duration=0, workers=2, max_batches=2, worker_number_for_key=lambda key, workers: int(key == "lone")
+    ) as processor:
+        busy = [gevent.spawn(loop, number) for number in range(6)]
+        store.clock.advance(1)
+        lone = store.call(processor, "lone", add, 1)
+        store.clock.advance(0.5)
+        gevent.killall(busy)
+        assert lone.at is not None
+        assert lone.at <= 1.15  # behind the six that were before it, two at once, and itself: 0.03 each
 
 
 def test_with_max_batches_1_batches_of_all_keys_run_one_after_the_other_and_none_is_forgotten(store: Store) -> None:
