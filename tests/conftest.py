@@ -19,6 +19,12 @@ from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.getoption("markexpr") == "not browser":
+        return "left out: the page in Chromium, which -m browser runs"
+    return None
+
+
 def pytest_collection_finish() -> None:
     # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
     gc.freeze()
