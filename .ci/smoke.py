@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import geventbatch
 
-NOT_NEEDED = ("flask", "gunicorn", "hypothesis", "psycopg", "pytest", "selenium", "sqlalchemy")
+NOT_NEEDED = ("flask", "gunicorn", "hypothesis", "psycopg", "pytest", "sqlalchemy")
 
 present = [name for name in NOT_NEEDED if importlib.util.find_spec(name)]
 assert not present, f"this environment holds more than the wheel: {present}"
