@@ -180,9 +180,10 @@ class Processor(Generic[R]):
         batch, group = state.admit(key, admitted)
         try:
             # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
-            if start_timeout is not None:
-                _wait_for_start(batch, admitted, group, start_timeout)
-            group.wait()
+            if start_timeout is None:
+                group.wait()
+            else:
+                _wait_from_start(batch, admitted, group, start_timeout)
         except BaseException:
             batch.withdraw(admitted)
             raise
@@ -250,11 +251,18 @@ class Processor(Generic[R]):
         return state
 
 
-def _wait_for_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
+# A second wait asks first whether it has anything to wait for: gevent parks the one who waits for what is set already
+# behind those who have yet to be woken, and forgets him when the last of them leaves in that moment by a kill or a
+# Timeout.
+
+
+def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
     group.wait(seconds)
     if operation.state == WAITING and not batch.ended and batch.epoch == _process.epoch:
         batch.withdraw(operation)
         raise OperationCancelled(not_started(batch.key, seconds))
+    if not group.ready():
+        group.wait()
 
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:
@@ -262,8 +270,11 @@ def _wait_for_stop(state: State, timeout: float | None) -> bool:
     # What runs alone may run in other threads: their wake-up does not keep a hub from giving up (LoopExit), a timer
     # does.
     while state.alone and (left := deadline - _clock.monotonic()) > 0:
-        state.stopped.wait(min(left, 0.01))
+        if state.stopped.wait(min(left, 0.01)):
+            return True
         state.check_stopped()
+    if state.stopped.is_set():
+        return True
     return state.stopped.wait(None if timeout is None else max(0, deadline - _clock.monotonic()))
 
 
