@@ -45,9 +45,9 @@ class Server:
         self.stop()
 
     def stop(self) -> int:
-        """End it as Ctrl-C does, the quickest way that saves and answers what it has; give its exit status."""
+        """End it in order, with all that it has accepted saved and answered; give its exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
