@@ -254,6 +254,10 @@ def test_a_run_that_ended_leaves_no_timer(clock: VirtualTime) -> None:
         answer_of(processor.run, "k", raising(KeyError()), start_timeout=3)
         assert clock.timers == 0
         clock.advance(10)
+    with Processor(load_resource=raising(OSError()), batching=False, max_duration=5) as failing:
+        answer_of(failing.run, "k", print, start_timeout=3)
+        assert clock.timers == 0
+        clock.advance(10)
 
 
 def test_a_start_timeout_cancels_a_load_that_takes_longer_and_nothing_later(clock: VirtualTime) -> None:
