@@ -267,11 +267,9 @@ def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:
     deadline = inf if timeout is None else _clock.monotonic() + timeout
-    # What runs alone may run in other threads: their wake-up does not keep a hub from giving up (LoopExit), a timer
-    # does.
+    # What runs alone may be in other threads, which cannot wake this one's hub for sure.
     while state.alone and (left := deadline - _clock.monotonic()) > 0:
-        if state.stopped.wait(min(left, 0.01)):
-            return True
+        _process.sleep(min(left, 0.01))
         state.check_stopped()
     if state.stopped.is_set():
         return True

@@ -45,6 +45,7 @@ class State:
         self.live = 0  # batches on lanes whose code has not returned yet
         self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
         self.stopping = stopping
+        self.ended = False  # nothing runs any more
         self.stopped = Event()  # nothing runs any more, and everybody has been woken
 
     def __repr__(self) -> str:
@@ -174,17 +175,17 @@ class State:
 
     def check_stopped(self) -> None:
         """Whoever ends something calls this: the last one finishes the stop."""
-        if self.live or self.pending or self.alone or self.stopped.is_set():
+        if self.live or self.pending or self.alone or self.ended:
             return
+        self.ended = True
         for shard in self.shards.values():
             shard.stop()
-        self.shards.clear()
         for subscription in list(self.subscriptions):
             subscription.close()
-        if pace.idle():
-            self.stopped.set()
-        else:
+        if self.shards and not pace.idle():
             pace.add(self.stopped.set, WIDTH)  # behind those who have their answers and are not awake yet
+        else:
+            self.stopped.set()
 
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""
