@@ -178,11 +178,13 @@ class State:
         if self.live or self.pending or self.alone or self.ended:
             return
         self.ended = True
+        batched = bool(self.shards)
         for shard in self.shards.values():
             shard.stop()
+        self.shards.clear()
         for subscription in list(self.subscriptions):
             subscription.close()
-        if self.shards and not pace.idle():
+        if batched and not pace.idle():
             pace.add(self.stopped.set, WIDTH)  # behind those who have their answers and are not awake yet
         else:
             self.stopped.set()
