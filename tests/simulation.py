@@ -159,7 +159,6 @@ class Story:
     loading: bool = False  # one of them a load
     interrupted: bool = False  # by the deadline
     answered: bool = False  # somebody knows the outcome
-    saves: int = 0  # that have begun
     conflict_at: float | None = None
     visit: Visit | None = None  # the latest one
     calls: dict[int, Call] = field(default_factory=dict)  # that were started
@@ -173,6 +172,7 @@ class Visit:
     story: Story
     applied: list[Call] = field(default_factory=list)
     completed: int = 0
+    may_be_saved: bool = False  # its save has begun, and met no conflict
     saved: bool = False
 
 
@@ -434,6 +434,7 @@ class Life:
         self.newest: dict[str, int] = defaultdict(int)  # the highest sequence that was started
         self.seen: dict[int, BaseException] = {}  # errors that callers got
         self.stoppers: dict[Any, float] = {}  # greenlets that wait in stop, and when they should return
+        self.worn: list[Any] = []  # greenlets that a deadline has interrupted
         self.stopping = False
         self.quiet = False  # stop has returned True
 
@@ -472,6 +473,7 @@ class Life:
         self.visits.clear()
         self.seen.clear()
         self.stoppers.clear()
+        self.worn.clear()
         self.metrics = None
 
     # -- callers ------------------------------------------------------------------------------------------
@@ -562,8 +564,8 @@ class Life:
 
     def _contradiction(self, call: Call, error: BatchError) -> str:  # noqa: PLR0911 - one line for each class
         story, cause = call.story, error.__cause__
-        if not error.retry_safe and (story is None or not story.saves):
-            return "no save had begun"
+        if not error.retry_safe and (story is None or story.visit is None or not story.visit.may_be_saved):
+            return "certainly nothing was saved"
         if isinstance(error, BatchAborted):
             if error.key != call.key or cause is None:
                 return f"its key is {error.key!r}, its cause {cause!r}"
@@ -576,7 +578,8 @@ class Life:
                     return f"its cause is {cause!r}"
                 return ""
             if isinstance(error, LoadFailed):
-                return "" if error.retry_safe else "nothing can have been saved"
+                late = not (call.doomed or call.alone or call.starts or self.choices.numbering)
+                return "it came after that load" if late else "" if error.retry_safe else "nothing can have been saved"
             return ""
         if call.starts:
             return f"it has been started {call.starts} times"
@@ -598,6 +601,8 @@ class Life:
         if story is None:
             caller = self.callers.get(gevent.getcurrent())
             story = Story(batch, key, caller is not None, self.world.clock.now(), self.world.spent)
+            if gevent.getcurrent() in self.worn:
+                self.world.wrong(f"a worker is used again, though its last batch was interrupted: {story.key!r}")
             self.stories[id(batch)] = story
             if caller is not None:
                 caller.story = story
@@ -650,8 +655,11 @@ class Life:
     def _note_interruption(self, story: Story, error: BaseException) -> None:
         caller = self.callers.get(gevent.getcurrent())
         own = caller is not None and error is caller.timer
+        if isinstance(error, OperationCancelled) and story.calls:
+            self.world.wrong(f"{story.key!r} was interrupted by a start_timeout after its start")
         if isinstance(error, gevent.Timeout) and not own:
             story.interrupted = True
+            self.worn.append(gevent.getcurrent())
             if self.world.clock.now() < story.began + self.choices.max_duration - _ROUNDING:
                 self.world.wrong(f"{story.key!r} was interrupted before its deadline")
             if story.loading:
@@ -700,7 +708,7 @@ class Life:
     def save(self, key: str, resource: Resource) -> None:
         story = self._story(key)
         self._enter(story, "save")
-        story.saves += 1
+        resource.visit.may_be_saved = True
         act = self._plan(self.world.saves, key, self.choices.save)
         end, _, when = act.end.partition(" ")
         try:
@@ -716,6 +724,7 @@ class Life:
             story.errors.append(error)
             if isinstance(error, Conflict):
                 story.conflict_at = self.world.clock.now()
+                resource.visit.may_be_saved = story.interrupted  # then the outcome was fixed before
             raise
         finally:
             story.active -= 1
@@ -845,7 +854,7 @@ class Life:
         most = self.choices.max_batch_size
         if not story.calls:
             story.opened = call.came
-        elif not self.choices.numbering and call.sequence > story.loaded_tick and call.came >= story.opened + self.choices.min_duration:
+        elif call.sequence > story.loaded_tick and not self.choices.numbering and call.came >= self._window_end(story):
             wrong(f"{call} came after the window, but is applied in the batch")
         if most is not None and len(story.calls) >= most:
             wrong(f"{call} is applied in a batch that has {most} operations")
@@ -853,6 +862,10 @@ class Life:
             if call.sequence < self.newest[call.key]:
                 wrong(f"{call} is started after one that came later")
             self.newest[call.key] = call.sequence
+
+    def _window_end(self, story: Story) -> float:
+        window = self.choices.min_duration
+        return story.opened + window + _ROUNDING if window else 0.0
 
     # -- stopping -----------------------------------------------------------------------------------------
 
@@ -903,6 +916,8 @@ class Life:
         if self.quiet and waiting:
             self.world.wrong(f"stop() has returned True, but {waiting[0]} was not answered")
         self._check_keys(waiting, now)
+        if self.quiet and (self.world.live_workers() or self.world.clock.timers):
+            self.world.wrong(f"stop() has returned True, but {self.world.workers} or {self.world.clock.timers} timers live")
 
     def _check_waiting(self, call: Call, now: float) -> None:
         story = call.story
