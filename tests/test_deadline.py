@@ -251,6 +251,7 @@ def test_what_code_raises_after_the_interruption_is_ignored(store: Store, phase:
 
 def test_operations_behind_one_that_swallowed_the_interruption_do_not_run(store: Store) -> None:
     with store.processor(min_duration=0, max_duration=1) as processor:
+        store.call(processor, "k", lambda resource: gevent.sleep(0.9995))  # the library has no reason to pause after it
         store.call(processor, "k", swallow_the_interruption)
         store.call(processor, "k", store.apply, "behind")
         store.clock.advance(2)
