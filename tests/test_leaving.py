@@ -465,6 +465,57 @@ def test_a_worker_killed_at_any_of_its_yields_answers_everyone(form: Form) -> No
     assert len(killed) > 10
 
 
+def noting_the_greenlet_in(runners: list[Any]) -> Callable[..., None]:
+    return lambda key: runners.append(current_greenlet())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_worker_killed_in_a_window_a_pause_a_backoff_or_anything_else_that_takes_time_answers_everyone(
+    form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geventbatch._attempts.random", lambda: 1.0)  # the backoff is as long as can be
+    kinds: set[type[BaseException | None]] = set()
+    for step in range(70):
+        with virtual_time() as clock:
+            store = Store(clock, form, load_time=0.002, save_time=0.002)
+            store.on_save = only_once(raising(Conflict()))
+            runners: list[Any] = []
+            store.on_load = noting_the_greenlet_in(runners)
+
+            def work(resource: list[Any], mark: int, clock: VirtualTime = clock) -> int:
+                clock.spend(0.0011)
+                return int(add(resource, mark))
+
+            processor = store.processor(min_duration=0.02, max_duration=5, workers=1)
+            callers = [store.call(processor, "k", work, mark) for mark in range(10)]
+            callers.append(store.call(processor, "k", store.apply, 10, 0.003))
+            clock.advance(step / 1000)
+            if runners:
+                runners[-1].kill(block=False)
+            callers.append(store.call(processor, "k", work, 11))
+            clock.advance(5)
+            check_consistent(store, processor, callers)
+            kinds |= {type(caller.error) for caller in callers}
+    assert kinds == {type(None), BatchAborted}
+
+
+def test_a_timeout_that_an_operation_left_running_strands_nobody_wherever_it_fires(store: Store) -> None:
+    def leave_running(resource: list[Any], seconds: float) -> None:
+        left.append(gevent.Timeout.start_new(seconds))
+
+    left: list[gevent.Timeout] = []
+    for step in range(1, 90, 2):  # in the window, a later operation, the save, the next batch, and in an idle worker
+        with store.processor(min_duration=0.02, max_duration=5, workers=1) as processor:
+            callers = [store.call(processor, "k", leave_running, step / 1000)]
+            callers.append(store.call(processor, "k", store.apply, 1, 0.03))
+            store.clock.advance(0.04)
+            callers.append(store.call(processor, "k", store.apply, 2))
+            store.clock.advance(1)
+            assert all(caller.answered for caller in callers)
+            assert processor.run("k", add, 3) == 3
+        left.pop().close()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("which", [0, 1, 31, 32, 69, -1])
 def test_a_caller_killed_at_any_of_its_yields_leaves_alone(form: Form, which: int) -> None:
