@@ -3,12 +3,12 @@
 import json
 import sys
 
-import gevent  # noqa: E402
-import gevent.event  # noqa: E402
-import gevent.lock  # noqa: E402
-import gevent.queue  # noqa: E402, F401 - the library needs them too
-from gevent import monkey  # noqa: E402
-from gevent._hub_local import get_hub_if_exists  # noqa: E402
+import gevent
+import gevent.event
+import gevent.lock
+import gevent.queue  # noqa: F401 - the library needs them too
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
 
 PATCHED_BY_GEVENT = ("socket", "threading", "_thread", "time", "os", "select", "signal", "ssl", "queue", "subprocess")
 for name in PATCHED_BY_GEVENT:
