@@ -434,6 +434,14 @@ def test_stop_waits_for_what_runs_in_threads_and_admits_nothing_there_any_more()
     assert answers == ["done"]
 
 
+def test_stop_may_be_called_in_any_thread_when_batching_was_never_on() -> None:
+    processor = Processor(batching=False)
+    assert in_a_thread(processor.run, "k", lambda resource: 1) == 1
+    assert in_a_thread(processor.stop) is True
+    assert isinstance(answer_of(processor.run, "k", print), ProcessorStopped)
+    assert processor.stop() is True
+
+
 # Stopping
 
 

@@ -306,6 +306,11 @@ def test_open_resource_and_the_pair_together_are_refused(pair: tuple[str, ...]) 
         make(open_resource=scope, **dict.fromkeys(pair, print))
 
 
+def test_a_deadline_too_great_for_a_float_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^max_duration is 1000.*must be a finite number of seconds"):
+        make(max_duration=10**400)
+
+
 def test_batching_set_to_something_else_than_a_bool_is_refused_and_stays_as_it_was() -> None:
     processor: Any = Processor()
     for value in (0, 1, None, "off"):
