@@ -1,7 +1,7 @@
 """A store, its callers and a processor in virtual time, with all that can go wrong, and what has to hold all the same.
 
-A `World` has one `Store` and one processor at a time (a `Life`). Each `run` of a caller is a `Call`. What the store sees of
-a batch is a `Story`, and each load of it, up to its save, is a `Visit`. What must not be is written down in
+A `World` has one `Store` and one processor at a time (a `Life`). Each `run` of a caller is a `Call`. What the store
+sees of a batch is a `Story`, and each load of it, up to its save, is a `Visit`. What must not be is written down in
 `World.violations`, since whoever sees it first may be a greenlet whose exceptions the library answers with.
 """
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import Greenlet, GreenletExit
@@ -63,10 +63,21 @@ CLEANUP = 0.7
 
 LONGEST_BACKOFF = 0.1
 
+POLL = 0.01
+"""Seconds in which stop() looks again whether those that run alone have ended, maybe in other threads."""
+
 _ROUNDING = 1e-6
 _PAUSES = 1e-3  # for the library's turns on the hub, a microsecond each
 
-_REPORTED = (ProcessorStopped, ProcessorOverloaded, OperationCancelled, BatchAborted, LoadFailed, SaveFailed, BatchTimeout)
+_REPORTED = (
+    ProcessorStopped,
+    ProcessorOverloaded,
+    OperationCancelled,
+    BatchAborted,
+    LoadFailed,
+    SaveFailed,
+    BatchTimeout,
+)
 
 
 class Refused(Exception):
@@ -99,7 +110,7 @@ class Brief:
 
 @dataclass(frozen=True)
 class Act(Brief):
-    """What a load, an operation, a save or the leaving of a scope does: it waits, does its work, waits again and ends."""
+    """How a load, an operation, a save or the leaving of a scope goes: it waits, does its work, waits again, ends."""
 
     first: str = ""
     end: str = "ok"
@@ -265,7 +276,7 @@ class World:
         self._time = virtual_time(seed)
         self.clock = self._time.__enter__()
         self.hub: Any = gevent.get_hub()
-        self.hub.handle_error = self._note_error
+        vars(self.hub)["handle_error"] = self._note_error
         _forget_the_past()
         Greenlet.add_spawn_callback(self._note_spawn)
         self.store = Store()
@@ -397,7 +408,7 @@ class World:
             self.clock.advance(HANG)
         self.life.forget()
         Greenlet.remove_spawn_callback(self._note_spawn)
-        del self.hub.handle_error
+        del vars(self.hub)["handle_error"]
         self._time.__exit__(None, None, None)
         _forget_the_past()
 
@@ -437,12 +448,21 @@ class Life:
         self.worn: list[Any] = []  # greenlets that a deadline has interrupted
         self.stopping = False
         self.quiet = False  # stop has returned True
+        self.quiet_since = inf
 
     def _make(self) -> Processor[Resource]:
         choices = self.choices
         options: dict[str, Any] = {
             name: getattr(choices, name)
-            for name in ("min_duration", "max_duration", "workers", "max_batches", "max_batch_size", "max_pending", "max_attempts")
+            for name in (
+                "min_duration",
+                "max_duration",
+                "workers",
+                "max_batches",
+                "max_batch_size",
+                "max_pending",
+                "max_attempts",
+            )
         }
         if choices.numbering:
             options["worker_number_for_key"] = self.number
@@ -562,29 +582,15 @@ class Life:
         if error.retry_safe and call.number in self.world.store.entries[call.key]:
             self.world.wrong(f"{call} was answered with {error!r}, retry_safe, but is saved")
 
-    def _contradiction(self, call: Call, error: BatchError) -> str:  # noqa: PLR0911 - one line for each class
-        story, cause = call.story, error.__cause__
+    def _contradiction(self, call: Call, error: BatchError) -> str:
+        """Say what is wrong with *error*, if anything, as an outcome of *call*."""
+        story = call.story
         if not error.retry_safe and (story is None or story.visit is None or not story.visit.may_be_saved):
             return "certainly nothing was saved"
         if isinstance(error, BatchAborted):
-            if error.key != call.key or cause is None:
-                return f"its key is {error.key!r}, its cause {cause!r}"
-            if isinstance(error, BatchTimeout):
-                if not isinstance(error, TimeoutError) or error.retry_safe != (error.phase != "save"):
-                    return f"its phase is {error.phase!r}"
-                return ""
-            if isinstance(error, SaveFailed):
-                if error.retry_safe != isinstance(cause, NotSaved) or story is None or cause not in story.errors:
-                    return f"its cause is {cause!r}"
-                return ""
-            if isinstance(error, LoadFailed):
-                late = not (call.doomed or call.alone or call.starts or self.choices.numbering)
-                return "it came after that load" if late else "" if error.retry_safe else "nothing can have been saved"
-            return ""
-        if call.starts:
+            return self._contradiction_of_batch(call, error)
+        if call.starts or not error.retry_safe:
             return f"it has been started {call.starts} times"
-        if not error.retry_safe:
-            return "it never started"
         if isinstance(error, OperationCancelled):
             early = call.start_timeout is None or self.world.clock.now() < call.came + call.start_timeout - _ROUNDING
             return "its start_timeout has not passed" if early or not isinstance(error, TimeoutError) else ""
@@ -592,6 +598,22 @@ class Life:
             return "" if self.stopping else "nobody has called stop()"
         most, pending = self.choices.max_pending, sum(other.waiting for other in self.calls)
         return f"only {pending} are pending" if most is None or pending < most else ""
+
+    def _contradiction_of_batch(self, call: Call, error: BatchAborted) -> str:
+        cause = error.__cause__
+        if error.key != call.key or cause is None:
+            return f"its key is {error.key!r}, its cause {cause!r}"
+        if isinstance(error, BatchTimeout):
+            if not isinstance(error, TimeoutError) or error.retry_safe != (error.phase != "save"):
+                return f"its phase is {error.phase!r}"
+        elif isinstance(error, SaveFailed):
+            if error.retry_safe != isinstance(cause, NotSaved) or call.story is None or cause not in call.story.errors:
+                return f"its cause is {cause!r}"
+        elif isinstance(error, LoadFailed):
+            if not (call.doomed or call.alone or call.starts or self.choices.numbering):
+                return "it came after that load"
+            return "" if error.retry_safe else "nothing can have been saved"
+        return ""
 
     # -- the store ----------------------------------------------------------------------------------------
 
@@ -842,7 +864,11 @@ class Life:
             wrong(f"{call} is applied to what another batch has loaded")
         if call.story not in {None, story}:
             wrong(f"{call} is applied in a second batch")
-        if resource.visit.applied and resource.visit.applied[-1].sequence > call.sequence and not self.choices.numbering:
+        if (
+            resource.visit.applied
+            and resource.visit.applied[-1].sequence > call.sequence
+            and not self.choices.numbering
+        ):
             wrong(f"{call} is applied behind operation {resource.visit.applied[-1].number}, which came later")
         call.story = story
         if call.number not in story.calls:
@@ -895,6 +921,7 @@ class Life:
 
     def _note_quiet(self) -> None:
         self.quiet = True
+        self.quiet_since = min(self.quiet_since, self.world.clock.now())
         running = [story.key for story in self.stories.values() if story.active]
         if running:
             self.world.wrong(f"stop() has returned True, but a batch of {running[0]!r} runs")
@@ -911,13 +938,16 @@ class Life:
         if most is not None and len(waiting) > most:
             self.world.wrong(f"{len(waiting)} are pending, but max_pending is {most}")
         for greenlet, latest in self.stoppers.items():
-            if not greenlet.dead and (now > latest + _ROUNDING or self.quiet):
+            if not greenlet.dead and now > min(latest, self.quiet_since + POLL) + _ROUNDING:
                 self.world.wrong("a stop() waits though its time is up, or everything has ended")
         if self.quiet and waiting:
             self.world.wrong(f"stop() has returned True, but {waiting[0]} was not answered")
         self._check_keys(waiting, now)
-        if self.quiet and (self.world.live_workers() or self.world.clock.timers):
-            self.world.wrong(f"stop() has returned True, but {self.world.workers} or {self.world.clock.timers} timers live")
+        waits = any(not greenlet.dead for greenlet in self.stoppers)
+        if self.quiet and not waits and (self.world.live_workers() or self.world.clock.timers):
+            self.world.wrong(
+                f"stop() has returned True, but {self.world.workers} or {self.world.clock.timers} timers live"
+            )
 
     def _check_waiting(self, call: Call, now: float) -> None:
         story = call.story
@@ -937,7 +967,9 @@ class Life:
         """Find no key whose callers wait for nobody."""
         active = {story.key for story in self.stories.values() if story.active and not story.alone}
         live = active | {call.key for call in waiting if not call.alone}
-        live |= {story.key for story in self.stories.values() if now <= story.began + self.choices.min_duration + _ROUNDING}
+        live |= {
+            story.key for story in self.stories.values() if now <= story.began + self.choices.min_duration + _ROUNDING
+        }
         backing_off = {
             story.key
             for story in self.stories.values()

@@ -1,7 +1,7 @@
 """Deterministic simulation: whatever users, stores and clocks do, and in whatever order, the guarantees hold.
 
-A failure prints the steps that led to it, and a line ``@reproduce_failure(...)``: put that above `Simulation` and run this
-file again. ``GEVENTBATCH_EXAMPLES=50000`` tries more than the usual number of examples; each run tries other ones.
+A failure prints the steps that led to it, and a line ``@reproduce_failure(...)``: put that above `Simulation` and run
+this file again. ``GEVENTBATCH_EXAMPLES=50000`` tries more than the usual number of examples; each run tries other ones.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ OPERATIONS = st.sampled_from(
 
 PATIENCE = st.sampled_from([None] * 28 + [0.0, 0.005, 0.05, 0.3])
 
-CALLS = st.lists(st.tuples(st.sampled_from(KEYS + KEYS[:1] * 3), OPERATIONS, PATIENCE, PATIENCE), min_size=1, max_size=6)
+CALLS = st.lists(
+    st.tuples(st.sampled_from(KEYS + KEYS[:1] * 3), OPERATIONS, PATIENCE, PATIENCE), min_size=1, max_size=6
+)
 
 CHOICES = st.builds(
     Choices,
