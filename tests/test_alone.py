@@ -442,6 +442,32 @@ def test_stop_may_be_called_in_any_thread_when_batching_was_never_on() -> None:
     assert processor.stop() is True
 
 
+def test_two_threads_and_a_greenlet_may_stop_it_at_once_and_all_wait_for_the_same_end() -> None:
+    inside, go_on = new_lock(), new_lock()
+    inside.acquire()
+    go_on.acquire()
+
+    def operation(resource: None) -> None:
+        inside.release()
+        go_on.acquire()
+
+    processor = Processor(batching=False, max_duration=500)
+    pool = gevent.get_hub().threadpool
+    callers = [pool.spawn(processor.run, "k", operation)]
+    assert pool.apply(inside.acquire, (True, 30))
+    stoppers: list[Any] = [
+        pool.spawn(processor.stop, 30),
+        pool.spawn(processor.stop, 30),
+        gevent.spawn(processor.stop, 30),
+        gevent.spawn(processor.stop, 0.01),
+    ]
+    assert stoppers[3].get() is False
+    assert not any(stopper.ready() for stopper in stoppers[:3])
+    go_on.release()
+    assert [stopper.get() for stopper in stoppers[:3]] == [True] * 3
+    assert callers[0].get() is None
+
+
 # Stopping
 
 
