@@ -1,6 +1,6 @@
 """Signals in the middle of something. Each function is a program that sends itself SIGTERM, and prints what follows.
 
-A Python signal handler runs in whatever greenlet is current, the hub if all wait, between two instructions.
+What a Python signal calls runs in whatever greenlet is current, the hub if all wait, between two instructions.
 """
 
 from __future__ import annotations
