@@ -128,7 +128,7 @@ class Choices(Brief):
     min_duration: float = 0.0
     max_duration: float = 1.0
     workers: int = 1
-    pair: bool = True
+    pair: bool = False
     narrow: bool = False  # clean_errors are Refused alone
     max_batches: int | None = None
     max_batch_size: int | None = None
@@ -449,6 +449,8 @@ class Life:
         self.stopping = False
         self.quiet = False  # stop has returned True
         self.quiet_since = inf
+        self.idle_since = inf  # nobody waits and nothing runs
+        self.idle_tick = 0
 
     def _make(self) -> Processor[Resource]:
         choices = self.choices
@@ -937,9 +939,7 @@ class Life:
         most = self.choices.max_pending
         if most is not None and len(waiting) > most:
             self.world.wrong(f"{len(waiting)} are pending, but max_pending is {most}")
-        for greenlet, latest in self.stoppers.items():
-            if not greenlet.dead and now > min(latest, self.quiet_since + POLL) + _ROUNDING:
-                self.world.wrong("a stop() waits though its time is up, or everything has ended")
+        self._check_stoppers(now)
         if self.quiet and waiting:
             self.world.wrong(f"stop() has returned True, but {waiting[0]} was not answered")
         self._check_keys(waiting, now)
@@ -948,6 +948,22 @@ class Life:
             self.world.wrong(
                 f"stop() has returned True, but {self.world.workers} or {self.world.clock.timers} timers live"
             )
+
+    def _check_stoppers(self, now: float) -> None:
+        """Find no stop() that waits longer than it was told, or for nobody."""
+        if not self.is_idle() or self._backing_off(now):
+            self.idle_since = inf
+        elif self.idle_since == inf or self.idle_tick != self.world.ticks:
+            self.idle_since, self.idle_tick = now, self.world.ticks
+        for greenlet, latest in self.stoppers.items():
+            if not greenlet.dead and now > min(latest, self.quiet_since + POLL, self.idle_since + POLL) + _ROUNDING:
+                self.world.wrong("a stop() waits though its time is up, or everything has ended")
+
+    def _backing_off(self, now: float) -> set[str]:
+        since = now - LONGEST_BACKOFF - _ROUNDING
+        return {
+            story.key for story in self.stories.values() if story.conflict_at is not None and story.conflict_at >= since
+        }
 
     def _check_waiting(self, call: Call, now: float) -> None:
         story = call.story
@@ -970,11 +986,7 @@ class Life:
         live |= {
             story.key for story in self.stories.values() if now <= story.began + self.choices.min_duration + _ROUNDING
         }
-        backing_off = {
-            story.key
-            for story in self.stories.values()
-            if story.conflict_at is not None and now <= story.conflict_at + LONGEST_BACKOFF + _ROUNDING
-        }
+        backing_off = self._backing_off(now)
         most = self.choices.max_batches
         crowded = most is not None and len(live | backing_off) > most
         for call in waiting:

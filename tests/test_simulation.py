@@ -187,6 +187,11 @@ class Simulation(RuleBasedStateMachine):
         self.world.saves[key].append(act)
 
     @precondition(_is_on)
+    @rule(key=st.sampled_from(KEYS), number=st.integers(1, 5))
+    def plan_contention(self, key: str, number: int) -> None:
+        self.world.saves[key].extend([Act(end="conflict")] * number)
+
+    @precondition(_is_on)
     @rule(key=st.sampled_from(KEYS), act=LEAVES)
     def plan_leave(self, key: str, act: Act) -> None:
         self.world.leaves[key].append(act)
@@ -214,8 +219,10 @@ class Simulation(RuleBasedStateMachine):
         self.world.kill(_callers(self), number)
 
     @precondition(_has_workers)
-    @rule(number=ANY_OF)
-    def kill_worker(self, number: int) -> None:
+    @rule(number=ANY_OF, seconds=st.sampled_from([0.0, 0.005, 0.02, 0.05]))
+    def kill_worker(self, number: int, seconds: float) -> None:
+        if seconds:
+            self.world.advance(seconds)
         self.world.kill(self.world.live_workers(), number)
 
     @rule(key=st.sampled_from(KEYS))
