@@ -41,7 +41,11 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     current = gevent.getcurrent()
     batch.outer = _process.running.get(current)
     _process.running[current] = batch
-    batch.start(alarm, now)
+    batch.now = batch.started = now
+    batch.deadline = now + batch.state.options.max_duration
+    if alarm is not None:
+        batch.alarm = alarm
+        alarm.watch(batch)
     try:
         if not batch.over():
             while _attempt(batch, slice_end):

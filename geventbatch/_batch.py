@@ -47,6 +47,7 @@ class Batch:
     __slots__ = (
         "alarm",
         "attempts",
+        "behind",
         "bell",
         "completed",
         "conflict",
@@ -89,6 +90,7 @@ class Batch:
         self.context = Context()  # of its loads and saves (guarantee 11)
         # -- mutable state: the operations and who waits for them -------------------------------------------
         self.operations: list[Operation[Any]] = []  # in the order they came
+        self.behind: Batch | None = None  # the next batch of its lane
         self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
         self.waiting = 0  # callers that are still there
         self.size = 0  # operations that may have to be applied
@@ -133,14 +135,11 @@ class Batch:
 
     # -- callers come and go ------------------------------------------------------------------------------
 
-    def add(self, operation: Operation[Any]) -> AsyncResult[None]:
-        """Take *operation* last, and give what its caller is to wait for."""
+    def add(self, operation: Operation[Any]) -> None:
+        """Take *operation* last; its caller is to wait for the last of the groups."""
         operations = self.operations
-        if len(operations) % WIDTH:
-            group = self.groups[-1]
-        else:
-            group = AsyncResult()
-            self.groups.append(group)
+        if not len(operations) % WIDTH:
+            self.groups.append(AsyncResult())
         operations.append(operation)
         self.waiting += 1
         self.size += 1
@@ -148,7 +147,6 @@ class Batch:
             self.close()
         elif self.bell is not None:
             self._ring(self.bell)
-        return group
 
     def withdraw(self, operation: Operation[Any]) -> None:
         """The caller of *operation* has left, by a kill or a Timeout of its own (guarantee 7)."""
@@ -167,14 +165,6 @@ class Batch:
             self._ring(self.bell)
 
     # -- the greenlet that runs it ------------------------------------------------------------------------
-
-    def start(self, alarm: Alarm | None, now: float) -> None:
-        """Begin to run, in the greenlet that *alarm* interrupts: the deadline counts from *now*."""
-        self.now = self.started = now
-        self.deadline = now + self.state.options.max_duration
-        self.alarm = alarm
-        if alarm is not None:
-            alarm.watch(self)
 
     def over(self) -> bool:
         """Whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
@@ -235,7 +225,7 @@ class Batch:
             self.waiting = 0
         width = len(self.operations)
         for group in self.groups:
-            pace.add(group.set, min(WIDTH, width))
+            pace.add(group, min(WIDTH, width))
             width -= WIDTH
         if self.state.watched and self.attempts:
             self.state.publish(self.metric())
@@ -261,11 +251,6 @@ class Batch:
         """It was killed, or the greenlet that runs it was."""
         self.spent = True
         self.end(aborted(self.key, cause, saving=self.phase == "save"))
-
-    def finish(self) -> None:
-        """Its code has returned: its key is free."""
-        if self.lane is not None:
-            self.lane.finish()
 
     def answer(self, operation: Operation[T]) -> T:
         """Return or raise the outcome of *operation*."""

@@ -8,7 +8,7 @@ from geventbatch import _clock
 from geventbatch._batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from geventbatch._failure import Failure
     from geventbatch._shard import Shard
@@ -18,53 +18,64 @@ if TYPE_CHECKING:
 class Lane:
     """One key that has live batches. No method switches greenlets."""
 
-    __slots__ = ("batches", "hashed", "key", "retired", "shard", "state")
+    __slots__ = ("beside", "first", "hashed", "key", "last", "retired", "shard", "state")
 
-    def __init__(self, state: State, key: Hashable, hashed: int, shard: Shard) -> None:
-        """Start without a batch."""
+    def __init__(self, state: State, key: Hashable, hashed: int, shard: Shard, beside: Lane | None) -> None:
+        """Start without a batch; *beside* is the next lane whose key has the same hash."""
         self.state = state
         self.key = key
         self.hashed = hashed
         self.shard = shard
         # -- mutable state ---------------------------------------------------------------------------------
-        self.batches: list[Batch] = []  # in the order they opened: the first runs or is queued, the last may be open
+        self.beside = beside
+        self.first: Batch | None = None  # runs or is queued; the others stand behind it in the order they opened
+        self.last: Batch | None = None  # may be open
         self.retired = False  # no longer among the processor's lanes
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the live batches in the order they opened."""
+        batch = self.first
+        while batch is not None:
+            yield batch
+            batch = batch.behind
 
     def open_batch(self) -> Batch:
         """Give the batch that takes the next operation of the key, a new one if need be."""
-        batches = self.batches
-        if batches:
-            batch = batches[-1]
-            if batch.open:
-                if not batch.loaded or _clock.monotonic() < batch.window_end:
-                    return batch
-                batch.close()
+        last = self.last
+        if last is not None and last.open:
+            if not last.loaded or _clock.monotonic() < last.window_end:
+                return last
+            last.close()
         window = self.state.options.min_duration
         batch = Batch(self.state, self.key, self, _clock.monotonic() + window if window else 0.0)
-        batches.append(batch)
         self.state.live += 1
-        if len(batches) == 1:
+        self.last = batch
+        if last is None:
+            self.first = batch
             self.shard.put(batch)
+        else:
+            last.behind = batch
         return batch
 
     def fail_behind(self, batch: Batch, failure: Failure) -> None:
-        """Answer the callers of all batches behind *batch* with *failure*, and forget them."""
-        behind = self.batches[1:]
-        if not behind or self.batches[0] is not batch:
-            return
-        del self.batches[1:]
-        self.state.live -= len(behind)
-        for other in behind:
+        """Answer the callers of all batches behind *batch*, the first, with *failure*, and forget them."""
+        other = batch.behind
+        batch.behind = None
+        self.last = batch
+        while other is not None:
+            self.state.live -= 1
             other.end(failure)
+            other = other.behind
 
     def finish(self) -> None:
         """The code of the first batch has returned: the key is free for the next one."""
-        batches = self.batches
-        del batches[0]
-        self.state.live -= 1
-        if batches:
-            self.shard.put(batches[0])
+        state = self.state
+        self.first = batch = self.first and self.first.behind
+        state.live -= 1
+        if batch is None:
+            self.last = None
+            state.retire(self)
         else:
-            self.state.retire(self)
-        if self.state.stopping:
-            self.state.check_stopped()
+            self.shard.put(batch)
+        if state.stopping:
+            state.check_stopped()

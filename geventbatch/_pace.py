@@ -12,7 +12,6 @@ a callback of the hub.
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import gevent
@@ -21,8 +20,11 @@ from gevent.hub import Waiter
 from geventbatch import _clock, _process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
+
+    class _Gate(Protocol):
+        def set(self) -> Any: ...
+
 
 SLICE: Final = 0.003
 """Seconds that the hub may be kept in one piece."""
@@ -33,21 +35,36 @@ WIDTH: Final = 32
 _TIMER: Final = 1e-6  # any positive time: `sleep(0)` is a callback and not a timer, and never lets the sockets in
 
 
+class _Turn:
+    """The gate of one greenlet that paused."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self) -> None:
+        self.waiter: Waiter[None] = Waiter()
+
+    def set(self) -> None:
+        """Let it go on, at once; does nothing when it was killed."""
+        self.waiter.switch(None)
+
+
 class Pace:
     """The hub's turns; there is one for the one thread that has batches."""
 
     def __init__(self) -> None:
         """Start with nobody waiting."""
         # -- mutable state ---------------------------------------------------------------------------------
-        self._gates: deque[tuple[Callable[[], object], int]] = deque()  # what opens each, how many wait behind it
+        self._gates: deque[_Gate] = deque()
+        self._widths: deque[int] = deque()  # how many wait behind each
         self._loop: Any = None  # the loop that a step is scheduled on; another one has never heard of it
         self._timer: Any = None  # the timer of that step, if it is one
         self._iteration = -1  # the loop's, when it was last seen to have turned
         self._slice_end = 0.0  # the end of the slice that began then
 
-    def add(self, opens: Callable[[], object], width: int) -> None:
-        """Call *opens*, for a gate with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
-        self._gates.append((opens, width))
+    def add(self, gate: _Gate, width: int) -> None:
+        """Open *gate*, with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
+        self._gates.append(gate)
+        self._widths.append(width)
         loop = gevent.get_hub().loop
         if self._loop is not loop:
             self._loop = loop
@@ -55,9 +72,9 @@ class Pace:
 
     def wait(self) -> None:
         """Let everybody else have a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
-        waiter: Waiter[None] = Waiter()
-        self.add(partial(waiter.switch, None), WIDTH)
-        waiter.get()
+        turn = _Turn()
+        self.add(turn, WIDTH)
+        turn.waiter.get()
 
     def idle(self) -> bool:
         """Whether every gate is open."""
@@ -91,12 +108,11 @@ class Pace:
                 loop.run_callback(self._step)  # behind the callbacks of the gates
 
     def _open_gates(self) -> None:
-        gates = self._gates
-        width = 0
-        while gates and width + gates[0][1] <= WIDTH:
-            opens, count = gates.popleft()
-            width += count
-            opens()
+        gates, widths = self._gates, self._widths
+        left = WIDTH
+        while gates and widths[0] <= left:
+            left -= widths.popleft()
+            gates.popleft().set()
 
     def _close_timer(self) -> None:
         if self._timer is not None:
@@ -106,6 +122,7 @@ class Pace:
     def forget(self) -> None:
         """After a fork: those who wait here are the parent's."""
         self._gates.clear()
+        self._widths.clear()
 
 
 pace = Pace()

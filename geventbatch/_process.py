@@ -30,6 +30,11 @@ epoch = 0
 thread: int | None = None
 """The native identity of the thread of the first batched `run` in this process."""
 
+_NO_HUB = object()
+
+hub: object = _NO_HUB
+"""The hub of that thread, as it was last seen. Never None, which is the parent of a thread's main greenlet."""
+
 running: dict[greenlet, Batch] = {}
 """The batch that each greenlet is in the middle of: its load, an operation, its save."""
 
@@ -47,9 +52,9 @@ def after_fork(callback: Callable[[], None]) -> None:
 
 
 def _forked() -> None:
-    global epoch, thread  # noqa: PLW0603 - the process is the one owner of these two
+    global epoch, hub, thread  # noqa: PLW0603 - the process is the one owner of these
     epoch += 1
-    thread = None
+    hub, thread = _NO_HUB, None
     running.clear()
     for callback in _after_fork:
         callback()
@@ -91,14 +96,15 @@ def in_hub() -> bool:
     return isinstance(gevent.getcurrent(), Hub)
 
 
-def refuse_place(state: State) -> None:
+def check_place(state: State) -> None:
     """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
-    global thread  # noqa: PLW0603 - as above
+    global hub, thread  # noqa: PLW0603 - as above
     check_not_inside(state)
     if thread is None:
         thread = native_thread()
         _warn_unpatched()
     check_thread("run")
+    hub = gevent.get_hub()
 
 
 def check_not_inside(state: State) -> None:

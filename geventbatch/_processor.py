@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 import gevent
-from gevent.hub import Hub
 
 from geventbatch import _clock, _process
 from geventbatch._alone import run_alone
@@ -174,10 +173,12 @@ class Processor(Generic[R]):
         if not self._batching:
             return run_alone(state, key, Operation(operation, args), start_timeout)
         current = gevent.getcurrent()
-        if _process.native_thread() != _process.thread or current in _process.running or isinstance(current, Hub):
-            _process.refuse_place(state)
+        # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
+        if current.parent is not _process.hub or current in _process.running:
+            _process.check_place(state)
         admitted = Operation(operation, args)
-        batch, group = state.admit(key, admitted)
+        batch = state.admit(key, admitted)
+        group = batch.groups[-1]
         try:
             # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
             if start_timeout is None:
@@ -189,6 +190,8 @@ class Processor(Generic[R]):
             raise
         if batch.epoch != _process.epoch:
             _process.park()
+        if batch.failure is None and admitted.error is None:
+            return admitted.value  # type: ignore[return-value]  # it has returned
         return batch.answer(admitted)
 
     def stop(self, timeout: float | None = None) -> bool:

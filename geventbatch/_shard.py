@@ -134,27 +134,30 @@ class Worker:
 
     def _run(self, batch: Batch, alarm: Alarm) -> None:
         slots = self._state.slots
-        held = False
         try:
-            if slots is not None:
-                slots.acquire()  # killed while it waits for one, it answers its batch
-            held = True
-            self._shard.hold()
+            if slots is None:
+                self._hold(batch, alarm)
+            else:
+                with slots:
+                    self._hold(batch, alarm)
+        except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
+            batch.abort(error)
+            raise
+        finally:
+            if batch.lane is not None:
+                batch.lane.finish()
+
+    def _hold(self, batch: Batch, alarm: Alarm) -> None:
+        now = _clock.monotonic()
+        slice_end = pace.slice_end(now)
+        if now >= slice_end:
+            pace.wait()  # free, since no other worker would get its turn any sooner
             now = _clock.monotonic()
-            slice_end = pace.slice_end(now)
-            if now >= slice_end:
-                pace.wait()
-                now = _clock.monotonic()
+        self._shard.hold()
+        try:
             if batch.waiting:
                 _attempts.run(batch, alarm, now, slice_end)
             else:
                 batch.end()  # everybody left
-        except BaseException as error:
-            batch.abort(error)
-            raise
         finally:
-            if held:
-                self._shard.free += 1
-                if slots is not None:
-                    slots.release()
-            batch.finish()
+            self._shard.free += 1

@@ -17,10 +17,10 @@ class Slots:
         self._free = count
         self._waiters: deque[Waiter[None]] = deque()  # while somebody waits, no slot is free
 
-    def acquire(self) -> None:
+    def __enter__(self) -> None:
         """Take a slot. Switches: yes, while there is none.
 
-        Woken by `release`. Whoever is killed here leaves the queue, or gives on the slot that it was just handed.
+        Woken by whoever leaves. Whoever is killed here leaves the queue, or gives on the slot that it was just handed.
         """
         if self._free:
             self._free -= 1
@@ -33,10 +33,10 @@ class Slots:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             else:
-                self.release()
+                self.__exit__()
             raise
 
-    def release(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Hand the slot to the first who waits, or have it free. Switches: no."""
         if self._waiters:
             gevent.get_hub().loop.run_callback(self._waiters.popleft().switch, None)

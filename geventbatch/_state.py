@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
@@ -16,11 +15,9 @@ from geventbatch._slots import Slots
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
     from typing import NoReturn
     from weakref import WeakSet
-
-    from gevent.event import AsyncResult
 
     from geventbatch._batch import Batch
     from geventbatch._metrics import BatchMetric, BatchMetrics
@@ -39,7 +36,7 @@ class State:
         self.subscriptions = subscriptions
         self.watched = len(subscriptions) > 0
         # -- mutable state ---------------------------------------------------------------------------------
-        self.lanes: dict[int, tuple[Lane, ...]] = {}  # of the keys that have live batches, by the hashes of the keys
+        self.lanes: dict[int, Lane] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on lanes whose code has not returned yet
@@ -53,14 +50,14 @@ class State:
         workers = sum(shard.workers for shard in self.shards.values())
         state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
         return (
-            f"{state}, {sum(map(len, self.lanes.values()))} keys, {self.live + len(self.alone)} batches, "
+            f"{state}, {sum(1 for _ in self._all_lanes())} keys, {self.live + len(self.alone)} batches, "
             f"{self.pending + len(self.alone)} operations pending, {workers} workers"
         )
 
     # -- admitting ----------------------------------------------------------------------------------------
 
-    def admit(self, key: Hashable, operation: Operation[Any]) -> tuple[Batch, AsyncResult[None]]:
-        """Put *operation* into the open batch of *key*.
+    def admit(self, key: Hashable, operation: Operation[Any]) -> Batch:
+        """Put *operation* into the open batch of *key*, and give the batch.
 
         Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation
         of the key. From then on nothing switches; and what a signal handler does in between is seen, since the
@@ -68,7 +65,14 @@ class State:
         """
         if self.stopping:
             self._refuse()
-        lane = self._lane(key)
+        try:
+            hashed = hash(key)
+        except TypeError as error:
+            refuse_key(key, error)
+        lane = self.lanes.get(hashed)
+        if lane is None or lane.retired or not (lane.key is key or lane.key == key) or lane.retired:
+            lane = self._find_lane(key, hashed)
+        # No switch from here.
         self.pending += 1
         most = self.options.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
@@ -76,7 +80,8 @@ class State:
             self._discard(lane)
             self._refuse()
         batch = lane.open_batch()
-        return batch, batch.add(operation)
+        batch.add(operation)
+        return batch
 
     def admit_alone(self, batch: Batch) -> None:
         """Count *batch*, which its caller is about to run."""
@@ -105,34 +110,28 @@ class State:
 
     # -- lanes --------------------------------------------------------------------------------------------
 
-    def _lane(self, key: Hashable) -> Lane:
-        """Find the lane of *key*, or open one.
+    def _find_lane(self, key: Hashable, hashed: int) -> Lane:
+        """Find the lane of *key* among those of the same hash, or open one.
 
-        The key's ``__hash__`` and ``__eq__`` and the worker number may be functions that switch. Whatever changed in
-        the meantime is noticed: a lane that was found is asked whether it is still one, and a new one is put beside the
-        very lanes that it was compared with, or not at all. Nothing of the user's runs when a lane is taken out.
+        The key's ``__eq__`` and the worker number may be functions that switch. Whatever changed in the meantime is
+        noticed: a lane that was found is asked whether it is still one; and new ones stand in front, so that ours is
+        put there only while the one in front is the one that the comparing began with. Nothing of the user's runs when
+        a lane is taken out.
         """
-        try:
-            hashed = hash(key)
-        except TypeError as error:
-            refuse_key(key, error)
         shard: Shard | None = None
         while True:
-            bucket = self.lanes.get(hashed, ())
-            for lane in bucket:
-                if lane.key is key or lane.key == key:
-                    if lane.retired:
-                        break
+            front = lane = self.lanes.get(hashed)
+            while lane is not None:
+                if (lane.key is key or lane.key == key) and not lane.retired:
                     return lane
-            else:
-                if shard is None:
-                    if key != key:  # noqa: PLR0124 - such as a NaN
-                        refuse_key(key)
-                    shard = self._shard(key)
-                elif self.lanes.get(hashed, ()) is bucket:
-                    lane = Lane(self, key, hashed, shard)
-                    self.lanes[hashed] = (*bucket, lane)
-                    return lane
+                lane = lane.beside
+            if shard is None:
+                if key != key:  # noqa: PLR0124 - such as a NaN
+                    refuse_key(key)
+                shard = self._shard(key)
+            elif self.lanes.get(hashed) is front:
+                self.lanes[hashed] = lane = Lane(self, key, hashed, shard, front)
+                return lane
 
     def _shard(self, key: Hashable) -> Shard:
         workers = self.options.workers
@@ -152,13 +151,25 @@ class State:
     def retire(self, lane: Lane) -> None:
         """Forget *lane*, which has no batch."""
         lane.retired = True
-        bucket = self.lanes.pop(lane.hashed)
-        if len(bucket) > 1:
-            self.lanes[lane.hashed] = tuple(other for other in bucket if other is not lane)
+        front = self.lanes.pop(lane.hashed)
+        if front is not lane:
+            self.lanes[lane.hashed] = before = front
+            while before.beside is not lane:
+                before = before.beside  # type: ignore[assignment]  # it is there
+            before.beside = lane.beside
+        elif lane.beside is not None:
+            self.lanes[lane.hashed] = lane.beside
+
+    def _all_lanes(self) -> Iterator[Lane]:
+        for front in self.lanes.values():
+            lane: Lane | None = front
+            while lane is not None:
+                yield lane
+                lane = lane.beside
 
     def _discard(self, lane: Lane) -> None:
         """Forget *lane* if nobody has opened a batch on it."""
-        if not lane.batches and not lane.retired:
+        if lane.first is None and not lane.retired:
             self.retire(lane)
         if self.stopping:
             self.check_stopped()
@@ -168,8 +179,8 @@ class State:
     def begin_stop(self) -> None:
         """Admit nothing any more, and close the open windows. Switches: no."""
         self.stopping = True
-        for lane in chain.from_iterable(self.lanes.values()):
-            for batch in lane.batches:
+        for lane in self._all_lanes():
+            for batch in lane:
                 batch.close()
         self.check_stopped()
 
@@ -185,7 +196,7 @@ class State:
         for subscription in list(self.subscriptions):
             subscription.close()
         if batched and not pace.idle():
-            pace.add(self.stopped.set, WIDTH)  # behind those who have their answers and are not awake yet
+            pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
         else:
             self.stopped.set()
 
