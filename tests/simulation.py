@@ -995,7 +995,8 @@ class Life:
                     self.world.wrong(f"{call} waits for nobody, alone")
             elif call.key not in active | backing_off and not crowded:
                 window = 0.0 if self.stopping else self.choices.min_duration
-                if not call.starts or now > call.came + window + _ROUNDING:
+                late = now > call.came + window + _ROUNDING and not self.choices.numbering
+                if late or not call.starts:
                     self.world.wrong(f"{call} waits for nobody")
 
     def check_saved(self) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = int(os.environ.get("GEVENTBATCH_EXAMPLES", "1000"))
 
+PART = 250
+"""Examples of one test: Hypothesis keeps each of them in memory until the test ends."""
+
 STEPS = 45
 
 GUARDS = ("", "swallow", "cleanup", "convert")
@@ -288,13 +291,14 @@ def _quiet_surroundings() -> Iterator[None]:
     gc.freeze()  # as it was before
 
 
-@pytest.mark.timeout(60 + EXAMPLES)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("_quiet_surroundings")
-def test_the_guarantees_hold_whatever_happens_in_whatever_order() -> None:
+@pytest.mark.parametrize("part", range(-(-EXAMPLES // PART)))
+def test_the_guarantees_hold_whatever_happens_in_whatever_order(part: int) -> None:
     run_state_machine_as_test(
         Simulation,
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=PART,
             stateful_step_count=STEPS,
             deadline=None,
             database=None,
