@@ -971,7 +971,8 @@ class Life:
             return
         if call.doomed:
             self.world.wrong(f"{call} was not answered, but its load has failed")
-        if call.start_timeout is not None and not call.starts and now > call.came + call.start_timeout + _ROUNDING:
+        start_timeout = None if self.choices.numbering else call.start_timeout  # it counts from the admission
+        if start_timeout is not None and not call.starts and now > call.came + start_timeout + _ROUNDING:
             self.world.wrong(f"{call} was not answered, but its start_timeout has passed")
         if story is not None:
             if story.answered or story.interrupted:

@@ -85,7 +85,7 @@ OPERATIONS = st.sampled_from(
     + [(Act(), act) for act in _OPERATIONS]
 )
 
-PATIENCE = st.sampled_from([None] * 28 + [0.0, 0.005, 0.05, 0.3])
+PATIENCE = st.sampled_from([None] * 42 + [0.0, 0.005, 0.01, 0.02, 0.05, 0.3])
 
 CALLS = st.lists(
     st.tuples(st.sampled_from(KEYS + KEYS[:1] * 3), OPERATIONS, PATIENCE, PATIENCE), min_size=1, max_size=6
@@ -249,9 +249,10 @@ class Simulation(RuleBasedStateMachine):
         self.switch_batching(on=True)
 
     @precondition(_is_busy)
-    @rule(timeout=st.sampled_from([None, 0.001, 0.1, 1.0]))
-    def stop(self, timeout: float | None) -> None:
-        self.world.life.stop(timeout)
+    @rule(timeouts=st.lists(st.sampled_from([None, 0.001, 0.1, 1.0]), min_size=1, max_size=3))
+    def stop(self, timeouts: list[float | None]) -> None:
+        for timeout in timeouts:
+            self.world.life.stop(timeout)
 
     @precondition(_is_busy)
     @rule(in_hub=st.booleans())
