@@ -16,7 +16,7 @@ import resource
 import statistics
 import time
 import tracemalloc
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gevent import monkey
 
@@ -26,6 +26,9 @@ import gevent  # noqa: E402
 from gevent.event import AsyncResult, Event  # noqa: E402
 
 from geventbatch import Processor  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CALLERS = 1000
 
@@ -120,33 +123,24 @@ def longest_gap(callers: int = CALLERS, work: float = 100e-6, rounds: int = 5) -
 
 
 def memory_per_batch(batches: int = 2000) -> tuple[float, float]:
-    """Bytes per open batch with one caller, and those of a caller that only waits (Python's own allocations)."""
-    waiting = Event()
-    gone = Event()
+    """Bytes that an open batch with one caller takes, and a caller that only waits (of Python's own allocations)."""
 
-    def load(_: object) -> list[int]:
-        return []
-
-    def grown(function: Any, *args: Any) -> float:
+    def grown(call: Callable[[int], object]) -> float:
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        greenlets = [gevent.spawn(function, number, *args) for number in range(batches)]
-        gevent.sleep(0)
-        gevent.sleep(0.05)
+        greenlets = [gevent.spawn(call, number) for number in range(batches)]
+        gevent.sleep(0.2)
         gc.collect()
         size = tracemalloc.get_traced_memory()[0] - before
-        gone.set()
-        gevent.joinall(greenlets)
-        gone.clear()
+        gevent.joinall(greenlets, raise_error=True)
         return size / batches
 
+    processor: Processor[list[int]] = Processor(load_resource=lambda _: [], min_duration=2, max_duration=30)
     tracemalloc.start()
-    plain = grown(lambda _: AsyncResult().wait(1))
-    processor = Processor(load_resource=load, min_duration=0.5, max_duration=30)
+    plain = grown(lambda _: AsyncResult().wait(2))
     whole = grown(lambda number: processor.run(number, list.append, 1))
     tracemalloc.stop()
     processor.stop()
-    del waiting
     return whole, plain
 
 
