@@ -1,8 +1,9 @@
 """The way of a batch from load to save, on one greenlet: the attempts that it takes, and each one's phases.
 
 A user's function runs in each phase, and while it runs the deadline may pass, the greenlet may be killed, the process
-may be forked. So after each the first question is `Batch.over`: whether the outcome was fixed meanwhile. Whatever
-happens, the scope that was entered is left, and `Batch.end` has been called before `run` returns.
+may be forked. So after each the first question is `Batch.over`: whether the outcome was fixed meanwhile. (On the way
+that every batch goes, its two conditions are asked without the call.) Whatever happens, the scope that was entered is
+left, and `Batch.end` has been called before `run` returns.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         batch.alarm = alarm
         alarm.watch(batch)
     try:
-        if not batch.over():
-            while _attempt(batch, slice_end):
-                pass
+        if batch.epoch != _process.epoch:
+            batch.over()
+        while _attempt(batch, slice_end):
+            pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
     finally:
@@ -70,7 +72,9 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     leave, resource = loaded
     reason: BaseException | None = None
     try:
-        if not batch.over():
+        if batch.ended or batch.epoch != _process.epoch:
+            batch.over()
+        else:
             reason = _apply(batch, resource, slice_end)
     except BaseException as error:
         reason = error
@@ -252,7 +256,9 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     batch.save_duration += batch.now - begun
     if raised is not None:
         return _save_raised(batch, raised)
-    if not batch.over():
+    if batch.ended or batch.epoch != _process.epoch:
+        batch.over()
+    else:
         batch.end()
     return False
 

@@ -80,6 +80,34 @@ class Batch:
         "window_end",
     )
 
+    # -- mutable state: the operations and who waits for them -----------------------------------------------
+    behind: Batch | None  # the next batch of its lane
+    waiting: int  # callers that are still there
+    size: int  # operations that may have to be applied
+    open: bool  # takes operations
+    ended: bool  # the outcome is fixed: by `failure`, else by each operation's own
+    failure: Failure | None
+    # -- mutable state: how far the greenlet that runs it has come -------------------------------------------
+    phase: Phase | Literal["queued"]
+    loaded: bool
+    completed: int  # operations that returned, in this attempt
+    attempts: int
+    alarm: Alarm | None  # none where no hub could ring it
+    deadline: float  # infinite while it pauses; then it will have
+    left_at_pause: float  # so much time left
+    now: float  # the time, as it was last read
+    started: float
+    load_duration: float
+    save_duration: float
+    conflicts: int
+    conflict: Conflict | None  # of the last attempt, until the next one begins
+    exact: int  # broken operations that may still cost a load each
+    returned: bool  # its code has
+    spent: bool  # its greenlet runs no other batch
+    fatal: BaseException | None  # and ends of this
+    bell: Waiter[None] | None  # there while that greenlet waits for operations
+    outer: Batch | None  # the batch (of another processor) that it is run inside of
+
     def __init__(self, state: State, key: Hashable, lane: Lane | None = None, window_end: float = 0.0) -> None:
         """Open it, on a *lane* unless its caller runs it alone; from *window_end* on it may close."""
         self.state = state
@@ -88,33 +116,17 @@ class Batch:
         self.epoch = state.epoch
         self.window_end = window_end
         self.context = Context()  # of its loads and saves (guarantee 11)
-        # -- mutable state: the operations and who waits for them -------------------------------------------
         self.operations: list[Operation[Any]] = []  # in the order they came
-        self.behind: Batch | None = None  # the next batch of its lane
         self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
-        self.waiting = 0  # callers that are still there
-        self.size = 0  # operations that may have to be applied
-        self.open = True  # takes operations
-        self.ended = False  # the outcome is fixed: by `failure`, else by each operation's own
-        self.failure: Failure | None = None
-        # -- mutable state: how far the greenlet that runs it has come ---------------------------------------
-        self.phase: Phase | Literal["queued"] = "queued"
-        self.loaded = False
-        self.completed = 0  # operations that returned, in this attempt
-        self.attempts = 0
-        self.alarm: Alarm | None = None  # none where no hub could ring it
-        self.deadline = inf  # also while it pauses; then it will have
-        self.left_at_pause = inf  # so much time left
-        self.now = 0.0  # the time, as it was last read
-        self.started = self.load_duration = self.save_duration = 0.0
-        self.conflicts = 0
-        self.conflict: Conflict | None = None  # of the last attempt, until the next one begins
-        self.exact = _EXACT  # broken operations that may still cost a load each
-        self.returned = False  # its code has
-        self.spent = False  # its greenlet runs no other batch
-        self.fatal: BaseException | None = None  # and ends of this
-        self.bell: Waiter[None] | None = None  # there while that greenlet waits for operations
-        self.outer: Batch | None = None  # the batch (of another processor) that it is run inside of
+        # One is made for each batch: values that many share are stored in a row, which is quick.
+        self.behind = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = None
+        self.ended = self.loaded = self.returned = self.spent = False
+        self.open = True
+        self.waiting = self.size = self.completed = self.attempts = self.conflicts = 0
+        self.exact = _EXACT
+        self.phase = "queued"
+        self.deadline = self.left_at_pause = inf
+        self.now = self.started = self.load_duration = self.save_duration = 0.0
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""

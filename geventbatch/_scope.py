@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-_IMMUTABLE: Final = (int, str, tuple, float, bytes, bool, frozenset, complex)
+_IMMUTABLE: Final = frozenset({int, str, tuple, float, bytes, bool, frozenset, complex})
 
 
 class PairScope:
