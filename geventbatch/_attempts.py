@@ -70,21 +70,21 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if loaded is None:
         return False
     leave, resource = loaded
-    reason: BaseException | None = None
+    batch.broken = killed = None
     try:
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
         else:
-            reason = _apply(batch, resource, slice_end)
+            _apply(batch, resource, slice_end)
     except BaseException as error:
-        reason = error
+        killed = error
         batch.over()
         _abort(batch, error)
     if batch.ended:  # and `over` was asked since the last function of the user's
-        _leave(batch, leave, reason or TimeoutError("the deadline of the batch has passed"))
+        _leave(batch, leave, killed or TimeoutError("the deadline of the batch has passed"))
         return False
-    if reason is not None:
-        _leave(batch, leave, reason)
+    if batch.broken is not None:  # the resource must not be saved: replay without what broke it
+        _leave(batch, leave, batch.broken)
         batch.now = _clock.monotonic()
         return not batch.over()
     if not batch.completed:
@@ -158,33 +158,31 @@ def _load_raised(batch: Batch, error: BaseException) -> None:
 # -- operations ---------------------------------------------------------------------------------------------
 
 
-def _apply(batch: Batch, resource: Any, slice_end: float) -> BaseException | None:
-    """Apply the operations in order, those too that arrive while the window is open.
-
-    Returns:
-        What a broken operation raised: the resource must not be saved, the batch is to be replayed without it.
-    """
-    broken: BaseException | None = None
+def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
+    """Apply the operations in order, those too that arrive while the window is open."""
     batch.completed = 0
     if batch.now >= batch.window_end:
         batch.open = False
     for operation in _arriving(batch) if batch.open else batch.operations:
         if operation.state > STARTED:
             continue
-        error = _apply_one(batch, operation, resource)
+        operation.state = STARTED
+        try:
+            operation.value = operation.context.copy().run(operation.callable, resource, *operation.args)
+        except BaseException as error:
+            if _judge(batch, operation, error):
+                return
+        else:
+            operation.error = None
+            batch.completed += 1
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
-            return error
+            return
         batch.now = now = _clock.monotonic()
-        if error is not None:
-            broken = broken or error
-            if batch.judge_exactly():
-                break
         if now >= slice_end:
             slice_end = _take_turns(batch, now)
             if batch.over():
-                break
-    return broken
+                return
 
 
 def _arriving(batch: Batch) -> Iterator[Operation[Any]]:
@@ -206,22 +204,21 @@ def _arriving(batch: Batch) -> Iterator[Operation[Any]]:
             return
 
 
-def _apply_one(batch: Batch, operation: Operation[Any], resource: Any) -> BaseException | None:
-    """Apply *operation*; give what it raised if that leaves the resource half-changed (guarantee 18)."""
-    operation.state = STARTED
-    try:
-        operation.value = operation.context.copy().run(operation.callable, resource, *operation.args)
-    except BaseException as error:
-        operation.error = error
-        if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
-            raise
-        if isinstance(error, batch.state.options.clean_errors):
-            return None
-        operation.state = BROKEN
-        return error
-    operation.error = None
-    batch.completed += 1
-    return None
+def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
+    """Keep what *operation* raised for its caller. True when the attempt ends here (guarantee 18).
+
+    That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
+    that raise there are out together: a hundred broken operations do not cost a hundred loads.
+    """
+    operation.error = error
+    if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
+        raise error
+    if isinstance(error, batch.state.options.clean_errors):
+        return False
+    operation.state = BROKEN
+    batch.broken = batch.broken or error
+    batch.exact -= 1
+    return batch.exact >= 0
 
 
 def _take_turns(batch: Batch, now: float) -> float:

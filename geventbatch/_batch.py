@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _EXACT: Final = 4
-"""Broken operations of a batch that cost it one load each, so that no other is judged by what they left behind."""
+"""Broken operations of a batch that may cost it one load each."""
 
 _SHORTEST: Final = 0.001
 """Seconds: what `remaining` gives at the least, since databases take 0 for "no limit"."""
@@ -49,6 +49,7 @@ class Batch:
         "attempts",
         "behind",
         "bell",
+        "broken",
         "completed",
         "conflict",
         "conflicts",
@@ -101,7 +102,8 @@ class Batch:
     save_duration: float
     conflicts: int
     conflict: Conflict | None  # of the last attempt, until the next one begins
-    exact: int  # broken operations that may still cost a load each
+    broken: BaseException | None  # what the first broken operation of this attempt raised
+    exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
     returned: bool  # its code has
     spent: bool  # its greenlet runs no other batch
     fatal: BaseException | None  # and ends of this
@@ -119,7 +121,9 @@ class Batch:
         self.operations: list[Operation[Any]] = []  # in the order they came
         self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
         # One is made for each batch: values that many share are stored in a row, which is quick.
-        self.behind = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = None
+        self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
+            None
+        )
         self.ended = self.loaded = self.returned = self.spent = False
         self.open = True
         self.waiting = self.size = self.completed = self.attempts = self.conflicts = 0
@@ -193,15 +197,6 @@ class Batch:
             pace.wait()
         finally:
             self.deadline = _clock.monotonic() + left
-
-    def judge_exactly(self) -> bool:
-        """Whether a broken operation ends the attempt at once (guarantee 18).
-
-        The first few do. Then the rest of the operations is tried on the same resource, and all that raise there are
-        out together, so that a hundred broken operations do not cost a hundred loads.
-        """
-        self.exact -= 1
-        return self.exact >= 0
 
     def wait_for_operations(self, seconds: float) -> None:
         """Wait for the next operation or the end of the window. Switches: yes.

@@ -35,8 +35,9 @@ class Operation(Generic[T]):
         self.context = copy_context()
         # -- mutable state ---------------------------------------------------------------------------------
         self.state = WAITING
-        self.value: T | None = None  # what it returned, in the last attempt
-        self.error: BaseException | None = None  # what it raised, in the last attempt
+        self.value: T | None  # what it returned, in the last attempt
+        self.error: BaseException | None  # what it raised, in the last attempt
+        self.value = self.error = None
 
     def answer(self) -> T:
         """Return what it returned, or raise what it raised."""

@@ -79,7 +79,9 @@ class State:
             self.pending -= 1
             self._discard(lane)
             self._refuse()
-        batch = lane.open_batch()
+        batch = lane.last
+        if batch is None or not batch.open or batch.loaded:
+            batch = lane.open_batch()
         batch.add(operation)
         return batch
 
