@@ -31,10 +31,11 @@ class Alarm(gevent.Timeout):
     def watch(self, batch: Batch) -> None:
         """Ring at the deadline of *batch*, which the current greenlet is about to run. Switches: no."""
         self._batch = batch
+        timer = self.timer
         if self._relaxed:
             self._relaxed = False
-            self.timer.ref = True
-        if not (self.timer.active or self.timer.pending):  # pending: it is about to ring, and will be set again then
+            timer.ref = True
+        if not (timer.active or timer.pending):  # pending: it is about to ring, and will be set again then
             self.start()
 
     def relax(self) -> None:

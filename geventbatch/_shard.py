@@ -129,6 +129,7 @@ class Worker:
                 self._run(batch, alarm)
                 if batch.spent:
                     return
+                del batch  # and with it its operations, and the contexts of their callers
         finally:
             alarm.close()
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, BatchTimeout
+from geventbatch import BatchAborted, BatchTimeout, Processor
 from tests.stores import FORMS, Store, add, answered_at, answers, current_greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from geventbatch import Processor
     from geventbatch.testing import VirtualTime
 
 
@@ -352,3 +352,18 @@ def test_a_worker_number_out_of_range_is_refused_and_nothing_is_enqueued(store: 
         with pytest.raises(ValueError, match=rf"{number}.*'k'.*from 0 to 2"):
             processor.run("k", add, 1)
         assert "0 keys" in repr(processor)
+
+
+def test_an_idle_worker_keeps_nothing_of_its_last_batch_alive(clock: VirtualTime) -> None:
+    class Argument:
+        pass
+
+    processor: Processor[list[object]] = Processor(load_resource=lambda _: [], min_duration=0)
+    argument = Argument()
+    gone = weakref.ref(argument)
+    gevent.spawn(processor.run, "k", lambda _, argument: None, argument)
+    clock.advance(1)
+    assert "1 workers" in repr(processor)
+    del argument
+    assert gone() is None
+    processor.stop()
