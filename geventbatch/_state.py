@@ -122,11 +122,10 @@ class State:
         """
         shard: Shard | None = None
         while True:
-            front = lane = self.lanes.get(hashed)
-            while lane is not None:
+            front = self.lanes.get(hashed)
+            for lane in _row(front):
                 if (lane.key is key or lane.key == key) and not lane.retired:
                     return lane
-                lane = lane.beside
             if shard is None:
                 if key != key:  # noqa: PLR0124 - such as a NaN
                     refuse_key(key)
@@ -155,19 +154,15 @@ class State:
         lane.retired = True
         front = self.lanes.pop(lane.hashed)
         if front is not lane:
-            self.lanes[lane.hashed] = before = front
-            while before.beside is not lane:
-                before = before.beside  # type: ignore[assignment]  # it is there
+            self.lanes[lane.hashed] = front
+            before = next(other for other in _row(front) if other.beside is lane)
             before.beside = lane.beside
         elif lane.beside is not None:
             self.lanes[lane.hashed] = lane.beside
 
     def _all_lanes(self) -> Iterator[Lane]:
         for front in self.lanes.values():
-            lane: Lane | None = front
-            while lane is not None:
-                yield lane
-                lane = lane.beside
+            yield from _row(front)
 
     def _discard(self, lane: Lane) -> None:
         """Forget *lane* if nobody has opened a batch on it."""
@@ -208,3 +203,10 @@ class State:
         for subscription in subscriptions:
             subscription.publish(metric)
         self.watched = bool(subscriptions)
+
+
+def _row(front: Lane | None) -> Iterator[Lane]:
+    """Give *front* and the lanes behind it, whose keys have the same hash."""
+    while front is not None:
+        yield front
+        front = front.beside
