@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,13 @@ class Operation(Generic[T]):
         self.context = copy_context()
         # -- mutable state ---------------------------------------------------------------------------------
         self.state = WAITING
-        self.value: T | None  # what it returned, in the last attempt
-        self.error: BaseException | None  # what it raised, in the last attempt
-        self.value = self.error = None
+        self.value: T  # what it returned, in the last attempt, once it has
+        self.error: BaseException | None = None  # what it raised, in the last attempt
 
     def answer(self) -> T:
         """Return what it returned, or raise what it raised."""
         if self.error is None:
-            return cast("T", self.value)  # it has returned
+            return self.value
         try:
             raise self.error
         finally:

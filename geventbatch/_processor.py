@@ -191,7 +191,7 @@ class Processor(Generic[R]):
         if batch.epoch != _process.epoch:
             _process.park()
         if batch.failure is None and admitted.error is None:
-            return admitted.value  # type: ignore[return-value]  # it has returned
+            return admitted.value
         return batch.answer(admitted)
 
     def stop(self, timeout: float | None = None) -> bool:
