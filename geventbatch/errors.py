@@ -46,7 +46,7 @@ class BatchAborted(BatchError):
     """The operation's batch failed as a whole; ``__cause__`` is what happened.
 
     Of its own (not one of its children): a worker or an operation was killed (`GreenletExit`, `SystemExit`,
-    `KeyboardInterrupt`), safe to run again unless the save had begun.
+    `KeyboardInterrupt`), in a load or a save too; safe to run again unless the save had begun.
 
     Attributes:
         key: The key of the batch.
@@ -60,11 +60,11 @@ class BatchAborted(BatchError):
 
 
 class LoadFailed(BatchAborted):
-    """Loading raised, whatever it raised (``__cause__``). Nothing was saved: safe to run again."""
+    """Loading raised, whatever it raised but a kill (``__cause__``). Nothing was saved: safe to run again."""
 
 
 class SaveFailed(BatchAborted):
-    """Saving raised, whatever it raised (``__cause__``). Safe to run again only if that was a `NotSaved`."""
+    """Saving raised, whatever it raised but a kill (``__cause__``). Safe to run again only from a `NotSaved`."""
 
 
 class BatchTimeout(BatchAborted, TimeoutError):
