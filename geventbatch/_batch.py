@@ -232,7 +232,7 @@ class Batch:
             self.waiting = 0
         width = len(self.operations)
         for group in self.groups:
-            pace.add(group, min(WIDTH, width))
+            pace.add(group, width if width < WIDTH else WIDTH)  # noqa: FURB136 - min() costs a batch 50 ns
             width -= WIDTH
         if self.state.watched and self.attempts:
             self.state.publish(self.metric())

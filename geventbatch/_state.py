@@ -122,10 +122,11 @@ class State:
         """
         shard: Shard | None = None
         while True:
-            front = self.lanes.get(hashed)
-            for lane in _row(front):
+            front = lane = self.lanes.get(hashed)
+            while lane is not None:  # and not `_row`, since most often there is none
                 if (lane.key is key or lane.key == key) and not lane.retired:
                     return lane
+                lane = lane.beside
             if shard is None:
                 if key != key:  # noqa: PLR0124 - such as a NaN
                     refuse_key(key)
@@ -137,7 +138,7 @@ class State:
     def _shard(self, key: Hashable) -> Shard:
         workers = self.options.workers
         number = self.options.worker_number_for_key(key, workers)
-        if isinstance(number, bool) or not isinstance(number, int):
+        if type(number) is not int and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(f"worker_number_for_key gave {number!r} for the key {key!r}, but must give an int")
         if not 0 <= number < workers:
             raise ValueError(
