@@ -30,43 +30,51 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     batch.operations.append(operation)
     batch.close()
     state.admit_alone(batch)
-    start = None if start_timeout is None else _Start(operation, key, start_timeout)
+    start = None if start_timeout is None else _Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
     alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
     try:
         _attempts.run(batch, alarm, _clock.monotonic())
+    except gevent.Timeout as error:
+        if start is None or error is not start.timeout:
+            raise
     finally:
         if alarm is not None:
+            alarm.relax()
             alarm.close()
         if start is not None:
             start.close()
         state.leave_alone(batch)
     if batch.epoch != _process.epoch:
         _process.park()
-    if start is not None and batch.failure is not None and batch.failure.cause is start.cancelled:
-        raise start.cancelled
+    if start is not None and start.is_late():  # whatever the load made of the interruption
+        raise OperationCancelled(not_started(key, start.seconds))
     return batch.answer(operation)
 
 
 class _Start:
     """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
 
-    def __init__(self, operation: Operation[Any], key: Hashable, seconds: float) -> None:
-        self.cancelled = OperationCancelled(not_started(key, seconds))
+    def __init__(self, operation: Operation[Any], seconds: float) -> None:
+        self.seconds = seconds
+        self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
         self._latest = _clock.monotonic() + seconds
-        self._timeout = gevent.Timeout.start_new(seconds, self.cancelled) if _process.has_hub() else None
         self._started = False
         self._callable = operation.callable
         operation.callable = self
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         self.close()
-        if not self._started and _clock.monotonic() > self._latest:
-            raise self.cancelled
+        if self.is_late():
+            raise OperationCancelled
         self._started = True
         return self._callable(resource, *args)
 
+    def is_late(self) -> bool:
+        """Whether its time is over, and it has not started."""
+        return not self._started and _clock.monotonic() >= self._latest
+
     def close(self) -> None:
         """Interrupt nothing any more."""
-        if self._timeout is not None:
-            self._timeout.close()
+        if self.timeout is not None:
+            self.timeout.close()

@@ -86,7 +86,10 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
         _leave(batch, leave, batch.broken)
         batch.now = _clock.monotonic()
-        return not batch.over()
+        if batch.open or any(operation.state <= STARTED for operation in batch.operations):
+            return not batch.over()
+        batch.end()  # nothing is left to replay
+        return False
     if not batch.completed:
         _leave(batch, leave, NothingToSave())
         batch.end()
@@ -152,7 +155,7 @@ def _load_raised(batch: Batch, error: BaseException) -> None:
         _abort(batch, error)
     else:
         batch.spent = not isinstance(error, Exception)
-        batch.fail_load(load_failed(batch.key, error))
+        batch.fail_load(load_failed(batch.key, _without_our_frame(error)))
 
 
 # -- operations ---------------------------------------------------------------------------------------------
@@ -210,15 +213,24 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
     That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
     that raise there are out together: a hundred broken operations do not cost a hundred loads.
     """
-    operation.error = error
     if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
+        operation.error = error
         raise error
+    operation.error = _without_our_frame(error)
     if isinstance(error, batch.state.options.clean_errors):
         return False
     operation.state = BROKEN
     batch.broken = batch.broken or error
     batch.exact -= 1
     return batch.exact >= 0
+
+
+def _without_our_frame(error: BaseException) -> BaseException:
+    """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
+
+    It would keep them alive, and a log that shows the variables of frames would show them.
+    """
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
 def _take_turns(batch: Batch, now: float) -> float:
@@ -267,7 +279,7 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
         return _back_off(batch, error)
     else:
         batch.spent = not isinstance(error, Exception)
-        batch.end(save_failed(batch.key, error))
+        batch.end(save_failed(batch.key, _without_our_frame(error)))
     return False
 
 

@@ -208,7 +208,8 @@ class Batch:
         timer = gevent.get_hub().loop.timer(seconds)
         timer.start(bell.switch, None)
         try:
-            bell.get()
+            if self.open:  # a signal handler may have closed it before there was a bell
+                bell.get()
         finally:
             self.bell = None
             timer.close()
@@ -250,6 +251,8 @@ class Batch:
 
     def fail_load(self, failure: Failure) -> None:
         """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
+        if self.ended:  # those who came since then are the next batch's
+            return
         self.end(failure)
         if self.lane is not None:
             self.lane.fail_behind(self, failure)

@@ -40,9 +40,10 @@ class Operation(Generic[T]):
 
     def answer(self) -> T:
         """Return what it returned, or raise what it raised."""
-        if self.error is None:
+        error, self.error = self.error, None  # the traceback to come holds this operation: no cycle through the error
+        if error is None:
             return self.value
         try:
-            raise self.error
+            raise error
         finally:
-            del self  # the traceback holds this frame: no cycle through the error
+            del error

@@ -49,8 +49,11 @@ def check_options(
     max_batches: Any = None,
     max_batch_size: Any = None,
     max_pending: Any = None,
+    **unknown: Any,
 ) -> Options:
     """Give the options, or raise the `TypeError` or `ValueError` that names argument, value, and what is allowed."""
+    if unknown:
+        _refuse_unknown(*unknown)
     check_seconds("min_duration", min_duration)
     if max_duration is None:
         max_duration = 2 * min_duration if min_duration >= _SHORT_WINDOW else 1.0
@@ -75,6 +78,14 @@ def check_options(
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
     )
+
+
+def _refuse_unknown(name: str, *_: str) -> NoReturn:
+    from difflib import get_close_matches  # only now, since it is slow to import
+
+    near = get_close_matches(name, [*(check_options.__kwdefaults__ or ()), "batching"], n=1)
+    hint = f": did you mean {near[0]}?" if near else ""
+    raise TypeError(f"Processor() has no option {name}{hint}")
 
 
 def check_seconds(name: str, value: object) -> None:

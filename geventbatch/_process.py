@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
 from gevent import monkey
@@ -32,7 +32,7 @@ thread: int | None = None
 
 _NO_HUB = object()
 
-hub: object = _NO_HUB
+hub: Any = _NO_HUB
 """The hub of that thread, as it was last seen. Never None, which is the parent of a thread's main greenlet."""
 
 running: dict[greenlet, Batch] = {}

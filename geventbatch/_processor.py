@@ -240,7 +240,7 @@ class Processor(Generic[R]):
         self._subscriptions.add(metrics)
         state = self._current()
         state.watched = True
-        if state.stopped.is_set():
+        if state.ended:
             metrics.close()
         return metrics
 

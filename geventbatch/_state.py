@@ -83,6 +83,8 @@ class State:
         if batch is None or not batch.open or batch.loaded:
             batch = lane.open_batch()
         batch.add(operation)
+        if self.stopping:  # a signal handler did that since it was asked, and could not see the batch
+            batch.close()
         return batch
 
     def admit_alone(self, batch: Batch) -> None:
@@ -96,8 +98,12 @@ class State:
     def leave_alone(self, batch: Batch) -> None:
         """Its caller has run *batch*, perhaps in a thread that has nothing to do with our greenlets."""
         self.alone.discard(batch)
-        if self.stopping and _process.in_thread():
+        if not self.stopping:
+            return
+        if _process.in_thread():
             self.check_stopped()
+        else:
+            _process.hub.loop.run_callback_threadsafe(self.check_stopped)
 
     def _refuse(self) -> NoReturn:
         if self.stopping:

@@ -676,11 +676,15 @@ class Life:
             self._note_interruption(story, error)
             raise
 
+    def _has_start_timeout_passed(self, caller: Call, story: Story) -> bool:
+        """Whether it may be interrupted where it runs alone: its operation has not started, and is too late."""
+        if caller.start_timeout is None or story.calls:
+            return False
+        return self.world.clock.now() >= caller.came + caller.start_timeout - _ROUNDING
+
     def _note_interruption(self, story: Story, error: BaseException) -> None:
         caller = self.callers.get(gevent.getcurrent())
-        own = caller is not None and error is caller.timer
-        if isinstance(error, OperationCancelled) and story.calls:
-            self.world.wrong(f"{story.key!r} was interrupted by a start_timeout after its start")
+        own = caller is not None and (error is caller.timer or self._has_start_timeout_passed(caller, story))
         if isinstance(error, gevent.Timeout) and not own:
             story.interrupted = True
             self.worn.append(gevent.getcurrent())

@@ -1,0 +1,244 @@
+"""What a close reading of the code found: each test failed before it was mended."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from geventbatch import BatchTimeout, LoadFailed, OperationCancelled, Processor
+from geventbatch._batch import Batch
+from geventbatch._state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from geventbatch.testing import VirtualTime
+
+
+def wait_swallowing(seconds: float, clean_up: float) -> None:
+    try:
+        gevent.sleep(seconds)
+    except BaseException:
+        gevent.sleep(clean_up)
+
+
+def nothing(resource: object) -> None:
+    """Be an operation that changes nothing."""
+
+
+def refused(
+    kind: type[Exception], processor: Processor[Any], operation: Callable[[Any], Any] = nothing, key: str = "k"
+) -> None:
+    with pytest.raises(kind):
+        processor.run(key, operation)
+
+
+def test_who_comes_after_the_deadline_of_a_load_that_swallowed_it_has_a_load_of_his_own(clock: VirtualTime) -> None:
+    loads: list[float] = []
+
+    def load(_: object) -> list[str]:
+        loads.append(clock.now())
+        if len(loads) == 1:
+            wait_swallowing(100, 0.5)
+        return []
+
+    processor = Processor(load_resource=load, min_duration=0, max_duration=1)
+    first = gevent.spawn(refused, BatchTimeout, processor)
+    clock.advance(1.2)
+    later = gevent.spawn(processor.run, "k", lambda _: "saved")
+    clock.advance(1)
+    assert first.ready()
+    assert (later.value, loads) == ("saved", [0.0, 1.5])
+    processor.stop()
+
+
+def test_a_subscription_made_while_the_last_callers_are_being_woken_ends(clock: VirtualTime) -> None:
+    processor: Processor[None] = Processor(min_duration=0)
+    subscribed: list[list[object]] = []
+
+    def call() -> None:
+        processor.run("k", nothing)
+        subscribed.append(list(processor.subscribe_batch_metrics()))
+
+    callers = [gevent.spawn(call) for _ in range(200)]
+    gevent.spawn(processor.stop)
+    clock.advance(1)
+    assert all(caller.ready() for caller in callers)
+    assert subscribed == [[]] * len(subscribed)
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_batch_whose_operations_are_all_broken_is_not_loaded_again(clock: VirtualTime, *, batching: bool) -> None:
+    loads: list[float] = []
+
+    def fail(_: object) -> None:
+        raise ValueError("half-way")
+
+    def load(_: object) -> list[str]:
+        loads.append(clock.now())
+        return []
+
+    processor = Processor(load_resource=load, min_duration=0, clean_errors=(), batching=batching)
+    caller = gevent.spawn(refused, ValueError, processor, fail)
+    clock.advance(1)
+    assert caller.successful()
+    assert len(loads) == 1
+    processor.stop()
+
+
+def test_alone_a_timeout_of_the_callers_own_comes_at_once_out_of_an_operation(clock: VirtualTime) -> None:
+    processor = Processor(load_resource=lambda _: gevent.sleep(2), min_duration=0, max_duration=50, batching=False)
+
+    def call() -> float:
+        with pytest.raises(gevent.Timeout), gevent.Timeout(3):
+            processor.run("k", lambda _: gevent.sleep(10))
+        return clock.now()
+
+    caller = gevent.spawn(call)
+    clock.advance(20)
+    assert caller.value == 3.0
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+def test_alone_a_late_start_is_cancelled_whatever_the_load_makes_of_it(clock: VirtualTime, *, swallow: bool) -> None:
+    def load(_: object) -> None:
+        try:
+            gevent.sleep(10)
+        except OSError as error:  # as drivers do with their own timeouts
+            if not swallow:
+                raise ConnectionError from error
+        except BaseException as error:
+            if not swallow:
+                raise ConnectionError from error
+
+    processor = Processor(load_resource=load, min_duration=0, max_duration=50, batching=False)
+
+    def call() -> float:
+        with pytest.raises(OperationCancelled):
+            processor.run("k", nothing, start_timeout=0.25)
+        return clock.now()
+
+    caller = gevent.spawn(call)
+    clock.advance(20)
+    assert caller.value == 0.25
+
+
+def test_a_stop_that_gave_up_ends_by_itself_when_the_last_operation_ends_in_another_thread() -> None:
+    processor: Processor[None] = Processor(min_duration=0)
+    metrics = processor.subscribe_batch_metrics()
+    processor.run("k", nothing)
+    processor.batching = False
+    arrived = Event()
+    finish: list[bool] = []
+
+    def wait_for_the_stop(_: object) -> None:
+        hub.loop.run_callback_threadsafe(arrived.set)
+        while not finish:
+            pass
+
+    hub: Any = gevent.get_hub()
+    running = hub.threadpool.spawn(processor.run, "k", wait_for_the_stop)
+    arrived.wait()
+    assert not processor.stop(timeout=0)
+    finish.append(True)
+    running.get()
+    assert len(list(metrics)) == 2
+
+
+def raise_it(_: object, argument: object) -> None:
+    raise ValueError(argument)
+
+
+def test_an_error_keeps_neither_resource_nor_batch_alive_and_shows_no_frame_of_others(clock: VirtualTime) -> None:
+    class Resource:
+        pass
+
+    resources: list[weakref.ref[Resource]] = []
+
+    def load(_: object) -> Resource:
+        resource = Resource()
+        resources.append(weakref.ref(resource))
+        return resource
+
+    processor = Processor(load_resource=load, min_duration=0)
+    names: list[str] = []
+
+    def call() -> None:
+        try:
+            processor.run("k", raise_it, "x")
+        except ValueError as error:
+            frame = error.__traceback__
+            while frame is not None:
+                names.append(frame.tb_frame.f_code.co_name)
+                frame = frame.tb_next
+
+    gc.disable()
+    try:
+        gevent.spawn(call)
+        clock.advance(1)
+        assert names[-1] == "raise_it"
+        assert "_apply" not in names
+        assert resources[0]() is None
+    finally:
+        gc.enable()
+    processor.stop()
+
+
+def stop_before(method: Callable[..., Any], processor: Processor[Any]) -> Callable[..., Any]:
+    """As a signal handler does that is taken in the middle of a stretch without a switch."""
+
+    def stopped(*args: Any) -> Any:
+        processor.stop(timeout=0)
+        return method(*args)
+
+    return stopped
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Batch, "add"), (Batch, "wait_for_operations"), (State, "_shard")])
+def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
+    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    processor: Processor[list[int]] = Processor(load_resource=lambda _: [], min_duration=5)
+
+    def call() -> float:
+        try:
+            processor.run("k", list.append, 1)
+        except Exception:
+            return clock.now()
+        return clock.now()
+
+    monkeypatch.setattr(owner, name, stop_before(getattr(owner, name), processor))
+    caller = gevent.spawn(call)
+    clock.advance(20)
+    assert caller.value == 0.0
+    assert processor.stop()
+
+
+def test_a_misspelt_option_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(TypeError, match=r"Processor\(\) has no option max_duratoin: did you mean max_duration\?"):
+        Processor(max_duratoin=1)  # type: ignore[call-overload]
+
+
+def test_a_scope_without_an_exit_fails_before_it_is_entered(clock: VirtualTime) -> None:
+    entered = []
+
+    class Half:
+        def __enter__(self) -> None:
+            entered.append(True)
+
+    @contextmanager
+    def whole(_: object) -> Iterator[None]:
+        yield
+
+    processor: Processor[None] = Processor(open_resource=lambda key: Half() if key == "half" else whole(key))  # type: ignore[arg-type,return-value]
+    caller = gevent.spawn(refused, LoadFailed, processor, key="half")
+    clock.advance(1)
+    assert caller.successful()
+    assert not entered
+    processor.stop()
