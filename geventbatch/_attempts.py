@@ -84,15 +84,15 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         _leave(batch, leave, killed or TimeoutError("the deadline of the batch has passed"))
         return False
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
+        replay = batch.open or any(operation.state <= STARTED for operation in batch.operations)
+        if not replay:
+            batch.end()
         _leave(batch, leave, batch.broken)
         batch.now = _clock.monotonic()
-        if batch.open or any(operation.state <= STARTED for operation in batch.operations):
-            return not batch.over()
-        batch.end()  # nothing is left to replay
-        return False
+        return replay and not batch.over()
     if not batch.completed:
+        batch.end()  # first, since it does not depend on how the scope is left
         _leave(batch, leave, NothingToSave())
-        batch.end()
         return False
     return _save(batch, leave)
 

@@ -253,9 +253,10 @@ class Batch:
         """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
         if self.ended:  # those who came since then are the next batch's
             return
-        self.end(failure)
-        if self.lane is not None:
-            self.lane.fail_behind(self, failure)
+        # Cut off first: who comes while a watcher's copy of the error is made is the next batch's.
+        behind = [] if self.lane is None else self.lane.cut_behind()
+        for batch in (self, *behind):
+            batch.end(failure)
 
     def abort(self, cause: BaseException) -> None:
         """It was killed, or the greenlet that runs it was."""

@@ -10,7 +10,6 @@ from geventbatch._batch import Batch
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-    from geventbatch._failure import Failure
     from geventbatch._shard import Shard
     from geventbatch._state import State
 
@@ -57,15 +56,14 @@ class Lane:
             last.behind = batch
         return batch
 
-    def fail_behind(self, batch: Batch, failure: Failure) -> None:
-        """Answer the callers of all batches behind *batch*, the first, with *failure*, and forget them."""
-        other = batch.behind
-        batch.behind = None
-        self.last = batch
-        while other is not None:
-            self.state.live -= 1
-            other.end(failure)
-            other = other.behind
+    def cut_behind(self) -> list[Batch]:
+        """Forget the batches behind the first, and give them."""
+        _, *behind = self
+        if self.first is not None:
+            self.first.behind = None
+        self.last = self.first
+        self.state.live -= len(behind)
+        return behind
 
     def finish(self) -> None:
         """The code of the first batch has returned: the key is free for the next one."""

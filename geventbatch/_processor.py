@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
-from weakref import WeakSet
+from weakref import ref
 
 import gevent
 
@@ -65,7 +65,8 @@ class Processor(Generic[R]):
             ``workers - 1``.
         max_attempts: How often a batch is saved at the most, when saving raises `Conflict`.
         clean_errors: What operations raise that promise to have left the resource untouched then. Anything else that
-            one raises has the batch loaded again and replayed without it.
+            one raises has the batch loaded again and replayed without it. From the fifth such operation of a batch on,
+            the others are tried on the same resource before the next load, and whatever raises there is out too.
         max_batches: Batches running at once.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.
@@ -100,7 +101,7 @@ class Processor(Generic[R]):
     def __init__(self, *, batching: bool = True, **options: Any) -> None:
         """See the class."""
         self._options = check_options(**options)
-        self._subscriptions: WeakSet[BatchMetrics] = WeakSet()
+        self._subscriptions: list[ref[BatchMetrics]] = []
         # -- mutable state ---------------------------------------------------------------------------------
         self.batching = batching
         self._state = State(self._options, self._subscriptions)
@@ -237,7 +238,7 @@ class Processor(Generic[R]):
         Switches: no; its iteration does.
         """
         metrics = BatchMetrics()
-        self._subscriptions.add(metrics)
+        self._subscriptions.append(ref(metrics, self._subscriptions.remove))
         state = self._current()
         state.watched = True
         if state.ended:

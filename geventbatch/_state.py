@@ -17,7 +17,7 @@ from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
     from typing import NoReturn
-    from weakref import WeakSet
+    from weakref import ref
 
     from geventbatch._batch import Batch
     from geventbatch._metrics import BatchMetric, BatchMetrics
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class State:
     """The lanes, shards and counts of a processor."""
 
-    def __init__(self, options: Options, subscriptions: WeakSet[BatchMetrics], *, stopping: bool = False) -> None:
+    def __init__(self, options: Options, subscriptions: list[ref[BatchMetrics]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
         self.options = options
         self.epoch = _process.epoch
@@ -197,7 +197,7 @@ class State:
         for shard in self.shards.values():
             shard.stop()
         self.shards.clear()
-        for subscription in list(self.subscriptions):
+        for subscription in self._watchers():
             subscription.close()
         if batched and not pace.idle():
             pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
@@ -206,10 +206,13 @@ class State:
 
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""
-        subscriptions = list(self.subscriptions)
-        for subscription in subscriptions:
+        for subscription in self._watchers():
             subscription.publish(metric)
-        self.watched = bool(subscriptions)
+        self.watched = bool(self.subscriptions)
+
+    def _watchers(self) -> list[BatchMetrics]:
+        # Other threads may subscribe or let go meanwhile: the copy is made in one step.
+        return [subscription for held in tuple(self.subscriptions) if (subscription := held()) is not None]
 
 
 def _row(front: Lane | None) -> Iterator[Lane]:
