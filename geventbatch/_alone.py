@@ -38,6 +38,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     except gevent.Timeout as error:
         if start is None or error is not start.timeout:
             raise
+        start.fired = True
     finally:
         if alarm is not None:
             alarm.relax()
@@ -57,8 +58,9 @@ class _Start:
 
     def __init__(self, operation: Operation[Any], seconds: float) -> None:
         self.seconds = seconds
-        self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
+        self.fired = False
         self._latest = _clock.monotonic() + seconds
+        self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
         self._started = False
         self._callable = operation.callable
         operation.callable = self
@@ -72,7 +74,7 @@ class _Start:
 
     def is_late(self) -> bool:
         """Whether its time is over, and it has not started."""
-        return not self._started and _clock.monotonic() >= self._latest
+        return not self._started and (self.fired or _clock.monotonic() >= self._latest)
 
     def close(self) -> None:
         """Interrupt nothing any more."""

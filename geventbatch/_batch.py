@@ -253,9 +253,10 @@ class Batch:
         """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
         if self.ended:  # those who came since then are the next batch's
             return
-        # Cut off first: who comes while a watcher's copy of the error is made is the next batch's.
+        # Cut off first: who comes while a watcher's copy of the error is made is the next batch's. And that copy, which
+        # only a batch that began to run needs, is made last: a `repr` of the user's may switch there, or be killed.
         behind = [] if self.lane is None else self.lane.cut_behind()
-        for batch in (self, *behind):
+        for batch in (*behind, self):
             batch.end(failure)
 
     def abort(self, cause: BaseException) -> None:

@@ -58,6 +58,36 @@ def test_who_comes_after_the_deadline_of_a_load_that_swallowed_it_has_a_load_of_
     processor.stop()
 
 
+def test_who_waits_behind_a_failed_load_is_answered_even_if_the_worker_is_killed_in_a_repr(clock: VirtualTime) -> None:
+    class Key(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            workers.append(gevent.getcurrent())
+            gevent.sleep(1)
+            return "key"
+
+    def load(_: object) -> None:
+        gevent.sleep(1)
+        raise ValueError
+
+    workers: list[Any] = []
+    processor = Processor(load_resource=load, min_duration=0, max_duration=50, max_batch_size=1)
+    metrics = processor.subscribe_batch_metrics()
+    callers = [gevent.spawn(processor.run, Key("k"), nothing) for _ in range(3)]
+    for caller in callers:
+        caller.rawlink(lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gevent.get_hub(), "print_exception", lambda *_: None)
+        clock.advance(1.5)
+        assert workers
+        workers[0].kill(block=False)
+        clock.advance(20)
+    assert all(caller.ready() for caller in callers)
+    assert processor.stop(timeout=1)
+    metrics.close()
+
+
 def test_a_subscription_made_while_the_last_callers_are_being_woken_ends(clock: VirtualTime) -> None:
     processor: Processor[None] = Processor(min_duration=0)
     subscribed: list[list[object]] = []
