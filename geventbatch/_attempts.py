@@ -22,7 +22,7 @@ from geventbatch._pace import pace
 from geventbatch.errors import Conflict, NothingToSave
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     from geventbatch._alarm import Alarm
@@ -66,16 +66,21 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
 
 def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
-    loaded = _load(batch)
-    if loaded is None:
+    leave, resource = _load(batch)
+    if leave is None:
         return False
-    leave, resource = loaded
-    batch.broken = killed = None
+    killed = None
     try:
+        if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
+            batch.expire()
+        batch.loaded = True
+        batch.phase = "operations"
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
         else:
             _apply(batch, resource, slice_end)
+            if batch.now >= batch.deadline and batch.completed and batch.broken is None:
+                batch.expire()  # after work that never yielded
     except BaseException as error:
         killed = error
         batch.over()
@@ -88,6 +93,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         if not replay:
             batch.end()
         _leave(batch, leave, batch.broken)
+        batch.broken = None  # whose traceback leads back here
         batch.now = _clock.monotonic()
         return replay and not batch.over()
     if not batch.completed:
@@ -127,8 +133,8 @@ def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
 # -- load ---------------------------------------------------------------------------------------------------
 
 
-def _load(batch: Batch) -> tuple[_Exit, Any] | None:
-    """Enter the scope; give what leaves it, and the resource."""
+def _load(batch: Batch) -> tuple[_Exit | None, Any]:
+    """Enter the scope; give what leaves it, unless that failed, and the resource."""
     batch.phase = "load"
     batch.conflict = None
     batch.attempts += 1
@@ -136,18 +142,13 @@ def _load(batch: Batch) -> tuple[_Exit, Any] | None:
     enter = batch.context.run
     try:
         scope = enter(batch.state.options.open_resource, batch.key)
-        loaded = scope.__exit__, enter(scope.__enter__)
+        return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
         _load_raised(batch, error)
-        return None
+        return None, None
     finally:
         batch.now = _clock.monotonic()
         batch.load_duration += batch.now - begun
-    if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
-        batch.expire()
-    batch.loaded = True
-    batch.phase = "operations"
-    return loaded
 
 
 def _load_raised(batch: Batch, error: BaseException) -> None:
@@ -163,10 +164,25 @@ def _load_raised(batch: Batch, error: BaseException) -> None:
 
 def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
-    batch.completed = 0
-    if batch.now >= batch.window_end:
-        batch.open = False
-    for operation in _arriving(batch) if batch.open else batch.operations:
+    batch.completed = applied = 0
+    batch.broken = None
+    arrived = batch.operations  # while they are applied, this list grows
+    while _apply_all(batch, arrived, resource, slice_end):
+        applied += len(arrived)
+        if applied == len(batch.operations):
+            if not batch.open:
+                return
+            batch.wait_for_operations(batch.window_end - batch.now)
+            if batch.over():
+                return
+            batch.now = slice_end = _clock.monotonic()
+        arrived = batch.operations[applied:]
+
+
+def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, slice_end: float) -> bool:
+    """Apply *operations*, each once. False when the attempt ends here."""
+    due = _see_to_window(batch, slice_end)
+    for operation in operations:
         if operation.state > STARTED:
             continue
         operation.state = STARTED
@@ -174,37 +190,19 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
             operation.value = operation.context.copy().run(operation.callable, resource, *operation.args)
         except BaseException as error:
             if _judge(batch, operation, error):
-                return
+                return False
         else:
             operation.error = None
             batch.completed += 1
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
-            return
+            return False
         batch.now = now = _clock.monotonic()
-        if now >= slice_end:
-            slice_end = _take_turns(batch, now)
+        if now >= due:
+            due = _take_turns(batch, now)
             if batch.over():
-                return
-
-
-def _arriving(batch: Batch) -> Iterator[Operation[Any]]:
-    """Give the operations that are there, and those that arrive while the window is open; at its end, close it."""
-    operations = batch.operations
-    index = 0
-    while True:
-        if batch.now >= batch.window_end:
-            batch.open = False
-        if index < len(operations):
-            yield operations[index]
-            index += 1
-        elif batch.open:
-            batch.wait_for_operations(batch.window_end - batch.now)
-            if batch.over():
-                return
-            batch.now = _clock.monotonic()
-        else:
-            return
+                return False
+    return True
 
 
 def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
@@ -234,7 +232,7 @@ def _without_our_frame(error: BaseException) -> BaseException:
 
 
 def _take_turns(batch: Batch, now: float) -> float:
-    """Let the hub have a turn if it has gone long without; give when to ask again."""
+    """Let the hub have a turn if it has gone long without; give when something is due again."""
     if now >= batch.deadline:
         batch.expire()
         return now
@@ -243,7 +241,15 @@ def _take_turns(batch: Batch, now: float) -> float:
         batch.pause()
         batch.now = _clock.monotonic()
         slice_end = pace.slice_end(batch.now)
-    return slice_end
+    return _see_to_window(batch, slice_end)
+
+
+def _see_to_window(batch: Batch, slice_end: float) -> float:
+    """Take no more operations when the window is over; give when something is due."""
+    if batch.now >= batch.window_end:
+        batch.open = False
+        return slice_end
+    return min(slice_end, batch.window_end)
 
 
 # -- save ---------------------------------------------------------------------------------------------------
@@ -251,10 +257,6 @@ def _take_turns(batch: Batch, now: float) -> float:
 
 def _save(batch: Batch, leave: _Exit) -> bool:
     begun = batch.now
-    if begun >= batch.deadline:  # after work that never yielded
-        batch.expire()
-        _leave(batch, leave, TimeoutError("the deadline of the batch has passed"))
-        return False
     batch.phase = "save"
     raised: BaseException | None = None
     try:

@@ -60,7 +60,6 @@ class Batch:
         "exact",
         "failure",
         "fatal",
-        "groups",
         "key",
         "lane",
         "left_at_pause",
@@ -119,7 +118,6 @@ class Batch:
         self.window_end = window_end
         self.context = Context()  # of its loads and saves (guarantee 11)
         self.operations: list[Operation[Any]] = []  # in the order they came
-        self.groups: list[AsyncResult[None]] = []  # group n wakes the callers of operations 32 n to 32 n + 31
         # One is made for each batch: values that many share are stored in a row, which is quick.
         self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
             None
@@ -152,10 +150,9 @@ class Batch:
     # -- callers come and go ------------------------------------------------------------------------------
 
     def add(self, operation: Operation[Any]) -> None:
-        """Take *operation* last; its caller is to wait for the last of the groups."""
+        """Take *operation* last; its caller is to wait for its group."""
         operations = self.operations
-        if not len(operations) % WIDTH:
-            self.groups.append(AsyncResult())
+        operation.group = operations[-1].group if len(operations) % WIDTH else AsyncResult()
         operations.append(operation)
         self.waiting += 1
         self.size += 1
@@ -231,11 +228,12 @@ class Batch:
         if self.waiting:  # else it may be of another thread, which has no business with the count
             self.state.pending -= self.waiting
             self.waiting = 0
-        width = len(self.operations)
-        for group in self.groups:
-            pace.add(group, width if width < WIDTH else WIDTH)  # noqa: FURB136 - min() costs a batch 50 ns
-            width -= WIDTH
-        if self.state.watched and self.attempts:
+        if self.lane is not None:
+            width = len(self.operations)
+            for first in self.operations[::WIDTH]:
+                pace.add(first.group, width if width < WIDTH else WIDTH)  # noqa: FURB136 - min() costs a batch 50 ns
+                width -= WIDTH
+        if self.state.subscriptions and self.attempts:
             self.state.publish(self.metric())
 
     def expire(self) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gevent.event import AsyncResult
+
 T = TypeVar("T")
 
 WAITING: Final = 0
@@ -26,7 +28,7 @@ BROKEN: Final = 3
 class Operation(Generic[T]):
     """One `run` of one caller."""
 
-    __slots__ = ("args", "callable", "context", "error", "state", "value")
+    __slots__ = ("args", "callable", "context", "error", "group", "state", "value")
 
     def __init__(self, callable_: Callable[..., T], args: tuple[Any, ...]) -> None:
         """Keep the caller's context as it is now (guarantee 11)."""
@@ -34,6 +36,7 @@ class Operation(Generic[T]):
         self.args = args
         self.context = copy_context()
         # -- mutable state ---------------------------------------------------------------------------------
+        self.group: AsyncResult[None]  # wakes its caller, and those of up to 31 operations beside it in its batch
         self.state = WAITING
         self.value: T  # what it returned, in the last attempt, once it has
         self.error: BaseException | None = None  # what it raised, in the last attempt

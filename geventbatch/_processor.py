@@ -179,7 +179,7 @@ class Processor(Generic[R]):
             _process.check_place(state)
         admitted = Operation(operation, args)
         batch = state.admit(key, admitted)
-        group = batch.groups[-1]
+        group = admitted.group
         try:
             # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
             if start_timeout is None:
@@ -240,7 +240,6 @@ class Processor(Generic[R]):
         metrics = BatchMetrics()
         self._subscriptions.append(ref(metrics, self._subscriptions.remove))
         state = self._current()
-        state.watched = True
         if state.ended:
             metrics.close()
         return metrics

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent.hub import Waiter
 from gevent.queue import SimpleQueue
 
 from geventbatch import _attempts, _clock, _process
@@ -35,7 +36,10 @@ class Shard:
         self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
         # -- mutable state ---------------------------------------------------------------------------------
         self.workers = 0
-        self.free = 0  # workers that run no batch: they wait for one, or for a slot to run it in
+        self.free = 0  # workers that run no batch: they are parked or woken, or wait for a slot to run one in
+        # Of the workers that nobody has woken yet, the last one to park is in front: it needs the fewest cache lines,
+        # and the others get to be surplus. (`queue.get` would scan all who wait there for each that comes and goes.)
+        self.parked: list[Waiter[None]] = []
         self._least_free = 0  # over the present period of IDLE seconds
         self._reinforcing = False  # a callback is on its way
         self._idle_timer: Any = None  # ends the period, while there is more than one worker
@@ -43,8 +47,33 @@ class Shard:
     def put(self, batch: Batch) -> None:
         """Queue *batch*. Switches: no; works in the hub too."""
         self.queue.put(batch)
-        if not self.free:
+        if self.parked:
+            self._wake()
+        elif not self.free:
             self._reinforce_later()
+
+    def _end_worker(self) -> None:
+        self.queue.put(None)
+        if self.parked:
+            self._wake()
+
+    def _wake(self) -> None:
+        gevent.get_hub().loop.run_callback(self.parked.pop().switch, None)
+
+    def park(self) -> None:
+        """Wait for something in the queue. Switches: yes.
+
+        Woken by `put` and `_end_worker`; another worker may have taken it since. Killed here, it leaves it
+        there, where `_left` finds it.
+        """
+        waiter: Waiter[None] = Waiter()
+        self.parked.append(waiter)
+        try:
+            waiter.get()
+        except BaseException:
+            if waiter in self.parked:
+                self.parked.remove(waiter)
+            raise
 
     def _reinforce_later(self) -> None:
         # Not now: a batch that never waits is over before the hub calls back, and its worker takes the next one.
@@ -76,7 +105,7 @@ class Shard:
         if self.state.epoch != _process.epoch:
             return
         for _ in range(min(self._least_free, self.workers - 1)):
-            self.queue.put(None)
+            self._end_worker()
         if self.workers > 1:
             self._start_period()
 
@@ -89,7 +118,7 @@ class Shard:
         """End all workers; there are no batches any more. Switches: no."""
         self._close_timer()
         for _ in range(self.workers):
-            self.queue.put(None)
+            self._end_worker()
 
     # -- called by workers, without a switch --------------------------------------------------------------
 
@@ -104,6 +133,8 @@ class Shard:
     def _left(self, worker: object) -> None:  # noqa: ARG002 - the signature is a link's
         self.workers -= 1
         self.free -= 1
+        if self.parked and len(self.queue):  # perhaps it had been woken, and did not get to take anything
+            self._wake()
         self._reinforce_later()
 
 
@@ -117,14 +148,15 @@ class Worker:
 
     def work(self) -> None:
         """Take batches until told to end, killed, or not to be used again."""
-        queue = self._shard.queue
+        shard = self._shard
+        queue = shard.queue
         alarm = Alarm(self._state.options.max_duration)
         try:
             while True:
-                if not len(queue):
+                while not len(queue):
                     alarm.relax()
-                # Woken by `put` and `stop`. Killed here, it leaves the batch in the queue, where `_left` finds it.
-                batch = queue.get()
+                    shard.park()
+                batch = queue.get(block=False)
                 if batch is None:
                     return
                 self._run(batch, alarm)

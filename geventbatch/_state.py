@@ -34,7 +34,6 @@ class State:
         self.epoch = _process.epoch
         self.slots = None if options.max_batches is None else Slots(options.max_batches)
         self.subscriptions = subscriptions
-        self.watched = len(subscriptions) > 0
         # -- mutable state ---------------------------------------------------------------------------------
         self.lanes: dict[int, Lane] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
@@ -208,7 +207,6 @@ class State:
         """Show *metric* to every watcher."""
         for subscription in self._watchers():
             subscription.publish(metric)
-        self.watched = bool(self.subscriptions)
 
     def _watchers(self) -> list[BatchMetrics]:
         # Other threads may subscribe or let go meanwhile: the copy is made in one step.
