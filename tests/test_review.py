@@ -339,9 +339,11 @@ def test_what_a_broken_operation_raised_is_freed_with_its_last_reference(clock: 
 
 @pytest.mark.parametrize("spared", range(3))
 def test_a_worker_killed_just_when_it_is_woken_leaves_its_batch_to_another_one(clock: VirtualTime, spared: int) -> None:
-    processor: Processor[list[int]] = Processor(
-        load_resource=lambda _: gevent.sleep(0.5) or [], workers=1, min_duration=0
-    )
+    def load(_: object) -> list[int]:
+        gevent.sleep(0.5)
+        return []
+
+    processor = Processor(load_resource=load, workers=1, min_duration=0)
     for key in range(3):
         gevent.spawn(processor.run, key, list.append, 1)
     clock.advance(2)
