@@ -1,0 +1,25 @@
+"""Ready resource scopes: what a `Processor` takes as its ``open_resource``, for databases that users have.
+
+Each needs the extra of its name (``geventbatch[sqlalchemy]``, ``geventbatch[django]``, ``geventbatch[redis]``), and is
+imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from geventbatch.stores.django import DjangoStore
+    from geventbatch.stores.redis import RedisStore
+    from geventbatch.stores.sqlalchemy import SQLAlchemyStore
+
+__all__ = ["DjangoStore", "RedisStore", "SQLAlchemyStore"]
+
+_MODULES: Final = {"DjangoStore": "django", "RedisStore": "redis", "SQLAlchemyStore": "sqlalchemy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
