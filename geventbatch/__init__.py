@@ -7,7 +7,7 @@
 from geventbatch._batch import Batch
 from geventbatch._keys import worker_number_for_key
 from geventbatch._metrics import BatchMetric, BatchMetrics
-from geventbatch._processor import Processor, current_batch
+from geventbatch._processor import Processor, current_batch, stop_all
 from geventbatch.errors import (
     BatchAborted,
     BatchError,
@@ -19,6 +19,8 @@ from geventbatch.errors import (
     OperationCancelled,
     ProcessorOverloaded,
     ProcessorStopped,
+    Rejected,
+    ResourceMissing,
     SaveFailed,
 )
 
@@ -39,7 +41,10 @@ __all__ = [
     "Processor",
     "ProcessorOverloaded",
     "ProcessorStopped",
+    "Rejected",
+    "ResourceMissing",
     "SaveFailed",
     "current_batch",
+    "stop_all",
     "worker_number_for_key",
 ]

@@ -34,17 +34,20 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
     alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
     try:
-        _attempts.run(batch, alarm, _clock.monotonic())
-    except gevent.Timeout as error:
-        if start is None or error is not start.timeout:
-            raise
-        start.fired = True
+        try:
+            _attempts.run(batch, alarm, _clock.monotonic())
+        except gevent.Timeout as error:
+            if start is None or error is not start.timeout:
+                raise
+            start.fired = True
+        finally:
+            if alarm is not None:
+                alarm.relax()
+                alarm.close()
+            if start is not None:
+                start.close()
+        _attempts.run_after(batch)
     finally:
-        if alarm is not None:
-            alarm.relax()
-            alarm.close()
-        if start is not None:
-            start.close()
         state.leave_alone(batch)
     if batch.epoch != _process.epoch:
         _process.park()

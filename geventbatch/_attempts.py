@@ -8,6 +8,7 @@ left, and `Batch.end` has been called before `run` returns.
 
 from __future__ import annotations
 
+import logging
 from math import inf
 from random import random
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,8 @@ from geventbatch import _clock, _process
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import BROKEN, STARTED
 from geventbatch._pace import pace
-from geventbatch.errors import Conflict, NothingToSave
+from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, settle, split
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from geventbatch._operation import Operation
 
     _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], object]
+
+_log: Final = logging.getLogger("geventbatch")
 
 KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
 
@@ -56,6 +60,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         _abort(batch, error)
     finally:
         batch.returned = True
+        batch.scope = None
         if batch.outer is None:
             _process.running.pop(current, None)
         else:
@@ -64,11 +69,22 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         raise batch.fatal
 
 
+def run_after(batch: Batch) -> None:
+    """Call what the scopes have still to do when their save is answered. It belongs to no batch and has no deadline."""
+    for after in batch.after:
+        try:
+            batch.context.run(after)
+        except Exception:
+            _log.exception("after the batch of key %r was saved and answered", batch.key)
+        if batch.epoch != _process.epoch:
+            _process.park()
+
+
 def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
     leave, resource = _load(batch)
     if leave is None:
-        return False
+        return batch.conflict is not None and not batch.ended
     killed = None
     try:
         if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
@@ -79,7 +95,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
             batch.over()
         else:
             _apply(batch, resource, slice_end)
-            if batch.now >= batch.deadline and batch.completed and batch.broken is None:
+            if batch.now >= batch.deadline and batch.completed and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
         killed = error
@@ -88,19 +104,27 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.ended:  # and `over` was asked since the last function of the user's
         _leave(batch, leave, killed or TimeoutError("the deadline of the batch has passed"))
         return False
+    if batch.verdict is not None:
+        return _give_up(batch, leave, batch.verdict)
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
-        replay = batch.open or any(operation.state <= STARTED for operation in batch.operations)
-        if not replay:
-            batch.end()
-        _leave(batch, leave, batch.broken)
-        batch.broken = None  # whose traceback leads back here
-        batch.now = _clock.monotonic()
-        return replay and not batch.over()
+        replay = batch.open or any(operation.state <= STARTED for operation in current_part(batch))
+        return _give_up(batch, leave, batch.broken, replay=replay or settle(batch))
     if not batch.completed:
-        batch.end()  # first, since it does not depend on how the scope is left
-        _leave(batch, leave, NothingToSave())
-        return False
+        # What is behind it is settled first, since it does not depend on how the scope is left.
+        return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
     return _save(batch, leave)
+
+
+def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
+    """Leave the scope for *reason*, without saving. True when the batch is to be replayed."""
+    if reason is batch.verdict and not isinstance(reason, Conflict):
+        batch.end(save_failed(batch.key, reason, doing="an operation"))
+    _leave(batch, leave, reason)
+    batch.broken = None  # whose traceback leads back here
+    batch.now = _clock.monotonic()
+    if batch.over():
+        return False
+    return _back_off(batch, reason) if isinstance(reason, Conflict) else replay
 
 
 def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
@@ -137,11 +161,13 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
     """Enter the scope; give what leaves it, unless that failed, and the resource."""
     batch.phase = "load"
     batch.conflict = None
+    if batch.attempts:
+        batch.begin_attempt()
     batch.attempts += 1
     begun = batch.now
     enter = batch.context.run
     try:
-        scope = enter(batch.state.options.open_resource, batch.key)
+        batch.scope = scope = enter(batch.state.options.open_resource, batch.key)
         return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
         _load_raised(batch, error)
@@ -154,6 +180,8 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
 def _load_raised(batch: Batch, error: BaseException) -> None:
     if batch.over() or _ends_greenlet(batch, error):
         _abort(batch, error)
+    elif isinstance(error, Conflict):
+        _back_off(batch, error, loading=True)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.fail_load(load_failed(batch.key, _without_our_frame(error)))
@@ -164,8 +192,10 @@ def _load_raised(batch: Batch, error: BaseException) -> None:
 
 def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
-    batch.completed = applied = 0
-    batch.broken = None
+    if batch.parts:
+        _apply_all(batch, batch.parts[-1], resource, slice_end)
+        return
+    applied = 0
     arrived = batch.operations  # while they are applied, this list grows
     while _apply_all(batch, arrived, resource, slice_end):
         applied += len(arrived)
@@ -194,8 +224,10 @@ def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, sl
         else:
             operation.error = None
             batch.completed += 1
-        if batch.ended or batch.epoch != _process.epoch:
-            batch.over()
+        if batch.halted or batch.epoch != _process.epoch:
+            if not batch.over():
+                cut_after(batch, operation)
+            batch.now = _clock.monotonic()
             return False
         batch.now = now = _clock.monotonic()
         if now >= due:
@@ -215,12 +247,35 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
         operation.error = error
         raise error
     operation.error = _without_our_frame(error)
-    if isinstance(error, batch.state.options.clean_errors):
+    batch.forget_operation()
+    verdict = _verdict(batch, error)
+    if verdict is None and isinstance(error, batch.state.options.clean_errors):
         return False
+    if verdict is not None and not isinstance(verdict, Rejected):
+        batch.verdict = verdict
+        return True
     operation.state = BROKEN
     batch.broken = batch.broken or error
+    if verdict is not None:
+        return _reject(batch, verdict)
     batch.exact -= 1
     return batch.exact >= 0
+
+
+def _verdict(batch: Batch, error: BaseException) -> NotSaved | None:
+    """Ask the scope whether its transaction can still be saved, after an operation raised *error*."""
+    ask = getattr(batch.scope, "operation_raised", None)
+    verdict: NotSaved | None = None if ask is None else batch.context.run(ask, error)
+    return verdict
+
+
+def _reject(batch: Batch, verdict: Rejected) -> bool:
+    """The transaction is spoiled: nothing can be tried on in it, and so each such operation costs a load."""
+    batch.rejections += 1
+    if batch.rejections >= MOST_REJECTIONS:
+        batch.verdict = NotSaved(f"{batch.rejections} operations spoiled the transaction")
+        batch.verdict.__cause__ = verdict
+    return True
 
 
 def _without_our_frame(error: BaseException) -> BaseException:
@@ -267,10 +322,14 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     batch.save_duration += batch.now - begun
     if raised is not None:
         return _save_raised(batch, raised)
-    if batch.ended or batch.epoch != _process.epoch:
+    if batch.epoch != _process.epoch:
         batch.over()
-    else:
-        batch.end()
+    after = getattr(batch.scope, "saved", None)
+    if after is not None:
+        batch.after = [*batch.after, after]
+    if batch.parts:
+        return not batch.ended and settle(batch)
+    batch.end()
     return False
 
 
@@ -279,23 +338,26 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
         _abort(batch, error)
     elif isinstance(error, Conflict):
         return _back_off(batch, error)
+    elif isinstance(error, Rejected):
+        return split(batch, error)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, _without_our_frame(error)))
     return False
 
 
-def _back_off(batch: Batch, conflict: Conflict) -> bool:
+def _back_off(batch: Batch, conflict: Conflict, *, loading: bool = False) -> bool:
     """Wait before a replay; False when there is none to wait for, and the callers have been told."""
     batch.conflicts += 1
+    batch.load_conflict = loading
     most = batch.state.options.max_attempts
     if batch.conflicts >= most:
-        batch.end(save_failed(batch.key, conflict, f" in attempt {batch.conflicts} of {most}"))
+        batch.fail_conflict(conflict, f" in attempt {batch.conflicts} of {most}")
         return False
     longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(batch.conflicts - 1, 10))
     seconds = random() * longest
     if _clock.monotonic() + seconds >= batch.deadline:
-        batch.end(save_failed(batch.key, conflict, ", and max_duration leaves no time for another attempt"))
+        batch.fail_conflict(conflict, ", and max_duration leaves no time for another attempt")
         return False
     batch.conflict = conflict
     batch.phase = "load"

@@ -15,24 +15,29 @@ from gevent.event import AsyncResult
 from gevent.hub import Waiter
 
 from geventbatch import _clock, _process
-from geventbatch._failure import Failure, aborted, save_failed, timed_out
+from geventbatch._failure import Failure, aborted, load_failed, save_failed, timed_out
 from geventbatch._metrics import BatchMetric
-from geventbatch._operation import BROKEN, STARTED, WAITING, WITHDRAWN
+from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN
 from geventbatch._pace import WIDTH, pace
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from geventbatch._alarm import Alarm
     from geventbatch._lane import Lane
     from geventbatch._operation import Operation
     from geventbatch._state import State
-    from geventbatch.errors import Conflict, Phase
+    from geventbatch.errors import Conflict, NotSaved, Phase
 
 T = TypeVar("T")
 
 _EXACT: Final = 4
 """Broken operations of a batch that may cost it one load each."""
+
+_WAS_STARTED: Final = frozenset({STARTED, BROKEN, SETTLED})
+
+_NONE: Final[Any] = ()
+"""In place of lists that hardly any batch needs."""
 
 _SHORTEST: Final = 0.001
 """Seconds: what `remaining` gives at the least, since databases take 0 for "no limit"."""
@@ -41,10 +46,12 @@ _SHORTEST: Final = 0.001
 class Batch:
     """One key's load, operations, save and answers.
 
-    Of it, `key` and `remaining` are for users, who get it from `current_batch`. The rest is the library's own.
+    Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete` and
+    `deleted`. The rest is the library's own.
     """
 
     __slots__ = (
+        "after",
         "alarm",
         "attempts",
         "behind",
@@ -55,27 +62,36 @@ class Batch:
         "conflicts",
         "context",
         "deadline",
+        "deleted",
         "ended",
         "epoch",
         "exact",
         "failure",
         "fatal",
+        "halted",
         "key",
         "lane",
         "left_at_pause",
+        "load_conflict",
         "load_duration",
         "loaded",
         "now",
         "open",
         "operations",
         "outer",
+        "parts",
         "phase",
+        "rejections",
         "returned",
+        "row_marks",
+        "rows",
         "save_duration",
+        "scope",
         "size",
         "spent",
         "started",
         "state",
+        "verdict",
         "waiting",
         "window_end",
     )
@@ -87,10 +103,18 @@ class Batch:
     open: bool  # takes operations
     ended: bool  # the outcome is fixed: by `failure`, else by each operation's own
     failure: Failure | None
+    # -- mutable state: the attempt at hand -----------------------------------------------------------------
+    scope: Any  # what `open_resource` gave
+    completed: int  # operations that returned
+    rows: list[object]  # to be inserted with the save
+    row_marks: list[int]  # for each of them, how many operations had returned when it was added; -1 in the load
+    deleted: bool  # the last operation that returned deletes the resource
+    halted: bool  # no operation is to be applied any more
+    broken: BaseException | None  # what the first broken operation raised
+    verdict: NotSaved | None  # of the scope, on what an operation raised: it cannot be saved any more
     # -- mutable state: how far the greenlet that runs it has come -------------------------------------------
     phase: Phase | Literal["queued"]
     loaded: bool
-    completed: int  # operations that returned, in this attempt
     attempts: int
     alarm: Alarm | None  # none where no hub could ring it
     deadline: float  # infinite while it pauses; then it will have
@@ -101,7 +125,10 @@ class Batch:
     save_duration: float
     conflicts: int
     conflict: Conflict | None  # of the last attempt, until the next one begins
-    broken: BaseException | None  # what the first broken operation of this attempt raised
+    load_conflict: bool  # it was its load's
+    parts: list[list[Operation[Any]]]  # those that are not settled, the last one first (see `_parts`)
+    rejections: int
+    after: list[Callable[[], object]]  # what the scopes that saved it have still to do
     exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
     returned: bool  # its code has
     spent: bool  # its greenlet runs no other batch
@@ -122,9 +149,11 @@ class Batch:
         self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
             None
         )
-        self.ended = self.loaded = self.returned = self.spent = False
+        self.scope = self.verdict = None
+        self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = self.load_conflict = False
         self.open = True
-        self.waiting = self.size = self.completed = self.attempts = self.conflicts = 0
+        self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
+        self.parts = self.rows = self.row_marks = self.after = _NONE  # each its own, from the first one on
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = self.left_at_pause = inf
@@ -146,6 +175,43 @@ class Batch:
         """Seconds until the deadline, never under 0.001: ready to be a statement timeout. Switches: no."""
         left = min(self.deadline - _clock.monotonic(), self.state.options.max_duration)
         return max(_SHORTEST, left)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it runs in the greenlet or thread of its one caller (``batching=False``)."""
+        return self.lane is None
+
+    def add_row(self, row: object) -> None:
+        """Have the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
+
+        It is dropped when the operation raises, and when the batch is replayed, which adds it again.
+
+        Args:
+            row: What the store inserts: see there.
+
+        Raises:
+            RuntimeError: What the processor's ``open_resource`` gave inserts no rows.
+        Switches: no.
+        """
+        if not getattr(self.scope, "takes_rows", False):
+            raise RuntimeError(f"add_row: {type(self.scope).__name__} inserts no rows beside the resource")
+        if not self.rows:
+            self.rows, self.row_marks = [], []
+        self.rows.append(row)
+        self.row_marks.append(-1 if self.phase == "load" else self.completed)
+
+    def delete(self) -> None:
+        """Have the store delete the resource, when the operation has returned.
+
+        The operations before are saved with it; those behind are applied to what the next load gives.
+
+        Raises:
+            RuntimeError: What the processor's ``open_resource`` gave deletes nothing.
+        Switches: no.
+        """
+        if not getattr(self.scope, "deletes", False):
+            raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
+        self.deleted = self.halted = True
 
     # -- callers come and go ------------------------------------------------------------------------------
 
@@ -215,13 +281,29 @@ class Batch:
         self.bell = None
         gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing when its greenlet went on by itself
 
+    def begin_attempt(self) -> None:
+        """Forget what the attempt before has left."""
+        self.completed = 0
+        self.broken = self.verdict = None
+        self.deleted = False
+        self.halted = self.ended
+        self.rows = self.row_marks = _NONE
+
+    def forget_operation(self) -> None:
+        """The operation at hand has raised: what it wanted of the store is void."""
+        while self.row_marks and self.row_marks[-1] == self.completed:
+            self.row_marks.pop()
+            self.rows.pop()
+        self.deleted = False
+        self.halted = self.ended
+
     # -- the outcome --------------------------------------------------------------------------------------
 
     def end(self, failure: Failure | None = None) -> None:
         """Fix the outcome of every operation, and begin to wake their callers. The first call counts."""
         if self.ended:
             return
-        self.ended = True
+        self.ended = self.halted = True
         self.failure = failure
         if self.open:
             self.close()
@@ -240,7 +322,7 @@ class Batch:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""
         self.spent = True
         if self.conflict is not None:  # while it waited to replay: nothing was written
-            self.end(save_failed(self.key, self.conflict, ", and max_duration passed before the replay"))
+            self.fail_conflict(self.conflict, ", and max_duration passed before the replay")
         elif self.phase == "load":
             self.fail_load(timed_out(self.key, "load", self.state.options.max_duration))
         else:
@@ -257,6 +339,13 @@ class Batch:
         for batch in (*behind, self):
             batch.end(failure)
 
+    def fail_conflict(self, conflict: Conflict, why: str) -> None:
+        """There is no replay after *conflict*."""
+        if self.load_conflict:
+            self.fail_load(load_failed(self.key, conflict, why))
+        else:
+            self.end(save_failed(self.key, conflict, why))
+
     def abort(self, cause: BaseException) -> None:
         """It was killed, or the greenlet that runs it was."""
         self.spent = True
@@ -264,7 +353,7 @@ class Batch:
 
     def answer(self, operation: Operation[T]) -> T:
         """Return or raise the outcome of *operation*."""
-        if self.failure is None:
+        if self.failure is None or operation.state == SETTLED:
             return operation.answer()
         raise self.failure.exception()
 
@@ -277,7 +366,7 @@ class Batch:
         return BatchMetric(
             key=self.key,
             started_at=_clock.wall() - total_duration,
-            operation_count=sum(operation.state in {STARTED, BROKEN} for operation in self.operations),
+            operation_count=sum(operation.state in _WAS_STARTED for operation in self.operations),
             load_duration=self.load_duration + (running if self.phase == "load" and self.conflict is None else 0.0),
             save_duration=self.save_duration + (running if self.phase == "save" else 0.0),
             total_duration=total_duration,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from geventbatch.errors import BatchAborted, BatchTimeout, LoadFailed, NotSaved, Phase, SaveFailed
+from geventbatch.errors import (
+    BatchAborted,
+    BatchTimeout,
+    LoadFailed,
+    NotSaved,
+    Phase,
+    Rejected,
+    ResourceMissing,
+    SaveFailed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -43,16 +52,22 @@ class Failure:
         return error
 
 
-def load_failed(key: Hashable, cause: BaseException) -> Failure:
+def load_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
     """Loading raised."""
-    return Failure(LoadFailed, key, f"loading raised {_shown(cause)}", cause, retry_safe=True)
+    kind = ResourceMissing if isinstance(cause, ResourceMissing) else LoadFailed
+    return Failure(kind, key, f"loading raised {_shown(cause)}{why}", cause, retry_safe=True)
 
 
-def save_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
-    """Saving raised."""
+def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str = "saving") -> Failure:
+    """Saving raised, or what kept the batch from being saved."""
     return Failure(
-        SaveFailed, key, f"saving raised {_shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
+        SaveFailed, key, f"{doing} raised {_shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
     )
+
+
+def rejected(error: Rejected) -> BaseException:
+    """Give what the store said, for the caller of the culprit."""
+    return error.__cause__ or error
 
 
 def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:

@@ -24,6 +24,9 @@ WITHDRAWN: Final = 2
 BROKEN: Final = 3
 """It raised half-way and stays out of every later attempt (guarantee 18)."""
 
+SETTLED: Final = 4
+"""Its part of the batch has its outcome, whatever becomes of the rest: its own is what counts."""
+
 
 class Operation(Generic[T]):
     """One `run` of one caller."""

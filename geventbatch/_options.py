@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._scope import Pair, PairScope, load_nothing, save_nothing
@@ -19,11 +19,32 @@ _SHORT_WINDOW: Final = 0.1
 """Seconds; under it twice the window is too short for any database."""
 
 
+class Door(NamedTuple):
+    """What an ``open_resource`` that is more than a function has to say: a store may have any of these methods."""
+
+    normalize_key: Callable[[Any], Any] | None
+    """Gives the one form of a key that has several: 42 and "42" are the same row. Raises for what is no key."""
+    admit: Callable[[Any], bool] | None
+    """Whether an operation on this key, called here and now, has to run alone, as with ``batching=False``, when it is
+    not asked. Raises to refuse it."""
+
+    stopped: Callable[[], object] | None
+    """Called once nothing runs any more, so that the store lets go what it holds. Must not switch; what it raises is
+    logged."""
+
+    def enter(self, key: Any, *, batching: bool) -> tuple[Any, bool]:
+        """Give the key in its one form, and whether the operation is to be batched."""
+        if self.normalize_key is not None:
+            key = self.normalize_key(key)
+        return key, batching and not (self.admit is not None and self.admit(key))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a processor was told, complete and checked."""
 
     open_resource: Callable[[Any], AbstractContextManager[Any]]
+    door: Door | None
     min_duration: float
     max_duration: float
     workers: int
@@ -68,6 +89,7 @@ def check_options(
     check_callable("worker_number_for_key", worker_number_for_key)
     return Options(
         open_resource=_resource_scope(open_resource, load_resource, save_resource),
+        door=_door(open_resource),
         min_duration=float(min_duration),
         max_duration=float(max_duration),
         workers=_count("workers", workers),
@@ -137,6 +159,11 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
         )
     check_callable("open_resource", open_resource)
     return open_resource
+
+
+def _door(open_resource: Any) -> Door | None:
+    door = Door(*(getattr(open_resource, name, None) for name in Door._fields))
+    return door if any(door) else None
 
 
 def _count(name: str, value: Any) -> int:

@@ -18,10 +18,12 @@ from gevent.hub import Hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from weakref import ref
 
     from greenlet import greenlet
 
     from geventbatch._batch import Batch
+    from geventbatch._processor import Processor
     from geventbatch._state import State
 
 epoch = 0
@@ -37,6 +39,9 @@ hub: Any = _NO_HUB
 
 running: dict[greenlet, Batch] = {}
 """The batch that each greenlet is in the middle of: its load, an operation, its save."""
+
+made: list[ref[Processor[Any]]] = []
+"""The processors. A list, since any thread may add to it or take from it in one step."""
 
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
 native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -61,6 +66,11 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def processors() -> list[Processor[Any]]:
+    """Give the processors that live in this process, those that its parent made before the fork included."""
+    return [processor for held in tuple(made) if (processor := held()) is not None]
 
 
 def park() -> NoReturn:

@@ -176,10 +176,26 @@ class Worker:
                     self._hold(batch, alarm)
         except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
             batch.abort(error)
+            batch.after = []
             raise
         finally:
+            self._state.live += len(batch.after)
             if batch.lane is not None:
                 batch.lane.finish()
+        if batch.after:
+            self._run_after(batch)
+
+    def _run_after(self, batch: Batch) -> None:
+        # The key is released and so is the place among max_batches, since what runs here may well call `run`; but the
+        # worker is not free, and a stop waits for it.
+        self._shard.hold()
+        try:
+            _attempts.run_after(batch)
+        finally:
+            self._shard.free += 1
+            self._state.live -= len(batch.after)
+            if self._state.stopping:
+                self._state.check_stopped()
 
     def _hold(self, batch: Batch, alarm: Alarm) -> None:
         now = _clock.monotonic()

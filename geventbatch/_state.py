@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from geventbatch._metrics import BatchMetric, BatchMetrics
     from geventbatch._operation import Operation
     from geventbatch._options import Options
+
+
+_log: Final = logging.getLogger("geventbatch")
 
 
 class State:
@@ -198,10 +202,19 @@ class State:
         self.shards.clear()
         for subscription in self._watchers():
             subscription.close()
+        self._tell_store()
         if batched and not pace.idle():
             pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
         else:
             self.stopped.set()
+
+    def _tell_store(self) -> None:
+        door = self.options.door
+        if door is not None and door.stopped is not None:
+            try:
+                door.stopped()
+            except Exception:
+                _log.exception("when the processor had stopped")
 
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""

@@ -1,7 +1,7 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict` and `NothingToSave` are spoken between the library and a
-resource scope.
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected` and `NothingToSave` are spoken between the
+library and a resource scope; a `ResourceMissing` is both.
 """
 
 from __future__ import annotations
@@ -63,6 +63,14 @@ class LoadFailed(BatchAborted):
     """Loading raised, whatever it raised but a kill (``__cause__``). Nothing was saved: safe to run again."""
 
 
+class ResourceMissing(LoadFailed):
+    """There is nothing at the key. For a load to raise, and what each caller gets then. Safe to run again."""
+
+    def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = True) -> None:
+        """Keep the key."""
+        super().__init__(*args, key=key, retry_safe=retry_safe)
+
+
 class SaveFailed(BatchAborted):
     """Saving raised, whatever it raised but a kill (``__cause__``). Safe to run again only from a `NotSaved`."""
 
@@ -85,7 +93,15 @@ class NotSaved(Exception):
 
 
 class Conflict(NotSaved):
-    """For a save to raise: somebody else changed the resource, nothing was written. The batch replays."""
+    """For a save or a load to raise: somebody else changed the resource, nothing was written. The batch replays."""
+
+
+class Rejected(NotSaved):
+    """For a save to raise: the store refused what the operations made, by a constraint of its own. Nothing was written.
+
+    The batch finds the culprits by saving in parts. A culprit's caller gets the ``__cause__`` of this error, which is
+    what the store said, or this error itself; the others are saved. After 32 refusals the batch gives up.
+    """
 
 
 class NothingToSave(Exception):

@@ -612,7 +612,9 @@ class Life:
             if error.retry_safe != isinstance(cause, NotSaved) or call.story is None or cause not in call.story.errors:
                 return f"its cause is {cause!r}"
         elif isinstance(error, LoadFailed):
-            if not (call.doomed or call.alone or call.starts or self.choices.numbering):
+            # Out of attempts, a Conflict of a load is a failed load only then: who came while it backed off waits too.
+            backed_off = isinstance(cause, Conflict) and any(cause in story.errors for story in self.stories.values())
+            if not (call.doomed or call.alone or call.starts or backed_off or self.choices.numbering):
                 return "it came after that load"
             return "" if error.retry_safe else "nothing can have been saved"
         return ""
@@ -712,7 +714,9 @@ class Life:
             self._end(story, act.end)
         except BaseException as error:
             story.errors.append(error)
-            if not story.interrupted and not isinstance(error, GreenletExit):
+            if isinstance(error, Conflict):
+                story.conflict_at = self.world.clock.now()
+            elif not story.interrupted and not isinstance(error, GreenletExit):
                 self._doom(story)
             raise
         finally:

@@ -98,6 +98,8 @@ def test_the_tree_of_errors_is_this() -> None:
         "BatchTimeout": (BatchAborted, TimeoutError),
         "NotSaved": (Exception,),
         "Conflict": (NotSaved,),
+        "Rejected": (NotSaved,),
+        "ResourceMissing": (LoadFailed,),
         "NothingToSave": (Exception,),
     }
 
@@ -165,7 +167,7 @@ def test_an_operation_that_did_not_start_in_time_says_how_long_it_waited_and_tha
     "cause",
     [
         OSError("database gone"),
-        Conflict("as early as this"),
+        NotSaved("as early as this"),
         NothingToSave(),
         TimeoutError(),
         gevent.Timeout(7),

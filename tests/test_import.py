@@ -84,8 +84,11 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
         "Processor",
         "ProcessorOverloaded",
         "ProcessorStopped",
+        "Rejected",
+        "ResourceMissing",
         "SaveFailed",
         "current_batch",
+        "stop_all",
         "worker_number_for_key",
     ]
 

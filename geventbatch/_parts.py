@@ -1,0 +1,75 @@
+"""The parts of a batch that are saved one after the other, where one save for all is not to be had.
+
+Most batches have one part, and know nothing of this. Two things make more of them. A save that is refused (`Rejected`)
+because of what some operation made: the batch is halved until the culprits stand alone, and everybody else is saved.
+And an operation that deletes the resource: those behind it need what the next load gives. The order of the operations
+stays as it was. A part that was saved is settled: nothing that befalls the rest changes its answers (guarantee 2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._failure import rejected, save_failed
+from geventbatch._operation import BROKEN, SETTLED, STARTED
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+    from geventbatch.errors import Rejected
+
+MOST_REJECTIONS: Final = 32
+"""Refusals of a store after which a batch gives up. One culprit among a thousand takes ten."""
+
+
+def current_part(batch: Batch) -> list[Operation[Any]]:
+    """Give the operations that the attempt at hand is for."""
+    return batch.parts[-1] if batch.parts else batch.operations
+
+
+def settle(batch: Batch) -> bool:
+    """Go on behind the part at hand, which has its outcome: True for another attempt, else the batch has ended."""
+    if not batch.parts:
+        batch.end()
+        return False
+    for operation in batch.parts.pop():
+        if operation.state in {STARTED, BROKEN}:
+            operation.state = SETTLED
+    if batch.parts:
+        return True
+    batch.end()
+    return False
+
+
+def cut_after(batch: Batch, last: Operation[Any]) -> None:
+    """Leave the operations behind *last* to a part of their own."""
+    batch.close()
+    part = current_part(batch)
+    behind = part.index(last) + 1
+    if behind < len(part):
+        batch.parts = [*batch.parts[:-1], part[behind:], part[:behind]]
+
+
+def split(batch: Batch, error: Rejected) -> bool:
+    """Halve the part at hand, which the store refused with *error*; True for another attempt, else the batch has ended.
+
+    An operation that is refused alone is the culprit. It is out, with what the store said.
+    """
+    batch.rejections += 1
+    part = current_part(batch)
+    started = [operation for operation in part if operation.state == STARTED]
+    suspects = [operation for operation in started if operation.error is None]
+    if len(suspects) == 1:
+        suspects[0].error = rejected(error)
+        suspects[0].state = BROKEN
+        if len(started) == 1:
+            return settle(batch)
+    elif batch.rejections >= MOST_REJECTIONS:
+        batch.end(
+            save_failed(batch.key, error, f" for the {batch.rejections}th time while its culprits were looked for")
+        )
+        return False
+    else:
+        half = part.index(suspects[len(suspects) // 2])
+        batch.parts = [*batch.parts[:-1], part[half:], part[:half]]
+    return True
