@@ -1,0 +1,146 @@
+"""What an HTTP client is told when its operation failed: one table for every framework.
+
+The messages of errors name keys and what the database said, which is for the log. A client is told what it may do now.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from geventbatch.errors import (
+    BatchError,
+    BatchTimeout,
+    OperationCancelled,
+    ProcessorOverloaded,
+    ProcessorStopped,
+    ResourceMissing,
+)
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+_AGAIN = "nothing was changed; please try again"
+_SHOWN = "__geventbatch_shown__"
+_AT_THE_DOOR = (ProcessorStopped, ProcessorOverloaded, OperationCancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP response, before it is known in which form the client wants it.
+
+    Attributes:
+        status: 404, 500, 503 or 504.
+        error: What happened, as a name for programs: 'ResourceMissing', 'TryAgain' or 'OutcomeUnknown'.
+        detail: The same for people, and what they may do now.
+        retry_safe: True when certainly nothing was saved.
+        retry_after: Seconds for a Retry-After header; None for no such header.
+        close: Whether this server ends: the next call on this connection had better go to another one.
+    """
+
+    status: HTTPStatus
+    error: str
+    detail: str
+    retry_safe: bool
+    retry_after: int | None = None
+    close: bool = False
+
+    def content(self, accept: str | None) -> tuple[str, bytes]:
+        """Give content type and body for a client that sent the Accept header *accept*."""
+        if not prefers_json(accept):
+            return "text/plain; charset=utf-8", f"{self.error}: {self.detail}\n".encode()
+        told = {"error": self.error, "detail": self.detail, "retry_safe": self.retry_safe}
+        return "application/json", json.dumps(told).encode() + b"\n"
+
+    def headers(self, server_software: str) -> list[tuple[str, str]]:
+        """Give the headers, besides those of the body, for a server of this name (SERVER_SOFTWARE)."""
+        headers = [("Vary", "Accept")]
+        if self.retry_after is not None:
+            headers.append(("Retry-After", str(self.retry_after)))
+        # wsgiref fails at this header, and keeps no connection anyway.
+        if self.close and not server_software.startswith("WSGIServer/"):
+            headers.append(("Connection", "close"))
+        return headers
+
+
+def answer_to(error: BatchError, retry_after: int) -> Answer:
+    """Give the answer for *error*; *retry_after* is in seconds."""
+    if isinstance(error, ResourceMissing):
+        return Answer(HTTPStatus.NOT_FOUND, "ResourceMissing", "there is no such resource", retry_safe=True)
+    if not error.retry_safe:
+        unknown = "it may be saved or not; look before you try again"
+        return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "OutcomeUnknown", unknown, retry_safe=False)
+    if isinstance(error, BatchTimeout):
+        return Answer(HTTPStatus.GATEWAY_TIMEOUT, "TryAgain", f"it took too long; {_AGAIN}", retry_safe=True)
+    return Answer(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "TryAgain",
+        _AGAIN,
+        retry_safe=True,
+        retry_after=retry_after,
+        close=isinstance(error, ProcessorStopped),
+    )
+
+
+def log(logger: Logger, error: BatchError) -> None:
+    """Tell the operator of *error*; the traceback of a cause that many callers share is shown once.
+
+    A missing resource is the client's affair, and who is refused at the door may be many in a second.
+    """
+    if isinstance(error, ResourceMissing):
+        return
+    told = f"{type(error).__name__}: {error}"
+    if isinstance(error, _AT_THE_DOOR):
+        logger.info(told)
+    else:
+        logger.error(told, exc_info=error if _is_news(error) else None)
+
+
+def _is_news(error: BatchError) -> bool:
+    # Each caller has an error of its own, and they share its cause.
+    marks = vars(error.__cause__ or error)
+    known = _SHOWN in marks
+    marks[_SHOWN] = True
+    return not known
+
+
+# -- the Accept header ----------------------------------------------------------------------------------------
+
+
+def prefers_json(accept: str | None) -> bool:
+    """Whether a client that sent *accept* wants JSON: a program. Browsers and terminals ask for text by name."""
+    ranges = _ranges(accept or "*/*")
+    return _quality(ranges, "application/json") >= max(
+        _quality(ranges, "text/plain"),
+        _quality(ranges, "text/html"),
+    )
+
+
+def _ranges(accept: str) -> dict[str, float]:
+    """Give the quality of each media range."""
+    ranges = {}
+    for part in accept.lower().split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        ranges[media] = min((_q(parameter) for parameter in parameters), default=1.0)
+    return ranges
+
+
+def _q(parameter: str) -> float:
+    name, _, value = parameter.partition("=")
+    if name.strip() != "q":
+        return 1.0
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
+
+
+def _quality(ranges: dict[str, float], media: str) -> float:
+    """Give the quality of *media*, by the most specific range that it is in."""
+    kind = media.partition("/")[0]
+    for pattern in (media, f"{kind}/*", "*/*"):
+        if pattern in ranges:
+            return ranges[pattern]
+    return 0.0

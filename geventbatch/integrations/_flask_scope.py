@@ -1,0 +1,118 @@
+"""The application context of a batch, from load to save, and what its operations see of it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from flask.globals import _cv_app
+
+from geventbatch._processor import current_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from flask import Flask
+    from flask.ctx import AppContext
+
+_batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
+"""In the `contextvars` context of a batch, the one of its load and save: its application context."""
+
+
+class AppStore:
+    """An ``open_resource`` around another one, whose scopes have an application context each."""
+
+    def __init__(self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]]) -> None:
+        """Wrap *open_resource* for *app*."""
+        self._app = app
+        self._open_resource = open_resource
+
+    def __call__(self, key: Hashable) -> AppScope:
+        """Open the scope of *key* in a new application context."""
+        context = self._app.app_context()
+        context.push()
+        try:
+            scope = self._open_resource(key)
+        except BaseException as error:
+            _pop(context, error)
+            raise
+        _batch_context.set(context)
+        return AppScope(context, scope)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be whatever else the other one is: a store may normalise keys, among other things."""
+        return getattr(self._open_resource, name)
+
+
+class AppScope:
+    """A scope around another one: the application context is popped when that one has been left."""
+
+    def __init__(self, context: AppContext, scope: AbstractContextManager[Any]) -> None:
+        """Belong to *context*, which has been pushed."""
+        self._context = context
+        self._scope = scope
+
+    def __enter__(self) -> Any:
+        """Load."""
+        try:
+            return self._scope.__enter__()
+        except BaseException as error:
+            _pop(self._context, error)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save, or not."""
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        except BaseException as raised:
+            _pop(self._context, raised)
+            raise
+        _pop(self._context, error)
+
+    @property
+    def saved(self) -> Callable[[], None] | None:
+        """What the other one has to do when its save is answered, in a context of its own."""
+        saved = getattr(self._scope, "saved", None)
+        if saved is None:
+            return None
+
+        def saved_in_context() -> None:
+            with self._context.app.app_context():
+                saved()
+
+        return saved_in_context
+
+    def __getattr__(self, name: str) -> Any:
+        """Be whatever else the other one is."""
+        return getattr(self._scope, name)
+
+
+def _pop(context: AppContext, error: BaseException | None) -> None:
+    """Let teardown functions run. What was saved is saved by now, so that none of them can make a save fail."""
+    try:
+        context.pop(error)
+    except Exception:
+        context.app.logger.exception("a teardown function failed after a batch of operations")
+
+
+def run_in_batch(operation: Callable[..., Any], resource: Any, *args: Any) -> Any:
+    """Call *operation* in the application context of its batch, but with the ``g`` of its caller.
+
+    The context is that of the batch because whatever is kept for each application context, such as the session of
+    Flask-SQLAlchemy, would else be the request's. Operations come one after the other, and while one runs nobody else
+    looks at ``g``.
+    """
+    context = current_batch().context[_batch_context]
+    callers = _cv_app.get(None)
+    _cv_app.set(context)  # never reset: this is a copy of the caller's context, made for this call
+    if callers is None or callers.app is not context.app:
+        return operation(resource, *args)
+    own, context.g = context.g, callers.g
+    try:
+        return operation(resource, *args)
+    finally:
+        context.g = own
