@@ -1,0 +1,527 @@
+"""Resources in Redis, or in a Redis Cluster: one hash for each.
+
+Why a save may be told from every other one
+-------------------------------------------
+A hash holds the ``value``, a ``version`` that counts the saves, and ``saves``: which version each of the last few saves
+has made, each with a token of its own. One script compares version and saves with what was loaded, and writes all
+three, so a save is one message, and a script that arrives twice writes once.
+
+When the answer to it is lost, the script may have run, may never run, or may run later: it can wait in a buffer of the
+network or the server. So it does not help to look what is there. Another script, on another connection, decides:
+
+- The save's own token is among ``saves``: it was written. That is success.
+- The hash is as it was loaded: not yet. The script counts the version up (a fence), so that the save, should it still
+  arrive, finds another version and writes nothing. Then certainly nothing is written, and the batch replays. Asked a
+  second time, since this answer may be lost too, it finds the fence and says the same.
+- Others have saved since, and the save that was loaded is still among ``saves``: then all that came after it is there
+  too, and the own token is not. It can never be written any more: a conflict.
+- Else (the hash was deleted, has expired or was lost with its server; somebody else saved more often than ``saves``
+  goes back) nobody knows. The driver's error goes up as it is.
+
+A version that began anew after a deletion would make an old save fit again. So a deleted resource leaves its version
+and saves for some minutes, without a value. The same is the fence where there was nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from math import inf
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar, cast
+from uuid import UUID
+
+import gevent
+from redis import Redis, RedisCluster
+from redis.exceptions import AskError, RedisError, ResponseError, TryAgainError
+
+from geventbatch import current_batch
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from types import TracebackType
+
+    from geventbatch import Batch
+
+R = TypeVar("R")
+
+_KEPT_SAVES: Final = 8
+"""So many saves a hash remembers: it is long enough for those that others make while one looks for a lost answer."""
+
+_TRACE_MILLISECONDS: Final = 600_000
+"""How long what has no value stays. Longer than a message can be delayed: TCP gives up after a quarter of that."""
+
+_PART: Final = 0.75
+"""Of the time that remains, the part that one question may take, so that another one can follow it."""
+
+_TOO_SHORT: Final = 0.01
+"""Seconds, in which no question is worth asking any more."""
+
+_LONGEST_PAUSE: Final = 0.2
+"""Seconds between two questions that were not answered."""
+
+_LOAD: Final = "return redis.call('HMGET', KEYS[1], 'value', 'version', 'saves')"
+
+# Of both scripts the first three arguments are the version, the saves and whether there was a value, as loaded.
+_IS_AS_LOADED: Final = """
+local found = redis.call('HMGET', KEYS[1], 'version', 'saves')
+local version, saves = found[1] or '', found[2] or ''
+local as_loaded = version == ARGV[1] and saves == ARGV[2]
+  and redis.call('HEXISTS', KEYS[1], 'value') == tonumber(ARGV[3])
+"""
+
+# Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), the value unless it goes.
+_SAVE: Final = (
+    _IS_AS_LOADED
+    + """
+if not as_loaded then return 0 end
+if ARGV[7] then
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[7])
+else
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
+  redis.call('HDEL', KEYS[1], 'value')
+end
+if ARGV[6] == '0' then
+  redis.call('PERSIST', KEYS[1])
+elseif ARGV[6] ~= '' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[6])
+end
+return 1
+"""
+)
+
+# Then: the new version, the new saves with a fence in place of a save, the save's own token, the last save that was
+# loaded, milliseconds to live of a hash that is nothing but a fence.
+_RESOLVE: Final = (
+    _IS_AS_LOADED
+    + """
+if saves:find(':' .. ARGV[6], 1, true) then return 'saved' end
+if saves:find('!' .. ARGV[6], 1, true) then return 'fenced' end
+if as_loaded then
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
+  if ARGV[1] == '' and ARGV[3] == '0' then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
+  return 'fenced'
+end
+if ARGV[7] ~= '' and saves:find(ARGV[7], 1, true) then return 'changed' end
+return 'unknown'
+"""
+)
+
+
+class RedisStore(Generic[R]):
+    """The ``open_resource`` of a `Processor` whose resources are kept in Redis, each in one hash.
+
+    The hash has the field ``value``, the field ``version``, which counts the saves, and the field ``saves``, by which a
+    save knows itself again. Its mode is "version": a save compares and sets atomically, and what somebody else has
+    saved since the load is a `Conflict`, which the batch replays. Somebody else who writes the hash has to count the
+    version up in the same transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``. One key
+    for each resource is all that it needs, so it works on a Redis Cluster.
+
+    Deleting (`current_batch().delete()`) takes the value away; what is left of the hash expires after ten minutes.
+
+    An answer is as durable as the server makes it: see ``appendfsync``, and that a replica which takes over may lack
+    the last saves. Loading goes through *client*, with its retries. A save is sent once, on a connection of the
+    client's pool; when its answer is lost, the store finds out whether it was written as long as the batch has time.
+    Only what it cannot find out fails as the driver's error, in a `SaveFailed` that is not ``retry_safe``.
+
+    Args:
+        client: A `redis.Redis` or `redis.RedisCluster`. It may be used for anything else as well.
+        prefix: What the name of a hash begins with; the key follows.
+        encode: Makes the value of a resource: a str or bytes. By default JSON. What it raises is the error of the
+            operations that made the resource so, and of no other.
+        decode: Makes the resource of the bytes of a value. By default JSON. What it raises fails the load.
+        missing: "raise" raises `ResourceMissing` when there is no such resource; else what makes one, called with the
+            key (a str).
+        ttl: Seconds after its last change that a resource lives; None leaves that alone, so that it lives for ever.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        ValueError: *ttl* is out of range.
+    Switches: no.
+    """
+
+    def __init__(  # noqa: PLR0913 - every option of a store is a keyword of one constructor
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str = "",
+        encode: Callable[[R], str | bytes] | None = None,
+        decode: Callable[[bytes], R] | None = None,
+        missing: Literal["raise"] | Callable[[str], R] = "raise",
+        ttl: float | None = None,
+    ) -> None:
+        """See the class."""
+        _check_client(client)
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is {prefix!r}, but must be a str")
+        _check_functions(encode=encode, decode=decode)
+        _check_missing(missing)
+        self._server: _Server = _Cluster(client) if isinstance(client, RedisCluster) else _Standalone(client)
+        self._prefix = prefix.encode()
+        self._encode: Callable[[R], str | bytes] = _json if encode is None else encode
+        self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
+        self._missing = missing
+        self._ttl = None if ttl is None else _milliseconds(ttl)
+
+    def __repr__(self) -> str:
+        """Say where it keeps what."""
+        return f"<RedisStore {self._prefix.decode()!r} on {self._server!r}>"
+
+    def __call__(self, key: str) -> _Scope[R]:
+        """The resource scope of *key*. Switches: no; entering and leaving it does."""
+        return _Scope(self, self.normalize_key(key))
+
+    def normalize_key(self, key: Hashable) -> str:
+        """The text that *key* is in Redis, so that ``42`` and ``"42"`` are one. Switches: no.
+
+        Raises:
+            TypeError: It is no str, int, UUID or bytes.
+            ValueError: It has no UTF-8 form.
+        """
+        if isinstance(key, str):
+            text = key
+        elif isinstance(key, bytes):
+            text = key.decode(errors="surrogateescape")
+        elif isinstance(key, (int, UUID)) and not isinstance(key, bool):
+            text = str(key)
+        else:
+            raise TypeError(f"the key {key!r} is a {type(key).__name__}; a RedisStore takes str, int, UUID and bytes")
+        try:
+            text.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the key {key!r} has no UTF-8 form, so it is no key in Redis: {error}") from error
+        return text
+
+    # -- for its scopes -------------------------------------------------------------------------------------
+
+    def load(self, key: str) -> _State:
+        """What is in Redis."""
+        found = self._server.load(self._name(key))
+        return _State.of(key, *found)
+
+    def resource_of(self, key: str, state: _State) -> R:
+        """Decode it, or make it."""
+        if state.value is not None:
+            try:
+                return self._decode(state.value)
+            except Exception as error:
+                raise ValueError(
+                    f"the value of {key!r} in Redis cannot be decoded: {type(error).__name__}: {error}"
+                ) from error
+        if callable(self._missing):
+            return self._missing(key)
+        raise ResourceMissing(f"there is no {key!r} in Redis", key=key)
+
+    def save(self, key: str, loaded: _State, resource: R, batch: Batch) -> None:
+        """Write what the batch has made of it, if that is something else."""
+        value = None if batch.deleted else self._encoded(key, resource)
+        if value != loaded.value:
+            _Save(self._server, key, self._name(key), loaded, batch).write(value, self._lives(loaded, value))
+
+    def _name(self, key: str) -> bytes:
+        return self._prefix + key.encode(errors="surrogateescape")
+
+    def _encoded(self, key: str, resource: R) -> bytes:
+        try:
+            value = self._encode(resource)
+            return value.encode() if isinstance(value, str) else bytes(value)
+        except Exception as error:
+            raise Rejected(f"{key!r} cannot be encoded any more, nothing was saved: {error}") from error
+
+    def _lives(self, loaded: _State, value: bytes | None) -> str | int:
+        if value is None:
+            return _TRACE_MILLISECONDS
+        if self._ttl is not None:
+            return self._ttl
+        return 0 if loaded.value is None else ""
+
+
+class _Scope(Generic[R]):
+    """Entering loads, leaving saves, leaving with an exception does nothing. It holds no connection in between."""
+
+    deletes: Final = True
+
+    def __init__(self, store: RedisStore[R], key: str) -> None:
+        self._store = store
+        self._key = key
+        self._loaded: _State
+        self._resource: R
+
+    def __enter__(self) -> R:
+        self._loaded = self._store.load(self._key)
+        self._resource = self._store.resource_of(self._key, self._loaded)
+        return self._resource
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._store.save(self._key, self._loaded, self._resource, current_batch())
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is in a hash."""
+
+    value: bytes | None
+    version: bytes
+    saves: bytes
+    """``version:token`` for each of the last saves, ``version!token`` for a fence, spaces between them."""
+
+    @classmethod
+    def of(cls, key: str, value: bytes | None, version: bytes | None, saves: bytes | None) -> _State:
+        if version is not None and not version.isdigit():
+            raise ValueError(f"the version of {key!r} in Redis cannot be decoded: it is {version!r}, and no number")
+        return cls(value, version or b"", saves or b"")
+
+    def compared(self) -> tuple[bytes, bytes, int]:
+        return self.version, self.saves, int(self.value is not None)
+
+    def followed_by(self, mark: str) -> tuple[int, bytes]:
+        """The version and the saves after one more, which writes *mark*."""
+        version = int(self.version or 0) + 1
+        return version, b" ".join([*self.saves.split()[1 - _KEPT_SAVES :], f"{version}{mark}".encode()])
+
+    def last_save(self) -> bytes:
+        return self.saves.rpartition(b" ")[2]
+
+
+class _Save:
+    """One attempt to write, which knows itself again by its token."""
+
+    def __init__(self, server: _Server, key: str, name: bytes, loaded: _State, batch: Batch) -> None:
+        self._server = server
+        self._key = key
+        self._name = name
+        self._loaded = loaded
+        self._batch = batch
+        self._token = token_hex(8)
+
+    def write(self, value: bytes | None, lives: str | int) -> None:
+        """Compare and set, once. Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown."""
+        arguments = [*self._loaded.compared(), *self._loaded.followed_by(f":{self._token}"), lives]
+        if value is not None:
+            arguments.append(value)
+        try:
+            answer = self._ask(_SAVE, *arguments)
+        except (AskError, TryAgainError) as error:  # loading again finds the new place
+            raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {error}") from error
+        except ResponseError as error:  # whose script has written nothing: only its first command is ever refused
+            raise NotSaved(f"Redis refused to save {self._key!r}: {error}") from error
+        except RedisError as error:
+            self._resolve(error)
+            return
+        if not answer:
+            raise self._conflict()
+
+    def _resolve(self, lost: RedisError) -> None:
+        """Return when it was written, raise a `Conflict` when it was not and never will be, else raise *lost*."""
+        arguments = (
+            *self._loaded.compared(),
+            *self._loaded.followed_by(f"!{self._token}"),
+            self._token,
+            self._loaded.last_save(),
+            _TRACE_MILLISECONDS,
+        )
+        pause = _TOO_SHORT
+        while self._batch.remaining() > _TOO_SHORT:
+            try:
+                answer = self._ask(_RESOLVE, *arguments)
+            except (RedisError, NotSaved):
+                time.sleep(min(pause, self._batch.remaining()))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                self._server.look_again(self._name)
+                continue
+            if answer == b"saved":
+                return
+            if answer == b"unknown":
+                break
+            raise self._conflict() from lost
+        lost.add_note(f"It is unknown whether {self._key!r} was saved.")
+        raise lost
+
+    def _conflict(self) -> Conflict:
+        version = int(self._loaded.version or 0)
+        return Conflict(f"{self._key!r} was changed since version {version}, nothing was saved")
+
+    def _ask(self, script: str, *arguments: object) -> object:
+        """Send a script, once, and give what it returns.
+
+        Raises:
+            NotSaved: It was not sent.
+            ResponseError: The server refused it.
+            RedisError: It is unknown what became of it.
+        """
+        command = ("EVAL", script, 1, self._name, *arguments)
+        seconds = self._batch.remaining() * _PART
+        try:
+            with self._lent(self._server.pool_of(self._name), seconds) as connection:
+                return _answer(connection, command)
+        except AskError as error:  # or MOVED, which is one of them
+            pool = self._server.pool_at(error.host, error.port)
+            if pool is None:
+                raise
+            with self._lent(pool, seconds) as connection:
+                _answer(connection, ("ASKING",))
+                return _answer(connection, command)
+
+    @contextmanager
+    def _lent(self, pool: Any, seconds: float) -> Iterator[Any]:
+        """A connection that waits for no answer longer than *seconds*, and is given back as it was, or closed."""
+        connection = self._taken(pool, seconds)
+        try:
+            _bound(connection, seconds)
+            yield connection
+        except ResponseError:
+            raise
+        except BaseException:
+            # In the middle of an answer, perhaps. Newer drivers have closed it already.
+            connection.disconnect()
+            raise
+        finally:
+            _bound(connection, None)
+            pool.release(connection)
+
+    def _taken(self, pool: Any, seconds: float) -> Any:
+        # Connecting has retries of the driver's own, which may take longer than we have; nothing has been sent then.
+        # Who runs alone may be in a thread without a hub, or in one that blocks: no timer is of use there.
+        timer = None if self._batch.alone else gevent.Timeout.start_new(seconds)
+        try:
+            return _take(pool)
+        except gevent.Timeout as error:
+            if error is not timer:
+                raise
+            raise NotSaved(f"no connection to Redis in {seconds:.3f} s: {self._key!r} was not saved") from None
+        except RedisError as error:
+            raise NotSaved(f"no connection to Redis, {self._key!r} was not saved: {error}") from error
+        finally:
+            if timer is not None:
+                timer.close()
+
+
+# -- the driver -----------------------------------------------------------------------------------------------
+
+
+class _Server(Protocol):
+    """What a client leads to."""
+
+    def load(self, name: bytes, /) -> tuple[bytes | None, bytes | None, bytes | None]: ...
+
+    def pool_of(self, name: bytes, /) -> Any: ...
+
+    def pool_at(self, host: str, port: int, /) -> Any: ...
+
+    def look_again(self, name: bytes, /) -> None:
+        """A question was not answered: another server may have taken over."""
+
+
+class _Standalone:
+    """One server, or the primary that a sentinel knows."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client: Any = client
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
+        value, version, saves = self._client.execute_command(
+            "HMGET", name, "value", "version", "saves", NEVER_DECODE=True
+        )
+        return value, version, saves
+
+    def pool_of(self, _: bytes) -> Any:
+        return self._client.connection_pool
+
+    def pool_at(self, _host: str, _port: int) -> None:
+        return None
+
+    def look_again(self, _: bytes) -> None:
+        """The pool connects to whoever is there."""
+
+
+class _Cluster:
+    """Nodes, of which the primary of the key's slot is the one."""
+
+    def __init__(self, client: RedisCluster) -> None:
+        self._client: Any = client
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
+        # A script goes to the primary, also where the client reads from replicas.
+        value, version, saves = self._client.execute_command("EVAL", _LOAD, 1, name, NEVER_DECODE=True)
+        return value, version, saves
+
+    def pool_of(self, name: bytes) -> Any:
+        return self._client.get_redis_connection(self._client.get_node_from_key(name)).connection_pool
+
+    def pool_at(self, host: str, port: int) -> Any:
+        node = self._client.get_node(host=host, port=port)
+        return None if node is None else self._client.get_redis_connection(node).connection_pool
+
+    def look_again(self, name: bytes) -> None:
+        with suppress(RedisError):
+            self.load(name)  # the client asks the other nodes when its own does not answer
+
+
+def _take(pool: Any) -> Any:
+    """A connection; before redis-py 5.3 the name of a command is asked for, from then on it is not wanted."""
+    first = next(iter(signature(pool.get_connection).parameters.values()), None)
+    if first is not None and first.default is Parameter.empty and first.kind is not Parameter.VAR_POSITIONAL:
+        return pool.get_connection("EVAL")
+    return pool.get_connection()
+
+
+def _answer(connection: Any, command: tuple[object, ...]) -> object:
+    connection.send_command(*command)
+    return cast("object", connection.read_response(disable_decoding=True))
+
+
+def _bound(connection: Any, seconds: float | None) -> None:
+    """Have it wait for no answer longer than *seconds*; None for as long as its client says.
+
+    The driver has no other way: its own ``socket_timeout`` counts when it connects.
+    """
+    of_client = connection.socket_timeout
+    if seconds is None or (of_client is not None and of_client < seconds):
+        seconds = of_client
+    socket = getattr(connection, "_sock", None)
+    if socket is not None:
+        socket.settimeout(seconds)
+
+
+# -- options --------------------------------------------------------------------------------------------------
+
+
+def _json(resource: object) -> str:
+    return json.dumps(resource, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _check_client(client: object) -> None:
+    if not isinstance(client, (Redis, RedisCluster)):
+        raise TypeError(f"client is {client!r}, but must be a redis.Redis or a redis.RedisCluster")
+
+
+def _check_functions(**functions: object) -> None:
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} is {function!r}, but must be callable or None")
+
+
+def _check_missing(missing: object) -> None:
+    if missing != "raise" and not callable(missing):
+        raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that makes the resource of a key')
+
+
+def _milliseconds(ttl: object) -> int:
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"ttl is {ttl!r}, but must be seconds or None")
+    if not 0 < ttl < inf:
+        raise ValueError(f"ttl is {ttl!r}, but must be more than 0 seconds, and finite, or None")
+    return max(1, round(ttl * 1000))
