@@ -65,9 +65,8 @@ def split(batch: Batch, error: Rejected) -> bool:
         if len(started) == 1:
             return settle(batch)
     elif batch.rejections >= MOST_REJECTIONS:
-        batch.end(
-            save_failed(batch.key, error, f" for the {batch.rejections}th time while its culprits were looked for")
-        )
+        why = f", refusal {batch.rejections} while its culprits were looked for"
+        batch.end(save_failed(batch.key, error, why))
         return False
     else:
         half = part.index(suspects[len(suspects) // 2])
