@@ -1,0 +1,315 @@
+"""A database transaction of one batch, on one connection of SQLAlchemy's, from its load to its end.
+
+Nothing here knows what is loaded and saved. The parent is right for any database; its children bound the statements on
+the server, and know what their database does that others do not.
+
+A `gevent.Timeout` may fire wherever a driver waits. A connection that was interrupted, or that nobody waits for any
+more, is discarded (`Transaction.discard`): its pool makes a new one for the next batch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from random import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+
+from geventbatch import _clock, _process
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores import _sql
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.sql.base import Executable
+
+LoadedT = TypeVar("LoadedT")
+
+_SHORTEST: Final = 0.001
+"""Seconds: what `remaining` gives at the least."""
+
+_LONGEST_POLL: Final = 0.05
+"""Seconds between two looks at what became of a COMMIT, or at a busy SQLite."""
+
+
+class Transaction:
+    """One transaction. It takes its connection at once."""
+
+    has_locks = True
+    """SELECT … FOR UPDATE locks a row."""
+
+    def __init__(self, engine: Engine, key: Hashable) -> None:
+        self.engine = engine
+        self.key = key
+        self.connection: Connection = engine.connect()
+        try:
+            self.begin()
+        except BaseException:
+            self.discard()
+            raise
+
+    # -- what a database adds --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Bound what is sent from now on."""
+
+    def before_writes(self) -> None:
+        """Bound the statements of the save, for which less time is left."""
+
+    def commit_now(self) -> None:
+        """Send COMMIT, and wait for the answer."""
+        self.connection.commit()
+
+    def ask_outcome(self) -> bool | None:
+        """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
+        return None
+
+    # -- the way of a batch ----------------------------------------------------------------------------------
+
+    def change(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        """Execute a statement that changes one row, the one that was loaded. Raises `Conflict` when it finds none."""
+        options = {"preserve_rowcount": True}
+        if self.connection.execute(statement, parameters, execution_options=options).rowcount != 1:
+            raise Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
+
+    def write(self, writes: Callable[[], object], *, collected: bool = True) -> None:  # noqa: ARG002 - for a child
+        """Call *writes*, which sends the statements of a save, and commit. Raises a `NotSaved` where it can.
+
+        Where *collected*, none of the statements needs the answer of another one.
+        """
+        try:
+            self.before_writes()
+            writes()
+        except Exception as error:
+            raise self.not_saved(error) from cause(error)
+        self.commit()
+
+    def commit(self) -> None:
+        """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""
+        try:
+            self.commit_now()
+        except Exception as error:
+            self.settle(error)
+
+    def settle(self, error: Exception) -> None:
+        """Find out what became of a COMMIT that raised *error*: return when it was carried out, else raise."""
+        if isinstance(error, NotSaved):
+            raise error
+        failure = _sql.of_commit(error, self.key)
+        if failure is not None:
+            raise failure from error
+        self.discard()
+        committed = self.ask_outcome()
+        if committed is None:
+            raise error
+        if not committed:
+            raise Conflict(f"{self.key!r} was not saved: the connection was lost in COMMIT, which was not carried out")
+
+    def not_saved(self, error: Exception) -> NotSaved:
+        """What *error*, which came before COMMIT was sent, is for a batch."""
+        if isinstance(error, NotSaved):
+            return error
+        if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
+            return Rejected(f"{self.key!r} was not saved, nothing was written: {error.orig or error}")
+        if isinstance(error, SQLAlchemyError) or _sql.kind(error) is not _sql.Kind.OTHER:
+            return _sql.not_saved(error, self.key)
+        return Rejected(f"{self.key!r} was not saved, nothing was written: {error}")
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Give the connection back, after a rollback where there is something to roll back.
+
+        Where *error* is no `Exception`, or where no time is left, nobody could interrupt that rollback if it had to
+        wait for a server that has gone. The connection is discarded then.
+        """
+        if self.in_time(error) and not self.connection.closed:
+            try:
+                self.connection.close()
+            except BaseException:
+                self.discard()
+                raise
+        else:
+            self.discard()
+
+    def in_time(self, error: BaseException | None) -> bool:
+        """Whether a statement may still be sent, after *error*."""
+        return error is None or (isinstance(error, Exception) and remaining() > _SHORTEST)
+
+    def discard(self) -> None:
+        """Close the connection, in whatever state it is, and have its pool make another one. Switches: no."""
+        if self.connection.closed:
+            return
+        if not self.connection.invalidated:
+            self.connection.invalidate()
+        self.connection.close()
+
+
+class PostgresTransaction(Transaction):
+    """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
+
+    xid: str | None = None
+
+    def begin(self) -> None:
+        row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining())).one()
+        self.xid = row[1]
+
+    def before_writes(self) -> None:
+        self.connection.exec_driver_sql(_sql.postgres_bound(remaining()))
+
+    def ask_outcome(self) -> bool | None:
+        return None if self.xid is None else outcome(self.engine, self.xid, remaining())
+
+
+def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
+    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
+    question = _sql.POSTGRES_OUTCOME.format(xid=int(xid))
+    for _ in _polls(seconds):
+        try:
+            with engine.connect() as connection:
+                status = connection.exec_driver_sql(question).scalar()
+        except SQLAlchemyError:  # it is starting up again
+            continue
+        if status != "in progress":
+            return None if status is None else status == "committed"
+    return None
+
+
+class MySQLTransaction(Transaction):
+    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session, which stays; MariaDB any statement.
+
+    The setting is sent only when it is another one than the connection's last.
+    """
+
+    def begin(self) -> None:
+        if not _is_mariadb(self.connection):
+            self._bound_locks()
+        event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
+
+    def before_writes(self) -> None:
+        if not _is_mariadb(self.connection):
+            self._bound_locks()
+
+    def _bound_locks(self) -> None:
+        statement = _sql.mysql_lock_bound(remaining())
+        if self.connection.info.get("geventbatch") != statement:
+            self.connection.exec_driver_sql(statement)
+            self.connection.info["geventbatch"] = statement
+
+    def _bounded(self, *call: Any) -> tuple[str, Any]:
+        """Add the bound to a statement, as SQLAlchemy's event `before_cursor_execute` has it."""
+        connection, _, statement, parameters, _, executemany = call
+        word = statement[:6].upper()
+        if not _is_mariadb(connection):
+            if word == "SELECT":
+                statement = f"SELECT {_sql.mysql_hint(remaining())}{statement[6:]}"
+        elif not executemany and word in {"SELECT", "INSERT", "UPDATE", "DELETE"}:
+            statement = _sql.mariadb_prefix(remaining()) + statement
+        return statement, parameters
+
+
+class SQLiteTransaction(Transaction):
+    """SQLite, whose driver blocks the whole process: the write lock is held from the first write to COMMIT.
+
+    No greenlet switches in between, so that no batch ever waits for another one of its process. While another process
+    writes, it looks again after a few milliseconds in which others run, in place of waiting in the driver.
+    """
+
+    has_locks = False
+
+    def before_writes(self) -> None:
+        driver = cast("sqlite3.Connection", self.connection.connection.driver_connection)
+        if driver.in_transaction:
+            return
+        ((patience,),) = driver.execute("PRAGMA busy_timeout")
+        driver.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._lock(driver)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {patience}")
+
+    def _lock(self, driver: sqlite3.Connection) -> None:
+        error: sqlite3.OperationalError | None = None
+        for _ in _polls(_sql.bound_seconds(remaining())):
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as busy:
+                if _sql.kind(busy) is not _sql.Kind.CONFLICT:
+                    raise
+                error = busy
+        raise NotSaved(f"{self.key!r} was not saved: another process holds SQLite's write lock") from error
+
+
+def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
+    """The one for a database and its driver."""
+    name = engine.dialect.name
+    if name == "postgresql":
+        if pipeline and engine.dialect.driver == "psycopg":
+            from geventbatch.stores._psycopg import PipelinedTransaction, has_pipeline
+
+            return PipelinedTransaction if has_pipeline() else PostgresTransaction
+        return PostgresTransaction
+    if name in {"mysql", "mariadb"}:
+        return MySQLTransaction
+    return SQLiteTransaction if name == "sqlite" else Transaction
+
+
+def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
+    """Begin a transaction and fetch what a batch loads; give both.
+
+    A connection that was at rest in its pool may have been ended by the server meanwhile, which the first statement
+    finds out. SQLAlchemy has then given up all that its pool had, so it is tried once more. Raises `Conflict` for a
+    deadlock or a serialization failure.
+    """
+    for attempt in (1, 2):
+        try:
+            return _load_once(begin, fetch)
+        except DBAPIError as error:
+            if _sql.kind(error) is _sql.Kind.CONFLICT:
+                raise Conflict(f"it could not be loaded: {error.orig}") from error
+            if attempt == 2 or not error.connection_invalidated:  # noqa: PLR2004 - the second is the last
+                raise
+    raise AssertionError
+
+
+def _load_once(
+    begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]
+) -> tuple[Transaction, LoadedT]:
+    transaction = begin()
+    try:
+        return transaction, fetch(transaction)
+    except BaseException as error:
+        transaction.end(error)
+        raise
+
+
+def cause(error: Exception) -> BaseException | None:
+    """What an error is raised ``from``: itself, or the cause that it came with."""
+    if isinstance(error, NotSaved):
+        return error.__cause__
+    if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig
+    return error
+
+
+def _polls(seconds: float) -> Iterator[None]:
+    """Once at once, and again after a few milliseconds until *seconds* are over."""
+    end = _clock.monotonic() + seconds
+    pause = 0.002
+    yield
+    while (left := end - _clock.monotonic()) > 0:
+        _process.sleep(min(left, pause * (0.5 + random())))
+        pause = min(2 * pause, _LONGEST_POLL)
+        yield
+
+
+def _is_mariadb(connection: Connection) -> bool:
+    return bool(getattr(connection.dialect, "is_mariadb", False))
+
+
+def remaining() -> float:
+    """Seconds that the batch has left."""
+    return current_batch().remaining()
