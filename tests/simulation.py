@@ -32,6 +32,7 @@ from geventbatch import (
     Processor,
     ProcessorOverloaded,
     ProcessorStopped,
+    Rejected,
     SaveFailed,
     _process,
     current_batch,
@@ -174,6 +175,8 @@ class Story:
     visit: Visit | None = None  # the latest one
     calls: dict[int, Call] = field(default_factory=dict)  # that were started
     errors: list[BaseException] = field(default_factory=list)  # of its loads and saves
+    settled: set[int] = field(default_factory=set)  # calls whose outcome is certain, whatever becomes of the rest
+    parted: bool = False  # the store has refused to save all at once
 
 
 @dataclass(eq=False, slots=True)
@@ -183,6 +186,7 @@ class Visit:
     story: Story
     applied: list[Call] = field(default_factory=list)
     completed: int = 0
+    offending: list[Call] = field(default_factory=list)  # what they made is refused by the store
     may_be_saved: bool = False  # its save has begun, and met no conflict
     saved: bool = False
 
@@ -553,7 +557,8 @@ class Life:
             call.fate = "raised"
             self._know_outcome(call)
             visit = call.story.visit if call.story else None
-            if visit is None or (visit.completed and not visit.saved):
+            settled = call.story is not None and call.number in call.story.settled
+            if visit is None or (visit.completed and not visit.saved and not settled):
                 self.world.wrong(f"{call} was answered with its own {error!r} before the save")
         elif type(error) in _REPORTED and isinstance(error, BatchError):
             self._reported(call, error)
@@ -577,10 +582,12 @@ class Life:
     def _reported(self, call: Call, error: BatchError) -> None:
         call.fate = "safe" if error.retry_safe else "unknown"
         wrong = self._contradiction(call, error)
-        if wrong:
-            self.world.wrong(f"{call} was answered with {error!r}: {wrong}")
         if isinstance(error, BatchAborted):
             self._know_outcome(call)
+            if call.story is not None and call.number in call.story.settled:
+                wrong = "it had its outcome already"
+        if wrong:
+            self.world.wrong(f"{call} was answered with {error!r}: {wrong}")
         if error.retry_safe and call.number in self.world.store.entries[call.key]:
             self.world.wrong(f"{call} was answered with {error!r}, retry_safe, but is saved")
 
@@ -748,18 +755,34 @@ class Life:
             self._wait(story, act.first, act.guard)
             if when != "after":
                 self._end(story, end)
+            self._check_constraint(story, resource.visit)
             self.world.store.write(key, resource)
             self._wait(story, act.last, act.guard)
             self._end(story, end)
             resource.visit.saved = True
+            if not story.interrupted:
+                story.settled.update(call.number for call in resource.visit.applied)
         except BaseException as error:
             story.errors.append(error)
-            if isinstance(error, Conflict):
-                story.conflict_at = self.world.clock.now()
+            if isinstance(error, (Conflict, Rejected)):
+                if isinstance(error, Conflict):
+                    story.conflict_at = self.world.clock.now()
                 resource.visit.may_be_saved = story.interrupted  # then the outcome was fixed before
             raise
         finally:
             story.active -= 1
+
+    def _check_constraint(self, story: Story, visit: Visit) -> None:
+        """Refuse what an offending operation made, and know who is found out by it."""
+        if not visit.offending:
+            return
+        story.parted = True
+        offence = StoreError("an operation offends")
+        if visit.completed == 1 and not story.interrupted:
+            (culprit,) = visit.offending
+            culprit.raised = offence
+            story.settled.add(culprit.number)
+        raise Rejected("a constraint") from offence
 
     def _check_save(self, story: Story, resource: Resource) -> None:
         visit = resource.visit
@@ -769,10 +792,10 @@ class Life:
             self.world.wrong(f"save of {story.key!r} with a resource of another load")
         if not visit.completed:
             self.world.wrong(f"save of {story.key!r} though no operation has completed")
-        started = [call for call in story.calls.values() if not call.broken]
+        started = [call for call in story.calls.values() if not call.broken and (call.number not in story.settled)]
         if {call.number for call in visit.applied} - {call.number for call in started}:
             self.world.wrong(f"save of {story.key!r} with a broken operation")
-        if len(visit.applied) != len(started):
+        if len(visit.applied) != len(started) and not story.parted:
             self.world.wrong(f"save of {story.key!r} with {len(visit.applied)} of {len(started)} started operations")
         deadline = story.began + self.choices.max_duration + self._paused(story) - story.spent
         if self.world.clock.now() > deadline + _PAUSES:
@@ -830,6 +853,8 @@ class Life:
                 call.broken = True
             call.raised = error
             raise
+        if act.end == "offend":
+            resource.visit.offending.append(call)
         resource.visit.completed += 1
         call.last = object()
         return call.last
@@ -861,6 +886,8 @@ class Life:
             wrong(f"{call} is applied, but is {call.fate!r} already")
         if call.doomed:
             wrong(f"{call} is applied, but its load has failed")
+        if call.number in story.settled:
+            wrong(f"{call} is applied again, but has its outcome")
         if call.broken:
             wrong(f"{call} is applied again, but had left the resource half-changed")
         if call.after_stop:

@@ -74,6 +74,7 @@ _OPERATIONS = [
     *_acts(("",), ("ok", "half-way"), ("yield", "long", "hang")),
     *_acts(("long", "hang"), ("ok", "refuse", "half-way")),
     *_acts(("toil", "grind"), ("ok",)) * 4,
+    *_acts(("", "short"), ("offend",)) * 4,
     *_acts(("", "short"), ("collapse", "exit", "run inside")),
     *_acts(("",), ("stop", "stop and wait")),
 ]
@@ -182,6 +183,15 @@ class Simulation(RuleBasedStateMachine):
             self.world.life.call(key, (Act(),), None, seconds)
             self.world.life.call(key, (Act(),), seconds, None)
         self.world.advance(seconds)
+
+    @precondition(_is_on)
+    @rule(key=st.sampled_from(KEYS), culprit=st.integers(0, 3), act=SAVES)
+    def run_with_a_culprit(self, key: str, culprit: int, act: Act) -> None:
+        """The store refuses the four together, and something happens to the save of a later part."""
+        for number in range(4):
+            self.world.life.call(key, (Act(end="offend" if number == culprit else "ok"),), None, None)
+        self.world.saves[key].extend([Act(), Act(), act])
+        self.world.turn(2)
 
     @precondition(_is_stopping)
     @rule(key=st.sampled_from(KEYS))
