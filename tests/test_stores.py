@@ -1,0 +1,733 @@
+"""The contract of all stores, in every mode, on every server: each test runs over all cases that have what it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from geventbatch import BatchAborted, BatchError, LoadFailed, ResourceMissing, SaveFailed, _process, current_batch
+from tests.adapters.base import cases
+from tests.callers import answer_of
+from tests.servers import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from geventbatch import Processor
+    from tests.adapters.base import Adapter, Case, Step
+    from tests.proxy import Proxy
+
+ROOT = Path(__file__).parents[1]
+
+ALL = cases()
+
+ODD_KEYS = [
+    "",
+    " ",
+    "  spaces  ",
+    "tab\tand\nnewline\r\n",
+    "'single' \"double\" `back`",
+    "'; DROP TABLE students; --",
+    "100 % %s %(key)s %%",
+    "{braces} ${dollar} :colon ?",
+    "back\\slash \\n \\x00",
+    "*?[a-z]",
+    "Grüße, 你好, עברית",
+    "🚆 e\N{COMBINING ACUTE ACCENT} \N{LATIN SMALL LETTER E WITH ACUTE}",
+    "\x01\x7f\x1b[0m",
+    "NULL",
+    "0042",
+    "-1",
+]
+
+SHORT = 0.5
+"""Seconds: a deadline that a test waits for."""
+
+
+def over(has: Callable[[Case], object] = lambda _: True) -> pytest.MarkDecorator:
+    """Run the test over all cases that have something."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL if has(case)])
+
+
+def over_slow_steps(*steps: Step) -> pytest.MarkDecorator:
+    """Run the test over all these steps that a case can slow down."""
+    return pytest.mark.parametrize(
+        ("case", "step"),
+        [
+            pytest.param(case, step, id=f"{case.name}-{step}")
+            for case in ALL
+            for step in case.slow_steps
+            if step in steps
+        ],
+    )
+
+
+@pytest.fixture
+def adapter(case: Case, tmp_path: Path) -> Iterator[Adapter]:
+    with case.fresh(tmp_path) as address, case.opens(address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def processor(adapter: Adapter) -> Iterator[Processor[Any]]:
+    """One that raises for what is missing; at "k" there is a total of 10."""
+    adapter.put("k", 10)
+    with adapter.processor(max_attempts=20) as opened:
+        yield opened
+
+
+def spawned(run: Callable[..., Any], *args: Any) -> gevent.Greenlet[..., Any]:
+    return gevent.spawn(answer_of, run, *args)
+
+
+def all_of(running: list[gevent.Greenlet[..., Any]]) -> list[Any]:
+    return [one.get() for one in running]
+
+
+def proxy_of(adapter: Adapter) -> Proxy:
+    assert adapter.proxy is not None
+    return adapter.proxy
+
+
+class Pause:
+    """An operation that waits in its middle, the first time that it runs."""
+
+    def __init__(self, adapter: Adapter, amount: int) -> None:
+        self._adapter = adapter
+        self._amount = amount
+        self.reached = Event()
+        self.ended = Event()
+        self.runs = 0
+
+    def __call__(self, resource: Any) -> int:
+        self.runs += 1
+        self.reached.set()
+        self.ended.wait()
+        return self._adapter.add(resource, self._amount)
+
+
+@contextmanager
+def paused(adapter: Adapter, processor: Processor[Any], amount: int = 1) -> Iterator[gevent.Greenlet[..., Any]]:
+    """While in the block, a batch of "k" is between load and save."""
+    pause = Pause(adapter, amount)
+    caller = spawned(processor.run, "k", pause)
+    pause.reached.wait()
+    try:
+        yield caller
+    finally:
+        pause.ended.set()
+    caller.join()
+
+
+def assert_true(adapter: Adapter, outcome: Any, *, before: int, after: int) -> None:
+    """What the caller was told about a change from *before* to *after* is the truth."""
+    found = adapter.get("k")
+    if not isinstance(outcome, BaseException):
+        assert (outcome, found) == (after, after)
+    elif isinstance(outcome, BatchError) and outcome.retry_safe:
+        assert found == before, outcome
+    else:
+        assert isinstance(outcome, BatchError)
+        assert found in {before, after}
+
+
+def assert_as_good_as_new(adapter: Adapter) -> None:
+    """All connections are back, and as many batches as there can be run side by side."""
+    wait_until(lambda: adapter.busy_connections() == 0)
+    entered: set[int] = set()
+    everybody = Event()
+
+    def meet(resource: Any, number: int) -> int:
+        entered.add(number)
+        if len(entered) == adapter.pool_size:
+            everybody.set()
+        everybody.wait()
+        return adapter.add(resource, number)
+
+    with adapter.processor(missing="make") as processor:
+        callers = [spawned(processor.run, f"n{n}", meet, n) for n in range(adapter.pool_size)]
+        assert all_of(callers) == list(range(adapter.pool_size))
+    wait_until(lambda: adapter.busy_connections() == 0)
+    assert adapter.open_connections() <= adapter.pool_size
+
+
+# -- from load to save ------------------------------------------------------------------------------------------
+
+
+@over()
+def test_what_one_batch_has_saved_the_next_one_loads_and_a_foreign_reader_sees(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    assert processor.run("k", adapter.add, 5) == 15
+    assert adapter.get("k") == 15
+    adapter.put("k", 100)
+    assert processor.run("k", adapter.add, 1) == 101
+    assert adapter.get("k") == 101
+
+
+@over()
+def test_a_thousand_operations_are_saved_together(adapter: Adapter, processor: Processor[Any]) -> None:
+    metrics = processor.subscribe_batch_metrics()
+    answers = all_of([spawned(processor.run, "k", adapter.add, 1) for _ in range(1000)])
+    assert sorted(answers) == list(range(11, 1011))
+    assert adapter.get("k") == 1010
+    processor.stop()
+    assert sum(1 for _ in metrics) <= 10
+
+
+@over()
+def test_keys_are_apart_from_each_other(adapter: Adapter) -> None:
+    with adapter.processor(missing="make") as processor:
+        answers = all_of([spawned(processor.run, f"n{n}", adapter.add, n) for n in range(30)])
+    assert answers == list(range(30))
+    assert [adapter.get(f"n{n}") for n in range(30)] == answers
+
+
+@over()
+def test_an_operation_that_raises_changes_nothing_and_gives_its_connection_back(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    def refuse(resource: Any) -> None:
+        raise LookupError("no")
+
+    assert repr(answer_of(processor.run, "k", refuse)) == repr(LookupError("no"))
+    assert adapter.get("k") == 10
+
+
+@over()
+def test_a_half_done_change_of_a_broken_operation_is_not_saved(adapter: Adapter) -> None:
+    def break_off(resource: Any) -> None:
+        adapter.add(resource, 1000)
+        raise LookupError("half-way")
+
+    adapter.put("k", 10)
+    with adapter.processor(clean_errors=()) as processor:
+        callers = [spawned(processor.run, "k", *run) for run in ((adapter.add, 1), (break_off,), (adapter.add, 1))]
+        first, broken, last = all_of(callers)
+    assert (first, last) == (11, 12)
+    assert isinstance(broken, LookupError)
+    assert adapter.get("k") == 12
+
+
+@over()
+def test_with_batching_off_every_caller_is_right_by_itself(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(batching=False, max_attempts=200) as processor:
+        # As many as there are connections: who waits for one of a pool holds its deadline only.
+        for _ in range(5):
+            callers = [spawned(processor.run, "k", adapter.add, 1) for _ in range(adapter.pool_size)]
+            assert not [answer for answer in all_of(callers) if isinstance(answer, BaseException)]
+    assert adapter.get("k") == 10 + 5 * adapter.pool_size
+
+
+# -- keys -------------------------------------------------------------------------------------------------------
+
+
+@over()
+def test_a_key_may_have_any_character(case: Case, adapter: Adapter) -> None:
+    keys = [*ODD_KEYS, "x" * case.longest_key, *(["nul\0", "nul"] if case.nul_in_keys else [])]
+    with adapter.processor(missing="make", workers=1) as processor:
+        for number, key in enumerate(keys):
+            processor.run(key, adapter.add, number)
+        assert [processor.run(key, adapter.total) for key in keys] == list(range(len(keys)))
+    assert [adapter.get(key) for key in keys] == list(range(len(keys)))
+
+
+@over()
+def test_a_number_and_its_digits_are_one_resource_and_one_batch(adapter: Adapter) -> None:
+    adapter.put("42", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        answers = all_of([spawned(processor.run, key, adapter.add, 1) for key in (42, "42")])
+    assert answers == [11, 12]
+    assert adapter.get("42") == 12
+    assert len(list(metrics)) == 1
+
+
+@over()
+@pytest.mark.parametrize("key", [1.5, ("a", "b"), True, None], ids=repr)
+def test_a_key_that_the_store_cannot_have_is_refused_at_the_door_by_name(adapter: Adapter, key: Any) -> None:
+    with adapter.processor() as processor, pytest.raises((TypeError, ValueError)) as raised:
+        processor.run(key, adapter.add, 1)
+    assert repr(key) in str(raised.value)
+
+
+# -- what is not there ------------------------------------------------------------------------------------------
+
+
+@over()
+def test_a_resource_that_is_missing_fails_its_load_by_name(adapter: Adapter, processor: Processor[Any]) -> None:
+    error = answer_of(processor.run, "nowhere", adapter.add, 1)
+    assert isinstance(error, ResourceMissing)
+    assert error.key == "nowhere"
+    assert "nowhere" in str(error)
+    assert adapter.get("nowhere") is None
+
+
+@over()
+def test_a_resource_that_is_missing_is_made(adapter: Adapter) -> None:
+    with adapter.processor(missing="make") as processor:
+        assert processor.run("new", adapter.add, 1) == 1
+        assert adapter.get("new") == 1
+        assert processor.run("new", adapter.add, 1) == 2
+    assert adapter.get("new") == 2
+
+
+@over()
+def test_a_resource_that_somebody_inserts_before_the_first_save_is_not_overwritten(
+    case: Case, adapter: Adapter
+) -> None:
+    with adapter.processor(missing="make", max_attempts=20) as processor:
+        with paused(adapter, processor) as caller:
+            writer = spawned(adapter.put, "k", 100)
+            writer.join(timeout=5 if not case.has_locks else 0.3)  # where what is not there can be locked, it waits
+        writer.get()
+        found = caller.get()
+    assert (found, adapter.get("k")) in {(101, 101), (1, 100)}
+
+
+@over()
+def test_a_deleted_resource_is_gone_and_may_come_again(adapter: Adapter, processor: Processor[Any]) -> None:
+    assert processor.run("k", delete) is None
+    assert adapter.get("k") is None
+    assert isinstance(answer_of(processor.run, "k", adapter.add, 1), ResourceMissing)
+    with adapter.processor(missing="make") as making:
+        assert making.run("k", adapter.add, 3) == 3
+    assert adapter.get("k") == 3
+
+
+@over()
+def test_who_comes_after_a_deletion_in_the_same_batch_finds_nothing(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        callers = [spawned(processor.run, "k", *run) for run in ((adapter.add, 1), (delete,), (adapter.add, 1))]
+        first, second, third = all_of(callers)
+    assert (first, second) == (11, None)
+    assert isinstance(third, ResourceMissing)
+    assert adapter.get("k") is None
+
+
+@over()
+def test_who_comes_after_a_deletion_in_the_same_batch_makes_a_new_one(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(missing="make", min_duration=0.05) as processor:
+        callers = [spawned(processor.run, "k", *run) for run in ((adapter.add, 1), (delete,), (adapter.add, 1))]
+        assert all_of(callers) == [11, None, 1]
+    assert adapter.get("k") == 1
+
+
+def delete(resource: Any) -> None:
+    current_batch().delete()
+
+
+@over(lambda case: case.can_corrupt)
+def test_a_state_that_nobody_can_decode_fails_the_load_by_name(adapter: Adapter, processor: Processor[Any]) -> None:
+    adapter.put("broken-key", 1)
+    adapter.corrupt("broken-key")
+    error = answer_of(processor.run, "broken-key", adapter.add, 1)
+    assert isinstance(error, LoadFailed)
+    assert not isinstance(error, ResourceMissing)
+    assert "broken-key" in str(error.__cause__)
+    adapter.put("broken-key", 1)
+    assert processor.run("broken-key", adapter.add, 1) == 2
+
+
+# -- foreign writers --------------------------------------------------------------------------------------------
+
+
+@over(lambda case: not case.has_locks)
+def test_what_a_foreign_writer_saves_between_load_and_save_is_kept(adapter: Adapter, processor: Processor[Any]) -> None:
+    metrics = processor.subscribe_batch_metrics()
+    with paused(adapter, processor) as caller:
+        adapter.put("k", 100)
+    assert caller.get() == 101
+    assert adapter.get("k") == 101
+    processor.stop()
+    assert [metric.attempts for metric in metrics] == [2]
+
+
+@over(lambda case: not case.has_locks)
+def test_a_resource_that_a_foreign_writer_deletes_between_load_and_save_stays_deleted(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    with paused(adapter, processor) as caller:
+        adapter.remove("k")
+    assert isinstance(caller.get(), ResourceMissing)
+    assert adapter.get("k") is None
+
+
+@over(lambda case: case.has_locks)
+def test_a_foreign_writer_waits_until_the_batch_is_saved(adapter: Adapter, processor: Processor[Any]) -> None:
+    with paused(adapter, processor) as caller:
+        writer = spawned(adapter.put, "k", 100)
+        writer.join(timeout=0.2)
+        assert not writer.ready()
+    writer.get()
+    assert caller.get() == 11
+    assert adapter.get("k") == 100
+
+
+@over(lambda case: case.has_locks)
+def test_a_batch_waits_for_a_foreign_writer(adapter: Adapter, processor: Processor[Any]) -> None:
+    with adapter.holding("k", 100):
+        caller = spawned(processor.run, "k", adapter.add, 1)
+        caller.join(timeout=0.2)
+        assert not caller.ready()
+    assert caller.get() == 101
+    assert adapter.get("k") == 101
+
+
+@over(lambda case: case.has_locks)
+def test_a_lock_that_nobody_lets_go_ends_at_the_deadline_and_nothing_is_saved(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(max_duration=SHORT) as processor, adapter.holding("k", 100):
+        error = answer_of(processor.run, "k", adapter.add, 1)
+        assert isinstance(error, BatchError)
+        assert error.retry_safe
+    assert adapter.get("k") == 100
+    assert_as_good_as_new(adapter)
+
+
+@over()
+def test_two_processes_that_race_for_first_inserts_and_for_versions_lose_nothing(case: Case, adapter: Adapter) -> None:
+    with adapter.processor(missing="make", max_attempts=200) as processor, Another(case, adapter) as other:
+        # First with what can be the worst moment: a whole batch of the other process between our load and save.
+        with paused(adapter, processor) as caller:
+            told = spawned(other.raise_totals, ["k"], 1)
+            told.join(timeout=0.5)  # where what is not there can be locked, it waits for us
+        assert told.get() == []
+        assert sorted((caller.get(), adapter.get("k"))) in [[1, 2], [2, 2]]
+        keys = [f"n{n}" for n in range(10)]
+        told = spawned(other.raise_totals, keys, 10)
+        ours = [spawned(raise_totals, adapter, processor, key, 10) for key in keys]
+        assert all_of(ours) == [None] * len(keys)
+        assert told.get() == []
+    assert [adapter.get(key) for key in ["k", *keys]] == [2, *[20] * len(keys)]
+
+
+def raise_totals(adapter: Adapter, processor: Processor[Any], key: str, times: int) -> None:
+    for _ in range(times):
+        processor.run(key, adapter.add, 1)
+
+
+class Another:
+    """A process that has the same store."""
+
+    def __init__(self, case: Case, adapter: Adapter) -> None:
+        self._command = [sys.executable, "-m", "tests.programs.store", case.name, adapter.address]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._answer() == "ready"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        assert self._process.returncode == 0
+
+    def raise_totals(self, keys: list[str], times: int) -> Any:
+        """Have it raise them all at the same time, so many times; give what went wrong there."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"keys": keys, "times": times}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+# -- rows beside the resource -----------------------------------------------------------------------------------
+
+
+@over(lambda case: case.has_rows)
+def test_rows_beside_the_resource_are_saved_with_it_in_their_order(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        callers = [spawned(processor.run, "k", adapter.add_with_row, 1, f"row {n}") for n in range(5)]
+        assert all_of(callers) == [11, 12, 13, 14, 15]
+    assert adapter.rows() == [f"row {n}" for n in range(5)]
+
+
+@over(lambda case: case.has_rows)
+def test_a_row_of_an_operation_that_raises_is_dropped(adapter: Adapter) -> None:
+    def refuse(resource: Any) -> None:
+        current_batch().add_row(adapter.row("dropped"))
+        raise LookupError("no")
+
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        callers = [
+            spawned(processor.run, "k", *run)
+            for run in ((adapter.add_with_row, 1, "first"), (refuse,), (adapter.add_with_row, 1, "last"))
+        ]
+        first, refused, last = all_of(callers)
+    assert (first, last) == (11, 12)
+    assert isinstance(refused, LookupError)
+    assert adapter.rows() == ["first", "last"]
+
+
+@over(lambda case: case.has_rows)
+def test_a_row_is_saved_once_when_its_batch_is_replayed(adapter: Adapter) -> None:
+    def break_off(resource: Any) -> None:
+        current_batch().add_row(adapter.row("dropped"))
+        raise LookupError("half-way")
+
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05, clean_errors=()) as processor:
+        callers = [
+            spawned(processor.run, "k", *run)
+            for run in ((adapter.add_with_row, 1, "first"), (break_off,), (adapter.add_with_row, 1, "last"))
+        ]
+        first, broken, last = all_of(callers)
+    assert (first, last) == (11, 12)
+    assert isinstance(broken, LookupError)
+    assert adapter.rows() == ["first", "last"]
+
+
+@over(lambda case: case.has_rows)
+def test_rows_of_a_batch_that_changes_nothing_else_are_saved(adapter: Adapter, processor: Processor[Any]) -> None:
+    assert processor.run("k", adapter.add_with_row, 0, "alone") == 10
+    assert adapter.rows() == ["alone"]
+
+
+@over(lambda case: case.has_rows)
+def test_a_row_that_violates_a_constraint_fails_its_own_operation_only(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.1) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        texts = [f"row {n}" for n in range(30)]
+        texts[17] = "row 3"
+        answers = all_of([spawned(processor.run, "k", adapter.add_with_row, 1, text) for text in texts])
+    culprits = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert [type(culprit).__name__ for culprit in culprits] == ["IntegrityError"]
+    assert answers[17] is culprits[0]
+    assert adapter.get("k") == 10 + 29
+    assert sorted(adapter.rows()) == sorted(set(texts))
+    assert sum(metric.attempts for metric in metrics) <= 20
+
+
+@over(lambda case: case.has_sql)
+def test_what_an_operation_inserts_by_itself_is_saved_with_the_batch(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    def change(resource: Any) -> int:
+        adapter.insert(resource, "inserted")
+        return adapter.add(resource, 1)
+
+    assert processor.run("k", change) == 11
+    assert adapter.rows() == ["inserted"]
+
+
+@over(lambda case: case.has_sql)
+def test_a_constraint_that_an_operations_own_sql_violates_fails_that_operation_only(adapter: Adapter) -> None:
+    def change(resource: Any, text: str) -> int:
+        adapter.insert(resource, text)
+        return adapter.add(resource, 1)
+
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.1) as processor:
+        callers = [spawned(processor.run, "k", change, text) for text in ("a", "b", "a", "c")]
+        first, second, culprit, last = all_of(callers)
+    assert (first, second, last) == (11, 12, 13)
+    assert type(culprit).__name__ == "IntegrityError"
+    assert adapter.get("k") == 13
+    assert adapter.rows() == ["a", "b", "c"]
+
+
+# -- when things break ------------------------------------------------------------------------------------------
+
+
+@over_slow_steps("load", "operation")
+def test_a_deadline_before_the_save_saves_nothing(adapter: Adapter, step: Step) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(max_duration=SHORT) as processor:
+        with adapter.slow(step):
+            error = answer_of(processor.run, "k", operation_of(adapter, step))
+        assert isinstance(error, BatchError)
+        assert error.retry_safe
+        assert_as_good_as_new(adapter)
+        assert adapter.get("k") == 10
+        assert processor.run("k", adapter.add, 1) == 11
+
+
+@over_slow_steps("save", "commit")
+def test_after_a_deadline_in_the_save_the_caller_was_told_the_truth(adapter: Adapter, step: Step) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(max_duration=SHORT) as processor:
+        with adapter.slow(step):
+            outcome = answer_of(processor.run, "k", adapter.add, 1)
+        assert isinstance(outcome, BatchError)
+        assert_as_good_as_new(adapter)
+        assert_true(adapter, outcome, before=10, after=11)
+        now = adapter.get("k")
+        assert now is not None
+        assert processor.run("k", adapter.add, 1) == now + 1
+
+
+@over_slow_steps("load", "operation", "save", "commit")
+def test_a_worker_that_is_killed_in_a_statement_gives_its_connection_back(adapter: Adapter, step: Step) -> None:
+    adapter.put("k", 10)
+    with adapter.processor() as processor:
+        with adapter.slow(step) as reached:
+            caller = spawned(processor.run, "k", operation_of(adapter, step))
+            wait_until(reached)
+            worker: Any = next(iter(_process.running))
+            worker.kill(block=False)
+            outcome = caller.get()
+        assert isinstance(outcome, BatchAborted)
+        assert_as_good_as_new(adapter)
+        assert_true(adapter, outcome, before=10, after=11)
+
+
+def operation_of(adapter: Adapter, step: Step) -> Callable[[Any], int]:
+    """One that adds 1, and sends SQL of its own when that is the step."""
+
+    def operation(resource: Any) -> int:
+        if step == "operation":
+            adapter.insert(resource, "slow")
+        return adapter.add(resource, 1)
+
+    return operation
+
+
+@over_slow_steps("load", "operation", "save", "commit")
+def test_after_connections_were_ended_in_a_statement_the_caller_was_told_the_truth(
+    adapter: Adapter, step: Step
+) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(max_duration=10) as processor:
+        with adapter.slow(step) as reached:
+            caller = spawned(processor.run, "k", operation_of(adapter, step))
+            wait_until(reached)
+            adapter.terminate()
+        outcome = caller.get()
+        assert_as_good_as_new(adapter)
+        assert_true(adapter, outcome, before=10, after=11)
+        now = adapter.get("k")
+        assert now is not None
+        assert processor.run("k", adapter.add, 1) == now + 1
+
+
+@over(lambda case: case.has_pool)
+def test_connections_that_were_ended_at_rest_hurt_one_batch_at_the_most(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    assert processor.run("k", adapter.add, 1) == 11
+    assert adapter.open_connections() > 0
+    adapter.terminate()
+    wait_until(lambda: adapter.open_connections() == 0)
+    outcome = answer_of(processor.run, "k", adapter.add, 1)
+    assert_true(adapter, outcome, before=11, after=12)
+    now = adapter.get("k")
+    assert now is not None
+    assert processor.run("k", adapter.add, 1) == now + 1
+    assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.has_pool)
+def test_connections_that_are_ended_between_load_and_save_lose_nothing_untold(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    with paused(adapter, processor) as caller:
+        adapter.terminate()
+        wait_until(lambda: adapter.open_connections() == 0)
+    outcome = caller.get()
+    assert_true(adapter, outcome, before=10, after=11)
+    assert not isinstance(outcome, BatchError) or outcome.retry_safe  # nothing had been sent to commit
+    assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.can_restart and "load" in case.slow_steps)
+def test_the_next_batch_works_after_the_server_was_restarted_in_the_middle_of_a_load(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    with adapter.slow("load") as reached:
+        caller = spawned(processor.run, "k", adapter.add, 1)
+        wait_until(reached)
+        adapter.restart()
+    outcome = caller.get()
+    assert_true(adapter, outcome, before=10, after=11)
+    assert not isinstance(outcome, BatchError) or outcome.retry_safe
+    now = adapter.get("k")
+    assert now is not None
+    assert processor.run("k", adapter.add, 1) == now + 1
+    assert_as_good_as_new(adapter)
+
+
+# -- what became of a COMMIT ------------------------------------------------------------------------------------
+
+
+@over(lambda case: case.has_proxy)
+def test_a_commit_whose_answer_is_lost_is_never_told_to_be_safe_to_run_again(
+    case: Case, adapter: Adapter, processor: Processor[Any]
+) -> None:
+    rule = proxy_of(adapter).cut_after(adapter.commit_marker, adapter.commit_answer)
+    outcome = answer_of(processor.run, "k", adapter.add, 1)
+    assert rule.met == 1
+    assert adapter.get("k") == 11
+    if case.knows_outcome:
+        assert outcome == 11
+    else:
+        assert isinstance(outcome, SaveFailed)
+        assert not outcome.retry_safe
+    assert processor.run("k", adapter.add, 1) == 12
+    assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.has_proxy)
+def test_a_first_insert_whose_answer_is_lost_is_never_told_to_be_safe_to_run_again(
+    case: Case, adapter: Adapter
+) -> None:
+    with adapter.processor(missing="make") as processor:
+        proxy_of(adapter).cut_after(adapter.commit_marker, adapter.commit_answer)
+        outcome = answer_of(processor.run, "k", adapter.add, 1)
+    assert adapter.get("k") == 1
+    if case.knows_outcome:
+        assert outcome == 1
+    else:
+        assert isinstance(outcome, SaveFailed)
+        assert not outcome.retry_safe
+
+
+@over(lambda case: case.has_proxy)
+def test_a_commit_that_never_arrives_is_not_told_to_be_saved(
+    case: Case, adapter: Adapter, processor: Processor[Any]
+) -> None:
+    rule = proxy_of(adapter).cut_before(adapter.commit_marker)
+    outcome = answer_of(processor.run, "k", adapter.add, 1)
+    assert rule.met == 1
+    assert_true(adapter, outcome, before=10, after=11)
+    if case.knows_outcome:
+        assert outcome == 11  # replayed
+    assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.has_proxy and case.knows_outcome)
+@pytest.mark.parametrize("missing", [False, True], ids=["an update", "a first insert"])
+def test_a_commit_that_arrives_after_its_batch_has_been_replayed_changes_nothing(
+    adapter: Adapter, missing: bool
+) -> None:
+    before = 0
+    if not missing:
+        adapter.put("k", before := 10)
+    with adapter.processor(missing="make", max_duration=5) as processor:
+        with proxy_of(adapter).hold(adapter.commit_marker) as rule:
+            caller = spawned(processor.run, "k", adapter.add, 1)
+            wait_until(rule.reached)
+            rule.times = rule.met  # the commit of the replay gets through
+            answer = caller.get()
+        wait_until(lambda: not rule.reached())
+        assert answer == before + 1
+        assert processor.run("k", adapter.total) == before + 1
+    assert adapter.get("k") == before + 1
