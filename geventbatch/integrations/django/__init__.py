@@ -1,0 +1,1 @@
+"""The library as an app of Django: put ``geventbatch.integrations.django`` into ``INSTALLED_APPS``."""

@@ -1,0 +1,152 @@
+"""Connections of Django's for batches, lent to whatever greenlet runs one.
+
+Django keeps a connection per greenlet for as long as that lives, so that workers would each keep one for ever. Here
+a batch is lent one, and gives it back at its end: there are never more than batches that ran at the same time.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from django.db import connections
+
+from geventbatch import _process
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def current(alias: str) -> BaseDatabaseWrapper | None:
+    """The connection of this greenlet (or thread), when it has one already."""
+    return next((one for one in connections.all(initialized_only=True) if one.alias == alias), None)
+
+
+class Pool:
+    """The idle connections of one store, the one that was used last on top."""
+
+    def __init__(self, alias: str, max_age: float) -> None:
+        """Open none yet."""
+        self._alias = alias
+        self._max_age = max_age
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._epoch = _process.epoch
+        self._idle: list[BaseDatabaseWrapper] = []
+        self._idle_since: list[float] = []  # of each of them
+        self._inherited: list[BaseDatabaseWrapper] = []  # the parent's: closing one here would end it there
+        self._checked = False
+
+    def __len__(self) -> int:
+        """How many are idle."""
+        return len(self._idle)
+
+    def lend(self) -> tuple[BaseDatabaseWrapper, bool]:
+        """Make a connection this greenlet's; and say whether it may have been closed by the server meanwhile.
+
+        Switches: the first time in a process.
+        """
+        self._notice_fork()
+        self._check_greenlets()
+        connection = self._pop() or self._make()
+        connection.close_if_unusable_or_obsolete()
+        reused = connection.connection is not None
+        connections[self._alias] = connection
+        return connection, reused
+
+    def give_back(self, connection: BaseDatabaseWrapper, before: BaseDatabaseWrapper | None) -> None:
+        """Take it from this greenlet, in whatever state it is, and restore the one that was there before it."""
+        if before is None:
+            with suppress(AttributeError):
+                del connections[self._alias]
+        else:
+            connections[self._alias] = before
+        close_others(self._alias)
+        if is_sound(connection) and self._epoch == _process.epoch:
+            connection.errors_occurred = False
+            connection.close_if_unusable_or_obsolete()
+            self._idle.append(connection)
+            self._idle_since.append(time.monotonic())
+            self._drop_oldest()
+        else:
+            discard(connection)
+
+    def close(self) -> None:
+        """Close those that are idle."""
+        self._notice_fork()
+        self._idle_since.clear()
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            discard(connection)
+
+    def _pop(self) -> BaseDatabaseWrapper | None:
+        if not self._idle:
+            return None
+        self._idle_since.pop()
+        return self._idle.pop()
+
+    def _drop_oldest(self) -> None:
+        """After a peak, nothing would ever take what lies at the bottom."""
+        if time.monotonic() - self._idle_since[0] > self._max_age:
+            self._idle_since.pop(0)
+            discard(self._idle.pop(0))
+
+    def _make(self) -> BaseDatabaseWrapper:
+        connection = connections.create_connection(self._alias)
+        settings = {**connection.settings_dict, "AUTOCOMMIT": True, "OPTIONS": {**connection.settings_dict["OPTIONS"]}}
+        if not settings["OPTIONS"].get("pool"):  # Django's own pool keeps them, or we do
+            settings["CONN_MAX_AGE"] = self._max_age
+        if connection.vendor == "sqlite":
+            # It waits by blocking the process: not for long, a replay waits better.
+            settings["OPTIONS"].setdefault("timeout", 0.5)
+        connection.settings_dict = settings
+        connection.inc_thread_sharing()  # greenlets are threads to it
+        return connection
+
+    def _notice_fork(self) -> None:
+        if self._epoch != _process.epoch:
+            self._epoch = _process.epoch
+            self._inherited += self._idle
+            self._idle, self._idle_since = [], []
+
+    def _check_greenlets(self) -> None:
+        """Connections of Django that all greenlets share would be used by several batches at once."""
+        if self._checked:
+            return
+        connections[self._alias]  # so that this greenlet has one
+        if gevent.spawn(current, self._alias).get() is not None:
+            raise RuntimeError(
+                "Django was imported before gevent patched threading, so that all greenlets share one database "
+                "connection: call gevent.monkey.patch_all() before anything else is imported (with gunicorn --preload, "
+                "in gunicorn.conf.py)"
+            )
+        self._checked = True
+
+
+def is_sound(connection: BaseDatabaseWrapper) -> bool:
+    """Whether it is open, at rest and in no transaction, as far as this side knows."""
+    raw: Any = connection.connection
+    if raw is None or connection.in_atomic_block or connection.closed_in_transaction:
+        return False
+    if connection.vendor == "postgresql":
+        return not raw.closed and raw.info.transaction_status == 0
+    if connection.vendor == "sqlite":
+        return not raw.in_transaction
+    return bool(getattr(raw, "open", True)) and not connection.errors_occurred
+
+
+def discard(connection: Any) -> None:
+    """Close it for good, in whatever state it is, without asking the server. Switches: no."""
+    if connection.connection is not None:
+        with suppress(Exception):
+            connection._close()  # which asks nothing about transactions
+        connection.connection = None
+
+
+def close_others(alias: str) -> None:
+    """Close the connections to other databases that operations used in this greenlet."""
+    for other in connections.all(initialized_only=True):
+        if other.alias != alias:
+            discard(other)
+            del connections[other.alias]

@@ -1,0 +1,335 @@
+"""The transaction of a batch on a connection of Django's: how it begins, what it sends together, how it ends.
+
+Django sees an ordinary `atomic()` block, so that operations may use `atomic()` and `on_commit` as everywhere. What
+differs:
+
+- psycopg 3 sends in its pipeline mode: BEGIN, the bound and the SELECT are one round trip; so are the last statement
+  and COMMIT.
+- On SQLite the transaction begins with the first statement that writes. One that has begun keeps every other writer
+  of the database out, and who waits for it blocks the whole process, the greenlet that holds it too.
+- Where an outer transaction is (``batching=False`` inside `atomic()`), it is a savepoint.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import Error, connections, transaction
+
+from geventbatch import _process
+from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores import _sql
+from geventbatch.stores._django_connections import discard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from geventbatch import Batch
+
+    Execute = Callable[..., Any]
+    Statement = tuple[str, Sequence[object]]
+
+_READS: Final = ("SELECT", "PRAGMA", "EXPLAIN")
+_WRITES: Final = ("INSERT", "UPDATE")
+_BOUNDED: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE")
+_INTRANS: Final = 2
+_INERROR: Final = 3
+_SOON: Final = 0.01
+"""Seconds before the deadline in which no server is asked for anything any more."""
+
+
+class Transaction:
+    """One attempt's transaction."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch) -> None:
+        """Belong to *batch*, on *connection*; nothing is sent before `begin`."""
+        self.connection = connection
+        self.nested = connection.in_atomic_block
+        """Its COMMIT is somebody else's."""
+        self.wrote = False
+        """A statement that is no SELECT was sent, if anybody keeps an eye on it: see `watch`."""
+        self._batch = batch
+        self._atomic = transaction.atomic(using=connection.alias)
+        self._stack = ExitStack()  # of the wrappers around what Django executes
+        self._xid: str | None = None
+        self._begun = False
+        self._may_be_committed = False
+
+    # -- begin ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin; with psycopg and on SQLite nothing is sent yet. Switches: yes, to connect."""
+        lazily = self.connection.vendor == "sqlite" and not self.nested
+        with _instead(self.connection, "_start_transaction_under_autocommit") if lazily else ExitStack():
+            self._atomic.__enter__()
+        self._begun = True
+        if self.nested:
+            return
+        if self.connection.vendor == "mysql":
+            self._stack.enter_context(self.connection.execute_wrapper(self._bound_mysql))
+        if lazily:
+            self._stack.enter_context(self.connection.execute_wrapper(self._begin_to_write))
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Bound the statement in this block, and all after it, in the same round trip."""
+        if self.nested or self.connection.vendor != "postgresql":
+            yield
+            return
+        together = _Together(self, before=[(_sql.postgres_bound_and_xid(self._batch.remaining()), ())])
+        with self.connection.execute_wrapper(together):
+            yield
+        if together.answers:
+            self._xid = together.answers[0][1]
+
+    @contextmanager
+    def saving(self, *, check: Statement | None = None, commits: bool = False) -> Iterator[None]:
+        """Send the statement in this block behind a fresh bound and *check*, and with COMMIT if it *commits*."""
+        if self.nested or not self.pipelines:
+            yield
+            return
+        before = [(_sql.postgres_bound(self._batch.remaining()), ()), *([check] if check else [])]
+        together = _Together(self, before, commits=commits)
+        with self.connection.execute_wrapper(together):
+            yield
+
+    def watch(self) -> None:
+        """Keep an eye on whether operations write by themselves."""
+        if not self._watches:
+            self._stack.enter_context(self.connection.execute_wrapper(self._see_writes))
+
+    @property
+    def _watches(self) -> bool:
+        return self._begin_to_write in self.connection.execute_wrappers
+
+    @property
+    def pipelines(self) -> bool:
+        """Whether several statements can share a round trip."""
+        raw: Any = self.connection.connection
+        return self.connection.vendor == "postgresql" and hasattr(raw, "_pipeline") and _has_pipeline()
+
+    # -- around what Django executes ------------------------------------------------------------------------
+
+    def _see_writes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        self.wrote = self.wrote or not _starts(sql, _READS)
+        return execute(sql, params, many, context)
+
+    def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        if not self.wrote and not _starts(sql, _READS):
+            self.take_write_lock()
+        return execute(sql, params, many, context)
+
+    def take_write_lock(self) -> None:
+        """SQLite: begin, alone with the database."""
+        if self.connection.vendor == "sqlite" and not self.nested and not self.wrote:
+            raw: Any = self.connection.connection
+            with self.connection.wrap_database_errors:
+                raw.execute("BEGIN IMMEDIATE")
+            self.wrote = True
+
+    def _bound_mysql(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        if getattr(self.connection, "mysql_is_mariadb", False):
+            if _starts(sql, _BOUNDED):
+                sql = _sql.mariadb_prefix(self._batch.remaining()) + sql
+        elif _starts(sql, ("SELECT",)):
+            sql = f"SELECT {_sql.mysql_hint(self._batch.remaining())}{sql.lstrip()[6:]}"
+        return execute(sql, params, many, context)
+
+    # -- end ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise unless what was sent so far can be committed. Switches: no."""
+        failed = self.failed()
+        if failed is not None:
+            raise Rejected(f"{self._batch.key!r} was not saved: an operation's statement failed ({failed})") from failed
+        if self.connection.closed_in_transaction or self.connection.connection is None:
+            raise NotSaved(f"{self._batch.key!r} was not saved: its connection was closed by an operation")
+
+    def failed(self) -> BaseException | None:
+        """Why nothing can be committed any more; None when it can. Switches: no."""
+        if self.connection.needs_rollback:
+            reason = getattr(self.connection, "rollback_exc", None)
+            return reason or transaction.TransactionManagementError("the transaction was marked for rollback")
+        raw: Any = self.connection.connection
+        if self.connection.vendor == "postgresql" and raw is not None and raw.info.transaction_status == _INERROR:
+            return transaction.TransactionManagementError("an earlier statement of the transaction has failed")
+        return None
+
+    def commit(self) -> None:
+        """Commit, if the last statement has not done it already; where it is nested, release the savepoint.
+
+        Raises:
+            NotSaved: Certainly nothing was committed.
+            Error: The driver's own, when nobody knows.
+        Switches: yes.
+        """
+        self._stack.close()
+        if not self._begun:  # it was found out to be committed
+            return
+        self._may_be_committed = True
+        self._begun = False
+        try:
+            self._atomic.__exit__(None, None, None)
+        except Error as error:
+            self.settle(_first(error))
+
+    def settle(self, error: Error) -> None:
+        """Return if it was committed although *error* came out of COMMIT; else raise what is right. Switches: yes."""
+        key = self._batch.key
+        if not self._may_be_committed:
+            raise _sql.not_saved(error, key) from error
+        known = _sql.of_commit(error, key)
+        if known is not None:
+            raise known from error
+        outcome = self._ask_outcome(error)
+        if outcome == "aborted":
+            raise Conflict(f"{key!r} was not saved: its connection was lost in COMMIT, which was not done") from error
+        if outcome != "committed":
+            raise error
+        self.leave_broken()
+
+    def roll_back(self, error: BaseException) -> None:
+        """Undo it all because of *error*. A connection that cannot be used any more is closed, which rolls back.
+
+        Switches: yes, unless it is closed.
+        """
+        self._stack.close()
+        in_time = self.nested or self._batch.remaining() > _SOON  # a server that is too late may not answer at all
+        if not isinstance(error, Exception) or not in_time or self._is_broken(error):
+            self.leave_broken()
+        elif self._begun:
+            self._begun = False
+            with suppress(Error):
+                self._atomic.__exit__(type(error), error, error.__traceback__)
+
+    def leave_broken(self) -> None:
+        """Close the connection, which rolls back; the server is not asked. Switches: no."""
+        self._stack.close()
+        connection = self.connection
+        connection.run_on_commit = []
+        discard(connection)
+        if connection.in_atomic_block:
+            connection.closed_in_transaction = connection.needs_rollback = True
+        if self._begun:
+            self._begun = False
+            self._atomic.__exit__(NotSaved, NotSaved(), None)
+
+    def _is_broken(self, error: BaseException) -> bool:
+        if _sql.kind(error) is _sql.Kind.LOST:
+            return True
+        raw: Any = self.connection.connection
+        return (
+            self.connection.vendor == "postgresql"
+            and raw is not None
+            and (raw.closed or raw.info.transaction_status not in {0, _INTRANS, _INERROR})
+        )
+
+    def _ask_outcome(self, error: Error) -> str | None:
+        """Ask the server on another connection. None when it does not know, or cannot be asked."""
+        if self._xid is None or _sql.kind(error) is not _sql.Kind.LOST:
+            return None
+        asking = connections.create_connection(self.connection.alias)
+        try:
+            with asking.cursor() as cursor:
+                while True:
+                    cursor.execute(_sql.POSTGRES_OUTCOME.format(xid=self._xid))
+                    (outcome,) = cursor.fetchone() or (None,)
+                    if outcome != "in progress" or self._batch.remaining() < _SOON:
+                        return outcome
+                    _process.sleep(0.01)
+        except Error:
+            return None
+        finally:
+            discard(asking)
+
+
+class _Together:
+    """Sends the next statement of Django's in one round trip with those before and after it."""
+
+    def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: bool = False) -> None:
+        self.answers: list[tuple[Any, ...]] = []
+        self._owner = owner
+        self._before = before
+        self._commits = commits
+        self._sent = False
+
+    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+        if self._sent or (self._commits and not _starts(sql, _WRITES)):
+            return execute(sql, params, many, context)
+        self._sent = True
+        owner = self._owner
+        owner._may_be_committed = self._commits
+        raw: Any = owner.connection.connection
+        with owner.connection.wrap_database_errors, _pipeline(raw) if owner.pipelines else ExitStack():
+            cursors = [_execute(raw, *statement) for statement in self._before]
+            executed = execute(sql, params, many, context)
+            if self._commits:
+                _execute(raw, "COMMIT")
+        self.answers = [cursor.fetchone() for cursor in cursors if cursor.description is not None]
+        return executed
+
+
+def _execute(raw: Any, statement: str, params: Sequence[object] = ()) -> Any:
+    cursor = raw.cursor()
+    cursor.execute(statement, params or None)
+    return cursor
+
+
+@contextmanager
+def _pipeline(raw: Any) -> Iterator[None]:
+    """Send what is executed in the block in one round trip.
+
+    psycopg's own `pipeline()` costs another one at its end, and there a Timeout would leave it waiting for a peer that
+    may be dead: this one closes the connection.
+    """
+    import psycopg
+
+    pipeline = raw._pipeline = psycopg.Pipeline(raw)
+    raw.pgconn.enter_pipeline_mode()
+    try:
+        yield
+        pipeline.sync()
+    except Exception:
+        with suppress(psycopg.Error):
+            pipeline.sync()  # the answers to the rest, which say only that it was not carried out
+        raise
+    except BaseException:
+        raw.close()
+        raise
+    finally:
+        raw._pipeline = None
+        if not raw.closed:
+            raw.pgconn.exit_pipeline_mode()
+
+
+def _has_pipeline() -> bool:
+    from psycopg import Pipeline
+
+    return Pipeline.is_supported()
+
+
+@contextmanager
+def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
+    """Have *method* of *connection* do nothing in the block."""
+    setattr(connection, method, lambda: None)
+    try:
+        yield
+    finally:
+        delattr(connection, method)
+
+
+def _starts(sql: object, words: tuple[str, ...]) -> bool:
+    return isinstance(sql, str) and sql.lstrip()[:8].upper().startswith(words)
+
+
+def _first(error: Error) -> Error:
+    """The one that came out of COMMIT: what Django met while it cleaned up has it as its context."""
+    found, one = error, error.__context__
+    while one is not None:
+        if isinstance(one, Error):
+            found = one
+        one = one.__context__
+    return found

@@ -1,0 +1,566 @@
+"""`DjangoStore`: a row of a Django model as the resource of a batch, loaded and saved in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from uuid import UUID
+
+from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.db import Error, connections
+from django.db.models import (
+    BinaryField,
+    CharField,
+    DateField,
+    DateTimeField,
+    DecimalField,
+    ForeignKey,
+    IntegerField,
+    Model,
+    TextField,
+    UUIDField,
+)
+from django.db.models.signals import post_save, pre_save
+
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores import _sql
+from geventbatch.stores._django_changes import changed, state_of
+from geventbatch.stores._django_connections import Pool, current
+from geventbatch.stores._django_transaction import Transaction
+from geventbatch.stores._key import normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Field, QuerySet
+
+    from geventbatch import Batch
+
+M = TypeVar("M", bound=Model)
+
+Mode = Literal["lock", "version"]
+
+_log: Final = logging.getLogger("geventbatch")
+_XMIN: Final = "geventbatch_xmin"
+_CHANGED: Final = "geventbatch: the row has changed"
+
+
+class DjangoStore(Generic[M]):
+    """Loads and saves the rows of one model: what a `Processor` takes as its ``open_resource``.
+
+    The resource is the model instance. An operation changes its fields; the store writes those that differ from what
+    was loaded, a JSON document changed in place included. What else an operation does through the ORM is in the same
+    transaction. ``resource.save()`` inside an operation writes nothing by itself: the store saves once, at the end.
+    ``resource.delete()`` is `current_batch().delete()`. `current_batch().add_row(instance)` has unsaved instances of
+    any model inserted with the save, each model's in one statement (`bulk_create`: no `save`, no signals).
+
+    Each batch has a connection that it gives back, so that there are never more than batches running at once
+    (``max_batches``). With ``batching=False`` it is its caller's own connection, and inside an `atomic()` block the
+    batch is a savepoint of that: an answer means saved only when the block commits. In a `django.test.TestCase` that
+    is so by itself.
+
+    On SQLite, which locks no rows, a batch compares the row before it writes, under the database's write lock; so it
+    does elsewhere in mode "version" where there is no version to compare.
+
+    Args:
+        model: A concrete model.
+        by: The field whose value is the key: "pk", or another unique one.
+        mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
+            where the database can. "version" locks nothing, and replays the batch when another writer was faster.
+        version: The name of an integer field that every save counts up, and mode "version" compares. Without one,
+            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere the whole row.
+        missing: What a key without a row does: "raise" `ResourceMissing`, or what gives the new, unsaved instance for
+            a key, which the batch inserts.
+        using: The alias of the database.
+        allow_atomic: Let `run` be called inside an `atomic()` block of the same database. The batch is then saved
+            whether or not the block is rolled back, and waits for rows that the block has locked until its deadline.
+        conn_max_age: Seconds that an idle connection is kept for the next batch. ``CONN_MAX_AGE``, which is for
+            requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        ValueError: *by* or *version* names no fitting field, *mode* no mode.
+    Switches: no.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a keyword
+        self,
+        model: type[M],
+        *,
+        by: str = "pk",
+        mode: Mode | None = None,
+        version: str | None = None,
+        missing: Literal["raise"] | Callable[[Any], M] = "raise",
+        using: str = "default",
+        allow_atomic: bool = False,
+        conn_max_age: float = 60.0,
+    ) -> None:
+        """See the class."""
+        if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
+            raise TypeError(f"model is {model!r}, but must be a concrete model class of Django")
+        if mode not in {None, "lock", "version"}:
+            raise ValueError(f'mode is {mode!r}, but must be "lock", "version" or None')
+        if missing != "raise" and not callable(missing):
+            raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
+        self.model = model
+        self.using = using
+        self.key_field = _key_field(model, by)
+        self.version_field = None if version is None else _version_field(model, version)
+        self.missing = missing
+        self.allow_atomic = allow_atomic
+        self._mode = mode
+        self._pool = Pool(using, conn_max_age)
+
+    def __repr__(self) -> str:
+        """Say whose rows by what."""
+        return f"<DjangoStore: {self.model._meta.label} by {self.key_field.name} in {self.using!r}>"
+
+    def __call__(self, key: Any) -> AbstractContextManager[M]:
+        """Give the scope of a batch on the row at *key*."""
+        return _Scope(self, key)
+
+    def normalize_key(self, key: Hashable) -> Hashable:
+        """Give *key* in the type of its column, so that 42 and "42" are one.
+
+        Raises:
+            TypeError: Its type cannot be such a key.
+            ValueError: Its type can, and its value is none.
+        Switches: no.
+        """
+        column = f"{self.model._meta.label}.{self.key_field.name}"
+        plain = normalize(key, column, _key_type(self.key_field))
+        try:
+            value: Hashable = self.key_field.to_python(plain)
+        except (ValidationError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{key!r} is no key for the column {column}: {error}") from error
+        if value is None:
+            raise TypeError(f"{key!r} is no key for the column {column}")
+        return value
+
+    def admit(self, key: object) -> bool:
+        """Whether an operation called here runs alone: inside a `TestCase`, on the connection of the test.
+
+        Raises:
+            RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*).
+        Switches: no.
+        """
+        connection = current(self.using)
+        if connection is None or connection.connection is None:
+            return False
+        if connection.in_atomic_block:
+            if all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+                return True
+        elif connection.get_autocommit() or not connection.settings_dict["AUTOCOMMIT"]:
+            return False
+        if self.allow_atomic:
+            return False
+        raise RuntimeError(
+            f"run() was called on key {key!r} inside a transaction of the database {self.using!r} (atomic(), or "
+            "ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch would wait for "
+            "rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view with "
+            "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
+        )
+
+    def stopped(self) -> None:
+        """Close the idle connections; a later batch opens new ones. Switches: no."""
+        self._pool.close()
+
+    def rows(self, key: object) -> QuerySet[M]:
+        """The row at *key*, as a query on the batch's connection. Switches: no."""
+        return self.model._base_manager.using(self.using).filter(**{self.key_field.attname: key})
+
+    def locks(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether its batches lock their rows on *connection*. Switches: no."""
+        return self._mode != "version" and bool(connection.features.has_select_for_update)
+
+
+class _Scope(Generic[M]):
+    """One attempt of a batch on one row."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state, from entering on --------------------------------------------------------------------
+    _connection: BaseDatabaseWrapper
+    _transaction: Transaction
+    _instance: M
+    _loaded: dict[str, object]
+    _xmin: str | None
+
+    def __init__(self, store: DjangoStore[M], key: Any) -> None:
+        self._store = store
+        self._key = key
+        self._batch: Batch = current_batch()
+        self._before: BaseDatabaseWrapper | None = None
+        self._callbacks: list[Callable[[], object]] = []
+        self._new = False
+
+    # -- load -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> M:
+        reused = self._connect()
+        try:
+            self._load()
+        except Error as error:
+            self._leave(error)
+            if reused and _sql.kind(error) is _sql.Kind.LOST:  # by a server that has ended idle connections
+                self._store.stopped()  # all of them
+                return self.__enter__()
+            if _sql.kind(error) is _sql.Kind.CONFLICT:
+                raise _sql.not_saved(error, self._key) from error
+            raise
+        except BaseException as error:
+            self._leave(error)
+            raise
+        return self._instance
+
+    def _connect(self) -> bool:
+        """Get a connection. True when the server may have closed it meanwhile."""
+        alias = self._store.using
+        if self._batch.alone:
+            self._connection = connections[alias]
+            if not self._connection.in_atomic_block:
+                self._connection.close_if_unusable_or_obsolete()
+            return self._connection.connection is not None and not self._connection.in_atomic_block
+        self._before = current(alias)
+        self._connection, reused = self._store._pool.lend()
+        self._connection.on_commit = self._on_commit  # type: ignore[method-assign]
+        return reused
+
+    def _load(self) -> None:
+        self._transaction = Transaction(self._connection, self._batch)
+        self._transaction.begin()
+        rows = self._store.rows(self._key)
+        self._locks = self._store.locks(self._connection)
+        self._has_xmin = (
+            not self._locks and self._store.version_field is None and (self._connection.vendor == "postgresql")
+        )
+        if self._locks:
+            rows = rows.select_for_update()
+        if self._has_xmin:
+            rows = rows.extra(select={_XMIN: f"{self._table}.xmin::text"})  # noqa: S610 - a name that we quote
+        with self._transaction.loading():
+            found = self._first(rows)
+        self._instance = self._make() if found is None else found
+        self._xmin = self._instance.__dict__.pop(_XMIN, None)
+        self._loaded = state_of(self._instance)
+        self._take_over()
+        if not self._locks:
+            self._transaction.watch()
+
+    def _first(self, rows: QuerySet[M]) -> M | None:
+        try:
+            return next(iter(rows[:1]), None)
+        except Error:
+            raise
+        except Exception as error:  # of a field that makes a value of what the column holds
+            raise ValueError(f"the {self._store.model._meta.label} {self._key!r} cannot be read: {error}") from error
+
+    def _make(self) -> M:
+        store = self._store
+        label = store.model._meta.label
+        if not callable(store.missing):
+            raise ResourceMissing(f"there is no {label} with {store.key_field.name} {self._key!r}", key=self._key)
+        made = store.missing(self._key)
+        if not isinstance(made, store.model):
+            raise TypeError(f"missing gave {made!r} for key {self._key!r}, but must give an unsaved {label}")
+        value = getattr(made, store.key_field.attname)
+        if value is None or store.normalize_key(value) != self._key:
+            raise ValueError(
+                f"missing gave a {label} whose {store.key_field.name} is {value!r} for key {self._key!r}, but must "
+                "be that"
+            )
+        self._new = True
+        return made
+
+    @property
+    def _table(self) -> str:
+        return self._connection.ops.quote_name(self._store.model._meta.db_table)
+
+    def _take_over(self) -> None:
+        """Have `save` and `delete` of the instance, inside an operation, leave it to this scope."""
+        self._instance.__dict__.update(save=_save_later, delete=_delete_later)
+
+    def _hand_back(self) -> None:
+        for name in ("save", "delete"):
+            self._instance.__dict__.pop(name, None)
+
+    # -- operations -----------------------------------------------------------------------------------------
+
+    def operation_raised(self, error: Exception) -> NotSaved | None:
+        """What becomes of the batch after an operation raised *error*. Switches: no."""
+        completed = self._batch.completed
+        self._connection.run_on_commit = [
+            entry for entry in self._connection.run_on_commit if getattr(entry[1], "completed", -1) != completed
+        ]
+        kind = _sql.kind(error)
+        if kind in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
+            return _sql.not_saved(error, self._key)
+        if self._transaction.failed() is None:
+            return None
+        if kind in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
+            return Rejected(f"an operation on key {self._key!r} broke the transaction of its batch")
+        return _sql.not_saved(error, self._key)
+
+    def _on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT001, FBT002 - Django's own signature
+        if not callable(func):
+            raise TypeError("on_commit()'s callback must be a callable.")
+        connection = self._connection
+        entry: Any = (set(connection.savepoint_ids), _Callback(func, self._batch.completed), robust)
+        connection.run_on_commit.append(entry)
+
+    # -- save -----------------------------------------------------------------------------------------------
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hand_back()
+        if error is not None:
+            self._leave(error)
+            return
+        try:
+            self._save()
+        except BaseException as failed:
+            self._leave(failed)
+            raise
+        self._release()
+
+    def _save(self) -> None:
+        transaction = self._transaction
+        transaction.check()
+        if not transaction.nested:
+            self._callbacks = [entry[1] for entry in self._connection.run_on_commit]
+            self._connection.run_on_commit = []
+        try:
+            self._write()
+        except Error as error:
+            self._refuse_duplicate(error)
+            transaction.settle(error)
+        except NotSaved:
+            raise
+        except Exception as error:
+            raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
+        transaction.commit()
+
+    def _write(self) -> None:
+        instance, rows = self._instance, self._batch.rows
+        fields = changed(instance, self._loaded)
+        if self._batch.deleted:
+            if not self._new:
+                self._verify()
+                type(instance).delete(instance)
+        elif self._new:
+            self._insert(commits=not rows)
+        elif fields:
+            self._update(fields, commits=not rows)
+        elif rows or self._transaction.wrote:
+            self._verify()
+        self._add_rows(rows)
+
+    def _update(self, fields: Sequence[Field[Any, Any]], *, commits: bool) -> None:
+        names = [field.name for field in fields]
+        version = self._store.version_field
+        check = None
+        if self._transaction.pipelines and self._is_plain:
+            check = self._check()
+        else:
+            commits = False
+            self._verify()
+        if version is not None:
+            setattr(self._instance, version.attname, self._loaded[version.attname] + 1)  # type: ignore[operator]
+            names.append(version.name)
+        with self._transaction.saving(check=check, commits=commits):
+            type(self._instance).save(self._instance, using=self._store.using, update_fields=names)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether saving is one statement, and calls nothing of the user's that could do more."""
+        model = type(self._instance)
+        own = model.save is not Model.save or model.save_base is not Model.save_base
+        heard = pre_save.has_listeners(model) or post_save.has_listeners(model)
+        return not (own or heard or model._meta.parents or model._meta.select_on_save)
+
+    def _rows_as_loaded(self) -> QuerySet[M]:
+        """The row, if it is as it was loaded as far as the database can tell."""
+        rows = self._store.model._base_manager.using(self._store.using).filter(pk=self._instance.pk)
+        version = self._store.version_field
+        if self._has_xmin:
+            return rows.extra(where=[f"{self._table}.xmin::text = %s"], params=[self._xmin])  # noqa: S610 - as above
+        if version is not None and not self._locks:
+            return rows.filter(**{version.attname: self._loaded[version.attname]})
+        return rows
+
+    def _check(self) -> tuple[str, Sequence[object]]:
+        """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
+        rows = self._rows_as_loaded().select_for_update().values_list("pk")
+        sql, params = rows.query.get_compiler(self._store.using).as_sql()
+        checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CHANGED} ' || count(*) AS integer) END"
+        return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
+
+    def _verify(self) -> None:
+        """Lock the row and see whether it is as it was loaded, where it was not locked all the time."""
+        if self._locks or self._new:
+            return
+        self._transaction.take_write_lock()
+        with self._transaction.saving():
+            found = self._first(self._rows_as_loaded().select_for_update())
+        by_row = self._store.version_field is None and not self._has_xmin
+        if found is None or (by_row and state_of(found) != self._loaded):
+            raise self._conflict()
+
+    def _conflict(self) -> Conflict:
+        return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")
+
+    def _insert(self, *, commits: bool) -> None:
+        self._transaction.take_write_lock()
+        with self._transaction.saving(commits=commits and self._is_plain):
+            type(self._instance).save(self._instance, using=self._store.using, force_insert=True)
+
+    def _refuse_duplicate(self, error: Error) -> None:
+        """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
+        if _CHANGED in str(error):
+            raise self._conflict() from error
+        if not self._new or not _sql.is_duplicate(error):
+            return
+        if self._transaction.nested:
+            return
+        self._transaction.roll_back(error)
+        if self._store.rows(self._key).exists():
+            raise self._conflict() from error
+        raise _sql.not_saved(error, self._key) from error
+
+    def _add_rows(self, rows: Sequence[object]) -> None:
+        if rows:
+            self._transaction.take_write_lock()
+        groups = [(model, list(group)) for model, group in groupby(_by_model(rows), key=type)]
+        for number, (model, group) in enumerate(groups, 1):
+            self._add_group(model, group, commits=number == len(groups))
+
+    def _add_group(self, model: type[Model], group: list[Model], *, commits: bool) -> None:
+        if model._meta.parents:  # what bulk_create cannot do
+            for row in group:
+                row.save(using=self._store.using, force_insert=True)
+            return
+        most = self._connection.ops.bulk_batch_size([*model._meta.concrete_fields], group)
+        commits = commits and len(group) <= most and len({row.pk is None for row in group}) == 1
+        with self._transaction.saving(commits=commits):
+            model._base_manager.using(self._store.using).bulk_create(group)
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def saved(self) -> None:
+        """Call what operations have registered with `on_commit`. Switches: as they do."""
+        if not self._callbacks:
+            return
+        if self._batch.alone:
+            self._call_back()
+            return
+        before = current(self._store.using)
+        connection, _ = self._store._pool.lend()  # it connects if a callback uses it
+        try:
+            self._call_back()
+        finally:
+            self._store._pool.give_back(connection, before)
+
+    def _call_back(self) -> None:
+        for callback in self._callbacks:
+            try:
+                callback()
+            except Exception:
+                _log.exception("an on_commit callback of the batch of key %r, which was saved, failed", self._key)
+
+    def _leave(self, error: BaseException) -> None:
+        try:
+            if hasattr(self, "_transaction"):
+                self._transaction.roll_back(error)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if not self._batch.alone:
+            self._connection.__dict__.pop("on_commit", None)
+            self._store._pool.give_back(self._connection, self._before)
+
+
+class _Callback:
+    """What an operation gave to `on_commit`, and how many had completed before it in that attempt."""
+
+    def __init__(self, func: Callable[[], object], completed: int) -> None:
+        self._func = func
+        self.completed = completed
+
+    def __call__(self) -> object:
+        return self._func()
+
+
+def _save_later(*_: object, **__: object) -> None:
+    """In place of `save` while operations run: the store saves when all have run. Switches: no."""
+    current_batch()
+
+
+def _delete_later(*_: object, **__: object) -> tuple[int, dict[str, int]]:
+    """In place of `delete` while operations run: the store deletes when the operation has returned. Switches: no."""
+    current_batch().delete()
+    return 1, {}
+
+
+def _by_model(rows: Sequence[object]) -> list[Model]:
+    """Those of one model together, the models in the order of their first row."""
+    order: dict[type[Model], list[Model]] = {}
+    for row in rows:
+        if not isinstance(row, Model):
+            raise TypeError(f"add_row was given {row!r}, but DjangoStore inserts unsaved model instances")
+        order.setdefault(type(row), []).append(row)
+    return [row for group in order.values() for row in group]
+
+
+def _key_field(model: type[Model], by: str) -> Field[Any, Any]:
+    field = model._meta.pk if by == "pk" else _field(model, "by", by)
+    if not field.unique:
+        raise ValueError(f"by is {by!r}, but must name a unique field of {model._meta.label}, or be 'pk'")
+    return field
+
+
+def _key_type(field: Field[Any, Any]) -> type | None:
+    """The type of the values of *field*; None when it is none of the usual ones."""
+    while isinstance(field, ForeignKey):
+        field = field.target_field
+    return next((kind for fields, kind in _KEY_TYPES.items() if isinstance(field, fields)), None)
+
+
+_KEY_TYPES: Final[dict[type[Field[Any, Any]], type]] = {
+    IntegerField: int,
+    CharField: str,
+    TextField: str,
+    UUIDField: UUID,
+    DecimalField: Decimal,
+    BinaryField: bytes,
+    DateTimeField: datetime,
+    DateField: date,
+}
+
+
+def _version_field(model: type[Model], version: str) -> Field[Any, Any]:
+    field = _field(model, "version", version)
+    if not isinstance(field, IntegerField):
+        raise ValueError(  # noqa: TRY004 - the name is of the right type
+            f"version is {version!r}, but must name an integer field of {model._meta.label}"
+        )
+    return field
+
+
+def _field(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
+    try:
+        field = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        field = None
+    if field is None or not field.concrete:
+        raise ValueError(f"{argument} is {name!r}, which is no column of {model._meta.label}")
+    return field
