@@ -1,0 +1,55 @@
+"""A WSGI application whose batches load when a gate is open, and save to a file; and that says how it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent import monkey
+
+from geventbatch import Processor
+from geventbatch.integrations.wsgi import ErrorAnswers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+PATCHED_AT_IMPORT = monkey.is_module_patched("socket")
+GATE = Path(os.environ["GATE"])
+SAVED = Path(os.environ["SAVED"])
+
+
+def load(key: str) -> list[str]:
+    while not GATE.exists():
+        gevent.sleep(0.01)
+    return []
+
+
+def save(key: str, words: list[str]) -> None:
+    gevent.sleep(0.05)
+    with SAVED.open("a") as saved:
+        saved.write("".join(f"{word}\n" for word in words))
+
+
+processor = Processor(
+    load_resource=load,
+    save_resource=save,
+    min_duration=0,
+    max_duration=float(os.environ.get("MAX_DURATION", "10")),
+)
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    word = environ["PATH_INFO"].removeprefix("/")
+    if word:
+        processor.run(f"key {len(word) % 3}", list.append, word)
+    told = {"pid": os.getpid(), "processor": repr(processor), "patched": PATCHED_AT_IMPORT}
+    body = json.dumps(told).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+app = ErrorAnswers(application)

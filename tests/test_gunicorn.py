@@ -1,0 +1,233 @@
+"""gunicorn's hooks, on real servers: whatever ends a worker, who was answered is saved, and who was admitted is both.
+
+What gunicorn does not allow for is listed in test_tickets_signals.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gevent
+import gevent.pool
+import pytest
+
+from examples.tickets.load import Connection
+from tests.servers import side_by_side, wait_until
+
+ROOT = Path(__file__).parents[1]
+CONFIGURATION = Path(__file__).parent / "programs" / "gunicorn.conf.py"
+ADMITTED = 20
+
+
+class Server:
+    """gunicorn with `tests.programs.gunicorn_app`."""
+
+    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
+        directory.mkdir()
+        self._gate, self._saved, self._hooks, self._log = (
+            directory / name for name in ("gate", "saved", "hooks", "log")
+        )
+        for empty in (self._saved, self._hooks):
+            empty.touch()
+        given = {"GATE": str(self._gate), "SAVED": str(self._saved), "HOOKS": str(self._hooks), **environment}
+        command = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION), *arguments]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **given},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        self._port = int(self.process.stdout.readline() or 0)
+
+    def ask(self, word: str = "") -> tuple[int, Any]:
+        """Have *word* saved, or ask how it is: on a connection of its own."""
+        connection = Connection("127.0.0.1", self._port)
+        try:
+            return connection.ask("GET", f"/{word}")
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        status, health = self.ask()
+        assert status == 200
+        return dict(health)
+
+    def open_gate(self) -> None:
+        self._gate.touch()
+
+    def saved(self) -> list[str]:
+        return self._saved.read_text().split()
+
+    def hooks(self) -> list[str]:
+        return self._hooks.read_text().split()
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait(self) -> int:
+        return self.process.wait(45)
+
+    def end(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def gunicorn(directory: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    server = Server(directory, *arguments, **environment)
+    try:
+        yield server
+    except BaseException as error:
+        error.add_note(server.log())
+        raise
+    finally:
+        server.end()
+
+
+class Case(NamedTuple):
+    name: str
+    send: Callable[[Server], None]
+    arguments: tuple[str, ...] = ()
+    interrupts: bool = False  # gunicorn drops everything, unless a hook keeps it from that
+    goes_on: bool = False  # the server does, with another worker
+
+
+def to_parent(number: signal.Signals) -> Callable[[Server], None]:
+    return lambda server: server.process.send_signal(number)
+
+
+def to_worker(number: signal.Signals) -> Callable[[Server], None]:
+    return lambda server: os.kill(server.health()["pid"], number)
+
+
+def ctrl_c(server: Server) -> None:
+    os.killpg(server.process.pid, signal.SIGINT)
+
+
+CASES = [
+    Case("TERM", to_parent(signal.SIGTERM)),
+    Case("INT", to_parent(signal.SIGINT), interrupts=True),
+    Case("QUIT", to_parent(signal.SIGQUIT), interrupts=True),
+    Case("HUP", to_parent(signal.SIGHUP), goes_on=True),
+    Case("TERM preloaded", to_parent(signal.SIGTERM), ("--preload",)),
+    Case("QUIT preloaded", to_parent(signal.SIGQUIT), ("--preload", "--worker-class", "gevent"), interrupts=True),
+    Case("HUP preloaded", to_parent(signal.SIGHUP), ("--preload",), goes_on=True),
+    Case("Ctrl-C in a terminal", ctrl_c, ("--preload",), interrupts=True),
+    Case("TERM to the worker", to_worker(signal.SIGTERM), goes_on=True),
+    Case("QUIT to the worker", to_worker(signal.SIGQUIT), interrupts=True, goes_on=True),
+]
+
+
+def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered_and_the_users_hooks_are_called(
+    tmp_path: Path,
+) -> None:
+    def run(case: Case) -> None:
+        with gunicorn(tmp_path / case.name, *case.arguments) as server:
+            words = [f"{'w' * (n % 3)}{n:03}" for n in range(ADMITTED)]
+            callers = [gevent.spawn(server.ask, word) for word in words]
+            first = wait_until_pending(server, ADMITTED)
+            case.send(server)
+            wait_until(lambda: is_ending(server, first["pid"]))
+            assert server.saved() == []
+
+            server.open_gate()
+
+            assert [caller.get()[0] for caller in callers] == [200] * ADMITTED
+            assert sorted(server.saved()) == sorted(words)
+            if case.goes_on:
+                wait_until(lambda: is_other(server, first["pid"]))
+                server.process.terminate()
+            assert server.wait() == 0
+            check_hooks(case, Counter(server.hooks()))
+            assert "Traceback" not in server.log()
+
+    side_by_side(run, *((case,) for case in CASES))
+
+
+def check_hooks(case: Case, called: Counter[str]) -> None:
+    workers = 2 if case.goes_on else 1
+    once_each = ("post_fork", "post_worker_init", "worker_exit")
+    assert [called[name] for name in once_each] == [workers] * 3, called
+    assert called["worker_int"] == case.interrupts
+    assert called["pre_request"] == called["post_request"] > 0
+
+
+def wait_until_pending(server: Server, count: int) -> dict[str, Any]:
+    """Wait until so many operations are admitted; give the health at that time."""
+    found: dict[str, Any] = {}
+
+    def all_are_in() -> bool:
+        found.update(server.health())
+        return f"{count} operations pending" in found["processor"]
+
+    wait_until(all_are_in)
+    return found
+
+
+def is_ending(server: Server, pid: int) -> bool:
+    """Say whether this worker takes no more: another one answers, or nobody, or one that is saving its last."""
+    health = health_of(server)
+    return health is None or health["pid"] != pid or "stopping" in health["processor"]
+
+
+def is_other(server: Server, pid: int) -> bool:
+    health = health_of(server)
+    return health is not None and health["pid"] != pid
+
+
+def health_of(server: Server) -> dict[str, Any] | None:
+    """Give it, unless nobody answers: the parent keeps the socket open when a worker ends."""
+    try:
+        with gevent.Timeout(1, TimeoutError):
+            return server.health()
+    except OSError:
+        return None
+
+
+def test_restarts_after_so_many_requests_lose_nothing_and_answer_everybody(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "restarts", "--max-requests", "20", "--preload") as server:
+        server.open_gate()
+        words = [f"w{n}" for n in range(100)]
+        answers = gevent.pool.Pool(5).map(server.ask, words)
+        server.process.terminate()
+        assert server.wait() == 0
+        assert [status for status, _ in answers] == [200] * 100
+        assert len({health["pid"] for _, health in answers}) > 1
+        assert sorted(server.saved()) == sorted(words)
+
+
+def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "preloaded", "--preload") as server:
+        assert server.health()["patched"] is True
+
+
+def test_a_max_duration_that_graceful_timeout_has_no_room_for_is_warned_of(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "long", MAX_DURATION="16") as server:
+        assert server.health()
+        assert (
+            "A batch may take max_duration = 16 s, but a worker that is told to end waits 15 s for it, since "
+            "graceful_timeout is 20 s: what runs longer is killed"
+        ) in server.log()
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_other_workers_are_refused_with_a_message(tmp_path: Path, worker_class: str) -> None:
+    with gunicorn(tmp_path / "refused", "--worker-class", worker_class) as server:
+        assert server.wait() == 1
+        assert (
+            f"geventbatch needs gunicorn's gevent worker, but worker_class is '{worker_class}', from gunicorn.conf.py "
+            "or from the command line"
+        ) in server.log()
