@@ -200,13 +200,34 @@ def health_of(server: Server) -> dict[str, Any] | None:
 def test_restarts_after_so_many_requests_lose_nothing_and_answer_everybody(tmp_path: Path) -> None:
     with gunicorn(tmp_path / "restarts", "--max-requests", "20", "--preload") as server:
         server.open_gate()
-        words = [f"w{n}" for n in range(100)]
+        words = [f"w{n}" for n in range(50)]
         answers = gevent.pool.Pool(5).map(server.ask, words)
         server.process.terminate()
         assert server.wait() == 0
-        assert [status for status, _ in answers] == [200] * 100
+        assert [status for status, _ in answers] == [200] * 50
         assert len({health["pid"] for _, health in answers}) > 1
         assert sorted(server.saved()) == sorted(words)
+
+
+def test_what_nobody_waits_for_is_saved_too_before_the_worker_ends(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "later") as server:
+        assert server.ask("later")[0] == 200
+        wait_until_pending(server, 1)
+        server.process.terminate()
+        wait_until(lambda: "Worker exiting" in server.log())
+        server.open_gate()
+
+        assert server.wait() == 0
+        assert server.saved() == ["later"]
+
+
+def test_a_signal_ends_a_worker_that_is_still_starting(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "starting", POST_FORK_WAITS="yes") as server:
+        wait_until(lambda: "post_fork" in server.hooks())
+        server.process.terminate()
+
+        # Well before graceful_timeout, after which the parent kills it.
+        assert server.process.wait(10) == 0
 
 
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:

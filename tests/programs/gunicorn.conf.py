@@ -4,6 +4,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def when_ready(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     note("post_fork")
+    while "POST_FORK_WAITS" in os.environ and not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
 
 
 def post_worker_init(worker: Any) -> None:

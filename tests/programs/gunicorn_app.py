@@ -42,10 +42,16 @@ processor = Processor(
 )
 
 
+def run(word: str) -> None:
+    processor.run(f"key {len(word) % 3}", list.append, word)
+
+
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     word = environ["PATH_INFO"].removeprefix("/")
-    if word:
-        processor.run(f"key {len(word) % 3}", list.append, word)
+    if word.startswith("later"):
+        gevent.spawn(run, word)
+    elif word:
+        run(word)
     told = {"pid": os.getpid(), "processor": repr(processor), "patched": PATCHED_AT_IMPORT}
     body = json.dumps(told).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
