@@ -24,8 +24,23 @@ def current(alias: str) -> BaseDatabaseWrapper | None:
     return next((one for one in connections.all(initialized_only=True) if one.alias == alias), None)
 
 
+_pools: dict[tuple[str, float], Pool] = {}
+
+
+def pool(alias: str, max_age: float) -> Pool:
+    """The pool that all stores of a database share. Switches: no."""
+    return _pools.setdefault((alias, max_age), Pool(alias, max_age))
+
+
+def close_idle(alias: str | None = None) -> None:
+    """Close the idle connections of all stores, or of those of one database. Switches: no."""
+    for (name, _), one in list(_pools.items()):
+        if alias in {None, name}:
+            one.close()
+
+
 class Pool:
-    """The idle connections of one store, the one that was used last on top."""
+    """The idle connections to one database, the one that was used last on top."""
 
     def __init__(self, alias: str, max_age: float) -> None:
         """Open none yet."""
@@ -98,8 +113,8 @@ class Pool:
         if not settings["OPTIONS"].get("pool"):  # Django's own pool keeps them, or we do
             settings["CONN_MAX_AGE"] = self._max_age
         if connection.vendor == "sqlite":
-            # It waits by blocking the process: not for long, a replay waits better.
-            settings["OPTIONS"].setdefault("timeout", 0.5)
+            # It waits by blocking the process: a replay waits better.
+            settings["OPTIONS"]["timeout"] = 0.05
         connection.settings_dict = settings
         connection.inc_thread_sharing()  # greenlets are threads to it
         return connection

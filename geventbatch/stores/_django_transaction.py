@@ -13,6 +13,7 @@ differs:
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager, suppress
+from random import random
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error, connections, transaction
@@ -37,6 +38,8 @@ _WRITES: Final = ("INSERT", "UPDATE")
 _BOUNDED: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE")
 _INTRANS: Final = 2
 _INERROR: Final = 3
+_LONGEST_PAUSE: Final = 0.05
+"""Seconds between two looks at a busy SQLite, or at what became of a COMMIT."""
 _SOON: Final = 0.01
 """Seconds before the deadline in which no server is asked for anything any more."""
 
@@ -123,12 +126,23 @@ class Transaction:
         return execute(sql, params, many, context)
 
     def take_write_lock(self) -> None:
-        """SQLite: begin, alone with the database."""
-        if self.connection.vendor == "sqlite" and not self.nested and not self.wrote:
-            raw: Any = self.connection.connection
-            with self.connection.wrap_database_errors:
-                raw.execute("BEGIN IMMEDIATE")
-            self.wrote = True
+        """SQLite: begin, alone with the database; while another writer has it, look again and again. Switches: yes."""
+        if self.connection.vendor != "sqlite" or self.nested or self.wrote:
+            return
+        raw: Any = self.connection.connection
+        pause = 0.002
+        while True:
+            try:
+                with self.connection.wrap_database_errors:
+                    raw.execute("BEGIN IMMEDIATE")
+                break
+            except Error as error:
+                if _sql.kind(error) is not _sql.Kind.CONFLICT or self._batch.remaining() < _SOON:
+                    raise
+            _process.sleep(pause * (0.5 + random()))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self.connection.errors_occurred = False
+        self.wrote = True
 
     def _bound_mysql(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
         if getattr(self.connection, "mysql_is_mariadb", False):
@@ -231,17 +245,22 @@ class Transaction:
         """Ask the server on another connection. None when it does not know, or cannot be asked."""
         if self._xid is None or _sql.kind(error) is not _sql.Kind.LOST:
             return None
+        while True:
+            outcome = self._ask_once(_sql.POSTGRES_OUTCOME.format(xid=self._xid))
+            if outcome != "in progress" or self._batch.remaining() < _SOON:
+                return outcome
+            _process.sleep(_LONGEST_PAUSE * random())
+
+    def _ask_once(self, question: str) -> str | None:
         asking = connections.create_connection(self.connection.alias)
         try:
             with asking.cursor() as cursor:
-                while True:
-                    cursor.execute(_sql.POSTGRES_OUTCOME.format(xid=self._xid))
-                    (outcome,) = cursor.fetchone() or (None,)
-                    if outcome != "in progress" or self._batch.remaining() < _SOON:
-                        return outcome
-                    _process.sleep(0.01)
-        except Error:
-            return None
+                cursor.execute(question)
+                row = cursor.fetchone()
+        except Error:  # it may be starting up again
+            return "in progress"
+        else:
+            return None if row is None else row[0]
         finally:
             discard(asking)
 

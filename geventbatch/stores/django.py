@@ -29,7 +29,7 @@ from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, state_of
-from geventbatch.stores._django_connections import Pool, current
+from geventbatch.stores._django_connections import current, pool
 from geventbatch.stores._django_transaction import Transaction
 from geventbatch.stores._key import normalize
 
@@ -116,7 +116,7 @@ class DjangoStore(Generic[M]):
         self.missing = missing
         self.allow_atomic = allow_atomic
         self._mode = mode
-        self._pool = Pool(using, conn_max_age)
+        self._pool = pool(using, conn_max_age)
 
     def __repr__(self) -> str:
         """Say whose rows by what."""
@@ -169,7 +169,7 @@ class DjangoStore(Generic[M]):
         )
 
     def stopped(self) -> None:
-        """Close the idle connections; a later batch opens new ones. Switches: no."""
+        """Close the idle connections to its database; a later batch opens new ones. Switches: no."""
         self._pool.close()
 
     def rows(self, key: object) -> QuerySet[M]:

@@ -1,7 +1,7 @@
 """Importing this sets Django up. `database` adds one to its settings for as long as a test needs it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import django
 from django.db import connections
+from django.db.models import Model
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_project.settings")
 django.setup()
@@ -17,28 +18,36 @@ from tests.django_project.bank.models import MODELS  # noqa: E402 - they need al
 
 
 @contextmanager
-def database(url: str, *, create: bool = True, **options: Any) -> Iterator[str]:
+def database(
+    url: str,
+    *,
+    alias: str | None = None,
+    create: bool = True,
+    models: Sequence[type[Model]] = MODELS,
+    settings: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Iterator[str]:
     """The alias of the database at *url* (as SQLAlchemy writes it), with the tables of the project."""
-    alias = f"test_{uuid4().hex}"
-    connections.settings[alias] = _settings(url, options)
+    alias = alias or f"test_{uuid4().hex}"
+    connections.settings[alias] = {**_settings(url), "OPTIONS": options or {}, **(settings or {})}
     try:
         if create:
-            create_tables(alias)
+            create_tables(alias, models)
+            connections[alias].close()
         yield alias
     finally:
-        if alias in connections.settings:
-            connections[alias].close()
-            del connections[alias]
-            del connections.settings[alias]
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
 
 
-def create_tables(alias: str) -> None:
+def create_tables(alias: str, models: Sequence[type[Model]] = MODELS) -> None:
     with connections[alias].schema_editor() as editor:
-        for model in MODELS:
+        for model in models:
             editor.create_model(model)
 
 
-def _settings(url: str, options: dict[str, Any]) -> dict[str, Any]:
+def _settings(url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     found: dict[str, Any]
     if parts.scheme == "sqlite":
@@ -53,6 +62,5 @@ def _settings(url: str, options: dict[str, Any]) -> dict[str, Any]:
             "HOST": parts.hostname or parse_qs(parts.query).get("host", [""])[0],
             "PORT": str(parts.port or parse_qs(parts.query).get("port", [""])[0]),
         }
-    found = {**found, "OPTIONS": options}
-    settings: dict[str, Any] = connections.configure_settings({"default": found})["default"]
-    return settings
+    complete: dict[str, Any] = connections.configure_settings({"default": found})["default"]
+    return complete

@@ -1,0 +1,257 @@
+"""DjangoStore in the contract suite."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+from django.db import IntegrityError, connections, transaction
+from django.db.models import F
+
+from geventbatch import Processor
+from geventbatch.stores import DjangoStore
+from geventbatch.stores._django_connections import close_idle
+from tests import servers
+from tests.adapters.base import Adapter, Case, Missing, Step
+from tests.django_project.start import database
+from tests.proxy import Proxy
+
+from tests.django_project.bank.models import Account, Entry, Purse  # isort: skip - after Django is set up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+Kind = Literal["lock", "version", "xmin", "row"]
+
+TABLES: Final = (Account, Entry, Purse)
+
+MARKERS: Final[dict[Step, bytes]] = {
+    "load": b'WHERE "bank_purse"."name" = ',
+    "operation": b'INSERT INTO "bank_entry"',
+    "commit": b"COMMIT",
+}
+
+
+class Requests(Processor[Purse]):
+    """As requests use it, at whose end Django closes their own connections."""
+
+    def run(
+        self,
+        key: Hashable,
+        operation: Callable[[Purse, Unpack[Args]], T],
+        /,
+        *args: *Args,
+        start_timeout: float | None = None,
+    ) -> T:
+        try:
+            return super().run(key, operation, *args, start_timeout=start_timeout)
+        finally:
+            for connection in connections.all(initialized_only=True):
+                if not connection.in_atomic_block:
+                    connection.close()
+
+
+class DjangoAdapter(Adapter):
+    """A database with the tables of the test project."""
+
+    def __init__(self, address: str, alias: str, direct: str, kind: Kind, proxy: Proxy | None) -> None:
+        self.address = address
+        self.proxy = proxy
+        self._alias = alias
+        self._direct = direct
+        self._kind = kind
+
+    def store(self, *, missing: Missing = "raise") -> DjangoStore[Purse]:
+        return DjangoStore(
+            Purse,
+            by="name",
+            mode="lock" if self._kind == "lock" else "version",
+            version="version" if self._kind == "version" else None,
+            missing="raise" if missing == "raise" else _made,
+            using=self._alias,
+        )
+
+    def processor(self, *, missing: Missing = "raise", **options: Any) -> Processor[Purse]:
+        return Requests(
+            open_resource=self.store(missing=missing),
+            **{"min_duration": 0, "max_duration": 30, "workers": 4, "max_batches": self.pool_size, **options},
+        )
+
+    # -- operations -----------------------------------------------------------------------------------------
+
+    def add(self, resource: Purse, amount: int) -> int:
+        resource.total += amount
+        return int(resource.total)
+
+    def row(self, text: str) -> Entry:
+        return Entry(text=text)
+
+    def insert(self, resource: Purse, text: str) -> None:
+        Entry.objects.using(resource._state.db).create(text=text)
+
+    # -- behind its back ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _behind(self) -> Iterator[str]:
+        """A connection of this greenlet's, closed at the end."""
+        try:
+            yield self._direct
+        finally:
+            if not connections[self._direct].in_atomic_block:
+                connections[self._direct].close()
+
+    def get(self, key: str) -> int | None:
+        with self._behind() as direct:
+            return Purse.objects.using(direct).filter(name=key).values_list("total", flat=True).first()
+
+    def put(self, key: str, total: int) -> None:
+        with self._behind() as direct:
+            if self._update(direct, key, total):
+                return
+            try:
+                Purse.objects.using(direct).create(name=key, total=total)
+            except IntegrityError:
+                self._update(direct, key, total)
+
+    def _update(self, direct: str, key: str, total: int) -> int:
+        counted = {"version": F("version") + 1} if self._kind == "version" else {}
+        return Purse.objects.using(direct).filter(name=key).update(total=total, **counted)
+
+    def remove(self, key: str) -> None:
+        with self._behind() as direct:
+            Purse.objects.using(direct).filter(name=key).delete()
+
+    def corrupt(self, key: str) -> None:
+        with self._behind() as direct, connections[direct].cursor() as cursor:
+            cursor.execute("UPDATE bank_purse SET total = 'none' WHERE name = %s", [key])
+
+    def rows(self) -> list[str]:
+        with self._behind() as direct:
+            return list(Entry.objects.using(direct).order_by("id").values_list("text", flat=True))
+
+    @contextmanager
+    def holding(self, key: str, total: int) -> Iterator[None]:
+        with self._behind() as direct, transaction.atomic(using=direct):
+            self._update(direct, key, total)
+            yield
+
+    # -- how it breaks --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def slow(self, step: Step) -> Iterator[Callable[[], bool]]:
+        assert self.proxy is not None
+        with self.proxy.hold(MARKERS[step]) as rule:
+            yield rule.reached
+
+    def terminate(self) -> None:
+        self._ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s")
+
+    def open_connections(self) -> int:
+        return self._count("TRUE")
+
+    def busy_connections(self) -> int:
+        return self._count("state <> 'idle'")
+
+    def _count(self, condition: str) -> int:
+        (found,) = self._ask(
+            f"SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND {condition}"  # noqa: S608
+        )
+        return int(found[0])
+
+    def _ask(self, statement: str) -> list[tuple[Any, ...]]:
+        with self._behind() as direct, connections[direct].cursor() as cursor:
+            cursor.execute(statement, [self._alias])
+            return list(cursor.fetchall())
+
+
+def _made(key: str) -> Purse:
+    return Purse(name=key)
+
+
+@contextmanager
+def _fresh(server: str, directory: Path) -> Iterator[str]:
+    """A file, or a schema in the one database that there is: making a database takes longer than many a test."""
+    if server == "sqlite":
+        url = f"sqlite:///{directory / 'purses.sqlite'}"
+        with database(url, models=TABLES):
+            yield url
+        return
+    with database(servers.postgres_url(), create=False) as alias:
+        schema = f"place_{uuid4().hex}"
+        _execute(alias, f"CREATE SCHEMA {schema}")
+        address = f"{servers.postgres_url()}#{schema}"
+        with database(address, options=_options(address), models=TABLES):
+            yield address
+        _execute(alias, f"DROP SCHEMA {schema} CASCADE")
+
+
+def _execute(alias: str, statement: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _options(address: str) -> dict[str, Any]:
+    schema = urlsplit(address).fragment
+    return {"options": f"-c search_path={schema} -c synchronous_commit=off"} if schema else {}
+
+
+@contextmanager
+def _opened(kind: Kind, address: str) -> Iterator[Adapter]:
+    with ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(_endpoint(address))) if address.startswith("postgres") else None
+        alias = f"store_{uuid4().hex}"
+        through, options = {}, _options(address)
+        direct = stack.enter_context(database(address, create=False, options=options))
+        if proxy is not None:
+            through = {"HOST": proxy.host, "PORT": str(proxy.port)}
+            options = {**options, "application_name": alias, "sslmode": "disable", "gssencmode": "disable"}
+        stack.enter_context(database(address, alias=alias, create=False, settings=through, options=options))
+        stack.callback(close_idle, alias)
+        yield DjangoAdapter(address, alias, direct, kind, proxy)
+
+
+def _endpoint(address: str) -> tuple[str, int] | str:
+    parts = urlsplit(address)
+    port = parts.port or 5432
+    if parts.hostname is not None:
+        return parts.hostname, port
+    return f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.{port}"
+
+
+def _case(server: str, kind: Kind) -> Case:
+    is_postgres = server == "postgresql"
+
+    def opens(address: str) -> AbstractContextManager[Adapter]:
+        return _opened(kind, address)
+
+    return Case(
+        name=f"django-{kind}-{server}",
+        fresh=partial(_fresh, server),
+        opens=opens,
+        has_locks=kind == "lock",
+        has_rows=True,
+        has_sql=True,
+        has_pool=is_postgres,
+        has_proxy=is_postgres,
+        can_corrupt=True,
+        knows_outcome=is_postgres,
+        slow_steps=("load", "operation", "commit") if is_postgres else (),
+        nul_in_keys=not is_postgres,
+    )
+
+
+CASES = (
+    _case("sqlite", "version"),
+    _case("sqlite", "row"),
+    _case("postgresql", "lock"),
+    _case("postgresql", "version"),
+    _case("postgresql", "xmin"),
+)
