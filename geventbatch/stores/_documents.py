@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
-
-Missing = Literal["raise"] | "Callable[[Any], Any]"
 
 KEY_LENGTH: Final = 255
 
@@ -83,7 +82,7 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
             with engine.begin() as connection:
                 table.create(connection, checkfirst=True)
             return
-        except sa.exc.DBAPIError:
+        except DBAPIError:
             if attempt == attempts:
                 raise
             _process.sleep(0.05)
@@ -115,7 +114,7 @@ def _insert(table: sa.Table, dialect: str) -> sa.Insert:
     return sa.insert(table).values(values).inline()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Documents:
     """What the scopes of one store have in common."""
 
@@ -125,7 +124,8 @@ class Documents:
     name: str
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
-    missing: Missing
+    missing: Literal["raise"] | Callable[[Any], Any]
+    locking: bool
 
 
 class DocumentScope:
@@ -166,7 +166,7 @@ class DocumentScope:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _fetch(self) -> sa.Row[Any] | None:
+    def _fetch(self) -> Any:
         statement = self._documents.statements.load
         self._transaction, row = load(
             lambda: self._documents.transaction(self._documents.engine, self._key),
@@ -191,8 +191,8 @@ class DocumentScope:
     def _save(self) -> None:
         batch = current_batch()
         state = None if batch.deleted else self._encoded()
-        change = self._change(state, deleted=batch.deleted)
         rows = batch.rows
+        change = self._change(state, deleted=batch.deleted, rows=bool(rows))
         if change is None and not rows:
             return
         transaction = self._transaction
@@ -212,21 +212,25 @@ class DocumentScope:
                 f"{self._key!r} was not saved, nothing was written: it cannot be encoded: {error}"
             ) from error
 
-    def _change(self, state: Any, *, deleted: bool) -> tuple[Any, dict[str, Any]] | None:
+    def _change(self, state: Any, *, deleted: bool, rows: bool) -> tuple[Any, dict[str, Any]] | None:
+        """What to send; None when the document stays as it is."""
         statements = self._documents.statements
         if self._version is None:
             return None if deleted else (statements.add, {"_key": self._key, "_state": state})
         loaded = {"_key": self._key, "_version": self._version}
         if deleted:
             return statements.delete, loaded
-        if isinstance(state, (str, bytes)) and state == self._loaded:
-            return None  # anything else may be the very object that was loaded, and changed since
+        # Anything but a text or bytes may be the very object that was loaded, and changed since. And rows are right
+        # only beside the document that they were made for: where it is not locked, its version is counted for them.
+        same = isinstance(state, (str, bytes)) and state == self._loaded
+        if same and (self._documents.locking or not rows):
+            return None
         return statements.update, {**loaded, "_state": state}
 
     def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
         try:
             self._transaction.change(statement, parameters)
-        except sa.exc.IntegrityError as error:
+        except IntegrityError as error:
             if self._version is None and _sql.is_duplicate(error):
                 raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from error
             raise

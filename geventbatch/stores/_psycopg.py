@@ -1,4 +1,4 @@
-"""A transaction through psycopg 3's pipeline: BEGIN, its bounds and the SELECT are one round trip, and the save another.
+"""A transaction through psycopg 3's pipeline: BEGIN, bounds and SELECT are one round trip, and the save is another.
 
 SQLAlchemy knows nothing of it. It is given cursors that send more than it asked them to, or wait for less:
 
@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
-from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch.errors import Conflict, Rejected
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params
     from sqlalchemy.sql.base import Executable
 
 _NO_ROW: Final = "rows were changed in place of 1"
 
 _CHECKED: Final = (
-    "WITH changed AS ({statement} RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 "
-    f"ELSE CAST(count(*) || ' {_NO_ROW}' AS integer) END FROM changed"
+    "WITH changed AS ({statement} RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 "  # noqa: S608 - of a statement that SQLAlchemy has compiled
+    "ELSE CAST(count(*) || ' " + _NO_ROW + "' AS integer) END FROM changed"
 )
 """Fails, by a text that is no number, unless the statement changes exactly one row."""
 
@@ -63,9 +62,7 @@ class PipelinedTransaction(PostgresTransaction):
         self._driver.autocommit = True
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
 
-    @property
-    def xid(self) -> str | None:  # type: ignore[override]
-        """None before the first statement."""
+    def xid(self) -> str | None:
         row = self._xid_cursor.fetchone() if self._xid_cursor.pgresult else None
         return None if row is None else str(row[1])
 
@@ -105,7 +102,7 @@ class PipelinedTransaction(PostgresTransaction):
             self.connection.commit()  # which finds nothing left to send
 
     def commit_now(self) -> None:
-        if self._driver.info.transaction_status is TransactionStatus.INERROR:
+        if self.has_failed():
             # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
             raise Rejected(f"{self.key!r} was not saved: a statement has failed, and who sent it went on")
         super().commit_now()
@@ -158,7 +155,7 @@ class _Cursor(psycopg.Cursor[Any]):
         super().__init__(*args, **options)
         self._transaction = transaction
 
-    def execute(self, query: Query, params: Params | None = None, **options: Any) -> Self:
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         transaction = self._transaction
         if transaction.collecting:
             if transaction.checked:
@@ -173,7 +170,7 @@ class _Cursor(psycopg.Cursor[Any]):
             super().execute(query, params, **options)
         return self
 
-    def executemany(self, query: Query, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+    def executemany(self, query: Any, params_seq: Iterable[Params], *, returning: bool = False) -> None:
         transaction = self._transaction
         if transaction.before:
             with transaction.pipelined():
@@ -192,7 +189,7 @@ def _wrapped(error: Exception) -> Exception:
     """As SQLAlchemy wraps a driver's error: callers look for that."""
     if not isinstance(error, psycopg.Error):
         return error
-    wrapped: Exception = DBAPIError.instance(None, None, error, psycopg.Error)  # type: ignore[assignment]
+    wrapped: Exception = DBAPIError.instance(None, None, error, psycopg.Error)
     wrapped.__cause__ = error
     return wrapped
 

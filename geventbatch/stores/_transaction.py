@@ -14,7 +14,7 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
 from geventbatch import _clock, _process
 from geventbatch._processor import current_batch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.sql.base import Executable
+
+_FAILED: Final = 3
+"""libpq's PQTRANS_INERROR, as psycopg and psycopg2 give it."""
 
 LoadedT = TypeVar("LoadedT")
 
@@ -39,13 +42,14 @@ _LONGEST_POLL: Final = 0.05
 class Transaction:
     """One transaction. It takes its connection at once."""
 
-    has_locks = True
-    """SELECT … FOR UPDATE locks a row."""
+    writes_anywhere = True
+    """A statement that writes locks no more than the rows it writes, so that operations may send some."""
 
     def __init__(self, engine: Engine, key: Hashable) -> None:
         self.engine = engine
         self.key = key
         self.connection: Connection = engine.connect()
+        self.committer: Callable[[], object] = self.connection.commit
         try:
             self.begin()
         except BaseException:
@@ -62,7 +66,11 @@ class Transaction:
 
     def commit_now(self) -> None:
         """Send COMMIT, and wait for the answer."""
-        self.connection.commit()
+        self.committer()
+
+    def has_failed(self) -> bool:
+        """Whether a statement has failed, so that the database refuses all that follow."""
+        return False
 
     def ask_outcome(self) -> bool | None:
         """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
@@ -115,6 +123,8 @@ class Transaction:
             return error
         if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
             return Rejected(f"{self.key!r} was not saved, nothing was written: {error.orig or error}")
+        if isinstance(error, PendingRollbackError):
+            return Rejected(f"{self.key!r} was not saved, nothing was written: {error}")
         if isinstance(error, SQLAlchemyError) or _sql.kind(error) is not _sql.Kind.OTHER:
             return _sql.not_saved(error, self.key)
         return Rejected(f"{self.key!r} was not saved, nothing was written: {error}")
@@ -150,17 +160,28 @@ class Transaction:
 class PostgresTransaction(Transaction):
     """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
 
-    xid: str | None = None
+    _xid: str | None = None
 
     def begin(self) -> None:
         row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining())).one()
-        self.xid = row[1]
+        self._xid = row[1]
 
     def before_writes(self) -> None:
         self.connection.exec_driver_sql(_sql.postgres_bound(remaining()))
 
+    def has_failed(self) -> bool:
+        if self.connection.invalidated:
+            return True
+        info = getattr(self.connection.connection.driver_connection, "info", None)
+        return getattr(info, "transaction_status", None) == _FAILED
+
     def ask_outcome(self) -> bool | None:
-        return None if self.xid is None else outcome(self.engine, self.xid, remaining())
+        xid = self.xid()
+        return None if xid is None else outcome(self.engine, xid, remaining())
+
+    def xid(self) -> str | None:
+        """The transaction's id; None before it is known."""
+        return self._xid
 
 
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
@@ -178,9 +199,9 @@ def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
 
 
 class MySQLTransaction(Transaction):
-    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session, which stays; MariaDB any statement.
+    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session; MariaDB any statement by itself.
 
-    The setting is sent only when it is another one than the connection's last.
+    The setting stays. It is sent only when it is another one than the connection's last.
     """
 
     def begin(self) -> None:
@@ -217,7 +238,7 @@ class SQLiteTransaction(Transaction):
     writes, it looks again after a few milliseconds in which others run, in place of waiting in the driver.
     """
 
-    has_locks = False
+    writes_anywhere = False
 
     def before_writes(self) -> None:
         driver = cast("sqlite3.Connection", self.connection.connection.driver_connection)

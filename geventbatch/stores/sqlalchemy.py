@@ -1,10 +1,10 @@
-"""Resources in a SQL database, through SQLAlchemy: documents of one table, or instances of the user's mapped classes."""
+"""Resources in a SQL database, through SQLAlchemy: documents of one table, or instances of one's own mapped classes."""
 
 from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 import sqlalchemy as sa
 
@@ -18,50 +18,123 @@ from geventbatch.stores._documents import (
     documents_table,
 )
 from geventbatch.stores._key import normalize_all
-from geventbatch.stores._transaction import Transaction, transaction_class
+from geventbatch.stores._mapped import (
+    MappedScope,
+    Mapping,
+    key_attributes,
+    python_type,
+    session_factory,
+    token_of,
+    version_attribute,
+)
+from geventbatch.stores._transaction import transaction_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractContextManager
 
+    from sqlalchemy.orm import Session, scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
 __all__ = ["SQLAlchemyStore"]
 
 Mode = Literal["lock", "version"]
 
+ResourceT = TypeVar("ResourceT")
 
-class SQLAlchemyStore:
-    def __init__(
+
+class SQLAlchemyStore(Generic[ResourceT]):
+    """What a `Processor` takes as its ``open_resource``; made by `documents` or by `mapped`.
+
+    A batch is one transaction on one connection of the engine's pool: entering takes it and loads, leaving saves,
+    commits and gives it back. With psycopg 3 a load is one round trip, and so is the save of a document; that of a
+    mapped class is two.
+
+    What to set:
+
+    - ``pool_size`` of the engine, not less than the processor's ``max_batches`` (with ``max_overflow=0``): a batch that
+      waits for a connection in the pool holds its key, and its deadline is running.
+    - ``pool_pre_ping`` is not needed here, and costs each batch a round trip: when the first statement finds that the
+      server has closed a connection that was at rest, the load is tried again on a new one.
+    - PostgreSQL through psycopg 3 (``postgresql+psycopg://``), patched before it is imported. psycopg2 works where
+      psycogreen has made it wait in gevent's way; it has no pipeline. MySQL and MariaDB through PyMySQL. On MySQL (not
+      on MariaDB) the connections keep the ``innodb_lock_wait_timeout`` of the last batch: where others use them too,
+      give the store an engine of its own.
+    - SQLite in WAL mode, for files: its driver blocks the whole process. It is locked from the first write of a save to
+      its COMMIT, and no other greenlet runs in between. While another process writes, the batch waits in gevent's way.
+
+    Rows beside the resource (`current_batch().add_row`) are mapped instances, pairs of a `Table` (or a mapped class)
+    and a dict, or ``insert()`` statements. They are inserted in bulk with the save: instances first, the others in
+    their order, neighbours of one table together.
+
+    Attributes:
+        table: The table, to be shown to Alembic as a part of its metadata.
+        mode: "lock" or "version", as it was chosen.
+    """
+
+    def __init__(  # noqa: PLR0913 - not for users, who have two constructors with names
         self,
-        open_scope: Callable[[Hashable], AbstractContextManager[Any]],
-        columns: list[tuple[str, type | None]],
+        open_scope: Callable[[Any], AbstractContextManager[ResourceT]],
+        *,
+        engine: sa.Engine,
         table: sa.Table,
-        create: Callable[[], None],
+        columns: Sequence[sa.ColumnElement[Any]],
         mode: Mode,
+        missing: object,
     ) -> None:
+        """Not to be called: use `documents` or `mapped`."""
+        if missing != "raise" and not callable(missing):
+            raise TypeError(f"missing={missing!r}: pass 'raise', or a callable that makes a resource for a key")
         self.table: Final = table
         self.mode: Final[Mode] = mode
+        self._engine = engine
         self._open_scope = open_scope
-        self._columns = columns
-        self._create = create
+        self._columns = [(str(column), python_type(column)) for column in columns]
+
+    def __repr__(self) -> str:
+        """Name its table, its mode and its database."""
+        return f"<SQLAlchemyStore of {self.table.fullname} in {self._engine.url!r}: {self.mode}>"
 
     @classmethod
-    def documents(
+    def documents(  # noqa: PLR0913 - options are keywords of one constructor
         cls,
         engine: sa.Engine,
         table: str,
         *,
-        encode: Callable[[Any], Any] = json.dumps,
-        decode: Callable[[Any], Any] = json.loads,
+        encode: Callable[[ResourceT], Any] = json.dumps,
+        decode: Callable[[Any], ResourceT] = json.loads,
         mode: Mode | None = None,
-        missing: Any = "raise",
-        metadata: sa.MetaData | None = None,
-        schema: str | None = None,
+        missing: Literal["raise"] | Callable[[Any], ResourceT] = "raise",
         key_type: TypeEngine[Any] | None = None,
         state_type: TypeEngine[Any] | None = None,
+        metadata: sa.MetaData | None = None,
+        schema: str | None = None,
         pipeline: bool = True,
     ) -> Self:
+        """Keep documents in a table with the columns key, state and version, of which each save adds one.
+
+        An operation changes the resource in place. A batch that leaves the encoded state as it was writes none.
+
+        Args:
+            engine: Where. Its pool gives each batch a connection.
+            table: The name of the table; `create_table` makes it, or a migration that knows `table`.
+            encode: Makes the state, what `state_type` takes, of a resource. What it raises is the fault of the
+                operation that made the resource so: that one's caller gets it.
+            decode: The other way round. What it raises is a `LoadFailed` that names the key.
+            mode: "lock" (the default but on SQLite): the row is locked from load to COMMIT, and other writers of it
+                wait. "version": nothing is locked, and a save that finds another version than it has loaded is a
+                `Conflict`. Everybody who writes has to count the version up then.
+            missing: "raise" a `ResourceMissing`; or called with the key, to make the resource. It is inserted with the
+                save; when somebody else has inserted it meanwhile, the batch is replayed.
+            key_type: Of the column; a text of 255 characters unless given. Keys are converted to its Python type.
+            state_type: Of the column; a text of any length unless given. For a JSONB that SQLAlchemy itself encodes,
+                pass `JSONB()` and functions that return what they are given.
+            metadata: Where to declare the table; a new one unless given.
+            schema: Of the table.
+            pipeline: Whether to use psycopg's pipeline, where it is there.
+
+        Switches: no.
+        """
         chosen = _mode(engine, mode)
         shown = documents_table(
             table,
@@ -70,44 +143,111 @@ class SQLAlchemyStore:
             state_type or StateText(),
             schema,
         )
-        transaction = transaction_class(engine, pipeline=pipeline)
         documents = Documents(
-            engine,
-            transaction,
-            Statements(shown, engine.dialect.name, locking=chosen == "lock"),
-            shown.fullname,
-            encode,
-            decode,
-            missing,
+            engine=engine,
+            transaction=transaction_class(engine, pipeline=pipeline),
+            statements=Statements(shown, engine.dialect.name, locking=chosen == "lock"),
+            name=shown.fullname,
+            encode=encode,
+            decode=decode,
+            missing=missing,
+            locking=chosen == "lock",
         )
-        return cls(
-            partial(DocumentScope, documents),
-            [_column(shown.c.key)],
-            shown,
-            partial(create_table, engine, shown),
-            chosen,
-        )
+        scope = partial(DocumentScope, documents)
+        return cls(scope, engine=engine, table=shown, columns=[shown.c.key], mode=chosen, missing=missing)
 
-    def __call__(self, key: Hashable) -> AbstractContextManager[Any]:
+    @classmethod
+    def mapped(  # noqa: PLR0913 - options are keywords of one constructor
+        cls,
+        bind: sa.Engine | sessionmaker[Session] | scoped_session[Session],
+        entity: type[ResourceT],
+        *,
+        by: str | None = None,
+        version: str | None = None,
+        mode: Mode | None = None,
+        missing: Literal["raise"] | Callable[[Any], ResourceT] = "raise",
+        pipeline: bool = True,
+    ) -> Self:
+        """Have instances of a mapped class as resources, each batch in a session of its own.
+
+        The session is at hand in operations: ``object_session(resource)``. They may query in it, add other objects and
+        change those; what the session holds is flushed and committed once, at the end. An operation that raises has to
+        have left all objects as they were, as always; what it has added is taken out again. If it has flushed, it is
+        replayed out. Delete the resource by ``object_session(resource).delete(resource)``, or by
+        ``current_batch().delete()``, which has the operations behind it find none.
+
+        Lists and dictionaries in columns may be changed in place. When the batch has ended, its instances are
+        detached: an operation returns values, not instances whose attributes are loaded later.
+
+        With autoflush (the default, but never on SQLite), a query sends what the operations before it have changed: a
+        constraint that one of them violates may then be told to the operation that asks.
+
+        Args:
+            bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`) whose options
+                the sessions of batches are to have.
+            entity: The mapped class.
+            by: The attribute that keys name: of a unique column. None: the primary key; of several columns: a tuple.
+            version: An attribute, a whole number, that counts the saves. Not needed for a class that has a
+                ``version_id_col``, which SQLAlchemy counts.
+            mode: "lock" (the default but on SQLite): ``SELECT … FOR UPDATE``; other writers of the row wait.
+                "version": nothing is locked between load and save. The save then locks the row and compares the
+                version; where there is none, PostgreSQL's ``xmin``, elsewhere all columns. Another one is a `Conflict`.
+            missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
+                unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
+            pipeline: Whether to use psycopg's pipeline, where it is there.
+
+        Raises:
+            ValueError: *by* or *version* are not such attributes.
+
+        Switches: no.
+        """
+        mapper: Any = sa.inspect(entity)
+        engine, sessions = session_factory(bind, mapper)
+        chosen = _mode(engine, mode)
+        attributes = key_attributes(mapper, by)
+        mapping = Mapping(
+            engine=engine,
+            sessions=sessions,
+            transaction=transaction_class(engine, pipeline=pipeline),
+            mapper=mapper,
+            by=attributes,
+            missing=missing,
+            locking=chosen == "lock",
+            version=version_attribute(mapper, version),
+            counts_itself=mapper.version_id_col is not None,
+            token=() if chosen == "lock" else token_of(mapper, version, engine.dialect),
+        )
+        scope: Any = partial(MappedScope, mapping)
+        columns = [attribute.property.columns[0] for attribute in attributes]
+        return cls(scope, engine=engine, table=mapper.local_table, columns=columns, mode=chosen, missing=missing)
+
+    def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
+        """Open the resource at *key*: what a processor calls. Switches: no; entering and leaving what it gives does."""
         return self._open_scope(key)
 
     def normalize_key(self, key: Hashable) -> Hashable:
+        """The value of the column that *key* stands for: 42 and "42" are one row, and one batch.
+
+        Raises:
+            TypeError: Its type cannot stand for one.
+            ValueError: Its type can, and its value does not.
+        Switches: no.
+        """
         return normalize_all(key, self._columns)
 
     def create_table(self) -> None:
-        self._create()
+        """Create the table unless it is there. Safe when several processes do so at once. Switches: yes."""
+        create_table(self._engine, self.table)
 
 
 def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:
+    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
     has_locks = engine.dialect.name != "sqlite"
     if mode is None:
         return "lock" if has_locks else "version"
+    if mode not in {"lock", "version"}:
+        raise ValueError(f"mode={mode!r}: pass 'lock', 'version' or None")
+    if mode == "lock" and not has_locks:
+        raise ValueError("mode='lock': SQLite has no row locks; pass 'version' or None")
     return mode
-
-
-def _column(column: sa.Column[Any]) -> tuple[str, type | None]:
-    try:
-        kind: type | None = column.type.python_type
-    except NotImplementedError:
-        kind = None
-    return str(column), kind

@@ -1,0 +1,429 @@
+"""Instances of the user's own mapped classes: a Session per batch, on its own connection and in its own transaction.
+
+What an operation may do, and what becomes of it when the operation raises:
+
+- It may change the resource, and, through `object_session(resource)`, query, add other objects and change those.
+  It must not end the session or its transaction: a commit is refused, and after a rollback the operation is broken.
+- What an operation has added is taken out again when it raises. That it has left everything else as it was is what
+  `clean_errors` promise; an operation that cannot promise that raises something that is not among them, and is replayed
+  out. So is every operation that raises after it has written to the database (a flush, a statement of its own), and
+  every one that leaves the transaction or the session failed.
+- In SQLite a first write locks the whole database until COMMIT, and other greenlets run in between. So operations write
+  nothing there: the session does not flush by itself before a query, and a statement that writes is refused.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
+from sqlalchemy.orm import Mapper, Session, sessionmaker
+from sqlalchemy.orm.attributes import flag_modified
+from sqlalchemy.orm.exc import StaleDataError
+
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores import _sql
+from geventbatch.stores._rows import insert_rows
+from geventbatch.stores._transaction import Transaction, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from types import TracebackType
+
+    from sqlalchemy.orm import InstanceState, SessionTransaction
+    from sqlalchemy.orm.attributes import InstrumentedAttribute
+
+_SCOPE: Final = "geventbatch"
+"""Where a session has its scope, in its `info`."""
+
+
+@dataclass(kw_only=True)
+class Mapping:
+    """What the scopes of one store have in common."""
+
+    engine: sa.Engine
+    sessions: Callable[..., Session]
+    transaction: Callable[[sa.Engine, Hashable], Transaction]
+    mapper: Mapper[Any]
+    by: tuple[InstrumentedAttribute[Any], ...]
+    missing: Any
+    locking: bool
+    version: str | None
+    """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
+    counts_itself: bool
+    """The mapper has a `version_id_col`."""
+    token: tuple[sa.ColumnElement[Any], ...]
+    """What is compared at the save; where it is empty, all columns are."""
+
+    @cached_property
+    def columns(self) -> dict[str, sa.ColumnElement[Any]]:
+        """The columns of all attributes that are columns and nothing else."""
+        columns = {attribute.key: attribute.columns[0] for attribute in self.mapper.column_attrs}
+        return {name: column for name, column in columns.items() if isinstance(column, sa.Column)}
+
+    @cached_property
+    def load(self) -> sa.Select[Any]:
+        """Fetches the instance, and the token."""
+        entity = self.mapper.class_
+        found = sa.select(entity, *self.token).where(*self._is_row())
+        return found.with_for_update(of=entity) if self.locking else found
+
+    @cached_property
+    def look(self) -> sa.Select[Any]:
+        """Fetches something when the row is there."""
+        return sa.select(self.by[0]).where(*self._is_row())
+
+    def _is_row(self) -> list[sa.ColumnElement[bool]]:
+        return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
+
+    def parameters(self, key: Any) -> dict[str, Any]:
+        """Those of `load`."""
+        values = key if len(self.by) > 1 else (key,)
+        return {f"_{i}": value for i, value in enumerate(values)}
+
+
+class MappedScope:
+    """One batch over one instance: entering loads it into a session, leaving flushes and commits that."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    _transaction: Transaction
+    _session: Session
+    _root: SessionTransaction | None  # what the session has to be in still when it is saved
+    _resource: Any
+    _identity: tuple[Any, ...] | None  # of the row that was loaded; None: there was none
+    _compared: tuple[sa.ColumnElement[Any], ...]  # what a save compares, where it has to
+    _token: tuple[Any, ...]  # and what was loaded of that
+    _mutable: dict[str, Any]  # copies of what was loaded and can change without SQLAlchemy's knowing
+
+    def __init__(self, mapping: Mapping, key: Hashable) -> None:
+        self._mapping = mapping
+        self._key = key
+        self._added: list[tuple[int, object]] = []  # with how many operations had returned before
+        self._wrote = -1  # when an operation last wrote: how many had returned before
+        self._writing = False  # the load, or the save
+
+    def __enter__(self) -> Any:
+        self._writing = True
+        try:
+            self._transaction, row = load(self._begin, self._fetch)
+            self._root = self._session.get_transaction()
+            self._resource = self._made() if row is None else self._found(row)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._writing = False
+        return self._resource
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._writing = True
+        try:
+            if error is None:
+                self._save()
+        except BaseException as raised:
+            self._end(raised)
+            if isinstance(raised, Rejected):
+                self._look_again(raised)
+            raise
+        self._end(error)
+
+    def operation_raised(self, error: Exception) -> NotSaved | None:
+        """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
+        turn = current_batch().completed
+        refused = self._refusal(error, turn)
+        if refused is None:
+            mine = [added for when, added in self._added if when == turn]
+            self._added = [(when, added) for when, added in self._added if when != turn]
+            for added in mine:
+                if added in self._session.new:
+                    self._session.expunge(added)
+        return refused
+
+    # -- load ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> Transaction:
+        mapping = self._mapping
+        transaction = mapping.transaction(mapping.engine, self._key)
+        event.listen(transaction.connection, "before_cursor_execute", self._executes)
+        self._close_session()  # of a first try, on a connection that was lost
+        session = self._session = mapping.sessions(bind=transaction.connection)
+        session.info[_SCOPE] = self
+        return transaction
+
+    def _fetch(self, _: Transaction) -> Any:
+        mapping = self._mapping
+        found: Any = self._session.execute(mapping.load, mapping.parameters(self._key)).unique().one_or_none()
+        return found
+
+    def _found(self, row: Any) -> Any:
+        resource, *token = row
+        state: InstanceState[Any] = sa.inspect(resource)
+        self._identity = state.identity
+        loaded = {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
+        self._mutable = {
+            name: deepcopy(value) for name, value in loaded.items() if isinstance(value, (list, dict, set, bytearray))
+        }
+        self._token = tuple(token) or tuple({**loaded, **self._mutable}.values())
+        self._compared = self._mapping.token or tuple(self._mapping.columns[name] for name in loaded)
+        return resource
+
+    def _made(self) -> Any:
+        mapping = self._mapping
+        self._identity, self._compared, self._token, self._mutable = None, (), (), {}
+        if mapping.missing == "raise":
+            raise ResourceMissing(f"there is no {mapping.mapper.class_.__name__} {self._key!r}", key=self._key)
+        resource = mapping.missing(self._key)
+        if not isinstance(resource, mapping.mapper.class_):
+            raise TypeError(
+                f"missing made {resource!r} for {self._key!r}: it has to be a {mapping.mapper.class_.__name__}"
+            )
+        for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
+            if getattr(resource, attribute.key) is None:
+                setattr(resource, attribute.key, value)
+        self._session.add(resource)
+        return resource
+
+    # -- operations ------------------------------------------------------------------------------------------
+
+    def refuse_commit(self) -> None:
+        """An operation has called `commit`."""
+        if not self._writing:
+            raise RuntimeError(
+                f"an operation on {self._key!r} called commit() on its batch's session: the batch commits, once, after "
+                "all of its operations"
+            )
+
+    def has_added(self, instance: object) -> None:
+        """An operation has added *instance*."""
+        if not self._writing:
+            self._added.append((current_batch().completed, instance))
+
+    def _executes(self, _: Any, __: Any, statement: str, *___: Any) -> None:
+        """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
+        if self._writing or statement.lstrip()[:6].upper() == "SELECT":
+            return
+        batch = current_batch()
+        if not self._transaction.writes_anywhere and not batch.alone:
+            raise RuntimeError(
+                f"an operation on {self._key!r} would write to SQLite, and lock all of it while other greenlets run: "
+                "add to the session, or to current_batch().add_row, what the batch is to write when it saves"
+            )
+        self._wrote = batch.completed
+
+    def _refusal(self, error: Exception, turn: int) -> NotSaved | None:
+        if isinstance(error, (DBAPIError, PendingRollbackError)):
+            refused = self._transaction.not_saved(error)
+            if _sql.kind(error) in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
+                return refused
+        if self._wrote == turn or not self._is_whole():
+            return Rejected(f"{error!r} left the transaction of {self._key!r} so that it cannot be saved")
+        return None
+
+    def _is_whole(self) -> bool:
+        """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
+        session = self._session
+        return session.get_transaction() is self._root and session.is_active and not self._transaction.has_failed()
+
+    # -- save ------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        batch = current_batch()
+        session = self._session
+        if not self._is_whole():
+            raise Rejected(
+                f"{self._key!r} was not saved: an operation ended the transaction of the batch, or went on after a "
+                "statement had failed"
+            )
+        if batch.deleted:
+            self._delete()
+        rows = batch.rows
+        self._flag_mutated()
+        changes = self._changes()
+        if not changes and not rows and self._wrote < 0:
+            return
+        transaction = self._transaction
+        transaction.committer = session.commit
+
+        def write() -> None:
+            self._claim()
+            try:
+                session.flush()
+                insert_rows(transaction.connection, rows, session)
+            except StaleDataError as error:
+                raise Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded") from error
+
+        transaction.write(write, collected=False)
+
+    def _delete(self) -> None:
+        session = self._session
+        if self._resource in session.new:
+            session.expunge(self._resource)
+        elif self._resource in session:
+            session.delete(self._resource)
+
+    def _flag_mutated(self) -> None:
+        """Tell SQLAlchemy of lists and dictionaries that were changed in place, which it does not see by itself."""
+        if self._resource not in self._session:
+            return
+        loaded: dict[str, Any] = sa.inspect(self._resource).dict
+        for name, copy in self._mutable.items():
+            if name in loaded and loaded[name] != copy:
+                flag_modified(self._resource, name)
+
+    def _changes(self) -> bool:
+        session = self._session
+        return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+
+    def _claim(self) -> None:
+        """See that the row is as it was loaded, and lock it; count its version up."""
+        mapping = self._mapping
+        if self._identity is None:
+            self._start_version()
+            return
+        changed = self._resource in self._session.dirty and self._session.is_modified(self._resource)
+        if not mapping.locking and not (mapping.counts_itself and changed):
+            table = mapping.mapper.local_table
+            is_row = (column == value for column, value in zip(mapping.mapper.primary_key, self._identity, strict=True))
+            claim = sa.select(*self._compared).select_from(mapping.mapper.selectable).where(*is_row)
+            row = self._transaction.connection.execute(claim.with_for_update(of=table)).one_or_none()
+            if row is None or tuple(row) != self._token:
+                raise Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded")
+        if mapping.version is not None and changed:
+            setattr(self._resource, mapping.version, getattr(self._resource, mapping.version) + 1)
+
+    def _start_version(self) -> None:
+        version = self._mapping.version
+        if version is not None and self._resource in self._session and getattr(self._resource, version) is None:
+            setattr(self._resource, version, 1)
+
+    def _look_again(self, rejected: Rejected) -> None:
+        """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`."""
+        cause = rejected.__cause__
+        if self._identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
+            mapping = self._mapping
+            with mapping.engine.connect() as connection:
+                there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
+            if there is not None:
+                raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from cause
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction = self.__dict__.pop("_transaction", None)
+        if transaction is not None:
+            transaction.end(error)
+        self._close_session()
+
+    def _close_session(self) -> None:
+        session = self.__dict__.pop("_session", None)
+        if session is not None:
+            session.close()
+
+
+# -- what a store is made of -----------------------------------------------------------------------------------
+
+
+def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callable[..., Session]]:
+    """The engine of *source*, an `Engine` or what makes sessions, and what makes the sessions of batches."""
+    if isinstance(source, sa.Engine):
+        return source, _sessions(Session, {}, source)
+    maker = getattr(source, "session_factory", source)  # of a scoped_session
+    if not isinstance(maker, sessionmaker):
+        raise TypeError(f"{source!r} is neither an Engine nor a sessionmaker")
+    with maker() as probe:
+        bind = probe.get_bind(mapper)
+    if not isinstance(bind, sa.Engine):
+        raise TypeError(f"the sessions of {source!r} are bound to {bind!r}: a store needs an Engine")
+    return bind, _sessions(maker.class_, maker.kw, bind)
+
+
+def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., Session]:
+    """Sessions as the user's own, but each on the connection of its batch, whose events go to its scope."""
+    own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
+    if engine.dialect.name == "sqlite":
+        own["autoflush"] = False
+    batch_session = type("BatchSession", (parent,), {"get_bind": lambda session, *_, **__: session.bind})
+    maker = sessionmaker(class_=batch_session, **{**options, **own})
+    event.listen(maker, "before_commit", lambda session: _scope(session).refuse_commit())
+    event.listen(maker, "transient_to_pending", lambda session, instance: _scope(session).has_added(instance))
+    return maker
+
+
+def _scope(session: Session) -> MappedScope:
+    return cast("MappedScope", session.info[_SCOPE])
+
+
+def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The attributes that a key stands for: those of the primary key, or one that is unique."""
+    if by is None:
+        return tuple(_attribute(mapper, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+    attribute = _attribute(mapper, by)
+    column = _column(attribute)
+    if not _is_unique(column):
+        raise ValueError(
+            f"by={by!r}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
+        )
+    return (attribute,)
+
+
+def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
+    """The attribute that the store counts up; None when there is none, or the mapper counts by itself."""
+    if version is None:
+        return None
+    column = _column(_attribute(mapper, version))
+    if mapper.version_id_col is not None:
+        if mapper.version_id_col is not column:
+            raise ValueError(f"version={version!r}: the mapper's version_id_col is {mapper.version_id_col}")
+        return None
+    if not issubclass(python_type(column) or int, int):
+        raise ValueError(  # noqa: TRY004 - it is the value of *version* that is wrong
+            f"version={version!r}: the column {column} is no whole number"
+        )
+    return version
+
+
+def token_of(mapper: Mapper[Any], version: str | None, dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
+    """What tells whether a row was changed: its version, or PostgreSQL's xmin; nothing where there is neither."""
+    if version is not None:
+        return (_column(_attribute(mapper, version)),)
+    if mapper.version_id_col is not None:
+        return (mapper.version_id_col,)
+    if dialect.name == "postgresql" and isinstance(mapper.local_table, sa.Table) and not mapper.inherits:
+        name = dialect.identifier_preparer.quote(mapper.local_table.name)
+        return (sa.cast(sa.literal_column(f"{name}.xmin"), sa.Text),)
+    return ()
+
+
+def python_type(column: sa.ColumnElement[Any]) -> type | None:
+    """What values of *column* are in Python; None when its type does not say."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
+
+
+def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
+    if name not in mapper.column_attrs:
+        raise ValueError(f"{mapper.class_.__name__} has no column attribute {name!r}")
+    return cast("InstrumentedAttribute[Any]", getattr(mapper.class_, name))
+
+
+def _column(attribute: InstrumentedAttribute[Any]) -> sa.Column[Any]:
+    return cast("sa.Column[Any]", attribute.property.columns[0])
+
+
+def _is_unique(column: sa.Column[Any]) -> bool:
+    table = column.table
+    indexes = [index.columns for index in table.indexes if index.unique]
+    constraints = [
+        constraint.columns
+        for constraint in table.constraints
+        if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint))
+    ]
+    return bool(column.unique) or any(list(columns) == [column] for columns in (*indexes, *constraints))
