@@ -29,11 +29,11 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
-from geventbatch.stores._rows import insert_rows
+from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
     from types import TracebackType
 
     from sqlalchemy.orm import InstanceState, SessionTransaction
@@ -110,6 +110,8 @@ class MappedScope:
         self._added: list[tuple[int, object]] = []  # with how many operations had returned before
         self._wrote = -1  # when an operation last wrote: how many had returned before
         self._writing = False  # the load, or the save
+        self._claimed = mapping.locking  # the row is ours to write
+        self._counted = False  # the version, for this batch
 
     def __enter__(self) -> Any:
         self._writing = True
@@ -152,7 +154,7 @@ class MappedScope:
     def _begin(self) -> Transaction:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
-        event.listen(transaction.connection, "before_cursor_execute", self._executes)
+        event.listen(transaction.connection, "before_cursor_execute", self._executes, insert=True)
         self._close_session()  # of a first try, on a connection that was lost
         session = self._session = mapping.sessions(bind=transaction.connection)
         session.info[_SCOPE] = self
@@ -188,6 +190,8 @@ class MappedScope:
         for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
             if getattr(resource, attribute.key) is None:
                 setattr(resource, attribute.key, value)
+        if mapping.version is not None and getattr(resource, mapping.version) is None:
+            setattr(resource, mapping.version, 1)
         self._session.add(resource)
         return resource
 
@@ -206,10 +210,30 @@ class MappedScope:
         if not self._writing:
             self._added.append((current_batch().completed, instance))
 
+    def flushes(self) -> None:
+        """The session is about to flush: count the version, once."""
+        session = self._session
+        deletes = self._resource in session.deleted
+        if not deletes and not (self._resource in session.dirty and session.is_modified(self._resource)):
+            return
+        mapping = self._mapping
+        if mapping.counts_itself:
+            self._claimed = True  # it compares the version in this flush
+        elif mapping.version is not None and not deletes and not self._counted:
+            self._counted = True
+            setattr(self._resource, mapping.version, getattr(self._resource, mapping.version) + 1)
+
     def _executes(self, _: Any, __: Any, statement: str, *___: Any) -> None:
         """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
-        if self._writing or statement.lstrip()[:6].upper() == "SELECT":
+        if statement.lstrip()[:6].upper().startswith(("SELECT", "SET ")):
             return
+        if not self._writing:
+            self._operation_writes()
+        if not self._claimed:
+            self._claimed = True
+            self._claim()
+
+    def _operation_writes(self) -> None:
         batch = current_batch()
         if not self._transaction.writes_anywhere and not batch.alone:
             raise RuntimeError(
@@ -218,7 +242,25 @@ class MappedScope:
             )
         self._wrote = batch.completed
 
+    def _claim(self) -> None:
+        """Lock the row, and see that it is as it was loaded."""
+        if self._identity is None:
+            return
+        mapper = self._mapping.mapper
+        is_row = (column == value for column, value in zip(mapper.primary_key, self._identity, strict=True))
+        claim = sa.select(*self._compared).select_from(mapper.selectable).where(*is_row)
+        row = self._transaction.connection.execute(claim.with_for_update(of=mapper.local_table)).one_or_none()
+        if row is None or tuple(row) != self._token:
+            raise self._conflict()
+
+    def _conflict(self) -> Conflict:
+        return Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded")
+
     def _refusal(self, error: Exception, turn: int) -> NotSaved | None:
+        if isinstance(error, NotSaved):
+            return error
+        if isinstance(error, StaleDataError):
+            return self._conflict()
         if isinstance(error, (DBAPIError, PendingRollbackError)):
             refused = self._transaction.not_saved(error)
             if _sql.kind(error) in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
@@ -253,14 +295,28 @@ class MappedScope:
         transaction.committer = session.commit
 
         def write() -> None:
-            self._claim()
             try:
                 session.flush()
                 insert_rows(transaction.connection, rows, session)
             except StaleDataError as error:
-                raise Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded") from error
+                raise self._conflict() from error
 
-        transaction.write(write, collected=False)
+        transaction.write(write, collected=self._is_collected(rows))
+
+    def _is_collected(self, rows: Sequence[object]) -> bool:
+        """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""
+        session = self._session
+        return (
+            self._claims_nothing()
+            and not session.new
+            and not session.deleted
+            and not any(is_instance(row) for row in rows)
+            and len(list(session.dispatch.before_commit)) == 1  # that is ours
+        )
+
+    def _claims_nothing(self) -> bool:
+        session = self._session
+        return self._claimed or (self._mapping.counts_itself and session.is_modified(self._resource))
 
     def _delete(self) -> None:
         session = self._session
@@ -282,35 +338,16 @@ class MappedScope:
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
 
-    def _claim(self) -> None:
-        """See that the row is as it was loaded, and lock it; count its version up."""
-        mapping = self._mapping
-        if self._identity is None:
-            self._start_version()
-            return
-        changed = self._resource in self._session.dirty and self._session.is_modified(self._resource)
-        if not mapping.locking and not (mapping.counts_itself and changed):
-            table = mapping.mapper.local_table
-            is_row = (column == value for column, value in zip(mapping.mapper.primary_key, self._identity, strict=True))
-            claim = sa.select(*self._compared).select_from(mapping.mapper.selectable).where(*is_row)
-            row = self._transaction.connection.execute(claim.with_for_update(of=table)).one_or_none()
-            if row is None or tuple(row) != self._token:
-                raise Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded")
-        if mapping.version is not None and changed:
-            setattr(self._resource, mapping.version, getattr(self._resource, mapping.version) + 1)
-
-    def _start_version(self) -> None:
-        version = self._mapping.version
-        if version is not None and self._resource in self._session and getattr(self._resource, version) is None:
-            setattr(self._resource, version, 1)
-
     def _look_again(self, rejected: Rejected) -> None:
         """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`."""
         cause = rejected.__cause__
         if self._identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
             mapping = self._mapping
-            with mapping.engine.connect() as connection:
-                there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
+            try:
+                with mapping.engine.connect() as connection:
+                    there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
+            except DBAPIError:
+                return
             if there is not None:
                 raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from cause
 
@@ -351,6 +388,7 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     batch_session = type("BatchSession", (parent,), {"get_bind": lambda session, *_, **__: session.bind})
     maker = sessionmaker(class_=batch_session, **{**options, **own})
     event.listen(maker, "before_commit", lambda session: _scope(session).refuse_commit())
+    event.listen(maker, "before_flush", lambda session, *_: _scope(session).flushes())
     event.listen(maker, "transient_to_pending", lambda session, instance: _scope(session).has_added(instance))
     return maker
 

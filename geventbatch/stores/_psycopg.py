@@ -10,6 +10,7 @@ SQLAlchemy knows nothing of it. It is given cursors that send more than it asked
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from psycopg.abc import Params
     from sqlalchemy.sql.base import Executable
 
+_RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
+
 _NO_ROW: Final = "rows were changed in place of 1"
 
 _CHECKED: Final = (
-    "WITH changed AS ({statement} RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 "  # noqa: S608 - of a statement that SQLAlchemy has compiled
+    "WITH changed AS (%s RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 "  # noqa: S608 - of a statement that SQLAlchemy has compiled
     "ELSE CAST(count(*) || ' " + _NO_ROW + "' AS integer) END FROM changed"
 )
 """Fails, by a text that is no number, unless the statement changes exactly one row."""
@@ -47,7 +50,7 @@ class PipelinedTransaction(PostgresTransaction):
 
     # -- mutable state ---------------------------------------------------------------------------------------
     before: list[str]  # to be sent with the next statement
-    collecting: bool  # a save
+    collecting: psycopg.Pipeline | None  # that of a save
     checked: bool  # the next statement has to change one row
     _xid_cursor: psycopg.Cursor[Any]
 
@@ -56,7 +59,7 @@ class PipelinedTransaction(PostgresTransaction):
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
         self._xid_cursor = psycopg.Cursor(self._driver)
-        self.collecting = self.checked = False
+        self.collecting, self.checked = None, False
         self.before = [_begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
         # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
         self._driver.autocommit = True
@@ -70,7 +73,7 @@ class PipelinedTransaction(PostgresTransaction):
         self.before = [_sql.postgres_bound(remaining())]
 
     def change(self, statement: Executable, parameters: dict[str, Any]) -> None:
-        if not self.collecting:
+        if self.collecting is None:
             super().change(statement, parameters)
             return
         self.checked = True
@@ -83,15 +86,16 @@ class PipelinedTransaction(PostgresTransaction):
             return
         sent = False
         try:
-            with self.pipelined():
+            with self.pipelined() as pipeline:
                 self._send(_sql.postgres_bound(remaining()))
-                self.collecting = True
-                writes()
-                self.collecting = False
+                self.collecting = pipeline
+                try:
+                    writes()
+                finally:
+                    self.collecting = None
                 sent = True
                 self._send("COMMIT")
         except Exception as raised:
-            self.collecting = False
             error = _wrapped(raised)
             if _NO_ROW in str(error):
                 raise Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded") from error
@@ -99,7 +103,7 @@ class PipelinedTransaction(PostgresTransaction):
                 raise self.not_saved(error) from cause(error)
             self.settle(error)
         else:
-            self.connection.commit()  # which finds nothing left to send
+            self.committer()  # which finds nothing left to send
 
     def commit_now(self) -> None:
         if self.has_failed():
@@ -123,24 +127,29 @@ class PipelinedTransaction(PostgresTransaction):
         for statement in before:
             self._send(statement)
 
+    def checks(self, query: str) -> bool:
+        """Whether this statement has to change one row for each set of its parameters."""
+        checked, self.checked = self.checked, False
+        return checked or (query.startswith(("UPDATE", "DELETE")) and not _RETURNS.search(query))
+
     def _send(self, statement: str) -> None:
         cursor = self._xid_cursor if statement.startswith("SELECT set_config") else psycopg.Cursor(self._driver)
         cursor.execute(statement.encode())
 
     @contextmanager
-    def pipelined(self) -> Iterator[None]:
+    def pipelined(self) -> Iterator[psycopg.Pipeline]:
         """Wait for nothing until the block is left; then for all at once."""
-        pipeline = self._driver.pipeline()
-        pipeline.__enter__()
+        waiting = self._driver.pipeline()
+        pipeline = waiting.__enter__()
         try:
-            yield
+            yield pipeline
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._driver.close()  # else leaving would wait for answers, and nobody could interrupt it any more
-            pipeline.__exit__(type(error), error, error.__traceback__)
+            waiting.__exit__(type(error), error, error.__traceback__)
             raise
         try:
-            pipeline.__exit__(None, None, None)
+            waiting.__exit__(None, None, None)
         except Exception as error:
             interruption = _interruption(error)
             if interruption is not None:
@@ -154,14 +163,20 @@ class _Cursor(psycopg.Cursor[Any]):
     def __init__(self, transaction: PipelinedTransaction, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._transaction = transaction
+        self._expected = 0  # rows, of a statement that is not waited for
+
+    @property
+    def rowcount(self) -> int:
+        """While nobody waits: as many rows as there were parameters, since any other number makes it fail."""
+        return self._expected or super().rowcount
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         transaction = self._transaction
-        if transaction.collecting:
-            if transaction.checked:
-                transaction.checked = False
-                query = _CHECKED.format(statement=query)
-            super().execute(query, params, **options)
+        if transaction.collecting is not None:
+            self._expected = int(transaction.checks(query))
+            super().execute(_CHECKED % query if self._expected else query, params, **options)
+            if _RETURNS.search(query):  # SQLAlchemy looks at what it returns
+                transaction.collecting.sync()
         elif transaction.before:
             with transaction.pipelined():
                 transaction.send_before()
@@ -172,7 +187,11 @@ class _Cursor(psycopg.Cursor[Any]):
 
     def executemany(self, query: Any, params_seq: Iterable[Params], *, returning: bool = False) -> None:
         transaction = self._transaction
-        if transaction.before:
+        if transaction.collecting is not None:
+            every = list(params_seq)
+            self._expected = len(every) if transaction.checks(query) else 0
+            super().executemany(_CHECKED % query if self._expected else query, every, returning=returning)
+        elif transaction.before:
             with transaction.pipelined():
                 transaction.send_before()
                 super().executemany(query, params_seq, returning=returning)
