@@ -10,12 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gevent
-import gevent.pool
 import pytest
+from gevent.event import Event
 
 from examples.tickets.load import Connection
 from tests.servers import side_by_side, wait_until
@@ -136,7 +137,7 @@ def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered_and_th
 ) -> None:
     def run(case: Case) -> None:
         with gunicorn(tmp_path / case.name, *case.arguments) as server:
-            words = [f"{'w' * (n % 3)}{n:03}" for n in range(ADMITTED)]
+            words = [f"{'slow' if n % 5 == 0 else 'word'}{n}" for n in range(ADMITTED)]
             callers = [gevent.spawn(server.ask, word) for word in words]
             first = wait_until_pending(server, ADMITTED)
             case.send(server)
@@ -197,16 +198,70 @@ def health_of(server: Server) -> dict[str, Any] | None:
         return None
 
 
-def test_restarts_after_so_many_requests_lose_nothing_and_answer_everybody(tmp_path: Path) -> None:
-    with gunicorn(tmp_path / "restarts", "--max-requests", "20", "--preload") as server:
+class Crowd:
+    """Clients that have one word after another saved, and keep a book of what they were answered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._words = (f"word{number}" for number in count())
+        self._over = Event()
+        self.statuses: Counter[int] = Counter()
+        self.saved: list[str] = []
+        self.workers: set[int] = set()
+        self._clients = [gevent.spawn(self._work) for _ in range(10)]
+
+    def go_home(self) -> None:
+        self._over.set()
+        gevent.joinall(self._clients, raise_error=True)
+
+    def _work(self) -> None:
+        while not self._over.is_set():
+            self._ask(next(self._words))
+
+    def _ask(self, word: str) -> None:
+        try:
+            status, health = self._server.ask(word)
+        except ConnectionRefusedError:
+            self._over.set()
+        except OSError:
+            self.statuses[0] += 1
+        else:
+            self.statuses[status] += 1
+            if status == 200:
+                self.saved.append(word)
+                self.workers.add(health["pid"])
+
+
+def test_whoever_comes_while_a_worker_ends_is_answered_or_nothing_of_his_is_saved(tmp_path: Path) -> None:
+    def end(sent: signal.Signals) -> None:
+        with crowded(tmp_path / sent.name) as (server, crowd):
+            wait_until(lambda: len(crowd.saved) > 50)
+            server.process.send_signal(sent)
+            assert server.wait() == 0
+        assert crowd.statuses.keys() <= {200, 503, 0}
+
+    def restart() -> None:
+        with crowded(tmp_path / "restart", "--max-requests", "20", "--preload") as (server, crowd):
+            wait_until(lambda: len(crowd.workers) > 1)
+            crowd.go_home()
+            server.process.terminate()
+            assert server.wait() == 0
+        assert crowd.statuses.keys() == {200}
+
+    side_by_side(lambda run, *case: run(*case), (end, signal.SIGTERM), (end, signal.SIGQUIT), (restart,))
+
+
+@contextmanager
+def crowded(directory: Path, *arguments: str) -> Iterator[tuple[Server, Crowd]]:
+    """A server under load. In the end what is saved is what the clients were answered, or the test fails."""
+    with gunicorn(directory, *arguments) as server:
         server.open_gate()
-        words = [f"w{n}" for n in range(50)]
-        answers = gevent.pool.Pool(5).map(server.ask, words)
-        server.process.terminate()
-        assert server.wait() == 0
-        assert [status for status, _ in answers] == [200] * 50
-        assert len({health["pid"] for _, health in answers}) > 1
-        assert sorted(server.saved()) == sorted(words)
+        crowd = Crowd(server)
+        try:
+            yield server, crowd
+        finally:
+            crowd.go_home()
+        assert sorted(server.saved()) == sorted(crowd.saved)
 
 
 def test_what_nobody_waits_for_is_saved_too_before_the_worker_ends(tmp_path: Path) -> None:

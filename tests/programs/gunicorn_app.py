@@ -44,6 +44,8 @@ processor = Processor(
 
 def run(word: str) -> None:
     processor.run(f"key {len(word) % 3}", list.append, word)
+    if word.startswith("slow"):  # to be rendered, once it is saved
+        gevent.sleep(0.5)
 
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

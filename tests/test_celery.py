@@ -1,0 +1,107 @@
+"""A Celery worker on gevent that is told to end: what was answered is saved, and so is what nobody waits for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.servers import side_by_side, wait_until
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = "tests.programs.celery_app"
+
+
+class Worker:
+    """A Celery worker with `tests.programs.celery_app`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for name in ("queue", "control", "results"):
+            (folder / name).mkdir(parents=True)
+        self._environment = {**os.environ, "FOLDER": str(folder)}
+        command = [sys.executable, "-m", "celery", "--app", PROGRAM, "worker", "--pool", "gevent", "-c", "20"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--without-mingle", "--without-gossip", "--without-heartbeat"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send(self, task: str, count: int) -> None:
+        command = [sys.executable, "-m", PROGRAM, task, str(count)]
+        subprocess.run(command, cwd=ROOT, env=self._environment, check=True)
+
+    def succeeded(self) -> list[str]:
+        """Give the results of the tasks that were answered as success."""
+        answers = [json.loads(one.read_text()) for one in (self._folder / "results").iterdir()]
+        return sorted(answer["result"] for answer in answers if answer["status"] == "SUCCESS")
+
+    def queued(self) -> int:
+        return len(list((self._folder / "queue").iterdir()))
+
+    def saved(self) -> list[str]:
+        return sorted(self._lines("saved"))
+
+    def notes(self) -> list[str]:
+        return self._lines("notes")
+
+    def open_gate(self) -> None:
+        (self._folder / "gate").touch()
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
+
+    def _lines(self, name: str) -> list[str]:
+        file = self._folder / name
+        return file.read_text().split() if file.exists() else []
+
+
+@contextmanager
+def celery(folder: Path) -> Iterator[Worker]:
+    worker = Worker(folder)
+    try:
+        yield worker
+    except BaseException as error:
+        error.add_note(worker.log())
+        raise
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_worker_that_is_told_to_end_saves_all_that_it_answers_and_leaves_the_rest_in_the_queue(
+    tmp_path: Path,
+) -> None:
+    def run(sent: signal.Signals, status: int) -> None:
+        with celery(tmp_path / sent.name) as worker:
+            worker.open_gate()
+            worker.send("add", 200)
+            wait_until(lambda: len(worker.saved()) > 40)
+            worker.process.send_signal(sent)
+
+            assert worker.process.wait(45) == status
+            assert worker.saved() == worker.succeeded()
+            assert 40 < len(worker.saved()) < 200
+            assert len(worker.saved()) + worker.queued() == 200
+            assert "Traceback" not in worker.log()
+
+    side_by_side(run, (signal.SIGTERM, 0), (signal.SIGINT, 1))
+
+
+def test_what_no_task_waits_for_is_saved_before_the_worker_ends(tmp_path: Path) -> None:
+    with celery(tmp_path / "later") as worker:
+        worker.send("add_later", 3)
+        wait_until(lambda: len(worker.succeeded()) == 3)
+        worker.process.terminate()
+        wait_until(lambda: "worker_shutdown" in worker.notes())
+        assert worker.saved() == []
+        worker.open_gate()
+
+        assert worker.process.wait(45) == 0
+        assert worker.saved() == ["word0", "word1", "word2"]
