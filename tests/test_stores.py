@@ -711,23 +711,3 @@ def test_a_commit_that_never_arrives_is_not_told_to_be_saved(
     if case.knows_outcome:
         assert outcome == 11  # replayed
     assert_as_good_as_new(adapter)
-
-
-@over(lambda case: case.has_proxy and case.knows_outcome)
-@pytest.mark.parametrize("missing", [False, True], ids=["an update", "a first insert"])
-def test_a_commit_that_arrives_after_its_batch_has_been_replayed_changes_nothing(
-    adapter: Adapter, missing: bool
-) -> None:
-    before = 0
-    if not missing:
-        adapter.put("k", before := 10)
-    with adapter.processor(missing="make", max_duration=5) as processor:
-        with proxy_of(adapter).hold(adapter.commit_marker) as rule:
-            caller = spawned(processor.run, "k", adapter.add, 1)
-            wait_until(rule.reached)
-            rule.times = rule.met  # the commit of the replay gets through
-            answer = caller.get()
-        wait_until(lambda: not rule.reached())
-        assert answer == before + 1
-        assert processor.run("k", adapter.total) == before + 1
-    assert adapter.get("k") == before + 1

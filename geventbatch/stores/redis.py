@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from inspect import Parameter, signature
 from math import inf
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 from uuid import UUID
 
 import gevent
@@ -64,6 +64,7 @@ _TOO_SHORT: Final = 0.01
 _LONGEST_PAUSE: Final = 0.2
 """Seconds between two questions that were not answered."""
 
+# A script, since it goes to the primary also where a client reads from replicas, and past a client's own cache.
 _LOAD: Final = "return redis.call('HMGET', KEYS[1], 'value', 'version', 'saves')"
 
 # Of both scripts the first three arguments are the version, the saves and whether there was a value, as loaded.
@@ -160,7 +161,7 @@ class RedisStore(Generic[R]):
             raise TypeError(f"prefix is {prefix!r}, but must be a str")
         _check_functions(encode=encode, decode=decode)
         _check_missing(missing)
-        self._server: _Server = _Cluster(client) if isinstance(client, RedisCluster) else _Standalone(client)
+        self._server = _Cluster(client) if isinstance(client, RedisCluster) else _Server(client)
         self._prefix = prefix.encode()
         self._encode: Callable[[R], str | bytes] = _json if encode is None else encode
         self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
@@ -406,68 +407,46 @@ class _Save:
 # -- the driver -----------------------------------------------------------------------------------------------
 
 
-class _Server(Protocol):
-    """What a client leads to."""
-
-    def load(self, name: bytes, /) -> tuple[bytes | None, bytes | None, bytes | None]: ...
-
-    def pool_of(self, name: bytes, /) -> Any: ...
-
-    def pool_at(self, host: str, port: int, /) -> Any: ...
-
-    def look_again(self, name: bytes, /) -> None:
-        """A question was not answered: another server may have taken over."""
-
-
-class _Standalone:
+class _Server:
     """One server, or the primary that a sentinel knows."""
 
-    def __init__(self, client: Redis) -> None:
-        self._client: Any = client
+    def __init__(self, client: Redis | RedisCluster) -> None:
+        self._client: Any = client  # the driver does not type what is asked of it here
 
     def __repr__(self) -> str:
         return repr(self._client)
 
     def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
-        value, version, saves = self._client.execute_command(
-            "HMGET", name, "value", "version", "saves", NEVER_DECODE=True
-        )
+        value, version, saves = self._client.execute_command("EVAL", _LOAD, 1, name, NEVER_DECODE=True)
         return value, version, saves
 
     def pool_of(self, _: bytes) -> Any:
         return self._client.connection_pool
 
-    def pool_at(self, _host: str, _port: int) -> None:
+    def pool_at(self, _host: str, _port: int) -> Any:
         return None
 
     def look_again(self, _: bytes) -> None:
-        """The pool connects to whoever is there."""
+        """A question was not answered: the pool connects to whoever is there now."""
 
 
-class _Cluster:
+class _Cluster(_Server):
     """Nodes, of which the primary of the key's slot is the one."""
 
-    def __init__(self, client: RedisCluster) -> None:
-        self._client: Any = client
-
-    def __repr__(self) -> str:
-        return repr(self._client)
-
-    def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
-        # A script goes to the primary, also where the client reads from replicas.
-        value, version, saves = self._client.execute_command("EVAL", _LOAD, 1, name, NEVER_DECODE=True)
-        return value, version, saves
-
     def pool_of(self, name: bytes) -> Any:
-        return self._client.get_redis_connection(self._client.get_node_from_key(name)).connection_pool
+        return self._pool(self._client.get_node_from_key(name))
 
     def pool_at(self, host: str, port: int) -> Any:
-        node = self._client.get_node(host=host, port=port)
-        return None if node is None else self._client.get_redis_connection(node).connection_pool
+        host, port = self._client.nodes_manager.remap_host_port(host, port)
+        return self._pool(self._client.get_node(host=host, port=port))
 
     def look_again(self, name: bytes) -> None:
+        """Have the client ask all nodes, which it does when its own does not answer."""
         with suppress(RedisError):
-            self.load(name)  # the client asks the other nodes when its own does not answer
+            self.load(name)
+
+    def _pool(self, node: Any) -> Any:
+        return None if node is None else self._client.get_redis_connection(node).connection_pool
 
 
 def _take(pool: Any) -> Any:
@@ -488,6 +467,7 @@ def _bound(connection: Any, seconds: float | None) -> None:
 
     The driver has no other way: its own ``socket_timeout`` counts when it connects.
     """
+    connection = getattr(connection, "_conn", connection)  # of a client with a cache of its own
     of_client = connection.socket_timeout
     if seconds is None or (of_client is not None and of_client < seconds):
         seconds = of_client

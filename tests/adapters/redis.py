@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 Resource = dict[str, int]
 
 SAVE: Final = b"if not as_loaded then return 0"
-"""In the script that saves."""
-
-LOADS: Final = {"redis": b"\r\nHMGET\r\n", "redis-cluster": b"return redis.call('HMGET'"}
+LOAD: Final = b"return redis.call('HMGET'"
+"""In the scripts that save and load."""
 
 
 class RedisAdapter(Adapter):
@@ -76,11 +75,7 @@ class RedisAdapter(Adapter):
         self.direct.hset(self.name(key), "value", b"\xff{")
 
     def slow(self, step: Step) -> AbstractContextManager[Callable[[], bool]]:
-        return self._slow(self.load_marker if step == "load" else SAVE)
-
-    @property
-    def load_marker(self) -> bytes:
-        return LOADS["redis"]
+        return self._slow(LOAD if step == "load" else SAVE)
 
     @contextmanager
     def _slow(self, marker: bytes) -> Iterator[Callable[[], bool]]:
@@ -115,10 +110,6 @@ class ClusterAdapter(RedisAdapter):
     def _connected(self) -> redis.RedisCluster:
         proxied = (self.proxy.host, self.proxy.port)
         return redis.RedisCluster(*proxied, address_remap=lambda _: proxied, client_name=self._prefix)
-
-    @property
-    def load_marker(self) -> bytes:
-        return LOADS["redis-cluster"]
 
     def pools(self) -> list[Any]:
         client: Any = self.client
