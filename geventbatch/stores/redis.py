@@ -420,27 +420,27 @@ class _Server:
         value, version, saves = self._client.execute_command("EVAL", _LOAD, 1, name, NEVER_DECODE=True)
         return value, version, saves
 
-    def pool_of(self, _: bytes) -> Any:
+    def pool_of(self, _name: bytes, /) -> Any:
         return self._client.connection_pool
 
-    def pool_at(self, _host: str, _port: int) -> Any:
+    def pool_at(self, _host: str, _port: int, /) -> Any:
         return None
 
-    def look_again(self, _: bytes) -> None:
+    def look_again(self, _name: bytes, /) -> None:
         """A question was not answered: the pool connects to whoever is there now."""
 
 
 class _Cluster(_Server):
     """Nodes, of which the primary of the key's slot is the one."""
 
-    def pool_of(self, name: bytes) -> Any:
+    def pool_of(self, name: bytes, /) -> Any:
         return self._pool(self._client.get_node_from_key(name))
 
-    def pool_at(self, host: str, port: int) -> Any:
+    def pool_at(self, host: str, port: int, /) -> Any:
         host, port = self._client.nodes_manager.remap_host_port(host, port)
         return self._pool(self._client.get_node(host=host, port=port))
 
-    def look_again(self, name: bytes) -> None:
+    def look_again(self, name: bytes, /) -> None:
         """Have the client ask all nodes, which it does when its own does not answer."""
         with suppress(RedisError):
             self.load(name)
