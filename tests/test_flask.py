@@ -17,6 +17,7 @@ from sqlalchemy.orm import Mapped, mapped_column, object_session
 import geventbatch
 from geventbatch import BatchError, ProcessorOverloaded, ProcessorStopped, ResourceMissing, current_batch
 from geventbatch.integrations.flask import AppProcessor, GeventBatch
+from geventbatch.stores import SQLAlchemyStore
 from tests.answers import Make, Told, check, each_accept, each_error, form_of
 
 
@@ -359,6 +360,70 @@ def test_each_attempt_has_a_session_of_its_own(accounts: tuple[Flask, AppProcess
         assert db.session.scalar(sa.select(Account.balance)) == 1
 
 
+@pytest.fixture
+def stored(tmp_path: Path, batching: bool) -> Iterator[tuple[Flask, GeventBatch]]:
+    """An application for stores that have sessions of their own."""
+    batches = GeventBatch()
+    app = flask_app(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'accounts.sqlite'}",
+        GEVENTBATCH_BATCHING=batching,
+        GEVENTBATCH_MIN_DURATION=0,
+        GEVENTBATCH_MAX_DURATION=5,
+    )
+    db.init_app(app)
+    batches.init_app(app)
+    with app.app_context():
+        db.create_all()
+        db.session.add(Account(id=1, balance=0))
+        db.session.commit()
+        db.session.remove()
+    with app.test_request_context("/"):
+        yield app, batches
+    assert geventbatch.stop_all(timeout=10)
+    with app.app_context():
+        db.engine.dispose()
+
+
+def test_with_a_store_of_mapped_instances_the_session_is_that_of_the_store(stored: tuple[Flask, GeventBatch]) -> None:
+    _, batches = stored
+    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account))  # type: ignore[arg-type]
+
+    def deposit(account: Account, amount: int) -> int:
+        assert object_session(account) is db.session()
+        account.balance += amount
+        db.session.add(Entry(amount=amount))
+        return account.balance
+
+    def fail(account: Account) -> None:
+        db.session.add(Entry(amount=100))
+        raise LookupError
+
+    own = db.session()
+    assert accounts.run("1", deposit, 7) == 7
+    with pytest.raises(LookupError):
+        accounts.run(1, fail)
+    assert accounts.run(1, deposit, 3) == 10
+
+    assert db.session() is own
+    assert db.session.scalars(sa.select(Entry.amount)).all() == [7, 3]
+    assert len(db.session.registry.registry) == 1  # that of this request
+
+
+def test_what_no_store_would_save_is_told_to_the_operator(
+    stored: tuple[Flask, GeventBatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, batches = stored
+    words = batches.processor(load_resource=lambda key: Words())
+
+    def add_entry(words: Words) -> None:
+        db.session.add(Entry(amount=7))
+
+    words.run("k", add_entry)
+
+    assert db.session.scalars(sa.select(Entry.amount)).all() == []
+    assert "The batch of key 'k' is saved, but not what an operation changed in db.session" in caplog.text
+
+
 # Configuration.
 
 
@@ -454,6 +519,15 @@ def test_outside_of_an_application_it_runs_on_the_one_that_is_named() -> None:
     assert words.for_app(app).run("k", lambda words: current_app.name) == "one"
     with pytest.raises(RuntimeError, match="outside of application context"):
         words.run("k", list)
+
+
+def test_the_g_of_another_application_stays_there() -> None:
+    app = Flask("one")
+    words = GeventBatch(app).processor(load_resource=lambda key: Words(), min_duration=0)
+
+    with Flask("two").app_context():
+        g.name = "two's"
+        assert words.for_app(app).run("k", lambda words: g.get("name")) is None
 
 
 def test_whoever_forgot_something_is_told_what() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flask.globals import _cv_app
 
 from geventbatch._processor import current_batch
+from geventbatch.integrations._flask_sqlalchemy import adopt_session, tell_of_lost_changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -57,10 +58,12 @@ class AppScope:
     def __enter__(self) -> Any:
         """Load."""
         try:
-            return self._scope.__enter__()
+            resource = self._scope.__enter__()
         except BaseException as error:
             _pop(self._context, error)
             raise
+        adopt_session(self._context.app, resource)
+        return resource
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -71,6 +74,8 @@ class AppScope:
         except BaseException as raised:
             _pop(self._context, raised)
             raise
+        if error is None:
+            tell_of_lost_changes(self._context.app, current_batch().key)
         _pop(self._context, error)
 
     @property

@@ -12,9 +12,10 @@
     def book(name, seat):
         return asdict(trains.run(name, Train.book, seat, request.json["passenger"]))
 
-A batch has an application context of its own from load to save, and so has its Flask-SQLAlchemy ``db.session``: in
-operations too, where it would be the request's otherwise. ``request``, ``session`` and ``g`` are those of the caller
-in an operation; in a load and a save there is no request, and ``g`` is the batch's.
+A batch has an application context of its own from load to save. So Flask-SQLAlchemy's ``db.session`` is its own: in
+operations too, where it would be the request's otherwise. There it is the session of the resource, if that is a mapped
+instance. ``request``, ``session`` and ``g`` are those of the caller in an operation; in a load and a save there is no
+request, and ``g`` is the batch's.
 """
 
 from __future__ import annotations
@@ -114,6 +115,14 @@ class GeventBatch:
     def processor(
         self,
         *,
+        make_store: Callable[[], Callable[[Any], AbstractContextManager[R, Any]]],
+        **options: Unpack[_Options],
+    ) -> AppProcessor[R]: ...
+
+    @overload
+    def processor(
+        self,
+        *,
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
         **options: Unpack[_Options],
@@ -126,6 +135,12 @@ class GeventBatch:
 
     def processor(self, **options: Any) -> AppProcessor[Any]:
         """Declare a processor, with the arguments of `geventbatch.Processor`, before or after `init_app`.
+
+        Args:
+            make_store: Called for each application, in its context, to make its ``open_resource``; for a store that
+                needs to know the application: ``lambda: SQLAlchemyStore.mapped(db.session, Account)``. The extensions
+                that it uses have to be initialised before this one.
+            **options: As `geventbatch.Processor` takes them.
 
         Raises:
             TypeError: An option is of a wrong type. (Before `init_app`, that raises it.)
@@ -225,8 +240,12 @@ class _AppState:
     def make(self, declared: AppProcessor[Any], app: Flask) -> None:
         """Make the processor of *app*."""
         options = {**self.options, **declared.options}
-        pair = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
-        store = AppStore(app, _resource_scope(*pair))
+        if "make_store" in options:
+            check_callable("make_store", options["make_store"])
+            with app.app_context():
+                options["open_resource"] = options.pop("make_store")()
+        source = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
+        store = AppStore(app, _resource_scope(*source))
         try:
             self.processors[declared] = _Processor(open_resource=store, **options)
         except (TypeError, ValueError) as error:

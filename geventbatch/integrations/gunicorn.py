@@ -6,8 +6,8 @@ What it does:
 
 - It patches, before the application is imported: with ``--preload``, gunicorn would patch after that, and a database
   driver would block the hub.
-- It sets ``worker_class`` to "gevent" and ``control_socket_disable`` to True, for the server behind that socket is a
-  thread with an event loop of its own, which a patched process cannot run beside its work.
+- It sets ``worker_class`` to "gevent" and ``control_socket_disable`` to True: in a patched parent, the server behind
+  that socket is a greenlet, and every worker that is forked later would inherit it.
 - TERM, HUP and max_requests let a worker finish what it has accepted. INT and QUIT tell it to drop everything: it saves
   and answers that first, and so it does when a terminal's Ctrl-C reaches it twice.
 - A signal ends a worker that is still starting, which would have put it into a queue that nobody reads.
