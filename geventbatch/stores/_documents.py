@@ -33,6 +33,11 @@ class KeyText(TypeDecorator[str]):
     impl = sa.String
     cache_ok = True
 
+    @property
+    def python_type(self) -> type[str]:
+        """What keys are converted to."""
+        return str
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """For MySQL and MariaDB, with a collation that compares all code points. They call it by different names."""
         if dialect.name not in {"mysql", "mariadb"}:

@@ -62,6 +62,11 @@ class Mapping:
     """What is compared at the save; where it is empty, all columns are."""
 
     @cached_property
+    def name(self) -> str:
+        """Of the class."""
+        return str(self.mapper.class_.__name__)
+
+    @cached_property
     def columns(self) -> dict[str, sa.ColumnElement[Any]]:
         """The columns of all attributes that are columns and nothing else."""
         columns = {attribute.key: attribute.columns[0] for attribute in self.mapper.column_attrs}
@@ -162,8 +167,10 @@ class MappedScope:
 
     def _fetch(self, _: Transaction) -> Any:
         mapping = self._mapping
-        found: Any = self._session.execute(mapping.load, mapping.parameters(self._key)).unique().one_or_none()
-        return found
+        try:
+            return self._session.execute(mapping.load, mapping.parameters(self._key)).unique().one_or_none()
+        except (ValueError, TypeError, LookupError) as error:  # of a column's type
+            raise ValueError(f"the {mapping.name} {self._key!r} cannot be decoded: {error}") from error
 
     def _found(self, row: Any) -> Any:
         resource, *token = row
@@ -181,12 +188,10 @@ class MappedScope:
         mapping = self._mapping
         self._identity, self._compared, self._token, self._mutable = None, (), (), {}
         if mapping.missing == "raise":
-            raise ResourceMissing(f"there is no {mapping.mapper.class_.__name__} {self._key!r}", key=self._key)
+            raise ResourceMissing(f"there is no {mapping.name} {self._key!r}", key=self._key)
         resource = mapping.missing(self._key)
         if not isinstance(resource, mapping.mapper.class_):
-            raise TypeError(
-                f"missing made {resource!r} for {self._key!r}: it has to be a {mapping.mapper.class_.__name__}"
-            )
+            raise TypeError(f"missing made {resource!r} for {self._key!r}: it has to be a {mapping.name}")
         for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
             if getattr(resource, attribute.key) is None:
                 setattr(resource, attribute.key, value)

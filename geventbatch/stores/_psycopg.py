@@ -134,7 +134,7 @@ class PipelinedTransaction(PostgresTransaction):
 
     def _send(self, statement: str) -> None:
         cursor = self._xid_cursor if statement.startswith("SELECT set_config") else psycopg.Cursor(self._driver)
-        cursor.execute(statement.encode())
+        cursor.execute(statement.encode(), prepare=False)  # its bound makes it another one each time
 
     @contextmanager
     def pipelined(self) -> Iterator[psycopg.Pipeline]:
