@@ -7,6 +7,8 @@ from django.db import models
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from django.db.models.fields.related_descriptors import RelatedManager
+
 
 # Which types the fields have is said without a plugin of mypy's, which would import the settings.
 
@@ -17,6 +19,9 @@ class Account(models.Model):
     document: models.JSONField[Any, Any] = models.JSONField(default=dict)
     note: models.TextField[str, str] = models.TextField(default="")
     changed_at: models.DateTimeField[datetime, datetime] = models.DateTimeField(auto_now=True)
+
+    if TYPE_CHECKING:
+        entries: RelatedManager[Entry]
 
     class Meta:
         app_label = "bank"
