@@ -71,6 +71,9 @@ class Transaction:
         self._begun = True
         if self.nested:
             return
+        if self.pipelines:
+            raw: Any = self.connection.connection
+            raw.autocommit = True  # so that psycopg leaves BEGIN to `loading`: it would wait for it
         if self.connection.vendor == "mysql":
             self._stack.enter_context(self.connection.execute_wrapper(self._bound_mysql))
         if lazily:
@@ -82,11 +85,13 @@ class Transaction:
         if self.nested or self.connection.vendor != "postgresql":
             yield
             return
-        together = _Together(self, before=[(_sql.postgres_bound_and_xid(self._batch.remaining()), ())])
+        bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), ())
+        before = [(_begin(self.connection.connection), ()), bound] if self.pipelines else [bound]
+        together = _Together(self, before)
         with self.connection.execute_wrapper(together):
             yield
-        if together.answers:
-            self._xid = together.answers[0][1]
+        together.send()  # where Django has found out by itself that there is no such row
+        _, self._xid = together.answers[0]
 
     @contextmanager
     def saving(self, *, check: Statement | None = None, commits: bool = False) -> Iterator[None]:
@@ -278,17 +283,28 @@ class _Together:
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
         if self._sent or (self._commits and not _starts(sql, _WRITES)):
             return execute(sql, params, many, context)
+        return self.send(execute, sql, params, many, context)
+
+    def send(self, execute: Execute = lambda: None, *args: Any) -> Any:
+        """Send all that, if it was not sent yet."""
+        if self._sent:
+            return None
         self._sent = True
         owner = self._owner
         owner._may_be_committed = self._commits
         raw: Any = owner.connection.connection
         with owner.connection.wrap_database_errors, _pipeline(raw) if owner.pipelines else ExitStack():
             cursors = [_execute(raw, *statement) for statement in self._before]
-            executed = execute(sql, params, many, context)
+            executed = execute(*args)
             if self._commits:
                 _execute(raw, "COMMIT")
         self.answers = [cursor.fetchone() for cursor in cursors if cursor.description is not None]
         return executed
+
+
+def _begin(raw: Any) -> str:
+    level = raw.isolation_level
+    return "BEGIN" if level is None else f"BEGIN ISOLATION LEVEL {level.name.replace('_', ' ')}"
 
 
 def _execute(raw: Any, statement: str, params: Sequence[object] = ()) -> Any:

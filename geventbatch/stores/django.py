@@ -24,6 +24,7 @@ from django.db.models import (
     UUIDField,
 )
 from django.db.models.signals import post_save, pre_save
+from gevent import monkey
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
@@ -144,23 +145,25 @@ class DjangoStore(Generic[M]):
             raise TypeError(f"{key!r} is no key for the column {column}")
         return value
 
-    def admit(self, key: object) -> bool:
-        """Whether an operation called here runs alone: inside a `TestCase`, on the connection of the test.
+    def admit(self, key: Hashable) -> bool:
+        """Whether an operation called here runs alone, on the connection that is there.
+
+        So it does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
 
         Raises:
             RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*).
         Switches: no.
         """
         connection = current(self.using)
-        if connection is None or connection.connection is None:
-            return False
-        if connection.in_atomic_block:
-            if all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
-                return True
-        elif connection.get_autocommit() or not connection.settings_dict["AUTOCOMMIT"]:
-            return False
+        alone = not monkey.is_module_patched("threading")
+        if connection is None or not _in_transaction(connection):
+            return alone
+        if connection.in_atomic_block and all(
+            getattr(one, "_from_testcase", False) for one in connection.atomic_blocks
+        ):
+            return True
         if self.allow_atomic:
-            return False
+            return alone
         raise RuntimeError(
             f"run() was called on key {key!r} inside a transaction of the database {self.using!r} (atomic(), or "
             "ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch would wait for "
@@ -509,6 +512,13 @@ def _delete_later(*_: object, **__: object) -> tuple[int, dict[str, int]]:
     """In place of `delete` while operations run: the store deletes when the operation has returned. Switches: no."""
     current_batch().delete()
     return 1, {}
+
+
+def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    if connection.in_atomic_block:
+        return True
+    is_manual = connection.settings_dict["AUTOCOMMIT"] and connection.connection is not None
+    return is_manual and not connection.get_autocommit()
 
 
 def _by_model(rows: Sequence[object]) -> list[Model]:

@@ -14,9 +14,8 @@ from django.db.models import F
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
-from tests import servers
 from tests.adapters.base import Adapter, Case, Missing, Step
-from tests.django_project.start import database
+from tests.django_project.start import database, options_of, place
 from tests.proxy import Proxy
 
 from tests.django_project.bank.models import Account, Entry, Purse  # isort: skip - after Django is set up
@@ -24,7 +23,6 @@ from tests.django_project.bank.models import Account, Entry, Purse  # isort: ski
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -177,38 +175,11 @@ def _made(key: str) -> Purse:
 
 
 @contextmanager
-def _fresh(server: str, directory: Path) -> Iterator[str]:
-    """A file, or a schema in the one database that there is: making a database takes longer than many a test."""
-    if server == "sqlite":
-        url = f"sqlite:///{directory / 'purses.sqlite'}"
-        with database(url, models=TABLES):
-            yield url
-        return
-    with database(servers.postgres_url(), create=False) as alias:
-        schema = f"place_{uuid4().hex}"
-        _execute(alias, f"CREATE SCHEMA {schema}")
-        address = f"{servers.postgres_url()}#{schema}"
-        with database(address, options=_options(address), models=TABLES):
-            yield address
-        _execute(alias, f"DROP SCHEMA {schema} CASCADE")
-
-
-def _execute(alias: str, statement: str) -> None:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(statement)
-
-
-def _options(address: str) -> dict[str, Any]:
-    schema = urlsplit(address).fragment
-    return {"options": f"-c search_path={schema} -c synchronous_commit=off"} if schema else {}
-
-
-@contextmanager
 def _opened(kind: Kind, address: str) -> Iterator[Adapter]:
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(_endpoint(address))) if address.startswith("postgres") else None
         alias = f"store_{uuid4().hex}"
-        through, options = {}, _options(address)
+        through, options = {}, options_of(address)
         direct = stack.enter_context(database(address, create=False, options=options))
         if proxy is not None:
             through = {"HOST": proxy.host, "PORT": str(proxy.port)}
@@ -234,7 +205,7 @@ def _case(server: str, kind: Kind) -> Case:
 
     return Case(
         name=f"django-{kind}-{server}",
-        fresh=partial(_fresh, server),
+        fresh=partial(place, server, models=TABLES),
         opens=opens,
         has_locks=kind == "lock",
         has_rows=True,
