@@ -1,11 +1,47 @@
 """The app."""
 
-from django.apps import AppConfig
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+from django.apps import AppConfig, apps
+from django.db.models.signals import post_migrate
+from django.utils.module_loading import module_has_submodule
+
+from geventbatch.integrations import django as integration
+
+_log: Final = logging.getLogger("geventbatch")
 
 
 class GeventbatchConfig(AppConfig):
-    """Finds the processors of the project."""
+    """Finds the processors, and looks whether the project is set up rightly."""
 
     name = "geventbatch.integrations.django"
     label = "geventbatch"
     verbose_name = "geventbatch"
+
+    def ready(self) -> None:
+        """Import the module ``processors`` of each app that has one, and register the checks."""
+        from geventbatch.integrations.django import checks
+
+        for app in apps.get_app_configs():
+            if app.module is not None and module_has_submodule(app.module, "processors"):
+                module = import_module(f"{app.name}.processors")
+                if module not in integration._modules:
+                    integration._modules.append(module)
+        checks.register_all()
+        # A test database cannot be dropped while anybody is connected. Emptying it, as a TransactionTestCase does at
+        # its end, sends this signal too.
+        post_migrate.connect(_close_idle, dispatch_uid="geventbatch")
+        if checks.in_gevent_worker():
+            for message in checks.of_process():
+                _log.warning("%s", message)
+
+
+def _close_idle(using: str, **_: Any) -> None:
+    connections = sys.modules.get("geventbatch.stores._django_connections")
+    if connections is not None:  # else there is no store
+        connections.close_idle(using)
