@@ -5,7 +5,7 @@ whether it is safe to ask again.
 """
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -25,10 +25,8 @@ from examples.tickets.domain import (
 )
 from examples.tickets.settings import TRAINS, Settings
 from examples.tickets.storage import CONNECTIONS, Store
-from geventbatch import BatchError, Processor
-
-# Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
-MAX_ATTEMPTS = 30
+from geventbatch import Processor, ResourceMissing
+from geventbatch.integrations.flask import GeventBatch
 
 STATUS_OF: dict[type[Refused], HTTPStatus] = {
     UnknownTrain: HTTPStatus.NOT_FOUND,
@@ -41,34 +39,39 @@ STATUS_OF: dict[type[Refused], HTTPStatus] = {
 pages = Blueprint("tickets", __name__)
 
 
+@dataclass
 class Tickets:
     """What the views share: the store, and the processor in front of it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.store = Store(settings.database_url)
-        self.processor = Processor(
-            open_resource=self.store.open_train,
-            # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
-            min_duration=0,
-            max_duration=settings.max_duration,
-            max_attempts=MAX_ATTEMPTS,
-            max_batches=CONNECTIONS,
-            max_pending=settings.max_pending,
-            batching=settings.batching,
-        )
+    store: Store
+    processor: Processor[Train]
 
 
 def create_app(settings: Settings) -> Flask:
     """The application; the trains that are missing from its database are added."""
     app = Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = 16 * 1024
-    tickets = app.extensions["tickets"] = Tickets(settings)
-    tickets.store.create(TRAINS)
+    app.config.update(
+        MAX_CONTENT_LENGTH=16 * 1024,
+        GEVENTBATCH_BATCHING=settings.batching,
+        GEVENTBATCH_MAX_DURATION=settings.max_duration,
+        GEVENTBATCH_MAX_PENDING=settings.max_pending,
+    )
+    store = Store(settings.database_url)
+    store.create(TRAINS)
     # With gunicorn's --preload, the workers are forked after this, and a connection must never be in two processes.
-    tickets.store.close()
+    store.close()
+    trains = GeventBatch(app).processor(
+        open_resource=store.open_train,
+        # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
+        min_duration=0,
+        # Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
+        max_attempts=30,
+        max_batches=CONNECTIONS,
+    )
+    app.extensions["tickets"] = Tickets(store, trains.for_app(app))
     app.register_blueprint(pages)
     app.register_error_handler(Refused, refused)
-    app.register_error_handler(BatchError, not_answered)
+    app.register_error_handler(ResourceMissing, not_found)
     app.register_error_handler(HTTPException, not_understood)
     return app
 
@@ -123,16 +126,9 @@ def refused(error: Refused) -> tuple[Response, HTTPStatus]:
     return _problem(type(error).__name__, str(error)), STATUS_OF[type(error)]
 
 
-def not_answered(error: BatchError) -> tuple[Response, HTTPStatus] | tuple[Response, HTTPStatus, dict[str, str]]:
-    """The batch failed. Whether anything was saved decides what the client may do."""
-    if isinstance(error.__cause__, UnknownTrain):
-        return refused(error.__cause__)
-    current_app.logger.warning("%s: %s (%r)", type(error).__name__, error, error.__cause__)
-    if error.retry_safe:
-        problem = _problem("TryAgain", "nothing was changed; please try again")
-        return problem, HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}
-    problem = _problem("OutcomeUnknown", "it may be saved or not; look at the seat map before you try again")
-    return problem, HTTPStatus.GATEWAY_TIMEOUT
+def not_found(error: ResourceMissing) -> tuple[Response, HTTPStatus]:
+    """A batch found no train; to what else may happen to a batch, `GeventBatch` has the answers."""
+    return refused(UnknownTrain(f"there is no train {error.key}"))
 
 
 def not_understood(error: HTTPException) -> tuple[Response, int]:
