@@ -1,0 +1,13 @@
+"""Move money between accounts: a Django application in which one change spans several records.
+
+Read in the order of a transfer:
+
+- `models`: accounts, the ledger, one line of the audit per operation.
+- `processors`: whose operations are batched, and by what; found by the app `geventbatch.integrations.django`.
+- three ways to change two accounts: `ledger` (what the views use), `ordering`, and `outbox`, which
+  `finish` finishes.
+- `views`, `refusals`, `urls`, `settings`: the same as in any Django application.
+- `gunicorn.conf.py` runs it in gevent workers, and `__main__` does so in one command.
+
+`python -m examples.wallet.compare` measures what the three ways cost; docs/keys.md tells what each is good for.
+"""

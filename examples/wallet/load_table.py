@@ -1,0 +1,130 @@
+"""The same load on two servers in turn, one with batching and one without, and what came of it as a table."""
+
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from examples.client import Connection
+from examples.server import ROOT, Server
+from examples.wallet.load import Report
+
+CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
+# Each server has this many turns, so that neither has all the quiet moments of the machine.
+TURNS = 2
+COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
+TITLES = (
+    "",
+    "requests/s",
+    "p50 ms",
+    "p99 ms",
+    "operations",
+    "batches",
+    "operations",
+    "refused",
+    "try again",
+    "unknown",
+)
+TITLES_BELOW = ("", "", "", "", "saved", "saved", "per batch", "409", "503", "5xx, cut")
+
+
+@dataclass
+class Row:
+    """What one of the two servers did in all its turns."""
+
+    name: str
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    batches: int = 0
+
+    def add(self, report: Report, before: dict[str, int], after: dict[str, int]) -> None:
+        """Count another turn."""
+        self.seconds += report.seconds
+        self.latencies += report.latencies
+        self.statuses += report.statuses
+        self.operations += after["operations"] - before["operations"]
+        self.batches += after["batches"] - before["batches"]
+
+    def __str__(self) -> str:
+        return COLUMNS.format(
+            self.name,
+            f"{len(self.latencies) / self.seconds:,.0f}",
+            f"{self._percentile(50) * 1000:.1f}",
+            f"{self._percentile(99) * 1000:.1f}",
+            f"{self.operations:,}",
+            f"{self.batches:,}",
+            f"{self.operations / max(1, self.batches):.1f}",
+            f"{self.statuses['409']:,}",
+            f"{self.statuses['503']:,}",
+            f"{self.statuses.total() - sum(self.statuses[known] for known in ('201', '409', '503')):,}",
+        )
+
+    def _percentile(self, percent: int) -> float:
+        ordered = sorted(self.latencies) or [math.nan]
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def print_table(seconds: float, clients: int, workers: int, database_url: str | None) -> bool:
+    """Print the table; True when the database holds what the clients were told."""
+    rows = [Row("batching"), Row("batching=False")]
+    with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
+        from examples.wallet.audit import differences  # which needs the settings
+
+        print(_heading(seconds, clients, workers, url), flush=True)
+        wrong: list[str] = []
+        for _ in range(TURNS):
+            for row, server in zip(rows, (on, off), strict=True):
+                before = _ledger(server)
+                report = _load(server, seconds / (2 * TURNS), clients)
+                row.add(report, before, _ledger(server))
+                wrong += differences(report)
+    print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), *rows, "", sep="\n")
+    print(*wrong or ["Checked: money is conserved, and the audit agrees with all balances and answers."], sep="\n")
+    return not wrong
+
+
+def _ledger(server: Server) -> dict[str, int]:
+    connection = Connection(server.host, server.port)
+    _, overview = connection.ask("GET", "/")
+    connection.close()
+    ledger: dict[str, int] = overview["ledger"]
+    return ledger
+
+
+def _load(server: Server, seconds: float, clients: int) -> Report:
+    """Run the clients in a process of their own, so that they do not share a hub with anybody."""
+    command = [sys.executable, "-m", "examples.wallet.load", server.host, str(server.port)]
+    command += ["--seconds", str(seconds), "--clients", str(clients)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
+    return Report.from_json(ended.stdout.decode())
+
+
+def _server(url: str, workers: int, batching: str) -> Server:
+    return Server(CONFIGURATION, {"DATABASE_URL": url, "BATCHING": batching}, ["--workers", str(workers)])
+
+
+@contextmanager
+def _database(url: str | None) -> Iterator[str]:
+    """The given one, or a file that is gone afterwards; with its tables, and set up for this process too."""
+    from examples.wallet.__main__ import migrate
+
+    with TemporaryDirectory(prefix="wallet-") as directory:
+        os.environ["DATABASE_URL"] = url or f"sqlite:///{Path(directory, 'wallet.sqlite')}"
+        migrate()
+        yield os.environ["DATABASE_URL"]
+
+
+def _heading(seconds: float, clients: int, workers: int, url: str) -> str:
+    database = url.partition(":")[0]
+    return (
+        f"{clients} clients in a closed loop, three transfers to a deposit, {workers} gunicorn workers, {database}.\n"
+        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's."
+    )

@@ -1,0 +1,20 @@
+"""An application of a certain age: each request is a transaction, unless its view says otherwise."""
+
+import os
+
+from examples.wallet.database import database
+
+SECRET_KEY = os.environ.get("SECRET_KEY", "nothing is signed here")
+ALLOWED_HOSTS = ["*"]
+INSTALLED_APPS = ["geventbatch.integrations.django", "examples.wallet"]
+MIDDLEWARE = ["django.middleware.common.CommonMiddleware", "examples.wallet.refusals.Answers"]
+ROOT_URLCONF = "examples.wallet.urls"
+DATABASES = {
+    "default": {**database(os.environ.get("DATABASE_URL", "sqlite:///wallet.sqlite")), "ATOMIC_REQUESTS": True}
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+BATCHING = os.environ.get("BATCHING", "on") != "off"
+"""False: each operation in a transaction of its own."""

@@ -1,0 +1,194 @@
+"""The tests as an application has them: `python -m django test examples.wallet`.
+
+In a `TestCase` every operation runs in the test's own transaction, by itself: nothing is to be set up for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from django.db import IntegrityError, connection
+from django.db.transaction import atomic
+from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
+
+from examples.wallet import ledger, ordering, outbox
+from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
+from examples.wallet.refusals import InsufficientFunds, UnknownAccount
+
+
+class OverHttp(TestCase):
+    """What clients are answered."""
+
+    def setUp(self) -> None:
+        """Two accounts, with 500 in the first."""
+        self.ann = Account.objects.create(owner="Ann", balance=500)
+        self.bob = Account.objects.create(owner="Bob")
+
+    def test_an_account_is_opened_empty(self) -> None:
+        status, opened = self.post("/accounts", owner=" Eve ")
+
+        assert (status, opened["owner"], opened["balance"]) == (201, "Eve", 0)
+        assert self.client.get(f"/accounts/{opened['account']}").json() == opened
+
+    def test_a_deposit_is_in_the_account_and_in_the_audit(self) -> None:
+        status, movement = self.post(f"/accounts/{self.bob.pk}/deposits", amount=70)
+
+        assert (status, movement["target_balance"]) == (201, 70)
+        assert self.balances() == (500, 70)
+        line = Movement.objects.get(reference=movement["reference"])
+        assert (line.kind, line.amount, line.source, line.target, line.target_balance) == (
+            Kind.DEPOSIT,
+            70,
+            None,
+            self.bob,
+            70,
+        )
+
+    def test_a_transfer_is_in_both_accounts_and_once_in_the_audit(self) -> None:
+        status, movement = self.transfer(200)
+
+        assert (status, movement["source_balance"], movement["target_balance"]) == (201, 300, 200)
+        assert self.balances() == (300, 200)
+        line = Movement.objects.get()
+        assert (line.kind, line.amount, line.source, line.target) == (Kind.TRANSFER, 200, self.ann, self.bob)
+
+    def test_who_asks_again_with_the_same_reference_is_told_the_same_and_nothing_is_moved_again(self) -> None:
+        for path, status in (("/transfers", 201), ("/pending-transfers", 202)):
+            asked = {"source": self.ann.pk, "target": self.bob.pk, "amount": 100, "reference": str(uuid4())}
+            first = self.post(path, **asked)
+            assert first[0] == status
+            assert self.post(path, **asked) == first
+        assert self.balances() == (300, 100)
+
+    def test_a_reference_is_for_one_movement_only(self) -> None:
+        reference = str(uuid4())
+        self.transfer(100, reference=reference)
+
+        status, told = self.transfer(101, reference=reference)
+
+        assert (status, told["error"]) == (409, "ReferenceUsed")
+        assert self.balances() == (400, 100)
+
+    def test_a_pending_transfer_is_taken_at_once_and_arrives_later(self) -> None:
+        status, _ = self.transfer(200, path="/pending-transfers")
+
+        assert status == 202
+        assert self.balances() == (300, 0)
+        assert self.client.get("/").json()["pending"] == 200
+        assert outbox.finish() == 1
+        assert self.balances() == (300, 200)
+        assert outbox.finish() == 0
+
+    def test_nothing_is_taken_from_an_account_that_has_not_got_it(self) -> None:
+        for path in ("/transfers", "/pending-transfers"):
+            status, told = self.transfer(501, path=path)
+            assert (status, told["error"]) == (409, "InsufficientFunds")
+        assert self.balances() == (500, 0)
+        assert not Movement.objects.exists()
+        assert not Pending.objects.exists()
+
+    def test_what_makes_no_sense_is_refused(self) -> None:
+        both = {"source": self.ann.pk, "target": self.bob.pk}
+        cases: list[tuple[str, dict[str, Any], int, str]] = [
+            ("/transfers", {**both, "amount": 0}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": -5}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": True}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": 1.5}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": 2**53}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": 5, "reference": "mine"}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": 5, "target": self.ann.pk}, 400, "NotUnderstood"),
+            ("/transfers", {**both, "amount": 5, "target": 10**9}, 404, "UnknownAccount"),
+            ("/transfers", {**both, "amount": 5, "source": 10**9}, 404, "UnknownAccount"),
+            ("/pending-transfers", {**both, "amount": 5, "source": 10**9}, 404, "UnknownAccount"),
+            (f"/accounts/{10**30}/deposits", {"amount": 5}, 404, "UnknownAccount"),
+            ("/accounts", {"owner": ""}, 400, "NotUnderstood"),
+            ("/accounts", {"owner": "A" * 81}, 400, "NotUnderstood"),
+        ]
+        for path, sent, status, error in cases:
+            with self.subTest(path=path, sent=sent):
+                answer = self.post(path, **sent)
+                assert (answer[0], answer[1]["error"]) == (status, error)
+        assert self.client.get(f"/accounts/{10**30}").status_code == 404
+        assert self.client.post("/transfers", {"amount": 5}).status_code == 400
+        assert self.client.post("/transfers", "[]", content_type="application/json").status_code == 400
+        assert self.balances() == (500, 0)
+
+    def test_an_answer_of_an_operation_is_no_part_of_the_requests_transaction(self) -> None:
+        assert connection.settings_dict["ATOMIC_REQUESTS"]
+        for path in ("/transfers", "/pending-transfers"):
+            assert self.transfer(1, path=path)[0] in (201, 202)
+
+    def transfer(self, amount: int, path: str = "/transfers", **more: str) -> tuple[int, Any]:
+        return self.post(path, source=self.ann.pk, target=self.bob.pk, amount=amount, **more)
+
+    def post(self, path: str, **sent: object) -> tuple[int, Any]:
+        answer = self.client.post(path, sent, content_type="application/json")
+        return answer.status_code, answer.json()
+
+    def balances(self) -> tuple[int, int]:
+        """What is in the database."""
+        self.ann.refresh_from_db()
+        self.bob.refresh_from_db()
+        return self.ann.balance, self.bob.balance
+
+
+class Ways(TestCase):
+    """The three ways to change two accounts."""
+
+    def setUp(self) -> None:
+        """Two accounts, the one with the higher number has the money."""
+        self.low = Account.objects.create(owner="Ann")
+        self.high = Account.objects.create(owner="Bob", balance=500)
+
+    def test_each_moves_money_either_way_and_writes_down_both_balances(self) -> None:
+        for transfer in (ledger.transfer, ordering.in_one_transaction, ordering.in_two_runs):
+            with self.subTest(transfer=transfer):
+                there = transfer(self.high.pk, self.low.pk, 100, uuid4())
+                assert (there.target_id, there.target_balance) == (self.low.pk, 100)
+                back = transfer(self.low.pk, self.high.pk, 100, uuid4())
+                assert (back.target_id, back.target_balance) == (self.high.pk, 500)
+        assert list(Account.objects.order_by("pk").values_list("balance", flat=True)) == [0, 500]
+
+    def test_each_refuses_what_is_not_there(self) -> None:
+        for transfer in (ledger.transfer, ordering.in_one_transaction, ordering.in_two_runs, outbox.send):
+            with self.subTest(transfer=transfer), self.assertRaises(InsufficientFunds):
+                transfer(self.low.pk, self.high.pk, 1, uuid4())
+        for transfer in (ledger.transfer, ordering.in_one_transaction):
+            with self.subTest(transfer=transfer), self.assertRaises(UnknownAccount):
+                transfer(self.high.pk, 10**9, 1, uuid4())
+        assert not Movement.objects.exists()
+
+    def test_a_ledger_batch_saves_the_accounts_that_it_has_changed_in_one_statement(self) -> None:
+        with CaptureQueriesContext(connection) as asked:
+            ledger.transfer(self.high.pk, self.low.pk, 1, uuid4())
+
+        written = [one["sql"].split('"')[1] for one in asked if one["sql"].startswith("UPDATE")]
+        assert written.count("wallet_account") == 1
+        assert Ledger.objects.get().operations == 1
+
+    def test_a_credit_is_saved_once_whoever_finishes_it(self) -> None:
+        outbox.send(self.high.pk, self.low.pk, 100, uuid4())
+        pending = Pending.objects.get()
+        outbox.finish()
+        pending.save(force_insert=True)  # as if the process had died before it deleted it
+
+        assert outbox.finish() == 1
+        assert not Pending.objects.exists()
+        pending.save(force_insert=True)
+        with self.assertRaises(IntegrityError):  # by somebody who did not look
+            credit_again(pending)
+        self.low.refresh_from_db()
+        assert self.low.balance == 100
+
+    def test_the_database_keeps_balances_from_falling_below_zero_whoever_writes(self) -> None:
+        with self.assertRaises(IntegrityError), atomic():
+            Account.objects.filter(pk=self.high.pk).update(balance=-1)
+
+
+def credit_again(pending: Pending) -> None:
+    """What `outbox.finish` does with one, without looking first."""
+    from examples.wallet import processors
+
+    processors.accounts.run(pending.target_id, ordering.credit, pending.amount, pending.reference)

@@ -1,0 +1,218 @@
+"""The wallet as its users run it: real servers, many clients, and an audit that knows nothing of the application.
+
+Its own tests, in Django's `TestCase`, are in examples/wallet/tests.py.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from examples.client import Connection
+from examples.server import ROOT, Server
+from examples.wallet.load import FUNDS, Client, Report, open_accounts, run
+from tests.servers import database, wait_until
+
+CONFIGURATION = ROOT / "examples" / "wallet" / "gunicorn.conf.py"
+CLIENTS = 200
+ACCOUNTS = 20
+
+each_database = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+
+
+class Line(NamedTuple):
+    """One line of the audit, as it is saved."""
+
+    reference: str
+    kind: str
+    amount: int
+    source: int | None
+    source_balance: int | None
+    target: int | None
+    target_balance: int | None
+
+
+class Books:
+    """What is in the database, read without the application."""
+
+    def __init__(self, url: str) -> None:
+        engine = sa.create_engine(sa.make_url(url).set(drivername=None or _driver(url)))
+        with engine.connect() as connection:
+            self.balances: dict[int, int] = {
+                row[0]: row[1] for row in connection.execute(sa.text("SELECT id, balance FROM wallet_account"))
+            }
+            self.pending = [
+                (str(UUID(str(row[0]))), row[1])
+                for row in connection.execute(sa.text("SELECT reference, amount FROM wallet_pending"))
+            ]
+            self.lines = [
+                Line(str(UUID(str(row[0]))), *row[1:])
+                for row in connection.execute(
+                    sa.text(
+                        "SELECT reference, kind, amount, source_id, source_balance, target_id, target_balance "
+                        "FROM wallet_movement ORDER BY id"
+                    )
+                )
+            ]
+        engine.dispose()
+
+    def underway(self) -> int:
+        """How much was taken and has not arrived; what is pending may have arrived already."""
+        credited = {line.reference for line in self.lines if line.kind == "credit"}
+        return sum(amount for reference, amount in self.pending if reference not in credited)
+
+    def deposited(self) -> int:
+        return sum(line.amount for line in self.lines if line.kind == "deposit")
+
+
+def check(books: Books, report: Report) -> None:
+    """Money is conserved, the audit agrees with the balances, and both with what each client was told."""
+    assert min(books.balances.values()) >= 0
+    assert sum(books.balances.values()) + books.underway() == books.deposited()
+    assert _replayed(books.lines) == books.balances
+    saved = {(line.reference, line.kind): line for line in books.lines}
+    assert len(saved) == len(books.lines)
+    for asked in report.asked:
+        line = saved.pop((asked.reference, asked.kind), None)
+        if asked.outcome != "unknown":
+            assert (line is not None) is (asked.outcome == "saved"), asked
+        if line is not None:
+            assert (line.amount, line.source) == (asked.amount, asked.source)
+            assert line.target == (None if asked.kind == "debit" else asked.target)
+            credit = saved.pop((asked.reference, "credit"), None)
+            if credit is not None:
+                assert (credit.amount, credit.target) == (asked.amount, asked.target)
+    # What the accounts began with is left, and nothing else that nobody has asked for.
+    assert [(line.kind, line.amount) for line in saved.values()] == [("deposit", FUNDS)] * ACCOUNTS
+
+
+def _replayed(lines: list[Line]) -> dict[int, int]:
+    """The balances that the audit comes to; each line has to say so too."""
+    balances: dict[int, int] = Counter()
+    for line in lines:
+        if line.source is not None:
+            balances[line.source] -= line.amount
+            assert balances[line.source] == line.source_balance, line
+        if line.target is not None:
+            balances[line.target] += line.amount
+            assert balances[line.target] == line.target_balance, line
+    return balances
+
+
+@each_database
+def test_whatever_200_clients_do_at_once_money_is_conserved_and_the_audit_agrees_with_what_each_was_told(
+    kind: str, tmp_path: Path
+) -> None:
+    with database(kind, tmp_path) as url, wallet(url, tmp_path) as server:
+        report = crowd(server, lambda told: len(told.asked) > 5 * CLIENTS, "transfer", "transfer", "deposit", "debit")
+
+        wait_until(lambda: not Books(url).pending)
+        server.stop()
+        check(Books(url), report)
+        assert report.statuses.keys() <= {"201", "202", "409"}
+        assert min(report.statuses[status] for status in ("201", "202", "409")) > 50
+
+
+@each_database
+def test_a_server_that_is_told_to_end_in_the_middle_loses_nothing_that_was_answered(kind: str, tmp_path: Path) -> None:
+    with database(kind, tmp_path) as url, wallet(url, tmp_path) as server:
+
+        def is_over(told: Report) -> bool:
+            if told.statuses["201"] > CLIENTS and server.process.poll() is None:
+                server.process.terminate()
+            return told.statuses["None"] > 0
+
+        report = crowd(server, is_over, "transfer", "deposit")
+
+        assert server.wait() == 0
+        check(Books(url), report)
+        assert "Traceback" not in log(tmp_path)
+
+
+@each_database
+def test_pending_transfers_are_finished_after_everything_was_killed_in_their_middle(kind: str, tmp_path: Path) -> None:
+    with database(kind, tmp_path) as url, wallet(url, tmp_path) as server:
+
+        def is_over(told: Report) -> bool:
+            in_the_middle = told.statuses["202"] > CLIENTS and told.statuses["202"] % 20 == 0
+            if in_the_middle and server.process.poll() is None and Books(url).pending:
+                server.kill()
+            return told.statuses["None"] > 0
+
+        report = crowd(server, is_over, "debit")
+
+        left = Books(url)
+        assert left.pending
+        check(left, report)
+        assert python("-m", "examples.wallet.finish", "--once", DATABASE_URL=url) == ""
+        books = Books(url)
+        assert not books.pending
+        check(books, report)
+
+
+@each_database
+def test_its_own_tests_pass(kind: str, tmp_path: Path) -> None:
+    with database(kind, tmp_path) as url:
+        settings = {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "examples.wallet.settings"}
+        told = python("-W", "error", "-m", "django", "test", "examples.wallet", **settings)
+        assert "no issues (0 silenced)" in told
+        assert "\nOK\n" in told
+        assert "Ran 14 tests" in told
+
+
+def test_the_migrations_are_those_of_the_models() -> None:
+    python("-m", "django", "makemigrations", "--check", DJANGO_SETTINGS_MODULE="examples.wallet.settings")
+
+
+@contextmanager
+def wallet(url: str, directory: Path) -> Iterator[Server]:
+    """Run gunicorn with the wallet until the block is left."""
+    python("-m", "django", "migrate", DATABASE_URL=url, DJANGO_SETTINGS_MODULE="examples.wallet.settings")
+    try:
+        with Server(CONFIGURATION, {"DATABASE_URL": url}, ["--workers", "2"], directory / "gunicorn.log") as server:
+            wait_until(lambda: log(directory).count("Worker ready") == 2)
+            yield server
+    except BaseException as error:
+        error.add_note(log(directory))
+        raise
+
+
+def crowd(server: Server, is_over: Callable[[Report], bool], *kinds: str) -> Report:
+    """What so many clients were told, who have worked on new accounts."""
+    report = Report()
+    accounts = open_accounts(server.host, server.port, ACCOUNTS)
+    connections = (Connection(server.host, server.port) for _ in range(CLIENTS))
+    run([Client(connection, accounts, kinds, report) for connection in connections], is_over)
+    return report
+
+
+def log(directory: Path) -> str:
+    return (directory / "gunicorn.log").read_text()
+
+
+def python(*arguments: str, **environment: str) -> str:
+    """What it prints."""
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=50,
+        check=False,
+    )
+    told = ended.stdout.decode()
+    assert ended.returncode == 0, told
+    return told
+
+
+def _driver(url: str) -> str:
+    return "sqlite" if url.startswith("sqlite") else "postgresql+psycopg"
