@@ -1,8 +1,8 @@
 """What the contract suite (tests/test_stores.py) asks of a store: a `Case` for each store, mode and server.
 
 `tests/adapters/sqlalchemy.py`, `django.py` and `redis.py` each have a tuple ``CASES``. A test takes the cases that have
-what it needs, by their flags, so that nothing is skipped. For each test a `Case` makes a fresh place (a database, a
-schema, a prefix of keys), whose address is a text that another process can open too, and opens its `Adapter` there.
+what it needs, by their flags, so that nothing is skipped. A `Case` makes a fresh place (a database, a schema, a prefix
+of keys), whose address is a text that another process can open too. For each test its `Adapter` is opened there.
 
 In the suite a key is a text, a resource is whatever the store gives, and what the suite looks at in it is one whole
 number, its total. (A key column of integers is for a store's own tests.)
@@ -168,6 +168,10 @@ class Adapter(ABC):
 
     def holding(self, key: str, total: int) -> AbstractContextManager[None]:
         """A foreign transaction that has written *total* to the row of *key*, locked so; leaving commits it."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """Delete all resources and rows. Where it is not there, every test makes a place of its own, which is slow."""
         raise NotImplementedError
 
     # -- how it breaks --------------------------------------------------------------------------------------

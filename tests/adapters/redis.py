@@ -74,6 +74,9 @@ class RedisAdapter(Adapter):
     def corrupt(self, key: str) -> None:
         self.direct.hset(self.name(key), "value", b"\xff{")
 
+    def clear(self) -> None:
+        _clear(self.direct, self._prefix)
+
     def slow(self, step: Step) -> AbstractContextManager[Callable[[], bool]]:
         return self._slow(LOAD if step == "load" else SAVE)
 
@@ -125,8 +128,12 @@ def _fresh(url: str) -> Iterator[str]:
     prefix = f"{uuid4().hex}:"
     yield f"{url}#{prefix}"
     with connected(url) as client:
-        for name in client.scan_iter(match=f"{prefix}*", count=1000):
-            client.delete(name)
+        _clear(client, prefix)
+
+
+def _clear(client: Any, prefix: str) -> None:
+    for name in client.scan_iter(match=f"{prefix}*", count=1000):
+        client.delete(name)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Another process with a store of the contract suite: ``python -m tests.programs.store CASE ADDRESS``.
+"""Another process that opens the stores of the contract suite, one after the other.
 
-It says that it is ready, and then reads lines: the keys whose totals are to be raised by 1, all at the same time, each
-so many times. To each line it answers with a list of what went wrong.
+It reads lines. One names the case and the address of a store, those that follow the keys whose totals are to be raised
+by 1, all at the same time, each so many times, until an empty one. It answers each, the latter with what went wrong.
 """
 
 from __future__ import annotations
@@ -23,14 +23,25 @@ if TYPE_CHECKING:
     from tests.adapters.base import Adapter
 
 
-def main(name: str, address: str) -> None:
-    case = case_named(name)
-    with case.opens(address) as adapter, adapter.processor(missing="make", max_attempts=200) as processor:
-        say("ready")
-        for line in sys.stdin:
-            asked = json.loads(line)
-            running = [gevent.spawn(raise_totals, adapter, processor, key, asked["times"]) for key in asked["keys"]]
-            say([repr(one.value) for one in gevent.joinall(running) if one.value is not None])
+def main() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with (
+            case_named(asked["case"]).opens(asked["address"]) as adapter,
+            adapter.processor(missing="make", max_attempts=200) as processor,
+        ):
+            say("opened")
+            raise_all(adapter, processor)
+        say("closed")
+
+
+def raise_all(adapter: Adapter, processor: Processor[Any]) -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if not asked:
+            return
+        running = [gevent.spawn(raise_totals, adapter, processor, key, asked["times"]) for key in asked["keys"]]
+        say([repr(one.value) for one in gevent.joinall(running) if one.value is not None])
 
 
 def raise_totals(adapter: Adapter, processor: Processor[Any], key: str, times: int) -> Exception | None:
@@ -48,4 +59,4 @@ def say(answer: object) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
