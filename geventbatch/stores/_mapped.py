@@ -159,7 +159,7 @@ class MappedScope:
     def _begin(self) -> Transaction:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
-        event.listen(transaction.connection, "before_cursor_execute", self._executes, insert=True)
+        event.listen(transaction.connection, "before_cursor_execute", self._executes)
         self._close_session()  # of a first try, on a connection that was lost
         session = self._session = mapping.sessions(bind=transaction.connection)
         session.info[_SCOPE] = self
@@ -230,7 +230,7 @@ class MappedScope:
 
     def _executes(self, _: Any, __: Any, statement: str, *___: Any) -> None:
         """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
-        if statement.lstrip()[:6].upper().startswith(("SELECT", "SET ")):
+        if _sql.without_prefix(statement).lstrip()[:6].upper().startswith(("SELECT", "SET ")):
             return
         if not self._writing:
             self._operation_writes()

@@ -148,10 +148,10 @@ def is_duplicate(error: BaseException) -> bool:
                 sqlite3.SQLITE_CONSTRAINT_UNIQUE,
                 sqlite3.SQLITE_CONSTRAINT_ROWID,
             }
+        if _vendor(one) in _MYSQL_DRIVERS:  # whose errors may have an SQLSTATE too, which is less exact
+            return _mysql_code(one) in {1062, 1586}
         if state(one) is not None:
             return state(one) == "23505"
-        if _vendor(one) in _MYSQL_DRIVERS:
-            return _mysql_code(one) in {1062, 1586}
     return False
 
 
@@ -292,9 +292,17 @@ POSTGRES_OUTCOME: Final = "SELECT pg_xact_status(CAST('{xid}' AS xid8))"
 """'committed', 'aborted', 'in progress', or NULL when it is too long ago."""
 
 
+_PREFIX: Final = "SET STATEMENT"
+
+
 def mariadb_prefix(remaining: float) -> str:
     """Put before a statement (no batch of them), it bounds that one, its waits for locks too, and leaves no trace."""
-    return f"SET STATEMENT max_statement_time={bound_seconds(remaining):.3f} FOR "
+    return f"{_PREFIX} max_statement_time={bound_seconds(remaining):.3f} FOR "
+
+
+def without_prefix(statement: str) -> str:
+    """The statement that `mariadb_prefix` was put before, if it was."""
+    return statement.partition(" FOR ")[2] if statement.startswith(_PREFIX) else statement
 
 
 def mysql_hint(remaining: float) -> str:

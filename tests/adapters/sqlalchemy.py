@@ -76,7 +76,7 @@ class SQLAlchemyAdapter(Adapter):
         self.engine = place.engine(proxy, pool_size=self.pool_size, max_overflow=0)
         self.direct = place.engine(None, poolclass=NullPool)
         if place.server == "mariadb":
-            self.commit_answer = b""
+            self.commit_marker, self.commit_answer = b"\x03COMMIT", b""  # others say SET AUTOCOMMIT
 
     def close(self) -> None:
         self.engine.dispose()
