@@ -358,9 +358,11 @@ class MappedScope:
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)
-        if transaction is not None:
-            transaction.end(error)
-        self._close_session()
+        try:
+            if transaction is not None:
+                transaction.end(error)
+        finally:
+            self._close_session()
 
     def _close_session(self) -> None:
         session = self.__dict__.pop("_session", None)

@@ -116,10 +116,16 @@ class PipelinedTransaction(PostgresTransaction):
             try:
                 self._driver.rollback()  # nothing after COMMIT
                 self._driver.autocommit = self._autocommit
-            except Exception:
+                self._driver.cursor_factory = self._cursor_factory
+            except BaseException as failed:
                 self.discard()
+                if not isinstance(failed, Exception):  # the deadline, or a kill
+                    raise
         super().end(error)
-        self._driver.cursor_factory = self._cursor_factory
+
+    def discard(self) -> None:
+        self._driver.cursor_factory = self._cursor_factory  # which leads back to here
+        super().discard()
 
     def send_before(self) -> None:
         """Send what has to stand before a statement, without waiting for it."""

@@ -114,6 +114,11 @@ class SQLAlchemyAdapter(Adapter):
             with self.direct.begin() as connection:
                 connection.execute(self.update(key, total))
 
+    def clear(self) -> None:
+        with self.direct.begin() as connection:
+            for table in Base.metadata.sorted_tables:
+                connection.execute(sa.delete(table))
+
     def found(self, connection: sa.Connection, key: str) -> int | None:
         raise NotImplementedError
 
