@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,14 +15,15 @@ from redis.retry import Retry
 
 from geventbatch import BatchError, Conflict, LoadFailed, NotSaved, Processor, ResourceMissing, SaveFailed
 from geventbatch.stores import RedisStore
+from geventbatch.stores.redis import _take
 from tests.adapters.redis import CASES, RedisAdapter
 from tests.callers import answer_of, in_a_thread
-from tests.redis_server import connected, own_server
+from tests.redis_server import RedisServer, connected, own_server
 from tests.servers import wait_until
 from tests.test_stores import Pause, assert_as_good_as_new, delete, paused, spawned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.proxy import Rule
@@ -262,7 +264,8 @@ def test_a_key_of_bytes_that_are_no_text_is_the_key_in_redis(adapter: RedisAdapt
 
 def test_a_save_is_sent_once_however_often_the_client_retries(adapter: RedisAdapter) -> None:
     retry = Retry(ConstantBackoff(0.001), 10, supported_errors=(redis.ConnectionError, redis.TimeoutError))
-    with redis.Redis(host=adapter.proxy.host, port=adapter.proxy.port, retry=retry) as client:
+    options: Any = {"retry": retry, "retry_on_error": [redis.ConnectionError]}  # the latter for redis-py 5
+    with redis.Redis(host=adapter.proxy.host, port=adapter.proxy.port, **options) as client:
         adapter.put("k", 10)
         store = RedisStore[dict[str, int]](client, prefix=adapter.name(""))
         with Processor(open_resource=store, min_duration=0, max_duration=5) as processor:
@@ -288,7 +291,7 @@ def test_a_connection_is_given_back_with_the_timeout_that_its_client_has(
             open_resource=RedisStore[dict[str, int]](client, prefix=adapter.name("")), min_duration=0
         ) as processor:
             processor.run("k", adapter.add, 1)
-        connection = client.connection_pool.get_connection()
+        connection = _take(client.connection_pool)
         assert connection._sock.gettimeout() == timeout
         client.connection_pool.release(connection)
 
@@ -314,7 +317,7 @@ def test_a_pool_that_has_no_connection_left_saves_nothing_and_says_so(adapter: R
             open_resource=RedisStore[dict[str, int]](client, prefix=adapter.name("")), min_duration=0
         ) as processor:
             with paused(adapter, processor) as caller:
-                taken = pool.get_connection()
+                taken = _take(pool)
             error = caller.get()
             pool.release(taken)
             assert isinstance(error, SaveFailed)
@@ -345,6 +348,68 @@ def test_with_batching_off_it_works_in_any_thread(adapter: RedisAdapter) -> None
 
     adapter.put("k", 10)
     assert in_a_thread(run) == 11
+
+
+# -- a cluster whose slots move ---------------------------------------------------------------------------------
+
+
+class Nodes:
+    """A cluster of two nodes, each with one half of the slots."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.servers = [RedisServer("--cluster-enabled", "yes") for _ in range(2)]
+        self.clients = [stack.enter_context(connected(server.url)) for server in self.servers]
+        for number, client in enumerate(self.clients):
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(8192 * number, 8192 * (number + 1)))
+        self.clients[0].execute_command("CLUSTER", "MEET", self.servers[1].host, self.servers[1].port)
+        self.ids = [client.execute_command("CLUSTER", "MYID").decode() for client in self.clients]
+        for client in self.clients:
+            wait_until(partial(is_complete, client))
+
+    def begin_to_move(self, name: str) -> None:
+        """Move it from the first node to the second; the rest of its slot is still to come, so ASK is the answer."""
+        slot = self.clients[0].execute_command("CLUSTER", "KEYSLOT", name)
+        self.clients[1].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.ids[0])
+        self.clients[0].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.ids[1])
+        there = self.servers[1]
+        self.clients[0].execute_command("MIGRATE", there.host, there.port, name, 0, 5000)
+
+    def end_the_move(self, name: str) -> None:
+        """From now on MOVED is the answer."""
+        slot = self.clients[0].execute_command("CLUSTER", "KEYSLOT", name)
+        for client in reversed(self.clients):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.ids[1])
+
+
+def is_complete(node: Any) -> bool:
+    info = node.execute_command("CLUSTER", "INFO", NEVER_DECODE=True)
+    return b"cluster_state:ok" in info and b"cluster_known_nodes:2" in info
+
+
+def test_a_save_follows_its_key_to_another_node_of_the_cluster() -> None:
+    def add(resource: dict[str, int]) -> int:
+        resource["total"] += 1
+        return resource["total"]
+
+    with ExitStack() as stack:
+        nodes = Nodes(stack)
+        client = stack.enter_context(redis.RedisCluster.from_url(nodes.servers[0].url))
+        store = RedisStore[dict[str, int]](client, missing=lambda _: {"total": 0})
+        processor = stack.enter_context(Processor(open_resource=store, min_duration=0, max_duration=20))
+        metrics = processor.subscribe_batch_metrics()
+        key = "b"  # its slot is 3300, of the first node
+        assert processor.run(key, add) == 1
+        for move in (nodes.begin_to_move, nodes.end_the_move):
+            moving = Pause(add)
+            caller = spawned(processor.run, key, moving)
+            moving.reached.wait()
+            move(key)
+            moving.ended.set()
+            assert caller.get() == processor.run(key, add) - 1
+        assert processor.run(key, dict) == {"total": 5}
+        assert nodes.clients[1].hget(key, "value") == b'{"total":5}'
+        processor.stop()
+        assert {metric.attempts for metric in metrics} == {1}
 
 
 # -- the answer to a save is lost -------------------------------------------------------------------------------
@@ -456,9 +521,8 @@ def test_what_nobody_answers_until_the_deadline_is_said_to_be_unknown(adapter: R
 def test_a_save_that_arrives_after_its_batch_was_replayed_changes_nothing(adapter: RedisAdapter, kind: str) -> None:
     if kind != "a first insert":
         adapter.put("k", 10)
-    operation: Callable[[Any], Any] = delete if kind == "a deletion" else Pause(adapter, 1)
-    if isinstance(operation, Pause):
-        operation.ended.set()
+    operation = Pause(delete if kind == "a deletion" else lambda resource: adapter.add(resource, 1))
+    operation.ended.set()
     with adapter.processor(missing="make", max_duration=1) as processor:
         with adapter.proxy.hold(adapter.commit_marker) as rule:
             caller = spawned(processor.run, "k", operation)
@@ -471,8 +535,7 @@ def test_a_save_that_arrives_after_its_batch_was_replayed_changes_nothing(adapte
         assert answer == {"an update": 11, "a first insert": 1, "a deletion": None}[kind]
         assert hash_of(adapter) == held
         assert adapter.get("k") == answer
-        if isinstance(operation, Pause):
-            assert operation.runs == 2
+        assert operation.runs == 2
 
 
 def test_a_fence_where_there_was_nothing_expires(adapter: RedisAdapter) -> None:

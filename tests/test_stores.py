@@ -111,26 +111,25 @@ def proxy_of(adapter: Adapter) -> Proxy:
 
 
 class Pause:
-    """An operation that waits in its middle, the first time that it runs."""
+    """An operation that waits before it does what it is to do, the first time that it runs."""
 
-    def __init__(self, adapter: Adapter, amount: int) -> None:
-        self._adapter = adapter
-        self._amount = amount
+    def __init__(self, operation: Callable[[Any], Any]) -> None:
+        self._operation = operation
         self.reached = Event()
         self.ended = Event()
         self.runs = 0
 
-    def __call__(self, resource: Any) -> int:
+    def __call__(self, resource: Any) -> Any:
         self.runs += 1
         self.reached.set()
         self.ended.wait()
-        return self._adapter.add(resource, self._amount)
+        return self._operation(resource)
 
 
 @contextmanager
-def paused(adapter: Adapter, processor: Processor[Any], amount: int = 1) -> Iterator[gevent.Greenlet[..., Any]]:
-    """While in the block, a batch of "k" is between load and save."""
-    pause = Pause(adapter, amount)
+def paused(adapter: Adapter, processor: Processor[Any]) -> Iterator[gevent.Greenlet[..., Any]]:
+    """While in the block, a batch of "k", which adds 1, is between load and save."""
+    pause = Pause(lambda resource: adapter.add(resource, 1))
     caller = spawned(processor.run, "k", pause)
     pause.reached.wait()
     try:
