@@ -8,7 +8,7 @@ its batch loads again and replays.
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import sqlalchemy as sa
@@ -73,7 +73,7 @@ class Store:
 
 
 def _encode(train: Train) -> str:
-    return json.dumps(asdict(train))
+    return json.dumps(vars(train))
 
 
 def _decode(state: str) -> Train:
