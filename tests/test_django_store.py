@@ -15,9 +15,8 @@ from gevent.event import Event
 from geventbatch import BatchTimeout, LoadFailed, Processor, _process, current_batch
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
-from tests.adapters.django import _endpoint
 from tests.callers import answer_of
-from tests.django_project.start import database, options_of, place
+from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
 from tests.servers import wait_until
 
@@ -414,7 +413,11 @@ def test_a_child_of_a_fork_leaves_the_connections_of_its_parent_alone(
 
 @pytest.fixture
 def proxied(tmp_path: Path) -> Iterator[tuple[str, Proxy]]:
-    with place("postgresql", tmp_path) as address, Proxy(_endpoint(address)) as proxy:
+    with (
+        place("postgresql", tmp_path) as address,
+        database(address, create=False) as direct,
+        Proxy(endpoint(direct)) as proxy,
+    ):
         through = {"HOST": proxy.host, "PORT": str(proxy.port)}
         options = {**options_of(address), "sslmode": "disable", "gssencmode": "disable"}
         with database(address, create=False, settings=through, options=options) as alias:

@@ -47,7 +47,7 @@ _SOON: Final = 0.01
 class Transaction:
     """One attempt's transaction."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch, *, pipeline: bool) -> None:
         """Belong to *batch*, on *connection*; nothing is sent before `begin`."""
         self.connection = connection
         self.nested = connection.in_atomic_block
@@ -55,6 +55,7 @@ class Transaction:
         self.wrote = False
         """A statement that is no SELECT was sent, if anybody keeps an eye on it: see `watch`."""
         self._batch = batch
+        self._pipeline = pipeline
         self._atomic = transaction.atomic(using=connection.alias)
         self._stack = ExitStack()  # of the wrappers around what Django executes
         self._xid: str | None = None
@@ -117,7 +118,7 @@ class Transaction:
     def pipelines(self) -> bool:
         """Whether several statements can share a round trip."""
         raw: Any = self.connection.connection
-        return self.connection.vendor == "postgresql" and hasattr(raw, "_pipeline") and _has_pipeline()
+        return self._pipeline and hasattr(raw, "_pipeline") and _has_pipeline()
 
     # -- around what Django executes ------------------------------------------------------------------------
 

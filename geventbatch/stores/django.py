@@ -6,7 +6,7 @@ import logging
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 from uuid import UUID
 
 from django.core.exceptions import FieldDoesNotExist, ValidationError
@@ -17,6 +17,7 @@ from django.db.models import (
     DateField,
     DateTimeField,
     DecimalField,
+    Field,
     ForeignKey,
     IntegerField,
     Model,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Field, QuerySet
+    from django.db.models import QuerySet
 
     from geventbatch import Batch
 
@@ -84,6 +85,8 @@ class DjangoStore(Generic[M]):
             whether or not the block is rolled back, and waits for rows that the block has locked until its deadline.
         conn_max_age: Seconds that an idle connection is kept for the next batch. ``CONN_MAX_AGE``, which is for
             requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
+        pipeline: Where the driver is psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one
+            round trip each. False where something between here and the server takes no pipelines.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -102,6 +105,7 @@ class DjangoStore(Generic[M]):
         using: str = "default",
         allow_atomic: bool = False,
         conn_max_age: float = 60.0,
+        pipeline: bool = True,
     ) -> None:
         """See the class."""
         if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
@@ -116,6 +120,7 @@ class DjangoStore(Generic[M]):
         self.version_field = None if version is None else _version_field(model, version)
         self.missing = missing
         self.allow_atomic = allow_atomic
+        self.pipeline = pipeline
         self._mode = mode
         self._pool = pool(using, conn_max_age)
 
@@ -179,6 +184,10 @@ class DjangoStore(Generic[M]):
         """The row at *key*, as a query on the batch's connection. Switches: no."""
         return self.model._base_manager.using(self.using).filter(**{self.key_field.attname: key})
 
+    def row_of(self, instance: M) -> QuerySet[M]:
+        """The row of *instance*, likewise. Switches: no."""
+        return self.model._base_manager.using(self.using).filter(pk=instance.pk)
+
     def locks(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether its batches lock their rows on *connection*. Switches: no."""
         return self._mode != "version" and bool(connection.features.has_select_for_update)
@@ -238,7 +247,7 @@ class _Scope(Generic[M]):
         return reused
 
     def _load(self) -> None:
-        self._transaction = Transaction(self._connection, self._batch)
+        self._transaction = Transaction(self._connection, self._batch, pipeline=self._store.pipeline)
         self._transaction.begin()
         rows = self._store.rows(self._key)
         self._locks = self._store.locks(self._connection)
@@ -252,7 +261,7 @@ class _Scope(Generic[M]):
         with self._transaction.loading():
             found = self._first(rows)
         self._instance = self._make() if found is None else found
-        self._xmin = self._instance.__dict__.pop(_XMIN, None)
+        self._xmin = vars(self._instance).pop(_XMIN, None)
         self._loaded = state_of(self._instance)
         self._take_over()
         if not self._locks:
@@ -289,11 +298,11 @@ class _Scope(Generic[M]):
 
     def _take_over(self) -> None:
         """Have `save` and `delete` of the instance, inside an operation, leave it to this scope."""
-        self._instance.__dict__.update(save=_save_later, delete=_delete_later)
+        vars(self._instance).update(save=_save_later, delete=_delete_later)
 
     def _hand_back(self) -> None:
         for name in ("save", "delete"):
-            self._instance.__dict__.pop(name, None)
+            vars(self._instance).pop(name, None)
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -377,7 +386,7 @@ class _Scope(Generic[M]):
             commits = False
             self._verify()
         if version is not None:
-            setattr(self._instance, version.attname, self._loaded[version.attname] + 1)  # type: ignore[operator]
+            setattr(self._instance, version.attname, cast("int", self._loaded[version.attname]) + 1)
             names.append(version.name)
         with self._transaction.saving(check=check, commits=commits):
             type(self._instance).save(self._instance, using=self._store.using, update_fields=names)
@@ -392,7 +401,7 @@ class _Scope(Generic[M]):
 
     def _rows_as_loaded(self) -> QuerySet[M]:
         """The row, if it is as it was loaded as far as the database can tell."""
-        rows = self._store.model._base_manager.using(self._store.using).filter(pk=self._instance.pk)
+        rows = self._store.row_of(self._instance)
         version = self._store.version_field
         if self._has_xmin:
             return rows.extra(where=[f"{self._table}.xmin::text = %s"], params=[self._xmin])  # noqa: S610 - as above
@@ -430,7 +439,7 @@ class _Scope(Generic[M]):
         """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
         if _CHANGED in str(error):
             raise self._conflict() from error
-        if not self._new or not _sql.is_duplicate(error):
+        if not self._new or _sql.kind(error) is not _sql.Kind.REJECTED:
             return
         if self._transaction.nested:
             return
@@ -568,9 +577,9 @@ def _version_field(model: type[Model], version: str) -> Field[Any, Any]:
 
 def _field(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
     try:
-        field = model._meta.get_field(name)
+        field: object = model._meta.get_field(name)
     except FieldDoesNotExist:
         field = None
-    if field is None or not field.concrete:
+    if not isinstance(field, Field) or not field.concrete:
         raise ValueError(f"{argument} is {name!r}, which is no column of {model._meta.label}")
     return field

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack
-from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 from django.db import IntegrityError, connections, transaction
@@ -15,18 +14,18 @@ from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
 from tests.adapters.base import Adapter, Case, Missing, Step
-from tests.django_project.start import database, options_of, place
+from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
 
 from tests.django_project.bank.models import Account, Entry, Purse  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
-    from contextlib import AbstractContextManager
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
+Server = Literal["sqlite", "postgresql", "mariadb"]
 Kind = Literal["lock", "version", "xmin", "row"]
 
 TABLES: Final = (Account, Entry, Purse)
@@ -34,8 +33,11 @@ TABLES: Final = (Account, Entry, Purse)
 MARKERS: Final[dict[Step, bytes]] = {
     "load": b'WHERE "bank_purse"."name" = ',
     "operation": b'INSERT INTO "bank_entry"',
-    "commit": b"COMMIT",
+    "save": b'UPDATE "bank_purse"',
 }
+
+SAVE: Final[tuple[Step, ...]] = ("save",)
+"""Where it is not in one message with COMMIT."""
 
 
 class Requests(Processor[Purse]):
@@ -60,12 +62,18 @@ class Requests(Processor[Purse]):
 class DjangoAdapter(Adapter):
     """A database with the tables of the test project."""
 
-    def __init__(self, address: str, alias: str, direct: str, kind: Kind, proxy: Proxy | None) -> None:
+    def __init__(
+        self, address: str, alias: str, direct: str, kind: Kind, proxy: Proxy | None, *, pipeline: bool
+    ) -> None:
         self.address = address
         self.proxy = proxy
         self._alias = alias
         self._direct = direct
         self._kind = kind
+        self._pipeline = pipeline
+        self._is_mysql = connections[direct].vendor == "mysql"
+        if self._is_mysql:
+            self.commit_marker, self.commit_answer = b"\x03COMMIT", b""
 
     def store(self, *, missing: Missing = "raise") -> DjangoStore[Purse]:
         return DjangoStore(
@@ -75,6 +83,7 @@ class DjangoAdapter(Adapter):
             version="version" if self._kind == "version" else None,
             missing="raise" if missing == "raise" else _made,
             using=self._alias,
+            pipeline=self._pipeline,
         )
 
     def processor(self, *, missing: Missing = "raise", **options: Any) -> Processor[Purse]:
@@ -146,28 +155,35 @@ class DjangoAdapter(Adapter):
     @contextmanager
     def slow(self, step: Step) -> Iterator[Callable[[], bool]]:
         assert self.proxy is not None
-        with self.proxy.hold(MARKERS[step]) as rule:
+        marker = self.commit_marker if step == "commit" else MARKERS[step]
+        with self.proxy.hold(marker.replace(b'"', b"`") if self._is_mysql else marker) as rule:
             yield rule.reached
 
     def terminate(self) -> None:
-        self._ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s")
+        for number, _ in self._sessions():
+            self._ask(f"KILL {number}" if self._is_mysql else f"SELECT pg_terminate_backend({number})")
 
     def open_connections(self) -> int:
-        return self._count("TRUE")
+        if self._is_mysql:  # a session has no name there, and one of ours behind its back may be just ending
+            assert self.proxy is not None
+            return self.proxy.open_connections()
+        return len(self._sessions())
 
     def busy_connections(self) -> int:
-        return self._count("state <> 'idle'")
+        return sum(state not in {"idle", "Sleep"} for _, state in self._sessions())
 
-    def _count(self, condition: str) -> int:
-        (found,) = self._ask(
-            f"SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND {condition}"  # noqa: S608
-        )
-        return int(found[0])
+    def _sessions(self) -> list[tuple[Any, ...]]:
+        if self._is_mysql:
+            return self._ask(
+                "SELECT id, command FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()",
+                connections[self._alias].settings_dict["NAME"],
+            )
+        return self._ask("SELECT pid, state FROM pg_stat_activity WHERE application_name = %s", self._alias)
 
-    def _ask(self, statement: str) -> list[tuple[Any, ...]]:
+    def _ask(self, statement: str, *params: str) -> list[tuple[Any, ...]]:
         with self._behind() as direct, connections[direct].cursor() as cursor:
-            cursor.execute(statement, [self._alias])
-            return list(cursor.fetchall())
+            cursor.execute(statement, params)
+            return list(cursor.fetchall() if cursor.description else [])
 
 
 def _made(key: str) -> Purse:
@@ -175,47 +191,38 @@ def _made(key: str) -> Purse:
 
 
 @contextmanager
-def _opened(kind: Kind, address: str) -> Iterator[Adapter]:
+def _opened(kind: Kind, address: str, *, pipeline: bool) -> Iterator[Adapter]:
     with ExitStack() as stack:
-        proxy = stack.enter_context(Proxy(_endpoint(address))) if address.startswith("postgres") else None
         alias = f"store_{uuid4().hex}"
         through, options = {}, options_of(address)
         direct = stack.enter_context(database(address, create=False, options=options))
-        if proxy is not None:
+        proxy = None
+        if connections[direct].vendor != "sqlite":
+            proxy = stack.enter_context(Proxy(endpoint(direct)))
             through = {"HOST": proxy.host, "PORT": str(proxy.port)}
+        if connections[direct].vendor == "postgresql":
             options = {**options, "application_name": alias, "sslmode": "disable", "gssencmode": "disable"}
         stack.enter_context(database(address, alias=alias, create=False, settings=through, options=options))
         stack.callback(close_idle, alias)
-        yield DjangoAdapter(address, alias, direct, kind, proxy)
+        yield DjangoAdapter(address, alias, direct, kind, proxy, pipeline=pipeline)
 
 
-def _endpoint(address: str) -> tuple[str, int] | str:
-    parts = urlsplit(address)
-    port = parts.port or 5432
-    if parts.hostname is not None:
-        return parts.hostname, port
-    return f"{parse_qs(parts.query)['host'][0]}/.s.PGSQL.{port}"
-
-
-def _case(server: str, kind: Kind) -> Case:
-    is_postgres = server == "postgresql"
-
-    def opens(address: str) -> AbstractContextManager[Adapter]:
-        return _opened(kind, address)
-
+def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
+    has_server = server != "sqlite"
+    steps: tuple[Step, ...] = ("load", "operation", "commit") if has_server else ()
     return Case(
-        name=f"django-{kind}-{server}",
+        name=f"django-{kind}-{server}{'' if pipeline else '-plain'}",
         fresh=partial(place, server, models=TABLES),
-        opens=opens,
+        opens=partial(_opened, kind, pipeline=pipeline),
         has_locks=kind == "lock",
         has_rows=True,
         has_sql=True,
-        has_pool=is_postgres,
-        has_proxy=is_postgres,
+        has_pool=has_server,
+        has_proxy=has_server,
         can_corrupt=True,
-        knows_outcome=is_postgres,
-        slow_steps=("load", "operation", "commit") if is_postgres else (),
-        nul_in_keys=not is_postgres,
+        knows_outcome=server == "postgresql",
+        slow_steps=steps if pipeline and server == "postgresql" else (*steps, *SAVE) if has_server else (),
+        nul_in_keys=server != "postgresql",
     )
 
 
@@ -225,4 +232,11 @@ CASES = (
     _case("postgresql", "lock"),
     _case("postgresql", "version"),
     _case("postgresql", "xmin"),
+    _case("postgresql", "version", pipeline=False),
+)
+
+MARIADB_CASES = (
+    _case("mariadb", "lock"),
+    _case("mariadb", "version"),
+    _case("mariadb", "row"),
 )

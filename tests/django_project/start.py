@@ -9,12 +9,18 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
 import django
+import pymysql
 from django.db import connections
 from django.db.models import Model
+
+# As Django knows it: PyMySQL in place of mysqlclient, which blocks.
+pymysql.version_info = (2, 2, 1, "final", 0)
+pymysql.install_as_MySQLdb()
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_project.settings")
 django.setup()
 
+from tests import mariadb  # noqa: E402
 from tests.django_project.bank.models import MODELS  # noqa: E402 - they need all the above
 from tests.servers import postgres_url  # noqa: E402
 
@@ -45,29 +51,47 @@ def database(
 
 @contextmanager
 def place(server: str, directory: Path, *, models: Sequence[type[Model]] = MODELS) -> Iterator[str]:
-    """The address of a new database: a file, or a schema in the one that there is, which is quicker made."""
+    """The address of a new database. For PostgreSQL it is a schema in the one that there is, which is quicker made."""
     if server == "sqlite":
-        url = f"sqlite:///{directory / 'bank.sqlite'}"
-        with database(url, models=models):
-            yield url
+        address = f"sqlite:///{directory / 'bank.sqlite'}"
+        with database(address, models=models):
+            yield address
         return
-    with database(postgres_url(), create=False) as alias:
-        schema = f"place_{uuid4().hex}"
-        _execute(alias, f"CREATE SCHEMA {schema}")
-        address = f"{postgres_url()}#{schema}"
+    url = postgres_url() if server == "postgresql" else mariadb.url()
+    word = "SCHEMA" if server == "postgresql" else "DATABASE"
+    name = f"place_{uuid4().hex}"
+    with database(url, create=False) as alias:
+        # Where a text is equal to itself only; with MariaDB's usual one, " " is "" and "A" is "a".
+        collation = "" if server == "postgresql" else "CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin"
+        execute(alias, f"CREATE {word} {name} {collation}")
+        address = f"{url}#{name}"
         with database(address, options=options_of(address), models=models):
             yield address
-        _execute(alias, f"DROP SCHEMA {schema} CASCADE")
-
-
-def _execute(alias: str, statement: str) -> None:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(statement)
+        execute(alias, f"DROP {word} {name} {'CASCADE' if server == 'postgresql' else ''}")
 
 
 def options_of(address: str) -> dict[str, Any]:
-    schema = urlsplit(address).fragment
-    return {"options": f"-c search_path={schema} -c synchronous_commit=off"} if schema else {}
+    """For a connection to it."""
+    parts = urlsplit(address)
+    if parts.scheme.startswith("postgres") and parts.fragment:
+        return {"options": f"-c search_path={parts.fragment} -c synchronous_commit=off"}
+    return {}
+
+
+def endpoint(alias: str) -> tuple[str, int] | str:
+    """Where its server is, for a proxy."""
+    found = connections[alias].settings_dict
+    if not found["HOST"].startswith("/"):
+        return found["HOST"], int(found["PORT"])
+    return (
+        found["HOST"] if connections[alias].vendor == "mysql" else f"{found['HOST']}/.s.PGSQL.{found['PORT'] or 5432}"
+    )
+
+
+def execute(alias: str, statement: str) -> None:
+    """Send it."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(statement)
 
 
 def create_tables(alias: str, models: Sequence[type[Model]] = MODELS) -> None:
@@ -83,13 +107,14 @@ def _settings(url: str) -> dict[str, Any]:
         found = {"ENGINE": "django.db.backends.sqlite3", "NAME": parts.path[1:]}
     else:
         kind = "postgresql" if parts.scheme.startswith("postgres") else "mysql"
+        query = parse_qs(parts.query)
         found = {
             "ENGINE": f"django.db.backends.{kind}",
-            "NAME": parts.path[1:],
+            "NAME": parts.fragment if kind == "mysql" else parts.path[1:],
             "USER": unquote(parts.username or ""),
             "PASSWORD": unquote(parts.password or ""),
-            "HOST": parts.hostname or parse_qs(parts.query).get("host", [""])[0],
-            "PORT": str(parts.port or parse_qs(parts.query).get("port", [""])[0]),
+            "HOST": query.get("host", query.get("unix_socket", [parts.hostname or ""]))[0],
+            "PORT": str(parts.port or query.get("port", [""])[0]),
         }
     complete: dict[str, Any] = connections.configure_settings({"default": found})["default"]
     return complete
