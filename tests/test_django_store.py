@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
 from tests.servers import wait_until
 
-from tests.django_project.bank.models import Account, Audited, Entry, Ticket  # isort: skip - after Django is set up
+from tests.django_project.bank.models import Account, Audited, Entry, Savings, Ticket  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,9 +139,72 @@ def test_saving_the_resource_in_operations_is_left_to_the_store(alias: str, sent
 def test_deleting_the_resource_in_an_operation_is_left_to_the_store(alias: str) -> None:
     with processing(alias, min_duration=0.05) as processor:
         answers = together(processor, lambda resource: resource.delete(), lambda resource: resource.name)
-    assert answers[0] == (1, {})
+    assert answers[0] == (1, {"bank.Account": 1})
     assert isinstance(answers[1], LoadFailed)
     assert not Account.objects.using(alias).exists()
+
+
+def test_a_copy_of_the_resource_saves_as_any_other(alias: str) -> None:
+    def change(resource: Account) -> None:
+        for twin in (copy.copy(resource), pickle.loads(pickle.dumps(resource))):  # noqa: S301 - our own
+            twin.pk = None
+            twin.name += f" {Account.objects.using(alias).count()}"
+            twin.save(using=alias)
+
+    with processing(alias) as processor:
+        processor.run("a", change)
+    assert set(Account.objects.using(alias).values_list("name", flat=True)) == {"a", "a 1", "a 2"}
+
+
+def test_a_primary_key_that_an_operation_changes_fails_its_own_operation_only(alias: str) -> None:
+    def change(resource: Account) -> None:
+        resource.pk = None
+        resource.save()
+
+    with processing(alias, min_duration=0.05) as processor:
+        error, balance = together(processor, change, lambda a: deposit(a, 1))
+    assert isinstance(error, ValueError)
+    assert "primary key" in str(error)
+    assert (balance, account(alias).balance) == (1, 1)
+
+
+def test_the_resource_is_an_instance_of_its_model_all_the_time(alias: str) -> None:
+    with processing(alias) as processor:
+        outside = processor.run("a", lambda resource: (isinstance(resource, Account), repr(resource), resource))
+    assert outside[:2] == (True, repr(account(alias)))
+    assert type(outside[2]) is Account
+
+
+def test_a_model_of_two_tables_is_written_whole_and_compared_whole(alias: str) -> None:
+    Savings.objects.using(alias).create(name="s")
+    store = DjangoStore(Savings, by="name", using=alias, mode="version")
+    runs = []
+
+    def change(resource: Savings) -> None:
+        runs.append(resource.balance)
+        if len(runs) == 1:
+            gevent.spawn(foreign_deposit, alias).join()
+        resource.balance += 1
+        resource.rate += 1
+
+    with Processor(open_resource=store, min_duration=0) as processor:
+        processor.run("s", change)
+    assert runs == [0, 100]
+    assert Savings.objects.using(alias).values_list("balance", "rate").get() == (101, 1)
+
+
+def foreign_deposit(alias: str) -> None:
+    Account.objects.using(alias).filter(name="s").update(balance=100)
+    connections[alias].close()
+
+
+def test_large_queries_are_read_in_pieces_by_cursors_of_the_transaction(postgres: str) -> None:
+    def read(resource: Account) -> list[str]:
+        return [one.name for one in Account.objects.using(postgres).select_for_update().iterator(chunk_size=1)]
+
+    make_accounts(postgres, 3)
+    with processing(postgres) as processor:
+        assert sorted(processor.run("a", read)) == ["a", "n0", "n1", "n2"]
 
 
 def test_an_instance_that_left_its_batch_saves_as_any_other(alias: str) -> None:

@@ -93,6 +93,9 @@ class Transaction:
             yield
         together.send()  # where Django has found out by itself that there is no such row
         _, self._xid = together.answers[0]
+        if self.pipelines:
+            raw: Any = self.connection.connection
+            raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
 
     @contextmanager
     def saving(self, *, check: Statement | None = None, commits: bool = False) -> Iterator[None]:

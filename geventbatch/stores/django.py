@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 from uuid import UUID
@@ -24,6 +25,7 @@ from django.db.models import (
     TextField,
     UUIDField,
 )
+from django.db.models.base import ModelBase
 from django.db.models.signals import post_save, pre_save
 from gevent import monkey
 
@@ -192,6 +194,10 @@ class DjangoStore(Generic[M]):
         """Whether its batches lock their rows on *connection*. Switches: no."""
         return self._mode != "version" and bool(connection.features.has_select_for_update)
 
+    def has_xmin(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether PostgreSQL counts for us. It does for each table, so not for a model of several. Switches: no."""
+        return connection.vendor == "postgresql" and self.version_field is None and not self.model._meta.parents
+
 
 class _Scope(Generic[M]):
     """One attempt of a batch on one row."""
@@ -203,6 +209,7 @@ class _Scope(Generic[M]):
     _connection: BaseDatabaseWrapper
     _transaction: Transaction
     _instance: M
+    _class: type[M]  # of the instance, but for while operations run
     _loaded: dict[str, object]
     _xmin: str | None
 
@@ -251,9 +258,7 @@ class _Scope(Generic[M]):
         self._transaction.begin()
         rows = self._store.rows(self._key)
         self._locks = self._store.locks(self._connection)
-        self._has_xmin = (
-            not self._locks and self._store.version_field is None and (self._connection.vendor == "postgresql")
-        )
+        self._has_xmin = not self._locks and self._store.has_xmin(self._connection)
         if self._locks:
             rows = rows.select_for_update()
         if self._has_xmin:
@@ -298,11 +303,13 @@ class _Scope(Generic[M]):
 
     def _take_over(self) -> None:
         """Have `save` and `delete` of the instance, inside an operation, leave it to this scope."""
-        vars(self._instance).update(save=_save_later, delete=_delete_later)
+        instance: Any = self._instance
+        self._class = type(self._instance)
+        instance.__class__ = _held(self._class)
 
     def _hand_back(self) -> None:
-        for name in ("save", "delete"):
-            vars(self._instance).pop(name, None)
+        instance: Any = self._instance
+        instance.__class__ = self._class
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -363,6 +370,7 @@ class _Scope(Generic[M]):
 
     def _write(self) -> None:
         instance, rows = self._instance, self._batch.rows
+        self._check_key()
         fields = changed(instance, self._loaded)
         if self._batch.deleted:
             if not self._new:
@@ -375,6 +383,14 @@ class _Scope(Generic[M]):
         elif rows or self._transaction.wrote:
             self._verify()
         self._add_rows(rows)
+
+    def _check_key(self) -> None:
+        """Refuse to write another row than the one that was loaded."""
+        before = self._loaded.get(self._store.model._meta.pk.attname)
+        if not self._new and self._instance.pk != before:
+            raise ValueError(
+                f"an operation changed the primary key of the resource, from {before!r} to {self._instance.pk!r}"
+            )
 
     def _update(self, fields: Sequence[Field[Any, Any]], *, commits: bool) -> None:
         names = [field.name for field in fields]
@@ -512,15 +528,26 @@ class _Callback:
         return self._func()
 
 
-def _save_later(*_: object, **__: object) -> None:
-    """In place of `save` while operations run: the store saves when all have run. Switches: no."""
-    current_batch()
+@cache
+def _held(model: type[Model]) -> type[Model]:
+    """The class of a resource while operations run: *model*, but for two methods. Django does not know it.
+
+    So a copy of the resource, or what comes out of its pickle, is an ordinary instance of *model* again.
+    """
+    methods = {"save": _save_later, "delete": _delete_later}
+    names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
+    held: Any = type.__new__(ModelBase, model.__name__, (model,), {**methods, **names})
+    return cast("type[Model]", held)
 
 
-def _delete_later(*_: object, **__: object) -> tuple[int, dict[str, int]]:
-    """In place of `delete` while operations run: the store deletes when the operation has returned. Switches: no."""
+def _save_later(self: Model, *_: object, **__: object) -> None:
+    """Do nothing: the store saves when all operations have run. Switches: no."""
+
+
+def _delete_later(self: Model, *_: object, **__: object) -> tuple[int, dict[str, int]]:
+    """Have the store delete it when the operation has returned. Switches: no."""
     current_batch().delete()
-    return 1, {}
+    return 1, {self._meta.label: 1}
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:

@@ -88,4 +88,13 @@ class Audited(models.Model):
         Entry.objects.using(kwargs["using"]).create(text=f"{self.name} {self.total}")
 
 
-MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited)
+class Savings(Account):
+    """In a table of its own, beside that of its parent."""
+
+    rate: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+
+MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings)
