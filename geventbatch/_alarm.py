@@ -25,16 +25,14 @@ class Alarm(gevent.Timeout):
         """Be ready to ring *seconds* after the start of a batch."""
         super().__init__(seconds)
         self.timer: Any  # the stubs do not know what gevent's watchers have: `ref` and `active`
-        self._batch: Batch | None = None
-        self._relaxed = False
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.batch: Batch | None = None  # which the current greenlet runs, or is about to
+        self.armed = False  # the timer runs, and keeps the hub alive
 
-    def watch(self, batch: Batch) -> None:
-        """Ring at the deadline of *batch*, which the current greenlet is about to run. Switches: no."""
-        self._batch = batch
+    def arm(self) -> None:
+        """Ring at the deadline of the batch. Switches: no."""
         timer = self.timer
-        if self._relaxed:
-            self._relaxed = False
-            timer.ref = True
+        timer.ref = self.armed = True
         if not (timer.active or timer.pending):  # pending: it is about to ring, and will be set again then
             self.start()
 
@@ -43,14 +41,14 @@ class Alarm(gevent.Timeout):
 
         A timer that runs on does no harm, and is there for the next batch; but nobody's deadlock has to wait for it.
         """
-        self._batch = None
-        self._relaxed = True
-        self.timer.ref = False
+        self.batch = None
+        self.timer.ref = self.armed = False
 
     def _on_expiration(self, previous: Any, ex: Any) -> None:
         # In the hub, on time, wherever the greenlet waits. (gevent's hook for subclasses.)
-        batch = self._batch
+        batch = self.batch
         if batch is None or batch.returned or batch.epoch != _process.epoch:
+            self.armed = False
             return
         left = batch.deadline - _clock.monotonic()
         if left > 0:

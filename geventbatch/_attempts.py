@@ -21,6 +21,7 @@ from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import BROKEN, STARTED
 from geventbatch._pace import pace
 from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, settle, split
+from geventbatch._scope import PairScope
 from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     batch.deadline = now + batch.state.options.max_duration
     if alarm is not None:
         batch.alarm = alarm
-        alarm.watch(batch)
+        alarm.batch = batch
+        if not alarm.armed:
+            alarm.arm()
     try:
         if batch.epoch != _process.epoch:
             batch.over()
@@ -197,7 +200,12 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
         return
     applied = 0
     arrived = batch.operations  # while they are applied, this list grows
-    while _apply_all(batch, arrived, resource, slice_end):
+    due = slice_end
+    if batch.now >= batch.window_end:
+        batch.open = False
+    else:
+        due = _see_to_window(batch, slice_end)
+    while _apply_all(batch, arrived, resource, due):
         applied += len(arrived)
         if applied == len(batch.operations):
             if not batch.open:
@@ -205,13 +213,13 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
             batch.wait_for_operations(batch.window_end - batch.now)
             if batch.over():
                 return
-            batch.now = slice_end = _clock.monotonic()
+            batch.now = _clock.monotonic()
+            due = _see_to_window(batch, slice_end)
         arrived = batch.operations[applied:]
 
 
-def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, slice_end: float) -> bool:
-    """Apply *operations*, each once. False when the attempt ends here."""
-    due = _see_to_window(batch, slice_end)
+def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, due: float) -> bool:
+    """Apply *operations*, each once; from *due* on look at the time. False when the attempt ends here."""
     for operation in operations:
         if operation.state > STARTED:
             continue
@@ -324,9 +332,10 @@ def _save(batch: Batch, leave: _Exit) -> bool:
         return _save_raised(batch, raised)
     if batch.epoch != _process.epoch:
         batch.over()
-    after = getattr(batch.scope, "saved", None)
-    if after is not None:
-        batch.after = [*batch.after, after]
+    if type(batch.scope) is not PairScope:
+        after = getattr(batch.scope, "saved", None)
+        if after is not None:
+            batch.after = [*batch.after, after]
     if batch.parts:
         return not batch.ended and settle(batch)
     batch.end()

@@ -83,8 +83,7 @@ class Batch:
         "phase",
         "rejections",
         "returned",
-        "row_marks",
-        "rows",
+        "rows_added",
         "save_duration",
         "scope",
         "size",
@@ -106,8 +105,7 @@ class Batch:
     # -- mutable state: the attempt at hand -----------------------------------------------------------------
     scope: Any  # what `open_resource` gave
     completed: int  # operations that returned
-    rows: list[object]  # to be inserted with the save
-    row_marks: list[int]  # for each of them, how many operations had returned when it was added; -1 in the load
+    rows_added: list[tuple[int, object]]  # and how many operations had returned by then; -1 in the load
     deleted: bool  # the last operation that returned deletes the resource
     halted: bool  # no operation is to be applied any more
     broken: BaseException | None  # what the first broken operation raised
@@ -125,7 +123,7 @@ class Batch:
     save_duration: float
     conflicts: int
     conflict: Conflict | None  # of the last attempt, until the next one begins
-    load_conflict: bool  # it was its load's
+    load_conflict: bool  # it was its load's; not there before the first one
     parts: list[list[Operation[Any]]]  # those that are not settled, the last one first (see `_parts`)
     rejections: int
     after: list[Callable[[], object]]  # what the scopes that saved it have still to do
@@ -150,10 +148,10 @@ class Batch:
             None
         )
         self.scope = self.verdict = None
-        self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = self.load_conflict = False
+        self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.open = True
         self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
-        self.parts = self.rows = self.row_marks = self.after = _NONE  # each its own, from the first one on
+        self.parts = self.rows_added = self.after = _NONE  # each its own, from the first one on
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = self.left_at_pause = inf
@@ -195,10 +193,15 @@ class Batch:
         """
         if not getattr(self.scope, "takes_rows", False):
             raise RuntimeError(f"add_row: {type(self.scope).__name__} inserts no rows beside the resource")
-        if not self.rows:
-            self.rows, self.row_marks = [], []
-        self.rows.append(row)
-        self.row_marks.append(-1 if self.phase == "load" else self.completed)
+        mark = -1 if self.phase == "load" else self.completed
+        if not self.rows_added:
+            self.rows_added = []
+        self.rows_added.append((mark, row))
+
+    @property
+    def rows(self) -> list[object]:
+        """What was added for the save, in the order of the operations."""
+        return [row for _, row in self.rows_added]
 
     def delete(self) -> None:
         """Have the store delete the resource, when the operation has returned.
@@ -287,13 +290,12 @@ class Batch:
         self.broken = self.verdict = None
         self.deleted = False
         self.halted = self.ended
-        self.rows = self.row_marks = _NONE
+        self.rows_added = _NONE
 
     def forget_operation(self) -> None:
         """The operation at hand has raised: what it wanted of the store is void."""
-        while self.row_marks and self.row_marks[-1] == self.completed:
-            self.row_marks.pop()
-            self.rows.pop()
+        while self.rows_added and self.rows_added[-1][0] == self.completed:
+            self.rows_added.pop()
         self.deleted = False
         self.halted = self.ended
 

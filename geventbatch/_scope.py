@@ -16,8 +16,6 @@ class PairScope:
 
     __slots__ = ("_key", "_pair", "_resource")
 
-    saved = None
-
     def __init__(self, pair: Pair, key: Hashable) -> None:
         """Belong to *pair*."""
         self._pair = pair

@@ -179,7 +179,8 @@ class Worker:
             batch.after = []
             raise
         finally:
-            self._state.live += len(batch.after)
+            if batch.after:
+                self._state.live += len(batch.after)
             if batch.lane is not None:
                 batch.lane.finish()
         if batch.after:

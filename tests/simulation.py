@@ -782,6 +782,7 @@ class Life:
             (culprit,) = visit.offending
             culprit.raised = offence
             story.settled.add(culprit.number)
+            visit.completed = 0  # what is left has nothing to be saved
         raise Rejected("a constraint") from offence
 
     def _check_save(self, story: Story, resource: Resource) -> None:
