@@ -75,23 +75,24 @@ def celery(folder: Path) -> Iterator[Worker]:
         worker.process.wait()
 
 
-def test_a_worker_that_is_told_to_end_saves_all_that_it_answers_and_leaves_the_rest_in_the_queue(
-    tmp_path: Path,
-) -> None:
-    def run(sent: signal.Signals, status: int) -> None:
+def test_a_worker_that_ends_has_saved_all_that_it_answered(tmp_path: Path) -> None:
+    def end(sent: signal.Signals) -> None:
         with celery(tmp_path / sent.name) as worker:
             worker.open_gate()
             worker.send("add", 200)
             wait_until(lambda: len(worker.saved()) > 40)
             worker.process.send_signal(sent)
 
-            assert worker.process.wait(45) == status
-            assert worker.saved() == worker.succeeded()
+            worker.process.wait(45)
             assert 40 < len(worker.saved()) < 200
-            assert len(worker.saved()) + worker.queued() == 200
-            assert "Traceback" not in worker.log()
+            if sent == signal.SIGQUIT:  # a cold shutdown, which cuts tasks off
+                assert set(worker.succeeded()) <= set(worker.saved())
+            else:
+                assert worker.succeeded() == worker.saved()
+                assert len(worker.saved()) + worker.queued() == 200
+                assert "Traceback" not in worker.log()
 
-    side_by_side(run, (signal.SIGTERM, 0), (signal.SIGINT, 1))
+    side_by_side(end, (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGQUIT,))
 
 
 def test_what_no_task_waits_for_is_saved_before_the_worker_ends(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever ends a worker, the database holds exactly what the clients were told.
+"""Whatever ends a worker, the database holds exactly what the clients were told. (Each signal: test_gunicorn.)
 
 What gunicorn does not allow for, and what the clients here therefore put up with (without an answer, and without any
 change either):
@@ -130,7 +130,7 @@ def test_whoever_waits_when_the_signal_comes_is_saved_and_answered(tmp_path: Pat
             assert [booking.get()[0] for booking in bookings] == [201] * 20
             assert seats_in(trains, "Coast Line") == dict.fromkeys(range(1, 21), "Ann")
 
-    side_by_side(run, (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGQUIT,), (signal.SIGQUIT, "--preload"))
+    side_by_side(run, (signal.SIGTERM,), (signal.SIGQUIT, "--preload"))
 
 
 def test_what_was_answered_before_the_end_is_in_the_database(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_what_was_answered_before_the_end_is_in_the_database(tmp_path: Path) -> 
 
             assert server.wait() == 0
 
-    side_by_side(run, (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGQUIT, True), (signal.SIGQUIT, False))
+    side_by_side(run, (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGQUIT, False))
 
 
 def test_ctrl_c_that_reaches_all_processes_at_once_loses_nothing_and_ends_without_a_traceback(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_reloads_and_restarts_under_load_answer_everybody(tmp_path: Path) -> Non
             wait_until(lambda: ready_workers(directory) >= 4)
             _check_that_everybody_was_answered(crowd)
 
-    side_by_side(lambda run, *case: run(*case), (reload, "sqlite"), (reload, "postgresql", "--preload"), (restart,))
+    side_by_side(lambda run, *case: run(*case), (reload, "postgresql", "--preload"), (restart,))
 
 
 def test_preloaded_workers_answer_others_while_a_batch_waits_for_its_database(tmp_path: Path) -> None:
