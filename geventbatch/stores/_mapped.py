@@ -203,8 +203,8 @@ class MappedScope:
     # -- operations ------------------------------------------------------------------------------------------
 
     def refuse_commit(self) -> None:
-        """An operation has called `commit`."""
-        if not self._writing:
+        """Something is to be committed: a savepoint, or all, which is for the batch to do."""
+        if not self._writing and not self._session.in_nested_transaction():
             raise RuntimeError(
                 f"an operation on {self._key!r} called commit() on its batch's session: the batch commits, once, after "
                 "all of its operations"

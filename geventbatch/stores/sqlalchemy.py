@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
 import sqlalchemy as sa
 
@@ -41,6 +41,7 @@ __all__ = ["SQLAlchemyStore"]
 Mode = Literal["lock", "version"]
 
 ResourceT = TypeVar("ResourceT")
+EntityT = TypeVar("EntityT")
 
 
 class SQLAlchemyStore(Generic[ResourceT]):
@@ -95,14 +96,31 @@ class SQLAlchemyStore(Generic[ResourceT]):
         """Name its table, its mode and its database."""
         return f"<SQLAlchemyStore of {self.table.fullname} in {self._engine.url!r}: {self.mode}>"
 
+    @overload
     @classmethod
-    def documents(  # noqa: PLR0913 - options are keywords of one constructor
+    def documents(
         cls,
         engine: sa.Engine,
         table: str,
         *,
-        encode: Callable[[ResourceT], Any] = json.dumps,
-        decode: Callable[[Any], ResourceT] = json.loads,
+        mode: Mode | None = None,
+        missing: Literal["raise"] | Callable[[Any], Any] = "raise",
+        key_type: TypeEngine[Any] | None = None,
+        state_type: TypeEngine[Any] | None = None,
+        metadata: sa.MetaData | None = None,
+        schema: str | None = None,
+        pipeline: bool = True,
+    ) -> SQLAlchemyStore[Any]: ...
+
+    @overload
+    @classmethod
+    def documents(
+        cls,
+        engine: sa.Engine,
+        table: str,
+        *,
+        encode: Callable[[ResourceT], Any],
+        decode: Callable[[Any], ResourceT],
         mode: Mode | None = None,
         missing: Literal["raise"] | Callable[[Any], ResourceT] = "raise",
         key_type: TypeEngine[Any] | None = None,
@@ -110,7 +128,24 @@ class SQLAlchemyStore(Generic[ResourceT]):
         metadata: sa.MetaData | None = None,
         schema: str | None = None,
         pipeline: bool = True,
-    ) -> Self:
+    ) -> SQLAlchemyStore[ResourceT]: ...
+
+    @classmethod
+    def documents(  # noqa: PLR0913 - options are keywords of one constructor
+        cls,
+        engine: sa.Engine,
+        table: str,
+        *,
+        encode: Callable[[Any], Any] = json.dumps,
+        decode: Callable[[Any], Any] = json.loads,
+        mode: Mode | None = None,
+        missing: Literal["raise"] | Callable[[Any], Any] = "raise",
+        key_type: TypeEngine[Any] | None = None,
+        state_type: TypeEngine[Any] | None = None,
+        metadata: sa.MetaData | None = None,
+        schema: str | None = None,
+        pipeline: bool = True,
+    ) -> SQLAlchemyStore[Any]:
         """Keep documents in a table with the columns key, state and version, of which each save adds one.
 
         An operation changes the resource in place. A batch that leaves the encoded state as it was writes none.
@@ -154,20 +189,20 @@ class SQLAlchemyStore(Generic[ResourceT]):
             locking=chosen == "lock",
         )
         scope = partial(DocumentScope, documents)
-        return cls(scope, engine=engine, table=shown, columns=[shown.c.key], mode=chosen, missing=missing)
+        return SQLAlchemyStore(scope, engine=engine, table=shown, columns=[shown.c.key], mode=chosen, missing=missing)
 
     @classmethod
     def mapped(  # noqa: PLR0913 - options are keywords of one constructor
         cls,
         bind: sa.Engine | sessionmaker[Session] | scoped_session[Session],
-        entity: type[ResourceT],
+        entity: type[EntityT],
         *,
         by: str | None = None,
         version: str | None = None,
         mode: Mode | None = None,
-        missing: Literal["raise"] | Callable[[Any], ResourceT] = "raise",
+        missing: Literal["raise"] | Callable[[Any], EntityT] = "raise",
         pipeline: bool = True,
-    ) -> Self:
+    ) -> SQLAlchemyStore[EntityT]:
         """Have instances of a mapped class as resources, each batch in a session of its own.
 
         The session is at hand in operations: ``object_session(resource)``. They may query in it, add other objects and
@@ -219,7 +254,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
         )
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
-        return cls(scope, engine=engine, table=mapper.local_table, columns=columns, mode=chosen, missing=missing)
+        return SQLAlchemyStore(
+            scope, engine=engine, table=mapper.local_table, columns=columns, mode=chosen, missing=missing
+        )
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
         """Open the resource at *key*: what a processor calls. Switches: no; entering and leaving what it gives does."""

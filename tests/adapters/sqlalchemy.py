@@ -148,8 +148,9 @@ class SQLAlchemyAdapter(Adapter):
             return self.place.count(connection, busy=False)
 
     def busy_connections(self) -> int:
+        pool: Any = self.engine.pool
         with self.direct.connect() as connection:
-            return max(self.engine.pool.checkedout(), self.place.count(connection, busy=True))  # type: ignore[attr-defined]
+            return max(int(pool.checkedout()), self.place.count(connection, busy=True))
 
 
 class DocumentAdapter(SQLAlchemyAdapter):
