@@ -39,7 +39,9 @@ class Worker:
 
     def succeeded(self) -> list[str]:
         """Give the results of the tasks that were answered as success."""
-        answers = [json.loads(one.read_text()) for one in (self._folder / "results").iterdir()]
+        answers = [
+            json.loads(text) for one in (self._folder / "results").iterdir() if is_whole(text := one.read_text())
+        ]
         return sorted(answer["result"] for answer in answers if answer["status"] == "SUCCESS")
 
     def queued(self) -> int:
@@ -60,6 +62,11 @@ class Worker:
     def _lines(self, name: str) -> list[str]:
         file = self._folder / name
         return file.read_text().split() if file.exists() else []
+
+
+def is_whole(text: str) -> bool:
+    """Whether Celery has written all of it, which it does not do in one step."""
+    return text.endswith("}")
 
 
 @contextmanager
