@@ -99,6 +99,13 @@ def test_a_value_without_a_version_is_the_first(adapter: RedisAdapter, processor
     assert hash_of(adapter, "plain")[b"version"] == b"1"
 
 
+def test_a_value_that_comes_without_a_version_is_not_overwritten(adapter: RedisAdapter) -> None:
+    with adapter.processor(missing="make") as processor:
+        with paused(adapter, processor) as caller:
+            adapter.direct.hset(adapter.name("k"), "value", '{"total": 5}')
+        assert caller.get() == 6
+
+
 @pytest.mark.parametrize("version", [b"x", b"-1", b"", b"1.5"])
 def test_a_version_that_is_no_number_fails_the_load_by_name(
     adapter: RedisAdapter, processor: Processor[Any], version: bytes
@@ -153,7 +160,9 @@ def test_a_client_that_decodes_answers_is_as_good(adapter: RedisAdapter, options
         with Processor(open_resource=store, min_duration=0) as processor:
             processor.run("ü", bytearray.extend, b"\xff\x00\xfe")
             assert processor.run("ü", bytes) == b"\xff\x00\xfe"
-    assert hash_of(adapter, "é:ü")[b"value"] == b"\xff\x00\xfe"
+            cut_after_the_next_save(adapter)
+            processor.run("ü", bytearray.extend, b"\xfd")
+    assert hash_of(adapter, "é:ü")[b"value"] == b"\xff\x00\xfe\xfd"
 
 
 def test_what_cannot_be_encoded_fails_its_own_operation_only(adapter: RedisAdapter) -> None:
@@ -291,9 +300,19 @@ def test_a_connection_is_given_back_with_the_timeout_that_its_client_has(
             open_resource=RedisStore[dict[str, int]](client, prefix=adapter.name("")), min_duration=0
         ) as processor:
             processor.run("k", adapter.add, 1)
-        connection = _take(client.connection_pool)
+        (connection,) = client.connection_pool._available_connections
         assert connection._sock.gettimeout() == timeout
-        client.connection_pool.release(connection)
+
+
+def test_a_save_waits_for_its_answer_no_longer_than_its_client_says(adapter: RedisAdapter) -> None:
+    with redis.Redis(host=adapter.proxy.host, port=adapter.proxy.port, socket_timeout=0.1) as client:
+        adapter.put("k", 10)
+        store = RedisStore[dict[str, int]](client, prefix=adapter.name(""))
+        with (
+            Processor(open_resource=store, min_duration=0, max_duration=1000) as processor,
+            adapter.proxy.hold_answer(adapter.commit_marker),
+        ):
+            assert processor.run("k", adapter.add, 1) == 11
 
 
 def test_no_connection_for_the_save_is_known_to_have_saved_nothing(adapter: RedisAdapter) -> None:
@@ -558,6 +577,7 @@ def test_a_fence_whose_own_answer_is_lost_is_found_again(adapter: RedisAdapter, 
     assert resolving.met == 1
     assert adapter.get("k") == 11
     assert hash_of(adapter)[b"version"] == b"3"  # the fence and the save
+    assert adapter.direct.pttl(adapter.name("k")) == -1
 
 
 def test_a_save_of_a_life_before_a_deletion_does_not_fit_the_next_life(adapter: RedisAdapter) -> None:
