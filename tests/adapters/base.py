@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from pytest import MarkDecorator
+
     from tests.proxy import Proxy
 
 Step = Literal["load", "operation", "save", "commit"]
@@ -80,6 +82,9 @@ class Case:
 
     longest_key: int = 200
     """Characters."""
+
+    marks: tuple[MarkDecorator, ...] = ()
+    """Of its tests, so that those of a server that is not everywhere can be left out."""
 
 
 class Adapter(ABC):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from uuid import uuid4
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session
@@ -428,6 +429,7 @@ def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True) -> C
         knows_outcome=server == "postgresql",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
         nul_in_keys=server != "postgresql",
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else (),
     )
 
 
@@ -441,9 +443,6 @@ CASES = (
     _case("postgresql", "mapped", "lock"),
     _case("postgresql", "mapped", "version"),
     _case("postgresql", "mapped", "row"),
-)
-
-MARIADB_CASES = (
     _case("mariadb", "document", "lock"),
     _case("mariadb", "document", "version"),
     _case("mariadb", "mapped", "lock"),
