@@ -55,7 +55,8 @@ SHORT = 0.3
 
 def over(has: Callable[[Case], object] = lambda _: True) -> pytest.MarkDecorator:
     """Run the test over all cases that have something."""
-    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL if has(case)])
+    params = [pytest.param(case, id=case.name, marks=case.marks) for case in ALL if has(case)]
+    return pytest.mark.parametrize("case", params)
 
 
 def over_slow_steps(*steps: Step) -> pytest.MarkDecorator:
@@ -63,7 +64,7 @@ def over_slow_steps(*steps: Step) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("case", "step"),
         [
-            pytest.param(case, step, id=f"{case.name}-{step}")
+            pytest.param(case, step, id=f"{case.name}-{step}", marks=case.marks)
             for case in ALL
             for step in case.slow_steps
             if step in steps

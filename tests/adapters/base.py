@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pytest import MarkDecorator
 
+    import pytest
+
     from tests.proxy import Proxy
 
 Step = Literal["load", "operation", "save", "commit"]
@@ -49,6 +51,9 @@ class Case:
 
     opens: Callable[[str], AbstractContextManager[Adapter]]
     """The store at such an address, in this process or in another. Leaving the block closes its connections."""
+
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+    """Of all its tests: a server that not everybody has."""
 
     has_locks: bool = False
     """Mode "lock": a batch and a foreign writer of its key wait for each other. Without it: mode "version"."""
