@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pytest import MarkDecorator
-
     import pytest
 
     from tests.proxy import Proxy
@@ -88,7 +86,7 @@ class Case:
     longest_key: int = 200
     """Characters."""
 
-    marks: tuple[MarkDecorator, ...] = ()
+    marks: tuple[pytest.MarkDecorator, ...] = ()
     """Of its tests, so that those of a server that is not everywhere can be left out."""
 
 
