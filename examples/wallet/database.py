@@ -3,6 +3,9 @@
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+CONNECTIONS = 20
+"""In each process: PostgreSQL starts out with 100 for all together."""
+
 
 def database(url: str) -> dict[str, Any]:
     """The settings for ``sqlite:///relative``, ``sqlite:////absolute`` or ``postgresql://user:password@host:port/name``."""
@@ -25,4 +28,6 @@ def database(url: str) -> dict[str, Any]:
         # A directory, for a socket, does not fit between // and /.
         "HOST": query.get("host", [parts.hostname or ""])[0],
         "PORT": query.get("port", [str(parts.port or "")])[0],
+        # Each request that reads would open a connection, and without batches each that writes.
+        "OPTIONS": {"pool": {"min_size": 0, "max_size": CONNECTIONS, "timeout": 10}},
     }

@@ -5,7 +5,7 @@ Amounts are whole cents.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from django.db import connection, models
 from django.utils import timezone
@@ -15,6 +15,7 @@ from examples.wallet.refusals import InsufficientFunds, UnknownAccount
 from geventbatch import Conflict
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from datetime import datetime
     from uuid import UUID
 
@@ -48,7 +49,7 @@ class Account(models.Model):
 class Ledger(models.Model):
     """One row, for whose lock everybody waits who moves money; and the accounts that its batch has touched.
 
-    A batch on the ledger may touch any account. Each is loaded, and locked, when an operation first asks for it, and
+    A batch on the ledger may touch any account. Each is loaded, and locked, when an operation first touches it, and
     those that have changed are saved with the ledger, in the same transaction.
     """
 
@@ -62,42 +63,55 @@ class Ledger(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - they are Django's
         """Save the accounts that have changed, and the ledger. The store calls this at the end of a batch."""
-        changed = [account for account in self._touched.values() if account.balance != self._loaded[account.pk]]
+        changed = [one.account for one in self._touched.values() if one is not None and one.is_changed]
         self._check(changed)
         if changed:
             Account.objects.bulk_update(changed, ["balance"])
         super().save(*args, **kwargs)
 
-    def accounts(self, *numbers: int) -> list[Account]:
-        """The accounts of these numbers, in this order. In an operation only: it may ask the database."""
-        new = [number for number in numbers if number not in self._touched]
-        if new:
-            # Locked in the order of their numbers, as `ordering` does. SQLite has no such lock: see `_check`.
-            for account in Account.objects.select_for_update(no_key=True).filter(pk__in=new).order_by("pk"):
-                self._touched[account.pk] = account
-                self._loaded[account.pk] = account.balance
-        for number in numbers:
-            if number not in self._touched:
-                raise UnknownAccount(f"there is no account {number}")
-        return [self._touched[number] for number in numbers]
+    def has_touched(self, number: int) -> bool:
+        """Whether this batch has looked for that account."""
+        return number in self._touched
+
+    def touch(self, numbers: Collection[int]) -> None:
+        """Load accounts, and lock them, in the batch's transaction."""
+        # In the order of their numbers, as in `ordering`. SQLite has no such lock: see `_check`.
+        found = Account.objects.select_for_update(no_key=True).filter(pk__in=numbers).order_by("pk")
+        self._touched.update(dict.fromkeys(numbers))
+        self._touched.update((account.pk, _Touched(account, account.balance)) for account in found)
+
+    def account(self, number: int) -> Account:
+        """One that was touched."""
+        touched = self._touched[number]
+        if touched is None:
+            raise UnknownAccount(f"there is no account {number}")
+        return touched.account
 
     def _check(self, changed: list[Account]) -> None:
         """Where accounts were not locked, see whether they are as they were loaded. Nobody else writes now."""
         if connection.features.has_select_for_update or not changed:
             return
-        found = Account.objects.in_bulk([account.pk for account in changed])
+        balances = dict(Account.objects.filter(pk__in=[one.pk for one in changed]).values_list("pk", "balance"))
         for account in changed:
-            if account.pk not in found or found[account.pk].balance != self._loaded[account.pk]:
+            touched = self._touched[account.pk]
+            if touched is None or balances.get(account.pk) != touched.loaded_balance:
                 raise Conflict(f"{account} was changed by somebody else; nothing was written")
 
     @cached_property
-    def _touched(self) -> dict[int, Account]:
+    def _touched(self) -> dict[int, _Touched | None]:
+        """None for what is not there."""
         return {}
 
-    @cached_property
-    def _loaded(self) -> dict[int, int]:
-        """What the balances were."""
-        return {}
+
+class _Touched(NamedTuple):
+    """An account that a batch of the ledger has loaded."""
+
+    account: Account
+    loaded_balance: int
+
+    @property
+    def is_changed(self) -> bool:
+        return self.account.balance != self.loaded_balance
 
 
 class Kind(models.TextChoices):
