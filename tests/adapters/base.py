@@ -86,9 +86,6 @@ class Case:
     longest_key: int = 200
     """Characters."""
 
-    marks: tuple[pytest.MarkDecorator, ...] = ()
-    """Of its tests, so that those of a server that is not everywhere can be left out."""
-
 
 class Adapter(ABC):
     """A store that is opened, and what the tests do behind its back.
