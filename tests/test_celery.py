@@ -82,8 +82,8 @@ def celery(folder: Path) -> Iterator[Worker]:
         worker.process.wait()
 
 
-def test_a_worker_that_ends_has_saved_all_that_it_answered(tmp_path: Path) -> None:
-    def end(sent: signal.Signals) -> None:
+def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_waits_for(tmp_path: Path) -> None:
+    def under_load(sent: signal.Signals) -> None:
         with celery(tmp_path / sent.name) as worker:
             worker.open_gate()
             worker.send("add", 200)
@@ -99,17 +99,17 @@ def test_a_worker_that_ends_has_saved_all_that_it_answered(tmp_path: Path) -> No
                 assert len(worker.saved()) + worker.queued() == 200
                 assert "Traceback" not in worker.log()
 
-    side_by_side(end, (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGQUIT,))
+    def with_nobody_waiting() -> None:
+        with celery(tmp_path / "later") as worker:
+            worker.send("add_later", 3)
+            wait_until(lambda: len(worker.succeeded()) == 3)
+            worker.process.terminate()
+            wait_until(lambda: "worker_shutdown" in worker.notes())
+            assert worker.saved() == []
+            worker.open_gate()
 
+            assert worker.process.wait(45) == 0
+            assert worker.saved() == ["word0", "word1", "word2"]
 
-def test_what_no_task_waits_for_is_saved_before_the_worker_ends(tmp_path: Path) -> None:
-    with celery(tmp_path / "later") as worker:
-        worker.send("add_later", 3)
-        wait_until(lambda: len(worker.succeeded()) == 3)
-        worker.process.terminate()
-        wait_until(lambda: "worker_shutdown" in worker.notes())
-        assert worker.saved() == []
-        worker.open_gate()
-
-        assert worker.process.wait(45) == 0
-        assert worker.saved() == ["word0", "word1", "word2"]
+    loads = [(under_load, sent) for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)]
+    side_by_side(lambda run, *case: run(*case), (with_nobody_waiting,), *loads)
