@@ -158,8 +158,10 @@ def test_its_own_tests_pass(kind: str, tmp_path: Path) -> None:
         assert "Ran 14 tests" in told
 
 
-def test_the_migrations_are_those_of_the_models() -> None:
-    python("-m", "django", "makemigrations", "--check", DJANGO_SETTINGS_MODULE="examples.wallet.settings")
+def test_the_migrations_are_those_of_the_models(tmp_path: Path) -> None:
+    with database("sqlite", tmp_path) as url:
+        settings = {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "examples.wallet.settings"}
+        python("-m", "django", "makemigrations", "--check", **settings)
 
 
 def finish(url: str) -> None:
