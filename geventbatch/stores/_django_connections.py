@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def current(alias: str) -> BaseDatabaseWrapper | None:
     """The connection of this greenlet (or thread), when it has one already."""
-    return next((one for one in connections.all(initialized_only=True) if one.alias == alias), None)
+    handler: Any = connections
+    found: BaseDatabaseWrapper | None = getattr(handler._connections, alias, None)  # by `all`, each `run` took 10 µs
+    return found
 
 
 _pools: dict[tuple[str, float], Pool] = {}

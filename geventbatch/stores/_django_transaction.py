@@ -3,8 +3,9 @@
 Django sees an ordinary `atomic()` block, so that operations may use `atomic()` and `on_commit` as everywhere. What
 differs:
 
-- psycopg 3 sends in its pipeline mode: BEGIN, the bound and the SELECT are one round trip; so are the last statement
-  and COMMIT.
+- psycopg 3 sends several statements as one message: BEGIN, the bound and the SELECT are one round trip; so are the
+  last statement and COMMIT. If one fails, PostgreSQL skips those behind it, COMMIT too. (psycopg's pipeline mode does
+  the same, and takes a turn of the hub for each statement.)
 - On SQLite the transaction begins with the first statement that writes. One that has begun keeps every other writer
   of the database out, and who waits for it blocks the whole process, the greenlet that holds it too.
 - Where an outer transaction is (``batching=False`` inside `atomic()`), it is a savepoint.
@@ -12,6 +13,7 @@ differs:
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack, contextmanager, suppress
 from random import random
 from typing import TYPE_CHECKING, Any, Final
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from geventbatch import Batch
 
     Execute = Callable[..., Any]
-    Statement = tuple[str, Sequence[object]]
+    Statement = tuple[str, Sequence[object] | None]
 
 _READS: Final = ("SELECT", "PRAGMA", "EXPLAIN")
 _WRITES: Final = ("INSERT", "UPDATE")
@@ -86,8 +88,8 @@ class Transaction:
         if self.nested or self.connection.vendor != "postgresql":
             yield
             return
-        bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), ())
-        before = [(_begin(self.connection.connection), ()), bound] if self.pipelines else [bound]
+        bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), None)
+        before = [(_begin(self.connection.connection), None), bound] if self.pipelines else [bound]
         together = _Together(self, before)
         with self.connection.execute_wrapper(together):
             yield
@@ -103,7 +105,7 @@ class Transaction:
         if self.nested or not self.pipelines:
             yield
             return
-        before = [(_sql.postgres_bound(self._batch.remaining()), ()), *([check] if check else [])]
+        before = [(_sql.postgres_bound(self._batch.remaining()), None), *([check] if check else [])]
         together = _Together(self, before, commits=commits)
         with self.connection.execute_wrapper(together):
             yield
@@ -119,9 +121,10 @@ class Transaction:
 
     @property
     def pipelines(self) -> bool:
-        """Whether several statements can share a round trip."""
+        """Whether several statements can share a round trip: psycopg 3 puts the values into them by itself."""
         raw: Any = self.connection.connection
-        return self._pipeline and hasattr(raw, "_pipeline") and _has_pipeline()
+        client_cursor = getattr(sys.modules.get("psycopg"), "ClientCursor", None)
+        return self._pipeline and client_cursor is not None and issubclass(_cursor_class(raw), client_cursor)
 
     # -- around what Django executes ------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class Transaction:
 
 
 class _Together:
-    """Sends the next statement of Django's in one round trip with those before and after it."""
+    """Sends the next statement of Django's in one message with those before and after it; or one after the other."""
 
     def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: bool = False) -> None:
         self.answers: list[tuple[Any, ...]] = []
@@ -285,69 +288,54 @@ class _Together:
         self._sent = False
 
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
-        if self._sent or (self._commits and not _starts(sql, _WRITES)):
+        if self._sent or many or (self._commits and not _starts(sql, _WRITES)):
             return execute(sql, params, many, context)
-        return self.send(execute, sql, params, many, context)
-
-    def send(self, execute: Execute = lambda: None, *args: Any) -> Any:
-        """Send all that, if it was not sent yet."""
-        if self._sent:
-            return None
         self._sent = True
-        owner = self._owner
-        owner._may_be_committed = self._commits
-        raw: Any = owner.connection.connection
-        with owner.connection.wrap_database_errors, _pipeline(raw) if owner.pipelines else ExitStack():
-            cursors = [_execute(raw, *statement) for statement in self._before]
-            executed = execute(*args)
-            if self._commits:
-                _execute(raw, "COMMIT")
-        self.answers = [cursor.fetchone() for cursor in cursors if cursor.description is not None]
+        self._owner._may_be_committed = self._commits
+        if not self._owner.pipelines:
+            self._send_before()
+            return execute(sql, params, many, context)
+        cursor = context["cursor"].cursor
+        statements = [*self._before, (sql, params), *([("COMMIT", None)] if self._commits else [])]
+        executed = execute(_joined(cursor, statements), None, many, context)
+        self._take_answers(cursor)
         return executed
+
+    def send(self) -> None:
+        """Send those before it, if nothing was sent yet. Switches: yes."""
+        if not self._sent:
+            self._sent = True
+            self._send_before()
+
+    def _send_before(self) -> None:
+        raw: Any = self._owner.connection.connection
+        cursor = raw.cursor()
+        with self._owner.connection.wrap_database_errors:
+            for statement, params in self._before:
+                cursor.execute(statement, params)
+                if cursor.description is not None:
+                    self.answers.append(cursor.fetchone())
+
+    def _take_answers(self, cursor: Any) -> None:
+        """Leave *cursor* at the answer to Django's own statement."""
+        for _ in self._before:
+            if cursor.description is not None:
+                self.answers.append(cursor.fetchone())
+            cursor.nextset()
+
+
+def _joined(cursor: Any, statements: Sequence[Statement]) -> str:
+    return "; ".join(str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
+
+
+def _cursor_class(raw: Any) -> type:
+    factory = getattr(raw, "cursor_factory", None)
+    return factory if isinstance(factory, type) else object
 
 
 def _begin(raw: Any) -> str:
     level = raw.isolation_level
     return "BEGIN" if level is None else f"BEGIN ISOLATION LEVEL {level.name.replace('_', ' ')}"
-
-
-def _execute(raw: Any, statement: str, params: Sequence[object] = ()) -> Any:
-    cursor = raw.cursor()
-    cursor.execute(statement, params or None)
-    return cursor
-
-
-@contextmanager
-def _pipeline(raw: Any) -> Iterator[None]:
-    """Send what is executed in the block in one round trip.
-
-    psycopg's own `pipeline()` costs another one at its end, and there a Timeout would leave it waiting for a peer that
-    may be dead: this one closes the connection.
-    """
-    import psycopg
-
-    pipeline = raw._pipeline = psycopg.Pipeline(raw)
-    raw.pgconn.enter_pipeline_mode()
-    try:
-        yield
-        pipeline.sync()
-    except Exception:
-        with suppress(psycopg.Error):
-            pipeline.sync()  # the answers to the rest, which say only that it was not carried out
-        raise
-    except BaseException:
-        raw.close()
-        raise
-    finally:
-        raw._pipeline = None
-        if not raw.closed:
-            raw.pgconn.exit_pipeline_mode()
-
-
-def _has_pipeline() -> bool:
-    from psycopg import Pipeline
-
-    return Pipeline.is_supported()
 
 
 @contextmanager
