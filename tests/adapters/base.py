@@ -11,7 +11,7 @@ number, its total. (A key column of integers is for a store's own tests.)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -50,7 +50,7 @@ class Case:
     opens: Callable[[str], AbstractContextManager[Adapter]]
     """The store at such an address, in this process or in another. Leaving the block closes its connections."""
 
-    marks: tuple[pytest.MarkDecorator, ...] = ()
+    marks: tuple[pytest.MarkDecorator, ...] = field(default=(), compare=False)
     """Of all its tests: a server that not everybody has."""
 
     has_locks: bool = False
