@@ -1,8 +1,11 @@
 """Error answers as WSGI middleware, on real servers and under the validator of the standard library."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper, setup_testing_defaults
@@ -18,6 +21,7 @@ from tests.answers import AGAIN, Make, Told, check, each_accept, each_error, for
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+ROOT = Path(__file__).parents[1]
 OK = [("Content-Type", "text/plain"), ("X-Mine", "1")]
 
 
@@ -290,3 +294,11 @@ def test_bottle_lets_errors_through_when_it_is_told_to() -> None:
     body = client.get()
 
     check(AGAIN, client.status, client.headers, body)
+
+
+@pytest.mark.parametrize(("module", "own"), [("wsgi", set()), ("flask", {"flask"}), ("gunicorn", set())])
+def test_each_integration_imports_no_vendor_but_its_own(module: str, own: set[str]) -> None:
+    vendors = "flask flask_sqlalchemy sqlalchemy django redis celery gunicorn bottle psycopg"
+    code = f"import sys, geventbatch.integrations.{module}; print(*(set(sys.modules) & set({vendors.split()})))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    assert set(ended.stdout.split()) == own
