@@ -12,16 +12,18 @@ import gevent
 import psycopg
 import pytest
 from django.apps import apps
+from django.conf import settings as django_settings
 from django.core.checks import run_checks
 from django.core.management import call_command
 from django.db import connections, transaction
-from django.test import Client, TestCase
+from django.test import Client, TestCase, override_settings
 from gevent import monkey
 
 from geventbatch import LoadFailed, Processor, current_batch
 from geventbatch.integrations.django import checks, processors, stop_all
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
+from tests import answers
 from tests.callers import answer_of
 from tests.django_project import start
 from tests.servers import wait_until
@@ -196,6 +198,50 @@ def test_emptying_a_test_database_closes_the_idle_connections_that_would_keep_it
                 wait_until(lambda: open_connections(alias) == 0)
 
 
+# -- error answers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def middleware() -> Iterator[None]:
+    with override_settings(MIDDLEWARE=["geventbatch.integrations.django.middleware.ErrorAnswers"]):
+        yield
+
+
+@answers.each_error
+@pytest.mark.usefixtures("middleware")
+def test_each_error_is_answered_with_what_the_client_may_do(
+    make: answers.Make, told: answers.Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise make()
+
+    monkeypatch.setattr(bank, "accounts", SimpleNamespace(run=fail))
+    response = Client().get("/ann/")
+    answers.check(told, response.status_code, dict(response.headers), response.content)
+
+
+@answers.each_accept
+@pytest.mark.usefixtures("middleware")
+def test_the_form_of_an_answer_is_the_one_that_the_client_prefers(accept: str, form: str) -> None:
+    bank.accounts.stop()
+    response = Client().get("/ann/", headers={"Accept": accept} if accept else None)
+    assert answers.form_of(response.headers["Content-Type"], response.content) == form
+
+
+@pytest.mark.usefixtures("middleware")
+def test_any_other_error_of_a_view_goes_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "accounts", SimpleNamespace())
+    with pytest.raises(AttributeError):
+        Client().get("/ann/")
+
+
+@pytest.mark.usefixtures("middleware")
+def test_a_project_says_when_clients_are_to_come_again(settings: Any) -> None:
+    settings.GEVENTBATCH_RETRY_AFTER = 7
+    bank.accounts.stop()
+    assert Client().get("/ann/").headers["Retry-After"] == "7"
+
+
 # -- checks ------------------------------------------------------------------------------------------------------
 
 
@@ -286,13 +332,9 @@ def test_a_gracious_timeout_of_the_projects_own_is_taken(settings: Any) -> None:
 
 
 @pytest.fixture
-def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from django.test import override_settings
-
+def settings() -> Iterator[Any]:
     with override_settings():
-        from django.conf import settings
-
-        yield settings
+        yield django_settings
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@
 
 - ``manage.py check`` tells of wrong set-ups (``geventbatch.W001`` to ``W010``); those that only a running worker has
   are logged there, when it starts.
+- The middleware ``geventbatch.integrations.django.middleware.ErrorAnswers`` answers what `run` raises in views.
 - Around test cases nothing is to be set up: see `geventbatch.stores.DjangoStore`.
 """
 
