@@ -16,6 +16,9 @@ A batch has an application context of its own from load to save. So Flask-SQLAlc
 operations too, where it would be the request's otherwise. There it is the session of the resource, if that is a mapped
 instance. ``request``, ``session`` and ``g`` are those of the caller in an operation; in a load and a save there is no
 request, and ``g`` is the batch's.
+
+A request that has used ``db.session`` before `run` holds a connection, and whatever its transaction has locked, for as
+long as it waits: call ``db.session.commit()`` or ``close()`` first, or the batch may find the pool empty.
 """
 
 from __future__ import annotations
