@@ -15,10 +15,11 @@ from gevent.event import Event
 from sqlalchemy.orm import Mapped, mapped_column, object_session
 
 import geventbatch
-from geventbatch import BatchError, ProcessorOverloaded, ProcessorStopped, ResourceMissing, current_batch
+from geventbatch import BatchError, BatchTimeout, ProcessorOverloaded, ProcessorStopped, ResourceMissing, current_batch
 from geventbatch.integrations.flask import AppProcessor, GeventBatch
 from geventbatch.stores import SQLAlchemyStore
 from tests.answers import Make, Told, check, each_accept, each_error, form_of
+from tests.servers import database
 
 
 def flask_app(**config: Any) -> Flask:
@@ -422,6 +423,32 @@ def test_what_no_store_would_save_is_told_to_the_operator(
 
     assert db.session.scalars(sa.select(Entry.amount)).all() == []
     assert "The batch of key 'k' is saved, but not what an operation changed in db.session" in caplog.text
+
+
+def test_after_a_deadline_in_the_middle_of_a_statement_the_pool_is_as_good_as_new(tmp_path: Path) -> None:
+    batches = GeventBatch()
+    seconds = [5, 0]
+
+    @contextmanager
+    def open_slowly(number: int) -> Iterator[list[int]]:
+        db.session.execute(sa.text("SELECT pg_sleep(:seconds)"), {"seconds": seconds.pop(0)})
+        yield []
+
+    processor = batches.processor(open_resource=open_slowly, min_duration=0, max_duration=0.5)
+    with database("postgresql", tmp_path) as url:
+        app = flask_app(SQLALCHEMY_DATABASE_URI=url.replace("postgresql:", "postgresql+psycopg:"))
+        db.init_app(app)
+        batches.init_app(app)
+        with app.app_context():
+            db.session.execute(sa.text("SELECT 1"))  # connecting takes its time
+            db.session.remove()
+            with pytest.raises(BatchTimeout):
+                processor.run(1, list)
+            assert processor.run(1, list) == []
+            pool = db.engine.pool
+            assert isinstance(pool, sa.QueuePool)
+            assert pool.checkedout() == 0
+            db.engine.dispose()
 
 
 # Configuration.
