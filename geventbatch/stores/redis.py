@@ -36,7 +36,7 @@ from uuid import UUID
 
 import gevent
 from redis import Redis, RedisCluster
-from redis.exceptions import AskError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import AskError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 from geventbatch import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
@@ -119,8 +119,9 @@ class RedisStore(Generic[R]):
     The hash has the field ``value``, the field ``version``, which counts the saves, and the field ``saves``, by which a
     save knows itself again. Its mode is "version": a save compares and sets atomically, and what somebody else has
     saved since the load is a `Conflict`, which the batch replays. Somebody else who writes the hash has to count the
-    version up in the same transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``. One key
-    for each resource is all that it needs, so it works on a Redis Cluster.
+    version up in the same transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``; and who
+    deletes it and makes it anew goes on from the version that it had. One key for each resource is all that it needs,
+    so it works on a Redis Cluster.
 
     Deleting (`current_batch().delete()`) takes the value away; what is left of the hash expires after ten minutes.
 
@@ -360,7 +361,7 @@ class _Save:
         command = ("EVAL", script, 1, self._name, *arguments)
         seconds = self._batch.remaining() * _PART
         try:
-            with self._lent(self._server.pool_of(self._name), seconds) as connection:
+            with self._lent(self._pool(), seconds) as connection:
                 return _answer(connection, command)
         except AskError as error:  # or MOVED, which is one of them
             pool = self._server.pool_at(error.host, error.port)
@@ -369,6 +370,12 @@ class _Save:
             with self._lent(pool, seconds) as connection:
                 _answer(connection, ("ASKING",))
                 return _answer(connection, command)
+
+    def _pool(self) -> Any:
+        try:
+            return self._server.pool_of(self._name)
+        except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
+            raise NotSaved(f"no node for {self._key!r}, it was not saved: {error}") from error
 
     @contextmanager
     def _lent(self, pool: Any, seconds: float) -> Iterator[Any]:
@@ -442,7 +449,7 @@ class _Cluster(_Server):
 
     def look_again(self, name: bytes, /) -> None:
         """Have the client ask all nodes, which it does when its own does not answer."""
-        with suppress(RedisError):
+        with suppress(RedisError, RedisClusterException):
             self.load(name)
 
     def _pool(self, node: Any) -> Any:
