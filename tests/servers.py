@@ -15,9 +15,10 @@ import gevent
 import sqlalchemy as sa
 from gevent.lock import Semaphore
 
+from examples.client import Connection
+from examples.server import Server
 from examples.tickets.domain import taken
-from examples.tickets.load import Connection
-from examples.tickets.server import Server
+from examples.tickets.settings import CONFIGURATION
 from examples.tickets.storage import Store
 
 # A busy machine is slow; a test that waits this long has found something.
@@ -81,7 +82,7 @@ def tickets(
     environment = {"DATABASE_URL": url, "BATCHING": "on" if batching else "off", "MAX_DURATION": "20"}
     log = directory / "gunicorn.log"
     try:
-        with Server(environment, ["--workers", str(workers), *arguments], log) as server:
+        with Server(CONFIGURATION, environment, ["--workers", str(workers), *arguments], log) as server:
             wait_until(lambda: ready_workers(directory) == workers)
             yield server
     except BaseException as error:

@@ -18,7 +18,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from examples.tickets.load import Connection
+from examples.client import Connection
 from tests.servers import side_by_side, wait_until
 
 ROOT = Path(__file__).parents[1]

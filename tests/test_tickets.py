@@ -11,10 +11,10 @@ import pytest
 import sqlalchemy as sa
 from gevent.event import Event
 
+from examples.server import Server
 from examples.tickets.compare import differences
 from examples.tickets.domain import BadName, NotTheHolder, SeatTaken, Ticket, Train, UnknownSeat
 from examples.tickets.load import Report
-from examples.tickets.server import Server
 from examples.tickets.settings import TRAINS, Settings
 from examples.tickets.storage import CONNECTIONS, SeatMap, Store
 from examples.tickets.web import create_app

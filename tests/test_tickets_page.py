@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from examples.tickets.load import Connection
+from examples.client import Connection
 from tests.servers import ask, database, seats_in, store, tickets, wait_until
 
 pytestmark = pytest.mark.browser

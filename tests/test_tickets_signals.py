@@ -25,7 +25,7 @@ import gevent
 import sqlalchemy as sa
 from gevent.event import Event
 
-from examples.tickets.server import ROOT, Server
+from examples.server import ROOT, Server
 from tests.servers import (
     ask,
     database,

@@ -8,7 +8,8 @@ import argparse
 import os
 import sys
 
-from examples.tickets.server import command
+from examples.server import command
+from examples.tickets.settings import CONFIGURATION
 
 
 def main() -> int:
@@ -26,7 +27,8 @@ def main() -> int:
 def _serve(chosen: argparse.Namespace) -> None:
     """Become gunicorn: signals reach it without a detour."""
     os.environ["BATCHING"] = chosen.batching
-    os.execv(sys.executable, command("--bind", f"{chosen.bind}:{chosen.port}", "--workers", str(chosen.workers)))
+    arguments = ("--bind", f"{chosen.bind}:{chosen.port}", "--workers", str(chosen.workers))
+    os.execv(sys.executable, command(CONFIGURATION, *arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from examples.server import ROOT, Server
 from examples.tickets.domain import taken
 from examples.tickets.load import Report
-from examples.tickets.server import ROOT, Server
-from examples.tickets.settings import TRAINS
+from examples.tickets.settings import CONFIGURATION, TRAINS
 from examples.tickets.storage import SeatMap, Store
 
 TRAIN = "ICE 1"
@@ -127,7 +127,7 @@ def _load(server: Server, seconds: float, clients: int) -> Report:
 
 
 def _server(url: str, workers: int, batching: str) -> Server:
-    return Server({"DATABASE_URL": url, "BATCHING": batching}, ["--workers", str(workers)])
+    return Server(CONFIGURATION, {"DATABASE_URL": url, "BATCHING": batching}, ["--workers", str(workers)])
 
 
 @contextmanager

@@ -13,15 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 import gevent
-from gevent import socket
+
+from examples.client import Connection
 
 # One booking in so many goes for any seat of the train, where mostly somebody else sits.
 ODDITY = 10
-TIMEOUT = 30.0
 
 
 @dataclass
@@ -43,56 +43,6 @@ class Report:
         report = cls(**json.loads(text))
         report.statuses = Counter(report.statuses)
         return report
-
-
-class Connection:
-    """One kept HTTP connection, with no more of the protocol than this server speaks: the load must cost little."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._address = (host, port)
-        self._socket: socket.socket | None = None
-
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON of the answer; `OSError` when there is none."""
-        content = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: {self._address[0]}:{self._address[1]}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        try:
-            self._open().sendall(head.encode() + content)
-            return self._answer()
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """The next `ask` connects again."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def _open(self) -> socket.socket:
-        if self._socket is None:
-            self._socket = socket.create_connection(self._address, timeout=TIMEOUT)
-        return self._socket
-
-    def _answer(self) -> tuple[int, Any]:
-        read = self._receive()
-        while b"\r\n\r\n" not in read:
-            read += self._receive()
-        head, _, content = read.partition(b"\r\n\r\n")
-        status, headers = _parsed(head)
-        while len(content) < int(headers["content-length"]):
-            content += self._receive()
-        if headers.get("connection") == "close":
-            self.close()
-        return status, json.loads(content)
-
-    def _receive(self) -> bytes:
-        assert self._socket is not None
-        read: bytes = self._socket.recv(65536)
-        if not read:
-            raise ConnectionResetError("closed before the answer")
-        return read
 
 
 class Client:
@@ -176,12 +126,6 @@ def main() -> None:
 def _client(number: int, clients: int, seats: int, connection: Connection, report: Report) -> Client:
     own = range(1 + number % seats, seats + 1, clients)
     return Client(f"client {number}", connection, own, seats, report)
-
-
-def _parsed(head: bytes) -> tuple[int, dict[str, str]]:
-    first, *lines = head.decode("latin-1").split("\r\n")
-    pairs = (line.split(":", 1) for line in lines)
-    return int(first.split()[1]), {name.lower(): value.strip().lower() for name, value in pairs}
 
 
 if __name__ == "__main__":

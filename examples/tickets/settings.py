@@ -3,6 +3,10 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
+"""That of gunicorn."""
 
 TRAINS = {
     "ICE 1": 400,
