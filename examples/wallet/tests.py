@@ -6,6 +6,7 @@ In a `TestCase` every operation runs in the test's own transaction, by itself: n
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 from django.db import IntegrityError, connection
@@ -16,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from examples.wallet import ledger, ordering, outbox
 from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
 from examples.wallet.refusals import InsufficientFunds, UnknownAccount
+from geventbatch import ResourceMissing
 
 
 class OverHttp(TestCase):
@@ -160,6 +162,14 @@ class Ways(TestCase):
                 transfer(self.high.pk, 10**9, 1, uuid4())
         assert not Movement.objects.exists()
 
+    def test_two_runs_leave_the_money_nowhere_when_the_second_fails_and_the_audit_shows_it(self) -> None:
+        with self.assertRaises(ResourceMissing):
+            ordering.in_two_runs(self.high.pk, 10**9, 100, uuid4())
+
+        self.high.refresh_from_db()
+        assert self.high.balance == 400
+        assert Movement.objects.get().kind == Kind.DEBIT
+
     def test_a_ledger_batch_saves_the_accounts_that_it_has_changed_in_one_statement(self) -> None:
         with CaptureQueriesContext(connection) as asked:
             ledger.transfer(self.high.pk, self.low.pk, 1, uuid4())
@@ -167,6 +177,15 @@ class Ways(TestCase):
         written = [one["sql"].split('"')[1] for one in asked if one["sql"].startswith("UPDATE")]
         assert written.count("wallet_account") == 1
         assert Ledger.objects.get().operations == 1
+
+    def test_a_transfer_whose_credit_fails_stays_pending(self) -> None:
+        outbox.send(self.high.pk, self.low.pk, 100, uuid4())
+
+        with patch.object(outbox, "_credit", return_value=False):
+            assert outbox.finish() == 0
+
+        assert Pending.objects.count() == 1
+        assert outbox.finish() == 1
 
     def test_a_credit_is_saved_once_whoever_finishes_it(self) -> None:
         outbox.send(self.high.pk, self.low.pk, 100, uuid4())

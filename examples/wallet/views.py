@@ -66,9 +66,7 @@ def open_account(request: HttpRequest) -> JsonResponse:
 @require_GET
 def account(request: HttpRequest, number: int) -> JsonResponse:  # noqa: ARG001
     """What is in it."""
-    if number > MOST:
-        raise UnknownAccount(f"there is no account {number}")
-    found = Account.objects.filter(pk=number).first()
+    found = Account.objects.filter(pk=_existing(number)).first()
     if found is None:
         raise UnknownAccount(f"there is no account {number}")
     return _shown_account(found, HTTPStatus.OK)
@@ -80,8 +78,9 @@ def deposit(request: HttpRequest, number: int) -> JsonResponse:
     """Put money into an account."""
     sent = _sent(request)
     amount, reference = _number(sent, "amount"), _reference(sent)
-    movement = _once(Kind.DEPOSIT, reference, lambda: ledger.deposit(min(number, MOST), amount, reference))
-    return _shown(movement, HTTPStatus.CREATED, (None, number, amount))
+    target = _existing(number)
+    movement = _once(Kind.DEPOSIT, reference, lambda: ledger.deposit(target, amount, reference))
+    return _shown(movement, HTTPStatus.CREATED, (None, target, amount))
 
 
 @require_POST
@@ -133,6 +132,13 @@ def _transfer(sent: dict[str, Any]) -> tuple[int, int, int, UUID]:
     if source == target:
         raise NotUnderstood("source and target are the same account")
     return source, target, _number(sent, "amount"), _reference(sent)
+
+
+def _existing(number: int) -> int:
+    """A number from a path, which may be longer than a column is wide."""
+    if number > MOST:
+        raise UnknownAccount(f"there is no account {number}")
+    return number
 
 
 def _number(sent: dict[str, Any], name: str) -> int:
