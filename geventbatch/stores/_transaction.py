@@ -269,9 +269,9 @@ def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
     name = engine.dialect.name
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":
-            from geventbatch.stores._psycopg import PipelinedTransaction, has_pipeline
+            from geventbatch.stores._psycopg import JoinedTransaction
 
-            return PipelinedTransaction if has_pipeline() else PostgresTransaction
+            return JoinedTransaction
         return PostgresTransaction
     if name in {"mysql", "mariadb"}:
         return MySQLTransaction
