@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,11 +49,11 @@ class Server:
                 start_new_session=True,
             )
         assert self.process.stdout is not None
-        self._port = int(self.process.stdout.readline() or 0)
+        self.port = int(self.process.stdout.readline() or 0)
 
     def ask(self, word: str = "") -> tuple[int, Any]:
         """Have *word* saved, or ask how it is: on a connection of its own."""
-        connection = Connection("127.0.0.1", self._port)
+        connection = Connection("127.0.0.1", self.port)
         try:
             return connection.ask("GET", f"/{word}")
         finally:
@@ -283,6 +284,18 @@ def test_a_signal_ends_a_worker_that_is_still_starting(tmp_path: Path) -> None:
 
         # Well before graceful_timeout, after which the parent kills it.
         assert server.process.wait(10) == 0
+
+
+def test_an_error_answer_takes_the_place_of_what_the_application_had_begun(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "overloaded") as server:
+        connection = HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/overloaded")
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.headers.get_all("Content-Length") == [str(len(body))]
 
 
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:

@@ -10,16 +10,17 @@ when it is unknown whether anything was saved. The application has to let it thr
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING
 
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from _typeshed import OptExcInfo
 
 __all__ = ["Answer", "ErrorAnswers"]
 
@@ -44,51 +45,87 @@ class ErrorAnswers:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Let the application answer, or answer for it."""
+        response = _Response(environ, start_response)
         try:
-            body = self._app(environ, start_response)
+            body = self._app(environ, response.begin)
         except BatchError as error:
-            return self.answered(error, environ, start_response)
+            return _answered(self, error, response)
         # Nothing runs any more behind these, and servers do better when they see what they are.
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
+            response.send_head()
             return body
-        return _Body(self, body, environ, start_response)
+        return _Body(self, body, response)
 
     def answer(self, error: BatchError) -> Answer:
         """Give the answer for *error*; made to be overridden. Switches: no."""
         return answer_to(error, self._retry_after)
 
-    def answered(self, error: BatchError, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer *error*, which is being handled, in place of what the application may have begun.
 
-        Returns:
-            The body.
+def _answered(errors: ErrorAnswers, error: BatchError, response: _Response) -> Iterable[bytes]:
+    """Answer *error* in place of what was begun, and give the body; raise it when something has been sent already."""
+    if response.sent:
+        raise error
+    answer = errors.answer(error)
+    log(_log, error)
+    environ = response.environ
+    kind, body = answer.content(environ.get("HTTP_ACCEPT"))
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
+    headers += answer.headers(environ.get("SERVER_SOFTWARE", ""))
+    response.replace(f"{answer.status.value} {answer.status.phrase}", headers)
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-        Raises:
-            BatchError: *error*, when something has been sent already.
-        """
-        answer = self.answer(error)
-        log(_log, error)
-        kind, body = answer.content(environ.get("HTTP_ACCEPT"))
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
-        headers += answer.headers(environ.get("SERVER_SOFTWARE", ""))
-        status = f"{answer.status.value} {answer.status.phrase}"
-        # With this third argument a server forgets headers that it has not sent yet, and raises when it has.
-        start_response(status, headers, sys.exc_info())
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+class _Response:
+    """The head of a response, which the server is not told before there is something to be sent.
+
+    WSGI would have it replaced until then. But gunicorn sends the headers of both, two lengths included.
+    """
+
+    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse) -> None:
+        self.environ = environ
+        self._start_response = start_response
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.sent = False
+        self._head: tuple[str, list[tuple[str, str]]] | None = None
+        self._write: Callable[[bytes], object] | None = None
+
+    def begin(
+        self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        """Be the application's ``start_response``."""
+        if self.sent and exc_info is not None:
+            return self._start_response(status, headers, exc_info)
+        if self._head is not None and exc_info is None:
+            raise AssertionError("start_response() was called twice, and without exc_info")
+        self._head = status, headers
+        return self._write_through
+
+    def send_head(self) -> None:
+        """Tell the server, unless it was told."""
+        if not self.sent and self._head is not None:
+            self.sent = True
+            self._write = self._start_response(*self._head)
+
+    def replace(self, status: str, headers: list[tuple[str, str]]) -> None:
+        """Tell the server of another head than was begun."""
+        self._head = status, headers
+        self.send_head()
+
+    def _write_through(self, chunk: bytes) -> None:
+        self.send_head()
+        if self._write is not None:
+            self._write(chunk)
 
 
 class _Body:
     """The body of a response that the application makes while it is sent."""
 
-    def __init__(
-        self, errors: ErrorAnswers, body: Iterable[bytes], environ: WSGIEnvironment, start_response: StartResponse
-    ) -> None:
+    def __init__(self, errors: ErrorAnswers, body: Iterable[bytes], response: _Response) -> None:
         """Wrap *body*."""
         self._errors = errors
         self._body = body
-        self._environ = environ
-        self._start_response = start_response
+        self._response = response
         # -- mutable state ---------------------------------------------------------------------------------
         self._chunks: Iterator[bytes] | None = None
 
@@ -96,13 +133,21 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
+        chunk = self._next()
+        self._response.send_head()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def _next(self) -> bytes | None:
+        """Give the next one that is not empty."""
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
-            return next(self._chunks)
+            return next(filter(None, self._chunks), None)
         except BatchError as error:
-            self._chunks = iter(self._errors.answered(error, self._environ, self._start_response))
-        return next(self._chunks)
+            self._chunks = iter(_answered(self._errors, error, self._response))
+        return next(self._chunks, None)
 
     def close(self) -> None:
         """Close what the application gave, as WSGI asks for, on every path."""

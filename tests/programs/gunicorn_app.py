@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent import monkey
 
-from geventbatch import Processor
+from geventbatch import Processor, ProcessorOverloaded
 from geventbatch.integrations.wsgi import ErrorAnswers
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def run(word: str) -> None:
 
 def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     word = environ["PATH_INFO"].removeprefix("/")
+    if word == "overloaded":
+        start_response("200 OK", [("Content-Length", "1")])
+        raise ProcessorOverloaded
     if word.startswith("later"):
         gevent.spawn(run, word)
     elif word:
