@@ -147,7 +147,7 @@ def main() -> None:
 def _outcome(status: int | None) -> str:
     if status in (201, 202):
         return "saved"
-    return "refused" if status in (404, 409, 503) else "unknown"
+    return "refused" if status in (404, 409, 503, 504) else "unknown"
 
 
 if __name__ == "__main__":

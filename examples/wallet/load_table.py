@@ -31,7 +31,7 @@ TITLES = (
     "try again",
     "unknown",
 )
-TITLES_BELOW = ("", "", "", "", "saved", "saved", "per batch", "409", "503", "5xx, cut")
+TITLES_BELOW = ("", "", "", "", "saved", "saved", "per batch", "409", "503, 504", "500, cut")
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Row:
             f"{self.batches:,}",
             f"{self.operations / max(1, self.batches):.1f}",
             f"{self.statuses['409']:,}",
-            f"{self.statuses['503']:,}",
-            f"{self.statuses.total() - sum(self.statuses[known] for known in ('201', '409', '503')):,}",
+            f"{self.statuses['503'] + self.statuses['504']:,}",
+            f"{self.statuses.total() - sum(self.statuses[known] for known in ('201', '409', '503', '504')):,}",
         )
 
     def _percentile(self, percent: int) -> float:

@@ -7,7 +7,12 @@ from examples.wallet.database import database
 SECRET_KEY = os.environ.get("SECRET_KEY", "nothing is signed here")
 ALLOWED_HOSTS = ["*"]
 INSTALLED_APPS = ["geventbatch.integrations.django", "examples.wallet"]
-MIDDLEWARE = ["django.middleware.common.CommonMiddleware", "examples.wallet.refusals.Answers"]
+MIDDLEWARE = [
+    "django.middleware.common.CommonMiddleware",
+    # The last one is asked first when a view raises.
+    "geventbatch.integrations.django.middleware.ErrorAnswers",
+    "examples.wallet.refusals.Refusals",
+]
 ROOT_URLCONF = "examples.wallet.urls"
 DATABASES = {
     "default": {**database(os.environ.get("DATABASE_URL", "sqlite:///wallet.sqlite")), "ATOMIC_REQUESTS": True}

@@ -14,10 +14,10 @@ from django.db.transaction import atomic
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
 
-from examples.wallet import ledger, ordering, outbox
+from examples.wallet import ledger, ordering, outbox, processors
 from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
 from examples.wallet.refusals import InsufficientFunds, UnknownAccount
-from geventbatch import ResourceMissing
+from geventbatch import ProcessorOverloaded, ResourceMissing
 
 
 class OverHttp(TestCase):
@@ -117,6 +117,13 @@ class OverHttp(TestCase):
         assert self.client.post("/transfers", "[]", content_type="application/json").status_code == 400
         assert self.balances() == (500, 0)
 
+    def test_who_comes_when_too_many_wait_is_told_to_come_again_and_nothing_is_changed(self) -> None:
+        with patch.object(processors.ledger, "run", side_effect=ProcessorOverloaded):
+            status, told = self.transfer(1)
+
+        assert (status, told["error"], told["retry_safe"]) == (503, "TryAgain", True)
+        assert self.balances() == (500, 0)
+
     def test_an_answer_of_an_operation_is_no_part_of_the_requests_transaction(self) -> None:
         assert connection.settings_dict["ATOMIC_REQUESTS"]
         for path in ("/transfers", "/pending-transfers"):
@@ -208,6 +215,4 @@ class Ways(TestCase):
 
 def credit_again(pending: Pending) -> None:
     """What `outbox.finish` does with one, without looking first."""
-    from examples.wallet import processors
-
     processors.accounts.run(pending.target_id, ordering.credit, pending.amount, pending.reference)
