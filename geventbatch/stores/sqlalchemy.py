@@ -48,8 +48,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
     """What a `Processor` takes as its ``open_resource``; made by `documents` or by `mapped`.
 
     A batch is one transaction on one connection of the engine's pool: entering takes it and loads, leaving saves,
-    commits and gives it back. With psycopg 3 a load is one round trip, and so is the save of a document; that of a
-    mapped class is two.
+    commits and gives it back. With psycopg 3 a load is one round trip. So is a save of a document, and one of a mapped
+    class in mode "lock" in which nothing is asked of the server: no other object was added to the session, and the rows
+    beside the resource are pairs.
 
     What to set:
 
@@ -58,9 +59,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
     - ``pool_pre_ping`` is not needed here, and costs each batch a round trip: when the first statement finds that the
       server has closed a connection that was at rest, the load is tried again on a new one.
     - PostgreSQL through psycopg 3 (``postgresql+psycopg://``), patched before it is imported. psycopg2 works where
-      psycogreen has made it wait in gevent's way; it has no pipeline. MySQL and MariaDB through PyMySQL. On MySQL (not
-      on MariaDB) the connections keep the ``innodb_lock_wait_timeout`` of the last batch: where others use them too,
-      give the store an engine of its own.
+      psycogreen has made it wait in gevent's way, with a round trip for each statement. MySQL and MariaDB through
+      PyMySQL. On MySQL (not on MariaDB) the connections keep the ``innodb_lock_wait_timeout`` of the last batch: where
+      others use them too, give the store an engine of its own.
     - SQLite in WAL mode, for files: its driver blocks the whole process. It is locked from the first write of a save to
       its COMMIT, and no other greenlet runs in between. While another process writes, the batch waits in gevent's way.
 
@@ -166,7 +167,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
                 pass `JSONB()` and functions that return what they are given.
             metadata: Where to declare the table; a new one unless given.
             schema: Of the table.
-            pipeline: Whether to use psycopg's pipeline, where it is there.
+            pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
 
         Switches: no.
         """
@@ -229,7 +230,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
                 version; where there is none, PostgreSQL's ``xmin``, elsewhere all columns. Another one is a `Conflict`.
             missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
                 unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
-            pipeline: Whether to use psycopg's pipeline, where it is there.
+            pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
 
         Raises:
             ValueError: *by* or *version* are not such attributes.

@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores._documents import KeyText
-from tests import mariadb, servers
+from tests import mariadb, postgres_server, servers
 from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.proxy import Proxy
 
@@ -143,6 +143,9 @@ class SQLAlchemyAdapter(Adapter):
     def terminate(self) -> None:
         with self.direct.connect() as connection:
             self.place.terminate(connection)
+
+    def restart(self) -> None:
+        postgres_server.restart()
 
     def open_connections(self) -> int:
         with self.direct.connect() as connection:
@@ -407,7 +410,7 @@ def opened(server: Server, form: Form, kind: Kind, address: str, *, pipeline: bo
         yield adapter
 
 
-def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True) -> Case:
+def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True, restarts: bool = False) -> Case:
     has_server = server != "sqlite"
     shown = "xmin" if (server, kind) == ("postgresql", "row") else kind
     steps: dict[Step, bool] = {
@@ -426,6 +429,7 @@ def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True) -> C
         has_pool=has_server,
         has_proxy=has_server,
         can_corrupt=True,
+        can_restart=restarts and postgres_server.GIVEN is None,
         knows_outcome=server == "postgresql",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
         nul_in_keys=server != "postgresql",
@@ -437,10 +441,10 @@ CASES = (
     _case("sqlite", "document", "version"),
     _case("sqlite", "mapped", "version"),
     _case("sqlite", "mapped", "row"),
-    _case("postgresql", "document", "lock"),
+    _case("postgresql", "document", "lock", restarts=True),
     _case("postgresql", "document", "version"),
     _case("postgresql", "document", "lock", pipeline=False),
-    _case("postgresql", "mapped", "lock"),
+    _case("postgresql", "mapped", "lock", restarts=True),
     _case("postgresql", "mapped", "version"),
     _case("postgresql", "mapped", "row"),
     _case("mariadb", "document", "lock"),
