@@ -1,7 +1,7 @@
 """The Flask integration: contexts, Flask-SQLAlchemy's session, configuration, error answers."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -536,6 +536,21 @@ def test_each_application_of_a_factory_has_processors_of_its_own() -> None:
             assert before.run("k", list) == after.run("k", list) == [app.name]
             assert before.for_app() is before.for_app(app)
     assert len({id(one.for_app(app)) for one in (before, after) for app in apps}) == 4
+
+
+def test_a_store_that_needs_to_know_the_application_is_made_in_its_context() -> None:
+    batches = GeventBatch()
+
+    def make_store() -> Callable[[str], Any]:
+        name = current_app.name
+        return lambda key: nullcontext([name])
+
+    words = batches.processor(make_store=make_store, min_duration=0)
+    for app in Flask("one"), Flask("two"):
+        batches.init_app(app)
+        assert words.for_app(app).run("k", list) == [app.name]
+        with pytest.raises(TypeError, match="make_store is None, but must be callable"):
+            batches.processor(make_store=None)  # type: ignore[call-overload]
 
 
 def test_outside_of_an_application_it_runs_on_the_one_that_is_named() -> None:

@@ -59,6 +59,8 @@ class Client:
         return dict(self.begun[-1][1])
 
     def _start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
+        if exc_info is not None and self.sent:
+            raise exc_info[1]
         # Some servers replace what was begun, as WSGI has it. gunicorn sends the headers of both.
         assert not self.begun, "began twice"
         self.begun.append((status, headers))
@@ -180,8 +182,13 @@ def test_bodies_that_a_server_knows_reach_it_as_they_are(form: Callable[[Any], A
         start_response("200 OK", OK)
         return body
 
-    environ = {"wsgi.file_wrapper": FileWrapper}
-    assert ErrorAnswers(app)(environ, lambda *_: print) is body
+    begun: list[str] = []
+
+    def start_response(status: str, *_: Any) -> Any:
+        begun.append(status)
+
+    assert ErrorAnswers(app)({"wsgi.file_wrapper": FileWrapper}, start_response) is body
+    assert begun == ["200 OK"]
 
 
 def test_what_goes_well_goes_through_untouched() -> None:
@@ -208,6 +215,19 @@ def test_an_application_may_answer_for_its_own_errors() -> None:
     client = Client(validator(ErrorAnswers(validator(app))))
 
     assert (client.get(), client.status) == (b"nothing", 404)
+
+
+def test_an_application_that_would_answer_for_an_error_too_late_gets_it_back() -> None:
+    def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterator[bytes]:
+        start_response("200 OK", OK)
+        yield b"half"
+        try:
+            environ["mine"]
+        except KeyError:
+            start_response("404 Not Found", OK, sys.exc_info())
+
+    with pytest.raises(KeyError):
+        Client(ErrorAnswers(app)).get()
 
 
 def test_what_the_application_writes_reaches_the_client_before_what_it_gives() -> None:
