@@ -244,9 +244,7 @@ class _AppState:
         """Make the processor of *app*."""
         options = {**self.options, **declared.options}
         if "make_store" in options:
-            check_callable("make_store", options["make_store"])
-            with app.app_context():
-                options["open_resource"] = options.pop("make_store")()
+            options["open_resource"] = _made_store(app, options)
         source = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
         store = AppStore(app, _resource_scope(*source))
         try:
@@ -255,6 +253,15 @@ class _AppState:
             configured = ", ".join(f"{_PREFIX}{name.upper()} = {value!r}" for name, value in self.options.items())
             error.add_note(f"app.config has {configured or 'no options for it'}")
             raise
+
+
+def _made_store(app: Flask, options: dict[str, Any]) -> object:
+    make_store = options.pop("make_store")
+    check_callable("make_store", make_store)
+    if "open_resource" in options:
+        raise TypeError("make_store makes the open_resource: pass one of them, not both")
+    with app.app_context():
+        return make_store()
 
 
 def _refuse(name: str) -> None:
