@@ -363,6 +363,22 @@ def test_what_makes_no_sense_is_refused_when_the_store_is_made(sqlite: sa.Engine
         SQLAlchemyStore.mapped(7, Train)  # type: ignore[arg-type]
 
 
+def test_a_document_that_somebody_changed_is_found_out_too_when_only_rows_beside_it_are_saved(
+    sqlite: sa.Engine,
+) -> None:
+    def note(resource: dict[str, Any]) -> int:
+        current_batch().add_row((Booking, {"text": f"total {resource['total']}"}))
+        return int(resource["total"])
+
+    store = documents(sqlite)
+    with processor(store) as opened, processor(store) as other:
+        opened.run("k", add, 1)
+        with between_load_and_save(opened, "k", note) as answers:
+            other.run("k", add, 6)
+        assert answers == [7]
+    assert texts_in(sqlite) == ["total 7"]
+
+
 # -- bounds, and connections that break -------------------------------------------------------------------------
 
 
@@ -385,6 +401,27 @@ def test_the_server_ends_a_statement_before_the_deadline_and_the_connection_stay
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
         assert connection.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
     assert postgres.proxy.accepted == accepted
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_the_server_ends_a_save_before_the_deadline_so_that_its_outcome_is_known(
+    postgres: Postgres, pipeline: bool
+) -> None:
+    store = documents(postgres.engine(), mode="version", pipeline=pipeline)
+
+    def change_late(resource: dict[str, Any]) -> None:
+        add(resource, 1)
+        gevent.sleep(0.3)  # so that the bound of the load would be too long for the save
+
+    with processor(store, max_duration=0.6) as opened, postgres.direct.connect() as other:
+        opened.run("k", add, 1)
+        other.execute(sa.select(store.table).with_for_update())
+        error = answer_of(opened.run, "k", change_late)
+        assert isinstance(error, SaveFailed)
+        assert error.retry_safe
+        assert "statement timeout" in str(error)
+        other.rollback()
+        assert opened.run("k", add, 1) == 2
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
