@@ -4,6 +4,7 @@ Its own tests, in Django's `TestCase`, are in examples/wallet/tests.py.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -169,6 +170,26 @@ def finish(url: str) -> None:
     """Finish pending transfers, as any process can at any time."""
     python("-m", "examples.wallet.finish", "--once", DATABASE_URL=url)
     assert not Books(url).pending
+
+
+def test_what_the_ways_cost_is_measured(tmp_path: Path) -> None:
+    with database("postgresql", tmp_path) as url:
+        few = ("--rounds", "1", "--seconds", "0.1", "--clients", "5", "--accounts", "5", "--ways", "outbox")
+        table = python("-m", "examples.wallet.compare", *few, DATABASE_URL=url)
+    rows = re.findall(r"^  outbox +([\d,]+) .* ([\d.]+) +([\d.]+)$", table, re.MULTILINE)
+    assert len(rows) == 2, table
+    for transfers, statements, round_trips in rows:
+        assert int(transfers.replace(",", "")) > 0
+        # At the least a load, a save of three and a save of two, for all clients together.
+        assert float(statements) > 1
+        assert float(round_trips) > 0.4
+
+
+def test_the_load_table_is_printed_and_agrees_with_the_database(tmp_path: Path) -> None:
+    with database("sqlite", tmp_path) as url:
+        table = python("-m", "examples.wallet", "--load", "0.4", "--clients", "5", DATABASE_URL=url)
+    assert re.search(r"^batching +\d", table, re.MULTILINE)
+    assert "Checked: money is conserved, and the audit agrees with all balances and answers." in table
 
 
 @contextmanager

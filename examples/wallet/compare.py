@@ -34,7 +34,6 @@ SHOWN = {
 COLUMNS = "{:<27}{:>24}{:>27}{:>27}{:>12}{:>13}"
 TITLES = ("", "transfers/s", "p50 ms", "p99 ms", "statements", "round trips")
 TITLES_BELOW = ("", "", "", "", "/ transfer", "/ transfer")
-ROUNDS = 3
 RICH = 10**9
 
 
@@ -54,6 +53,8 @@ class Round(NamedTuple):
 class Load:
     """Who does what for how long."""
 
+    ways: Sequence[str]
+    rounds: int
     seconds: float
     clients: int
     accounts: int
@@ -65,11 +66,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m examples.wallet.compare", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--accounts", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="put PostgreSQL that far away, each way")
     chosen = parser.parse_args()
-    load = Load(chosen.seconds, chosen.clients, chosen.accounts, chosen.delay / 1000)
+    load = Load(chosen.ways, chosen.rounds, chosen.seconds, chosen.clients, chosen.accounts, chosen.delay / 1000)
     with _database(os.environ.get("DATABASE_URL")) as url:
         print(_heading(load, url), flush=True)
         for where, shown in SHOWN.items():
@@ -79,12 +82,11 @@ def main() -> None:
 
 
 def _print_ways(url: str, where: str, load: Load) -> None:
-    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
-    for _ in range(ROUNDS):  # in turn, so that none has all the quiet moments of the machine
+    rounds: dict[str, list[Round]] = {way: [] for way in load.ways}
+    for _ in range(load.rounds):  # in turn, so that none has all the quiet moments of the machine
         for way, measured in rounds.items():
             measured.append(_measure(url, way, where, load))
-    for way, shown in WAYS.items():
-        measured = rounds[way]
+    for way, measured in rounds.items():
         cells = [
             _spread([one.transfers / one.seconds for one in measured], ",.0f"),
             _spread([one.p50 * 1000 for one in measured], ".1f"),
@@ -92,7 +94,7 @@ def _print_ways(url: str, where: str, load: Load) -> None:
             f"{median(one.statements / one.transfers for one in measured):.2f}",
             _round_trips(url, way, where, load),
         ]
-        print(COLUMNS.format(f"  {shown}", *cells), flush=True)
+        print(COLUMNS.format(f"  {WAYS[way]}", *cells), flush=True)
 
 
 def _round_trips(url: str, way: str, where: str, load: Load) -> str:
@@ -166,8 +168,8 @@ def _spread(values: Sequence[float], form: str) -> str:
 def _heading(load: Load, url: str) -> str:
     away = f", {load.delay * 1000:g} ms away each way" if load.delay else ""
     return (
-        f"{load.clients} clients in a closed loop in one process, {url.partition(':')[0]}{away}. {ROUNDS} rounds of "
-        f"{load.seconds:g} s each: median (least to most)."
+        f"{load.clients} clients in a closed loop in one process, {url.partition(':')[0]}{away}.\n"
+        f"Each measurement is the median (least to most) of {load.rounds} rounds of {load.seconds:g} s."
     )
 
 
