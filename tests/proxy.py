@@ -113,6 +113,12 @@ class Proxy:
             self._rules.remove(rule)
             rule.released.set()
 
+    def forget_rules(self) -> None:
+        """Break nothing any more."""
+        for rule in self._rules:
+            rule.released.set()
+        self._rules.clear()
+
     def cut_all(self) -> None:
         """End all connections, those that are held too."""
         for rule in self._rules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -736,3 +737,27 @@ def test_a_commit_that_never_arrives_is_not_told_to_be_saved(
     if case.knows_outcome:
         assert outcome == 11  # replayed
     assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.has_proxy)
+def test_whatever_message_is_cut_off_everybody_is_told_the_truth(case: Case, adapter: Adapter) -> None:
+    dice = random.Random(case.name)
+    proxy = proxy_of(adapter)
+    adapter.put("k", 10)
+    answers = []
+    with adapter.processor(max_attempts=10) as processor:
+        for _ in range(20):
+            marker = dice.choice([ANY, adapter.commit_marker])
+            _ = proxy.cut_before(marker) if dice.random() < 0.5 else proxy.cut_after(marker)
+            answers += all_of([spawned(processor.run, "k", adapter.add, 1) for _ in range(dice.randint(1, 3))])
+            proxy.forget_rules()
+    saved = sum(not isinstance(answer, BatchError) for answer in answers)
+    unknown = sum(isinstance(answer, BatchError) and not answer.retry_safe for answer in answers)
+    total = adapter.get("k")
+    assert total is not None
+    assert saved <= total - 10 <= saved + unknown
+    assert_as_good_as_new(adapter)
+
+
+ANY = b""
+"""The marker of whatever message is the next one."""
