@@ -440,20 +440,29 @@ class Another:
     """A process that opens the same stores (tests/programs/store.py)."""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tests.programs.store"]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
         assert self._process.returncode == 0
 
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "tests.programs.store"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     @contextmanager
     def opened(self, case: Case, adapter: Adapter) -> Iterator[None]:
         """While in the block, it has this store."""
-        assert self._asked({"case": case.name, "address": adapter.address}) == "opened"
-        yield
-        assert self._asked({}) == "closed"
+        try:
+            assert self._asked({"case": case.name, "address": adapter.address}) == "opened"
+            yield
+            assert self._asked({}) == "closed"
+        except BaseException:  # so that the next test meets one that has nothing to do
+            self._process.kill()
+            self._process.communicate()
+            self._start()
+            raise
 
     def raise_totals(self, keys: list[str], times: int) -> Any:
         """Have it raise them all at the same time, so many times; give what went wrong there."""
