@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from django.db import IntegrityError, OperationalError, connections, transaction
+from django.db import DataError, IntegrityError, OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 from gevent.event import Event
 
@@ -117,6 +117,17 @@ def test_a_number_that_becomes_another_kind_of_one_in_a_document_is_written(alia
     with processing(alias) as processor:
         processor.run("a", change)
     assert account(alias).document["seats"][0] is True
+
+
+def test_a_document_that_is_a_number_and_becomes_a_truth_value_is_written(alias: str) -> None:
+    def change(resource: Account) -> None:
+        resource.document = resource.document == 1 or 1
+
+    with processing(alias) as processor:
+        processor.run("a", change)
+        assert account(alias).document == 1
+        processor.run("a", change)
+    assert account(alias).document is True
 
 
 def test_a_batch_that_only_reads_writes_nothing(alias: str, sent: list[str]) -> None:
@@ -458,6 +469,58 @@ def test_a_connection_whose_batch_met_its_deadline_is_closed(postgres: str) -> N
         assert open_connections(postgres) == 1
 
 
+def run_side_by_side(processor: Processor[Account], names: list[str]) -> None:
+    """With a connection for each."""
+    everybody = Event()
+    entered: list[str] = []
+
+    def meet(resource: Account) -> None:
+        entered.append(resource.name)
+        if len(entered) == len(names):
+            everybody.set()
+        everybody.wait()
+
+    gevent.joinall([gevent.spawn(processor.run, name, meet) for name in names], raise_error=True)
+
+
+def test_connections_that_the_server_ended_while_idle_fail_no_batch(postgres: str) -> None:
+    names = make_accounts(postgres, 3)
+    with processing(postgres) as processor:
+        run_side_by_side(processor, names)
+        with connections[postgres].cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = %s AND pid <> pg_backend_pid()",
+                [postgres],
+            )
+        wait_until(lambda: open_connections(postgres) == 0)
+        assert [processor.run(name, deposit, 1) for name in names] == [1, 1, 1]
+        assert open_connections(postgres) == 1
+
+
+def test_after_a_peak_idle_connections_are_closed_when_they_are_old(postgres: str) -> None:
+    names = make_accounts(postgres, 3)
+    store = DjangoStore(Account, by="name", using=postgres, conn_max_age=0.2)
+
+    def run_one_and_count() -> int:
+        processor.run("a", deposit, 1)
+        return open_connections(postgres)
+
+    with Processor(open_resource=store, min_duration=0, max_duration=10) as processor:
+        run_side_by_side(processor, names)
+        wait_until(lambda: run_one_and_count() == 1)
+
+
+def test_a_key_that_django_knows_to_be_nowhere_has_a_transaction_too(postgres: str) -> None:
+    def change(resource: Ticket) -> None:
+        Entry.objects.using(postgres).create(text="not saved")
+
+    store = DjangoStore(Ticket, using=postgres, missing=lambda number: Ticket(number=number))
+    with Processor(open_resource=store, min_duration=0) as processor:
+        assert isinstance(answer_of(processor.run, 10**12, change), DataError)  # no such integer in PostgreSQL
+    assert not Entry.objects.using(postgres).exists()
+
+
 def test_a_statement_is_ended_by_the_server_before_the_deadline(postgres: str) -> None:
     def change(resource: Account) -> None:
         with connections[postgres].cursor() as cursor:
@@ -494,6 +557,7 @@ def test_a_child_of_a_fork_leaves_the_connections_of_its_parent_alone(
         lent, reused = store._pool.lend()
         store._pool.give_back(lent, own)
         assert lent is not parents
+        assert store._pool._inherited == [parents]
         assert not reused
         assert parents.connection is not None
         monkeypatch.undo()

@@ -80,7 +80,7 @@ class Pool:
         else:
             connections[self._alias] = before
         close_others(self._alias)
-        if is_sound(connection) and self._epoch == _process.epoch:
+        if is_sound(connection):
             connection.errors_occurred = False
             connection.close_if_unusable_or_obsolete()
             self._idle.append(connection)
