@@ -28,6 +28,7 @@ import json
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from inspect import Parameter, signature
 from math import inf
 from secrets import token_hex
@@ -457,11 +458,14 @@ class _Cluster(_Server):
 
 
 def _take(pool: Any) -> Any:
-    """A connection; before redis-py 5.3 the name of a command is asked for, from then on it is not wanted."""
-    first = next(iter(signature(pool.get_connection).parameters.values()), None)
-    if first is not None and first.default is Parameter.empty and first.kind is not Parameter.VAR_POSITIONAL:
-        return pool.get_connection("EVAL")
-    return pool.get_connection()
+    return pool.get_connection("EVAL") if _is_told_commands(type(pool)) else pool.get_connection()
+
+
+@cache
+def _is_told_commands(pool: type[Any]) -> bool:
+    """Before redis-py 5.3 a pool asked for the name of a command, from then on it does not want it."""
+    parameters = list(signature(pool.get_connection).parameters.values())[1:]
+    return any(one.kind is Parameter.POSITIONAL_OR_KEYWORD and one.default is Parameter.empty for one in parameters)
 
 
 def _answer(connection: Any, command: tuple[object, ...]) -> object:
