@@ -458,13 +458,13 @@ class _Cluster(_Server):
 
 
 def _take(pool: Any) -> Any:
-    return pool.get_connection("EVAL") if _is_told_commands(type(pool)) else pool.get_connection()
+    return pool.get_connection("EVAL") if _is_told_commands(type(pool).get_connection) else pool.get_connection()
 
 
 @cache
-def _is_told_commands(pool: type[Any]) -> bool:
+def _is_told_commands(get_connection: Callable[..., Any]) -> bool:
     """Before redis-py 5.3 a pool asked for the name of a command, from then on it does not want it."""
-    parameters = list(signature(pool.get_connection).parameters.values())[1:]
+    parameters = list(signature(get_connection).parameters.values())[1:]
     return any(one.kind is Parameter.POSITIONAL_OR_KEYWORD and one.default is Parameter.empty for one in parameters)
 
 
