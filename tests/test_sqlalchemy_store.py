@@ -24,7 +24,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.pool import NullPool
 
-from geventbatch import BatchError, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
+from geventbatch import BatchError, BatchTimeout, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores._transaction import outcome
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
@@ -403,17 +403,23 @@ def test_the_server_ends_a_statement_before_the_deadline_and_the_connection_stay
     assert postgres.proxy.accepted == accepted
 
 
-@pytest.mark.parametrize("pipeline", [True, False])
+@pytest.mark.parametrize(
+    ("pipeline", "row"),
+    [(True, None), (True, Booking(text="asks for its key")), (False, None)],
+    ids=["one message", "several", "without a pipeline"],
+)
 def test_the_server_ends_a_save_before_the_deadline_so_that_its_outcome_is_known(
-    postgres: Postgres, pipeline: bool
+    postgres: Postgres, pipeline: bool, row: object
 ) -> None:
     store = documents(postgres.engine(), mode="version", pipeline=pipeline)
 
     def change_late(resource: dict[str, Any]) -> None:
         add(resource, 1)
+        if row is not None:
+            current_batch().add_row(row)
         gevent.sleep(0.3)  # so that the bound of the load would be too long for the save
 
-    with processor(store, max_duration=0.6) as opened, postgres.direct.connect() as other:
+    with processor(store, max_duration=1.2) as opened, postgres.direct.connect() as other:
         opened.run("k", add, 1)
         other.execute(sa.select(store.table).with_for_update())
         error = answer_of(opened.run, "k", change_late)
@@ -427,20 +433,26 @@ def test_the_server_ends_a_save_before_the_deadline_so_that_its_outcome_is_known
 @pytest.mark.parametrize("pipeline", [True, False])
 def test_a_connection_whose_rollback_meets_the_deadline_is_given_back(postgres: Postgres, pipeline: bool) -> None:
     store = documents(postgres.engine(pool_size=1), pipeline=pipeline)
+    with processor(store, max_duration=0.5) as opened:
+        opened.run("k", add, 1)
+        with postgres.direct.connect() as other, postgres.proxy.hold(b"ROLLBACK") as rule:
+            other.execute(sa.select(store.table).with_for_update())
+            assert isinstance(answer_of(opened.run, "k", add, 1), BatchError)
+            assert rule.met == 1  # after the server had ended the SELECT
+            wait_until(lambda: checked_out(store) == 0)
+        assert opened.run("k", add, 1) == 2
 
-    def refuse(resource: object) -> None:
-        raise LookupError("no")
 
-    with processor(store, max_duration=0.3, min_duration=0.01) as opened:
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_after_the_deadline_nobody_waits_for_a_rollback(postgres: Postgres, pipeline: bool) -> None:
+    store = documents(postgres.engine(pool_size=1), pipeline=pipeline)
+    with processor(store, max_duration=0.3) as opened:
         opened.run("k", add, 1)
         with postgres.proxy.hold(b"ROLLBACK") as rule:
-            error = answer_of(opened.run, "k", refuse)
-            wait_until(lambda: not rule.waiting or rule.met)
-            gevent.sleep(0)
-        assert isinstance(error, LookupError)
-        wait_until(lambda: checked_out(store) == 0)
-        assert opened.run("k", add, 1) == 2
-    assert checked_out(store) == 0
+            assert isinstance(answer_of(opened.run, "k", lambda _: Event().wait()), BatchTimeout)
+            wait_until(lambda: checked_out(store) == 0)
+            assert rule.met == 0
+            assert opened.run("k", add, 1) == 2
 
 
 def checked_out(store: SQLAlchemyStore[Any]) -> int:
@@ -686,8 +698,8 @@ def test_lists_and_dictionaries_may_be_changed_in_place(postgres: Postgres, trai
 
 def test_an_instance_is_detached_when_its_batch_has_ended(trains: SQLAlchemyStore[Train]) -> None:
     with processor(trains) as opened:
-        train = opened.run("ICE 1", lambda train: train)
-    assert train.name == "ICE 1"
+        train: Any = opened.run("ICE 1", lambda train: take(train) and train)
+    assert (train.name, train.taken) == ("ICE 1", 1)
     assert object_session(train) is None
 
 

@@ -261,7 +261,7 @@ def _first_line(error: BaseException) -> str:
 
 # -- bounds on the server --------------------------------------------------------------------------------------
 
-_MARGIN: Final = 0.05
+_MARGIN: Final = 0.1
 """Seconds, at the most, by which the server gives up before the batch does, so that its answer still comes."""
 
 
