@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from examples.client import Connection
 from examples.server import ROOT, Server
 from examples.wallet.load import FUNDS, Client, Report, open_accounts, run
-from tests.servers import database
+from tests.servers import database, side_by_side
 
 CONFIGURATION = ROOT / "examples" / "wallet" / "gunicorn.conf.py"
 CLIENTS = 200
@@ -167,8 +167,8 @@ def test_the_migrations_are_those_of_the_models(tmp_path: Path) -> None:
 
 
 def finish(url: str) -> None:
-    """Finish pending transfers, as any process can at any time."""
-    python("-m", "examples.wallet.finish", "--once", DATABASE_URL=url)
+    """Finish pending transfers, in two processes at once: each credit is saved once."""
+    side_by_side(lambda: python("-m", "examples.wallet.finish", "--once", DATABASE_URL=url), (), ())
     assert not Books(url).pending
 
 

@@ -2,7 +2,7 @@
 
     python -m examples.wallet.compare
 
-It takes the database that DATABASE_URL names (all that the wallet has in it is deleted first), or a file of SQLite.
+It takes the database that DATABASE_URL names, in which no accounts may be yet, or a file of SQLite.
 Each measurement is a process of its own, which runs as many clients in a closed loop as a gunicorn worker might have.
 """
 
@@ -75,10 +75,13 @@ def main() -> None:
     load = Load(chosen.ways, chosen.rounds, chosen.seconds, chosen.clients, chosen.accounts, chosen.delay / 1000)
     with _database(os.environ.get("DATABASE_URL")) as url:
         print(_heading(load, url), flush=True)
-        for where, shown in SHOWN.items():
-            print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), sep="\n")
-            print(f"transfers {shown.format(accounts=load.accounts)}", flush=True)
-            _print_ways(url, where, load)
+        try:
+            for where, shown in SHOWN.items():
+                print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), sep="\n")
+                print(f"transfers {shown.format(accounts=load.accounts)}", flush=True)
+                _print_ways(url, where, load)
+        finally:
+            _renew(accounts=0)
 
 
 def _print_ways(url: str, where: str, load: Load) -> None:
@@ -119,7 +122,8 @@ def _measure(url: str, way: str, where: str, load: Load) -> Round:
 
 
 def _ended(url: str, way: str, where: str, load: Load) -> Round:
-    _renew(load.accounts)
+    # With one more, which is the hot one.
+    _renew(load.accounts + 1)
     options = {"seconds": load.seconds, "clients": load.clients, "accounts": load.accounts}
     arguments = [way, where, *(f"--{name}={value}" for name, value in options.items())]
     ended = subprocess.run(
@@ -129,7 +133,7 @@ def _ended(url: str, way: str, where: str, load: Load) -> Round:
         timeout=load.seconds + 120,
         check=True,
     )
-    _check(load.accounts)
+    _check(load.accounts + 1)
     return Round(**json.loads(ended.stdout))
 
 
@@ -143,7 +147,7 @@ def _renew(accounts: int) -> None:
         for model in (Pending, Movement, Ledger, Account):
             cursor.execute(f'DELETE FROM "{model._meta.db_table}"')  # noqa: S608, SLF001 - our own tables
     Account.objects.bulk_create(
-        Account(pk=number, owner=f"account {number}", balance=RICH) for number in range(1, accounts + 2)
+        Account(pk=number, owner=f"account {number}", balance=RICH) for number in range(1, accounts + 1)
     )
     connection.close()
 
@@ -157,8 +161,8 @@ def _check(accounts: int) -> None:
 
     money = Account.objects.aggregate(sum=Sum("balance"))["sum"]
     connection.close()
-    if money != RICH * (accounts + 1):
-        raise AssertionError(f"{money - RICH * (accounts + 1)} too much is in the accounts")
+    if money != RICH * accounts:
+        raise AssertionError(f"{money - RICH * accounts} too much is in the accounts")
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -181,7 +185,18 @@ def _database(url: str | None) -> Iterator[str]:
     with TemporaryDirectory(prefix="wallet-") as directory:
         os.environ["DATABASE_URL"] = url or f"sqlite:///{Path(directory, 'wallet.sqlite')}"
         migrate()
+        _refuse_used()
         yield os.environ["DATABASE_URL"]
+
+
+def _refuse_used() -> None:
+    from django.db import connection
+
+    from examples.wallet.models import Account
+
+    if Account.objects.exists():
+        sys.exit("DATABASE_URL names a database in which accounts are: measuring would delete them")
+    connection.close()
 
 
 def read_options(arguments: Sequence[str] | None = None) -> Any:  # noqa: ANN401 - argparse's

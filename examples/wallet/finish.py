@@ -13,8 +13,9 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 
-# Seconds between two looks into an empty outbox.
+# Seconds until it looks again, when there was nothing to finish.
 PAUSE = 0.2
+MOST_IN_VAIN = 10
 
 
 def main() -> int:
@@ -32,8 +33,13 @@ def _once() -> int:
     from examples.wallet.models import Pending
     from examples.wallet.outbox import finish
 
-    while finish():
-        pass
+    in_vain = 0
+    while Pending.objects.exists() and in_vain < MOST_IN_VAIN:
+        if finish():
+            in_vain = 0
+        else:  # another process may be finishing the same
+            in_vain += 1
+            gevent.sleep(PAUSE)
     return 1 if Pending.objects.exists() else 0
 
 

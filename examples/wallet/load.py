@@ -1,8 +1,9 @@
 """Clients that move money over HTTP as fast as they are answered: a process of its own.
 
-    python -m examples.wallet.load HOST PORT --seconds 2 --clients 100
+    python -m examples.wallet.load HOST PORT 1 2 3 --seconds 2 --clients 100
 
-It prints one line of JSON: what the clients asked for, and what they were told.
+moves money between the accounts 1, 2 and 3, and prints one line of JSON: what the clients asked for, and what they were
+told.
 """
 
 import argparse
@@ -132,15 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.wallet.load")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
+    parser.add_argument("accounts", type=int, nargs="+")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--accounts", type=int, default=100)
     chosen = parser.parse_args()
-    accounts = open_accounts(chosen.host, chosen.port, chosen.accounts)
     until = time.monotonic() + chosen.seconds
     report = Report()
     connections = (Connection(chosen.host, chosen.port) for _ in range(chosen.clients))
-    run([Client(one, accounts, KINDS, report) for one in connections], lambda _: time.monotonic() > until)
+    run([Client(one, chosen.accounts, KINDS, report) for one in connections], lambda _: time.monotonic() > until)
     json.dump(vars(report), sys.stdout)
 
 

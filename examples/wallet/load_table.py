@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 
 from examples.client import Connection
 from examples.server import ROOT, Server
-from examples.wallet.load import Report
+from examples.wallet.load import Report, open_accounts
 
 CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
 # Each server has this many turns, so that neither has all the quiet moments of the machine.
 TURNS = 2
+ACCOUNTS = 100
+MOST_SHOWN = 5
 COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
 TITLES = (
     "",
@@ -78,14 +80,15 @@ def print_table(seconds: float, clients: int, workers: int, database_url: str | 
     with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
         from examples.wallet.audit import differences  # which needs the settings
 
+        accounts = open_accounts(on.host, on.port, ACCOUNTS)
         print(_heading(seconds, clients, workers, url), flush=True)
         wrong: list[str] = []
         for _ in range(TURNS):
             for row, server in zip(rows, (on, off), strict=True):
                 before = _ledger(server)
-                report = _load(server, seconds / (2 * TURNS), clients)
+                report = _load(server, accounts, seconds / (2 * TURNS), clients)
                 row.add(report, before, _ledger(server))
-                wrong += differences(report)
+                wrong += differences(report)[:MOST_SHOWN]
     print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), *rows, "", sep="\n")
     print(*wrong or ["Checked: money is conserved, and the audit agrees with all balances and answers."], sep="\n")
     return not wrong
@@ -99,9 +102,9 @@ def _ledger(server: Server) -> dict[str, int]:
     return ledger
 
 
-def _load(server: Server, seconds: float, clients: int) -> Report:
+def _load(server: Server, accounts: list[int], seconds: float, clients: int) -> Report:
     """Run the clients in a process of their own, so that they do not share a hub with anybody."""
-    command = [sys.executable, "-m", "examples.wallet.load", server.host, str(server.port)]
+    command = [sys.executable, "-m", "examples.wallet.load", server.host, str(server.port), *map(str, accounts)]
     command += ["--seconds", str(seconds), "--clients", str(clients)]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
     return Report.from_json(ended.stdout.decode())
@@ -123,8 +126,8 @@ def _database(url: str | None) -> Iterator[str]:
 
 
 def _heading(seconds: float, clients: int, workers: int, url: str) -> str:
-    database = url.partition(":")[0]
     return (
-        f"{clients} clients in a closed loop, three transfers to a deposit, {workers} gunicorn workers, {database}.\n"
+        f"{clients} clients in a closed loop on {ACCOUNTS} accounts, three transfers to a deposit; gunicorn workers: "
+        f"{workers}; {url.partition(':')[0]}.\n"
         f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's."
     )
