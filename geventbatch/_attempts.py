@@ -57,7 +57,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     try:
         if batch.epoch != _process.epoch:
             batch.over()
-        while _attempt(batch, slice_end):
+        while _attempt(batch, slice_end) and (slice_end == inf or _take_breath(batch)):
             pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
@@ -74,13 +74,22 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
 
 def run_after(batch: Batch) -> None:
     """Call what the scopes have still to do when their save is answered. It belongs to no batch and has no deadline."""
-    for after in batch.after:
-        try:
-            batch.context.run(after)
-        except Exception:
-            _log.exception("after the batch of key %r was saved and answered", batch.key)
-        if batch.epoch != _process.epoch:
-            _process.park()
+    current = gevent.getcurrent()
+    batch.outer = _process.after.get(current)
+    _process.after[current] = batch
+    try:
+        for after in batch.after:
+            try:
+                batch.context.run(after)
+            except Exception:
+                _log.exception("after the batch of key %r was saved and answered", batch.key)
+            if batch.epoch != _process.epoch:
+                _process.park()
+    finally:
+        if batch.outer is None:
+            _process.after.pop(current, None)
+        else:
+            _process.after[current] = batch.outer
 
 
 def _attempt(batch: Batch, slice_end: float) -> bool:
@@ -171,6 +180,8 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
     enter = batch.context.run
     try:
         batch.scope = scope = enter(batch.state.options.open_resource, batch.key)
+        if type(scope) is not PairScope:
+            batch.saved = getattr(scope, "saved", None)
         return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
         _load_raised(batch, error)
@@ -294,6 +305,15 @@ def _without_our_frame(error: BaseException) -> BaseException:
     return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
+def _take_breath(batch: Batch) -> bool:
+    """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
+    now = _clock.monotonic()
+    if now >= pace.slice_end(now):
+        batch.pause()
+    batch.now = _clock.monotonic()
+    return not batch.over()
+
+
 def _take_turns(batch: Batch, now: float) -> float:
     """Let the hub have a turn if it has gone long without; give when something is due again."""
     if now >= batch.deadline:
@@ -325,17 +345,18 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     try:
         batch.context.run(leave, None, None, None)
     except BaseException as error:
-        raised = error
+        raised = _without_our_frame(error)
     batch.now = _clock.monotonic()
     batch.save_duration += batch.now - begun
     if raised is not None:
-        return _save_raised(batch, raised)
+        try:
+            return _save_raised(batch, raised)
+        finally:
+            del raised  # no cycle through the error
     if batch.epoch != _process.epoch:
         batch.over()
-    if type(batch.scope) is not PairScope:
-        after = getattr(batch.scope, "saved", None)
-        if after is not None:
-            batch.after = [*batch.after, after]
+    if type(batch.scope) is not PairScope and callable(batch.saved):
+        batch.after = [*batch.after, batch.saved]
     if batch.parts:
         return not batch.ended and settle(batch)
     batch.end()
@@ -351,7 +372,7 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
         return split(batch, error)
     else:
         batch.spent = not isinstance(error, Exception)
-        batch.end(save_failed(batch.key, _without_our_frame(error)))
+        batch.end(save_failed(batch.key, error))
     return False
 
 

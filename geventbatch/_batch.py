@@ -85,6 +85,7 @@ class Batch:
         "returned",
         "rows_added",
         "save_duration",
+        "saved",
         "scope",
         "size",
         "spent",
@@ -104,6 +105,7 @@ class Batch:
     failure: Failure | None
     # -- mutable state: the attempt at hand -----------------------------------------------------------------
     scope: Any  # what `open_resource` gave
+    saved: Any  # what that has still to do when it is saved; not there for a load and save pair
     completed: int  # operations that returned
     rows_added: list[tuple[int, object]]  # and how many operations had returned by then; -1 in the load
     deleted: bool  # the last operation that returned deletes the resource

@@ -35,8 +35,11 @@ def settle(batch: Batch) -> bool:
     for operation in batch.parts.pop():
         if operation.state in {STARTED, BROKEN}:
             operation.state = SETTLED
-    if batch.parts:
-        return True
+    while batch.parts:
+        if any(operation.state <= STARTED for operation in batch.parts[-1]):
+            batch.phase = "load"
+            return True
+        batch.parts.pop()  # all have left
     batch.end()
     return False
 
@@ -61,14 +64,15 @@ def split(batch: Batch, error: Rejected) -> bool:
     suspects = [operation for operation in started if operation.error is None]
     if len(suspects) == 1:
         suspects[0].error = rejected(error)
-        suspects[0].state = BROKEN
+        suspects[0].state = SETTLED
         if len(started) == 1:
             return settle(batch)
-    elif batch.rejections >= MOST_REJECTIONS:
+    if batch.rejections >= MOST_REJECTIONS:
         why = f", refusal {batch.rejections} while its culprits were looked for"
         batch.end(save_failed(batch.key, error, why))
         return False
-    else:
+    if len(suspects) > 1:
         half = part.index(suspects[len(suspects) // 2])
         batch.parts = [*batch.parts[:-1], part[half:], part[:half]]
+    batch.phase = "load"
     return True

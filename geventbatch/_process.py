@@ -43,6 +43,9 @@ running: dict[greenlet, Batch] = {}
 made: list[ref[Processor[Any]]] = []
 """The processors. A list, since any thread may add to it or take from it in one step."""
 
+after: dict[greenlet, Batch] = {}
+"""The batch whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""
+
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
 native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
@@ -61,6 +64,7 @@ def _forked() -> None:
     epoch += 1
     hub, thread = _NO_HUB, None
     running.clear()
+    after.clear()
     for callback in _after_fork:
         callback()
 
@@ -95,7 +99,15 @@ def sleep(seconds: float) -> None:
 
 def enclosing(state: State) -> Batch | None:
     """The batch of *state*'s processor that the current greenlet is inside of, if any."""
-    batch = running.get(gevent.getcurrent())
+    return _of(state, running.get(gevent.getcurrent()))
+
+
+def is_waited_for(state: State) -> bool:
+    """Whether a stop of *state*'s processor waits for the current greenlet, so that it cannot wait for the stop."""
+    return enclosing(state) is not None or _of(state, after.get(gevent.getcurrent())) is not None
+
+
+def _of(state: State, batch: Batch | None) -> Batch | None:
     while batch is not None and batch.state is not state:
         batch = batch.outer
     return batch

@@ -227,7 +227,7 @@ class Processor(Generic[R]):
         state.begin_stop()
         if timeout == 0:
             return state.stopped.is_set()
-        if _process.in_hub() or _process.enclosing(state) is not None:
+        if _process.in_hub() or _process.is_waited_for(state):
             raise RuntimeError(
                 "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call "
                 "stop(timeout=0) here, or stop() in a greenlet of its own"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -699,3 +701,126 @@ def test_a_processor_that_is_gone_is_not_kept_for_stop_all(store: Store) -> None
     assert len(geventbatch._process.processors()) == before + 1
     del processor
     assert len(geventbatch._process.processors()) == before
+
+
+# What a hostile reading found
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_stop_that_would_wait_for_itself_after_the_answers_is_refused(
+    clock: VirtualTime, store: Store, *, batching: bool, everything: bool
+) -> None:
+    refused: list[RuntimeError] = []
+
+    def after() -> None:
+        try:
+            geventbatch.stop_all() if everything else processor.stop()
+        except RuntimeError as error:
+            refused.append(error)
+
+    store.after = after
+    processor = store.processor(batching=batching)
+    caller = gevent.spawn(processor.run, "k", append, 1)
+    clock.advance(1)
+    assert caller.value == 1
+    assert len(refused) == 1
+    assert processor.stop()
+
+
+def test_between_parts_the_hub_has_its_turns(clock: VirtualTime, store: Store) -> None:
+    def toil(_: list[Any]) -> None:
+        current_batch().delete()
+        clock.spend(0.001)
+
+    def tick() -> None:
+        while len(gaps) < 1000:
+            begun = clock.now()
+            gevent.sleep(0.0001)
+            gaps.append(clock.now() - begun)
+
+    gaps: list[float] = []
+    ticker = gevent.spawn(tick)
+    with store.processor() as processor:
+        callers = [gevent.spawn(processor.run, "k", toil) for _ in range(100)]
+        clock.advance(1)
+        assert all(caller.successful() for caller in callers)
+    ticker.kill()
+    assert max(gaps) < 0.01
+
+
+def test_a_store_that_refuses_one_operation_after_the_other_is_asked_a_bounded_number_of_times(
+    clock: VirtualTime, store: Store
+) -> None:
+    def take(resource: list[Any], mark: int) -> None:
+        if resource:
+            raise KeyError
+        resource.append(mark)
+
+    store.bad = set(range(1000))
+    with store.processor() as processor:
+        answers = kinds(run_all(clock, processor, [(take, number) for number in range(1000)]))
+    assert store.saves == MOST
+    assert answers.count(Broken) == MOST
+    assert answers.count(SaveFailed) == 1000 - MOST
+
+
+@pytest.mark.parametrize("kind", [Conflict, Rejected])
+def test_a_save_that_raised_keeps_no_resource_alive(clock: VirtualTime, store: Store, kind: type[Exception]) -> None:
+    class Resource(list[Any]):
+        pass
+
+    class Weak(Scope):
+        def __enter__(self) -> list[Any]:
+            self.resource = Resource(super().__enter__())
+            held.append(weakref.ref(self.resource))
+            return self.resource
+
+        def __exit__(self, *raised: object) -> None:
+            if len(held) == 1:
+                raise kind("nothing was written")
+
+    held: list[weakref.ref[Any]] = []
+    processor = Processor(open_resource=lambda key: Weak(store, key), min_duration=0, max_duration=5)
+    gc.disable()
+    try:
+        run_all(clock, processor, appends([1, 2]))
+        assert len(held) > 1
+        assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
+    processor.stop()
+
+
+def test_an_attribute_of_a_scope_that_is_no_method_is_not_called(
+    clock: VirtualTime, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Flagged(Scope):
+        saved = True  # type: ignore[assignment]
+
+    with Processor(open_resource=lambda key: Flagged(store, key), min_duration=0) as processor:
+        assert run_all(clock, processor, appends([1])) == [1]
+    assert not caplog.records
+
+
+def test_a_scope_whose_attributes_cannot_be_read_fails_before_it_is_entered(clock: VirtualTime, store: Store) -> None:
+    class Closed(Scope):
+        @property
+        def saved(self) -> Any:
+            raise OSError("closed")
+
+    with Processor(open_resource=lambda key: Closed(store, key), min_duration=0) as processor:
+        assert kinds(run_all(clock, processor, appends([1]))) == [LoadFailed]
+    assert store.loads == 0
+
+
+def test_a_part_that_everybody_has_left_is_not_loaded(clock: VirtualTime, store: Store) -> None:
+    store.save_time = 1
+    with store.processor() as processor:
+        first = gevent.spawn(processor.run, "k", delete)
+        second = gevent.spawn(processor.run, "k", append, 2)
+        clock.advance(0.5)
+        second.kill(block=False)
+        clock.advance(1)
+        assert first.value == "deleted"
+        assert store.loads == 1
