@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, Unpack
 from uuid import uuid4
 
+import pytest
 from django.db import IntegrityError, connections, transaction
 from django.db.models import F
 
@@ -228,6 +229,7 @@ def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
         knows_outcome=server == "postgresql",
         slow_steps=steps if pipeline and server == "postgresql" else (*steps, *SAVE) if has_server else (),
         nul_in_keys=server != "postgresql",
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else (),
     )
 
 
@@ -238,9 +240,6 @@ CASES = (
     _case("postgresql", "version"),
     _case("postgresql", "xmin"),
     _case("postgresql", "version", pipeline=False),
-)
-
-MARIADB_CASES = (
     _case("mariadb", "lock"),
     _case("mariadb", "version"),
     _case("mariadb", "row"),
