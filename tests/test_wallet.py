@@ -23,6 +23,8 @@ from examples.wallet.load import FUNDS, Client, Report, open_accounts, run
 from tests.servers import database, side_by_side
 
 CONFIGURATION = ROOT / "examples" / "wallet" / "gunicorn.conf.py"
+# Django's tests in this process have settings of their own.
+SETTINGS = {"DJANGO_SETTINGS_MODULE": "examples.wallet.settings"}
 CLIENTS = 200
 ACCOUNTS = 20
 NOBODYS = 10**6
@@ -153,8 +155,7 @@ def test_pending_transfers_are_finished_after_everything_was_killed_in_their_mid
 @each_database
 def test_its_own_tests_pass(kind: str, tmp_path: Path) -> None:
     with database(kind, tmp_path) as url:
-        settings = {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "examples.wallet.settings"}
-        told = python("-W", "error", "-m", "django", "test", "examples.wallet", **settings)
+        told = python("-W", "error", "-m", "django", "test", "examples.wallet", DATABASE_URL=url)
         assert "no issues (0 silenced)" in told
         assert "\nOK\n" in told
         assert "Ran 17 tests" in told
@@ -162,8 +163,7 @@ def test_its_own_tests_pass(kind: str, tmp_path: Path) -> None:
 
 def test_the_migrations_are_those_of_the_models(tmp_path: Path) -> None:
     with database("sqlite", tmp_path) as url:
-        settings = {"DATABASE_URL": url, "DJANGO_SETTINGS_MODULE": "examples.wallet.settings"}
-        python("-m", "django", "makemigrations", "--check", **settings)
+        python("-m", "django", "makemigrations", "--check", DATABASE_URL=url)
 
 
 def finish(url: str) -> None:
@@ -195,9 +195,9 @@ def test_the_load_table_is_printed_and_agrees_with_the_database(tmp_path: Path) 
 @contextmanager
 def wallet(url: str, directory: Path, *arguments: str) -> Iterator[Server]:
     """Run gunicorn with the wallet until the block is left."""
-    python("-m", "django", "migrate", DATABASE_URL=url, DJANGO_SETTINGS_MODULE="examples.wallet.settings")
+    python("-m", "django", "migrate", DATABASE_URL=url)
     try:
-        with Server(CONFIGURATION, {"DATABASE_URL": url}, arguments, directory / "gunicorn.log") as server:
+        with Server(CONFIGURATION, {**SETTINGS, "DATABASE_URL": url}, arguments, directory / "gunicorn.log") as server:
             yield server
     except BaseException as error:
         error.add_note(log(directory))
@@ -222,7 +222,7 @@ def python(*arguments: str, **environment: str) -> str:
     ended = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, **SETTINGS, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=50,
