@@ -5,7 +5,7 @@ Amounts are whole cents.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from django.db import connection, models
 from django.utils import timezone
@@ -15,9 +15,26 @@ from examples.wallet.refusals import InsufficientFunds, UnknownAccount
 from geventbatch import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from datetime import datetime
     from uuid import UUID
+
+
+class Accounts(models.QuerySet["Account"]):
+    """Locks as an UPDATE does, the store's locks of its batches too: rows that refer to an account need not wait.
+
+    Else two batches would deadlock that each add a pending transfer to the other one's account.
+    """
+
+    def select_for_update(
+        self,
+        nowait: bool = False,  # noqa: FBT001, FBT002 - Django's own signature
+        skip_locked: bool = False,  # noqa: FBT001, FBT002
+        of: Sequence[str] = (),
+        no_key: bool = True,  # noqa: FBT001, FBT002
+    ) -> Self:
+        """Django's own, with another default."""
+        return super().select_for_update(nowait, skip_locked, of, no_key)
 
 
 class Account(models.Model):
@@ -26,7 +43,10 @@ class Account(models.Model):
     owner: models.CharField[str, str] = models.CharField(max_length=80)
     balance: models.BigIntegerField[int, int] = models.BigIntegerField(default=0)
 
+    objects: ClassVar[models.Manager[Account]] = models.Manager.from_queryset(Accounts)()
+
     class Meta:
+        base_manager_name = "objects"
         constraints: ClassVar = [
             # Behind `take`, for whoever does not come this way.
             models.CheckConstraint(condition=models.Q(balance__gte=0), name="balance_not_below_zero"),
@@ -76,7 +96,7 @@ class Ledger(models.Model):
     def touch(self, numbers: Collection[int]) -> None:
         """Load accounts, and lock them, in the batch's transaction."""
         # In the order of their numbers, as in `ordering`. SQLite has no such lock: see `_check`.
-        found = Account.objects.select_for_update(no_key=True).filter(pk__in=numbers).order_by("pk")
+        found = Account.objects.select_for_update().filter(pk__in=numbers).order_by("pk")
         self._touched.update(dict.fromkeys(numbers))
         self._touched.update((account.pk, _Touched(account, account.balance)) for account in found)
 

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 def in_one_transaction(source_number: int, target_number: int, amount: int, reference: UUID) -> Movement:
     """Move *amount*, and return when it is saved."""
     with atomic():
-        both = (
-            Account.objects.select_for_update(no_key=True).filter(pk__in=(source_number, target_number)).order_by("pk")
-        )
+        both = Account.objects.select_for_update().filter(pk__in=(source_number, target_number)).order_by("pk")
         locked = {account.pk: account for account in both}
         for number in (source_number, target_number):
             if number not in locked:

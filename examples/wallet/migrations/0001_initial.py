@@ -36,6 +36,7 @@ class Migration(migrations.Migration):
                 ("balance", models.BigIntegerField(default=0)),
             ],
             options={
+                "base_manager_name": "objects",
                 "constraints": [
                     models.CheckConstraint(condition=models.Q(balance__gte=0), name="balance_not_below_zero"),
                 ],
