@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-import pytest
 import sqlalchemy as sa
 
 from examples.client import Connection
@@ -29,7 +28,13 @@ CLIENTS = 200
 ACCOUNTS = 20
 NOBODYS = 10**6
 
-each_database = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+
+def on_each_database(run: Callable[[str, Path], None], directory: Path) -> None:
+    """Run it on both at once, with a directory for each."""
+    kinds = [("sqlite", directory / "sqlite"), ("postgresql", directory / "postgresql")]
+    for _, own in kinds:
+        own.mkdir()
+    side_by_side(run, *kinds)
 
 
 class Line(NamedTuple):
@@ -111,11 +116,14 @@ def _replayed(lines: list[Line]) -> dict[int, int]:
     return balances
 
 
-@each_database
 def test_200_clients_at_once_and_an_end_in_their_middle_lose_no_money_and_nothing_that_was_answered(
-    kind: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    with database(kind, tmp_path) as url, wallet(url, tmp_path, "--workers", "2", "--preload") as server:
+    on_each_database(_end_in_the_middle, tmp_path)
+
+
+def _end_in_the_middle(kind: str, directory: Path) -> None:
+    with database(kind, directory) as url, wallet(url, directory, "--workers", "2", "--preload") as server:
 
         def is_over(told: Report) -> bool:
             if len(told.asked) > 3 * CLIENTS and server.process.poll() is None:
@@ -125,7 +133,7 @@ def test_200_clients_at_once_and_an_end_in_their_middle_lose_no_money_and_nothin
         report = crowd(server, is_over, "transfer", "transfer", "deposit", "debit")
 
         assert server.wait() == 0
-        assert "Traceback" not in log(tmp_path)
+        assert "Traceback" not in log(directory)
         check(Books(url), report)
         assert report.statuses.keys() <= {"201", "202", "404", "409", "503", "504", "None"}
         assert min(report.statuses[status] for status in ("201", "202", "404", "409")) > CLIENTS / 10
@@ -133,9 +141,12 @@ def test_200_clients_at_once_and_an_end_in_their_middle_lose_no_money_and_nothin
         check(Books(url), report)
 
 
-@each_database
-def test_pending_transfers_are_finished_after_everything_was_killed_in_their_middle(kind: str, tmp_path: Path) -> None:
-    with database(kind, tmp_path) as url, wallet(url, tmp_path, "--workers", "1") as server:
+def test_pending_transfers_are_finished_after_everything_was_killed_in_their_middle(tmp_path: Path) -> None:
+    on_each_database(_kill_in_the_middle, tmp_path)
+
+
+def _kill_in_the_middle(kind: str, directory: Path) -> None:
+    with database(kind, directory) as url, wallet(url, directory, "--workers", "1") as server:
 
         def is_over(told: Report) -> bool:
             in_the_middle = told.statuses["202"] > CLIENTS and told.statuses["202"] % 20 == 0
@@ -152,9 +163,12 @@ def test_pending_transfers_are_finished_after_everything_was_killed_in_their_mid
         check(Books(url), report)
 
 
-@each_database
-def test_its_own_tests_pass(kind: str, tmp_path: Path) -> None:
-    with database(kind, tmp_path) as url:
+def test_its_own_tests_pass(tmp_path: Path) -> None:
+    on_each_database(_test, tmp_path)
+
+
+def _test(kind: str, directory: Path) -> None:
+    with database(kind, directory) as url:
         told = python("-W", "error", "-m", "django", "test", "examples.wallet", DATABASE_URL=url)
         assert "no issues (0 silenced)" in told
         assert "\nOK\n" in told
@@ -172,8 +186,12 @@ def finish(url: str) -> None:
     assert not Books(url).pending
 
 
-def test_what_the_ways_cost_is_measured(tmp_path: Path) -> None:
-    with database("postgresql", tmp_path) as url:
+def test_both_tables_are_printed_and_agree_with_the_database(tmp_path: Path) -> None:
+    side_by_side(lambda measure: measure(tmp_path), (_compare_ways,), (_compare_batching,))
+
+
+def _compare_ways(directory: Path) -> None:
+    with database("postgresql", directory) as url:
         few = ("--rounds", "1", "--seconds", "0.1", "--clients", "5", "--accounts", "5", "--ways", "outbox")
         table = python("-m", "examples.wallet.compare", *few, DATABASE_URL=url)
     rows = re.findall(r"^  outbox +([\d,]+) .* ([\d.]+) +([\d.]+)$", table, re.MULTILINE)
@@ -185,8 +203,8 @@ def test_what_the_ways_cost_is_measured(tmp_path: Path) -> None:
         assert float(round_trips) > 0.4
 
 
-def test_the_load_table_is_printed_and_agrees_with_the_database(tmp_path: Path) -> None:
-    with database("sqlite", tmp_path) as url:
+def _compare_batching(directory: Path) -> None:
+    with database("sqlite", directory) as url:
         table = python("-m", "examples.wallet", "--load", "0.4", "--clients", "5", DATABASE_URL=url)
     assert re.search(r"^batching +\d", table, re.MULTILINE)
     assert "Checked: money is conserved, and the audit agrees with all balances and answers." in table
