@@ -3,10 +3,12 @@
 import atexit
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -27,7 +29,7 @@ class RedisServer:
         self.port = _free_port()
         self._directory = tempfile.mkdtemp(prefix="redis-")
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid_file = Path(self._directory) / "pid"
         atexit.register(self._end)
         self.start()
 
@@ -40,22 +42,21 @@ class RedisServer:
 
         # What has been written to the file survives a kill of the process, synchronised to the disk or not.
         settings = {"port": str(self.port), "bind": self.host, "dir": self._directory, "appendonly": "yes", "save": ""}
+        # A child of ours would be watched by the hub, which would then never be out of work: tests of that would hang.
+        settings |= {"daemonize": "yes", "pidfile": str(self._pid_file)}
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        self._process = subprocess.Popen(
-            [REDIS_SERVER_PATH, *arguments, *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        subprocess.run([REDIS_SERVER_PATH, *arguments, *self._options], stdout=subprocess.DEVNULL, check=True)
         with connected(self.url) as client:
             wait_until(lambda: answers(client))
 
     def kill(self) -> None:
         """End it at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        os.kill(int(self._pid_file.read_text()), signal.SIGKILL)
 
     def restart(self) -> None:
         self.kill()
+        with connected(self.url) as client:
+            wait_until(lambda: not answers(client))
         self.start()
 
     def _end(self) -> None:
