@@ -22,8 +22,7 @@ def differences(report: Report) -> list[str]:
 
 def _in_money() -> Iterator[str]:
     balances = Account.objects.aggregate(sum=Sum("balance", default=0))["sum"]
-    credited = Movement.objects.filter(kind=Kind.CREDIT).values("reference")
-    underway = Pending.objects.exclude(reference__in=credited).aggregate(sum=Sum("amount", default=0))["sum"]
+    underway = Pending.underway()
     deposited = Movement.objects.filter(kind=Kind.DEPOSIT).aggregate(sum=Sum("amount", default=0))["sum"]
     if balances + underway != deposited:
         yield f"{deposited} was deposited, {balances} is in the accounts, {underway} underway between them"

@@ -203,3 +203,10 @@ class Pending(models.Model):
 
     def __str__(self) -> str:
         return f"{self.amount} for account {self.target_id}"
+
+    @classmethod
+    def underway(cls) -> int:
+        """How much was taken from accounts and has not arrived in others. A row may outlive its credit for a moment."""
+        credited = Movement.objects.filter(kind=Kind.CREDIT).values("reference")
+        found = cls.objects.exclude(reference__in=credited).aggregate(sum=models.Sum("amount", default=0))
+        return int(found["sum"])

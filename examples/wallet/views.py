@@ -40,7 +40,7 @@ def overview(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
         {
             "accounts": Account.objects.count(),
             "balances": Account.objects.aggregate(sum=Sum("balance", default=0))["sum"],
-            "pending": Pending.objects.aggregate(sum=Sum("amount", default=0))["sum"],
+            "pending": Pending.underway(),
             "ledger": {"operations": found.operations if found else 0, "batches": found.batches if found else 0},
         }
     )
