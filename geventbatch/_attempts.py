@@ -57,13 +57,13 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     try:
         if batch.epoch != _process.epoch:
             batch.over()
-        while _attempt(batch, slice_end) and (slice_end == inf or _take_breath(batch)):
+        while _attempt(batch, slice_end) and _take_breath(batch, slice_end):
             pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
     finally:
         batch.returned = True
-        batch.scope = None
+        batch.scope = batch.saved = None
         if batch.outer is None:
             _process.running.pop(current, None)
         else:
@@ -77,11 +77,14 @@ def run_after(batch: Batch) -> None:
     current = gevent.getcurrent()
     batch.outer = _process.after.get(current)
     _process.after[current] = batch
+    hooks, batch.after = batch.after, []
     try:
-        for after in batch.after:
+        for hook in hooks:
             try:
-                batch.context.run(after)
-            except Exception:
+                batch.context.run(hook)
+            except (Exception, gevent.Timeout) as error:
+                if batch.lane is None and isinstance(error, gevent.Timeout):
+                    raise  # taken for the caller's own
                 _log.exception("after the batch of key %r was saved and answered", batch.key)
             if batch.epoch != _process.epoch:
                 _process.park()
@@ -96,7 +99,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
     leave, resource = _load(batch)
     if leave is None:
-        return batch.conflict is not None and not batch.ended
+        return resource is not None and _back_off(batch, resource, loading=True)
     killed = None
     try:
         if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
@@ -170,7 +173,7 @@ def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
 
 
 def _load(batch: Batch) -> tuple[_Exit | None, Any]:
-    """Enter the scope; give what leaves it, unless that failed, and the resource."""
+    """Enter the scope; give what leaves it, and the resource. When that fails: None, and a `Conflict` if it is one."""
     batch.phase = "load"
     batch.conflict = None
     if batch.attempts:
@@ -184,21 +187,21 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
             batch.saved = getattr(scope, "saved", None)
         return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
-        _load_raised(batch, error)
-        return None, None
+        return None, _load_raised(batch, error)
     finally:
         batch.now = _clock.monotonic()
         batch.load_duration += batch.now - begun
 
 
-def _load_raised(batch: Batch, error: BaseException) -> None:
+def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
     if batch.over() or _ends_greenlet(batch, error):
         _abort(batch, error)
     elif isinstance(error, Conflict):
-        _back_off(batch, error, loading=True)
+        return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.fail_load(load_failed(batch.key, _without_our_frame(error)))
+    return None
 
 
 # -- operations ---------------------------------------------------------------------------------------------
@@ -285,6 +288,8 @@ def _verdict(batch: Batch, error: BaseException) -> NotSaved | None:
     """Ask the scope whether its transaction can still be saved, after an operation raised *error*."""
     ask = getattr(batch.scope, "operation_raised", None)
     verdict: NotSaved | None = None if ask is None else batch.context.run(ask, error)
+    if verdict is not None and not isinstance(verdict, NotSaved):
+        raise TypeError(f"operation_raised gave {verdict!r}, but must give None, or an instance of NotSaved")
     return verdict
 
 
@@ -305,12 +310,15 @@ def _without_our_frame(error: BaseException) -> BaseException:
     return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
-def _take_breath(batch: Batch) -> bool:
+def _take_breath(batch: Batch, slice_end: float) -> bool:
     """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
-    now = _clock.monotonic()
-    if now >= pace.slice_end(now):
-        batch.pause()
     batch.now = _clock.monotonic()
+    if slice_end < inf and batch.now >= pace.slice_end(batch.now):
+        batch.pause()
+        batch.now = _clock.monotonic()
+    if batch.now >= batch.deadline and not batch.over():  # no load is begun that those behind would have to answer for
+        batch.phase = "operations"
+        batch.expire()
     return not batch.over()
 
 

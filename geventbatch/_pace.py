@@ -35,6 +35,10 @@ WIDTH: Final = 32
 _TIMER: Final = 1e-6  # any positive time: `sleep(0)` is a callback and not a timer, and never lets the sockets in
 
 
+_MILLISECOND: Final = 0.001
+"""For libuv, which warns of shorter ones. It does not count its iterations either."""
+
+
 class _Turn:
     """The gate of one greenlet that paused."""
 
@@ -94,15 +98,18 @@ class Pace:
         """Open the next gates, in the hub, and come back when all that went through has had its turn."""
         # First, so that a signal handler that adds a gate in the middle of this schedules a step of its own.
         self._loop = None
+        turned = self._timer is not None
         self._close_timer()
         now = _clock.monotonic()
+        if turned:
+            self._slice_end = now + SLICE
         due = now >= self.slice_end(now)
         if not due:
             self._open_gates()
         if self._gates and self._loop is None:
             self._loop = loop = gevent.get_hub().loop
             if due:
-                self._timer = loop.timer(_TIMER)
+                self._timer = loop.timer(_TIMER if loop.iteration >= 0 else _MILLISECOND)
                 self._timer.start(self._step)
             else:
                 loop.run_callback(self._step)  # behind the callbacks of the gates

@@ -179,11 +179,12 @@ class Worker:
             batch.after = []
             raise
         finally:
-            if batch.after:
-                self._state.live += len(batch.after)
+            after = len(batch.after) > 0
+            if after:
+                self._state.live += 1
             if batch.lane is not None:
                 batch.lane.finish()
-        if batch.after:
+        if after:
             self._run_after(batch)
 
     def _run_after(self, batch: Batch) -> None:
@@ -194,7 +195,7 @@ class Worker:
             _attempts.run_after(batch)
         finally:
             self._shard.free += 1
-            self._state.live -= len(batch.after)
+            self._state.live -= 1
             if self._state.stopping:
                 self._state.check_stopped()
 

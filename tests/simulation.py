@@ -557,7 +557,10 @@ class Life:
             call.fate = "raised"
             self._know_outcome(call)
             visit = call.story.visit if call.story else None
-            settled = call.story is not None and call.number in call.story.settled
+            # One that is broken is settled with its part, which is not told here.
+            settled = call.story is not None and (
+                call.number in call.story.settled or (call.broken and bool(call.story.settled))
+            )
             if visit is None or (visit.completed and not visit.saved and not settled):
                 self.world.wrong(f"{call} was answered with its own {error!r} before the save")
         elif type(error) in _REPORTED and isinstance(error, BatchError):

@@ -351,7 +351,7 @@ def test_statements_are_logged_where_django_does(postgres: str) -> None:
         logged = processor.run("a", turn_on)
     told = " ".join(statement["sql"] for statement in logged)  # by some releases with what was sent beside them
     assert 'UPDATE "bank_account" SET "balance" = 1' in told
-    assert "FOR UPDATE" in told
+    assert "FOR NO KEY UPDATE" in told
 
 
 # -- versions and keys -------------------------------------------------------------------------------------------

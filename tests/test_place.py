@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -300,3 +301,23 @@ def test_stop_without_waiting_may_be_called_inside_a_batch(clock: VirtualTime, p
     assert places.answer is False
     assert places.saved == ["outer"]
     assert places.processor.stop() is True
+
+
+LIBUV = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from geventbatch import Processor
+
+with Processor(load_resource=lambda _: [], min_duration=0) as processor:
+    callers = [gevent.spawn(processor.run, number % 3, list.append, number) for number in range(1000)]
+    gevent.joinall(callers, timeout=30, raise_error=True)
+print(sum(caller.successful() for caller in callers))
+"""
+
+
+def test_everybody_is_answered_on_gevents_other_event_loop_too() -> None:
+    environment = {**os.environ, "GEVENT_LOOP": "libuv"}
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LIBUV], env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert (told.stdout, told.stderr) == ("1000\n", "")

@@ -13,6 +13,7 @@ import pytest
 
 import geventbatch
 from geventbatch import (
+    BatchAborted,
     BatchTimeout,
     Conflict,
     LoadFailed,
@@ -824,3 +825,86 @@ def test_a_part_that_everybody_has_left_is_not_loaded(clock: VirtualTime, store:
         clock.advance(1)
         assert first.value == "deleted"
         assert store.loads == 1
+
+
+def test_a_part_for_which_no_time_is_left_is_not_loaded_and_harms_no_batch_behind(
+    clock: VirtualTime, store: Store
+) -> None:
+    class Late(Scope):
+        def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+            super().__exit__(kind, error, traceback)
+            if self.store.saves == 1:
+                clock.spend(3)  # the hub cannot ring the alarm meanwhile
+
+    def call(operation: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return processor.run("k", operation, *args)
+        except BatchTimeout as error:
+            return error.phase
+
+    store.save_time = 0.1
+    with Processor(open_resource=lambda key: Late(store, key), min_duration=0, max_duration=2) as processor:
+        callers = [gevent.spawn(call, delete), gevent.spawn(call, append, 2)]
+        clock.advance(0.05)
+        callers.append(gevent.spawn(call, append, 3))
+        clock.advance(5)
+        assert [caller.value for caller in callers] == ["deleted", "operations", 3]
+
+
+def test_a_scope_that_judges_by_anything_but_a_not_saved_is_left_and_told_so(clock: VirtualTime, store: Store) -> None:
+    store.verdicts = {Broken: True}  # type: ignore[dict-item]
+    with store.processor() as processor:
+        answers = run_all(clock, processor, [(append, 1), (raise_it, Broken())])
+    assert kinds(answers) == [BatchAborted] * 2
+    assert "operation_raised gave True" in str(answers[0])
+    assert store.log == [("left", TypeError)]
+
+
+def test_a_timeout_of_a_hook_is_logged_and_the_next_hook_runs(
+    clock: VirtualTime, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[int] = []
+
+    def after() -> None:
+        called.append(len(called))
+        if len(called) == 1:
+            with gevent.Timeout(1):
+                gevent.sleep(5)
+
+    store.bad = {3}
+    store.after = after
+    with store.processor() as processor:
+        assert kinds(run_all(clock, processor, appends([1, 2, 3]))) == [1, 2, Broken]
+    assert called == [0, 1]
+    assert "Timeout: 1 second" in caplog.text
+
+
+def test_a_batch_that_has_ended_keeps_no_scope(clock: VirtualTime, store: Store) -> None:
+    scopes: list[weakref.ref[Any]] = []
+
+    def open_weak(key: Any) -> Scope:
+        scope = Scope(store, key)
+        scopes.append(weakref.ref(scope))
+        return scope
+
+    processor = Processor(open_resource=open_weak, min_duration=0)
+    gc.disable()
+    try:
+        (batch,) = run_all(clock, processor, [(lambda _: current_batch(),)])
+        assert batch.key == "k"
+        assert scopes[0]() is None
+    finally:
+        gc.enable()
+    processor.stop()
+
+
+def test_the_wait_before_a_load_is_repeated_is_no_part_of_its_duration(clock: VirtualTime, store: Store) -> None:
+    store.on_load = [Conflict("deadlock")] * 3
+    store.load_time = 0.01
+    processor = store.processor()
+    metrics = processor.subscribe_batch_metrics()
+    run_all(clock, processor, appends([1]))
+    processor.stop()
+    (metric,) = metrics
+    assert metric.load_duration == pytest.approx(0.04)
+    assert metric.total_duration > 0.04

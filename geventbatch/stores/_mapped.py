@@ -77,7 +77,7 @@ class Mapping:
         """Fetches the instance, and the token."""
         entity = self.mapper.class_
         found = sa.select(entity, *self.token).where(*self._is_row())
-        return found.with_for_update(of=entity) if self.locking else found
+        return found.with_for_update(of=entity, key_share=True) if self.locking else found
 
     @cached_property
     def look(self) -> sa.Select[Any]:
@@ -254,7 +254,9 @@ class MappedScope:
         mapper = self._mapping.mapper
         is_row = (column == value for column, value in zip(mapper.primary_key, self._identity, strict=True))
         claim = sa.select(*self._compared).select_from(mapper.selectable).where(*is_row)
-        row = self._transaction.connection.execute(claim.with_for_update(of=mapper.local_table)).one_or_none()
+        row = self._transaction.connection.execute(
+            claim.with_for_update(of=mapper.local_table, key_share=True)
+        ).one_or_none()
         if row is None or tuple(row) != self._token:
             raise self._conflict()
 

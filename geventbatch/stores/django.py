@@ -260,7 +260,7 @@ class _Scope(Generic[M]):
         self._locks = self._store.locks(self._connection)
         self._has_xmin = not self._locks and self._store.has_xmin(self._connection)
         if self._locks:
-            rows = rows.select_for_update()
+            rows = self._locked(rows)
         if self._has_xmin:
             rows = rows.extra(select={_XMIN: f"{self._table}.xmin::text"})  # noqa: S610 - a name that we quote
         with self._transaction.loading():
@@ -271,6 +271,13 @@ class _Scope(Generic[M]):
         self._take_over()
         if not self._locks:
             self._transaction.watch()
+
+    def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
+        """Lock as an UPDATE does: whoever inserts a row that refers to this one need not wait.
+
+        Two batches that each add a row referring to the other's would deadlock.
+        """
+        return rows.select_for_update(no_key=self._connection.features.has_select_for_no_key_update)
 
     def _first(self, rows: QuerySet[M]) -> M | None:
         try:
@@ -427,7 +434,7 @@ class _Scope(Generic[M]):
 
     def _check(self) -> tuple[str, Sequence[object]]:
         """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
-        rows = self._rows_as_loaded().select_for_update().values_list("pk")
+        rows = self._locked(self._rows_as_loaded()).values_list("pk")
         sql, params = rows.query.get_compiler(self._store.using).as_sql()
         checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CHANGED} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
@@ -438,7 +445,7 @@ class _Scope(Generic[M]):
             return
         self._transaction.take_write_lock()
         with self._transaction.saving():
-            found = self._first(self._rows_as_loaded().select_for_update())
+            found = self._first(self._locked(self._rows_as_loaded()))
         by_row = self._store.version_field is None and not self._has_xmin
         if found is None or (by_row and state_of(found) != self._loaded):
             raise self._conflict()
