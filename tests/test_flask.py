@@ -387,7 +387,7 @@ def stored(tmp_path: Path, batching: bool) -> Iterator[tuple[Flask, GeventBatch]
 
 def test_with_a_store_of_mapped_instances_the_session_is_that_of_the_store(stored: tuple[Flask, GeventBatch]) -> None:
     _, batches = stored
-    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account))  # type: ignore[arg-type]
+    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account))
 
     def deposit(account: Account, amount: int) -> int:
         assert object_session(account) is db.session()

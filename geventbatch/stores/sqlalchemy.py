@@ -42,6 +42,7 @@ Mode = Literal["lock", "version"]
 
 ResourceT = TypeVar("ResourceT")
 EntityT = TypeVar("EntityT")
+DocumentT = TypeVar("DocumentT")
 
 
 class SQLAlchemyStore(Generic[ResourceT]):
@@ -120,16 +121,16 @@ class SQLAlchemyStore(Generic[ResourceT]):
         engine: sa.Engine,
         table: str,
         *,
-        encode: Callable[[ResourceT], Any],
-        decode: Callable[[Any], ResourceT],
+        encode: Callable[[DocumentT], Any],
+        decode: Callable[[Any], DocumentT],
         mode: Mode | None = None,
-        missing: Literal["raise"] | Callable[[Any], ResourceT] = "raise",
+        missing: Literal["raise"] | Callable[[Any], DocumentT] = "raise",
         key_type: TypeEngine[Any] | None = None,
         state_type: TypeEngine[Any] | None = None,
         metadata: sa.MetaData | None = None,
         schema: str | None = None,
         pipeline: bool = True,
-    ) -> SQLAlchemyStore[ResourceT]: ...
+    ) -> SQLAlchemyStore[DocumentT]: ...
 
     @classmethod
     def documents(  # noqa: PLR0913 - options are keywords of one constructor
@@ -195,7 +196,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
     @classmethod
     def mapped(  # noqa: PLR0913 - options are keywords of one constructor
         cls,
-        bind: sa.Engine | sessionmaker[Session] | scoped_session[Session],
+        bind: sa.Engine | sessionmaker[Any] | scoped_session[Any],
         entity: type[EntityT],
         *,
         by: str | None = None,
