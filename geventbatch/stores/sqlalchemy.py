@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractContextManager
 
-    from sqlalchemy.orm import Session, scoped_session, sessionmaker
+    from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
 __all__ = ["SQLAlchemyStore"]
