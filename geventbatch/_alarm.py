@@ -25,6 +25,7 @@ class Alarm(gevent.Timeout):
         """Be ready to ring *seconds* after the start of a batch."""
         super().__init__(seconds)
         self.timer: Any  # the stubs do not know what gevent's watchers have: `ref` and `active`
+        self.greenlet = gevent.getcurrent()
         # -- mutable state ---------------------------------------------------------------------------------
         self.batch: Batch | None = None  # which the current greenlet runs, or is about to
         self.armed = False  # the timer runs, and keeps the hub alive

@@ -44,7 +44,7 @@ _LONGEST_BACKOFF: Final = 0.1
 
 def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
     """Run *batch* in the current greenlet, from *now* until its code has returned. Raises what ends the greenlet."""
-    current = gevent.getcurrent()
+    current = gevent.getcurrent() if alarm is None else alarm.greenlet
     batch.outer = _process.running.get(current)
     _process.running[current] = batch
     batch.now = batch.started = now

@@ -118,9 +118,9 @@ class Batch:
     attempts: int
     alarm: Alarm | None  # none where no hub could ring it
     deadline: float  # infinite while it pauses; then it will have
-    left_at_pause: float  # so much time left
-    now: float  # the time, as it was last read
-    started: float
+    left_at_pause: float  # so much time left; not there before the first pause
+    now: float  # the time, as it was last read; not there before it starts to run
+    started: float  # likewise
     load_duration: float
     save_duration: float
     conflicts: int
@@ -156,8 +156,8 @@ class Batch:
         self.parts = self.rows_added = self.after = _NONE  # each its own, from the first one on
         self.exact = _EXACT
         self.phase = "queued"
-        self.deadline = self.left_at_pause = inf
-        self.now = self.started = self.load_duration = self.save_duration = 0.0
+        self.deadline = inf
+        self.load_duration = self.save_duration = 0.0
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""
