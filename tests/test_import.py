@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import geventbatch
-from geventbatch import Processor
+from geventbatch import Processor, stores
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
 RUN_TWICE = """
 import warnings
 {patch}
-from geventbatch import Processor
+from geventbatch import Processor, stores
 
 def nothing(resource):
     pass
@@ -193,3 +193,31 @@ def test_a_subclass_of_an_immutable_builtin_can_have_state_and_warns_nobody(cloc
 
     with Processor(load_resource=lambda key: Account(7), min_duration=0) as processor:
         assert processor.run("k", raise_limit) is None
+
+
+# Stores
+
+
+@pytest.mark.parametrize(
+    ("store", "vendor"), [("DjangoStore", "django"), ("RedisStore", "redis"), ("SQLAlchemyStore", "sqlalchemy")]
+)
+def test_a_store_without_its_vendor_says_what_to_install_and_the_others_work(store: str, vendor: str) -> None:
+    program = f"""
+import sys
+sys.modules[{vendor!r}] = None  # as if it were not installed
+from geventbatch import stores
+for name in stores.__all__:
+    try:
+        getattr(stores, name)
+    except ImportError as error:
+        print(name, error)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT, timeout=50
+    ).stdout
+    assert told == f"{store} {store} needs {vendor}: pip install 'geventbatch[{vendor}]'\n"
+
+
+def test_a_store_that_there_is_none_of_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="MongoStore"):
+        stores.MongoStore  # noqa: B018

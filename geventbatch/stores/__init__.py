@@ -22,4 +22,10 @@ _MODULES: Final = {"DjangoStore": "django", "RedisStore": "redis", "SQLAlchemySt
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = _MODULES[name]
+    try:
+        return getattr(import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != module:
+            raise
+        raise ImportError(f"{name} needs {module}: pip install 'geventbatch[{module}]'", name=module) from error
