@@ -8,8 +8,9 @@ import importlib.util
 from importlib.resources import files
 
 import geventbatch
+from geventbatch import stores
 
-NOT_NEEDED = ("flask", "gunicorn", "hypothesis", "psycopg", "pytest", "sqlalchemy")
+NOT_NEEDED = ("celery", "django", "flask", "gunicorn", "hypothesis", "psycopg", "pytest", "redis", "sqlalchemy")
 
 present = [name for name in NOT_NEEDED if importlib.util.find_spec(name)]
 assert not present, f"this environment holds more than the wheel: {present}"
@@ -23,5 +24,15 @@ with geventbatch.Processor(
 ) as processor:
     processor.run("ICE 1", list.append, "Ann")
 assert saved == {"ICE 1": ["Ann"]}, f"not what was run: {saved}"
+
+for name in stores.__all__:
+    try:
+        getattr(stores, name)
+    except ImportError as error:
+        assert "pip install 'geventbatch[" in str(error), error
+    else:
+        raise AssertionError(f"{name} came from nowhere")
+import geventbatch.integrations.gunicorn
+import geventbatch.integrations.wsgi  # noqa: F401
 
 print(f"{geventbatch.__file__} ran an operation and saved it")
