@@ -156,6 +156,9 @@ def is_sound(connection: BaseDatabaseWrapper) -> bool:
 def discard(connection: Any) -> None:
     """Close it for good, in whatever state it is, without asking the server. Switches: no."""
     if connection.connection is not None:
+        if connection.vendor == "postgresql" and not is_sound(connection):
+            with suppress(Exception):  # a pool of the driver would first ask the server for a rollback
+                connection.connection.close()
         with suppress(Exception):
             connection._close()  # which asks nothing about transactions
         connection.connection = None

@@ -182,7 +182,14 @@ class Transaction:
         raw: Any = self.connection.connection
         if self.connection.vendor == "postgresql" and raw is not None and raw.info.transaction_status == _INERROR:
             return transaction.TransactionManagementError("an earlier statement of the transaction has failed")
+        if self.connection.vendor == "postgresql" and raw is not None and self._is_broken(None):
+            return transaction.TransactionManagementError("a statement was interrupted, and goes on in the server")
         return None
+
+    @property
+    def may_be_committed(self) -> bool:
+        """Whether COMMIT has been sent."""
+        return self._may_be_committed
 
     def commit(self) -> None:
         """Commit, if the last statement has not done it already; where it is nested, release the savepoint.
@@ -243,8 +250,8 @@ class Transaction:
             self._begun = False
             self._atomic.__exit__(NotSaved, NotSaved(), None)
 
-    def _is_broken(self, error: BaseException) -> bool:
-        if _sql.kind(error) is _sql.Kind.LOST:
+    def _is_broken(self, error: BaseException | None) -> bool:
+        if error is not None and _sql.kind(error) is _sql.Kind.LOST:
             return True
         raw: Any = self.connection.connection
         return (

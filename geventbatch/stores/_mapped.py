@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
     from sqlalchemy.orm.attributes import InstrumentedAttribute
 
+_EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
+"""Of a session, in which others may want to add something to it."""
+
 _SCOPE: Final = "geventbatch"
 """Where a session has its scope, in its `info`."""
 
@@ -160,6 +163,7 @@ class MappedScope:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
         event.listen(transaction.connection, "before_cursor_execute", self._executes)
+        event.listen(transaction.connection, "commit", lambda _: self.refuse_commit())
         self._close_session()  # of a first try, on a connection that was lost
         session = self._session = mapping.sessions(bind=transaction.connection)
         session.info[_SCOPE] = self
@@ -177,9 +181,7 @@ class MappedScope:
         state: InstanceState[Any] = sa.inspect(resource)
         self._identity = state.identity
         loaded = {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
-        self._mutable = {
-            name: deepcopy(value) for name, value in loaded.items() if isinstance(value, (list, dict, set, bytearray))
-        }
+        self._mutable = _copies(loaded)
         self._token = tuple(token) or tuple({**loaded, **self._mutable}.values())
         self._compared = self._mapping.token or tuple(self._mapping.columns[name] for name in loaded)
         return resource
@@ -215,9 +217,19 @@ class MappedScope:
         if not self._writing:
             self._added.append((current_batch().completed, instance))
 
+    def has_flushed(self) -> None:
+        """What can change in place is now as it is in the database."""
+        state: InstanceState[Any] = sa.inspect(self._resource)
+        loaded = {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
+        self._mutable = _copies(loaded)
+
     def flushes(self) -> None:
         """The session is about to flush: count the version, once."""
         session = self._session
+        self._refuse_expressions()
+        self._flag_mutated()
+        if self._changes():
+            self._touch()
         deletes = self._resource in session.deleted
         if not deletes and not (self._resource in session.dirty and session.is_modified(self._resource)):
             return
@@ -235,8 +247,8 @@ class MappedScope:
         if not self._writing:
             self._operation_writes()
         if not self._claimed:
-            self._claimed = True
             self._claim()
+            self._claimed = True
 
     def _operation_writes(self) -> None:
         batch = current_batch()
@@ -266,15 +278,25 @@ class MappedScope:
     def _refusal(self, error: Exception, turn: int) -> NotSaved | None:
         if isinstance(error, NotSaved):
             return error
-        if isinstance(error, StaleDataError):
+        if isinstance(error, StaleDataError) or self._is_raced(error):
             return self._conflict()
         if isinstance(error, (DBAPIError, PendingRollbackError)):
             refused = self._transaction.not_saved(error)
             if _sql.kind(error) in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
                 return refused
-        if self._wrote == turn or not self._is_whole():
+        # What it has marked as deleted cannot be told from what others have.
+        if self._wrote == turn or self._session.deleted or not self._is_whole():
             return Rejected(f"{error!r} left the transaction of {self._key!r} so that it cannot be saved")
         return None
+
+    def _is_raced(self, error: Exception) -> bool:
+        """Whether a query of an operation has flushed the new row, which somebody else has inserted by then."""
+        return (
+            self._identity is None
+            and isinstance(error, IntegrityError)
+            and _sql.is_duplicate(error)
+            and not sa.inspect(self._resource).persistent
+        )
 
     def _is_whole(self) -> bool:
         """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
@@ -295,9 +317,10 @@ class MappedScope:
             self._delete()
         rows = batch.rows
         self._flag_mutated()
-        changes = self._changes()
-        if not changes and not rows and self._wrote < 0:
-            return
+        if rows or self._wrote >= 0:
+            self._touch()
+        elif not self._transaction.writes_anywhere and not self._changes():
+            return  # elsewhere a SELECT may have called a function that writes, so it is committed
         transaction = self._transaction
         transaction.committer = session.commit
 
@@ -318,7 +341,8 @@ class MappedScope:
             and not session.new
             and not session.deleted
             and not any(is_instance(row) for row in rows)
-            and len(list(session.dispatch.before_commit)) == 1  # that is ours
+            and all(len(list(getattr(session.dispatch, name))) == 1 for name in _EVENTS)  # those are ours
+            and not list(session.dispatch.after_flush)
         )
 
     def _claims_nothing(self) -> bool:
@@ -340,6 +364,33 @@ class MappedScope:
         for name, copy in self._mutable.items():
             if name in loaded and loaded[name] != copy:
                 flag_modified(self._resource, name)
+
+    def _refuse_expressions(self) -> None:
+        """An expression that one operation has assigned would be lost in that of the next one."""
+        values: dict[str, Any] = sa.inspect(self._resource).dict
+        for name in self._mapping.columns:
+            if hasattr(values.get(name), "__clause_element__") or isinstance(values.get(name), sa.ClauseElement):
+                raise Rejected(
+                    f"{self._key!r} was not saved: an operation has assigned the SQL expression {values[name]!r} to "
+                    f"{name}, but must assign a value"
+                )
+
+    def _touch(self) -> None:
+        """Where nobody is kept out by a lock, have the row changed too when only something beside it is.
+
+        Else another process that has loaded the same would not notice.
+        """
+        mapping, session = self._mapping, self._session
+        if mapping.locking or self._identity is None or self._resource not in session:
+            return
+        if self._resource in session.deleted or session.is_modified(self._resource):
+            return
+        counted = (*mapping.mapper.primary_key, mapping.mapper.version_id_col)
+        others = (name for name, column in mapping.columns.items() if not any(column is one for one in counted))
+        name = mapping.version or next(others, None)
+        if name is not None:
+            getattr(self._resource, name)  # so that it is loaded
+            flag_modified(self._resource, name)
 
     def _changes(self) -> bool:
         session = self._session
@@ -372,6 +423,11 @@ class MappedScope:
             session.close()
 
 
+def _copies(values: dict[str, Any]) -> dict[str, Any]:
+    """Of those that can change in place."""
+    return {name: deepcopy(value) for name, value in values.items() if isinstance(value, (list, dict, set, bytearray))}
+
+
 # -- what a store is made of -----------------------------------------------------------------------------------
 
 
@@ -398,6 +454,7 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     maker = sessionmaker(class_=batch_session, **{**options, **own})
     event.listen(maker, "before_commit", lambda session: _scope(session).refuse_commit())
     event.listen(maker, "before_flush", lambda session, *_: _scope(session).flushes())
+    event.listen(maker, "after_flush_postexec", lambda session, _: _scope(session).has_flushed())
     event.listen(maker, "transient_to_pending", lambda session, instance: _scope(session).has_added(instance))
     return maker
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 
+_WRITES: Final = ("INSERT", "UPDATE", "DELETE")
+
 _NO_ROW: Final = "rows were changed in place of 1"
 
 _CHECKED: Final = (
@@ -163,7 +165,7 @@ class _Cursor(psycopg.Cursor[Any]):
         transaction = self._transaction
         if transaction.collected is not None:
             self._collect(transaction.collected, query, [params])
-            if _RETURNS.search(query):  # SQLAlchemy looks at what it returns
+            if _RETURNS.search(query) or not query.startswith(_WRITES):  # SQLAlchemy looks at what it returns
                 self._send(transaction.collected)
         elif transaction.before:
             transaction.before.append(transaction.join(query, params))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.base import Executable
 
 _FAILED: Final = 3
+_ACTIVE: Final = 1
+_UNKNOWN: Final = 4
 """libpq's PQTRANS_INERROR, as psycopg and psycopg2 give it."""
 
 LoadedT = TypeVar("LoadedT")
@@ -173,7 +175,14 @@ class PostgresTransaction(Transaction):
         if self.connection.invalidated:
             return True
         info = getattr(self.connection.connection.driver_connection, "info", None)
-        return getattr(info, "transaction_status", None) == _FAILED
+        return getattr(info, "transaction_status", None) in {_ACTIVE, _FAILED, _UNKNOWN}
+
+    def in_time(self, error: BaseException | None) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return super().in_time(error)
+        info = getattr(self.connection.connection.driver_connection, "info", None)
+        # A statement that an operation's own Timeout has interrupted goes on in the server.
+        return super().in_time(error) and getattr(info, "transaction_status", None) not in {_ACTIVE, _UNKNOWN}
 
     def ask_outcome(self) -> bool | None:
         xid = self.xid()

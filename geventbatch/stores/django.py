@@ -372,6 +372,8 @@ class _Scope(Generic[M]):
         except NotSaved:
             raise
         except Exception as error:
+            if transaction.may_be_committed:
+                raise
             raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
         transaction.commit()
 
@@ -379,6 +381,12 @@ class _Scope(Generic[M]):
         instance, rows = self._instance, self._batch.rows
         self._check_key()
         fields = changed(instance, self._loaded)
+        for field in fields:
+            if hasattr(getattr(instance, field.attname), "resolve_expression"):
+                raise TypeError(
+                    f"an operation assigned an expression to {field.name}, in which that of the next one would be lost: "
+                    "assign a value"
+                )
         if self._batch.deleted:
             if not self._new:
                 self._verify()
@@ -388,8 +396,21 @@ class _Scope(Generic[M]):
         elif fields:
             self._update(fields, commits=not rows)
         elif rows or self._transaction.wrote:
-            self._verify()
+            self._touch()
         self._add_rows(rows)
+
+    def _touch(self) -> None:
+        """Where nobody is kept out by a lock, have the row change too when only something beside it does.
+
+        Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
+        """
+        beside = [field for field in self._instance._meta.concrete_fields if not field.primary_key][:1]
+        if not self._locks and self._store.version_field is not None:
+            self._update([], commits=False)
+        elif self._has_xmin and beside:
+            self._update(beside, commits=False)
+        else:
+            self._verify()
 
     def _check_key(self) -> None:
         """Refuse to write another row than the one that was loaded."""
@@ -541,7 +562,7 @@ def _held(model: type[Model]) -> type[Model]:
 
     So a copy of the resource, or what comes out of its pickle, is an ordinary instance of *model* again.
     """
-    methods = {"save": _save_later, "delete": _delete_later}
+    methods = {"save": _save_later, "delete": _delete_later, "refresh_from_db": _refresh}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
     held: Any = type.__new__(ModelBase, model.__name__, (model,), {**methods, **names})
     return cast("type[Model]", held)
@@ -549,6 +570,17 @@ def _held(model: type[Model]) -> type[Model]:
 
 def _save_later(self: Model, *_: object, **__: object) -> None:
     """Do nothing: the store saves when all operations have run. Switches: no."""
+
+
+def _refresh(self: Model, using: str | None = None, fields: Any = None, **options: Any) -> None:
+    """Load deferred fields; not all, which would undo what the operations before have changed. Switches: yes."""
+    if fields is None:
+        raise RuntimeError(
+            "refresh_from_db() on the resource of a batch would undo what the operations before this one have changed: "
+            "the batch has loaded it just now"
+        )
+    parent: Any = type(self).__mro__[1]
+    parent.refresh_from_db(self, using=using, fields=fields, **options)
 
 
 def _delete_later(self: Model, *_: object, **__: object) -> tuple[int, dict[str, int]]:

@@ -280,7 +280,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
 
 def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:
-    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+    own = vars(engine.dialect).get("_on_connect_isolation_level")  # what `create_engine` was told
+    if "AUTOCOMMIT" in {own, engine.get_execution_options().get("isolation_level")}:
         raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
     has_locks = engine.dialect.name != "sqlite"
     if mode is None:
