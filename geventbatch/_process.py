@@ -49,6 +49,9 @@ after: dict[greenlet, Batch] = {}
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
 native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
+# Of the thread, and not of the greenlet. An identity alone is no proof: a later thread may have that of one that ended.
+_ours: Any = monkey.get_original("_thread", "_local")()
+
 _native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 _after_fork: list[Callable[[], None]] = []
@@ -124,6 +127,7 @@ def check_place(state: State) -> None:
     check_not_inside(state)
     if thread is None:
         thread = native_thread()
+        _ours.epoch = epoch
         _warn_unpatched()
     check_thread("run")
     hub = gevent.get_hub()
@@ -144,7 +148,7 @@ def check_not_inside(state: State) -> None:
 
 def in_thread() -> bool:
     """Whether this is the thread that the library's greenlets live in, if they live anywhere yet."""
-    return thread is None or native_thread() == thread
+    return thread is None or getattr(_ours, "epoch", None) == epoch
 
 
 def check_thread(method: str) -> None:

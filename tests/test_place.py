@@ -326,3 +326,29 @@ def test_everybody_is_answered_on_gevents_other_event_loop_too() -> None:
         check=False,
     )
     assert (told.stdout, told.stderr) == ("1000\n", "")
+
+
+UNPATCHED = """
+import threading, warnings
+warnings.simplefilter("ignore")
+from geventbatch import Processor
+
+processor = Processor(load_resource=lambda _: [], min_duration=0)
+
+def call():
+    try:
+        print(processor.run("k", len))
+    except RuntimeError as error:
+        print(str(error).split(";")[0])
+
+for _ in range(3):
+    one = threading.Thread(target=call)
+    one.start()
+    one.join()
+"""
+
+
+def test_a_later_thread_with_the_identity_of_the_first_one_is_told_apart() -> None:
+    told = subprocess.run([sys.executable, "-c", UNPATCHED], capture_output=True, text=True, timeout=50, check=True)
+    refused = "run() was called from another thread than the first run() of this process"
+    assert told.stdout.splitlines() == ["0", refused, refused]
