@@ -270,7 +270,7 @@ class SQLiteTransaction(Transaction):
                 if _sql.kind(busy) is not _sql.Kind.CONFLICT:
                     raise
                 error = busy
-        raise NotSaved(f"{self.key!r} was not saved: another connection holds SQLite's write lock") from error
+        raise NotSaved(f"{self.key!r} was not saved: another process holds SQLite's write lock") from error
 
 
 def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:

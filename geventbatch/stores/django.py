@@ -384,8 +384,8 @@ class _Scope(Generic[M]):
         for field in fields:
             if hasattr(getattr(instance, field.attname), "resolve_expression"):
                 raise TypeError(
-                    f"an operation assigned an expression to {field.name}, which would be lost in the next one's: assign "
-                    "a value"
+                    f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
+                    "assign a value"
                 )
         if self._batch.deleted:
             if not self._new:
