@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -874,3 +874,257 @@ def test_a_save_that_waits_for_sqlite_until_the_deadline_has_saved_nothing(sqlit
         assert "another process holds SQLite's write lock" in str(error)
         connection.rollback()
         assert opened.run("k", add, 1) == 2
+
+
+# -- mapped classes: what is only seen at the save ---------------------------------------------------------------
+
+
+def bookings(train: Train) -> int:
+    """How many there are, after all that the session has is flushed."""
+    return session_of(train).scalars(sa.select(sa.func.count()).select_from(Booking)).one()
+
+
+def seats_in(engine: sa.Engine) -> object:
+    with engine.connect() as connection:
+        return connection.scalar(sa.select(Train.seats))
+
+
+def test_what_is_changed_in_place_in_a_new_instance_after_a_flush_is_saved(postgres: Postgres) -> None:
+    def seat(train: Train, number: str) -> dict[str, Any]:
+        train.seats[number] = "taken"
+        bookings(train)
+        return dict(train.seats)
+
+    made = SQLAlchemyStore.mapped(
+        postgres.engine(), Train, by="name", missing=lambda name: Train(name=name, taken=0, seats={})
+    )
+    with processor(made, min_duration=0.05) as opened:
+        answers = together(opened, "new", (seat, "1"), (seat, "2"))
+    assert answers == [{"1": "taken"}, {"1": "taken", "2": "taken"}]
+    assert seats_in(postgres.direct) == answers[1]
+
+
+def test_what_is_changed_back_in_place_after_a_flush_is_saved(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def seat(train: Train) -> None:
+        train.seats = {"1": "taken"}
+        bookings(train)
+
+    with postgres.direct.begin() as connection:
+        connection.execute(sa.update(Train).values(seats={}))
+    with processor(trains, min_duration=0.05) as opened:
+        assert together(opened, "ICE 1", (seat,), (lambda train: train.seats.pop("1"),)) == [None, "taken"]
+    assert seats_in(postgres.direct) == {}
+
+
+def test_an_sql_expression_in_a_column_is_refused_to_its_own_caller(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def take_in_sql(train: Any) -> None:
+        train.taken = Train.taken + 10
+
+    def take_in_sql_and_flush(train: Any) -> None:
+        take_in_sql(train)
+        bookings(train)
+
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (take,), (take_in_sql,), (take,), (take_in_sql_and_flush,), (take,))
+    assert answers[::2] == [1, 2, 3]
+    for answer in answers[1::2]:
+        assert isinstance(answer, Exception)
+        assert "has assigned the SQL expression" in f"{answer}{answer.__cause__}"
+    assert taken_in(postgres.direct) == 3
+
+
+def test_a_conflict_that_an_operation_swallowed_is_a_replay_all_the_same(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def note(train: Train) -> int:
+        if train.taken == 0:
+            with postgres.direct.begin() as connection:
+                connection.execute(sa.update(Train).values(taken=7))
+        with suppress(Exception):
+            session_of(train).execute(sa.insert(Booking).values(text="noted"))
+        return take(train)
+
+    by_xmin = SQLAlchemyStore.mapped(postgres.engine(), Train, by="name", mode="version")
+    with processor(by_xmin) as opened:
+        assert opened.run("ICE 1", note) == 8
+    assert taken_in(postgres.direct) == 8
+    assert texts_in(postgres.direct) == ["noted"]
+
+
+def test_a_first_insert_that_a_query_of_an_operation_makes_and_loses_is_a_replay(postgres: Postgres) -> None:
+    def insert_elsewhere(train: Train) -> int:
+        if train.taken == 0:
+            train_in(postgres.direct, name="new", taken=7)
+        bookings(train)
+        return take(train)
+
+    made = SQLAlchemyStore.mapped(postgres.engine(), Train, by="name", missing=lambda name: Train(name=name, taken=0))
+    with processor(made) as opened:
+        metrics = opened.subscribe_batch_metrics()
+        assert opened.run("new", insert_elsewhere) == 8
+    assert taken_in(postgres.direct, "new") == 8
+    assert [metric.attempts for metric in metrics] == [2]
+
+
+def test_what_a_listener_adds_after_the_flush_is_saved_with_the_rest_or_not_at_all(postgres: Postgres) -> None:
+    def note(session: Session, _: object) -> None:
+        if any(isinstance(one, Train) for one in session.dirty):
+            session.add(Booking(text="noted"))
+
+    maker = sessionmaker(postgres.engine())
+    sa.event.listen(maker, "after_flush", note)
+    train_in(postgres.direct)
+    with processor(SQLAlchemyStore.mapped(maker, Train, by="name")) as opened:
+        assert opened.run("ICE 1", take) == 1
+        assert texts_in(postgres.direct) == ["noted"]
+        assert isinstance(answer_of(opened.run, "ICE 1", take), IntegrityError)  # there is such a booking
+    assert taken_in(postgres.direct) == 1
+
+
+def test_a_listener_that_asks_while_the_save_flushes_is_answered(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def count(_: object, connection: sa.Connection, train: Train) -> None:
+        train.seats = {"bookings": connection.scalar(sa.select(sa.func.count()).select_from(Booking))}
+
+    sa.event.listen(Train, "before_update", count)
+    try:
+        with processor(trains) as opened:
+            assert opened.run("ICE 1", take) == 1
+    finally:
+        sa.event.remove(Train, "before_update", count)
+    assert seats_in(postgres.direct) == {"bookings": 0}
+
+
+def test_what_a_function_in_a_query_writes_is_committed(postgres: Postgres, trains: SQLAlchemyStore[Train]) -> None:
+    def call(train: Train) -> Any:
+        return session_of(train).scalar(sa.select(sa.func.reserve("called")))
+
+    with postgres.direct.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE OR REPLACE FUNCTION reserve(booked text) RETURNS text LANGUAGE sql "
+            "AS 'INSERT INTO bookings (text) VALUES (booked) RETURNING text'"
+        )
+    with processor(trains) as opened:
+        assert opened.run("ICE 1", call) == "called"
+    assert texts_in(postgres.direct) == ["called"]
+
+
+# -- mapped classes: what is the fault of one operation only -----------------------------------------------------
+
+
+def test_a_timeout_of_an_operation_around_its_sql_breaks_that_operation_only(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def wait(train: Train) -> None:
+        with gevent.Timeout(0.05, LookupError):
+            session_of(train).execute(sa.text("SELECT pg_sleep(20)"))
+
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (take,), (wait,), (take,))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], LookupError)
+    assert taken_in(postgres.direct) == 2
+
+
+def test_an_operation_cannot_commit_the_connection_of_its_session(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def commit(train: Train) -> None:
+        session_of(train).flush()
+        session_of(train).connection().commit()
+
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (take,), (commit,), (take,))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], RuntimeError)
+    assert "the batch commits" in str(answers[1])
+    assert taken_in(postgres.direct) == 2
+
+
+def test_what_an_operation_has_deleted_stays_when_it_raises(postgres: Postgres, trains: SQLAlchemyStore[Train]) -> None:
+    def delete(train: Train) -> None:
+        session_of(train).delete(session_of(train).scalars(sa.select(Booking)).one())
+        raise LookupError
+
+    with postgres.direct.begin() as connection:
+        connection.execute(sa.insert(Booking).values(text="kept"))
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (delete,), (take,))
+    assert isinstance(answers[0], LookupError)
+    assert answers[1] == 1
+    assert texts_in(postgres.direct) == ["kept"]
+    assert taken_in(postgres.direct) == 1
+
+
+# -- mapped classes: batches of two processes --------------------------------------------------------------------
+
+
+def change_beside(resource: Any, pause: Callable[[], None]) -> str:
+    booking = session_of(resource).scalars(sa.select(Booking)).one()
+    pause()
+    booking.text += "+"
+    return booking.text
+
+
+def add_beside(resource: Any, pause: Callable[[], None]) -> str:
+    text = "+" * bookings(resource)
+    pause()
+    current_batch().add_row((Booking, {"text": text}))
+    return text
+
+
+def execute_beside(resource: Any, pause: Callable[[], None]) -> str:
+    text = session_of(resource).scalars(sa.select(Booking.text)).one() + "+"
+    pause()
+    session_of(resource).execute(sa.update(Booking).values(text=text))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("operation", "saved"),
+    [(change_beside, ["++"]), (add_beside, ["", "+", "++"]), (execute_beside, ["++"])],
+    ids=["a related object", "rows", "a statement"],
+)
+@pytest.mark.parametrize(
+    ("mapped", "options"),
+    [(Train, {}), (Train, {"version": "taken"}), (Ticket, {})],
+    ids=["xmin", "version", "version_id_col"],
+)
+def test_without_locks_a_batch_that_writes_only_beside_the_resource_is_noticed_by_that_of_another_process(
+    postgres: Postgres,
+    mapped: type[Any],
+    options: dict[str, Any],
+    operation: Callable[[Any, Callable[[], None]], str],
+    saved: list[str],
+) -> None:
+    train_in(postgres.direct, id=1)
+    with postgres.direct.begin() as connection:
+        connection.execute(sa.insert(Ticket).values(id=1, changes=1))
+        connection.execute(sa.insert(Booking).values(text=""))
+    ours, theirs = (SQLAlchemyStore.mapped(postgres.engine(), mapped, mode="version", **options) for _ in range(2))
+    told: list[str] = []
+
+    def let_the_other_run() -> None:
+        if not told:
+            told.append(gevent.spawn(other.run, 1, operation, lambda: None).get())
+
+    with processor(ours) as opened, processor(theirs) as other:
+        told.append(opened.run(1, operation, let_the_other_run))
+    assert told == ["+", "++"]
+    assert texts_in(postgres.direct) == saved
+
+
+def test_an_engine_that_was_made_to_commit_by_itself_is_refused(postgres: Postgres, sqlite: sa.Engine) -> None:
+    for engine in (
+        postgres.engine(isolation_level="AUTOCOMMIT"),
+        sa.create_engine(sqlite.url, isolation_level="AUTOCOMMIT"),
+    ):
+        with pytest.raises(ValueError, match="AUTOCOMMIT"):
+            SQLAlchemyStore.mapped(engine, Train, by="name")
+        with pytest.raises(ValueError, match="AUTOCOMMIT"):
+            SQLAlchemyStore.documents(engine, "documents")
