@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 from uuid import UUID
 from zlib import crc32
@@ -16,7 +18,7 @@ def worker_number_for_key(key: Hashable, workers: int) -> int:
     Equal keys get equal numbers; the builtin ``hash`` is not used, since it differs between processes.
 
     Args:
-        key: A `str`, `bytes`, `int`, `UUID`, or a tuple of them.
+        key: A `str`, `bytes`, `int`, `UUID`, `Decimal`, `date`, `datetime`, or a tuple of them.
         workers: How many shards there are.
 
     Returns:
@@ -42,6 +44,8 @@ def _encode(key: object) -> bytes:
         return b"i%d" % int(key)
     if isinstance(key, UUID):
         return b"u" + key.bytes
+    if isinstance(key, (Decimal, date)):
+        return _encode_value(key)
     if isinstance(key, tuple):
         parts = [_encode(part) for part in key]
         return b"t" + b"".join(b"%d:%b" % (len(part), part) for part in parts)
@@ -50,3 +54,14 @@ def _encode(key: object) -> bytes:
         "that is the same in every process: make keys of str, bytes, int, UUID and tuples of them, or pass a "
         "worker_number_for_key of your own"
     )
+
+
+def _encode_value(key: Decimal | date) -> bytes:
+    """What columns hold beside texts and whole numbers."""
+    if isinstance(key, datetime):
+        return b"D" + (key if key.tzinfo is None else key.astimezone(UTC)).isoformat().encode()
+    if isinstance(key, date):
+        return b"D" + key.isoformat().encode()
+    if key.is_finite() and key == int(key):  # then it is equal to that int
+        return b"i%d" % int(key)
+    return b"d" + str(key.normalize()).encode()

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID, uuid5
@@ -201,3 +203,18 @@ def test_the_worker_number_is_asked_only_for_a_key_that_has_no_live_batch(clock:
         assert asked == ["k"]
         processor.run("k", lambda resource: None)
         assert asked == ["k", "k"]
+
+
+@pytest.mark.parametrize(
+    ("key", "equal"),
+    [
+        (Decimal("1.50"), Decimal("1.5")),
+        (Decimal("3.0"), 3),
+        (date(2026, 11, 24), date(2026, 11, 24)),
+        (datetime(2026, 11, 24, 12, tzinfo=UTC), datetime(2026, 11, 24, 13, tzinfo=timezone(timedelta(hours=1)))),
+        ((1, Decimal(2)), (1, 2)),
+    ],
+)
+def test_keys_of_columns_have_the_number_of_what_they_are_equal_to(key: Hashable, equal: Hashable) -> None:
+    assert key == equal
+    assert worker_number_for_key(key, 10**6) == worker_number_for_key(equal, 10**6)

@@ -463,6 +463,16 @@ def _scope(session: Session) -> MappedScope:
     return cast("MappedScope", session.info[_SCOPE])
 
 
+def refuse_joined(mapper: Mapper[Any]) -> None:
+    """Refuse a class some of whose rows have columns in other tables, which nobody would lock or compare."""
+    for one in mapper.self_and_descendants:
+        if one.local_table is not mapper.local_table:
+            raise ValueError(
+                f"{mapper.class_.__name__} has a subclass in a table of its own, {one.class_.__name__}, whose columns "
+                "would be neither locked nor compared: give that class a store"
+            )
+
+
 def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
     """The attributes that a key stands for: those of the primary key, or one that is unique."""
     if by is None:

@@ -327,7 +327,9 @@ class _Scope(Generic[M]):
             entry for entry in self._connection.run_on_commit if getattr(entry[1], "completed", -1) != completed
         ]
         kind = _sql.kind(error)
-        if kind in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
+        raw: Any = self._connection.connection
+        lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
+        if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
             return _sql.not_saved(error, self._key)
         if self._transaction.failed() is None:
             return None
@@ -574,7 +576,7 @@ def _save_later(self: Model, *_: object, **__: object) -> None:
 
 def _refresh(self: Model, using: str | None = None, fields: Any = None, **options: Any) -> None:
     """Load deferred fields; not all, which would undo what the operations before have changed. Switches: yes."""
-    if fields is None:
+    if fields is None or any(name in vars(self) for name in fields):  # a deferred one is not there
         raise RuntimeError(
             "refresh_from_db() on the resource of a batch would undo what the operations before this one have changed: "
             "the batch has loaded it just now"

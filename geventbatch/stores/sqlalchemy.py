@@ -23,6 +23,7 @@ from geventbatch.stores._mapped import (
     Mapping,
     key_attributes,
     python_type,
+    refuse_joined,
     session_factory,
     token_of,
     version_attribute,
@@ -241,6 +242,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         mapper: Any = sa.inspect(entity)
         engine, sessions = session_factory(bind, mapper)
         chosen = _mode(engine, mode)
+        refuse_joined(mapper)
         attributes = key_attributes(mapper, by)
         mapping = Mapping(
             engine=engine,
