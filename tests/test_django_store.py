@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 from django.db import DataError, IntegrityError, OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
+from django.db.models import F
 from gevent.event import Event
 
-from geventbatch import BatchTimeout, LoadFailed, Processor, _process, current_batch
+from geventbatch import BatchTimeout, LoadFailed, Processor, SaveFailed, _process, current_batch
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
 from tests.callers import answer_of
@@ -28,6 +30,8 @@ from tests.django_project.bank.models import Account, Audited, Entry, Savings, T
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from django.db.models import Model
 
 SERVERS = ("sqlite", "postgresql")
 
@@ -745,3 +749,144 @@ def test_callbacks_run_with_batching_off_too(alias: str) -> None:
             processor.run("a", change)
             assert seen == [1]
         assert seen == [1, 2]
+
+
+# -- what operations do beside changing the resource -------------------------------------------------------------
+
+
+def change_beside(resource: Model, pause: Callable[[], None]) -> str:
+    entry = Entry.objects.using(resource._state.db).get()
+    pause()
+    entry.text += "+"
+    entry.save()
+    return entry.text
+
+
+def add_beside(resource: Model, pause: Callable[[], None]) -> str:
+    text = "+" * Entry.objects.using(resource._state.db).count()
+    pause()
+    current_batch().add_row(Entry(text=text))
+    return text
+
+
+def update_beside(resource: Model, pause: Callable[[], None]) -> str:
+    entries = Entry.objects.using(resource._state.db)
+    text = entries.get().text + "+"
+    pause()
+    entries.update(text=text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("operation", "saved"),
+    [(change_beside, ["++"]), (add_beside, ["", "+", "++"]), (update_beside, ["++"])],
+    ids=["a related object", "rows", "a statement"],
+)
+@pytest.mark.parametrize(
+    ("server", "options", "key"),
+    [
+        ("sqlite", {"model": Ticket, "version": "version"}, 1),
+        ("postgresql", {"model": Ticket, "version": "version"}, 1),
+        ("postgresql", {"model": Account, "by": "name"}, "a"),
+    ],
+    ids=["version on SQLite", "version", "xmin"],
+)
+def test_without_locks_a_batch_that_writes_only_beside_the_resource_is_noticed_by_that_of_another_process(
+    tmp_path: Path,
+    *,
+    server: str,
+    options: dict[str, Any],
+    key: object,
+    operation: Callable[[Model, Callable[[], None]], str],
+    saved: list[str],
+) -> None:
+    told: list[str] = []
+
+    def let_the_other_run() -> None:
+        if not told:
+            told.append(gevent.spawn(other.run, key, operation, lambda: None).get())
+
+    with _place(server, tmp_path) as alias:
+        Ticket.objects.using(alias).create(number=1)
+        Entry.objects.using(alias).create(text="")
+        ours, theirs = (DjangoStore(using=alias, mode="version", **options) for _ in range(2))
+        with (
+            Processor(open_resource=ours, min_duration=0) as processor,
+            Processor(open_resource=theirs, min_duration=0) as other,
+        ):
+            told.append(processor.run(key, operation, let_the_other_run))
+        assert told == ["+", "++"]
+        assert list(Entry.objects.using(alias).order_by("id").values_list("text", flat=True)) == saved
+
+
+def test_an_expression_in_a_field_is_refused_to_its_own_caller(alias: str) -> None:
+    def deposit_in_sql(resource: Any) -> None:
+        resource.balance = F("balance") + 10
+        resource.save()
+
+    with processing(alias, min_duration=0.05) as processor:
+        answers = together(processor, lambda a: deposit(a, 1), deposit_in_sql, lambda a: deposit(a, 1))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], TypeError)
+    assert "assigned an expression to balance" in str(answers[1])
+    assert account(alias).balance == 2
+
+
+def test_loading_the_resource_again_is_refused_and_undoes_nothing(alias: str) -> None:
+    with processing(alias, min_duration=0.05) as processor:
+        answers = together(processor, lambda a: deposit(a, 1), lambda a: a.refresh_from_db(), lambda a: deposit(a, 1))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], RuntimeError)
+    assert "would undo what the operations before this one have changed" in str(answers[1])
+    assert account(alias).balance == 2
+
+
+def test_deferred_fields_are_loaded_when_they_are_read(alias: str) -> None:
+    def defer_and_read(resource: Account) -> tuple[str, int]:
+        del resource.note
+        return resource.note, deposit(resource, 1)
+
+    Account.objects.using(alias).update(note="loaded")
+    with processing(alias) as processor:
+        assert processor.run("a", defer_and_read) == ("loaded", 1)
+    assert (account(alias).note, account(alias).balance) == ("loaded", 1)
+
+
+def test_a_timeout_of_an_operation_around_its_sql_breaks_that_operation_only(postgres: str) -> None:
+    def wait(resource: Account) -> None:
+        with gevent.Timeout(0.05, LookupError), connections[postgres].cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.5)")
+
+    with processing(postgres, min_duration=0.05) as processor:
+        answers = together(processor, lambda a: deposit(a, 1), wait, lambda a: deposit(a, 1))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], LookupError)
+    assert account(postgres).balance == 2
+
+
+def test_an_error_after_a_commit_in_the_same_message_is_an_unknown_outcome_and_no_replay(postgres: str) -> None:
+    runs: list[int] = []
+
+    def change(resource: Account) -> None:
+        runs.append(deposit(resource, 1))
+
+    def fail_after_an_update(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        answer = execute(sql, *args)
+        if sql.startswith("UPDATE"):
+            raise LookupError
+        return answer
+
+    def wrap(connection: Any, **_: object) -> None:
+        connection.execute_wrappers.append(fail_after_an_update)
+
+    connection_created.connect(wrap)
+    try:
+        with processing(postgres, min_duration=0.05) as processor:
+            answers = together(processor, change, change, change)
+    finally:
+        connection_created.disconnect(wrap)
+    for answer in answers:
+        assert isinstance(answer, SaveFailed)
+        assert not answer.retry_safe
+    assert runs == [1, 2, 3]
+    assert account(postgres).balance == 3

@@ -1021,8 +1021,8 @@ def test_a_timeout_of_an_operation_around_its_sql_breaks_that_operation_only(
     postgres: Postgres, trains: SQLAlchemyStore[Train]
 ) -> None:
     def wait(train: Train) -> None:
-        with gevent.Timeout(0.05, LookupError):
-            session_of(train).execute(sa.text("SELECT pg_sleep(20)"))
+        with gevent.Timeout(0.05, LookupError), session_of(train).no_autoflush:
+            session_of(train).execute(sa.text("SELECT pg_sleep(0.5)"))
 
     with processor(trains, min_duration=0.05) as opened:
         answers = together(opened, "ICE 1", (take,), (wait,), (take,))
