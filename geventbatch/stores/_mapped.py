@@ -14,6 +14,7 @@ What an operation may do, and what becomes of it when the operation raises:
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from types import TracebackType
 
     from sqlalchemy.orm import InstanceState, SessionTransaction
@@ -117,6 +118,8 @@ class MappedScope:
         self._key = key
         self._added: list[tuple[int, object]] = []  # with how many operations had returned before
         self._wrote = -1  # when an operation last wrote: how many had returned before
+        self._spoils = -1  # when an operation last wrote what would stay if it raised: likewise
+        self._flushing = False  # now
         self._writing = False  # the load, or the save
         self._claimed = mapping.locking  # the row is ours to write
         self._counted = False  # the version, for this batch
@@ -217,6 +220,26 @@ class MappedScope:
         if not self._writing:
             self._added.append((current_batch().completed, instance))
 
+    @contextmanager
+    def flushing(self) -> Iterator[None]:
+        """The session flushes, as far as the user knows it to have something to flush."""
+        if "_resource" in self.__dict__:
+            self._flag_mutated()
+        self._flushing = True
+        try:
+            yield
+        finally:
+            self._flushing = False
+
+    def is_forgotten(self) -> None:
+        """What the session has loaded is about to be loaded anew."""
+        if not self._writing:
+            self._session.flush()
+
+    def rolled_back(self) -> None:
+        """A savepoint: nobody knows any more what the database has."""
+        self._mutable = {}
+
     def has_flushed(self) -> None:
         """What can change in place is now as it is in the database."""
         state: InstanceState[Any] = sa.inspect(self._resource)
@@ -227,7 +250,6 @@ class MappedScope:
         """The session is about to flush: count the version, once."""
         session = self._session
         self._refuse_expressions()
-        self._flag_mutated()
         if self._changes():
             self._touch()
         deletes = self._resource in session.deleted
@@ -257,7 +279,12 @@ class MappedScope:
                 f"an operation on {self._key!r} would write to SQLite, and lock all of it while other greenlets run: "
                 "add to the session, or to current_batch().add_row, what the batch is to write when it saves"
             )
-        self._wrote = batch.completed
+        # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
+        # raises; but for what it has added or deleted itself.
+        added = any(when == batch.completed and one in self._session.new for when, one in self._added)
+        self._wrote = max(self._wrote, 0)
+        if not self._flushing or added or self._session.deleted:
+            self._spoils = batch.completed
 
     def _claim(self) -> None:
         """Lock the row, and see that it is as it was loaded."""
@@ -282,10 +309,12 @@ class MappedScope:
             return self._conflict()
         if isinstance(error, (DBAPIError, PendingRollbackError)):
             refused = self._transaction.not_saved(error)
-            if _sql.kind(error) in {_sql.Kind.CONFLICT, _sql.Kind.LOST}:
+            found = _sql.kind(error)
+            lost = self._transaction.connection.invalidated
+            if found is _sql.Kind.CONFLICT or (found is _sql.Kind.LOST and lost):  # else it is of another server
                 return refused
         # What it has marked as deleted cannot be told from what others have.
-        if self._wrote == turn or self._session.deleted or not self._is_whole():
+        if self._spoils == turn or self._session.deleted or not self._is_whole():
             return Rejected(f"{error!r} left the transaction of {self._key!r} so that it cannot be saved")
         return None
 
@@ -301,6 +330,9 @@ class MappedScope:
     def _is_whole(self) -> bool:
         """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
         session = self._session
+        below = self._transaction.connection.get_transaction()
+        if below is None or not below.is_active:  # a commit of the Connection was refused, half way
+            return False
         return session.get_transaction() is self._root and session.is_active and not self._transaction.has_failed()
 
     # -- save ------------------------------------------------------------------------------------------------
@@ -361,8 +393,11 @@ class MappedScope:
         if self._resource not in self._session:
             return
         loaded: dict[str, Any] = sa.inspect(self._resource).dict
-        for name, copy in self._mutable.items():
-            if name in loaded and loaded[name] != copy:
+        for name in self._mapping.columns:
+            value = loaded.get(name)
+            if isinstance(value, (list, dict, set, bytearray)) and (
+                name not in self._mutable or self._mutable[name] != value  # or nobody knows what the database has
+            ):
                 flag_modified(self._resource, name)
 
     def _refuse_expressions(self) -> None:
@@ -383,7 +418,7 @@ class MappedScope:
         mapping, session = self._mapping, self._session
         if mapping.locking or self._identity is None or self._resource not in session:
             return
-        if self._resource in session.deleted or session.is_modified(self._resource):
+        if self._resource in session.deleted or session.is_modified(self._resource, include_collections=False):
             return
         counted = (*mapping.mapper.primary_key, mapping.mapper.version_id_col)
         others = (name for name, column in mapping.columns.items() if not any(column is one for one in counted))
@@ -450,13 +485,37 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
-    batch_session = type("BatchSession", (parent,), {"get_bind": lambda session, *_, **__: session.bind})
+    batch_session = type("BatchSession", (_BatchSession, parent), {})
     maker = sessionmaker(class_=batch_session, **{**options, **own})
     event.listen(maker, "before_commit", lambda session: _scope(session).refuse_commit())
     event.listen(maker, "before_flush", lambda session, *_: _scope(session).flushes())
     event.listen(maker, "after_flush_postexec", lambda session, _: _scope(session).has_flushed())
+    event.listen(maker, "after_soft_rollback", lambda session, _: _scope(session).rolled_back())
     event.listen(maker, "transient_to_pending", lambda session, instance: _scope(session).has_added(instance))
     return maker
+
+
+class _BatchSession(Session):
+    """Of a batch: on its connection, whatever the user's own class is bound to."""
+
+    def get_bind(self, *_: Any, **__: Any) -> Any:
+        """The connection of the batch."""
+        return self.bind
+
+    def flush(self, objects: Any = None) -> None:
+        """Flush too what was changed in place: SQLAlchemy itself would believe that there is nothing to flush."""
+        with _scope(self).flushing():
+            super().flush(objects)
+
+    def expire(self, *args: Any, **options: Any) -> None:
+        """Write first what the operations before have changed, which would be forgotten."""
+        _scope(self).is_forgotten()
+        super().expire(*args, **options)
+
+    def expire_all(self) -> None:
+        """Likewise."""
+        _scope(self).is_forgotten()
+        super().expire_all()
 
 
 def _scope(session: Session) -> MappedScope:
