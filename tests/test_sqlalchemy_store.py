@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -1131,3 +1132,125 @@ def test_an_engine_that_was_made_to_commit_by_itself_is_refused(postgres: Postgr
             SQLAlchemyStore.mapped(engine, Train, by="name")
         with pytest.raises(ValueError, match="AUTOCOMMIT"):
             SQLAlchemyStore.documents(engine, "documents")
+
+
+def seat(train: Train, number: str) -> dict[str, Any]:
+    train.seats[number] = "taken"
+    return dict(train.seats)
+
+
+def roll_back_to_a_savepoint(train: Train, number: str) -> dict[str, Any]:
+    with suppress(KeyError), session_of(train).begin_nested():
+        seat(train, number)
+        take(train)
+        session_of(train).flush()
+        raise KeyError
+    return dict(train.seats)
+
+
+def test_what_was_changed_in_place_before_a_savepoint_outlives_its_rollback(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    with postgres.direct.begin() as connection:
+        connection.execute(sa.update(Train).values(seats={}))
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (seat, "1"), (roll_back_to_a_savepoint, "2"), (seat, "3"))
+    assert answers == [{"1": "taken"}, {"1": "taken"}, {"1": "taken", "3": "taken"}]
+    assert seats_in(postgres.direct) == answers[2]
+
+
+def test_what_is_changed_in_place_as_it_was_before_a_rollback_is_saved(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    with postgres.direct.begin() as connection:
+        connection.execute(sa.update(Train).values(seats={}))
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (roll_back_to_a_savepoint, "1"), (seat, "1"))
+    assert answers == [{}, {"1": "taken"}]
+    assert seats_in(postgres.direct) == answers[1]
+
+
+@pytest.mark.parametrize("forget", ["expire", "expire_all"])
+def test_what_an_operation_has_loaded_anew_has_the_changes_of_those_before(
+    postgres: Postgres, trains: SQLAlchemyStore[Train], forget: str
+) -> None:
+    def load_anew(train: Train) -> int:
+        session = session_of(train)
+        session.expire_all() if forget == "expire_all" else session.expire(train)
+        return train.taken
+
+    with processor(trains, min_duration=0.05) as opened:
+        assert together(opened, "ICE 1", (take,), (load_anew,), (take,)) == [1, 1, 2]
+    assert taken_in(postgres.direct) == 2
+
+
+def test_operations_that_only_ask_and_raise_cost_no_load_though_asking_flushes_what_others_have_changed(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    def ask_and_raise(train: Train) -> None:
+        bookings(train)
+        raise LookupError
+
+    with processor(trains, min_duration=0.05) as opened:
+        metrics = opened.subscribe_batch_metrics()
+        answers = together(opened, "ICE 1", (take,), *[(ask_and_raise,)] * 40)
+    assert answers[0] == 1
+    assert {type(answer) for answer in answers[1:]} == {LookupError}
+    assert taken_in(postgres.direct) == 1
+    assert [metric.attempts for metric in metrics] == [1]
+
+
+def test_a_server_that_an_operation_cannot_reach_is_no_matter_of_the_batch(
+    postgres: Postgres, trains: SQLAlchemyStore[Train]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    other = sa.create_engine(f"postgresql+psycopg://nobody@127.0.0.1:{port}/nowhere", poolclass=NullPool)
+
+    def ask_another_server(_: Train) -> None:
+        with other.connect():
+            pass
+
+    with processor(trains, min_duration=0.05) as opened:
+        answers = together(opened, "ICE 1", (take,), (ask_another_server,), (take,))
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], DBAPIError)
+    assert taken_in(postgres.direct) == 2
+
+
+def test_a_change_of_nothing_but_a_collection_is_noticed_by_another_process(postgres: Postgres) -> None:
+    def book_once(train: Train, pause: Callable[[], None]) -> bool:
+        if train.bookings:
+            return False
+        pause()
+        train.bookings.append(Booking(text="only one"))
+        return True
+
+    train_in(postgres.direct)
+    ours, theirs = (SQLAlchemyStore.mapped(postgres.engine(), Train, by="name", mode="version") for _ in range(2))
+    told: list[bool] = []
+
+    def let_the_other_run() -> None:
+        if not told:
+            told.append(gevent.spawn(other.run, "ICE 1", book_once, lambda: None).get())
+
+    with processor(ours) as opened, processor(theirs) as other:
+        told.append(opened.run("ICE 1", book_once, let_the_other_run))
+    assert told == [True, False]
+    assert texts_in(postgres.direct) == ["only one"]
+
+
+def test_a_class_with_a_subclass_in_another_table_is_refused(sqlite: sa.Engine) -> None:
+    class Apart(DeclarativeBase):
+        pass
+
+    class Vehicle(Apart):
+        __tablename__ = "vehicles"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Bus(Vehicle):
+        __tablename__ = "buses"
+        id: Mapped[int] = mapped_column(sa.ForeignKey("vehicles.id"), primary_key=True)
+
+    with pytest.raises(ValueError, match="Vehicle has a subclass in a table of its own, Bus"):
+        SQLAlchemyStore.mapped(sqlite, Vehicle)
