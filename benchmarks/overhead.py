@@ -22,10 +22,10 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gevent  # noqa: E402
-from gevent.event import AsyncResult, Event  # noqa: E402
+import gevent
+from gevent.event import AsyncResult, Event
 
-from geventbatch import Processor  # noqa: E402
+from geventbatch import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,9 +25,9 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gevent  # noqa: E402
+import gevent
 
-from tests.adapters.base import cases  # noqa: E402
+from tests.adapters.base import cases
 
 if TYPE_CHECKING:
     from geventbatch import Processor

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from math import inf
 from random import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import gevent
 from gevent import GreenletExit
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from geventbatch._operation import Operation
 
     _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], object]
+
+E = TypeVar("E", bound=BaseException)
 
 _log: Final = logging.getLogger("geventbatch")
 
@@ -197,7 +199,7 @@ def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
     if batch.over() or _ends_greenlet(batch, error):
         _abort(batch, error)
     elif isinstance(error, Conflict):
-        return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        return _without_our_frame(error)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.fail_load(load_failed(batch.key, _without_our_frame(error)))
@@ -302,7 +304,7 @@ def _reject(batch: Batch, verdict: Rejected) -> bool:
     return True
 
 
-def _without_our_frame(error: BaseException) -> BaseException:
+def _without_our_frame(error: E) -> E:
     """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
 
     It would keep them alive, and a log that shows the variables of frames would show them.

@@ -4,7 +4,7 @@ gunicorn -c examples/tickets/gunicorn.conf.py
 """
 
 # First of all: it patches, and has every worker save and answer what it has admitted before it ends.
-from geventbatch.integrations.gunicorn import *  # noqa: F403, I001
+from geventbatch.integrations.gunicorn import *  # noqa: F403, I001 - its hooks are for gunicorn to find here
 
 import os
 from pathlib import Path

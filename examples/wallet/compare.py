@@ -199,7 +199,7 @@ def _refuse_used() -> None:
     connection.close()
 
 
-def read_options(arguments: Sequence[str] | None = None) -> Any:  # noqa: ANN401 - argparse's
+def read_options(arguments: Sequence[str] | None = None) -> Any:
     """The command line of one measurement."""
     parser = argparse.ArgumentParser(prog="python -m examples.wallet.measure")
     parser.add_argument("way", choices=WAYS)

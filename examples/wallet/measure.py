@@ -20,7 +20,7 @@ Transfer = Callable[[int, int, int, UUID], object]
 class Measurement:
     """Clients in a closed loop, and what they were answered."""
 
-    def __init__(self, transfer: Transfer, options: Any) -> None:  # noqa: ANN401 - argparse's
+    def __init__(self, transfer: Transfer, options: Any) -> None:
         self._transfer = transfer
         self._options = options
         self._latencies: list[float] = []
@@ -39,7 +39,7 @@ class Measurement:
         count = len(ordered)
         return Round(count, seconds, ordered[count // 2], ordered[count * 99 // 100], self._statements)
 
-    def count(self, execute: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - Django's
+    def count(self, execute: Callable[..., Any], *arguments: Any) -> Any:
         """Count a statement."""
         self._statements += 1
         return execute(*arguments)
@@ -78,7 +78,7 @@ def main() -> None:
     options = read_options()
     measurement = Measurement(ways[options.way], options)
 
-    def watch(connection: Any, **_: object) -> None:  # noqa: ANN401 - Django's
+    def watch(connection: Any, **_: object) -> None:
         if measurement.count not in connection.execute_wrappers:
             connection.execute_wrappers.append(measurement.count)
 

@@ -28,10 +28,10 @@ class Accounts(models.QuerySet["Account"]):
 
     def select_for_update(
         self,
-        nowait: bool = False,  # noqa: FBT001, FBT002 - Django's own signature
-        skip_locked: bool = False,  # noqa: FBT001, FBT002
+        nowait: bool = False,
+        skip_locked: bool = False,
         of: Sequence[str] = (),
-        no_key: bool = True,  # noqa: FBT001, FBT002
+        no_key: bool = True,
     ) -> Self:
         """Django's own, with another default."""
         return super().select_for_update(nowait, skip_locked, of, no_key)
@@ -81,7 +81,7 @@ class Ledger(models.Model):
     def __str__(self) -> str:
         return self.name
 
-    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - they are Django's
+    def save(self, *args: Any, **kwargs: Any) -> None:
         """Save the accounts that have changed, and the ledger. The store calls this at the end of a batch."""
         changed = [one.account for one in self._touched.values() if one is not None and one.is_changed]
         self._check(changed)

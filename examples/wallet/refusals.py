@@ -45,7 +45,7 @@ class Refusals:
         """Nothing to do before or after a view."""
         return self._get_response(request)
 
-    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:  # noqa: ARG002
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         """Answer as JSON; None leaves it to `geventbatch.integrations.django.middleware.ErrorAnswers`, and Django."""
         if isinstance(error, ResourceMissing):
             return _answer(UnknownAccount(f"there is no account {error.key}"))

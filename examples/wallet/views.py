@@ -33,7 +33,7 @@ MOST = 2**53 - 1
 
 
 @require_GET
-def overview(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
+def overview(request: HttpRequest) -> JsonResponse:
     """All the money."""
     found = Ledger.objects.filter(name=ledger.LEDGER).first()
     return JsonResponse(
@@ -48,7 +48,7 @@ def overview(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
 
 @require_GET
 @non_atomic_requests
-def health(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
+def health(request: HttpRequest) -> JsonResponse:
     """How busy this worker is."""
     told = {"ledger": repr(processors.ledger), "accounts": repr(processors.accounts), "worker": os.getpid()}
     return JsonResponse(told)
@@ -64,7 +64,7 @@ def open_account(request: HttpRequest) -> JsonResponse:
 
 
 @require_GET
-def account(request: HttpRequest, number: int) -> JsonResponse:  # noqa: ARG001
+def account(request: HttpRequest, number: int) -> JsonResponse:
     """What is in it."""
     found = Account.objects.filter(pk=_existing(number)).first()
     if found is None:

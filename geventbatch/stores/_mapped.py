@@ -421,7 +421,11 @@ class MappedScope:
         if self._resource in session.deleted or session.is_modified(self._resource, include_collections=False):
             return
         counted = (*mapping.mapper.primary_key, mapping.mapper.version_id_col)
-        others = (name for name, column in mapping.columns.items() if not any(column is one for one in counted))
+        others = (
+            name
+            for name, column in mapping.columns.items()
+            if not any(column is one for one in counted) and getattr(column, "computed", None) is None
+        )
         name = mapping.version or next(others, None)
         if name is not None:
             getattr(self._resource, name)  # so that it is loaded

@@ -406,7 +406,8 @@ class _Scope(Generic[M]):
 
         Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
         """
-        beside = [field for field in self._instance._meta.concrete_fields if not field.primary_key][:1]
+        fields = self._instance._meta.concrete_fields
+        beside = [one for one in fields if not one.primary_key and not getattr(one, "generated", False)][:1]
         if not self._locks and self._store.version_field is not None:
             self._update([], commits=False)
         elif self._has_xmin and beside:
