@@ -1,16 +1,14 @@
 """The same load on two servers in turn, one with batching and one without, and what came of it as a table."""
 
-import math
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.server import ROOT, Server
+from examples.table import Row, Statuses, show
 from examples.tickets.domain import taken
 from examples.tickets.load import Report
 from examples.tickets.settings import CONFIGURATION, TRAINS
@@ -19,66 +17,12 @@ from examples.tickets.storage import SeatMap, Store
 TRAIN = "ICE 1"
 # Each server has this many turns, so that neither has all the quiet moments of the machine.
 TURNS = 2
-COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
-TITLES = (
-    "",
-    "requests/s",
-    "p50 ms",
-    "p99 ms",
-    "operations",
-    "batches",
-    "operations",
-    "refused",
-    "try again",
-    "unknown",
-)
-TITLES_BELOW = ("", "", "", "", "saved", "saved", "per batch", "409, 403", "503", "5xx, cut")
-
-
-@dataclass
-class Row:
-    """What one of the two servers did in all its turns."""
-
-    name: str
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    changes: int = 0
-    saves: int = 0
-
-    def add(self, report: Report, before: SeatMap, after: SeatMap) -> None:
-        """Count another turn."""
-        self.seconds += report.seconds
-        self.latencies += report.latencies
-        self.statuses += report.statuses
-        self.changes += after.train.changes - before.train.changes
-        self.saves += after.saves - before.saves
-
-    def __str__(self) -> str:
-        return COLUMNS.format(
-            self.name,
-            f"{len(self.latencies) / self.seconds:,.0f}",
-            f"{self._percentile(50) * 1000:.1f}",
-            f"{self._percentile(99) * 1000:.1f}",
-            f"{self.changes:,}",
-            f"{self.saves:,}",
-            f"{self.changes / max(1, self.saves):.1f}",
-            f"{self.statuses['409'] + self.statuses['403']:,}",
-            f"{self.statuses['503']:,}",
-            f"{self._unknown():,}",
-        )
-
-    def _percentile(self, percent: int) -> float:
-        ordered = sorted(self.latencies) or [math.nan]
-        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-    def _unknown(self) -> int:
-        return self.statuses.total() - sum(self.statuses[known] for known in ("200", "201", "409", "403", "503"))
+MEANING = Statuses(answered=("200", "201"), refused=("409", "403"), again=("503",), unknown="5xx, cut")
 
 
 def compare(seconds: float, clients: int, workers: int, database_url: str | None) -> bool:
     """Print the table; True when the database holds what the clients were told."""
-    rows = [Row("batching"), Row("batching=False")]
+    rows = [Row("batching", MEANING), Row("batching=False", MEANING)]
     with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
         store = Store(url)
         print(_heading(seconds, clients, workers, url), flush=True)
@@ -89,7 +33,7 @@ def compare(seconds: float, clients: int, workers: int, database_url: str | None
             for problem in _turn(row, server, store, seconds / (2 * TURNS), clients)
         ]
         store.close()
-    print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), *rows, "", sep="\n")
+    show(rows)
     print(*wrong or ["Checked: every seat, and every change answered as saved, is in the database."], sep="\n")
     return not wrong
 
@@ -98,7 +42,8 @@ def _turn(row: Row, server: Server, store: Store, seconds: float, clients: int) 
     before = store.seat_map(TRAIN)
     report = _load(server, seconds, clients)
     after = store.seat_map(TRAIN)
-    row.add(report, before, after)
+    changes, saves = after.train.changes - before.train.changes, after.saves - before.saves
+    row.add(report.seconds, report.latencies, report.statuses, changes, saves)
     return differences(report, before, after)
 
 

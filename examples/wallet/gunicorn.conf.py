@@ -3,7 +3,7 @@
 gunicorn -c examples/wallet/gunicorn.conf.py
 """
 
-# ruff: noqa: F403
+# ruff: noqa: F403 - its hooks are for gunicorn to find here
 
 import os
 import sys

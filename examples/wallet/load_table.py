@@ -1,18 +1,16 @@
 """The same load on two servers in turn, one with batching and one without, and what came of it as a table."""
 
-import math
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from examples.client import Connection
 from examples.server import ROOT, Server
+from examples.table import Row, Statuses, show
 from examples.wallet.load import Report, open_accounts
 
 CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
@@ -20,63 +18,12 @@ CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
 TURNS = 2
 ACCOUNTS = 100
 MOST_SHOWN = 5
-COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
-TITLES = (
-    "",
-    "requests/s",
-    "p50 ms",
-    "p99 ms",
-    "operations",
-    "batches",
-    "operations",
-    "refused",
-    "try again",
-    "unknown",
-)
-TITLES_BELOW = ("", "", "", "", "saved", "saved", "per batch", "409", "503, 504", "500, cut")
-
-
-@dataclass
-class Row:
-    """What one of the two servers did in all its turns."""
-
-    name: str
-    seconds: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    operations: int = 0
-    batches: int = 0
-
-    def add(self, report: Report, before: dict[str, int], after: dict[str, int]) -> None:
-        """Count another turn."""
-        self.seconds += report.seconds
-        self.latencies += report.latencies
-        self.statuses += report.statuses
-        self.operations += after["operations"] - before["operations"]
-        self.batches += after["batches"] - before["batches"]
-
-    def __str__(self) -> str:
-        return COLUMNS.format(
-            self.name,
-            f"{len(self.latencies) / self.seconds:,.0f}",
-            f"{self._percentile(50) * 1000:.1f}",
-            f"{self._percentile(99) * 1000:.1f}",
-            f"{self.operations:,}",
-            f"{self.batches:,}",
-            f"{self.operations / max(1, self.batches):.1f}",
-            f"{self.statuses['409']:,}",
-            f"{self.statuses['503'] + self.statuses['504']:,}",
-            f"{self.statuses.total() - sum(self.statuses[known] for known in ('201', '409', '503', '504')):,}",
-        )
-
-    def _percentile(self, percent: int) -> float:
-        ordered = sorted(self.latencies) or [math.nan]
-        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+MEANING = Statuses(answered=("201",), refused=("409",), again=("503", "504"), unknown="500, cut")
 
 
 def print_table(seconds: float, clients: int, workers: int, database_url: str | None) -> bool:
     """Print the table; True when the database holds what the clients were told."""
-    rows = [Row("batching"), Row("batching=False")]
+    rows = [Row("batching", MEANING), Row("batching=False", MEANING)]
     with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
         from examples.wallet.audit import differences  # which needs the settings
 
@@ -87,9 +34,11 @@ def print_table(seconds: float, clients: int, workers: int, database_url: str | 
             for row, server in zip(rows, (on, off), strict=True):
                 before = _ledger(server)
                 report = _load(server, accounts, seconds / (2 * TURNS), clients)
-                row.add(report, before, _ledger(server))
+                after = _ledger(server)
+                operations, batches = (after[name] - before[name] for name in ("operations", "batches"))
+                row.add(report.seconds, report.latencies, report.statuses, operations, batches)
                 wrong += differences(report)[:MOST_SHOWN]
-    print("", COLUMNS.format(*TITLES), COLUMNS.format(*TITLES_BELOW), *rows, "", sep="\n")
+    show(rows)
     print(*wrong or ["Checked: money is conserved, and the audit agrees with all balances and answers."], sep="\n")
     return not wrong
 
