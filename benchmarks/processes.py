@@ -1,0 +1,477 @@
+"""Several processes on one database: what each way of changing a contended row reaches.
+
+4 processes, each with 1, 5, 25 and 50 callers in a closed loop, on one row and on ten rows of PostgreSQL (fsync and
+synchronous_commit on); directly, and 1 ms of round trip away, behind a proxy that delays. Per request, with psycopg
+and its pool (a small one and a large one): read the version and retry, `SELECT … FOR UPDATE`, one atomic
+`UPDATE … WHERE`. Against batches of `SQLAlchemyStore.documents`: in mode "lock", in mode "version", and with all
+callers of a row in the one process that its key is routed to. Ratios are to the better of the two pools.
+
+The ways take turns in one run; each figure is the median of the turns (least to most). After each turn the counters
+in the database are compared with the operations that were answered. Callers, proxy and server share the machine's
+cores.
+
+Run it from the repository: ``python -m benchmarks.processes [--short]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gevent
+import psycopg
+import sqlalchemy as sa
+from psycopg_pool import ConnectionPool
+
+from geventbatch import Processor, worker_number_for_key
+from geventbatch.stores import SQLAlchemyStore
+from tests.proxy import Proxy
+from tests.servers import postgres_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Self
+
+PROCESSES = 4
+AWAY = 0.001
+"""Seconds of round trip that the proxy adds."""
+
+WARM_UP = 0.3
+"""Seconds of each turn that are not counted."""
+
+LIMIT = 10**12
+"""No counter gets there; the atomic UPDATE asks, as an application would."""
+
+
+class Job(NamedTuple):
+    """What one process does in one turn."""
+
+    way: str
+    url: str
+    pool: int
+    callers: list[str]
+    """The key of each."""
+    seconds: float
+
+
+class Done(NamedTuple):
+    """What came of it."""
+
+    answered: int
+    """Operations, those of the warm-up too."""
+    replays: int
+    failures: dict[str, int]
+    latencies: list[int]
+    """Microseconds of each operation that was counted."""
+
+
+# -- the ways, in a process of its own ----------------------------------------------------------------------
+
+
+class Way(Protocol):
+    """Adds one to the counter of a key."""
+
+    replays: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def add(self, key: str) -> None:
+        """Return when it is saved."""
+
+
+class _PerRequest:
+    def __init__(self, job: Job) -> None:
+        self.replays = 0
+        self.pool = ConnectionPool(
+            job.url, min_size=job.pool, max_size=job.pool, kwargs={"autocommit": True}, timeout=60, open=False
+        )
+
+    def __enter__(self) -> Self:
+        self.pool.open(wait=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.close()
+
+
+class Retry(_PerRequest):
+    """Read value and version, write unless the version has changed, else begin again."""
+
+    def add(self, key: str) -> None:
+        """See `Way`."""
+        with self.pool.connection() as connection:
+            while True:
+                row = connection.execute("SELECT value, version FROM counters WHERE key = %s", (key,)).fetchone()
+                assert row is not None
+                value, version = row
+                written = connection.execute(
+                    "UPDATE counters SET value = %s, version = %s WHERE key = %s AND version = %s",
+                    (value + 1, version + 1, key, version),
+                )
+                if written.rowcount:
+                    return
+                self.replays += 1
+
+
+class ForUpdate(_PerRequest):
+    """Lock the row, write, commit."""
+
+    def add(self, key: str) -> None:
+        """See `Way`."""
+        with self.pool.connection() as connection, connection.transaction():
+            row = connection.execute("SELECT value FROM counters WHERE key = %s FOR UPDATE", (key,)).fetchone()
+            assert row is not None
+            connection.execute("UPDATE counters SET value = %s WHERE key = %s", (row[0] + 1, key))
+
+
+class Atomic(_PerRequest):
+    """Say it all in one statement."""
+
+    def add(self, key: str) -> None:
+        """See `Way`."""
+        with self.pool.connection() as connection:
+            written = connection.execute(
+                "UPDATE counters SET value = value + 1 WHERE key = %s AND value < %s RETURNING value", (key, LIMIT)
+            )
+            assert written.fetchone() is not None
+
+
+class _Batched:
+    mode: Any
+
+    def __init__(self, job: Job) -> None:
+        self.replays = 0
+        self._engine = sa.create_engine(
+            sa.make_url(job.url).set(drivername="postgresql+psycopg"), pool_size=job.pool, max_overflow=0
+        )
+        # A conflict costs another attempt, and four processes have many.
+        self._processor = Processor(
+            open_resource=SQLAlchemyStore.documents(self._engine, "documents", mode=self.mode),
+            min_duration=0,
+            max_duration=30,
+            max_attempts=1000,
+        )
+        self._metrics = self._processor.subscribe_batch_metrics()
+        self._watcher = gevent.spawn(self._watch)
+
+    def _watch(self) -> None:
+        for metric in self._metrics:
+            self.replays += max(0, metric.attempts - 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._processor.stop()
+        self._watcher.join()
+        if self._metrics.missed:
+            raise AssertionError(f"{self._metrics.missed} batches were not looked at")
+        self._engine.dispose()
+
+    def add(self, key: str) -> None:
+        """See `Way`."""
+        self._processor.run(key, _add)
+
+
+def _add(document: dict[str, int]) -> int:
+    document["value"] += 1
+    return document["value"]
+
+
+class Locked(_Batched):
+    """Batches that hold the row's lock."""
+
+    mode = "lock"
+
+
+class Versioned(_Batched):
+    """Batches that compare the version."""
+
+    mode = "version"
+
+
+WAYS: dict[str, Callable[[Job], Way]] = {
+    "version, retry": Retry,
+    "SELECT … FOR UPDATE": ForUpdate,
+    "UPDATE … WHERE": Atomic,
+    "batches, lock": Locked,
+    "batches, version": Versioned,
+    "batches, routed": Versioned,
+}
+RETRY, ATOMIC, ROUTED = "version, retry", "UPDATE … WHERE", "batches, routed"
+PER_REQUEST = (RETRY, "SELECT … FOR UPDATE", ATOMIC)
+POOL = 20
+"""Connections of a process that batches; it uses one for each key."""
+
+
+def work() -> None:
+    """Do one job after another, as standard input says."""
+    for line in sys.stdin:
+        job = Job(*json.loads(line))
+        with WAYS[job.way](job) as way:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            done = _run(way, job)
+        print(json.dumps(done._replace(replays=way.replays)), flush=True)
+
+
+def _run(way: Way, job: Job) -> Done:
+    answered = 0
+    failures: Counter[str] = Counter()
+    latencies: list[int] = []
+    counted_from = time.perf_counter() + WARM_UP
+    end = counted_from + job.seconds
+
+    def call(key: str) -> None:
+        nonlocal answered
+        while (begun := time.perf_counter()) < end:
+            try:
+                way.add(key)
+            except Exception as error:  # noqa: BLE001 - what failed is a column of the table
+                failures[repr(error)] += 1
+                continue
+            answered += 1
+            now = time.perf_counter()
+            if counted_from <= now < end:
+                latencies.append(int((now - begun) * 1e6))
+
+    gevent.joinall([gevent.spawn(call, key) for key in job.callers], raise_error=True)
+    return Done(answered, 0, failures, latencies)
+
+
+# -- the parent, which says what to do ----------------------------------------------------------------------
+
+
+class Child:
+    """A process that works."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.processes", "--work"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def prepare(self, job: Job) -> None:
+        """Have it connect, and then say that it is ready."""
+        self._say(json.dumps(job))
+
+    def wait_until_ready(self) -> None:
+        """Wait for that."""
+        if self._hear() != "ready\n":
+            raise AssertionError("a process has ended")
+
+    def go(self) -> None:
+        """Have it begin."""
+        self._say("go")
+
+    def done(self) -> Done:
+        """Wait for what came of it."""
+        return Done(*json.loads(self._hear()))
+
+    def end(self) -> None:
+        """Have it end."""
+        self._process.communicate()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+
+    def _hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+class Turn(NamedTuple):
+    """What all processes together reached in one turn."""
+
+    rate: float
+    p50: float
+    p99: float
+    replays: float
+    """Per operation."""
+    failures: int
+
+
+@dataclass
+class Benchmark:
+    """Where, and for how long."""
+
+    url: str
+    children: list[Child]
+    turns: int
+    seconds: float
+    heads: tuple[str, ...] = field(
+        default=("", "operations/s", "× retry", "× UPDATE", "p50 ms", "p99 ms", "replays/op", "failed"), init=False
+    )
+
+    def table(self, url: str, keys: int, callers: int) -> None:
+        """Print a line for each way."""
+        cases = [(way, pool) for way in PER_REQUEST for pool in sorted({min(callers, 2), min(callers, 20)})]
+        cases += [(way, POOL) for way in WAYS if way not in PER_REQUEST]
+        turns: dict[tuple[str, int], list[Turn]] = {case: [] for case in cases}
+        for _ in range(self.turns):
+            for way, pool in cases:
+                turns[way, pool].append(self.turn(way, url, pool, keys, callers))
+        against = [
+            max((_rates(turns[case]) for case in cases if case[0] == way), key=statistics.median)
+            for way in (RETRY, ATOMIC)
+        ]
+        print(f"\n{PROCESSES} × {callers} callers")
+        for (way, pool), some in turns.items():
+            rates = _rates(some)
+            cells = [
+                spread(rates, ",.0f"),
+                *(spread([one / other for one, other in zip(rates, best, strict=True)], ".2f") for best in against),
+                f"{statistics.median(turn.p50 for turn in some):.1f}",
+                f"{statistics.median(turn.p99 for turn in some):.1f}",
+                f"{statistics.median(turn.replays for turn in some):.3f}",
+                f"{sum(turn.failures for turn in some):,}",
+            ]
+            print(COLUMNS.format(f"  {way}{f', pool of {pool}' if way in PER_REQUEST else ''}", *cells), flush=True)
+
+    def turn(self, way: str, url: str, pool: int, keys: int, callers: int) -> Turn:
+        """Have all processes do it at once."""
+        names = [f"key{number}" for number in range(keys)]
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("TRUNCATE counters, documents")
+            connection.execute("INSERT INTO counters SELECT key, 0, 0 FROM unnest(%s::text[]) key", (names,))
+            connection.execute(
+                "INSERT INTO documents (key, state, version) SELECT key, %s, 0 FROM unnest(%s::text[]) key",
+                (json.dumps({"value": 0}), names),
+            )
+        for child, chosen in zip(self.children, _callers(way, names, callers), strict=True):
+            child.prepare(Job(way, url, pool, chosen, self.seconds))
+        for child in self.children:
+            child.wait_until_ready()
+        for child in self.children:
+            child.go()
+        done = [child.done() for child in self.children]
+        self._check(way, sum(one.answered for one in done), sum(sum(one.failures.values()) for one in done))
+        latencies = sorted(latency for one in done for latency in one.latencies) or [0]
+        for one in done:
+            for error in one.failures:
+                print(f"  {way}: {error}", file=sys.stderr)
+        return Turn(
+            rate=len(latencies) / self.seconds,
+            p50=latencies[len(latencies) // 2] / 1000,
+            p99=latencies[len(latencies) * 99 // 100] / 1000,
+            replays=sum(one.replays for one in done) / max(1, sum(one.answered for one in done)),
+            failures=sum(sum(one.failures.values()) for one in done),
+        )
+
+    def _check(self, way: str, answered: int, failed: int) -> None:
+        table, value = ("counters", "value") if way in PER_REQUEST else ("documents", "(state::json->>'value')::int")
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            row = connection.execute(f"SELECT sum({value}) FROM {table}").fetchone()  # noqa: S608 - our own names
+        counted = 0 if row is None else int(row[0])
+        if not answered <= counted <= answered + failed:
+            raise AssertionError(f"{way}: {answered} were answered, {failed} failed, but {counted} are in the database")
+
+
+def _callers(way: str, names: list[str], callers: int) -> list[list[str]]:
+    """The keys of the callers of each process."""
+    everybody = [names[caller % len(names)] for caller in range(callers * PROCESSES)]
+    if way == ROUTED:
+        return [
+            [key for key in everybody if worker_number_for_key(key, PROCESSES) == process]
+            for process in range(PROCESSES)
+        ]
+    return [
+        everybody[process::PROCESSES] if len(names) == 1 else _spread(everybody, process)
+        for process in range(PROCESSES)
+    ]
+
+
+def _spread(everybody: list[str], process: int) -> list[str]:
+    """Each process has callers on as many keys as it can."""
+    share = len(everybody) // PROCESSES
+    return everybody[process * share : (process + 1) * share]
+
+
+def _rates(turns: list[Turn]) -> list[float]:
+    return [turn.rate for turn in turns]
+
+
+COLUMNS = "{:<34}{:>26}{:>26}{:>23}{:>9}{:>9}{:>12}{:>8}"
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and between what it lies."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def round_trip(url: str) -> float:
+    """Milliseconds of the shortest statement, the median of many."""
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def one() -> float:
+            begun = time.perf_counter()
+            connection.execute("SELECT 1")
+            return time.perf_counter() - begun
+
+        return statistics.median(one() for _ in range(200)) * 1000
+
+
+def places(url: str) -> Iterator[tuple[str, str]]:
+    """Where the database is, and its URL there."""
+    yield "on this machine", url
+    server = sa.make_url(url)
+    socket = server.query.get("host")  # the directory of a Unix socket
+    with Proxy(
+        f"{socket}/.s.PGSQL.{server.port or 5432}" if socket else (str(server.host), server.port or 5432)
+    ) as proxy:
+        proxy.delay = AWAY / 2
+        away = server.set(host=proxy.host, port=proxy.port, query={})
+        yield f"{AWAY * 1000:g} ms away", away.render_as_string(hide_password=False)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="one short turn each, and fewer callers")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.work:
+        work()
+        return
+    turns, seconds, numbers = (1, 0.3, (5, 50)) if chosen.short else (3, 1.0, (1, 5, 25, 50))
+    url = postgres_url()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS counters, documents")
+        connection.execute("CREATE TABLE counters (key text PRIMARY KEY, value bigint, version bigint)")
+    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
+    SQLAlchemyStore.documents(engine, "documents").create_table()
+    engine.dispose()
+    children = [Child() for _ in range(PROCESSES)]
+    benchmark = Benchmark(url, children, turns, seconds)
+    try:
+        for where, reached in places(url):
+            for keys in (1, 10):
+                print(
+                    f"\n{keys} key{'s' * (keys > 1)}, PostgreSQL {where} (SELECT 1 takes {round_trip(reached):.2f} ms)"
+                )
+                print(COLUMNS.format(*benchmark.heads))
+                for callers in numbers:
+                    benchmark.table(reached, keys, callers)
+    finally:
+        for child in children:
+            child.end()
+
+
+if __name__ == "__main__":
+    main()
