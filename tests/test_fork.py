@@ -71,10 +71,13 @@ def test_a_fork_while_a_save_waits_runs_no_batch_behind_it_in_the_child_and_answ
     parent, child = run("while_a_save_waits")
     child = [line for line in child if not line.startswith("begins to save")]
     assert child == ["saves k a b", *LIVE]  # user code that was waiting itself is all that goes on
-    assert [line for line in parent if not line.startswith("begins to save")] == [
-        *[*batch("k", "a", "b"), *batch("k", "c", "d"), *answers("a", "b", "c", "d")],
-        *LAST,
-    ]
+    parent = [line for line in parent if not line.startswith("begins to save")]
+    before, last = parent[: -len(LAST)], parent[-len(LAST) :]
+    assert last == LAST
+    # Callers are woken beside the next batch: nothing says which of them is quicker.
+    answered = [line for line in before if line.startswith("answers")]
+    assert answered == answers("a", "b", "c", "d")
+    assert [line for line in before if line not in answered] == [*batch("k", "a", "b"), *batch("k", "c", "d")]
 
 
 def test_a_fork_while_a_load_waits_begins_no_operation_in_the_child() -> None:
