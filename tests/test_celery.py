@@ -20,7 +20,7 @@ class Worker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        for name in ("queue", "control", "results"):
+        for name in ("sent", "queue", "control", "results"):
             (folder / name).mkdir(parents=True)
         self._environment = {**os.environ, "FOLDER": str(folder)}
         command = [sys.executable, "-m", "celery", "--app", PROGRAM, "worker", "--pool", "gevent", "-c", "20"]
@@ -35,7 +35,9 @@ class Worker:
 
     def send(self, task: str, count: int) -> None:
         command = [sys.executable, "-m", PROGRAM, task, str(count)]
-        subprocess.run(command, cwd=ROOT, env=self._environment, check=True)
+        subprocess.run(command, cwd=ROOT, env={**self._environment, "OUT": "sent"}, check=True)
+        for message in sorted((self._folder / "sent").iterdir()):
+            message.rename(self._folder / "queue" / message.name)  # a worker would read one that is half written
 
     def end(self, sent: signal.Signals) -> None:
         """Wait until it has ended by itself.

@@ -391,7 +391,7 @@ def test_the_server_ends_a_statement_before_the_deadline_and_the_connection_stay
     postgres: Postgres, pipeline: bool
 ) -> None:
     store = documents(postgres.engine(), pipeline=pipeline)
-    with processor(store, max_duration=0.5) as opened, postgres.direct.connect() as other:
+    with processor(store, max_duration=1.5) as opened, postgres.direct.connect() as other:
         opened.run("k", add, 1)
         accepted = postgres.proxy.accepted
         other.execute(sa.select(store.table).with_for_update())

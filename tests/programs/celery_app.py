@@ -15,6 +15,8 @@ from geventbatch import Processor
 
 FOLDER = Path(os.environ["FOLDER"])
 GATE, SAVED, NOTES = (FOLDER / name for name in ("gate", "saved", "notes"))
+OUT = os.environ.get("OUT", "queue")
+"""Where tasks are sent to, and those of a worker that it did not get to."""
 
 
 def note(what: str) -> None:
@@ -39,7 +41,7 @@ app = Celery("tests.programs.celery_app", broker="filesystem://", backend=f"file
 app.conf.update(
     broker_transport_options={
         "data_folder_in": str(FOLDER / "queue"),
-        "data_folder_out": str(FOLDER / "queue"),
+        "data_folder_out": str(FOLDER / OUT),
         "control_folder": str(FOLDER / "control"),
         "polling_interval": 0.01,
     },

@@ -152,7 +152,7 @@ def while_a_save_waits() -> None:
         save(key, resource)
 
     processor = Processor(load_resource=load, save_resource=waiting_save, min_duration=0, max_duration=50)
-    callers = [caller(processor, "k", value) for value in "ab"]
+    callers = [caller(processor, "k", value) for value in "uv"]  # no "b": applying that says `reached` too
     reached.wait()
     callers += [caller(processor, "k", value) for value in "cd"]  # the batch behind it
     gevent.sleep(0)
