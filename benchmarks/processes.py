@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from gevent import monkey
 
@@ -32,16 +32,25 @@ monkey.patch_all()
 import gevent
 import psycopg
 import sqlalchemy as sa
-from psycopg_pool import ConnectionPool
 
-from geventbatch import Processor, worker_number_for_key
-from geventbatch.stores import SQLAlchemyStore
+from benchmarks.ways import (
+    Atomic,
+    Batches,
+    ForUpdate,
+    Retry,
+    Way,
+    begin_at_zero,
+    check,
+    create_tables,
+    server_settings,
+    spread,
+)
+from geventbatch import worker_number_for_key
 from tests.proxy import Proxy
 from tests.servers import postgres_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Self
 
 PROCESSES = 4
 AWAY = 0.001
@@ -50,9 +59,6 @@ AWAY = 0.001
 WARM_UP = 0.3
 """Seconds of each turn that are not counted."""
 
-LIMIT = 10**12
-"""No counter gets there; the atomic UPDATE asks, as an application would."""
-
 
 class Job(NamedTuple):
     """What one process does in one turn."""
@@ -60,6 +66,7 @@ class Job(NamedTuple):
     way: str
     url: str
     pool: int
+    """Connections, of a way that does not batch."""
     callers: list[str]
     """The key of each."""
     seconds: float
@@ -76,145 +83,20 @@ class Done(NamedTuple):
     """Microseconds of each operation that was counted."""
 
 
-# -- the ways, in a process of its own ----------------------------------------------------------------------
-
-
-class Way(Protocol):
-    """Adds one to the counter of a key."""
-
-    replays: int
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def add(self, key: str) -> None:
-        """Return when it is saved."""
-
-
-class _PerRequest:
-    def __init__(self, job: Job) -> None:
-        self.replays = 0
-        self.pool = ConnectionPool(
-            job.url, min_size=job.pool, max_size=job.pool, kwargs={"autocommit": True}, timeout=60, open=False
-        )
-
-    def __enter__(self) -> Self:
-        self.pool.open(wait=True)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pool.close()
-
-
-class Retry(_PerRequest):
-    """Read value and version, write unless the version has changed, else begin again."""
-
-    def add(self, key: str) -> None:
-        """See `Way`."""
-        with self.pool.connection() as connection:
-            while True:
-                row = connection.execute("SELECT value, version FROM counters WHERE key = %s", (key,)).fetchone()
-                assert row is not None
-                value, version = row
-                written = connection.execute(
-                    "UPDATE counters SET value = %s, version = %s WHERE key = %s AND version = %s",
-                    (value + 1, version + 1, key, version),
-                )
-                if written.rowcount:
-                    return
-                self.replays += 1
-
-
-class ForUpdate(_PerRequest):
-    """Lock the row, write, commit."""
-
-    def add(self, key: str) -> None:
-        """See `Way`."""
-        with self.pool.connection() as connection, connection.transaction():
-            row = connection.execute("SELECT value FROM counters WHERE key = %s FOR UPDATE", (key,)).fetchone()
-            assert row is not None
-            connection.execute("UPDATE counters SET value = %s WHERE key = %s", (row[0] + 1, key))
-
-
-class Atomic(_PerRequest):
-    """Say it all in one statement."""
-
-    def add(self, key: str) -> None:
-        """See `Way`."""
-        with self.pool.connection() as connection:
-            written = connection.execute(
-                "UPDATE counters SET value = value + 1 WHERE key = %s AND value < %s RETURNING value", (key, LIMIT)
-            )
-            assert written.fetchone() is not None
-
-
-class _Batched:
-    mode: Any
-
-    def __init__(self, job: Job) -> None:
-        self.replays = 0
-        self._engine = sa.create_engine(
-            sa.make_url(job.url).set(drivername="postgresql+psycopg"), pool_size=job.pool, max_overflow=0
-        )
-        # A conflict costs another attempt, and four processes have many.
-        self._processor = Processor(
-            open_resource=SQLAlchemyStore.documents(self._engine, "documents", mode=self.mode),
-            min_duration=0,
-            max_duration=30,
-            max_attempts=1000,
-        )
-        self._metrics = self._processor.subscribe_batch_metrics()
-        self._watcher = gevent.spawn(self._watch)
-
-    def _watch(self) -> None:
-        for metric in self._metrics:
-            self.replays += max(0, metric.attempts - 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._processor.stop()
-        self._watcher.join()
-        if self._metrics.missed:
-            raise AssertionError(f"{self._metrics.missed} batches were not looked at")
-        self._engine.dispose()
-
-    def add(self, key: str) -> None:
-        """See `Way`."""
-        self._processor.run(key, _add)
-
-
-def _add(document: dict[str, int]) -> int:
-    document["value"] += 1
-    return document["value"]
-
-
-class Locked(_Batched):
-    """Batches that hold the row's lock."""
-
-    mode = "lock"
-
-
-class Versioned(_Batched):
-    """Batches that compare the version."""
-
-    mode = "version"
-
+RETRY, ATOMIC, ROUTED = "version, retry", "UPDATE … WHERE", "batches, routed"
 
 WAYS: dict[str, Callable[[Job], Way]] = {
-    "version, retry": Retry,
-    "SELECT … FOR UPDATE": ForUpdate,
-    "UPDATE … WHERE": Atomic,
-    "batches, lock": Locked,
-    "batches, version": Versioned,
-    "batches, routed": Versioned,
+    RETRY: lambda job: Retry(job.url, job.pool),
+    "SELECT … FOR UPDATE": lambda job: ForUpdate(job.url, job.pool),
+    ATOMIC: lambda job: Atomic(job.url, job.pool),
+    "batches, lock": lambda job: Batches(job.url, "lock"),
+    "batches, version": lambda job: Batches(job.url, "version"),
+    ROUTED: lambda job: Batches(job.url, "version"),
 }
-RETRY, ATOMIC, ROUTED = "version, retry", "UPDATE … WHERE", "batches, routed"
-PER_REQUEST = (RETRY, "SELECT … FOR UPDATE", ATOMIC)
-POOL = 20
-"""Connections of a process that batches; it uses one for each key."""
+PER_REQUEST = tuple(WAYS)[:3]
+
+
+# -- in a process of its own --------------------------------------------------------------------------------
 
 
 def work() -> None:
@@ -322,7 +204,7 @@ class Benchmark:
     def table(self, url: str, keys: int, callers: int) -> None:
         """Print a line for each way."""
         cases = [(way, pool) for way in PER_REQUEST for pool in sorted({min(callers, 2), min(callers, 20)})]
-        cases += [(way, POOL) for way in WAYS if way not in PER_REQUEST]
+        cases += [(way, 0) for way in WAYS if way not in PER_REQUEST]
         turns: dict[tuple[str, int], list[Turn]] = {case: [] for case in cases}
         for _ in range(self.turns):
             for way, pool in cases:
@@ -347,13 +229,7 @@ class Benchmark:
     def turn(self, way: str, url: str, pool: int, keys: int, callers: int) -> Turn:
         """Have all processes do it at once."""
         names = [f"key{number}" for number in range(keys)]
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute("TRUNCATE counters, documents")
-            connection.execute("INSERT INTO counters SELECT key, 0, 0 FROM unnest(%s::text[]) key", (names,))
-            connection.execute(
-                "INSERT INTO documents (key, state, version) SELECT key, %s, 0 FROM unnest(%s::text[]) key",
-                (json.dumps({"value": 0}), names),
-            )
+        begin_at_zero(self.url, names)
         for child, chosen in zip(self.children, _callers(way, names, callers), strict=True):
             child.prepare(Job(way, url, pool, chosen, self.seconds))
         for child in self.children:
@@ -361,7 +237,8 @@ class Benchmark:
         for child in self.children:
             child.go()
         done = [child.done() for child in self.children]
-        self._check(way, sum(one.answered for one in done), sum(sum(one.failures.values()) for one in done))
+        failures = sum(sum(one.failures.values()) for one in done)
+        check(self.url, "counters" if way in PER_REQUEST else "documents", sum(one.answered for one in done), failures)
         latencies = sorted(latency for one in done for latency in one.latencies) or [0]
         for one in done:
             for error in one.failures:
@@ -371,16 +248,8 @@ class Benchmark:
             p50=latencies[len(latencies) // 2] / 1000,
             p99=latencies[len(latencies) * 99 // 100] / 1000,
             replays=sum(one.replays for one in done) / max(1, sum(one.answered for one in done)),
-            failures=sum(sum(one.failures.values()) for one in done),
+            failures=failures,
         )
-
-    def _check(self, way: str, answered: int, failed: int) -> None:
-        table, value = ("counters", "value") if way in PER_REQUEST else ("documents", "(state::json->>'value')::int")
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            row = connection.execute(f"SELECT sum({value}) FROM {table}").fetchone()  # noqa: S608 - our own names
-        counted = 0 if row is None else int(row[0])
-        if not answered <= counted <= answered + failed:
-            raise AssertionError(f"{way}: {answered} were answered, {failed} failed, but {counted} are in the database")
 
 
 def _callers(way: str, names: list[str], callers: int) -> list[list[str]]:
@@ -408,11 +277,6 @@ def _rates(turns: list[Turn]) -> list[float]:
 
 
 COLUMNS = "{:<34}{:>26}{:>26}{:>23}{:>9}{:>9}{:>12}{:>8}"
-
-
-def spread(values: list[float], form: str) -> str:
-    """The median, and between what it lies."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def round_trip(url: str) -> float:
@@ -451,12 +315,8 @@ def main() -> None:
         return
     turns, seconds, numbers = (1, 0.3, (5, 50)) if chosen.short else (3, 1.0, (1, 5, 25, 50))
     url = postgres_url()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS counters, documents")
-        connection.execute("CREATE TABLE counters (key text PRIMARY KEY, value bigint, version bigint)")
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
-    SQLAlchemyStore.documents(engine, "documents").create_table()
-    engine.dispose()
+    create_tables(url)
+    print(server_settings(url))
     children = [Child() for _ in range(PROCESSES)]
     benchmark = Benchmark(url, children, turns, seconds)
     try:
