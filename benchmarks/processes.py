@@ -30,9 +30,8 @@ from gevent import monkey
 monkey.patch_all()
 
 import gevent
-import psycopg
-import sqlalchemy as sa
 
+from benchmarks.away import away, round_trip
 from benchmarks.ways import (
     Atomic,
     Batches,
@@ -46,11 +45,10 @@ from benchmarks.ways import (
     spread,
 )
 from geventbatch import worker_number_for_key
-from tests.proxy import Proxy
 from tests.servers import postgres_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PROCESSES = 4
 AWAY = 0.001
@@ -279,31 +277,6 @@ def _rates(turns: list[Turn]) -> list[float]:
 COLUMNS = "{:<34}{:>26}{:>26}{:>23}{:>9}{:>9}{:>12}{:>8}"
 
 
-def round_trip(url: str) -> float:
-    """Milliseconds of the shortest statement, the median of many."""
-    with psycopg.connect(url, autocommit=True) as connection:
-
-        def one() -> float:
-            begun = time.perf_counter()
-            connection.execute("SELECT 1")
-            return time.perf_counter() - begun
-
-        return statistics.median(one() for _ in range(200)) * 1000
-
-
-def places(url: str) -> Iterator[tuple[str, str]]:
-    """Where the database is, and its URL there."""
-    yield "on this machine", url
-    server = sa.make_url(url)
-    socket = server.query.get("host")  # the directory of a Unix socket
-    with Proxy(
-        f"{socket}/.s.PGSQL.{server.port or 5432}" if socket else (str(server.host), server.port or 5432)
-    ) as proxy:
-        proxy.delay = AWAY / 2
-        away = server.set(host=proxy.host, port=proxy.port, query={})
-        yield f"{AWAY * 1000:g} ms away", away.render_as_string(hide_password=False)
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -320,14 +293,14 @@ def main() -> None:
     children = [Child() for _ in range(PROCESSES)]
     benchmark = Benchmark(url, children, turns, seconds)
     try:
-        for where, reached in places(url):
-            for keys in (1, 10):
-                print(
-                    f"\n{keys} key{'s' * (keys > 1)}, PostgreSQL {where} (SELECT 1 takes {round_trip(reached):.2f} ms)"
-                )
-                print(COLUMNS.format(*benchmark.heads))
-                for callers in numbers:
-                    benchmark.table(reached, keys, callers)
+        for seconds_away in (0, AWAY):
+            with away(url, seconds_away) as reached:
+                for keys in (1, 10):
+                    taken = round_trip(reached) * 1000
+                    print(f"\n{keys} key{'s' * (keys > 1)}, {seconds_away * 1000:g} ms away (SELECT 1: {taken:.2f} ms)")
+                    print(COLUMNS.format(*benchmark.heads))
+                    for callers in numbers:
+                        benchmark.table(reached, keys, callers)
     finally:
         for child in children:
             child.end()

@@ -1,0 +1,206 @@
+"""One hot row in PostgreSQL: what each way reaches, with 1 to 5,000 callers in a closed loop in one process.
+
+Per request, with psycopg and a fair pool at the best of several sizes: `SELECT … FOR UPDATE`, one atomic
+`UPDATE … WHERE`, version and retry, an advisory lock. Against batches of `SQLAlchemyStore.documents` with a
+`min_duration` of 0, 1, 10 and 100 ms, in mode "lock", and in mode "version". With 0, 1 and 2 ms of round trip added by
+a proxy, in a process of its own.
+
+The ways take turns in one run; each figure is the median of the turns (least to most). After each turn the counter in
+the database is compared with the operations that were answered. Callers, proxy and server share the machine's cores.
+
+Run it from the repository: ``python -m benchmarks.hot_row [--short] [--json FILE]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gevent
+
+from benchmarks.away import away, round_trip
+from benchmarks.ways import (
+    Advisory,
+    Atomic,
+    Batches,
+    ForUpdate,
+    PerRequest,
+    Retry,
+    Way,
+    begin_at_zero,
+    check,
+    create_tables,
+    server_settings,
+    spread,
+)
+from tests.servers import postgres_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = "hot"
+POOLS = (1, 2, 5, 20)
+
+PER_REQUEST: dict[str, type[PerRequest]] = {
+    "SELECT … FOR UPDATE": ForUpdate,
+    "UPDATE … WHERE": Atomic,
+    "version, retry": Retry,
+    "advisory lock": Advisory,
+}
+BATCHED: dict[str, Callable[[str], Way]] = {
+    "batches, lock": lambda url: Batches(url, "lock"),
+    "batches, lock, 1 ms": lambda url: Batches(url, "lock", 0.001),
+    "batches, lock, 10 ms": lambda url: Batches(url, "lock", 0.01),
+    "batches, lock, 100 ms": lambda url: Batches(url, "lock", 0.1),
+    "batches, version": lambda url: Batches(url, "version"),
+}
+
+
+class Turn(NamedTuple):
+    """What a way reached in one turn."""
+
+    rate: float
+    p50: float
+    p99: float
+    replays: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a way reached."""
+
+    milliseconds_away: float
+    callers: int
+    way: str
+    pool: int | None
+    turns: list[Turn]
+
+    @property
+    def rates(self) -> list[float]:
+        """Operations per second, of each turn."""
+        return [turn.rate for turn in self.turns]
+
+
+def turn(way: Way, callers: int, warm_up: float, seconds: float) -> tuple[Turn, int]:
+    """Have *callers* add to the counter again and again; give also how many were answered in all."""
+    answered = 0
+    latencies: list[float] = []
+    counting = stopped = False
+
+    def call() -> None:
+        nonlocal answered
+        while not stopped:
+            begun = time.perf_counter()
+            way.add(KEY)
+            answered += 1
+            if counting:
+                latencies.append(time.perf_counter() - begun)
+
+    greenlets = [gevent.spawn(call) for _ in range(callers)]
+    gevent.sleep(warm_up)
+    counting, begun = True, time.perf_counter()
+    gevent.sleep(seconds)
+    counting, stopped, took = False, True, time.perf_counter() - begun
+    way.cancel_waiting()
+    gevent.joinall(greenlets, raise_error=True)
+    ordered = sorted(latencies) or [float("nan")]
+    p50, p99 = (ordered[len(ordered) * percent // 100] * 1000 for percent in (50, 99))
+    return Turn(len(latencies) / took, p50, p99, way.replays / max(1, answered)), answered
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database, and how far it is away."""
+
+    url: str
+    reached: str
+    """The URL of the proxy that delays."""
+    milliseconds: float
+
+    def checked(self, opens: Callable[[str], Way], callers: int, warm_up: float, seconds: float) -> Turn:
+        """Take a turn, and compare its result with what the database has."""
+        begin_at_zero(self.url, [KEY])
+        with opens(self.reached) as way:
+            reached, answered = turn(way, callers, warm_up, seconds)
+        check(self.url, way.table, answered)
+        return reached
+
+    def measure(self, callers: int, turns: int, seconds: float) -> list[Line]:
+        """Let all ways take turns."""
+        pools = {name: self._best_pool(name, callers, min(0.5, seconds)) for name in PER_REQUEST}
+        ways = {name: per_request(name, pool) for name, pool in pools.items()} | BATCHED
+        lines = [Line(self.milliseconds, callers, name, pools.get(name), []) for name in ways]
+        for _ in range(turns):
+            for line, opens in zip(lines, ways.values(), strict=True):
+                line.turns.append(self.checked(opens, callers, min(0.3, seconds), seconds))
+        return lines
+
+    def _best_pool(self, name: str, callers: int, seconds: float) -> int:
+        rates = {
+            pool: self.checked(per_request(name, pool), callers, 0.1, seconds).rate for pool in POOLS if pool <= callers
+        }
+        return max(rates, key=rates.__getitem__)
+
+
+def per_request(name: str, pool: int) -> Callable[[str], Way]:
+    """Give what opens that way."""
+    return lambda url: PER_REQUEST[name](url, pool)
+
+
+COLUMNS = "{:<32}{:>28}{:>26}{:>25}{:>10}{:>10}"
+
+
+def show(lines: list[Line]) -> None:
+    """Print them under their titles, with their ratios to two of them in the same turns."""
+    first = lines[0]
+    print(f"\n{first.callers:,} callers, {first.milliseconds_away:g} ms away")
+    print(COLUMNS.format("", "operations/s", "× FOR UPDATE", "× UPDATE", "p50 ms", "p99 ms"))
+    against = [next(line for line in lines if line.way == way) for way in list(PER_REQUEST)[:2]]
+    for line in lines:
+        ratios = [
+            spread([one / other for one, other in zip(line.rates, to.rates, strict=True)], ",.1f") for to in against
+        ]
+        cells = [
+            spread(line.rates, ",.0f"),
+            *ratios,
+            f"{statistics.median(turn.p50 for turn in line.turns):,.1f}",
+            f"{statistics.median(turn.p99 for turn in line.turns):,.1f}",
+        ]
+        name = line.way if line.pool is None else f"{line.way}, pool of {line.pool}"
+        print(COLUMNS.format(f"  {name}", *cells), flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="one short turn each, and fewer callers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
+    chosen = parser.parse_args()
+    turns, seconds = (1, 0.2) if chosen.short else (3, 1.0)
+    numbers = (1, 20, 1000) if chosen.short else (1, 5, 20, 100, 1000, 5000)
+    url = postgres_url()
+    create_tables(url)
+    print(server_settings(url))
+    lines: list[Line] = []
+    for milliseconds in (0, 1, 2):
+        with away(url, milliseconds / 1000) as reached:
+            print(f"\n{milliseconds} ms away, SELECT 1 takes {round_trip(reached) * 1000:.2f} ms")
+            for callers in numbers:
+                measured = Place(url, reached, milliseconds).measure(callers, turns, seconds)
+                show(measured)
+                lines += measured
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
+
+
+if __name__ == "__main__":
+    main()
