@@ -9,11 +9,16 @@ TIMEOUT = 30.0
 
 
 class Connection:
-    """One kept HTTP connection."""
+    """One kept HTTP connection; for one to a Unix socket, the host is its path and the port 0.
+
+    Attributes:
+        headers: Those of the last answer, in small letters.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._socket: socket.socket | None = None
+        self.headers: dict[str, str] = {}
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """The status and the JSON of the answer; `OSError` when there is none."""
@@ -35,7 +40,7 @@ class Connection:
 
     def _open(self) -> socket.socket:
         if self._socket is None:
-            self._socket = socket.create_connection(self._address, timeout=TIMEOUT)
+            self._socket = _connected(*self._address)
         return self._socket
 
     def _answer(self) -> tuple[int, Any]:
@@ -43,10 +48,10 @@ class Connection:
         while b"\r\n\r\n" not in read:
             read += self._receive()
         head, _, content = read.partition(b"\r\n\r\n")
-        status, headers = _parsed(head)
-        while len(content) < int(headers["content-length"]):
+        status, self.headers = _parsed(head)
+        while len(content) < int(self.headers["content-length"]):
             content += self._receive()
-        if headers.get("connection") == "close":
+        if self.headers.get("connection") == "close":
             self.close()
         return status, json.loads(content)
 
@@ -56,6 +61,19 @@ class Connection:
         if not read:
             raise ConnectionResetError("closed before the answer")
         return read
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    if port:
+        return socket.create_connection((host, port), timeout=TIMEOUT)
+    connected = socket.socket(socket.AF_UNIX)
+    try:
+        connected.settimeout(TIMEOUT)
+        connected.connect(host)
+    except OSError:
+        connected.close()
+        raise
+    return connected
 
 
 def _parsed(head: bytes) -> tuple[int, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""gunicorn with one of these applications, as a child process on a free port."""
+"""gunicorn with one of these applications, as a child process, on a free port if it is not told where."""
 
 import os
 import re
@@ -21,7 +21,10 @@ def command(configuration: Path, *arguments: str) -> list[str]:
 
 
 class Server:
-    """A running gunicorn, which prints where it listens; leaving its `with` ends it."""
+    """A running gunicorn, which prints where it listens; leaving its `with` ends it.
+
+    On a Unix socket, its host is the path and its port 0.
+    """
 
     def __init__(
         self,
@@ -29,11 +32,12 @@ class Server:
         environment: Mapping[str, str],
         arguments: Sequence[str] = (),
         log: Path | None = None,
+        bind: str = "127.0.0.1:0",
     ) -> None:
         self._log = log.open("ab") if log else None
         level = "info" if log else "warning"
         self.process = subprocess.Popen(
-            command(configuration, "--bind", "127.0.0.1:0", "--log-level", level, *arguments),
+            command(configuration, "--bind", bind, "--log-level", level, *arguments),
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -82,8 +86,8 @@ class Server:
         """Where it listens; connections wait from then on until a worker accepts them."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
-        found = re.search(r"http://([\d.]+):(\d+)", line)
+        found = re.search(r"http://([\d.]+):(\d+)|unix:(\S+)/", line)
         if found is None:
             self.process.kill()
             raise RuntimeError(f"gunicorn did not start; it ended with {self.wait()}")
-        return found[1], int(found[2])
+        return found[1] or found[3], int(found[2] or 0)

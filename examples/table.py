@@ -1,10 +1,11 @@
-"""The table of a load: a line for each of two servers, one that batches and one that does not."""
+"""The table of a load: a line for each of the servers that are compared."""
 
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 
 COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
+REPLAYS = "{:>9}"
 TITLES = (
     "",
     "requests/s",
@@ -32,7 +33,7 @@ class Statuses:
 
 @dataclass
 class Row:
-    """What one of the two servers did in all its turns."""
+    """What one of the servers did in all its turns."""
 
     name: str
     meaning: Statuses
@@ -41,6 +42,8 @@ class Row:
     statuses: Counter[str] = field(default_factory=Counter)
     operations: int = 0
     batches: int = 0
+    replays: int | None = None
+    """Only where they are counted."""
 
     def add(
         self, seconds: float, latencies: list[float], statuses: Counter[str], operations: int, batches: int
@@ -55,7 +58,7 @@ class Row:
     def __str__(self) -> str:
         meaning = self.meaning
         known = (*meaning.answered, *meaning.refused, *meaning.again)
-        return COLUMNS.format(
+        line = COLUMNS.format(
             self.name,
             f"{len(self.latencies) / self.seconds:,.0f}",
             f"{self._percentile(50) * 1000:.1f}",
@@ -67,6 +70,7 @@ class Row:
             f"{self._count(meaning.again):,}",
             f"{self.statuses.total() - self._count(known):,}",
         )
+        return line if self.replays is None else line + REPLAYS.format(f"{self.replays:,}")
 
     def _count(self, statuses: tuple[str, ...]) -> int:
         return sum(self.statuses[status] for status in statuses)
@@ -80,4 +84,5 @@ def show(rows: list[Row]) -> None:
     """Print them under their titles."""
     meaning = rows[0].meaning
     below = ("", "", "", "", "saved", "saved", "per batch", *map(", ".join, (meaning.refused, meaning.again)))
-    print("", COLUMNS.format(*TITLES), COLUMNS.format(*below, meaning.unknown), *rows, "", sep="\n")
+    titles = COLUMNS.format(*TITLES) + ("" if rows[0].replays is None else REPLAYS.format("replays"))
+    print("", titles, COLUMNS.format(*below, meaning.unknown), *rows, "", sep="\n")

@@ -360,8 +360,8 @@ def test_health_tells_whether_the_trains_are_there(client: Any) -> None:
 
 def test_the_environment_decides() -> None:
     assert Settings.from_environment({}) == Settings()
-    chosen = {"DATABASE_URL": "x", "BATCHING": "off", "MAX_PENDING": "7", "MAX_DURATION": "1.5"}
-    assert Settings.from_environment(chosen) == Settings("x", batching=False, max_pending=7, max_duration=1.5)
+    chosen = {"DATABASE_URL": "x", "BATCHING": "off", "MAX_PENDING": "7", "MAX_DURATION": "1.5", "BACKEND": "2"}
+    assert Settings.from_environment(chosen) == Settings("x", False, 7, 1.5, "2")
     with pytest.raises(ValueError, match="BATCHING"):
         Settings.from_environment({"BATCHING": "no"})
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +12,7 @@ from examples.table import Row, Statuses, show
 from examples.tickets.domain import taken
 from examples.tickets.load import Report
 from examples.tickets.settings import CONFIGURATION, TRAINS
-from examples.tickets.storage import SeatMap, Store
+from examples.tickets.storage import AnyStore, SeatMap, open_store
 
 TRAIN = "ICE 1"
 # Each server has this many turns, so that neither has all the quiet moments of the machine.
@@ -24,7 +24,7 @@ def compare(seconds: float, clients: int, workers: int, database_url: str | None
     """Print the table; True when the database holds what the clients were told."""
     rows = [Row("batching", MEANING), Row("batching=False", MEANING)]
     with _database(database_url) as url, _server(url, workers, "on") as on, _server(url, workers, "off") as off:
-        store = Store(url)
+        store = open_store(url)
         print(_heading(seconds, clients, workers, url), flush=True)
         wrong = [
             problem
@@ -38,9 +38,9 @@ def compare(seconds: float, clients: int, workers: int, database_url: str | None
     return not wrong
 
 
-def _turn(row: Row, server: Server, store: Store, seconds: float, clients: int) -> list[str]:
+def _turn(row: Row, server: Server, store: AnyStore, seconds: float, clients: int) -> list[str]:
     before = store.seat_map(TRAIN)
-    report = _load(server, seconds, clients)
+    [report] = load(server.host, server.port, [TRAIN], seconds, clients)
     after = store.seat_map(TRAIN)
     changes, saves = after.train.changes - before.train.changes, after.saves - before.saves
     row.add(report.seconds, report.latencies, report.statuses, changes, saves)
@@ -63,9 +63,9 @@ def differences(report: Report, before: SeatMap, after: SeatMap) -> list[str]:
     return wrong
 
 
-def _load(server: Server, seconds: float, clients: int) -> Report:
+def load(host: str, port: int, trains: Sequence[str], seconds: float, clients: int) -> list[Report]:
     """Run the clients in a process of their own, so that they do not share a hub with anybody."""
-    command = [sys.executable, "-m", "examples.tickets.load", server.host, str(server.port), TRAIN]
+    command = [sys.executable, "-m", "examples.tickets.load", host, str(port), *trains]
     command += ["--seconds", str(seconds), "--clients", str(clients)]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=seconds + 60)
     return Report.from_json(ended.stdout.decode())
@@ -80,7 +80,7 @@ def _database(url: str | None) -> Iterator[str]:
     """The given one, or a file that is gone afterwards; with its trains, so that nobody waits for them."""
     with TemporaryDirectory(prefix="tickets-") as directory:
         url = url or f"sqlite:///{Path(directory, 'tickets.sqlite')}"
-        store = Store(url)
+        store = open_store(url)
         store.create(TRAINS)
         store.close()
         yield url

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gevent
+
 wsgi_app = "examples.tickets.wsgi:app"
 pythonpath = str(Path(__file__).parents[2])
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
@@ -27,5 +29,6 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Say that it works."""
+    """Say that it works, and count what it does."""
+    gevent.spawn(worker.wsgi.extensions["tickets"].count)
     worker.log.info("Worker ready (pid: %s)", worker.pid)

@@ -1,8 +1,9 @@
 """Clients that book and cancel over HTTP as fast as they are answered: a process of its own.
 
-    python -m examples.tickets.load HOST PORT TRAIN --seconds 2 --clients 100
+    python -m examples.tickets.load HOST PORT TRAIN [TRAIN …] --seconds 2 --clients 100
 
-It prints one line of JSON: what the clients were told, and what they hold in the end.
+Each train has its share of the clients. It prints one line of JSON: what those of each train were told, and what they
+hold in the end.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote
@@ -26,8 +27,9 @@ ODDITY = 10
 
 @dataclass
 class Report:
-    """What a run of the load was told."""
+    """What the clients of one train were told."""
 
+    train: str = ""
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -36,13 +38,16 @@ class Report:
     """The seats that each client was told to hold."""
     unsure: list[int] = field(default_factory=list)
     """Seats of which nobody knows, since an answer was missing or said so."""
+    backends: Counter[str] = field(default_factory=Counter)
+    """How many answers came from each backend, where the answers name one."""
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> list[Self]:
         """What another process printed."""
-        report = cls(**json.loads(text))
-        report.statuses = Counter(report.statuses)
-        return report
+        reports = [cls(**each) for each in json.loads(text)]
+        for report in reports:
+            report.statuses, report.backends = Counter(report.statuses), Counter(report.backends)
+        return reports
 
 
 class Client:
@@ -56,13 +61,14 @@ class Client:
         self._report = report
         self._held = report.held.setdefault(name, [])
 
-    def work(self, path: str, until: float) -> None:
-        """Ask until the time is up."""
-        while time.monotonic() < until:
+    def work(self, path: str, is_over: Callable[[], bool]) -> None:
+        """Ask until it is over."""
+        while not is_over():
             if self._held:
                 self._cancel(path, self._held[0])
             else:
                 self._book(path, self._choose())
+        self._connection.close()
 
     def _choose(self) -> int:
         if random.randrange(ODDITY) == 0:
@@ -91,23 +97,27 @@ class Client:
 
     def _status(self, method: str, path: str) -> int | None:
         try:
-            return self._connection.ask(method, path, {"passenger": self.name})[0]
+            status, _ = self._connection.ask(method, path, {"passenger": self.name})
         except OSError:
             return None
+        if backend := self._connection.headers.get("x-backend"):
+            self._report.backends[backend] += 1
+        return status
 
 
-def run(host: str, port: int, train: str, seconds: float, clients: int) -> Report:
-    """Let that many clients work on one train for that long."""
-    report, path = Report(), f"/trains/{quote(train)}/seats"
-    _, seat_map = Connection(host, port).ask("GET", path)
+def run(host: str, port: int, report: Report, clients: int, is_over: Callable[[], bool]) -> None:
+    """Let that many clients work on the train of the report until it is over."""
+    path = f"/trains/{quote(report.train)}/seats"
+    connection = Connection(host, port)
+    _, seat_map = connection.ask("GET", path)
+    connection.close()
     # What an earlier run has left: its clients had the same names.
     for seat, holder in seat_map["taken"].items():
         report.held.setdefault(holder, []).append(int(seat))
     crowd = [_client(number, clients, seat_map["seats"], Connection(host, port), report) for number in range(clients)]
     started = time.monotonic()
-    gevent.joinall([gevent.spawn(client.work, path, started + seconds) for client in crowd], raise_error=True)
+    gevent.joinall([gevent.spawn(client.work, path, is_over) for client in crowd], raise_error=True)
     report.seconds = time.monotonic() - started
-    return report
 
 
 def main() -> None:
@@ -115,12 +125,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.tickets.load")
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("train")
+    parser.add_argument("trains", metavar="train", nargs="+")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--clients", type=int, default=100)
     chosen = parser.parse_args()
-    report = run(chosen.host, chosen.port, chosen.train, chosen.seconds, chosen.clients)
-    json.dump(vars(report), sys.stdout)
+    reports = [Report(train) for train in chosen.trains]
+    share = chosen.clients // len(reports)
+    until = time.monotonic() + chosen.seconds
+    loads = [
+        gevent.spawn(run, chosen.host, chosen.port, report, share, lambda: time.monotonic() > until)
+        for report in reports
+    ]
+    gevent.joinall(loads, raise_error=True)
+    json.dump([vars(report) for report in reports], sys.stdout)
 
 
 def _client(number: int, clients: int, seats: int, connection: Connection, report: Report) -> Client:

@@ -27,15 +27,18 @@ class Settings:
     """Operations that may wait in one worker process; whoever comes then is told to come again."""
     max_duration: float = 5.0
     """Seconds for one batch: more than it needs on a bad day, and well under gunicorn's graceful_timeout."""
+    backend: str = ""
+    """What each answer names in its header X-Backend, where several serve the same trains."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """DATABASE_URL, BATCHING=off, MAX_PENDING, MAX_DURATION; what is not set keeps its default."""
+        """DATABASE_URL, BATCHING=off, MAX_PENDING, MAX_DURATION, BACKEND; what is not set keeps its default."""
         return cls(
             database_url=environment.get("DATABASE_URL", cls.database_url),
             batching=_is_on(environment.get("BATCHING", "on")),
             max_pending=int(environment.get("MAX_PENDING", cls.max_pending)),
             max_duration=float(environment.get("MAX_DURATION", cls.max_duration)),
+            backend=environment.get("BACKEND", cls.backend),
         )
 
 

@@ -1,21 +1,27 @@
-"""Where the trains are kept: a document each, in a table of SQLite or PostgreSQL.
+"""Where the trains are kept: a document each, in a table of SQLite or PostgreSQL, or in Redis (`redis_storage`).
 
 Two workers may have a batch of the same train at the same time. On PostgreSQL the second one waits for the first one's
 row lock. SQLite has no such lock: whoever saves second finds that the version is another one than it has loaded, and
-its batch loads again and replays.
+its batch loads again and replays. So it is with Redis.
 """
+
+from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import sqlalchemy as sa
 
 from examples.tickets.domain import Train, UnknownTrain
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
+
+if TYPE_CHECKING:
+    from examples.tickets.redis_storage import RedisTrains
+    from geventbatch.stores import RedisStore
 
 # Batches that may run at once, each with a connection of its own: PostgreSQL starts out with 100 connections for all
 # workers together.
@@ -45,7 +51,7 @@ class Store:
         if row is None:
             raise UnknownTrain(f"there is no train {name}")
         # The first version was saved to have the train there.
-        return SeatMap(_decode(row.state), saves=row.version - 1)
+        return SeatMap(decode(row.state), saves=row.version - 1)
 
     def names(self) -> list[str]:
         """All trains, in the order of the alphabet."""
@@ -59,24 +65,43 @@ class Store:
         Workers that start together meet here. Whoever is second finds everything in place.
         """
         self.open_train.create_table()
-        adding = self._trains(missing=lambda name: Train.empty(name, trains[name]))
-        with Processor(open_resource=adding, batching=False, max_duration=60) as processor:
-            for name in trains:
-                processor.run(name, lambda _: None)
+        add(trains, self._trains(missing=lambda name: Train.empty(name, trains[name])))
 
     def close(self) -> None:
         """Close the connections that no batch is using."""
         self._engine.dispose()
 
     def _trains(self, missing: Literal["raise"] | Callable[[str], Train] = "raise") -> SQLAlchemyStore[Train]:
-        return SQLAlchemyStore.documents(self._engine, "seat_maps", encode=_encode, decode=_decode, missing=missing)
+        return SQLAlchemyStore.documents(self._engine, "seat_maps", encode=encode, decode=decode, missing=missing)
 
 
-def _encode(train: Train) -> str:
+AnyStore: TypeAlias = "Store | RedisTrains"
+
+
+def open_store(url: str) -> AnyStore:
+    """The trains at ``redis://…``, or in the SQL database of any other URL."""
+    if not url.startswith("redis"):
+        return Store(url)
+    # Only here: who keeps no trains in Redis need not have its driver.
+    from examples.tickets.redis_storage import RedisTrains
+
+    return RedisTrains(url)
+
+
+def add(trains: Iterable[str], adding: SQLAlchemyStore[Train] | RedisStore[Train]) -> None:
+    """Open each train once, where *adding* makes the missing ones."""
+    with Processor(open_resource=adding, batching=False, max_duration=60) as processor:
+        for name in trains:
+            processor.run(name, lambda _: None)
+
+
+def encode(train: Train) -> str:
+    """A train as it is saved."""
     return json.dumps(vars(train))
 
 
-def _decode(state: str) -> Train:
+def decode(state: str | bytes) -> Train:
+    """The train that was saved so."""
     return Train(**json.loads(state))
 
 

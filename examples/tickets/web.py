@@ -6,6 +6,7 @@ whether it is safe to ask again.
 
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -24,7 +25,7 @@ from examples.tickets.domain import (
     taken,
 )
 from examples.tickets.settings import TRAINS, Settings
-from examples.tickets.storage import CONNECTIONS, Store
+from examples.tickets.storage import CONNECTIONS, AnyStore, open_store
 from geventbatch import Processor, ResourceMissing
 from geventbatch.integrations.flask import GeventBatch
 
@@ -43,8 +44,18 @@ pages = Blueprint("tickets", __name__)
 class Tickets:
     """What the views share: the store, and the processor in front of it."""
 
-    store: Store
+    store: AnyStore
     processor: Processor[Train]
+    batches: int = 0
+    """How many this worker has run."""
+    replays: int = 0
+    """How often it ran one again, since another worker had saved the train meanwhile."""
+
+    def count(self) -> None:
+        """Count what the processor does until it has stopped: for a greenlet of its own."""
+        for metric in self.processor.subscribe_batch_metrics():
+            self.batches += 1
+            self.replays += metric.attempts - 1
 
 
 def create_app(settings: Settings) -> Flask:
@@ -56,7 +67,7 @@ def create_app(settings: Settings) -> Flask:
         GEVENTBATCH_MAX_DURATION=settings.max_duration,
         GEVENTBATCH_MAX_PENDING=settings.max_pending,
     )
-    store = Store(settings.database_url)
+    store = open_store(settings.database_url)
     store.create(TRAINS)
     # With gunicorn's --preload, the workers are forked after this, and a connection must never be in two processes.
     store.close()
@@ -73,6 +84,8 @@ def create_app(settings: Settings) -> Flask:
     app.register_error_handler(Refused, refused)
     app.register_error_handler(ResourceMissing, not_found)
     app.register_error_handler(HTTPException, not_understood)
+    if settings.backend:
+        app.after_request(partial(signed, settings.backend))
     return app
 
 
@@ -117,8 +130,21 @@ def cancel(name: str, seat: int) -> Response:
 
 @pages.get("/healthz")
 def health() -> Response:
-    """Whether this worker reaches its database, and how busy it is."""
-    return jsonify(trains=len(_tickets().store.names()), processor=repr(_tickets().processor), worker=os.getpid())
+    """Whether this worker reaches its database, how busy it is, and what it has done."""
+    tickets = _tickets()
+    return jsonify(
+        trains=len(tickets.store.names()),
+        processor=repr(tickets.processor),
+        batches=tickets.batches,
+        replays=tickets.replays,
+        worker=os.getpid(),
+    )
+
+
+def signed(backend: str, response: Response) -> Response:
+    """Say who has answered, where there are several."""
+    response.headers["X-Backend"] = backend
+    return response
 
 
 def refused(error: Refused) -> tuple[Response, HTTPStatus]:

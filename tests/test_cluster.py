@@ -1,0 +1,320 @@
+"""Several backends behind nginx: the trains stay with theirs, and whatever becomes of a backend, nothing answered is lost."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import quote
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from examples.client import Connection
+from examples.cluster.backends import Cluster
+from examples.cluster.nginx import Nginx
+from examples.server import ROOT
+from examples.tickets.compare import differences, load
+from examples.tickets.load import Report, run
+from examples.tickets.settings import TRAINS
+from examples.tickets.storage import Store, open_store
+from tests.redis_server import own_server
+from tests.servers import database, store, wait_until
+
+BACKENDS = 3
+LINES = {f"Line {number}": 40 for number in range(12)}
+CLIENTS = 4  # of each line
+MANY = [f"Train {number}" for number in range(300)]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with database("postgresql", tmp_path_factory.mktemp("cluster")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(url: str) -> Iterator[Cluster]:
+    with Cluster(url, BACKENDS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def trains(url: str, cluster: Cluster) -> Iterator[Store]:
+    with store(url, LINES) as trains:
+        yield trains
+
+
+class Crowd:
+    """Clients of all lines, and what they were told."""
+
+    def __init__(self, cluster: Cluster, trains: Store) -> None:
+        self._trains = trains
+        self._over = Event()
+        self._before = {line: trains.seat_map(line) for line in LINES}
+        self.reports = {line: Report(line) for line in LINES}
+        nginx = cluster.nginx
+        self._loads = [
+            gevent.spawn(run, nginx.host, nginx.port, report, CLIENTS, self._over.is_set)
+            for report in self.reports.values()
+        ]
+
+    def wait_for_changes(self, lines: Collection[str], backends: Collection[str]) -> None:
+        """Wait until each of the lines has been changed some more, with answers from these backends."""
+        before = {line: (self._changes(line), self._answers(line, backends)) for line in lines}
+        wait_until(
+            lambda: all(
+                self._changes(line) > changes + 2 * CLIENTS and self._answers(line, backends) > answers + 2 * CLIENTS
+                for line, (changes, answers) in before.items()
+            )
+        )
+
+    def go_home(self) -> Counter[str]:
+        """End; the database has to agree with what everybody was told. Give all statuses."""
+        self._over.set()
+        gevent.joinall(self._loads, raise_error=True)
+        for line, report in self.reports.items():
+            told = [seat for seats in report.held.values() for seat in seats if seat not in report.unsure]
+            assert len(told) == len(set(told)), "sold twice"
+            assert differences(report, self._before[line], self._trains.seat_map(line)) == []
+        return sum((report.statuses for report in self.reports.values()), Counter())
+
+    def _changes(self, line: str) -> int:
+        return self.reports[line].statuses["200"] + self.reports[line].statuses["201"]
+
+    def _answers(self, line: str, backends: Collection[str]) -> int:
+        return sum(self.reports[line].backends[name] for name in backends)
+
+
+@contextmanager
+def crowded(cluster: Cluster, trains: Store) -> Iterator[Crowd]:
+    crowd = Crowd(cluster, trains)
+    try:
+        crowd.wait_for_changes(LINES, cluster.backends)
+        yield crowd
+    finally:
+        crowd.go_home()
+
+
+# Which train is whose.
+
+
+def test_a_train_stays_with_its_backend_however_its_name_is_written(cluster: Cluster, trains: Store) -> None:
+    for line in LINES:
+        spellings = [line.replace(" ", "%20"), "".join(f"%{ord(letter):02x}" for letter in line)]
+        paths = [f"/trains/{spelling}{rest}" for spelling in spellings for rest in ("/seats", "/seats/99", "/x?y=/z")]
+
+        calls = [(method, path) for path in paths for method in ("GET", "POST", "DELETE")]
+
+        assert len(set(backends_of(cluster, calls))) == 1
+
+
+def test_each_backend_has_about_as_many_trains_as_the_others(cluster: Cluster) -> None:
+    shares = Counter(owners(cluster, MANY).values())
+
+    assert shares.keys() == set(cluster.backends)
+    assert min(shares.values()) > 0.75 * len(MANY) / BACKENDS
+    assert max(shares.values()) < 1.25 * len(MANY) / BACKENDS
+
+
+def test_what_is_about_no_train_takes_turns(cluster: Cluster) -> None:
+    assert set(backends_of(cluster, [("GET", "/healthz")] * BACKENDS)) == set(cluster.backends)
+
+
+# Backends that come and go.
+
+
+def test_a_backend_added_and_taken_away_under_load_fails_nobody_and_moves_only_its_own_trains(
+    cluster: Cluster, trains: Store
+) -> None:
+    before = owners(cluster, MANY)
+    with crowded(cluster, trains) as crowd:
+        new = cluster.add()
+        moved = {train: owner for train, owner in owners(cluster, MANY).items() if owner != before[train]}
+        lines = [line for line, owner in owners(cluster, LINES).items() if owner == new]
+        crowd.wait_for_changes(lines, [new])
+
+        cluster.remove(new)
+        crowd.wait_for_changes(LINES, cluster.backends)
+
+        assert crowd.go_home().keys() <= {"200", "201", "403", "409"}
+    assert set(moved.values()) == {new}
+    assert len(moved) < 1.25 * len(MANY) / (BACKENDS + 1)
+    assert lines
+    assert owners(cluster, MANY) == before
+
+
+def test_a_backend_killed_under_load_has_its_trains_served_elsewhere_and_gets_them_back(
+    cluster: Cluster, trains: Store
+) -> None:
+    owner = owners(cluster, LINES)
+    killed = owner["Line 0"]
+    others = cluster.backends.keys() - {killed}
+    lines = [line for line in LINES if owner[line] == killed]
+    with crowded(cluster, trains) as crowd:
+        cluster.backends[killed].kill()
+        began = time.monotonic()
+        crowd.wait_for_changes(lines, others)
+        assert time.monotonic() - began < 5
+
+        assert cluster.mend() == [killed]
+        crowd.wait_for_changes(lines, [killed])
+
+        statuses = crowd.go_home()
+    # "None" is cut, and a 502 is what nginx says of a call that was: at most those that were on their way.
+    assert statuses.keys() <= {"200", "201", "403", "409", "502"}
+    assert 0 < statuses["502"] <= 2 * CLIENTS * len(LINES)
+
+
+def test_nginx_refuses_a_wrong_configuration_and_goes_on_with_the_old_one(cluster: Cluster) -> None:
+    before = owners(cluster, LINES)
+
+    with pytest.raises(subprocess.CalledProcessError):
+        cluster.nginx.route(["1.sock max_fails=many"])
+
+    assert owners(cluster, LINES) == before
+    cluster.route(BACKENDS, by_train=True)
+    cluster.nginx.test()
+
+
+# What is sent again.
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="cluster-") as directory:
+        Path(directory).chmod(0o711)
+        yield Path(directory)
+
+
+@pytest.mark.parametrize(("method", "sent"), [("GET", 2), ("POST", 1), ("DELETE", 1)])
+def test_what_a_backend_may_have_begun_is_sent_again_only_if_it_changes_nothing(
+    directory: Path, method: str, sent: int
+) -> None:
+    received: list[str] = []
+
+    def cut(connection: Any, _: object) -> None:
+        received.append(connection.recv(65536).decode().split()[0])
+
+    sockets = ["1.sock", "2.sock"]
+    with listening(directory, sockets, cut), Nginx(directory, 0, sockets) as nginx:
+        status, told = ask(nginx, method, "/trains/x/seats/1")
+
+    assert (status, told["error"], received) == (502, "OutcomeUnknown", [method] * sent)
+
+
+@pytest.mark.parametrize(("method", "answered"), [("GET", True), ("POST", True), ("DELETE", False)])
+def test_what_no_backend_has_begun_is_served_by_another_one(directory: Path, method: str, answered: bool) -> None:
+    def answer(connection: Any, _: object) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with listening(directory, ["2.sock"], answer), Nginx(directory, 0, ["1.sock", "2.sock"]) as nginx:
+        # Of these some belong to the first one, whom nobody has started; the first to find out is asked about here.
+        statuses = [ask(nginx, method, f"/trains/{number}/seats/1")[0] for number in range(30)]
+
+    # nginx has no way to say it for a DELETE: one is not served, and after that it knows.
+    assert Counter(statuses) == ({200: 30} if answered else {200: 29, 502: 1})
+
+
+# The command, and Redis.
+
+
+def test_the_command_serves_from_redis_and_does_what_signals_say() -> None:
+    command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--backends", "1"]
+    environment = {**os.environ, "DATABASE_URL": own_server().url}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/ by backend 1 ", process.stdout.readline())
+        assert found
+        port = int(found[1])
+        trains = open_store(environment["DATABASE_URL"])
+        before = trains.seat_map("ICE 1")
+
+        process.send_signal(signal.SIGTTIN)
+        assert process.stdout.readline() == "Backend 2 is new\n"
+        [report] = load("127.0.0.1", port, ["ICE 1"], 0.2, 20)
+        assert report.statuses.keys() <= {"200", "201", "403", "409"}
+        assert differences(report, before, trains.seat_map("ICE 1")) == []
+        assert trains.names() == sorted(TRAINS)
+        trains.close()
+
+        connection = Connection("127.0.0.1", port)
+        _, health = connection.ask("GET", "/healthz")
+        os.killpg(os.getpgid(health["worker"]), signal.SIGKILL)
+        assert process.stdout.readline() == f"Backend {connection.headers['x-backend']} had ended and is back\n"
+        connection.close()
+        process.send_signal(signal.SIGTTOU)
+        assert process.stdout.readline() == "Backend 2 is gone\n"
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait() == 0
+
+
+def test_the_comparison_prints_its_tables_and_checks_them() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "examples.cluster", "--backends", "2", "--load", "1"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert len(re.findall(r"^2 (?:by train|in turn) .* 0$", ended.stdout, re.MULTILINE)) == 4, ended.stdout
+    assert "Checked: every seat, and every change answered as saved, is in the database." in ended.stdout
+
+
+def owners(cluster: Cluster, trains: Collection[str]) -> dict[str, str]:
+    """The backend of each train, whether there is such a train or not."""
+    return dict(zip(trains, backends_of(cluster, [("GET", f"/trains/{quote(train)}/seats") for train in trains]), strict=True))
+
+
+def backends_of(cluster: Cluster, calls: Sequence[tuple[str, str]]) -> list[str]:
+    """Who answers these calls; their bodies are refused by all."""
+    connection = Connection(cluster.nginx.host, cluster.nginx.port)
+    found = []
+    for method, path in calls:
+        connection.ask(method, path)
+        found.append(connection.headers["x-backend"])
+    connection.close()
+    return found
+
+
+def ask(nginx: Nginx, method: str, path: str) -> tuple[int, Any]:
+    """Ask on a connection of its own."""
+    connection = Connection(nginx.host, nginx.port)
+    try:
+        return connection.ask(method, path, {"passenger": "Ann"})
+    finally:
+        connection.close()
+
+
+@contextmanager
+def listening(directory: Path, names: list[str], serve: Callable[[Any, object], None]) -> Iterator[None]:
+    """Backends that do what they are told."""
+    servers = []
+    for name in names:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(directory / name))
+        listener.listen()
+        (directory / name).chmod(0o777)
+        servers.append(StreamServer(listener, serve))
+        servers[-1].start()
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.stop()
