@@ -1,8 +1,8 @@
 """Sell tickets at http://127.0.0.1:8000, from several backends behind one nginx, or measure it.
 
-python -m examples.cluster --backends 3    serve until interrupted; like gunicorn, TTIN adds a backend, TTOU takes one away
-python -m examples.cluster --load 20       send HTTP load for 20 seconds, half of it without routing, and print what it
-                                           came to
+python -m examples.cluster --backends 3    serve until interrupted; the signal TTIN adds a backend, TTOU takes one away
+python -m examples.cluster --load 20       send HTTP load for 20 seconds, half of it not routed by train, and print what
+                                           it came to
 
 The trains are in the database that DATABASE_URL names, postgresql://… or redis://…, or else in a PostgreSQL of its own,
 which is gone afterwards.
@@ -16,6 +16,9 @@ from queue import Empty, SimpleQueue
 
 from examples.cluster.backends import Cluster
 from examples.cluster.database import database
+
+
+ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
@@ -35,12 +38,12 @@ def main() -> int:
 def _serve(chosen: argparse.Namespace) -> None:
     """Do what signals say; in between, start anew what has ended."""
     told: SimpleQueue[int] = SimpleQueue()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTTIN, signal.SIGTTOU):
+    for number in (*ENDING, signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, lambda number, _: told.put(number))
     with database(os.environ.get("DATABASE_URL")) as url, Cluster(url, chosen.backends, chosen.port) as cluster:
         address = f"http://{cluster.nginx.host}:{cluster.nginx.port}/"
         print(f"Tickets are sold at {address} by {_named(cluster)} (Ctrl-C ends it)", flush=True)
-        while (number := _next(told)) not in (signal.SIGINT, signal.SIGTERM):
+        while (number := _next(told)) not in ENDING:
             if number == signal.SIGTTIN:
                 print(f"Backend {cluster.add()} is new", flush=True)
             elif number == signal.SIGTTOU and len(cluster.backends) > 1:
@@ -51,11 +54,12 @@ def _serve(chosen: argparse.Namespace) -> None:
                 print(f"Backend {name} had ended and is back", flush=True)
 
 
-def _next(told: "SimpleQueue[int]") -> int | None:
+def _next(told: SimpleQueue[int]) -> int:
+    """The next signal, or 0 after a second without one."""
     try:
         return told.get(timeout=1)
     except Empty:
-        return None
+        return 0
 
 
 def _named(cluster: Cluster) -> str:

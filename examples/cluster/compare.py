@@ -102,8 +102,8 @@ class _Load:
 def _heading(rounds: int, seconds: float, clients: int, url: str) -> str:
     return (
         f"{clients} clients in a closed loop; so many backends, by train or in turn; {url.partition(':')[0]}.\n"
-        f"Each line is {rounds} turns of {seconds:g} s, one after the other lines'. Clients, nginx, backends and database "
-        "share this machine's cores."
+        f"Each line is {rounds} turns of {seconds:g} s, one after the other lines'. Clients, nginx, backends and "
+        "database share this machine's cores."
     )
 
 

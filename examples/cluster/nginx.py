@@ -101,8 +101,8 @@ SERVER = "        server unix:{} max_fails=1 fail_timeout=2s;"
 class Nginx:
     """A running nginx; leaving its `with` ends it.
 
-    The backends are named by their sockets, relative to the directory: which train belongs to whom depends on these names
-    alone.
+    The backends are named by their sockets, relative to the directory: which train belongs to whom depends on these
+    names alone.
     """
 
     def __init__(self, directory: Path, port: int, backends: Sequence[str], *, by_train: bool = True) -> None:
@@ -179,7 +179,9 @@ class Nginx:
         while not condition():
             if self.process.poll() is not None or time.monotonic() > give_up_at:
                 self.process.kill()
-                raise RuntimeError(f"nginx does not do what it was told:\n{(self._directory / 'nginx.log').read_text()}")
+                raise RuntimeError(
+                    f"nginx does not do what it was told:\n{(self._directory / 'nginx.log').read_text()}"
+                )
             time.sleep(0.01)
 
 

@@ -22,7 +22,7 @@ class RedisTrains:
     def seat_map(self, name: str) -> SeatMap:
         """The train as it was last saved, without waiting for any batch."""
         state, version = self._client.hmget(PREFIX + name, "value", "version")
-        if state is None:
+        if state is None or version is None:
             raise UnknownTrain(f"there is no train {name}")
         # The first version was saved to have the train there.
         return SeatMap(decode(state), saves=int(version) - 1)

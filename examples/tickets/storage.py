@@ -5,8 +5,6 @@ row lock. SQLite has no such lock: whoever saves second finds that the version i
 its batch loads again and replays. So it is with Redis.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -88,7 +86,7 @@ def open_store(url: str) -> AnyStore:
     return RedisTrains(url)
 
 
-def add(trains: Iterable[str], adding: SQLAlchemyStore[Train] | RedisStore[Train]) -> None:
+def add(trains: Iterable[str], adding: "SQLAlchemyStore[Train] | RedisStore[Train]") -> None:
     """Open each train once, where *adding* makes the missing ones."""
     with Processor(open_resource=adding, batching=False, max_duration=60) as processor:
         for name in trains:
