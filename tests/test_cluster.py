@@ -1,4 +1,4 @@
-"""Several backends behind nginx: trains stay with theirs, and whatever becomes of a backend, nothing answered is lost."""
+"""Backends behind nginx: trains stay with theirs, and whatever becomes of a backend, nothing answered is lost."""
 
 import os
 import re

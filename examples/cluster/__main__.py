@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from examples.cluster.backends import Cluster
 from examples.cluster.database import database
 
-
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
