@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 # Of about the same length; what is in none of them is the last one.
 APART = (
-    ["stores"],
+    ["cluster", "stores"],
     [
         "django",
         "django_store",

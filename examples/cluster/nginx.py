@@ -179,6 +179,7 @@ class Nginx:
         while not condition():
             if self.process.poll() is not None or time.monotonic() > give_up_at:
                 self.process.kill()
+                self.process.wait()
                 raise RuntimeError(
                     f"nginx does not do what it was told:\n{(self._directory / 'nginx.log').read_text()}"
                 )
