@@ -25,10 +25,9 @@ from examples.client import Connection
 from examples.cluster.backends import Cluster
 from examples.cluster.nginx import Nginx
 from examples.server import ROOT
-from examples.tickets.compare import differences, load
+from examples.tickets.compare import differences
 from examples.tickets.load import Report, run
-from examples.tickets.settings import TRAINS
-from examples.tickets.storage import Store, open_store
+from examples.tickets.storage import Store
 from tests.redis_server import own_server
 from tests.servers import database, store, wait_until
 
@@ -182,7 +181,7 @@ def test_a_backend_killed_under_load_has_its_trains_served_elsewhere_and_gets_th
         cluster.backends[killed].kill()
         began = time.monotonic()
         crowd.wait_for_changes(lines, others)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
 
         assert cluster.mend() == [killed]
         crowd.wait_for_changes(lines, [killed])
@@ -190,7 +189,7 @@ def test_a_backend_killed_under_load_has_its_trains_served_elsewhere_and_gets_th
         statuses = crowd.go_home()
     # Those that were on their way: cut in the middle of the answer ("None"), or before it, of which nginx says 502.
     assert statuses.keys() <= {"200", "201", "403", "409", "502", "None"}
-    assert 0 < statuses["502"] + statuses["None"] <= 2 * CLIENTS * len(lines)
+    assert statuses["502"] + statuses["None"] <= 2 * CLIENTS * len(lines)
 
 
 def test_nginx_refuses_a_wrong_configuration_and_goes_on_with_the_old_one(cluster: Cluster) -> None:
@@ -250,52 +249,49 @@ def test_what_a_backend_may_have_begun_is_sent_again_only_if_it_changes_nothing(
 @pytest.mark.parametrize(("method", "answered"), [("GET", True), ("POST", True), ("DELETE", False)])
 def test_what_no_backend_has_begun_is_served_by_another_one(directory: Path, method: str, answered: bool) -> None:
     with listening(directory, ["2.sock"], answer), Nginx(directory, 0, ["1.sock", "2.sock"]) as nginx:
-        # Of these some belong to the first one, whom nobody has started; the first to find out is asked about here.
-        statuses = [ask(nginx, method, f"/trains/{number}/seats/1")[0] for number in range(30)]
+        # About half of these belong to the first one, whom nobody has started.
+        began = time.monotonic()
+        statuses = Counter(ask(nginx, method, f"/trains/{number}/seats/1")[0] for number in range(30))
+        seconds = time.monotonic() - began
 
-    # nginx has no way to say it for a DELETE: one is not served, and after that it knows.
-    assert Counter(statuses) == ({200: 30} if answered else {200: 29, 502: 1})
+    assert statuses.keys() <= {200, 502}
+    # nginx has no way to say it for a DELETE: one is not served, and for two seconds after that it knows.
+    assert statuses[502] in (range(1, 2 + int(seconds / 2)) if not answered else {0})
 
 
-# The command, and Redis.
+# The commands, and Redis.
 
 
-def test_the_command_serves_from_redis_and_does_what_signals_say() -> None:
+def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended() -> None:
     command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--backends", "1"]
-    environment = {**os.environ, "DATABASE_URL": own_server().url}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=_without_database(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/ by backend 1 ", process.stdout.readline())
         assert found
-        port = int(found[1])
-        trains = open_store(environment["DATABASE_URL"])
-        before = trains.seat_map("ICE 1")
+        connection = Connection("127.0.0.1", int(found[1]))
+        assert connection.ask("POST", "/trains/ICE%201/seats/7", {"passenger": "Ann"})[0] == 201
 
         process.send_signal(signal.SIGTTIN)
         assert process.stdout.readline() == "Backend 2 is new\n"
-        [report] = load("127.0.0.1", port, ["ICE 1"], 0.2, 20)
-        assert report.statuses.keys() <= {"200", "201", "403", "409"}
-        assert differences(report, before, trains.seat_map("ICE 1")) == []
-        assert trains.names() == sorted(TRAINS)
-        trains.close()
-
-        connection = Connection("127.0.0.1", port)
+        connection.close()
         _, health = connection.ask("GET", "/healthz")
         os.killpg(os.getpgid(health["worker"]), signal.SIGKILL)
         assert process.stdout.readline() == f"Backend {connection.headers['x-backend']} had ended and is back\n"
-        connection.close()
         process.send_signal(signal.SIGTTOU)
         assert process.stdout.readline() == "Backend 2 is gone\n"
+        connection.close()
+        assert connection.ask("GET", "/trains/ICE%201/seats")[1]["taken"] == {"7": "Ann"}
+        connection.close()
         process.send_signal(signal.SIGINT)
 
         assert process.wait() == 0
 
 
-def test_the_comparison_prints_its_tables_and_checks_them() -> None:
+def test_the_comparison_runs_on_redis_too_and_checks_what_it_prints() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "examples.cluster.compare", "--backends", "1", "--rounds", "1", "--seconds", "0.2"],
+        [sys.executable, "-m", "examples.cluster.compare", "--backends", "2", "--rounds", "1", "--seconds", "0.4"],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+        env={**_without_database(), "DATABASE_URL": own_server().url},
         capture_output=True,
         text=True,
         timeout=50,
@@ -303,8 +299,14 @@ def test_the_comparison_prints_its_tables_and_checks_them() -> None:
     )
 
     assert ended.returncode == 0, ended.stderr
-    assert len(re.findall(r"^1 (?:by train|in turn) .* 0$", ended.stdout, re.MULTILINE)) == 4, ended.stdout
+    in_turn = re.findall(r"^2 in turn .* (\d+)$", ended.stdout, re.MULTILINE)
+    assert len(in_turn) == len(re.findall(r"^2 by train .* 0$", ended.stdout, re.MULTILINE)) == 2, ended.stdout
+    assert sum(map(int, in_turn)) > 0, "two owners of one train have not met"
     assert "Checked: every seat, and every change answered as saved, is in the database." in ended.stdout
+
+
+def _without_database() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
 
 
 def owners(nginx: Nginx, trains: Collection[str]) -> dict[str, str]:
