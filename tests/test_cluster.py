@@ -263,28 +263,38 @@ def test_what_no_backend_has_begun_is_served_by_another_one(directory: Path, met
 
 
 def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended() -> None:
-    command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--backends", "1"]
-    with subprocess.Popen(command, cwd=ROOT, env=_without_database(), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/ by backend 1 ", process.stdout.readline())
+    with serving("--backends", "1") as (process, said):
+        found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/ by backend 1 ", said())
         assert found
         connection = Connection("127.0.0.1", int(found[1]))
         assert connection.ask("POST", "/trains/ICE%201/seats/7", {"passenger": "Ann"})[0] == 201
+        connection.close()
 
         process.send_signal(signal.SIGTTIN)
-        assert process.stdout.readline() == "Backend 2 is new\n"
-        connection.close()
+        assert said() == "Backend 2 is new\n"
         _, health = connection.ask("GET", "/healthz")
-        os.killpg(os.getpgid(health["worker"]), signal.SIGKILL)
-        assert process.stdout.readline() == f"Backend {connection.headers['x-backend']} had ended and is back\n"
-        process.send_signal(signal.SIGTTOU)
-        assert process.stdout.readline() == "Backend 2 is gone\n"
         connection.close()
+        os.killpg(os.getpgid(health["worker"]), signal.SIGKILL)
+        assert said() == f"Backend {connection.headers['x-backend']} had ended and is back\n"
+        process.send_signal(signal.SIGTTOU)
+        assert said() == "Backend 2 is gone\n"
         assert connection.ask("GET", "/trains/ICE%201/seats")[1]["taken"] == {"7": "Ann"}
         connection.close()
         process.send_signal(signal.SIGINT)
 
         assert process.wait() == 0
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
+    """Run the command; give it, and what reads its next line."""
+    command = [sys.executable, "-m", "examples.cluster", "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=_without_database(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline
+        finally:
+            process.terminate()
 
 
 def test_the_comparison_runs_on_redis_too_and_checks_what_it_prints() -> None:
