@@ -65,7 +65,7 @@ class _Start:
         self._latest = _clock.monotonic() + seconds
         self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
         self._started = False
-        self._callable = operation.callable
+        self.once = self._callable = operation.callable  # see `_idempotency.once_of`
         operation.callable = self
 
     def __call__(self, resource: Any, *args: Any) -> Any:

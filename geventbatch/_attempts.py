@@ -22,7 +22,7 @@ from geventbatch._operation import BROKEN, STARTED
 from geventbatch._pace import pace
 from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, settle, split
 from geventbatch._scope import PairScope
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,8 +111,11 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
         else:
-            _apply(batch, resource, slice_end)
-            if batch.now >= batch.deadline and batch.completed and batch.broken is batch.verdict is None:
+            if batch.asked:
+                batch.state.options.idempotency.ask(batch)
+            if not batch.ended:
+                _apply(batch, resource, slice_end)
+            if batch.now >= batch.deadline and _has_news(batch) and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
         killed = error
@@ -124,12 +127,17 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.verdict is not None:
         return _give_up(batch, leave, batch.verdict)
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
-        replay = batch.open or any(operation.state <= STARTED for operation in current_part(batch))
-        return _give_up(batch, leave, batch.broken, replay=replay or settle(batch))
-    if not batch.completed:
+        replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
+        return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
+    if not _has_news(batch):
         # What is behind it is settled first, since it does not depend on how the scope is left.
         return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
     return _save(batch, leave)
+
+
+def _has_news(batch: Batch) -> bool:
+    """Whether there is anything to save."""
+    return batch.completed > 0 or len(batch.outcomes) > 0
 
 
 def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
@@ -271,19 +279,31 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
         operation.error = error
         raise error
     operation.error = _without_our_frame(error)
+    idempotency = batch.state.options.idempotency
+    if idempotency is not None and idempotency.is_recalled(operation, error):
+        return False
     batch.forget_operation()
     verdict = _verdict(batch, error)
-    if verdict is None and isinstance(error, batch.state.options.clean_errors):
+    if verdict is None and _is_clean(batch, error):
         return False
     if verdict is not None and not isinstance(verdict, Rejected):
         batch.verdict = verdict
         return True
     operation.state = BROKEN
+    if idempotency is not None and idempotency.once_of(operation) is not None:
+        batch.asked = [*batch.asked, operation]
     batch.broken = batch.broken or error
     if verdict is not None:
         return _reject(batch, verdict)
     batch.exact -= 1
     return batch.exact >= 0
+
+
+def _is_clean(batch: Batch, error: BaseException) -> bool:
+    options = batch.state.options
+    if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
+        return False
+    return isinstance(error, options.clean_errors)
 
 
 def _verdict(batch: Batch, error: BaseException) -> NotSaved | None:
@@ -380,6 +400,11 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
         return _back_off(batch, error)
     elif isinstance(error, Rejected):
         return split(batch, error)
+    elif isinstance(error, Repeated) and batch.state.options.idempotency.settle_repeated(
+        batch, current_part(batch), error.outcomes
+    ):
+        batch.phase = "load"
+        return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, error))

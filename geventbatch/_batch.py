@@ -46,13 +46,14 @@ _SHORTEST: Final = 0.001
 class Batch:
     """One key's load, operations, save and answers.
 
-    Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete` and
-    `deleted`. The rest is the library's own.
+    Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
+    `completed` and `outcomes`. The rest is the library's own.
     """
 
     __slots__ = (
         "after",
         "alarm",
+        "asked",
         "attempts",
         "behind",
         "bell",
@@ -78,6 +79,7 @@ class Batch:
         "now",
         "open",
         "operations",
+        "outcomes",
         "outer",
         "parts",
         "phase",
@@ -108,6 +110,7 @@ class Batch:
     saved: Any  # what that has still to do when it is saved; not there for a load and save pair
     completed: int  # operations that returned
     rows_added: list[tuple[int, object]]  # and how many operations had returned by then; -1 in the load
+    outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `_idempotency`)
     deleted: bool  # the last operation that returned deletes the resource
     halted: bool  # no operation is to be applied any more
     broken: BaseException | None  # what the first broken operation raised
@@ -128,6 +131,7 @@ class Batch:
     load_conflict: bool  # it was its load's; not there before the first one
     parts: list[list[Operation[Any]]]  # those that are not settled, the last one first (see `_parts`)
     rejections: int
+    asked: list[Operation[Any]]  # broken ones whose idempotency keys the next attempt has to look for in the store
     after: list[Callable[[], object]]  # what the scopes that saved it have still to do
     exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
     returned: bool  # its code has
@@ -153,7 +157,7 @@ class Batch:
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.open = True
         self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
-        self.parts = self.rows_added = self.after = _NONE  # each its own, from the first one on
+        self.parts = self.rows_added = self.outcomes = self.asked = self.after = _NONE  # each its own, from the first on
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = inf
@@ -292,7 +296,7 @@ class Batch:
         self.broken = self.verdict = None
         self.deleted = False
         self.halted = self.ended
-        self.rows_added = _NONE
+        self.rows_added = self.outcomes = _NONE
 
     def forget_operation(self) -> None:
         """The operation at hand has raised: what it wanted of the store is void."""

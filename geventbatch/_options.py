@@ -54,6 +54,19 @@ class Options:
     max_batches: int | None
     max_batch_size: int | None
     max_pending: int | None
+    idempotency: Any
+    """The module `_idempotency`, where the store records outcomes; else None."""
+
+    def once(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+        """What stands for *operation* when it has an idempotency key. Raises what is wrong with that."""
+        if self.idempotency is None:
+            raise TypeError(
+                f"run() was given the idempotency_key {key!r}, but the processor's store records no outcomes: a "
+                "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
+                "idempotency_ttl; a load and save pair cannot"
+            )
+        once: Callable[..., Any] = self.idempotency.Once(key, operation, args)
+        return once
 
 
 def check_options(
@@ -99,6 +112,7 @@ def check_options(
         max_batches=_limit("max_batches", max_batches),
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
+        idempotency=_idempotency(open_resource),
     )
 
 
@@ -164,6 +178,14 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
 def _door(open_resource: Any) -> Door | None:
     door = Door(*(getattr(open_resource, name, None) for name in Door._fields))
     return door if any(door) else None
+
+
+def _idempotency(open_resource: Any) -> Any:
+    if not getattr(open_resource, "keeps_outcomes", False):
+        return None
+    from geventbatch import _idempotency  # which is slow to import
+
+    return _idempotency
 
 
 def _count(name: str, value: Any) -> int:

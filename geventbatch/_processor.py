@@ -138,6 +138,7 @@ class Processor(Generic[R]):
         /,
         *args: *Args,
         start_timeout: float | None = None,
+        idempotency_key: str | None = None,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved.
 
@@ -147,6 +148,8 @@ class Processor(Generic[R]):
                 once, so it depends on nothing but the resource and its arguments, and changes nothing else.
             *args: Its arguments.
             start_timeout: Seconds to wait for the operation to start; None waits for ever.
+            idempotency_key: Of a store that records outcomes: 1 to 255 visible ASCII characters. What was saved under
+                it on this key, in whatever process, is not applied again: its outcome is given once more.
 
         Returns:
             What *operation* returned.
@@ -156,11 +159,13 @@ class Processor(Generic[R]):
             ProcessorStopped: `stop` was called before. Safe to run again elsewhere.
             ProcessorOverloaded: ``max_pending`` operations wait already. Safe to run again later.
             OperationCancelled: It never started. Safe to run again.
+            IdempotencyKeyReused: The idempotency key was used for something else.
             LoadFailed: Loading raised. Safe to run again.
             SaveFailed: Saving raised. Safe to run again only if ``retry_safe``.
             BatchTimeout: ``max_duration`` passed. Safe to run again only if ``retry_safe``.
             BatchAborted: A worker or an operation was killed. Safe to run again only if ``retry_safe``.
-            TypeError: An argument is of a wrong type.
+            TypeError: An argument is of a wrong type; or, with an *idempotency_key*, the store records no outcomes, or
+                what the operation was given, or returned, cannot be recorded.
             ValueError: An argument is out of range.
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until the batch has ended.
@@ -172,6 +177,8 @@ class Processor(Generic[R]):
             check_callable("operation", operation)
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
+        if idempotency_key is not None:
+            operation = self._options.once(idempotency_key, operation, args)
         batching = self._batching
         door = self._options.door
         if door is not None:

@@ -1,7 +1,7 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected` and `NothingToSave` are spoken between the
-library and a resource scope; a `ResourceMissing` is both.
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Repeated` and `NothingToSave` are spoken
+between the library and a resource scope; a `ResourceMissing` is both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
 Phase = Literal["load", "operations", "save"]
 
@@ -40,6 +40,26 @@ class OperationCancelled(BatchError, TimeoutError):
     """``start_timeout`` passed before the operation started, and now it never will. Safe to run again."""
 
     retry_safe = True
+
+
+class IdempotencyKeyReused(BatchError):
+    """The idempotency key was used before on this key, for another operation or with other arguments.
+
+    Nothing of this operation was saved. It is safe to run again, and has to be with another idempotency key: the client
+    that made both is in the wrong.
+
+    Attributes:
+        key: The key of the batch.
+        idempotency_key: The other one.
+    """
+
+    retry_safe = True
+
+    def __init__(self, *args: object, key: Hashable = None, idempotency_key: str = "") -> None:
+        """Keep both keys."""
+        super().__init__(*args)
+        self.key = key
+        self.idempotency_key = idempotency_key
 
 
 class BatchAborted(BatchError):
@@ -104,8 +124,20 @@ class Rejected(NotSaved):
     """
 
 
+class Repeated(NotSaved):
+    """For a save to raise: some of the idempotency keys of `Batch.outcomes` are recorded already. Nothing was written.
+
+    The batch gives the callers of those operations what is recorded, and replays without them.
+    """
+
+    def __init__(self, *args: object, outcomes: Mapping[str, str]) -> None:
+        """Keep what is recorded: the outcomes of those keys, as `Batch.outcomes` once had them."""
+        super().__init__(*args)
+        self.outcomes = outcomes
+
+
 class NothingToSave(Exception):
-    """A resource scope is left with this when no operation of its batch completed; what it makes of it is ignored."""
+    """A resource scope is left with this when nothing of its batch is to be saved; what it makes of it is ignored."""
 
 
 def not_started(key: Hashable, seconds: float) -> str:

@@ -77,6 +77,7 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
         "BatchMetrics",
         "BatchTimeout",
         "Conflict",
+        "IdempotencyKeyReused",
         "LoadFailed",
         "NotSaved",
         "NothingToSave",

@@ -171,6 +171,7 @@ class AppProcessor(Generic[R]):
         /,
         *args: *Args,
         start_timeout: float | None = None,
+        idempotency_key: str | None = None,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved: `geventbatch.Processor.run`.
 
@@ -178,7 +179,7 @@ class AppProcessor(Generic[R]):
             RuntimeError: Called outside of an application context, too.
         Switches: yes, until the batch has ended.
         """
-        return self.for_app().run(key, operation, *args, start_timeout=start_timeout)
+        return self.for_app().run(key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
 
     def for_app(self, app: Flask | None = None) -> Processor[R]:
         """Give the processor of *app*, or else of the application that the caller runs in.
@@ -209,10 +210,11 @@ class _Processor(Processor[R]):
         /,
         *args: *Args,
         start_timeout: float | None = None,
+        idempotency_key: str | None = None,
     ) -> T:
         check_callable("operation", operation)
         in_batch = cast("Callable[[R, Unpack[Args]], T]", partial(run_in_batch, operation))
-        return super().run(key, in_batch, *args, start_timeout=start_timeout)
+        return super().run(key, in_batch, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from geventbatch import _process
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
@@ -131,6 +132,7 @@ class Documents:
     decode: Callable[[Any], Any]
     missing: Literal["raise"] | Callable[[Any], Any]
     locking: bool
+    outcomes: OutcomeTable | None = None
 
 
 class DocumentScope:
@@ -169,7 +171,16 @@ class DocumentScope:
             raise
         self._end(error)
 
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        return self._outcomes().find(self._transaction.send, keys)
+
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _outcomes(self) -> Outcomes:
+        documents = self._documents
+        assert documents.outcomes is not None  # noqa: S101 - else no operation has such a key
+        return Outcomes(documents.outcomes, documents.name, self._key)
 
     def _fetch(self) -> Any:
         statement = self._documents.statements.load
@@ -195,10 +206,13 @@ class DocumentScope:
 
     def _save(self) -> None:
         batch = current_batch()
-        state = None if batch.deleted else self._encoded()
         rows = batch.rows
-        change = self._change(state, deleted=batch.deleted, rows=bool(rows))
-        if change is None and not rows:
+        change = None
+        if batch.completed:
+            state = None if batch.deleted else self._encoded()
+            change = self._change(state, deleted=batch.deleted, rows=bool(rows))
+        recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
+        if change is None and not rows and recording is None:
             return
         transaction = self._transaction
 
@@ -207,7 +221,7 @@ class DocumentScope:
                 self._send(*change)
             insert_rows(transaction.connection, rows)
 
-        transaction.write(write, collected=not any(is_instance(row) for row in rows))
+        transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
 
     def _encoded(self) -> Any:
         try:

@@ -30,6 +30,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
@@ -64,6 +65,7 @@ class Mapping:
     """The mapper has a `version_id_col`."""
     token: tuple[sa.ColumnElement[Any], ...]
     """What is compared at the save; where it is empty, all columns are."""
+    outcomes: OutcomeTable | None = None
 
     @cached_property
     def name(self) -> str:
@@ -159,6 +161,10 @@ class MappedScope:
                 if added in self._session.new:
                     self._session.expunge(added)
         return refused
+
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        return self._outcomes().find(self._transaction.send, keys)
 
     # -- load ------------------------------------------------------------------------------------------------
 
@@ -345,13 +351,17 @@ class MappedScope:
                 f"{self._key!r} was not saved: an operation ended the transaction of the batch, or went on after a "
                 "statement had failed"
             )
+        recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
+        if not batch.completed:  # whatever is in the session, nobody has made it
+            self._transaction.write(lambda: None, recording)
+            return
         if batch.deleted:
             self._delete()
         rows = batch.rows
         self._flag_mutated()
         if rows or self._wrote >= 0:
             self._touch()
-        elif not self._transaction.writes_anywhere and not self._changes():
+        elif not self._transaction.writes_anywhere and not self._changes() and recording is None:
             return  # elsewhere a SELECT may have called a function that writes, so it is committed
         transaction = self._transaction
         transaction.committer = session.commit
@@ -363,7 +373,12 @@ class MappedScope:
             except StaleDataError as error:
                 raise self._conflict() from error
 
-        transaction.write(write, collected=self._is_collected(rows))
+        transaction.write(write, recording, collected=self._is_collected(rows))
+
+    def _outcomes(self) -> Outcomes:
+        mapping = self._mapping
+        assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
+        return Outcomes(mapping.outcomes, mapping.mapper.local_table.fullname, self._key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from psycopg.abc import Params
     from sqlalchemy.sql.base import Executable
 
+    from geventbatch.stores._outcomes import Recording
+
 _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE")
@@ -71,18 +73,22 @@ class JoinedTransaction(PostgresTransaction):
         self.checked = True
         self.connection.execute(statement, parameters)
 
-    def write(self, writes: Callable[[], object], *, collected: bool = True) -> None:
+    def write(
+        self, writes: Callable[[], object], recording: Recording | None = None, *, collected: bool = True
+    ) -> None:
         """Send all of it and COMMIT, and wait once. Where not *collected*, wait for each statement and for COMMIT."""
         if not collected:
-            super().write(writes)
+            super().write(writes, recording)
             return
         try:
-            statements = self._collect(writes)
+            statements = self._collect(writes, recording)
         except Exception as raised:
+            self.check_repeated(raised, recording)
             raise self.not_saved(raised) from cause(raised)
         try:
             send(psycopg.Cursor(self._driver), [*statements, "COMMIT"])
         except Exception as raised:
+            self.check_repeated(raised, recording)
             error = _wrapped(raised)
             if _NO_ROW in str(error):
                 raise self.not_saved(error) from error
@@ -135,9 +141,11 @@ class JoinedTransaction(PostgresTransaction):
             if not cursor.nextset():
                 return
 
-    def _collect(self, writes: Callable[[], object]) -> list[str]:
+    def _collect(self, writes: Callable[[], object], recording: Recording | None) -> list[str]:
         self.collected = [_sql.postgres_bound(remaining())]
         try:
+            if recording is not None:
+                self.collected.append(self.join(*recording.checked()))
             writes()
             return self.collected
         finally:

@@ -20,12 +20,15 @@ from geventbatch import _clock, _process
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _sql
+from geventbatch.stores._outcomes import is_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, CursorResult, Engine
     from sqlalchemy.sql.base import Executable
+
+    from geventbatch.stores._outcomes import Recording
 
 _FAILED: Final = 3
 _ACTIVE: Final = 1
@@ -86,17 +89,38 @@ class Transaction:
         if self.connection.execute(statement, parameters, execution_options=options).rowcount != 1:
             raise Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
 
-    def write(self, writes: Callable[[], object], *, collected: bool = True) -> None:  # noqa: ARG002 - for a child
-        """Call *writes*, which sends the statements of a save, and commit. Raises a `NotSaved` where it can.
+    def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
+        """Execute a statement that is in the form of the driver."""
+        options = {"preserve_rowcount": True}
+        return self.connection.exec_driver_sql(statement, parameters, execution_options=options)
+
+    def write(
+        self,
+        writes: Callable[[], object],
+        recording: Recording | None = None,
+        *,
+        collected: bool = True,  # noqa: ARG002 - for a child
+    ) -> None:
+        """Send *recording*, call *writes*, which sends the statements of a save, and commit. Raises a `NotSaved`
+        where it can.
 
         Where *collected*, none of the statements needs the answer of another one.
         """
         try:
             self.before_writes()
+            if recording is not None:
+                recording.send(self.send)
             writes()
         except Exception as error:
+            self.check_repeated(error, recording)
             raise self.not_saved(error) from cause(error)
         self.commit()
+
+    def check_repeated(self, error: Exception, recording: Recording | None) -> None:
+        """Raise `Repeated` if *error* says that."""
+        if recording is not None and is_repeated(error):
+            self.connection.rollback()
+            raise recording.repeated(self.send) from None
 
     def commit(self) -> None:
         """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""

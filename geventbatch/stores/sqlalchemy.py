@@ -28,6 +28,8 @@ from geventbatch.stores._mapped import (
     token_of,
     version_attribute,
 )
+from geventbatch.stores._outcomes import DAY, OutcomeTable
+from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
 from geventbatch.stores._transaction import transaction_class
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["SQLAlchemyStore"]
+__all__ = ["SQLAlchemyStore", "idempotency_table"]
 
 Mode = Literal["lock", "version"]
 
@@ -74,6 +76,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
     Attributes:
         table: The table, to be shown to Alembic as a part of its metadata.
         mode: "lock" or "version", as it was chosen.
+        keeps_outcomes: Whether it records the outcomes of operations with an idempotency key.
     """
 
     def __init__(  # noqa: PLR0913 - not for users, who have two constructors with names
@@ -85,12 +88,17 @@ class SQLAlchemyStore(Generic[ResourceT]):
         columns: Sequence[sa.ColumnElement[Any]],
         mode: Mode,
         missing: object,
+        idempotency: sa.Table | None = None,
+        outcomes: OutcomeTable | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
         if missing != "raise" and not callable(missing):
             raise TypeError(f"missing={missing!r}: pass 'raise', or a callable that makes a resource for a key")
         self.table: Final = table
         self.mode: Final[Mode] = mode
+        self.keeps_outcomes: Final = idempotency is not None
+        self._idempotency = idempotency
+        self._outcomes = outcomes
         self._engine = engine
         self._open_scope = open_scope
         self._columns = [(str(column), python_type(column)) for column in columns]
@@ -113,6 +121,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         metadata: sa.MetaData | None = None,
         schema: str | None = None,
         pipeline: bool = True,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float = DAY,
     ) -> SQLAlchemyStore[Any]: ...
 
     @overload
@@ -131,6 +141,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         metadata: sa.MetaData | None = None,
         schema: str | None = None,
         pipeline: bool = True,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float = DAY,
     ) -> SQLAlchemyStore[DocumentT]: ...
 
     @classmethod
@@ -148,6 +160,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         metadata: sa.MetaData | None = None,
         schema: str | None = None,
         pipeline: bool = True,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float = DAY,
     ) -> SQLAlchemyStore[Any]:
         """Keep documents in a table with the columns key, state and version, of which each save adds one.
 
@@ -170,6 +184,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
             metadata: Where to declare the table; a new one unless given.
             schema: Of the table.
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
+            idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
+                key; None: such operations are refused.
+            idempotency_ttl: Seconds that an outcome is kept.
 
         Switches: no.
         """
@@ -181,6 +198,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             state_type or StateText(),
             schema,
         )
+        outcomes = None if idempotency is None else outcome_table(idempotency, engine, idempotency_ttl)
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline),
@@ -190,9 +208,19 @@ class SQLAlchemyStore(Generic[ResourceT]):
             decode=decode,
             missing=missing,
             locking=chosen == "lock",
+            outcomes=outcomes,
         )
         scope = partial(DocumentScope, documents)
-        return SQLAlchemyStore(scope, engine=engine, table=shown, columns=[shown.c.key], mode=chosen, missing=missing)
+        return SQLAlchemyStore(
+            scope,
+            engine=engine,
+            table=shown,
+            columns=[shown.c.key],
+            mode=chosen,
+            missing=missing,
+            idempotency=idempotency,
+            outcomes=outcomes,
+        )
 
     @classmethod
     def mapped(  # noqa: PLR0913 - options are keywords of one constructor
@@ -205,6 +233,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         mode: Mode | None = None,
         missing: Literal["raise"] | Callable[[Any], EntityT] = "raise",
         pipeline: bool = True,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float = DAY,
     ) -> SQLAlchemyStore[EntityT]:
         """Have instances of a mapped class as resources, each batch in a session of its own.
 
@@ -233,6 +263,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
                 unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
+            idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
+                key; None: such operations are refused.
+            idempotency_ttl: Seconds that an outcome is kept.
 
         Raises:
             ValueError: *by* or *version* are not such attributes.
@@ -244,6 +277,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         chosen = _mode(engine, mode)
         refuse_joined(mapper)
         attributes = key_attributes(mapper, by)
+        outcomes = None if idempotency is None else outcome_table(idempotency, engine, idempotency_ttl)
         mapping = Mapping(
             engine=engine,
             sessions=sessions,
@@ -255,11 +289,19 @@ class SQLAlchemyStore(Generic[ResourceT]):
             version=version_attribute(mapper, version),
             counts_itself=mapper.version_id_col is not None,
             token=() if chosen == "lock" else token_of(mapper, version, engine.dialect),
+            outcomes=outcomes,
         )
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
         return SQLAlchemyStore(
-            scope, engine=engine, table=mapper.local_table, columns=columns, mode=chosen, missing=missing
+            scope,
+            engine=engine,
+            table=mapper.local_table,
+            columns=columns,
+            mode=chosen,
+            missing=missing,
+            idempotency=idempotency,
+            outcomes=outcomes,
         )
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
@@ -277,8 +319,32 @@ class SQLAlchemyStore(Generic[ResourceT]):
         return normalize_all(key, self._columns)
 
     def create_table(self) -> None:
-        """Create the table unless it is there. Safe when several processes do so at once. Switches: yes."""
+        """Create the table, and that of the outcomes, unless they are there. Switches: yes.
+
+        It is safe when several processes do so at once.
+        """
         create_table(self._engine, self.table)
+        if self._idempotency is not None:
+            create_table(self._engine, self._idempotency)
+
+    def purge_outcomes(self, limit: int = 10_000) -> int:
+        """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
+
+        Args:
+            limit: So many at the most, so that nobody waits long for it.
+
+        Returns:
+            How many there were. While it is *limit*, there may be more.
+
+        Raises:
+            ValueError: The store records none.
+        Switches: yes.
+        """
+        outcomes = self._outcomes
+        if outcomes is None:
+            raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
+        with self._engine.begin() as connection:
+            return outcomes.purge(connection.exec_driver_sql, limit)
 
 
 def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:

@@ -51,9 +51,10 @@ class Requests(Processor[Purse]):
         /,
         *args: *Args,
         start_timeout: float | None = None,
+        idempotency_key: str | None = None,
     ) -> T:
         try:
-            return super().run(key, operation, *args, start_timeout=start_timeout)
+            return super().run(key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
         finally:
             for connection in connections.all(initialized_only=True):
                 if not connection.in_atomic_block:

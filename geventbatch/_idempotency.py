@@ -1,0 +1,206 @@
+"""Idempotency keys: an operation that was saved under one is not applied again, and its caller gets what came of it.
+
+To its batch an operation with a key is like any other; its callable is a `Once`. That keeps the outcome on the batch, as
+a text, and the store records all of them in the transaction of the save. If some are there already, it saves nothing
+and raises `Repeated`: those operations are settled by what is there, and the batch is replayed without them.
+
+So every operation with a key has been looked for in the store before its caller gets an answer: with the save, or, when
+it was broken and is in no save, with the load of the next attempt (`ask`).
+
+It is imported when a processor is made whose store records outcomes, and is that one's ``options.idempotency``.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import gevent
+
+from geventbatch import _process
+from geventbatch._failure import load_failed
+from geventbatch._operation import BROKEN, SETTLED, STARTED
+from geventbatch._plain import ALLOWED, REFUSALS, decode, describe, encode, found_at, path_of
+from geventbatch.errors import BatchError, IdempotencyKeyReused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+LONGEST: Final = 255
+"""Characters of an idempotency key."""
+
+_PRINT: Final = 24
+"""Characters of a fingerprint, with which a record begins. One more says what follows."""
+
+_VALUE: Final = "="
+_ERROR: Final = "!"
+
+
+class Recalled(Exception):
+    """Another operation of the batch had the same key: what is its ``__cause__`` is for the caller of this one too."""
+
+
+class NotPlain(TypeError):
+    """An operation returned what cannot be recorded. It is broken, whatever the clean errors are."""
+
+
+class Once:
+    """An operation with an idempotency key, as its batch calls it."""
+
+    __slots__ = ("fingerprint", "key", "operation")
+
+    def __init__(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Raise what says what is wrong with the key, or with what it is to be remembered by."""
+        if type(key) is not str or not 0 < len(key) <= LONGEST or not key.isascii() or not key.isprintable() or " " in key:
+            _refuse_key(key)
+        try:
+            told = describe(operation, args)
+        except REFUSALS as error:
+            _refuse_operation(key, operation, error)
+        self.key = key
+        self.operation = operation
+        self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=_PRINT // 2).hexdigest()
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        """Apply it, and keep what came of it; or give what came of the same one in this attempt."""
+        batch = _process.running[gevent.getcurrent()]
+        outcomes = batch.outcomes
+        if not outcomes:
+            outcomes = batch.outcomes = {}
+        elif self.key in outcomes:
+            return self._again(batch, outcomes[self.key])
+        try:
+            value = self.operation(resource, *args)
+        except batch.state.options.clean_errors as error:
+            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{_encoded_error(error)}"
+            del batch  # no cycle through the error
+            raise
+        try:
+            outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
+        except REFUSALS as error:
+            raise NotPlain(
+                f"the operation with the idempotency key {self.key!r} on key {batch.key!r} returned something that "
+                f"cannot be recorded ({error}), and so nothing of it was saved: return {ALLOWED}"
+            ) from error
+        return value
+
+    def recall(self, batch: Batch, record: str) -> Any:
+        """Return what *record* says, or raise it."""
+        if record[:_PRINT] != self.fingerprint:
+            raise IdempotencyKeyReused(
+                f"batch of key {batch.key!r}: the idempotency key {self.key!r} was used before, for another operation "
+                "or with other arguments; nothing of this one was saved",
+                key=batch.key,
+                idempotency_key=self.key,
+            )
+        kind, told = record[_PRINT], record[_PRINT + 1 :]
+        try:
+            found = decode(told) if kind == _VALUE else _decoded_error(told, batch.state.options.clean_errors)
+        except Exception as error:
+            raise BatchError(
+                f"batch of key {batch.key!r}: the operation with the idempotency key {self.key!r} was answered before, "
+                f"and is not applied again; but what it was answered cannot be given again: {told[:500]} ({error})"
+            ) from error
+        if kind == _VALUE:
+            return found
+        raise found
+
+    def _again(self, batch: Batch, record: str) -> Any:
+        try:
+            return self.recall(batch, record)
+        except Exception as error:
+            raise Recalled from error.with_traceback(None)
+
+
+def once_of(operation: Operation[Any]) -> Once | None:
+    """The `Once` of an operation; None when it has no key."""
+    found = operation.callable
+    if type(found) is not Once:
+        found = getattr(found, "once", None)  # of one that runs alone, and has to start in time
+    return found if type(found) is Once else None
+
+
+def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
+    """Whether *error* is another operation's, with the same key; keep it then. Take our own frame out of any."""
+    if once_of(operation) is None:
+        return False
+    if type(error) is Recalled:
+        operation.error = error.__cause__
+    elif error.__traceback__ is not None:  # else it is of a scope that did not get as far as the operation
+        error.__traceback__ = error.__traceback__.tb_next
+    return type(error) is Recalled
+
+
+def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
+    """Give the outcomes in *found* to those of *operations* that have them. False when none has."""
+    settled = False
+    for operation in operations:
+        once = once_of(operation) if operation.state in {STARTED, BROKEN} else None
+        if once is not None and once.key in found:
+            settled = True
+            operation.state = SETTLED
+            operation.error = None
+            try:
+                operation.value = once.recall(batch, found[once.key])
+            except Exception as error:
+                operation.error = error.with_traceback(None)
+    return settled
+
+
+def ask(batch: Batch) -> None:
+    """Have the scope look for the keys of operations that were broken, and are in no save. Switches: yes."""
+    asked, batch.asked = batch.asked, []
+    keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
+    try:
+        found: Mapping[str, str] = batch.context.run(batch.scope.recorded, keys)
+    except Exception as error:
+        if not batch.over():
+            batch.fail_load(load_failed(batch.key, error))
+    else:
+        if not batch.over():
+            settle_repeated(batch, asked, found)
+
+
+def _encoded_error(error: BaseException) -> str:
+    """Its class, its arguments and its attributes; or only how it looks, if those are no plain values."""
+    try:
+        return encode([path_of(type(error)), error.args, _attributes(error)])
+    except REFUSALS:
+        return encode([path_of(type(error)), ascii(error)])
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
+    return {name: value for name, value in error.__dict__.items() if name != "__notes__"}
+
+
+def _decoded_error(told: str, clean_errors: tuple[type[BaseException], ...]) -> BaseException:
+    path, *parts = decode(told)
+    if len(parts) == 1:
+        raise ValueError("it had arguments that cannot be recorded")
+    kind = found_at(path)
+    if not (isinstance(kind, type) and issubclass(kind, clean_errors)):
+        raise TypeError(f"{path} is not among clean_errors")
+    args, attributes = parts
+    error: BaseException = kind.__new__(kind, *args)  # no __init__, which may want others than are in `args`
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+# -- at the door --------------------------------------------------------------------------------------------
+
+
+def _refuse_key(key: object) -> NoReturn:
+    if not isinstance(key, str):
+        raise TypeError(f"idempotency_key is {key!r}, but must be a str")
+    raise ValueError(f"idempotency_key is {key!r}, but must be 1 to {LONGEST} visible ASCII characters, without spaces")
+
+
+def _refuse_operation(key: str, operation: object, error: Exception) -> NoReturn:
+    raise TypeError(
+        f"run() was given the idempotency_key {key!r}, but cannot tell {operation!r} with its arguments from others: "
+        f"{error}. Pass what it depends on as arguments, each {ALLOWED}"
+    ) from error

@@ -1,0 +1,190 @@
+"""Plain values as text, the same in every process: what operations are given, and what came of them. No pickle.
+
+It is JSON, in which what JSON does not have is tagged: an object of one name that begins with ``~``.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from importlib import import_module
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ALLOWED: Final = (
+    "None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID, an Enum, or a list, tuple or "
+    "dict of them"
+)
+
+REFUSALS: Final = (TypeError, ValueError, RecursionError)
+"""What encoding raises."""
+
+_NATURAL: Final = frozenset({str, int, float, bool, type(None)})
+
+_quote: Final[Callable[[str], str]] = json.encoder.encode_basestring_ascii
+_dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
+_dumps_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
+def encode(value: object) -> str:
+    """Give *value* as one line of ASCII. Raises one of `REFUSALS` for what is no plain value."""
+    kind = type(value)
+    if kind is str:
+        return _quote(value)  # type: ignore[arg-type]
+    if kind is int:
+        return str(value)
+    return "null" if value is None else _dumps(_tagged(value))
+
+
+def decode(text: str) -> Any:
+    """Give the value that `encode` has made *text* of. Raises whatever the text makes it raise."""
+    return json.loads(text, object_hook=_untagged)
+
+
+def describe(operation: Callable[..., Any], args: Sequence[object]) -> str:
+    """Give a text that is another one for another operation, or for other arguments.
+
+    Raises:
+        TypeError: It cannot tell by what it is given.
+    """
+    if type(operation) is FunctionType and operation.__closure__ is None and "<" not in operation.__qualname__:
+        name = f"{operation.__module__}:{operation.__qualname__}"
+    else:
+        name = _dumps_sorted(_named(operation))
+    return f"{name}({','.join([_argument(value) for value in args])})"
+
+
+def _argument(value: object) -> str:
+    kind = type(value)
+    if kind is str:
+        return _quote(value)  # type: ignore[arg-type]
+    return str(value) if kind is int else _dumps_sorted(_tagged(value, _argument_only))
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+
+def _refuse(value: object) -> Any:
+    raise TypeError(f"a {type(value).__name__} is none of {ALLOWED}")
+
+
+def _tagged(value: object, otherwise: Callable[[object], Any] = _refuse) -> Any:
+    """Give what JSON has for *value*; of what it is not, what *otherwise* gives."""
+    kind = type(value)
+    if kind in _NATURAL:
+        return value
+    if kind is list:
+        return [_tagged(one, otherwise) for one in value]  # type: ignore[attr-defined]
+    if kind is dict:
+        return _tagged_dict(value, otherwise)  # type: ignore[arg-type]
+    if kind is tuple:
+        return {"~tuple": [_tagged(one, otherwise) for one in value]}  # type: ignore[attr-defined]
+    if isinstance(value, Enum):
+        return {"~enum": [path_of(kind), value.name]} if value.name is not None else otherwise(value)
+    found = next((tag for tag, (kinds, _, _) in _TAGS.items() if kind is kinds), None)
+    if found is not None:
+        return {found: _TAGS[found][1](value)}
+    if isinstance(value, str):  # a subclass, such as a text that is marked as safe
+        return str.__str__(value)
+    return otherwise(value)
+
+
+def _tagged_dict(value: Mapping[object, object], otherwise: Callable[[object], Any]) -> dict[str, Any]:
+    if all(type(name) is str and not name.startswith("~") for name in value):
+        return {name: _tagged(one, otherwise) for name, one in value.items()}  # type: ignore[misc]
+    pairs = [[_tagged(name, otherwise), _tagged(one, otherwise)] for name, one in value.items()]
+    return {"~dict": pairs if otherwise is _refuse else sorted(pairs, key=_dumps_sorted)}
+
+
+_TAGS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
+    "~bytes": (bytes, lambda value: b64encode(value).decode(), b64decode),
+    "~decimal": (Decimal, str, Decimal),
+    "~datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "~date": (date, date.isoformat, date.fromisoformat),
+    "~time": (time, time.isoformat, time.fromisoformat),
+    "~timedelta": (
+        timedelta,
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda parts: timedelta(parts[0], parts[1], parts[2]),
+    ),
+    "~uuid": (UUID, str, UUID),
+}
+
+
+def _untagged(found: dict[str, Any]) -> Any:
+    if len(found) != 1:
+        return found
+    ((tag, value),) = found.items()
+    if not tag.startswith("~"):
+        return found
+    if tag == "~tuple":
+        return tuple(value)
+    if tag == "~dict":
+        return {name: one for name, one in value}  # noqa: C416 - a dict of lists is none
+    if tag == "~enum":
+        kind = found_at(value[0])
+        if not (isinstance(kind, type) and issubclass(kind, Enum)):
+            raise ValueError(f"{value[0]} is no Enum")
+        return kind[value[1]]
+    return _TAGS[tag][2](value)
+
+
+# -- names --------------------------------------------------------------------------------------------------
+
+
+def path_of(named: Any) -> str:
+    """Where a class or a function is, in every process."""
+    return f"{getattr(named, '__module__', None)}:{named.__qualname__}"
+
+
+def found_at(path: str) -> Any:
+    """What is there. Raises what importing it raises."""
+    module, _, names = path.partition(":")
+    found: Any = import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _argument_only(value: object) -> Any:
+    """What may be an argument of an operation, and nothing that one returns: another function, or a class."""
+    return {"~callable": _named(value)} if callable(value) else _refuse(value)
+
+
+def _named(operation: Any) -> Any:
+    """What tells *operation* from others. Of an object, its own or a method's, that is its class."""
+    if isinstance(operation, partial):
+        given = [_tagged(value, _argument_only) for value in (operation.args, operation.keywords)]
+        return [_named(operation.func), *given]
+    if hasattr(operation, "__func__"):
+        owner = operation.__self__
+        return [_named(operation.__func__), path_of(owner if isinstance(owner, type) else type(owner))]
+    if not hasattr(operation, "__qualname__"):
+        return path_of(type(operation))
+    name = path_of(operation)
+    return [name, *_brought_along(operation)] if "<" in name else name
+
+
+def _brought_along(function: Any) -> list[Any]:
+    """What a function that was made inside another one has of that: its variables and its defaults."""
+    code = getattr(function, "__code__", None)
+    cells = zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=True)
+    closed = {name: cell.cell_contents for name, cell in cells}
+    closed |= {"defaults": getattr(function, "__defaults__", None) or ()}
+    closed |= {"keywords": getattr(function, "__kwdefaults__", None) or {}}
+    return [_kept(function, name, value) for name, value in sorted(closed.items())]
+
+
+def _kept(function: Any, name: str, value: object) -> Any:
+    try:
+        return [name, _tagged(value, _argument_only)]
+    except REFUSALS as error:
+        raise TypeError(f"{function.__qualname__} closes over {name} ({error})") from error
