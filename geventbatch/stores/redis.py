@@ -25,6 +25,7 @@ and saves for some minutes, without a value. The same is the fence where there w
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,10 +41,10 @@ from redis import Redis, RedisCluster
 from redis.exceptions import AskError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 from geventbatch import current_batch
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
     from types import TracebackType
 
     from geventbatch import Batch
@@ -65,8 +66,17 @@ _TOO_SHORT: Final = 0.01
 _LONGEST_PAUSE: Final = 0.2
 """Seconds between two questions that were not answered."""
 
+_TAG: Final = re.compile(rb"^[^{]*\{[^}]+\}")
+"""By what is between these braces, where they are, a cluster knows the slot of a key."""
+
 # A script, since it goes to the primary also where a client reads from replicas, and past a client's own cache.
 _LOAD: Final = "return redis.call('HMGET', KEYS[1], 'value', 'version', 'saves')"
+
+_LOAD_OUTCOMES: Final = """
+local found = {}
+for i = 2, #KEYS do found[i - 1] = redis.call('GET', KEYS[i]) end
+return found
+"""
 
 # Of both scripts the first three arguments are the version, the saves and whether there was a value, as loaded.
 _IS_AS_LOADED: Final = """
@@ -76,13 +86,26 @@ local as_loaded = version == ARGV[1] and saves == ARGV[2]
   and redis.call('HEXISTS', KEYS[1], 'value') == tonumber(ARGV[3])
 """
 
-# Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), the value unless it goes.
+# Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), 1 and the value, or 0 and
+# '' when it goes. Then the outcomes to record, each at one of the other keys, and before them their milliseconds.
 _SAVE: Final = (
     _IS_AS_LOADED
     + """
 if not as_loaded then return 0 end
-if ARGV[7] then
-  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[7])
+local repeated = {}
+for i = 2, #KEYS do
+  local outcome = redis.call('GET', KEYS[i])
+  if outcome then
+    repeated[#repeated + 1] = i - 2
+    repeated[#repeated + 1] = outcome
+  end
+end
+if #repeated > 0 then return repeated end
+for i = 2, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[i + 8], 'PX', ARGV[9])
+end
+if ARGV[7] == '1' then
+  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[8])
 else
   redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
   redis.call('HDEL', KEYS[1], 'value')
@@ -131,6 +154,9 @@ class RedisStore(Generic[R]):
     client's pool; when its answer is lost, the store finds out whether it was written as long as the batch has time.
     Only what it cannot find out fails as the driver's error, in a `SaveFailed` that is not ``retry_safe``.
 
+    An outcome that is recorded for an idempotency key has a key of its own, in the same slot of a cluster, which expires
+    by itself. Where Redis evicts keys, it may be gone before.
+
     Args:
         client: A `redis.Redis` or `redis.RedisCluster`. It may be used for anything else as well.
         prefix: What the name of a hash begins with; the key follows.
@@ -140,10 +166,12 @@ class RedisStore(Generic[R]):
         missing: "raise" raises `ResourceMissing` when there is no such resource; else what makes one, called with the
             key (a str).
         ttl: Seconds after its last change that a resource lives; None leaves that alone, so that it lives for ever.
+        idempotency_ttl: Seconds that the outcome of an operation with an idempotency key is kept; None: such operations
+            are refused.
 
     Raises:
         TypeError: An argument is of a wrong type.
-        ValueError: *ttl* is out of range.
+        ValueError: *ttl* or *idempotency_ttl* is out of range.
     Switches: no.
     """
 
@@ -156,6 +184,7 @@ class RedisStore(Generic[R]):
         decode: Callable[[bytes], R] | None = None,
         missing: Literal["raise"] | Callable[[str], R] = "raise",
         ttl: float | None = None,
+        idempotency_ttl: float | None = 86_400.0,
     ) -> None:
         """See the class."""
         _check_client(client)
@@ -168,7 +197,10 @@ class RedisStore(Generic[R]):
         self._encode: Callable[[R], str | bytes] = _json if encode is None else encode
         self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
         self._missing = missing
-        self._ttl = None if ttl is None else _milliseconds(ttl)
+        self._ttl = None if ttl is None else _milliseconds("ttl", ttl)
+        self._idempotency_ttl = (
+            None if idempotency_ttl is None else _milliseconds("idempotency_ttl", idempotency_ttl)
+        )
 
     def __repr__(self) -> str:
         """Say where it keeps what."""
@@ -177,6 +209,11 @@ class RedisStore(Generic[R]):
     def __call__(self, key: str) -> _Scope[R]:
         """The resource scope of *key*. Switches: no; entering and leaving it does."""
         return _Scope(self, self.normalize_key(key))
+
+    @property
+    def keeps_outcomes(self) -> bool:
+        """Whether it records the outcomes of operations with an idempotency key."""
+        return self._idempotency_ttl is not None
 
     def normalize_key(self, key: Hashable) -> str:
         """The text that *key* is in Redis, so that ``42`` and ``"42"`` are one. Switches: no.
@@ -221,9 +258,25 @@ class RedisStore(Generic[R]):
 
     def save(self, key: str, loaded: _State, resource: R, batch: Batch) -> None:
         """Write what the batch has made of it, if that is something else."""
-        value = None if batch.deleted else self._encoded(key, resource)
-        if value != loaded.value:
-            _Save(self._server, key, self._name(key), loaded, batch).write(value, self._lives(loaded, value))
+        value = loaded.value
+        if batch.completed:
+            value = None if batch.deleted else self._encoded(key, resource)
+        if value != loaded.value or batch.outcomes:
+            save = _Save(self._server, key, self._name(key), loaded, batch)
+            save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
+        """What is recorded of operations with them."""
+        wanted = self._recorded_at(key, idempotency_keys).names
+        found = self._server.load_outcomes(self._name(key), list(wanted.values()))
+        return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told is not None}
+
+    def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> _Outcomes:
+        first = self._name(key)
+        if not _TAG.search(first):
+            first = b"{%b}" % first  # which makes it a tag, unless there is a } in it
+        names = {one: b"%b:idempotency:%b" % (first, one.encode()) for one in idempotency_keys}
+        return _Outcomes(names, self._idempotency_ttl or 0)
 
     def _name(self, key: str) -> bytes:
         return self._prefix + key.encode(errors="surrogateescape")
@@ -259,11 +312,24 @@ class _Scope(Generic[R]):
         self._resource = self._store.resource_of(self._key, self._loaded)
         return self._resource
 
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        return self._store.recorded(self._key, keys)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
             self._store.save(self._key, self._loaded, self._resource, current_batch())
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcomes:
+    """Where those are that a save records."""
+
+    names: dict[str, bytes]
+    """By idempotency key."""
+    milliseconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +370,15 @@ class _Save:
         self._batch = batch
         self._token = token_hex(8)
 
-    def write(self, value: bytes | None, lives: str | int) -> None:
+    def write(self, value: bytes | None, lives: str | int, outcomes: _Outcomes) -> None:
         """Compare and set, once. Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown."""
         arguments = [*self._loaded.compared(), *self._loaded.followed_by(f":{self._token}"), lives]
-        if value is not None:
-            arguments.append(value)
+        arguments += (0, b"") if value is None else (1, value)
+        kept = self._batch.outcomes
+        if kept:
+            arguments += (outcomes.milliseconds, *kept.values())
         try:
-            answer = self._ask(_SAVE, *arguments)
+            answer = self._ask(_SAVE, *arguments, beside=tuple(outcomes.names.values()))
         except (AskError, TryAgainError) as error:  # loading again finds the new place
             raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {error}") from error
         except ResponseError as error:  # whose script has written nothing: only its first command is ever refused
@@ -318,6 +386,11 @@ class _Save:
         except RedisError as error:
             self._resolve(error)
             return
+        if isinstance(answer, list):
+            keys = list(outcomes.names)
+            found = {keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)}
+            told = f"{self._key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
+            raise Repeated(told, outcomes=found)
         if not answer:
             raise self._conflict()
 
@@ -351,15 +424,15 @@ class _Save:
         version = int(self._loaded.version or 0)
         return Conflict(f"{self._key!r} was changed since version {version}, nothing was saved")
 
-    def _ask(self, script: str, *arguments: object) -> object:
-        """Send a script, once, and give what it returns.
+    def _ask(self, script: str, *arguments: object, beside: tuple[bytes, ...] = ()) -> object:
+        """Send a script, once, with the keys *beside* that of the resource, and give what it returns.
 
         Raises:
             NotSaved: It was not sent.
             ResponseError: The server refused it.
             RedisError: It is unknown what became of it.
         """
-        command = ("EVAL", script, 1, self._name, *arguments)
+        command = ("EVAL", script, 1 + len(beside), self._name, *beside, *arguments)
         seconds = self._batch.remaining() * _PART
         try:
             with self._lent(self._pool(), seconds) as connection:
@@ -427,6 +500,12 @@ class _Server:
     def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
         value, version, saves = self._client.execute_command("EVAL", _LOAD, 1, name, NEVER_DECODE=True)
         return value, version, saves
+
+    def load_outcomes(self, name: bytes, names: list[bytes]) -> list[bytes | None]:
+        found = self._client.execute_command(
+            "EVAL", _LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True
+        )
+        return cast("list[bytes | None]", found)
 
     def pool_of(self, _name: bytes, /) -> Any:
         return self._client.connection_pool
@@ -510,9 +589,9 @@ def _check_missing(missing: object) -> None:
         raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that makes the resource of a key')
 
 
-def _milliseconds(ttl: object) -> int:
+def _milliseconds(option: str, ttl: object) -> int:
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"ttl is {ttl!r}, but must be seconds or None")
+        raise TypeError(f"{option} is {ttl!r}, but must be seconds or None")
     if not 0 < ttl < inf:
-        raise ValueError(f"ttl is {ttl!r}, but must be more than 0 seconds, and finite, or None")
+        raise ValueError(f"{option} is {ttl!r}, but must be more than 0 seconds, and finite, or None")
     return max(1, round(ttl * 1000))
