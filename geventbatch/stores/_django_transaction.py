@@ -100,12 +100,12 @@ class Transaction:
             raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
 
     @contextmanager
-    def saving(self, *, check: Statement | None = None, commits: bool = False) -> Iterator[None]:
-        """Send the statement in this block behind a fresh bound and *check*, and with COMMIT if it *commits*."""
+    def saving(self, *checks: Statement, commits: bool = False) -> Iterator[None]:
+        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it *commits*."""
         if self.nested or not self.pipelines:
             yield
             return
-        before = [(_sql.postgres_bound(self._batch.remaining()), None), *([check] if check else [])]
+        before = [(_sql.postgres_bound(self._batch.remaining()), None), *checks]
         together = _Together(self, before, commits=commits)
         with self.connection.execute_wrapper(together):
             yield

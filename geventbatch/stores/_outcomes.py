@@ -71,20 +71,22 @@ class OutcomeTable:
 
     @cached_property
     def add(self) -> str:
-        """Insert, or take the place of what has expired; leave what has not."""
+        """For PostgreSQL and SQLite: insert, or take the place of what has expired; leave what has not."""
         mark, name = self.mark, self.name
         rows = f"VALUES ({mark}, {mark}, {mark})"
         if self.vendor == "postgresql":
             # Two texts for all rows: of arrays, a driver in Python would convert each element.
             arrays = f"string_to_array({mark}, chr(10))"
             rows = f"SELECT i, o, {mark} FROM unnest({arrays}, {arrays}) AS r(i, o)"
-        insert = f"INSERT INTO {name} (id, outcome, expires) {rows}"
-        if self.vendor not in {"postgresql", "sqlite"}:
-            return insert
         return (
-            f"{insert} ON CONFLICT (id) DO UPDATE SET outcome = excluded.outcome, expires = excluded.expires "
-            f"WHERE {name}.expires <= {mark}"
+            f"INSERT INTO {name} (id, outcome, expires) {rows} ON CONFLICT (id) DO UPDATE "
+            f"SET outcome = excluded.outcome, expires = excluded.expires WHERE {name}.expires <= {mark}"
         )
+
+    def insert(self, count: int) -> str:
+        """For any other: insert so many."""
+        row = f"({', '.join([self.mark] * 3)})"
+        return f"INSERT INTO {self.name} (id, outcome, expires) VALUES {', '.join([row] * count)}"  # noqa: S608 - ours
 
     def add_or_fail(self, count: int) -> str:
         """The same for PostgreSQL: a statement that fails unless all are new, and so keeps a COMMIT from happening."""
@@ -196,8 +198,9 @@ class Recording:
     def _insert(self, send: Send) -> int:
         """Where an insert cannot be told to take the place of what has expired: try, and look when it fails."""
         table, rows = self._outcomes.table, self._rows()
+        insert = table.insert(len(rows)), tuple(value for row in rows for value in row)
         try:
-            send(table.add, rows)
+            send(*insert)
         except Exception as error:
             if not _sql.is_duplicate(error):
                 raise
@@ -206,7 +209,7 @@ class Recording:
             mark = table.mark
             expired = [(row[0], self._now) for row in rows]
             send(f"DELETE FROM {table.name} WHERE id = {mark} AND expires <= {mark}", expired)  # noqa: S608 - ours
-            send(table.add, rows)
+            send(*insert)
         return len(rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import date, datetime
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast
 from uuid import UUID
@@ -27,6 +27,7 @@ from django.db.models import (
 )
 from django.db.models.base import ModelBase
 from django.db.models.signals import post_save, pre_save
+from django.db.transaction import atomic
 from gevent import monkey
 
 from geventbatch._processor import current_batch
@@ -36,6 +37,7 @@ from geventbatch.stores._django_changes import changed, state_of
 from geventbatch.stores._django_connections import current, pool
 from geventbatch.stores._django_transaction import Transaction
 from geventbatch.stores._key import normalize
+from geventbatch.stores._outcomes import DAY, Outcomes, OutcomeTable, Recording, is_repeated, seconds_to_keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
 
     from geventbatch import Batch
+    from geventbatch.integrations.django.models import OutcomeModel
 
 M = TypeVar("M", bound=Model)
 
@@ -89,6 +92,9 @@ class DjangoStore(Generic[M]):
             requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
         pipeline: Where the driver is psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one
             round trip each. False where something between here and the server takes no pipelines.
+        idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key; None:
+            such operations are refused.
+        idempotency_ttl: Seconds that an outcome is kept.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -108,6 +114,8 @@ class DjangoStore(Generic[M]):
         allow_atomic: bool = False,
         conn_max_age: float = 60.0,
         pipeline: bool = True,
+        idempotency: type[OutcomeModel] | None = None,
+        idempotency_ttl: float = DAY,
     ) -> None:
         """See the class."""
         if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
@@ -123,6 +131,8 @@ class DjangoStore(Generic[M]):
         self.missing = missing
         self.allow_atomic = allow_atomic
         self.pipeline = pipeline
+        self.idempotency = None if idempotency is None else _outcome_model(idempotency)
+        self.idempotency_ttl = seconds_to_keep("idempotency_ttl", idempotency_ttl)
         self._mode = mode
         self._pool = pool(using, conn_max_age)
 
@@ -178,9 +188,39 @@ class DjangoStore(Generic[M]):
             "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
         )
 
+    @property
+    def keeps_outcomes(self) -> bool:
+        """Whether it records the outcomes of operations with an idempotency key."""
+        return self.idempotency is not None
+
+    def purge_outcomes(self, limit: int = 10_000) -> int:
+        """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
+
+        Args:
+            limit: So many at the most, so that nobody waits long for it.
+
+        Returns:
+            How many there were. While it is *limit*, there may be more.
+
+        Raises:
+            ValueError: The store records none.
+        Switches: yes.
+        """
+        connection = connections[self.using]
+        table = self.outcome_table(connection)
+        with atomic(using=self.using):
+            return table.purge(partial(_send, connection), limit)
+
     def stopped(self) -> None:
         """Close the idle connections to its database; a later batch opens new ones. Switches: no."""
         self._pool.close()
+
+    def outcome_table(self, connection: BaseDatabaseWrapper) -> OutcomeTable:
+        """What is sent for the table of outcomes. Switches: no."""
+        if self.idempotency is None:
+            raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
+        name = connection.ops.quote_name(self.idempotency._meta.db_table)
+        return OutcomeTable(name, connection.vendor, self.idempotency_ttl)
 
     def rows(self, key: object) -> QuerySet[M]:
         """The row at *key*, as a query on the batch's connection. Switches: no."""
@@ -220,6 +260,7 @@ class _Scope(Generic[M]):
         self._before: BaseDatabaseWrapper | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._new = False
+        self._recording: Recording | None = None  # what is still to be recorded
 
     # -- load -----------------------------------------------------------------------------------------------
 
@@ -320,6 +361,14 @@ class _Scope(Generic[M]):
 
     # -- operations -----------------------------------------------------------------------------------------
 
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        return self._outcomes().find(partial(_send, self._connection), keys)
+
+    def _outcomes(self) -> Outcomes:
+        store = self._store
+        return Outcomes(store.outcome_table(self._connection), store.model._meta.db_table, self._key)
+
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
         completed = self._batch.completed
@@ -366,21 +415,42 @@ class _Scope(Generic[M]):
         if not transaction.nested:
             self._callbacks = [entry[1] for entry in self._connection.run_on_commit]
             self._connection.run_on_commit = []
+        recording = self._recording = (
+            Recording(self._outcomes(), self._batch.outcomes) if self._batch.outcomes else None
+        )
         try:
             self._write()
         except Error as error:
+            self._check_repeated(error, recording)
             self._refuse_duplicate(error)
             transaction.settle(error)
         except NotSaved:
             raise
         except Exception as error:
+            self._check_repeated(error, recording)
             if transaction.may_be_committed:
                 raise
             raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
         transaction.commit()
 
+    def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
+        """Raise `Repeated` if *error* says that."""
+        if recording is not None and is_repeated(error):
+            self._transaction.roll_back(error)
+            raise recording.repeated(partial(_send, self._connection)) from None
+
+    def _record(self) -> None:
+        """Send what is to be recorded."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            self._transaction.take_write_lock()
+            recording.send(partial(_send, self._connection))
+
     def _write(self) -> None:
         instance, rows = self._instance, self._batch.rows
+        if not self._batch.completed:
+            self._record()
+            return
         self._check_key()
         fields = changed(instance, self._loaded)
         for field in fields:
@@ -389,6 +459,9 @@ class _Scope(Generic[M]):
                     f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
                     "assign a value"
                 )
+        wrote = self._transaction.wrote
+        if self._batch.deleted or self._new or not fields or not self._is_joined:  # else it is sent with the UPDATE
+            self._record()
         if self._batch.deleted:
             if not self._new:
                 self._verify()
@@ -397,7 +470,7 @@ class _Scope(Generic[M]):
             self._insert(commits=not rows)
         elif fields:
             self._update(fields, commits=not rows)
-        elif rows or self._transaction.wrote:
+        elif rows or wrote:
             self._touch()
         self._add_rows(rows)
 
@@ -426,17 +499,22 @@ class _Scope(Generic[M]):
     def _update(self, fields: Sequence[Field[Any, Any]], *, commits: bool) -> None:
         names = [field.name for field in fields]
         version = self._store.version_field
-        check = None
-        if self._transaction.pipelines and self._is_plain:
-            check = self._check()
+        checks = []
+        if self._is_joined:
+            checks = [*([self._recording.checked()] if self._recording is not None else []), self._check()]
         else:
             commits = False
             self._verify()
         if version is not None:
             setattr(self._instance, version.attname, cast("int", self._loaded[version.attname]) + 1)
             names.append(version.name)
-        with self._transaction.saving(check=check, commits=commits):
+        with self._transaction.saving(*checks, commits=commits):
             type(self._instance).save(self._instance, using=self._store.using, update_fields=names)
+
+    @property
+    def _is_joined(self) -> bool:
+        """Whether an UPDATE is one message with what has to be sent before it."""
+        return self._transaction.pipelines and not self._transaction.nested and self._is_plain
 
     @property
     def _is_plain(self) -> bool:
@@ -590,6 +668,24 @@ def _delete_later(self: Model, *_: object, **__: object) -> tuple[int, dict[str,
     """Have the store delete it when the operation has returned. Switches: no."""
     current_batch().delete()
     return 1, {self._meta.label: 1}
+
+
+def _send(connection: BaseDatabaseWrapper, statement: str, parameters: Any) -> Any:
+    """Execute a statement, and give the cursor."""
+    cursor = connection.cursor()
+    if isinstance(parameters, list):
+        cursor.executemany(statement, parameters)
+    else:
+        cursor.execute(statement, parameters)
+    return cursor
+
+
+def _outcome_model(model: Any) -> type[OutcomeModel]:
+    from geventbatch.integrations.django.models import OutcomeModel  # Django has to be set up for that
+
+    if not isinstance(model, type) or not issubclass(model, OutcomeModel) or model._meta.abstract:
+        raise TypeError(f"idempotency is {model!r}, but must be a subclass of OutcomeModel in an app of yours, or None")
+    return model
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
