@@ -15,8 +15,17 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from geventbatch import BatchAborted, BatchError, LoadFailed, ResourceMissing, SaveFailed, _process, current_batch
-from tests.adapters.base import Adapter, cases
+from geventbatch import (
+    BatchAborted,
+    BatchError,
+    IdempotencyKeyReused,
+    LoadFailed,
+    ResourceMissing,
+    SaveFailed,
+    _process,
+    current_batch,
+)
+from tests.adapters.base import Adapter, TooLittle, cases
 from tests.callers import answer_of
 from tests.servers import wait_until
 
@@ -578,6 +587,267 @@ def test_a_constraint_that_an_operations_own_sql_violates_fails_that_operation_o
     assert type(culprit).__name__ == "IntegrityError"
     assert adapter.get("k") == 13
     assert adapter.rows() == ["a", "b", "c"]
+
+
+# -- idempotency keys -------------------------------------------------------------------------------------------
+
+
+@over()
+def test_what_was_saved_under_an_idempotency_key_is_not_applied_again(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    first, again, other = (processor.run("k", adapter.add, 5, idempotency_key=key) for key in ("a", "a", "b"))
+    assert (first, again, other) == (15, 15, 20)
+    assert adapter.get("k") == 20
+    assert adapter.outcomes() == 2
+
+
+@over()
+def test_an_idempotency_key_belongs_to_one_resource(adapter: Adapter) -> None:
+    with adapter.processor(missing="make") as processor:
+        assert [processor.run(key, adapter.add, 1, idempotency_key="a") for key in "xyxy"] == [1, 1, 1, 1]
+    assert (adapter.get("x"), adapter.get("y")) == (1, 1)
+
+
+@over()
+def test_in_one_batch_repeated_operations_get_what_there_was_and_all_others_are_saved_in_order(
+    adapter: Adapter,
+) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.1) as processor:
+        assert processor.run("k", adapter.add, 5, idempotency_key="old") == 15
+        metrics = processor.subscribe_batch_metrics()
+        keys = [None, "a", "old", "b", "a", None, "old"]
+        callers = [spawned(keyed, processor, key, adapter.add, 5 if key == "old" else 1) for key in keys]
+        assert all_of(callers) == [16, 17, 15, 18, 17, 19, 15]
+    assert adapter.get("k") == 19
+    assert adapter.outcomes() == 3
+    assert [metric.attempts for metric in metrics] == [2]
+
+
+@over()
+def test_a_thousand_operations_that_are_sent_again_are_applied_once(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.2) as processor:
+        sent = [all_of([spawned(keyed, processor, f"{n}", adapter.add, 1) for n in range(1000)]) for _ in range(2)]
+    assert sent[0] == list(range(11, 1011)) == sent[1]
+    assert adapter.get("k") == 1010
+
+
+@over()
+def test_an_idempotency_key_with_other_arguments_is_refused_by_name(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05, clean_errors=()) as processor:
+        runs = [("a", adapter.add, 5), ("a", adapter.add, 6), ("a", adapter.total), (None, adapter.add, 1)]
+        for _ in range(2):  # in the batch of the first one, and after that
+            first, *refused, last = all_of([spawned(keyed, processor, *run) for run in runs])
+            assert first == 15
+            for error in refused:
+                assert isinstance(error, IdempotencyKeyReused)
+                assert (error.key, error.idempotency_key, error.retry_safe) == ("k", "a", True)
+                assert "'k'" in str(error)
+                assert "'a'" in str(error)
+        assert last == 17
+    assert adapter.get("k") == 17
+
+
+@over()
+def test_a_clean_error_is_the_outcome_and_is_given_again(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(clean_errors=(LookupError,), missing="make") as processor:
+        errors = [answer_of(keyed, processor, "a", adapter.take, 11)]
+        assert adapter.get("k") == 10
+        adapter.put("k", 100)
+        errors += [answer_of(keyed, processor, "a", adapter.take, 11)]
+        assert processor.run("new", adapter.total, idempotency_key="b") == 0
+        assert isinstance(answer_of(processor.run, "new 2", adapter.take, 11, idempotency_key="b"), TooLittle)
+    assert [(type(error), error.args, error.left) for error in errors] == [(TooLittle, ("only 10 left",), 10)] * 2
+    assert errors[0] is not errors[1]
+    assert adapter.get("k") == 100
+    assert adapter.get("new 2") is None
+
+
+@over()
+def test_a_broken_operation_is_not_recorded_and_may_be_sent_again(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(clean_errors=(), min_duration=0.05) as processor:
+        callers = [spawned(keyed, processor, key, adapter.take, 11) for key in ("a", None)]
+        callers += [spawned(keyed, processor, "b", adapter.add, 1)]
+        *broken, other = all_of(callers)
+        assert [type(error) for error in broken] == [TooLittle, TooLittle]
+        assert (other, adapter.get("k"), adapter.outcomes()) == (11, 11, 1)
+        assert processor.run("k", adapter.add, 1, idempotency_key="a") == 12
+
+
+@over()
+def test_a_repeated_operation_that_fails_for_what_it_has_done_itself_gets_its_first_outcome(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    for errors in ((), (LookupError,)):
+        with adapter.processor(clean_errors=errors, min_duration=0.05) as processor:
+            answers = [processor.run("k", adapter.take, 6, idempotency_key=f"{len(errors)}")]
+            callers = [spawned(keyed, processor, f"{len(errors)}", adapter.take, 6)]
+            callers += [spawned(processor.run, "k", adapter.add, 6)]
+            answers += all_of(callers)
+        assert answers == [4, 4, 10]
+
+
+@over()
+def test_what_an_operation_returns_that_cannot_be_recorded_fails_it_alone(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        callers = [spawned(keyed, processor, "a", adapter.add_and_return_an_object)]
+        callers += [spawned(keyed, processor, "b", adapter.add, 1)]
+        refused, other = all_of(callers)
+    assert isinstance(refused, TypeError)
+    assert "'a'" in str(refused)
+    assert "return None, bool, int" in str(refused)
+    assert (other, adapter.get("k"), adapter.outcomes()) == (11, 11, 1)
+
+
+@over()
+def test_an_outcome_that_has_expired_is_forgotten(adapter: Adapter, processor: Processor[Any]) -> None:
+    runs = [("a", 1), ("b", 1), ("c", 1)]
+    for total in (13, 16):
+        answers = [processor.run("k", adapter.add, amount, idempotency_key=key) for key, amount in runs * 2]
+        assert answers == [total - 2, total - 1, total] * 2
+        adapter.expire_outcomes()
+    assert processor.run("k", adapter.add, 2, idempotency_key="a") == 18
+
+
+@over()
+def test_of_two_processors_that_are_given_one_idempotency_key_at_once_one_applies_it(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    for key in ("k", "new"):
+        keys = "ab"
+        with ExitStack() as stack:
+            both = [
+                stack.enter_context(adapter.processor(missing="make", max_attempts=50, min_duration=0.02))
+                for _ in range(2)
+            ]
+            callers = [
+                [spawned(keyed_at, one, key, name, adapter.add, 1) for name in (*keys, None)] for one in both
+            ]
+            first, second = (all_of(some) for some in callers)
+        before = 10 if key == "k" else 0
+        assert first[:2] == second[:2]
+        assert sorted([*first, second[2]]) == [before + n for n in range(1, 5)]
+        assert adapter.get(key) == before + 4
+
+
+@over()
+def test_with_batching_off_an_idempotency_key_holds_too(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(batching=False, max_attempts=200) as processor:
+        callers = [spawned(keyed, processor, "a", adapter.add, 1) for _ in range(adapter.pool_size)]
+        assert all_of(callers) == [11] * adapter.pool_size
+        assert processor.run("k", adapter.add, 1, idempotency_key="a", start_timeout=30) == 11
+        refused = answer_of(processor.run, "k", adapter.add, 2, idempotency_key="a", start_timeout=30)
+    assert isinstance(refused, IdempotencyKeyReused)
+    assert adapter.get("k") == 11
+
+
+@over()
+def test_a_deletion_that_is_sent_again_does_not_delete_what_has_come_since(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(missing="make", min_duration=0.05) as processor:
+        callers = [spawned(keyed, processor, key, *run) for key, *run in (("a", delete), ("b", adapter.add, 1))]
+        assert all_of(callers) == [None, 1]
+        assert all_of([spawned(keyed, processor, "a", delete), spawned(processor.run, "k", adapter.add, 1)]) == [None, 2]
+    assert adapter.get("k") == 2
+
+
+@over(lambda case: case.has_rows)
+def test_a_repeated_operation_is_told_before_its_row_violates_a_constraint(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        for answers in ([11, 12], [11, 13]):
+            callers = [spawned(keyed, processor, "a", adapter.add_with_row, 1, "row")]
+            callers += [spawned(processor.run, "k", adapter.add_with_row, 1, f"row {answers[1]}")]
+            assert all_of(callers) == answers
+    assert adapter.rows() == ["row", "row 12", "row 13"]
+
+
+@over(lambda case: case.has_sql)
+def test_a_repeated_operation_gets_its_outcome_when_its_own_sql_violates_a_constraint(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        for answers in ([None, 11], [None, 12]):
+            callers = [spawned(keyed, processor, "a", adapter.insert, "row")]
+            callers += [spawned(processor.run, "k", adapter.add, 1)]
+            assert all_of(callers) == answers
+    assert adapter.rows() == ["row"]
+
+
+@over(lambda case: case.has_rows)
+def test_a_culprit_of_a_constraint_is_not_recorded_and_the_others_are(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(min_duration=0.05) as processor:
+        for _ in range(2):
+            callers = [spawned(keyed, processor, f"{n}", adapter.add_with_row, 1, f"row {n % 3}") for n in range(4)]
+            *answers, culprit = all_of(callers)
+            assert answers == [11, 12, 13]
+            assert type(culprit).__name__ == "IntegrityError"
+    assert (adapter.get("k"), adapter.outcomes()) == (13, 3)
+
+
+@over(lambda case: case.has_pool and case.has_rows)
+def test_outcomes_that_have_expired_are_purged(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    store: Any = adapter.store()
+    with adapter.processor() as processor:
+        for number in range(5):
+            processor.run("k", adapter.add, 1, idempotency_key=f"{number}")
+        adapter.expire_outcomes()
+        processor.run("k", adapter.add, 1, idempotency_key="new")
+    assert [store.purge_outcomes(limit=3) for _ in range(3)] == [3, 2, 0]
+    assert adapter.outcomes() == 1
+
+
+@over(lambda case: case.has_proxy)
+def test_who_sends_again_after_the_answer_to_a_commit_was_lost_gets_the_outcome(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    rule = proxy_of(adapter).cut_after(adapter.commit_marker, adapter.commit_answer)
+    answer_of(processor.run, "k", adapter.add, 1, idempotency_key="a")
+    assert rule.met == 1
+    assert [processor.run("k", adapter.add, 1, idempotency_key="a") for _ in range(2)] == [11, 11]
+    assert adapter.get("k") == 11
+    assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.has_proxy)
+def test_who_sends_again_until_there_is_an_answer_is_applied_once_whatever_message_is_cut_off(
+    case: Case, adapter: Adapter
+) -> None:
+    dice = random.Random(case.name)
+    proxy = proxy_of(adapter)
+    adapter.put("k", 10)
+
+    def send(processor: Processor[Any], key: str) -> int:
+        while True:
+            try:
+                return processor.run("k", adapter.add, 1, idempotency_key=key)
+            except BatchError:
+                gevent.sleep(0)
+
+    with adapter.processor(max_attempts=10) as processor:
+        for turn in range(10):
+            marker = dice.choice([ANY, adapter.commit_marker])
+            _ = proxy.cut_before(marker) if dice.random() < 0.5 else proxy.cut_after(marker)
+            keys = [f"{turn - number}" for number in range(3)]  # some of them not for the first time
+            told = all_of([spawned(send, processor, key) for key in keys])
+            proxy.forget_rules()
+            assert not [one for one in told if isinstance(one, BaseException)]
+    assert adapter.get("k") == 10 + 12
+    assert adapter.outcomes() == 12
+
+
+def keyed(processor: Processor[Any], key: str | None, operation: Callable[..., Any], *args: Any) -> Any:
+    return keyed_at(processor, "k", key, operation, *args)
+
+
+def keyed_at(processor: Processor[Any], at: str, key: str | None, operation: Callable[..., Any], *args: Any) -> Any:
+    return processor.run(at, operation, *args, idempotency_key=key)
 
 
 # -- when things break ------------------------------------------------------------------------------------------

@@ -87,6 +87,14 @@ class Case:
     """Characters."""
 
 
+class TooLittle(LookupError):
+    """What `Adapter.take` raises. Its arguments are not those that it was made with."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__(f"only {left} left")
+        self.left = left
+
+
 class Adapter(ABC):
     """A store that is opened, and what the tests do behind its back.
 
@@ -131,6 +139,18 @@ class Adapter(ABC):
         """Change nothing, and return the total."""
         return self.add(resource, 0)
 
+    def take(self, resource: Any, amount: int) -> int:
+        """Take from the total, and return the new total; or raise `TooLittle`."""
+        left = self.total(resource)
+        if left < amount:
+            raise TooLittle(left)
+        return self.add(resource, -amount)
+
+    def add_and_return_an_object(self, resource: Any) -> object:
+        """Add 1, and return what is no plain value."""
+        self.add(resource, 1)
+        return object()
+
     def row(self, text: str) -> object:
         """A row for `current_batch().add_row`. *text* is unique in its table: a second one violates a constraint."""
         raise NotImplementedError
@@ -174,6 +194,14 @@ class Adapter(ABC):
     def holding(self, key: str, total: int) -> AbstractContextManager[None]:
         """A foreign transaction that has written *total* to the row of *key*, locked so; leaving commits it."""
         raise NotImplementedError
+
+    @abstractmethod
+    def outcomes(self) -> int:
+        """How many outcomes are recorded, those that have expired too."""
+
+    @abstractmethod
+    def expire_outcomes(self) -> None:
+        """Have all outcomes expire."""
 
     def clear(self) -> None:
         """Delete all resources and rows. Where it is not there, every test makes a place of its own, which is slow."""

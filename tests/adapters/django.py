@@ -18,7 +18,7 @@ from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
 
-from tests.django_project.bank.models import Account, Entry, Purse  # isort: skip - after Django is set up
+from tests.django_project.bank.models import Account, Entry, Outcome, Purse  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -29,7 +29,7 @@ Args = TypeVarTuple("Args")
 Server = Literal["sqlite", "postgresql", "mariadb"]
 Kind = Literal["lock", "version", "xmin", "row"]
 
-TABLES: Final = (Account, Entry, Purse)
+TABLES: Final = (Account, Entry, Purse, Outcome)
 
 MARKERS: Final[dict[Step, bytes]] = {
     "load": b'WHERE "bank_purse"."name" = ',
@@ -86,6 +86,7 @@ class DjangoAdapter(Adapter):
             missing="raise" if missing == "raise" else _made,
             using=self._alias,
             pipeline=self._pipeline,
+            idempotency=Outcome,
         )
 
     def processor(self, *, missing: Missing = "raise", **options: Any) -> Processor[Purse]:
@@ -146,9 +147,17 @@ class DjangoAdapter(Adapter):
         with self._behind() as direct:
             return list(Entry.objects.using(direct).order_by("id").values_list("text", flat=True))
 
+    def outcomes(self) -> int:
+        with self._behind() as direct:
+            return Outcome.objects.using(direct).count()
+
+    def expire_outcomes(self) -> None:
+        with self._behind() as direct:
+            Outcome.objects.using(direct).update(expires=1)
+
     def clear(self) -> None:
         with self._behind() as direct:
-            for table in (Entry, Purse):
+            for table in (Entry, Purse, Outcome):
                 table.objects.using(direct).all()._raw_delete(direct)  # reads nothing, and a row may be corrupt
 
     @contextmanager

@@ -74,6 +74,16 @@ class RedisAdapter(Adapter):
     def corrupt(self, key: str) -> None:
         self.direct.hset(self.name(key), "value", b"\xff{")
 
+    def outcomes(self) -> int:
+        return sum(1 for _ in self._outcomes())
+
+    def expire_outcomes(self) -> None:
+        for name in self._outcomes():
+            self.direct.pexpire(name, 0)
+
+    def _outcomes(self) -> Iterator[Any]:
+        return iter(self.direct.scan_iter(match=f"*{self._prefix}*:idempotency:*", count=1000))
+
     def clear(self) -> None:
         _clear(self.direct, self._prefix)
 
@@ -132,7 +142,7 @@ def _fresh(url: str) -> Iterator[str]:
 
 
 def _clear(client: Any, prefix: str) -> None:
-    for name in client.scan_iter(match=f"{prefix}*", count=1000):
+    for name in client.scan_iter(match=f"*{prefix}*", count=1000):
         client.delete(name)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores._documents import KeyText
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests import mariadb, postgres_server, servers
 from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.proxy import Proxy
@@ -61,6 +62,9 @@ class Purse(Base):
     name: Mapped[str] = mapped_column(KeyText, unique=True)
     total: Mapped[int] = mapped_column(Number)
     version: Mapped[int] = mapped_column(default=0)
+
+
+OUTCOMES: Final = idempotency_table("outcomes", Base.metadata)
 
 
 class SQLAlchemyAdapter(Adapter):
@@ -115,6 +119,14 @@ class SQLAlchemyAdapter(Adapter):
             with self.direct.begin() as connection:
                 connection.execute(self.update(key, total))
 
+    def outcomes(self) -> int:
+        with self.direct.begin() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(OUTCOMES)) or 0
+
+    def expire_outcomes(self) -> None:
+        with self.direct.begin() as connection:
+            connection.execute(sa.update(OUTCOMES).values(expires=1))
+
     def clear(self) -> None:
         with self.direct.begin() as connection:
             for table in Base.metadata.sorted_tables:
@@ -165,6 +177,7 @@ class DocumentAdapter(SQLAlchemyAdapter):
             mode=self.mode,
             missing="raise" if missing == "raise" else lambda _: {"total": 0},
             pipeline=self.pipeline,
+            idempotency=OUTCOMES,
         )
 
     def add(self, resource: dict[str, int], amount: int) -> int:
@@ -208,6 +221,7 @@ class MappedAdapter(SQLAlchemyAdapter):
             mode=self.mode,
             missing="raise" if missing == "raise" else lambda name: Purse(name=name, total=0),
             pipeline=self.pipeline,
+            idempotency=OUTCOMES,
         )
 
     def add(self, resource: Purse, amount: int) -> int:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+from geventbatch.integrations.django.models import OutcomeModel
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -97,4 +99,9 @@ class Savings(Account):
         app_label = "bank"
 
 
-MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings)
+class Outcome(OutcomeModel):
+    class Meta:
+        app_label = "bank"
+
+
+MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings, Outcome)
