@@ -111,10 +111,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
         else:
-            if batch.asked:
-                batch.state.options.idempotency.ask(batch)
-            if not batch.ended:
-                _apply(batch, resource, slice_end)
+            _apply(batch, resource, slice_end)
             if batch.now >= batch.deadline and _has_news(batch) and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
@@ -219,6 +216,10 @@ def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
 
 def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
+    if batch.asked:
+        batch.state.options.idempotency.ask(batch)
+        if batch.ended:
+            return
     if batch.parts:
         _apply_all(batch, batch.parts[-1], resource, slice_end)
         return

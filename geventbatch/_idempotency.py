@@ -1,7 +1,7 @@
 """Idempotency keys: an operation that was saved under one is not applied again, and its caller gets what came of it.
 
-To its batch an operation with a key is like any other; its callable is a `Once`. That keeps the outcome on the batch, as
-a text, and the store records all of them in the transaction of the save. If some are there already, it saves nothing
+To its batch an operation with a key is like any other; its callable is a `Once`. That keeps the outcome on the batch,
+as a text, and the store records all of them in the transaction of the save. If some are there already, it saves nothing
 and raises `Repeated`: those operations are settled by what is there, and the batch is replayed without them.
 
 So every operation with a key has been looked for in the store before its caller gets an answer: with the save, or, when
@@ -54,7 +54,13 @@ class Once:
 
     def __init__(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Raise what says what is wrong with the key, or with what it is to be remembered by."""
-        if type(key) is not str or not 0 < len(key) <= LONGEST or not key.isascii() or not key.isprintable() or " " in key:
+        if (
+            type(key) is not str
+            or not 0 < len(key) <= LONGEST
+            or not key.isascii()
+            or not key.isprintable()
+            or " " in key
+        ):
             _refuse_key(key)
         try:
             told = describe(operation, args)
@@ -117,10 +123,11 @@ class Once:
 
 def once_of(operation: Operation[Any]) -> Once | None:
     """The `Once` of an operation; None when it has no key."""
-    found = operation.callable
-    if type(found) is not Once:
-        found = getattr(found, "once", None)  # of one that runs alone, and has to start in time
-    return found if type(found) is Once else None
+    found: object = operation.callable
+    if isinstance(found, Once):
+        return found
+    inner = getattr(found, "once", None)  # of one that runs alone, and has to start in time
+    return inner if isinstance(inner, Once) else None
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:

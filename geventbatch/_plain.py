@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 ALLOWED: Final = (
     "None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID, an Enum, or a list, tuple or "
@@ -34,11 +34,11 @@ _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 _dumps_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
-def encode(value: object) -> str:
+def encode(value: Any) -> str:
     """Give *value* as one line of ASCII. Raises one of `REFUSALS` for what is no plain value."""
     kind = type(value)
     if kind is str:
-        return _quote(value)  # type: ignore[arg-type]
+        return _quote(value)
     if kind is int:
         return str(value)
     return "null" if value is None else _dumps(_tagged(value))
@@ -62,44 +62,41 @@ def describe(operation: Callable[..., Any], args: Sequence[object]) -> str:
     return f"{name}({','.join([_argument(value) for value in args])})"
 
 
-def _argument(value: object) -> str:
+def _argument(value: Any) -> str:
     kind = type(value)
     if kind is str:
-        return _quote(value)  # type: ignore[arg-type]
+        return _quote(value)
     return str(value) if kind is int else _dumps_sorted(_tagged(value, _argument_only))
 
 
 # -- values -------------------------------------------------------------------------------------------------
 
 
-def _refuse(value: object) -> Any:
+def _refuse(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is none of {ALLOWED}")
 
 
-def _tagged(value: object, otherwise: Callable[[object], Any] = _refuse) -> Any:
+def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
     """Give what JSON has for *value*; of what it is not, what *otherwise* gives."""
     kind = type(value)
     if kind in _NATURAL:
         return value
-    if kind is list:
-        return [_tagged(one, otherwise) for one in value]  # type: ignore[attr-defined]
+    if kind is list or kind is tuple:
+        parts = [_tagged(one, otherwise) for one in value]
+        return parts if kind is list else {"~tuple": parts}
     if kind is dict:
-        return _tagged_dict(value, otherwise)  # type: ignore[arg-type]
-    if kind is tuple:
-        return {"~tuple": [_tagged(one, otherwise) for one in value]}  # type: ignore[attr-defined]
+        return _tagged_dict(value, otherwise)
     if isinstance(value, Enum):
         return {"~enum": [path_of(kind), value.name]} if value.name is not None else otherwise(value)
-    found = next((tag for tag, (kinds, _, _) in _TAGS.items() if kind is kinds), None)
-    if found is not None:
-        return {found: _TAGS[found][1](value)}
     if isinstance(value, str):  # a subclass, such as a text that is marked as safe
         return str.__str__(value)
-    return otherwise(value)
+    tag = next((tag for tag, (tagged, _, _) in _TAGS.items() if kind is tagged), None)
+    return otherwise(value) if tag is None else {tag: _TAGS[tag][1](value)}
 
 
-def _tagged_dict(value: Mapping[object, object], otherwise: Callable[[object], Any]) -> dict[str, Any]:
+def _tagged_dict(value: dict[Any, Any], otherwise: Callable[[object], Any]) -> dict[str, Any]:
     if all(type(name) is str and not name.startswith("~") for name in value):
-        return {name: _tagged(one, otherwise) for name, one in value.items()}  # type: ignore[misc]
+        return {name: _tagged(one, otherwise) for name, one in value.items()}
     pairs = [[_tagged(name, otherwise), _tagged(one, otherwise)] for name, one in value.items()]
     return {"~dict": pairs if otherwise is _refuse else sorted(pairs, key=_dumps_sorted)}
 
@@ -154,7 +151,7 @@ def found_at(path: str) -> Any:
     return found
 
 
-def _argument_only(value: object) -> Any:
+def _argument_only(value: Any) -> Any:
     """What may be an argument of an operation, and nothing that one returns: another function, or a class."""
     return {"~callable": _named(value)} if callable(value) else _refuse(value)
 
@@ -183,7 +180,7 @@ def _brought_along(function: Any) -> list[Any]:
     return [_kept(function, name, value) for name, value in sorted(closed.items())]
 
 
-def _kept(function: Any, name: str, value: object) -> Any:
+def _kept(function: Any, name: str, value: Any) -> Any:
     try:
         return [name, _tagged(value, _argument_only)]
     except REFUSALS as error:

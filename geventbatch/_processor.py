@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
 from weakref import ref
 
 import gevent
@@ -178,7 +178,7 @@ class Processor(Generic[R]):
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:
-            operation = self._options.once(idempotency_key, operation, args)
+            operation = cast("Callable[[R, Unpack[Args]], T]", self._options.once(idempotency_key, operation, args))
         batching = self._batching
         door = self._options.door
         if door is not None:

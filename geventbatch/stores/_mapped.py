@@ -378,7 +378,7 @@ class MappedScope:
     def _outcomes(self) -> Outcomes:
         mapping = self._mapping
         assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
-        return Outcomes(mapping.outcomes, mapping.mapper.local_table.fullname, self._key)
+        return Outcomes(mapping.outcomes, str(mapping.mapper.local_table), self._key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._plain import REFUSALS, encode
 from geventbatch.errors import Conflict, Repeated
 from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping
 
     from geventbatch.errors import NotSaved
 
@@ -41,19 +41,9 @@ _REPEATED: Final = "idempotency keys are new of"
 _TOLD: Final = re.compile(rf'"\d+ {_REPEATED} \d+"')
 
 
-class Result(Protocol):
-    """What is left of a statement that was sent; a DB-API cursor is one."""
-
-    @property
-    def rowcount(self) -> int:
-        """Rows it has changed."""
-
-    def fetchall(self) -> Sequence[Any]:
-        """Rows it gives."""
-
-
-Send = Callable[[str, Any], Result]
-"""Sends a statement, with a tuple of parameters, or a list of such tuples, and gives the `Result`."""
+Send = Callable[[str, Any], Any]
+"""Sends a statement, with a tuple of parameters, or a list of such tuples, and gives what
+has a ``rowcount``, and a ``fetchall()``: a cursor of the DB-API, or more."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class OutcomeTable:
         if self.vendor == "postgresql":
             # Two texts for all rows: of arrays, a driver in Python would convert each element.
             arrays = f"string_to_array({mark}, chr(10))"
-            rows = f"SELECT i, o, {mark} FROM unnest({arrays}, {arrays}) AS r(i, o)"
+            rows = f"SELECT i, o, {mark} FROM unnest({arrays}, {arrays}) AS r(i, o)"  # noqa: S608 - of ours
         return (
             f"INSERT INTO {name} (id, outcome, expires) {rows} ON CONFLICT (id) DO UPDATE "
             f"SET outcome = excluded.outcome, expires = excluded.expires WHERE {name}.expires <= {mark}"

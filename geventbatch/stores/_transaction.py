@@ -101,10 +101,9 @@ class Transaction:
         *,
         collected: bool = True,  # noqa: ARG002 - for a child
     ) -> None:
-        """Send *recording*, call *writes*, which sends the statements of a save, and commit. Raises a `NotSaved`
-        where it can.
+        """Send what is to be recorded and, by *writes*, the statements of a save; and commit.
 
-        Where *collected*, none of the statements needs the answer of another one.
+        Raises a `NotSaved` where it can. Where *collected*, none of the statements needs the answer of another one.
         """
         try:
             self.before_writes()

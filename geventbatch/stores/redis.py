@@ -154,8 +154,8 @@ class RedisStore(Generic[R]):
     client's pool; when its answer is lost, the store finds out whether it was written as long as the batch has time.
     Only what it cannot find out fails as the driver's error, in a `SaveFailed` that is not ``retry_safe``.
 
-    An outcome that is recorded for an idempotency key has a key of its own, in the same slot of a cluster, which expires
-    by itself. Where Redis evicts keys, it may be gone before.
+    The outcome of an operation with an idempotency key has a key of its own, in the same slot of a cluster, which
+    expires by itself. Where Redis evicts keys, it may be gone before.
 
     Args:
         client: A `redis.Redis` or `redis.RedisCluster`. It may be used for anything else as well.
@@ -198,9 +198,7 @@ class RedisStore(Generic[R]):
         self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
         self._missing = missing
         self._ttl = None if ttl is None else _milliseconds("ttl", ttl)
-        self._idempotency_ttl = (
-            None if idempotency_ttl is None else _milliseconds("idempotency_ttl", idempotency_ttl)
-        )
+        self._idempotency_ttl = None if idempotency_ttl is None else _milliseconds("idempotency_ttl", idempotency_ttl)
 
     def __repr__(self) -> str:
         """Say where it keeps what."""
@@ -502,9 +500,7 @@ class _Server:
         return value, version, saves
 
     def load_outcomes(self, name: bytes, names: list[bytes]) -> list[bytes | None]:
-        found = self._client.execute_command(
-            "EVAL", _LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True
-        )
+        found = self._client.execute_command("EVAL", _LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True)
         return cast("list[bytes | None]", found)
 
     def pool_of(self, _name: bytes, /) -> Any:
