@@ -9,11 +9,9 @@ at the same time, in whatever process, one is saved, and the other one finds wha
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final
@@ -37,10 +35,6 @@ _DIGEST: Final = 33
 _AT_ONCE: Final = 500
 """Parameters of one IN; SQLite has had a limit of 999."""
 
-_REPEATED: Final = "idempotency keys are new of"
-_TOLD: Final = re.compile(rf'"\d+ {_REPEATED} \d+"')
-
-
 Send = Callable[[str, Any], Any]
 """Sends a statement, with a tuple of parameters, or a list of such tuples, and gives what
 has a ``rowcount``, and a ``fetchall()``: a cursor of the DB-API, or more."""
@@ -59,31 +53,15 @@ class OutcomeTable:
     mark: str = "%s"
     """That stands for a parameter."""
 
-    @cached_property
-    def add(self) -> str:
-        """For PostgreSQL and SQLite: insert, or take the place of what has expired; leave what has not."""
-        mark, name = self.mark, self.name
-        rows = f"VALUES ({mark}, {mark}, {mark})"
+    def insert(self, count: int) -> str:
+        """Insert so many rows."""
+        mark = self.mark
+        rows = f"VALUES {', '.join([f'({mark}, {mark}, {mark})'] * count)}"
         if self.vendor == "postgresql":
             # Two texts for all rows: of arrays, a driver in Python would convert each element.
-            arrays = f"string_to_array({mark}, chr(10))"
-            rows = f"SELECT i, o, {mark} FROM unnest({arrays}, {arrays}) AS r(i, o)"  # noqa: S608 - of ours
-        return (
-            f"INSERT INTO {name} (id, outcome, expires) {rows} ON CONFLICT (id) DO UPDATE "
-            f"SET outcome = excluded.outcome, expires = excluded.expires WHERE {name}.expires <= {mark}"
-        )
-
-    def insert(self, count: int) -> str:
-        """For any other: insert so many."""
-        row = f"({', '.join([self.mark] * 3)})"
-        return f"INSERT INTO {self.name} (id, outcome, expires) VALUES {', '.join([row] * count)}"  # noqa: S608 - ours
-
-    def add_or_fail(self, count: int) -> str:
-        """The same for PostgreSQL: a statement that fails unless all are new, and so keeps a COMMIT from happening."""
-        return (
-            f"WITH added AS ({self.add} RETURNING 1) SELECT CASE count(*) WHEN {count} THEN 1 "  # noqa: S608 - ours
-            f"ELSE CAST(count(*) || ' {_REPEATED} {count}' AS integer) END FROM added"
-        )
+            arrays = ", ".join([f"string_to_array({mark}, chr(10))"] * 2)
+            rows = f"SELECT {mark} || i, o, {mark} FROM unnest({arrays}) AS r(i, o)"  # noqa: S608 - ours
+        return f"INSERT INTO {self.name} (id, outcome, expires) {rows}"
 
     def purge(self, send: Send, limit: int) -> int:
         """Delete some that have expired; give how many. In a transaction of the caller's. Switches: yes."""
@@ -106,10 +84,6 @@ def seconds_to_keep(option: str, seconds: object) -> float:
     if not 0 < seconds < inf:
         raise ValueError(f"{option} is {seconds!r}, but must be more than 0 seconds, and finite")
     return float(seconds)
-
-
-class NotNew(Exception):
-    """Some of what was to be recorded is there. Roll back what was inserted, then see `Recording.repeated`."""
 
 
 class Outcomes:
@@ -147,62 +121,47 @@ class Recording:
         """By idempotency key, as `Batch.outcomes` has it."""
         self._outcomes = outcomes
         self._kept = kept
-        self._now = int(time.time())
-        self._expires = self._now + ceil(outcomes.table.seconds)
 
     def send(self, send: Send) -> None:
-        """Insert it all, by one statement. Raises `NotNew` when some of it is there. Switches: yes."""
+        """Insert it all, by one statement, which fails when some of it is there. Switches: yes."""
         table = self._outcomes.table
-        if table.vendor == "postgresql":
-            added = send(table.add, self._texts()).rowcount
-        elif table.vendor == "sqlite":
-            added = send(table.add, [(*row, self._now) for row in self._rows()]).rowcount
+        if table.vendor == "sqlite":  # which takes no more than so many parameters
+            send(table.insert(1), self._rows())
         else:
-            added = self._insert(send)
-        if added != len(self._kept):
-            raise NotNew
+            send(*self.statement())
 
-    def checked(self) -> tuple[str, tuple[object, ...]]:
-        """A statement for PostgreSQL that does the same, and fails when some of it is there: see `is_repeated`."""
-        return self._outcomes.table.add_or_fail(len(self._kept)), self._texts()
+    def statement(self) -> tuple[str, tuple[object, ...]]:
+        """That statement, and its parameters."""
+        outcomes, kept = self._outcomes, self._kept
+        insert = outcomes.table.insert(len(kept))
+        if outcomes.table.vendor != "postgresql":
+            return insert, tuple(value for row in self._rows() for value in row)
+        keys = sorted(kept)
+        return insert, (outcomes.prefix, self._expires(), "\n".join(keys), "\n".join([kept[key] for key in keys]))
 
-    def repeated(self, send: Send) -> NotSaved:
-        """What to raise when not all of it was new, and the transaction was rolled back. Switches: yes."""
-        key = self._outcomes.key
+    def check(self, error: BaseException, send: Send, roll_back: Callable[[], object]) -> NotSaved | None:
+        """What *error* of a save is if that statement was the one that failed; it is rolled back then. Switches: yes.
+
+        Only now are those that have expired deleted: that a key comes again after so long is rare.
+        """
+        if not _sql.is_duplicate(error):
+            return None
+        roll_back()
+        key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
-        if not found:  # it has expired since then
-            return Conflict(f"{key!r} was not saved: an idempotency key has expired just now")
-        told = f"{key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
-        return Repeated(told, outcomes=found)
+        if found:
+            told = f"{key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
+            return Repeated(told, outcomes=found)
+        expired = [(row[0], int(time.time())) for row in self._rows()]
+        deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"  # noqa: S608 - ours
+        if not send(deletion, expired).rowcount:
+            return None
+        return Conflict(f"{key!r} was not saved: outcomes were in the way that have expired")
 
-    # In the order of the keys, so that two of them never deadlock.
-
-    def _texts(self) -> tuple[object, ...]:
-        keys, prefix = sorted(self._kept), self._outcomes.prefix
-        ids = prefix + f"\n{prefix}".join(keys)
-        return self._expires, ids, "\n".join([self._kept[key] for key in keys]), self._now
+    def _expires(self) -> int:
+        return int(time.time()) + ceil(self._outcomes.table.seconds)
 
     def _rows(self) -> list[tuple[str, str, int]]:
-        return [(f"{self._outcomes.prefix}{key}", self._kept[key], self._expires) for key in sorted(self._kept)]
-
-    def _insert(self, send: Send) -> int:
-        """Where an insert cannot be told to take the place of what has expired: try, and look when it fails."""
-        table, rows = self._outcomes.table, self._rows()
-        insert = table.insert(len(rows)), tuple(value for row in rows for value in row)
-        try:
-            send(*insert)
-        except Exception as error:
-            if not _sql.is_duplicate(error):
-                raise
-            if self._outcomes.find(send, self._kept):
-                return 0
-            mark = table.mark
-            expired = [(row[0], self._now) for row in rows]
-            send(f"DELETE FROM {table.name} WHERE id = {mark} AND expires <= {mark}", expired)  # noqa: S608 - ours
-            send(*insert)
-        return len(rows)
-
-
-def is_repeated(error: BaseException) -> bool:
-    """Whether *error* is a `NotNew`, or of a statement that `Recording.checked` gave, and says the same."""
-    return isinstance(error, NotNew) or _TOLD.search(str(error)) is not None
+        """In the order of the keys, so that two of them never deadlock."""
+        expires = self._expires()
+        return [(f"{self._outcomes.prefix}{key}", self._kept[key], expires) for key in sorted(self._kept)]

@@ -145,7 +145,7 @@ class JoinedTransaction(PostgresTransaction):
         self.collected = [_sql.postgres_bound(remaining())]
         try:
             if recording is not None:
-                self.collected.append(self.join(*recording.checked()))
+                self.collected.append(self.join(*recording.statement()))
             writes()
             return self.collected
         finally:

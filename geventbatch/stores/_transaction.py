@@ -20,7 +20,6 @@ from geventbatch import _clock, _process
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _sql
-from geventbatch.stores._outcomes import is_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -116,10 +115,11 @@ class Transaction:
         self.commit()
 
     def check_repeated(self, error: Exception, recording: Recording | None) -> None:
-        """Raise `Repeated` if *error* says that."""
-        if recording is not None and is_repeated(error):
-            self.connection.rollback()
-            raise recording.repeated(self.send) from None
+        """Raise what *error* is, if it is of what was to be recorded."""
+        found = None if recording is None else recording.check(error, self.send, self.connection.rollback)
+        if found is not None:
+            self.connection.commit()  # if some have expired and were deleted
+            raise found from None
 
     def commit(self) -> None:
         """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""

@@ -37,7 +37,7 @@ from geventbatch.stores._django_changes import changed, state_of
 from geventbatch.stores._django_connections import current, pool
 from geventbatch.stores._django_transaction import Transaction
 from geventbatch.stores._key import normalize
-from geventbatch.stores._outcomes import DAY, Outcomes, OutcomeTable, Recording, is_repeated, seconds_to_keep
+from geventbatch.stores._outcomes import DAY, Outcomes, OutcomeTable, Recording, seconds_to_keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -427,17 +427,19 @@ class _Scope(Generic[M]):
         except NotSaved:
             raise
         except Exception as error:
-            self._check_repeated(error, recording)
             if transaction.may_be_committed:
                 raise
             raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
         transaction.commit()
 
     def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
-        """Raise `Repeated` if *error* says that."""
-        if recording is not None and is_repeated(error):
-            self._transaction.roll_back(error)
-            raise recording.repeated(partial(_send, self._connection)) from None
+        """Raise what *error* is, if it is of what was to be recorded."""
+        if recording is None:
+            return
+        send, roll_back = partial(_send, self._connection), partial(self._transaction.roll_back, error)
+        found = recording.check(error, send, roll_back)
+        if found is not None:
+            raise found from None
 
     def _record(self) -> None:
         """Send what is to be recorded."""
@@ -501,7 +503,7 @@ class _Scope(Generic[M]):
         version = self._store.version_field
         checks = []
         if self._is_joined:
-            checks = [*([self._recording.checked()] if self._recording is not None else []), self._check()]
+            checks = [*([self._recording.statement()] if self._recording is not None else []), self._check()]
         else:
             commits = False
             self._verify()
