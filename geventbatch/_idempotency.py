@@ -15,7 +15,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import gevent
+from gevent import getcurrent
 
 from geventbatch import _process
 from geventbatch._failure import load_failed
@@ -33,7 +33,7 @@ LONGEST: Final = 255
 """Characters of an idempotency key."""
 
 _PRINT: Final = 24
-"""Characters of a fingerprint, with which a record begins. One more says what follows."""
+"""Characters of a fingerprint (12 bytes), with which a record begins. One more says what follows."""
 
 _VALUE: Final = "="
 _ERROR: Final = "!"
@@ -68,11 +68,11 @@ class Once:
             _refuse_operation(key, operation, error)
         self.key = key
         self.operation = operation
-        self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=_PRINT // 2).hexdigest()
+        self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Apply it, and keep what came of it; or give what came of the same one in this attempt."""
-        batch = _process.running[gevent.getcurrent()]
+        batch = _process.running[getcurrent()]
         outcomes = batch.outcomes
         if not outcomes:
             outcomes = batch.outcomes = {}

@@ -57,7 +57,7 @@ class OutcomeTable:
         """Insert so many rows."""
         mark = self.mark
         rows = f"VALUES {', '.join([f'({mark}, {mark}, {mark})'] * count)}"
-        if self.vendor == "postgresql":
+        if self.vendor == "postgresql" and count > 1:
             # Two texts for all rows: of arrays, a driver in Python would convert each element.
             arrays = ", ".join([f"string_to_array({mark}, chr(10))"] * 2)
             rows = f"SELECT {mark} || i, o, {mark} FROM unnest({arrays}) AS r(i, o)"  # noqa: S608 - ours
@@ -134,7 +134,7 @@ class Recording:
         """That statement, and its parameters."""
         outcomes, kept = self._outcomes, self._kept
         insert = outcomes.table.insert(len(kept))
-        if outcomes.table.vendor != "postgresql":
+        if outcomes.table.vendor != "postgresql" or len(kept) == 1:
             return insert, tuple(value for row in self._rows() for value in row)
         keys = sorted(kept)
         return insert, (outcomes.prefix, self._expires(), "\n".join(keys), "\n".join([kept[key] for key in keys]))
