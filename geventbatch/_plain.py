@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
 from importlib import import_module
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ALLOWED: Final = (
-    "None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID, an Enum, or a list, tuple or "
-    "dict of them"
+    "None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta, UUID, an Enum, or a list, tuple, "
+    "dict or dataclass of them"
 )
 
 REFUSALS: Final = (TypeError, ValueError, RecursionError)
@@ -86,8 +87,8 @@ def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
         return parts if kind is list else {"~tuple": parts}
     if kind is dict:
         return _tagged_dict(value, otherwise)
-    if isinstance(value, Enum):
-        return {"~enum": [path_of(kind), value.name]} if value.name is not None else otherwise(value)
+    if isinstance(value, Enum) or is_dataclass(kind):
+        return _tagged_instance(value, otherwise)
     if isinstance(value, str):  # a subclass, such as a text that is marked as safe
         return str.__str__(value)
     tag = next((tag for tag, (tagged, _, _) in _TAGS.items() if kind is tagged), None)
@@ -99,6 +100,16 @@ def _tagged_dict(value: dict[Any, Any], otherwise: Callable[[object], Any]) -> d
         return {name: _tagged(one, otherwise) for name, one in value.items()}
     pairs = [[_tagged(name, otherwise), _tagged(one, otherwise)] for name, one in value.items()]
     return {"~dict": pairs if otherwise is _refuse else sorted(pairs, key=_dumps_sorted)}
+
+
+def _tagged_instance(value: Any, otherwise: Callable[[object], Any]) -> Any:
+    kind = type(value)
+    if "<" in kind.__qualname__:  # nobody could find it again
+        return otherwise(value)
+    if isinstance(value, Enum):
+        return {"~enum": [path_of(kind), value.name]} if value.name is not None else otherwise(value)
+    parts = {one.name: _tagged(getattr(value, one.name), otherwise) for one in fields(value)}
+    return {"~dataclass": [path_of(kind), parts]}
 
 
 _TAGS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
@@ -126,12 +137,19 @@ def _untagged(found: dict[str, Any]) -> Any:
         return tuple(value)
     if tag == "~dict":
         return {name: one for name, one in value}  # noqa: C416 - a dict of lists is none
-    if tag == "~enum":
-        kind = found_at(value[0])
-        if not (isinstance(kind, type) and issubclass(kind, Enum)):
-            raise ValueError(f"{value[0]} is no Enum")
-        return kind[value[1]]
-    return _TAGS[tag][2](value)
+    return _instance(*value) if tag in {"~enum", "~dataclass"} else _TAGS[tag][2](value)
+
+
+def _instance(path: str, told: Any) -> Any:
+    kind = found_at(path)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[told]
+    if not is_dataclass(kind) or {one.name for one in fields(kind)} != set(told):
+        raise ValueError(f"{path} is not what it was")
+    made: Any = object.__new__(cast("type[Any]", kind))  # as it was, whatever its __init__ would make of it
+    for name, value in told.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 # -- names --------------------------------------------------------------------------------------------------

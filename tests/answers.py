@@ -12,6 +12,7 @@ from geventbatch import (
     BatchAborted,
     BatchError,
     BatchTimeout,
+    IdempotencyKeyReused,
     LoadFailed,
     OperationCancelled,
     ProcessorOverloaded,
@@ -34,6 +35,7 @@ AGAIN = Told(503, "TryAgain", retry_safe=True, headers={"Retry-After": "1"})
 ENDING = Told(503, "TryAgain", retry_safe=True, headers={"Retry-After": "1", "Connection": "close"})
 LATE = Told(504, "TryAgain", retry_safe=True, headers={})
 UNKNOWN = Told(500, "OutcomeUnknown", retry_safe=False, headers={})
+REUSED = Told(422, "IdempotencyKeyReused", retry_safe=True, headers={})
 MISSING = Told(404, "ResourceMissing", retry_safe=True, headers={})
 
 CASES: dict[str, tuple[Make, Told]] = {
@@ -48,6 +50,7 @@ CASES: dict[str, tuple[Make, Told]] = {
     "late in a save": (lambda: BatchTimeout("secret", retry_safe=False, phase="save"), UNKNOWN),
     "save failed": (lambda: SaveFailed("secret", retry_safe=False), UNKNOWN),
     "killed in a save": (lambda: BatchAborted("secret", retry_safe=False), UNKNOWN),
+    "reused": (lambda: IdempotencyKeyReused("secret"), REUSED),
     "missing": (lambda: ResourceMissing("secret"), MISSING),
 }
 

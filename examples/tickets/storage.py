@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from examples.tickets.domain import Train, UnknownTrain
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
 
 if TYPE_CHECKING:
     from examples.tickets.redis_storage import RedisTrains
@@ -58,7 +59,7 @@ class Store:
             return list(connection.scalars(sa.select(key).order_by(key)))
 
     def create(self, trains: Mapping[str, int]) -> None:
-        """Add the table and the trains (names and numbers of seats) that are not there yet.
+        """Add the tables and the trains (names and numbers of seats) that are not there yet.
 
         Workers that start together meet here. Whoever is second finds everything in place.
         """
@@ -70,7 +71,14 @@ class Store:
         self._engine.dispose()
 
     def _trains(self, missing: Literal["raise"] | Callable[[str], Train] = "raise") -> SQLAlchemyStore[Train]:
-        return SQLAlchemyStore.documents(self._engine, "seat_maps", encode=encode, decode=decode, missing=missing)
+        return SQLAlchemyStore.documents(
+            self._engine,
+            "seat_maps",
+            encode=encode,
+            decode=decode,
+            missing=missing,
+            idempotency=idempotency_table("outcomes"),
+        )
 
 
 AnyStore: TypeAlias = "Store | RedisTrains"

@@ -5,6 +5,7 @@ whether it is safe to ask again.
 """
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
@@ -117,8 +118,9 @@ def seat_map(name: str) -> Response:
 
 @pages.post("/trains/<name>/seats/<int:seat>")
 def book(name: str, seat: int) -> tuple[Response, HTTPStatus]:
-    """Book one seat."""
-    ticket = _tickets().processor.run(name, Train.book, seat, _passenger())
+    """Book one seat; once, however often a client sends the same Idempotency-Key."""
+    key = _idempotency_key()
+    ticket = _tickets().processor.run(name, Train.book, seat, _passenger(), idempotency_key=key)
     return _shown(ticket), HTTPStatus.CREATED
 
 
@@ -175,6 +177,13 @@ def _passenger() -> str:
     if not isinstance(passenger, str):
         raise BadRequest('send {"passenger": "a name"}')
     return passenger
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not re.fullmatch("[!-~]{1,255}", key):
+        raise BadRequest("the Idempotency-Key has to be 1 to 255 visible ASCII characters")
+    return key
 
 
 def _shown(ticket: Ticket) -> Response:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from geventbatch.errors import (
     BatchError,
     BatchTimeout,
+    IdempotencyKeyReused,
     OperationCancelled,
     ProcessorOverloaded,
     ProcessorStopped,
@@ -32,8 +33,9 @@ class Answer:
     """An HTTP response, before it is known in which form the client wants it.
 
     Attributes:
-        status: 404, 500, 503 or 504.
-        error: What happened, as a name for programs: 'ResourceMissing', 'TryAgain' or 'OutcomeUnknown'.
+        status: 404, 422, 500, 503 or 504.
+        error: What happened, as a name for programs: 'ResourceMissing', 'IdempotencyKeyReused', 'TryAgain' or
+            'OutcomeUnknown'.
         detail: The same for people, and what they may do now.
         retry_safe: True when certainly nothing was saved.
         retry_after: Seconds for a Retry-After header; None for no such header.
@@ -69,6 +71,9 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
     """Give the answer for *error*; *retry_after* is in seconds."""
     if isinstance(error, ResourceMissing):
         return Answer(HTTPStatus.NOT_FOUND, "ResourceMissing", "there is no such resource", retry_safe=True)
+    if isinstance(error, IdempotencyKeyReused):
+        reused = "the idempotency key was used for something else; nothing was changed"
+        return Answer(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyKeyReused", reused, retry_safe=True)
     if not error.retry_safe:
         unknown = "it may be saved or not; look before you try again"
         return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, "OutcomeUnknown", unknown, retry_safe=False)
@@ -87,9 +92,10 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
 def log(logger: Logger, error: BatchError) -> None:
     """Tell the operator of *error*; the traceback of a cause that many callers share is shown once.
 
-    A missing resource is the client's affair, and who is refused at the door may be many in a second.
+    A missing resource is the client's affair, as is a key that it has used before; and who is refused at the door may
+    be many in a second.
     """
-    if isinstance(error, ResourceMissing):
+    if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
     told = f"{type(error).__name__}: {error}"
     if isinstance(error, _AT_THE_DOOR):
