@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -17,7 +18,15 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import F
 from gevent.event import Event
 
-from geventbatch import BatchTimeout, LoadFailed, Processor, SaveFailed, _process, current_batch
+from geventbatch import (
+    BatchTimeout,
+    IdempotencyKeyReused,
+    LoadFailed,
+    Processor,
+    SaveFailed,
+    _process,
+    current_batch,
+)
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
 from tests.callers import answer_of
@@ -25,7 +34,8 @@ from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
 from tests.servers import wait_until
 
-from tests.django_project.bank.models import Account, Audited, Entry, Savings, Ticket  # isort: skip - after Django is set up
+from geventbatch.integrations.django.models import OutcomeIdField, OutcomeModel  # isort: skip - after Django is set up
+from tests.django_project.bank.models import Account, Audited, Entry, Outcome, Savings, Ticket  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +86,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @contextmanager
 def processing(alias: str, **options: Any) -> Iterator[Processor[Account]]:
-    store = DjangoStore(Account, by="name", using=alias, mode=options.pop("mode", None))
+    of_store = {name: options.pop(name, None) for name in ("mode", "idempotency")}
+    store = DjangoStore(Account, by="name", using=alias, **of_store)
     with Processor(open_resource=store, **{"min_duration": 0, "max_duration": 10, **options}) as processor:
         yield processor
 
@@ -613,6 +624,61 @@ def test_a_batch_is_two_round_trips_and_one_more_with_rows(
         before = proxy.round_trips
         processor.run("a", operation)
         assert proxy.round_trips - before == expected
+
+
+def test_idempotency_keys_cost_no_round_trip(proxied: tuple[str, Proxy]) -> None:
+    alias, proxy = proxied
+    for mode in ("lock", "version"):
+        with processing(alias, mode=mode, idempotency=Outcome) as processor:
+            trips = []
+            for key in (None, "a", "b"):
+                before = proxy.round_trips
+                processor.run("a", deposit, 1, idempotency_key=key and mode + key)
+                trips.append(proxy.round_trips - before)
+        assert trips[1:] == [2, 2]
+
+
+# -- outcomes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_migration_names_the_public_field_and_makes_one_index_for_it(postgres: str) -> None:
+    field = Outcome._meta.get_field("id")
+    assert isinstance(field, OutcomeIdField)
+    name, path, args, options = field.deconstruct()
+    assert (name, path, args) == ("id", "geventbatch.integrations.django.models.OutcomeIdField", [])
+    assert OutcomeIdField(*args, **options).max_length == 300
+    assert Outcome.check(databases=[postgres]) == []
+    with connections[postgres].cursor() as cursor:
+        found = connections[postgres].introspection.get_constraints(cursor, Outcome._meta.db_table)
+    assert [one["columns"] for one in found.values() if one["index"] or one["unique"]].count(["id"]) == 1
+
+
+@pytest.mark.parametrize("model", [OutcomeModel, Account, "Outcome"])
+def test_what_is_no_model_of_outcomes_is_refused(model: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"idempotency is .*, but must be a subclass of OutcomeModel in an app of yours"
+    ):
+        DjangoStore(Account, idempotency=model)
+
+
+def test_a_store_that_records_nothing_has_nothing_to_purge() -> None:
+    with pytest.raises(ValueError, match="records no outcomes: pass idempotency="):
+        DjangoStore(Account).purge_outcomes()
+
+
+def test_an_outcome_is_rolled_back_with_the_transaction_that_its_savepoint_is_in(alias: str) -> None:
+    with processing(alias, batching=False, idempotency=Outcome) as processor:
+        run: Any = partial(processor.run, "a", deposit, idempotency_key="a")
+        with transaction.atomic(using=alias):
+            assert [run(1), run(1)] == [1, 1]
+            assert isinstance(answer_of(run, 2), IdempotencyKeyReused)
+            transaction.set_rollback(True, using=alias)
+        assert account(alias).balance == 0
+        with transaction.atomic(using=alias):
+            assert [run(2), processor.run("a", deposit, 1), run(2)] == [2, 3, 2]
+            Outcome.objects.using(alias).update(expires=1)
+            assert run(2) == 5
+    assert account(alias).balance == 5
 
 
 # -- alone -------------------------------------------------------------------------------------------------------

@@ -15,9 +15,18 @@ from gevent.event import Event
 from sqlalchemy.orm import Mapped, mapped_column, object_session
 
 import geventbatch
-from geventbatch import BatchError, BatchTimeout, ProcessorOverloaded, ProcessorStopped, ResourceMissing, current_batch
+from geventbatch import (
+    BatchError,
+    BatchTimeout,
+    IdempotencyKeyReused,
+    ProcessorOverloaded,
+    ProcessorStopped,
+    ResourceMissing,
+    current_batch,
+)
 from geventbatch.integrations.flask import AppProcessor, GeventBatch
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.answers import Make, Told, check, each_accept, each_error, form_of
 from tests.servers import database
 
@@ -361,6 +370,15 @@ def test_each_attempt_has_a_session_of_its_own(accounts: tuple[Flask, AppProcess
         assert db.session.scalar(sa.select(Account.balance)) == 1
 
 
+def deposit_once(account: Account, amount: int) -> int:
+    account.balance += amount
+    return account.balance
+
+
+def withdraw_once(account: Account, amount: int) -> int:
+    return deposit_once(account, -amount)
+
+
 @pytest.fixture
 def stored(tmp_path: Path, batching: bool) -> Iterator[tuple[Flask, GeventBatch]]:
     """An application for stores that have sessions of their own."""
@@ -383,6 +401,23 @@ def stored(tmp_path: Path, batching: bool) -> Iterator[tuple[Flask, GeventBatch]
     assert geventbatch.stop_all(timeout=10)
     with app.app_context():
         db.engine.dispose()
+
+
+def test_an_idempotency_key_stands_for_the_operation_in_the_context_of_its_batch(
+    stored: tuple[Flask, GeventBatch],
+) -> None:
+    _, batches = stored
+    outcomes = idempotency_table("outcomes")
+    outcomes.create(db.engine)
+    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account, idempotency=outcomes))
+    answers = [
+        accounts.run(1, deposit_once, amount, idempotency_key=key) for key, amount in (("a", 7), ("b", 1), ("a", 7))
+    ]
+    assert answers == [7, 8, 7]
+    with pytest.raises(IdempotencyKeyReused):
+        accounts.run(1, deposit_once, 8, idempotency_key="a")
+    with pytest.raises(IdempotencyKeyReused):
+        accounts.run(1, withdraw_once, 7, idempotency_key="a")
 
 
 def test_with_a_store_of_mapped_instances_the_session_is_that_of_the_store(stored: tuple[Flask, GeventBatch]) -> None:

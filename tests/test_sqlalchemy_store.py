@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from sqlalchemy.pool import NullPool
 from geventbatch import BatchError, BatchTimeout, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores._transaction import outcome
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
 from tests.callers import answer_of
 from tests.proxy import Proxy
@@ -269,6 +271,47 @@ def test_a_batch_over_a_mapped_class_takes_two_round_trips_where_nothing_needs_a
         assert trips.of(lambda: opened.run("ICE 1", book, row)) == expected
     assert taken_in(postgres.direct) == 2
     assert texts_in(postgres.direct) == ["a"]
+
+
+def test_idempotency_keys_cost_no_round_trip(postgres: Postgres, tmp_path: Path) -> None:
+    train_in(postgres.direct)
+    outcomes = idempotency_table("outcomes")
+    engine = postgres.engine()
+    trips = postgres.trips(engine, tmp_path)
+    operation: Callable[..., int]
+    for opened, key, operation in (
+        (documents(engine, idempotency=outcomes), "k", add),
+        (SQLAlchemyStore.mapped(engine, Train, by="name", idempotency=outcomes), "ICE 1", take),
+    ):
+        with processor(opened) as running:
+            running.run(key, operation, 1, idempotency_key="first")
+            run = partial(running.run, key, operation, 1, idempotency_key="second")
+            assert trips.of(run) == 2
+
+
+def test_a_table_that_cannot_hold_outcomes_is_refused(postgres: Postgres) -> None:
+    for table in (Train.__table__, "outcomes"):
+        with pytest.raises(TypeError, match=r"must be a Table that idempotency_table\(\) has made"):
+            documents(postgres.direct, idempotency=table)
+    for seconds in (0, -1, float("inf"), "1", True):
+        with pytest.raises((TypeError, ValueError), match=f"idempotency_ttl is {seconds!r}, but must be"):
+            documents(postgres.direct, idempotency=idempotency_table("outcomes"), idempotency_ttl=seconds)
+    with pytest.raises(ValueError, match="records no outcomes: pass idempotency="):
+        documents(postgres.direct).purge_outcomes()
+
+
+def test_stores_that_share_a_table_of_outcomes_have_their_keys_apart(postgres: Postgres) -> None:
+    metadata = sa.MetaData()
+    outcomes = idempotency_table("outcomes", metadata)
+    assert idempotency_table("outcomes", metadata) is outcomes
+    stores = [
+        SQLAlchemyStore.documents(postgres.direct, name, missing=lambda _: {"total": 0}, idempotency=outcomes)
+        for name in ("ones", "others")
+    ]
+    for store in stores:
+        store.create_table()
+        with processor(store) as opened:
+            assert [opened.run("k", add, 1, idempotency_key="a") for _ in range(2)] == [1, 1]
 
 
 def test_a_batch_that_changes_nothing_writes_nothing(postgres: Postgres, tmp_path: Path) -> None:

@@ -614,7 +614,7 @@ def test_in_one_batch_repeated_operations_get_what_there_was_and_all_others_are_
     adapter: Adapter,
 ) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.1) as processor:
+    with adapter.processor(min_duration=0.02) as processor:
         assert processor.run("k", adapter.add, 5, idempotency_key="old") == 15
         metrics = processor.subscribe_batch_metrics()
         keys = [None, "a", "old", "b", "a", None, "old"]
@@ -628,7 +628,7 @@ def test_in_one_batch_repeated_operations_get_what_there_was_and_all_others_are_
 @over()
 def test_a_thousand_operations_that_are_sent_again_are_applied_once(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.2) as processor:
+    with adapter.processor(min_duration=0.1) as processor:
         sent = [all_of([spawned(keyed, processor, f"{n}", adapter.add, 1) for n in range(1000)]) for _ in range(2)]
     assert sent[0] == list(range(11, 1011)) == sent[1]
     assert adapter.get("k") == 1010
@@ -637,7 +637,7 @@ def test_a_thousand_operations_that_are_sent_again_are_applied_once(adapter: Ada
 @over()
 def test_an_idempotency_key_with_other_arguments_is_refused_by_name(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.05, clean_errors=()) as processor:
+    with adapter.processor(min_duration=0.02, clean_errors=()) as processor:
         runs = [("a", adapter.add, 5), ("a", adapter.add, 6), ("a", adapter.total), (None, adapter.add, 1)]
         for total in (16, 17):  # in the batch of the first one, and after that
             first, *refused, last = all_of([spawned(keyed, processor, *run) for run in runs])
@@ -669,7 +669,7 @@ def test_a_clean_error_is_the_outcome_and_is_given_again(adapter: Adapter) -> No
 @over()
 def test_a_broken_operation_is_not_recorded_and_may_be_sent_again(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(clean_errors=(), min_duration=0.05) as processor:
+    with adapter.processor(clean_errors=(), min_duration=0.02) as processor:
         callers = [spawned(keyed, processor, key, adapter.take, 11) for key in ("a", None)]
         callers += [spawned(keyed, processor, "b", adapter.add, 1)]
         *broken, other = all_of(callers)
@@ -682,7 +682,7 @@ def test_a_broken_operation_is_not_recorded_and_may_be_sent_again(adapter: Adapt
 def test_a_repeated_operation_that_fails_for_what_it_has_done_itself_gets_its_first_outcome(adapter: Adapter) -> None:
     adapter.put("k", 10)
     for errors in ((), (LookupError,)):
-        with adapter.processor(clean_errors=errors, min_duration=0.05) as processor:
+        with adapter.processor(clean_errors=errors, min_duration=0.02) as processor:
             answers = [processor.run("k", adapter.take, 6, idempotency_key=f"{len(errors)}")]
             callers = [spawned(keyed, processor, f"{len(errors)}", adapter.take, 6)]
             callers += [spawned(processor.run, "k", adapter.add, 6)]
@@ -693,7 +693,7 @@ def test_a_repeated_operation_that_fails_for_what_it_has_done_itself_gets_its_fi
 @over()
 def test_what_an_operation_returns_that_cannot_be_recorded_fails_it_alone(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.05) as processor:
+    with adapter.processor(min_duration=0.02) as processor:
         callers = [spawned(keyed, processor, "a", adapter.add_and_return_an_object)]
         callers += [spawned(keyed, processor, "b", adapter.add, 1)]
         refused, other = all_of(callers)
@@ -746,7 +746,7 @@ def test_with_batching_off_an_idempotency_key_holds_too(adapter: Adapter) -> Non
 @over()
 def test_a_deletion_that_is_sent_again_does_not_delete_what_has_come_since(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(missing="make", min_duration=0.05) as processor:
+    with adapter.processor(missing="make", min_duration=0.02) as processor:
         callers = [spawned(keyed, processor, key, *run) for key, *run in (("a", delete), ("b", adapter.add, 1))]
         assert all_of(callers) == [None, 1]
         assert all_of([spawned(keyed, processor, "a", delete), spawned(processor.run, "k", adapter.add, 1)]) == [
@@ -759,7 +759,7 @@ def test_a_deletion_that_is_sent_again_does_not_delete_what_has_come_since(adapt
 @over(lambda case: case.has_rows)
 def test_a_repeated_operation_is_told_before_its_row_violates_a_constraint(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.05) as processor:
+    with adapter.processor(min_duration=0.02) as processor:
         for answers in ([11, 12], [11, 13]):
             callers = [spawned(keyed, processor, "a", adapter.add_with_row, 1, "row")]
             callers += [spawned(processor.run, "k", adapter.add_with_row, 1, f"row {answers[1]}")]
@@ -770,7 +770,7 @@ def test_a_repeated_operation_is_told_before_its_row_violates_a_constraint(adapt
 @over(lambda case: case.has_sql)
 def test_a_repeated_operation_gets_its_outcome_when_its_own_sql_violates_a_constraint(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.05) as processor:
+    with adapter.processor(min_duration=0.02) as processor:
         for answers in ([None, 11], [None, 12]):
             callers = [spawned(keyed, processor, "a", adapter.insert, "row")]
             callers += [spawned(processor.run, "k", adapter.add, 1)]
@@ -781,7 +781,7 @@ def test_a_repeated_operation_gets_its_outcome_when_its_own_sql_violates_a_const
 @over(lambda case: case.has_rows)
 def test_a_culprit_of_a_constraint_is_not_recorded_and_the_others_are(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(min_duration=0.05) as processor:
+    with adapter.processor(min_duration=0.02) as processor:
         for _ in range(2):
             callers = [spawned(keyed, processor, f"{n}", adapter.add_with_row, 1, f"row {n % 3}") for n in range(4)]
             *answers, culprit = all_of(callers)

@@ -280,6 +280,23 @@ def test_a_booking_shows_on_the_seat_map(client: Any) -> None:
     assert seat_map.json == {"train": "Rack Railway", "seats": 30, "taken": {"3": "Ann"}, "changes": 1, "saves": 1}
 
 
+def test_a_booking_that_is_sent_again_is_the_same_one(client: Any) -> None:
+    answers = [client.post(SEAT, json=ANN, headers={"Idempotency-Key": "8f14e45f"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json == answers[1].json == {"train": "Rack Railway", "seat": 3, "passenger": "Ann"}
+    taken = [client.post(SEAT, json={"passenger": "Bob"}, headers={"Idempotency-Key": "bob"}) for _ in range(2)]
+    assert [(answer.status_code, answer.json["error"]) for answer in taken] == [(409, "SeatTaken")] * 2
+    assert client.get("/trains/Rack Railway/seats").json["changes"] == 1
+
+
+def test_an_idempotency_key_of_something_else_or_of_nothing_is_refused(client: Any) -> None:
+    client.post(SEAT, json=ANN, headers={"Idempotency-Key": "a"})
+    reused = client.post(SEAT, json={"passenger": "Bob"}, headers={"Idempotency-Key": "a"})
+    assert (reused.status_code, reused.json["error"]) == (422, "IdempotencyKeyReused")
+    wrong = client.post(SEAT, json=ANN, headers={"Idempotency-Key": "a b"})
+    assert (wrong.status_code, wrong.json["error"]) == (400, "Bad Request")
+
+
 def test_a_cancelled_seat_leaves_the_seat_map(client: Any) -> None:
     client.post(SEAT, json=ANN)
 
