@@ -7,7 +7,6 @@ import logging
 import pickle
 import re
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -668,7 +667,10 @@ def test_a_store_that_records_nothing_has_nothing_to_purge() -> None:
 
 def test_an_outcome_is_rolled_back_with_the_transaction_that_its_savepoint_is_in(alias: str) -> None:
     with processing(alias, batching=False, idempotency=Outcome) as processor:
-        run: Any = partial(processor.run, "a", deposit, idempotency_key="a")
+
+        def run(amount: int) -> int:
+            return processor.run("a", deposit, amount, idempotency_key="a")
+
         with transaction.atomic(using=alias):
             assert [run(1), run(1)] == [1, 1]
             assert isinstance(answer_of(run, 2), IdempotencyKeyReused)

@@ -284,6 +284,19 @@ def test_a_store_that_cannot_be_asked_fails_the_load(keeping: Keeping, monkeypat
     assert error.retry_safe
 
 
+def test_what_an_operation_returns_that_cannot_be_recorded_fails_it_alone(keeping: Keeping, store: Store) -> None:
+    def add_and_return_an_object(resource: list[Any]) -> object:
+        resource.append("half-way")
+        return object()
+
+    with opened(keeping) as processor:
+        refused, other = answers([call(processor, "a", add_and_return_an_object), call(processor, "b", add, 1)])
+    assert isinstance(refused, TypeError)
+    assert "'a'" in str(refused)
+    assert "nothing of it was saved: return None, bool, int" in str(refused)
+    assert (other, store.kept["k"], set(keeping.recorded)) == (1, [1], {"b"})
+
+
 # -- errors -----------------------------------------------------------------------------------------------------
 
 

@@ -691,19 +691,6 @@ def test_a_repeated_operation_that_fails_for_what_it_has_done_itself_gets_its_fi
 
 
 @over()
-def test_what_an_operation_returns_that_cannot_be_recorded_fails_it_alone(adapter: Adapter) -> None:
-    adapter.put("k", 10)
-    with adapter.processor(min_duration=0.02) as processor:
-        callers = [spawned(keyed, processor, "a", adapter.add_and_return_an_object)]
-        callers += [spawned(keyed, processor, "b", adapter.add, 1)]
-        refused, other = all_of(callers)
-    assert isinstance(refused, TypeError)
-    assert "'a'" in str(refused)
-    assert "return None, bool, int" in str(refused)
-    assert (other, adapter.get("k"), adapter.outcomes()) == (11, 11, 1)
-
-
-@over()
 def test_an_outcome_that_has_expired_is_forgotten(adapter: Adapter, processor: Processor[Any]) -> None:
     runs = [("a", 1), ("b", 1), ("c", 1)]
     for total in (13, 16):

@@ -146,11 +146,6 @@ class Adapter(ABC):
             raise TooLittle(left)
         return self.add(resource, -amount)
 
-    def add_and_return_an_object(self, resource: Any) -> object:
-        """Add 1, and return what is no plain value."""
-        self.add(resource, 1)
-        return object()
-
     def row(self, text: str) -> object:
         """A row for `current_batch().add_row`. *text* is unique in its table: a second one violates a constraint."""
         raise NotImplementedError
