@@ -56,18 +56,35 @@ def describe(operation: Callable[..., Any], args: Sequence[object]) -> str:
     Raises:
         TypeError: It cannot tell by what it is given.
     """
-    if type(operation) is FunctionType and operation.__closure__ is None and "<" not in operation.__qualname__:
-        name = f"{operation.__module__}:{operation.__qualname__}"
-    else:
-        name = _dumps_sorted(_named(operation))
-    return f"{name}({','.join([_argument(value) for value in args])})"
+    return f"{_name(operation)}({','.join([_argument(value) for value in args])})"
+
+
+def _name(operation: Any) -> str:
+    """What tells *operation* from others. Of an object, its own or a method's, that is its class."""
+    kind = type(operation)
+    if kind is FunctionType and operation.__closure__ is None and "<" not in operation.__qualname__:
+        return f"{operation.__module__}:{operation.__qualname__}"
+    if kind is partial:
+        given = [_argument(value) for value in operation.args]
+        if operation.keywords:
+            given.append(_argument(operation.keywords))
+        return f"{_name(operation.func)}[{','.join(given)}]"
+    if hasattr(operation, "__func__"):
+        owner = operation.__self__
+        return f"{_name(operation.__func__)} of {path_of(owner if isinstance(owner, type) else type(owner))}"
+    if not hasattr(operation, "__qualname__"):
+        return f"a {path_of(type(operation))}"
+    name = path_of(operation)
+    return f"{name}{_dumps_sorted(_brought_along(operation))}" if "<" in name else name
 
 
 def _argument(value: Any) -> str:
     kind = type(value)
     if kind is str:
         return _quote(value)
-    return str(value) if kind is int else _dumps_sorted(_tagged(value, _argument_only))
+    if kind is int:
+        return str(value)
+    return _name(value) if kind is FunctionType else _dumps_sorted(_tagged(value, _argument_only))
 
 
 # -- values -------------------------------------------------------------------------------------------------
@@ -171,21 +188,7 @@ def found_at(path: str) -> Any:
 
 def _argument_only(value: Any) -> Any:
     """What may be an argument of an operation, and nothing that one returns: another function, or a class."""
-    return {"~callable": _named(value)} if callable(value) else _refuse(value)
-
-
-def _named(operation: Any) -> Any:
-    """What tells *operation* from others. Of an object, its own or a method's, that is its class."""
-    if isinstance(operation, partial):
-        given = [_tagged(value, _argument_only) for value in (operation.args, operation.keywords)]
-        return [_named(operation.func), *given]
-    if hasattr(operation, "__func__"):
-        owner = operation.__self__
-        return [_named(operation.__func__), path_of(owner if isinstance(owner, type) else type(owner))]
-    if not hasattr(operation, "__qualname__"):
-        return path_of(type(operation))
-    name = path_of(operation)
-    return [name, *_brought_along(operation)] if "<" in name else name
+    return {"~callable": _name(value)} if callable(value) else _refuse(value)
 
 
 def _brought_along(function: Any) -> list[Any]:
