@@ -401,15 +401,19 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
         return _back_off(batch, error)
     elif isinstance(error, Rejected):
         return split(batch, error)
-    elif isinstance(error, Repeated) and batch.state.options.idempotency.settle_repeated(
-        batch, current_part(batch), error.outcomes
-    ):
+    elif isinstance(error, Repeated) and _settle_repeated(batch, error):
         batch.phase = "load"
         return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, error))
     return False
+
+
+def _settle_repeated(batch: Batch, error: Repeated) -> bool:
+    """Give the outcomes that are recorded already to those who have the keys. False when nobody has."""
+    idempotency = batch.state.options.idempotency
+    return idempotency is not None and idempotency.settle_repeated(batch, current_part(batch), error.outcomes)
 
 
 def _back_off(batch: Batch, conflict: Conflict, *, loading: bool = False) -> bool:

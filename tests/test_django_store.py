@@ -219,8 +219,8 @@ def test_a_model_of_two_tables_is_written_whole_and_compared_whole(alias: str) -
     assert Savings.objects.using(alias).values_list("balance", "rate").get() == (101, 1)
 
 
-def foreign_deposit(alias: str) -> None:
-    Account.objects.using(alias).filter(name="s").update(balance=100)
+def foreign_deposit(alias: str, name: str = "s") -> None:
+    Account.objects.using(alias).filter(name=name).update(balance=100)
     connections[alias].close()
 
 
@@ -700,6 +700,21 @@ def test_with_batching_off_a_batch_is_a_savepoint_of_its_callers_transaction(ali
                 processor.run("a", lambda resource: deposit(resource, 1) / 0)
             assert isinstance(answer_of(processor.run, "nobody", deposit, 1), LoadFailed)
     assert account(alias).balance == 2
+
+
+def test_without_locks_a_savepoint_of_its_callers_transaction_notices_a_foreign_writer_too(postgres: str) -> None:
+    runs: list[int] = []
+
+    def change(resource: Account) -> None:
+        runs.append(resource.balance)
+        if len(runs) == 1:
+            gevent.spawn(foreign_deposit, postgres, "a").join()
+        resource.balance += 1
+
+    with processing(postgres, batching=False, mode="version") as processor, transaction.atomic(using=postgres):
+        processor.run("a", change)
+    assert runs == [0, 100]
+    assert account(postgres).balance == 101
 
 
 def test_with_batching_off_a_batch_uses_the_connection_of_its_caller(postgres: str) -> None:

@@ -146,7 +146,13 @@ class Recording:
         """
         if not _sql.is_duplicate(error):
             return None
-        roll_back()
+        try:
+            roll_back()
+            return self._look(send)
+        except Exception as failed:
+            raise _sql.not_saved(failed, self._outcomes.key) from failed
+
+    def _look(self, send: Send) -> NotSaved | None:
         key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
         if found:

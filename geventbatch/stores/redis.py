@@ -87,22 +87,29 @@ local as_loaded = version == ARGV[1] and saves == ARGV[2]
 """
 
 # Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), 1 and the value, or 0 and
-# '' when it goes. Then the outcomes to record, each at one of the other keys, and before them their milliseconds.
+# '' when it goes. Then, where outcomes are to be recorded at the other keys: their milliseconds to live, and the
+# outcomes, a line each. (`unpack` takes no more than some thousands.)
 _SAVE: Final = (
     _IS_AS_LOADED
     + """
 if not as_loaded then return 0 end
 local repeated = {}
-for i = 2, #KEYS do
-  local outcome = redis.call('GET', KEYS[i])
-  if outcome then
-    repeated[#repeated + 1] = i - 2
-    repeated[#repeated + 1] = outcome
+for first = 2, #KEYS, 1000 do
+  local found = redis.call('MGET', unpack(KEYS, first, math.min(first + 999, #KEYS)))
+  for i, outcome in ipairs(found) do
+    if outcome then
+      repeated[#repeated + 1] = first + i - 3
+      repeated[#repeated + 1] = outcome
+    end
   end
 end
 if #repeated > 0 then return repeated end
-for i = 2, #KEYS do
-  redis.call('SET', KEYS[i], ARGV[i + 8], 'PX', ARGV[9])
+if ARGV[10] then
+  local i = 1
+  for outcome in ARGV[10]:gmatch('[^\\n]+') do
+    i = i + 1
+    redis.call('SET', KEYS[i], outcome, 'PX', ARGV[9])
+  end
 end
 if ARGV[7] == '1' then
   redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[8])
@@ -374,7 +381,7 @@ class _Save:
         arguments += (0, b"") if value is None else (1, value)
         kept = self._batch.outcomes
         if kept:
-            arguments += (outcomes.milliseconds, *kept.values())
+            arguments += (outcomes.milliseconds, "\n".join(kept.values()))
         try:
             answer = self._ask(_SAVE, *arguments, beside=tuple(outcomes.names.values()))
         except (AskError, TryAgainError) as error:  # loading again finds the new place
