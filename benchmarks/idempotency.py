@@ -146,7 +146,8 @@ def measure(name: str, size: int, turns: int, batches: int) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         opened(Path(directory)) as store,
-        Processor(open_resource=store, min_duration=0, max_duration=30, max_batch_size=size) as processor,
+        # A window that no turn waits for: a batch is saved as soon as it is full.
+        Processor(open_resource=store, min_duration=10, max_duration=30, max_batch_size=size) as processor,
     ):
         took: dict[bool, list[float]] = {False: [], True: []}
         for number in range(turns + 1):
