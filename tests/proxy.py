@@ -6,6 +6,7 @@ process that it is in, so the client has to wait in gevent's way.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Endpoint = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
 
-Act = Literal["cut before", "cut after", "hold", "hold answer"]
+Act = Literal["cut before", "cut during", "cut after", "drop answer", "hold", "hold answer"]
 
 _TAIL: Final = 64
 """Bytes of what was read before that are looked at again, since a marker may come in two pieces."""
@@ -62,6 +63,8 @@ class Proxy:
         """New connections are ended at once."""
         self.delay = 0.0
         """Seconds that a piece takes each way."""
+        self.done: Counter[tuple[Act, bytes]] = Counter()
+        """How often it did what to messages with which marker."""
         self._rules: list[Rule] = []
         self._links: set[_Link] = set()
         self._listener = StreamServer(("127.0.0.1", 0), self._accept)
@@ -89,9 +92,17 @@ class Proxy:
         """End the connection in place of forwarding the message: it is certainly not carried out."""
         return self._rule(Rule("cut before", marker, times=times))
 
+    def cut_during(self, marker: bytes, times: int = 1) -> Rule:
+        """Forward the message and end the connection at once: it is carried out, or not, while nobody waits for it."""
+        return self._rule(Rule("cut during", marker, times=times))
+
     def cut_after(self, marker: bytes, answer: bytes = b"", times: int = 1) -> Rule:
         """Forward the message, wait for the answer (with *answer* in it), and end the connection without giving it."""
         return self._rule(Rule("cut after", marker, answer, times=times))
+
+    def drop_answer(self, marker: bytes, times: int = 1) -> Rule:
+        """Forward the message, so that it is carried out, and give no answer on this connection any more."""
+        return self._rule(Rule("drop answer", marker, times=times))
 
     @contextmanager
     def hold(self, marker: bytes) -> Iterator[Rule]:
@@ -138,8 +149,11 @@ class Proxy:
 
     def _rule_for(self, seen: bytes) -> Rule | None:
         for rule in self._rules:
-            if rule.met < rule.times and rule.marker in seen:
+            if rule.marker in seen:
                 rule.met += 1
+                self.done[rule.act, rule.marker] += 1
+                if rule.met == rule.times:
+                    self._rules.remove(rule)
                 return rule
         return None
 
@@ -201,6 +215,8 @@ class _Link:
                 if rule is not None and not self._sends_by(rule):
                     break
                 self._server.sendall(piece)
+                if rule is not None and rule.act == "cut during":
+                    break
         except OSError:
             pass
         self.cut()
@@ -211,7 +227,7 @@ class _Link:
             return False
         if rule.act == "hold":
             _wait_for_release(rule)
-        else:
+        elif rule.act != "cut during":
             self._rule = rule
         return True
 
@@ -223,6 +239,8 @@ class _Link:
                 gevent.sleep(self._proxy.delay)
                 rule = self._rule
                 answer = b"" if rule is None else answer + piece
+                if rule is not None and rule.act == "drop answer":
+                    continue
                 if rule is not None and rule.act == "cut after":
                     if rule.answer in answer:
                         break

@@ -1,0 +1,60 @@
+"""Breaks gunicorn, its workers, the server and the connections to it, and then counts what is there.
+
+    python -m tests.chaos                                      # ten seconds for each store
+    python -m tests.chaos --seconds 28800                      # a night
+    python -m tests.chaos --store redis-version --seed 7       # one round again
+    python -m tests.chaos --store postgres-lock --mutant early # has to fail
+
+It is made of rounds of a minute at most, each with workers and a database of its own, so that what breaks a rule is found soon after.
+The seed decides what is thrown when; it cannot decide what meets what. Exits with 1 at the first round that has broken a rule.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import argparse  # noqa: E402
+import random  # noqa: E402
+import sys  # noqa: E402
+
+from tests.chaos.settings import MUTANTS  # noqa: E402
+from tests.chaos.places import STORES  # noqa: E402
+from tests.chaos.round import Outcome, play  # noqa: E402
+
+LONGEST_ROUND = 60.0
+
+
+def main() -> int:
+    told = _arguments()
+    stores = STORES if told.store == "all" else (told.store,)
+    rounds = max(1, round(told.seconds / LONGEST_ROUND))
+    seconds = told.seconds / rounds
+    sums: dict[str, Outcome] = {}
+    for number in range(max(rounds, len(stores))):
+        store = stores[number % len(stores)]
+        outcome = play(store, f"{told.seed + number}", seconds, mutant=told.mutant, clients=told.clients)
+        print(f"{store}, seed {told.seed + number}, {seconds:.0f} s: {outcome.line()}", flush=True)
+        sums[store] = sums.get(store, Outcome()) + outcome
+        if outcome.broken:
+            break
+    for store, outcome in sums.items():
+        print(f"\n{store}:\n{outcome.table()}")
+    broken = [line for outcome in sums.values() for line in outcome.broken]
+    for line in broken[:100]:
+        print(line)
+    print(f"\n{len(broken)} broken rules" if broken else "\nno rule was broken")
+    return 1 if broken else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=30.0, help="of faults, all rounds together; 28800 is a night")
+    parser.add_argument("--store", choices=("all", *STORES), default="all")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--mutant", choices=MUTANTS, help="have the workers be wrong in this way")
+    parser.add_argument("--clients", type=int, default=24)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

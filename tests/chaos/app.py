@@ -1,0 +1,114 @@
+"""The application that is broken on purpose: a list of entries at each key, to which a call appends one name.
+
+A name that was applied twice is there twice. In SQL a row beside the resource has to tell the same story.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import redis
+import sqlalchemy as sa
+
+from geventbatch import BatchError, BatchTimeout, Processor, current_batch
+from geventbatch.integrations.wsgi import Answer, ErrorAnswers
+from geventbatch.stores import RedisStore, SQLAlchemyStore
+from tests.chaos.mutants import mutate
+from tests.chaos.settings import DEADLINES, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+CONNECTIONS = 10
+METADATA = sa.MetaData()
+ENTRIES = sa.Table(
+    "entries",
+    METADATA,
+    sa.Column("id", sa.BigInteger, primary_key=True),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+)
+"""The rows beside the resources."""
+
+Entries = list[str]
+
+
+def sql_store(engine: sa.Engine, mode: Any) -> SQLAlchemyStore[Entries]:
+    return SQLAlchemyStore.documents(engine, "resources", mode=mode, missing=lambda _: [], metadata=METADATA)
+
+
+TOLD = settings()
+ENGINES: list[sa.Engine] = []
+
+
+def open_resource() -> Any:
+    """A store as the driver has named it."""
+    kind, _, mode = TOLD.store.partition("-")
+    if kind == "redis":
+        return RedisStore(redis.Redis.from_url(TOLD.url), missing=lambda _: [])
+    # Unencrypted and unprepared, so that the proxy sees what is sent.
+    told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
+    engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
+    ENGINES.append(engine)
+    return sql_store(engine, mode)
+
+
+def connections() -> int:
+    """How many there are to the database."""
+    pools: list[Any] = [engine.pool for engine in ENGINES]
+    return sum(pool.checkedin() + pool.checkedout() for pool in pools)
+
+
+if TOLD.mutant is not None:
+    mutate(TOLD.mutant)
+
+PROCESSORS: dict[str, Processor[Entries]] = {
+    name: Processor(
+        open_resource=open_resource(),
+        min_duration=0,
+        max_duration=seconds,
+        max_attempts=30,
+        max_batches=CONNECTIONS,
+        max_pending=TOLD.max_pending,
+        max_batch_size=TOLD.max_batch_size,
+    )
+    for name, seconds in DEADLINES.items()
+}
+
+
+def add(entries: Entries, name: str) -> int:
+    entries.append(name)
+    batch = current_batch()
+    if getattr(batch.scope, "takes_rows", False):
+        batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
+    return len(entries)
+
+
+def remove(entries: Entries) -> None:
+    current_batch().delete()
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    processor: Any = PROCESSORS[asked["deadline"]]
+    options = {name: asked[name] for name in ("start_timeout", "idempotency_key") if name in asked}
+    if "name" in asked:
+        processor.run(asked["key"], add, asked["name"], **options)
+    else:
+        processor.run(asked["key"], remove, **options)
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+    return [b"{}"]
+
+
+class Answers(ErrorAnswers):
+    """Tells clients, who count them, which error it was."""
+
+    def answer(self, error: BatchError) -> Answer:
+        phase = f" in {error.phase}" if isinstance(error, BatchTimeout) else ""
+        return replace(super().answer(error), error=type(error).__name__ + phase)
+
+
+app = Answers(application)

@@ -1,0 +1,72 @@
+"""Three ways to be wrong, one at a time. Each has to be found by the same chaos that finds nothing in what is right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import sqlalchemy as sa
+
+from geventbatch import _attempts
+from geventbatch.errors import NotSaved
+from geventbatch.stores import _documents, _sql, _transaction
+from geventbatch.stores import redis as _redis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def mutate(mutant: str) -> None:
+    """Make this process wrong in that way."""
+    _WAYS[mutant]()
+
+
+def detect_no_conflicts() -> None:
+    """Save over what somebody else has saved meanwhile, without a lock too."""
+    original = _documents.Statements.__init__
+
+    def init(self: Any, table: sa.Table, dialect: str, *, locking: bool) -> None:
+        del locking
+        original(self, table, dialect, locking=False)
+        saves = sa.update(table).where(table.c.key == sa.bindparam("_key"))
+        self.update = saves.values(state=sa.bindparam("_state"), version=table.c.version + 1)
+
+    _replace(_documents.Statements, "__init__", init)
+    compares = "if not as_loaded then return 0 end"
+    assert compares in _redis._SAVE
+    _replace(_redis, "_SAVE", _redis._SAVE.replace(compares, ""))
+
+
+def lie_that_nothing_was_saved() -> None:
+    """Say `NotSaved` of a save whose answer was lost, as if that meant that it was not carried out."""
+
+    def settle(self: Any, error: Exception) -> NoReturn:
+        raise _sql.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")
+
+    def resolve(self: Any, lost: Exception) -> NoReturn:
+        raise NotSaved(f"the connection was lost: {lost}")
+
+    _replace(_transaction.Transaction, "settle", settle)
+    _replace(_redis._Save, "_resolve", resolve)
+
+
+def answer_before_the_save() -> None:
+    """Answer everybody when the operations have been applied, and save then."""
+    save = _attempts._save
+
+    def answer_first(batch: Any, leave: Any) -> bool:
+        batch.end()
+        return save(batch, leave)
+
+    _replace(_attempts, "_save", answer_first)
+
+
+def _replace(owner: Any, name: str, by: object) -> None:
+    assert hasattr(owner, name)
+    setattr(owner, name, by)
+
+
+_WAYS: Final[dict[str, Callable[[], None]]] = {
+    "no-conflicts": detect_no_conflicts,
+    "lying": lie_that_nothing_was_saved,
+    "early": answer_before_the_save,
+}

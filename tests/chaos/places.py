@@ -1,0 +1,199 @@
+"""The servers that are broken: how to lead a proxy to them, what their messages look like, how they are hurt and read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from tests import postgres_server, redis_server, servers
+from tests.redis_server import RedisServer
+from tests.servers import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.proxy import Endpoint, Proxy
+
+Found = dict[str, Counter[str]]
+"""How often each name is among the entries of each key."""
+
+
+class Place(Protocol):
+    """One server, with what one round keeps there."""
+
+    endpoint: Endpoint
+    save: bytes
+    """What is in the message that saves and commits, and in no other one."""
+    saved: bytes
+    """What is in the answer to it, when it was carried out."""
+    load: bytes
+    can_restart: bool
+
+    def url(self, proxy: Proxy) -> str:
+        """For the workers."""
+        ...
+
+    def terminate(self, chance: random.Random) -> bool:
+        """End one of its connections, if there is one."""
+        ...
+
+    def restart(self, chance: random.Random) -> None:
+        """Stop it, in order or as in a crash, and start it again."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until nothing is going on there any more; the proxy has gone."""
+        ...
+
+    def read(self) -> Found:
+        """What is kept."""
+        ...
+
+    def read_beside(self) -> Found | None:
+        """The same as the rows beside the resources tell it; None where there are none."""
+        ...
+
+
+class PostgresPlace:
+    save = b"COMMIT"
+    saved = b"COMMIT"
+    load = b"FROM resources"
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url).set(drivername="postgresql+psycopg")
+        self._engine = sa.create_engine(self._url, poolclass=NullPool)
+        self.can_restart = postgres_server.GIVEN is None
+        port = self._url.port or 5432
+        host = self._url.host
+        self.endpoint: Endpoint = (host, port) if host else f"{cast('str', self._url.query['host'])}/.s.PGSQL.{port}"
+        metadata = sa.MetaData()
+        self._resources = sa.Table(
+            "resources",
+            metadata,
+            sa.Column("key", sa.String(255), primary_key=True),
+            sa.Column("state", sa.Text, nullable=False),
+            sa.Column("version", sa.BigInteger, nullable=False),
+        )
+        self._entries = sa.Table(
+            "entries",
+            metadata,
+            sa.Column("id", sa.BigInteger, primary_key=True),
+            sa.Column("key", sa.Text, nullable=False),
+            sa.Column("name", sa.Text, nullable=False),
+        )
+        metadata.create_all(self._engine)
+
+    def url(self, proxy: Proxy) -> str:
+        url = self._url.difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
+        return url.render_as_string(hide_password=False)
+
+    def terminate(self, chance: random.Random) -> bool:
+        try:
+            with self._engine.begin() as connection:
+                pids = connection.scalars(sa.text(_OTHERS)).all()
+                if pids:
+                    connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": chance.choice(pids)})
+                return bool(pids)
+        except OperationalError:  # it is starting up
+            return False
+
+    def restart(self, chance: random.Random) -> None:
+        postgres_server.restart(chance.choice(("fast", "immediate")))
+
+    def settle(self) -> None:
+        def is_alone() -> bool:
+            with self._engine.begin() as connection:
+                return not connection.scalars(sa.text(_OTHERS)).all()
+
+        wait_until(is_alone)
+
+    def read(self) -> Found:
+        with self._engine.begin() as connection:
+            return {row.key: Counter(json.loads(row.state)) for row in connection.execute(sa.select(self._resources))}
+
+    def read_beside(self) -> Found:
+        found: Found = {}
+        with self._engine.begin() as connection:
+            for row in connection.execute(sa.select(self._entries)):
+                found.setdefault(row.key, Counter())[row.name] += 1
+        return found
+
+
+_OTHERS: Final = (
+    "SELECT pid FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+)
+
+
+class RedisPlace:
+    save = b"PERSIST"
+    saved = b":1"
+    load = b"'value', 'version', 'saves')"
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self.can_restart = True
+        self.endpoint: Endpoint = (server.host, server.port)
+        with redis_server.connected(server.url) as client:
+            client.flushall()
+
+    def url(self, proxy: Proxy) -> str:
+        return f"redis://{proxy.host}:{proxy.port}/0"
+
+    def terminate(self, chance: random.Random) -> bool:
+        with redis_server.connected(self._server.url) as client:
+            try:
+                others = self._others(client)
+                return bool(others) and bool(client.client_kill_filter(_id=chance.choice(others)))
+            except redis_server.redis.RedisError:  # it is starting up, or that one has just gone
+                return False
+
+    def restart(self, chance: random.Random) -> None:
+        del chance
+        self._server.restart()
+
+    def settle(self) -> None:
+        with redis_server.connected(self._server.url) as client:
+            wait_until(lambda: not self._others(client))
+
+    def read(self) -> Found:
+        with redis_server.connected(self._server.url) as client:
+            values = {name.decode(): client.hget(name, "value") for name in client.keys()}
+        return {key: Counter(json.loads(value)) for key, value in values.items() if value is not None}
+
+    def read_beside(self) -> None:
+        return None
+
+    def _others(self, client: Any) -> list[str]:
+        return [one["id"] for one in client.client_list() if one["name"] != "tests"]
+
+
+STORES: Final = ("postgres-lock", "postgres-version", "redis-version")
+
+
+@contextmanager
+def place_of(store: str) -> Iterator[Place]:
+    """An empty one, for a store of that name."""
+    if store.startswith("redis"):
+        yield RedisPlace(_redis_server())
+    else:
+        with servers.database("postgresql", Path()) as url:
+            yield PostgresPlace(url)
+
+
+_redis_servers: list[RedisServer] = []
+
+
+def _redis_server() -> RedisServer:
+    if not _redis_servers:
+        # It acknowledges nothing that a crash could take back.
+        _redis_servers.append(RedisServer("--appendfsync", "always"))
+    return _redis_servers[0]

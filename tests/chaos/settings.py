@@ -1,0 +1,44 @@
+"""What the driver tells the workers of gunicorn, through one variable of the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+VARIABLE: Final = "CHAOS"
+
+DEADLINES: Final = {"calm": 3.0, "tight": 0.2, "squeezed": 0.04}
+"""Seconds: the `max_duration` of the processors of each worker."""
+
+MUTANTS: Final = ("no-conflicts", "lying", "early")
+"""See `mutants`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the application is to run."""
+
+    store: str
+    url: str
+    """Of the proxy before the server."""
+    directory: str
+    """Where workers say that they live, and how they are."""
+    mutant: str | None = None
+    idempotent: bool = False
+    workers: int = 3
+    max_pending: int | None = None
+    max_batch_size: int | None = None
+    watched: float = 0.0
+    """Seconds between two looks of a worker at itself; 0: it never looks."""
+
+    def environment(self) -> dict[str, str]:
+        return {VARIABLE: json.dumps(asdict(self))}
+
+
+def settings() -> Settings:
+    """What this process was told."""
+    told: dict[str, Any] = json.loads(os.environ[VARIABLE])
+    assert set(told) == {field.name for field in fields(Settings)}
+    return Settings(**told)
