@@ -1,25 +1,25 @@
 """Breaks gunicorn, its workers, the server and the connections to it, and then counts what is there.
 
-    python -m tests.chaos                                      # ten seconds for each store
-    python -m tests.chaos --seconds 28800                      # a night
-    python -m tests.chaos --store redis-version --seed 7       # one round again
-    python -m tests.chaos --store postgres-lock --mutant early # has to fail
+    python -m tests.chaos                                        # ten seconds for each store
+    python -m tests.chaos --seconds 28800                        # a night
+    python -m tests.chaos --store redis-version --seed 7         # one round again
+    python -m tests.chaos --store postgres-lock --mutant early   # has to fail
 
-It is made of rounds of a minute at most, each with workers and a database of its own, so that what breaks a rule is found soon after.
-The seed decides what is thrown when; it cannot decide what meets what. Exits with 1 at the first round that has broken a rule.
+It plays rounds of a minute at most, each with workers and a database of its own. The seed decides what is thrown when;
+it cannot decide what is hit. Exits with 1 at the first round in which a rule was broken.
 """
 
 from gevent import monkey
 
 monkey.patch_all()
 
-import argparse  # noqa: E402
-import random  # noqa: E402
-import sys  # noqa: E402
+import argparse
+import random
+import sys
 
-from tests.chaos.settings import MUTANTS  # noqa: E402
-from tests.chaos.places import STORES  # noqa: E402
-from tests.chaos.round import Outcome, play  # noqa: E402
+from tests.chaos.places import STORES
+from tests.chaos.round import Outcome, play
+from tests.chaos.settings import MUTANTS
 
 LONGEST_ROUND = 60.0
 

@@ -14,32 +14,16 @@ import sqlalchemy as sa
 
 from geventbatch import BatchError, BatchTimeout, Processor, current_batch
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
-from geventbatch.stores import RedisStore, SQLAlchemyStore
+from geventbatch.stores import RedisStore
 from tests.chaos.mutants import mutate
 from tests.chaos.settings import DEADLINES, settings
+from tests.chaos.tables import ENTRIES, Entries, documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 CONNECTIONS = 10
-METADATA = sa.MetaData()
-ENTRIES = sa.Table(
-    "entries",
-    METADATA,
-    sa.Column("id", sa.BigInteger, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-)
-"""The rows beside the resources."""
-
-Entries = list[str]
-
-
-def sql_store(engine: sa.Engine, mode: Any) -> SQLAlchemyStore[Entries]:
-    return SQLAlchemyStore.documents(engine, "resources", mode=mode, missing=lambda _: [], metadata=METADATA)
-
-
 TOLD = settings()
 ENGINES: list[sa.Engine] = []
 
@@ -53,7 +37,7 @@ def open_resource() -> Any:
     told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
     ENGINES.append(engine)
-    return sql_store(engine, mode)
+    return documents(engine, mode)
 
 
 def connections() -> int:
@@ -82,7 +66,7 @@ PROCESSORS: dict[str, Processor[Entries]] = {
 def add(entries: Entries, name: str) -> int:
     entries.append(name)
     batch = current_batch()
-    if getattr(batch.scope, "takes_rows", False):
+    if TOLD.rows and getattr(batch.scope, "takes_rows", False):
         batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
     return len(entries)
 

@@ -1,23 +1,25 @@
-"""The servers that are broken: how to lead a proxy to them, what their messages look like, how they are hurt and read."""
+"""The servers that are broken: where they are, what their messages look like, how they are hurt and read."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import sqlalchemy as sa
+from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from tests import postgres_server, redis_server, servers
+from tests.chaos.tables import ENTRIES, METADATA, documents
 from tests.redis_server import RedisServer
 from tests.servers import wait_until
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
     from tests.proxy import Endpoint, Proxy
@@ -74,22 +76,8 @@ class PostgresPlace:
         port = self._url.port or 5432
         host = self._url.host
         self.endpoint: Endpoint = (host, port) if host else f"{cast('str', self._url.query['host'])}/.s.PGSQL.{port}"
-        metadata = sa.MetaData()
-        self._resources = sa.Table(
-            "resources",
-            metadata,
-            sa.Column("key", sa.String(255), primary_key=True),
-            sa.Column("state", sa.Text, nullable=False),
-            sa.Column("version", sa.BigInteger, nullable=False),
-        )
-        self._entries = sa.Table(
-            "entries",
-            metadata,
-            sa.Column("id", sa.BigInteger, primary_key=True),
-            sa.Column("key", sa.Text, nullable=False),
-            sa.Column("name", sa.Text, nullable=False),
-        )
-        metadata.create_all(self._engine)
+        self._resources = documents(self._engine, "lock").table
+        METADATA.create_all(self._engine)
 
     def url(self, proxy: Proxy) -> str:
         url = self._url.difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
@@ -122,7 +110,7 @@ class PostgresPlace:
     def read_beside(self) -> Found:
         found: Found = {}
         with self._engine.begin() as connection:
-            for row in connection.execute(sa.select(self._entries)):
+            for row in connection.execute(sa.select(ENTRIES)):
                 found.setdefault(row.key, Counter())[row.name] += 1
         return found
 
@@ -153,7 +141,7 @@ class RedisPlace:
             try:
                 others = self._others(client)
                 return bool(others) and bool(client.client_kill_filter(_id=chance.choice(others)))
-            except redis_server.redis.RedisError:  # it is starting up, or that one has just gone
+            except RedisError:  # it is starting up, or that one has just gone
                 return False
 
     def restart(self, chance: random.Random) -> None:
@@ -166,7 +154,7 @@ class RedisPlace:
 
     def read(self) -> Found:
         with redis_server.connected(self._server.url) as client:
-            values = {name.decode(): client.hget(name, "value") for name in client.keys()}
+            values = {name.decode(): client.hget(name, "value") for name in client.scan_iter()}
         return {key: Counter(json.loads(value)) for key, value in values.items() if value is not None}
 
     def read_beside(self) -> None:

@@ -27,6 +27,8 @@ class Settings:
     """Where workers say that they live, and how they are."""
     mutant: str | None = None
     idempotent: bool = False
+    rows: bool = True
+    """Each entry brings a row beside its resource."""
     workers: int = 3
     max_pending: int | None = None
     max_batch_size: int | None = None
