@@ -76,7 +76,8 @@ class Clients:
         for key in self._hot_keys():
             timeout = gevent.Timeout.start_new(seconds)
             try:
-                client.add(key, "again", "calm")
+                while client.add(key, "again", "calm") != "saved":
+                    continue
             except gevent.Timeout:  # there is no other one
                 stuck.append(key)
             finally:
@@ -112,8 +113,8 @@ class _Client:
     def close(self) -> None:
         self._connection.close()
 
-    def add(self, key: str, kind: Kind, deadline: str) -> None:
-        """Ask once, or again and again until it is known, as the kind of the entry says."""
+    def add(self, key: str, kind: Kind, deadline: str) -> Told:
+        """Give what it comes to. Ask once, or again and again until it is known, as the kind of the entry says."""
         entry = Entry(next(self._names), key, kind)
         self._clients.entries.append(entry)
         asked: dict[str, Any] = {"key": key, "name": entry.name, "deadline": deadline}
@@ -127,10 +128,10 @@ class _Client:
             entry.answers.append(answer)
             self._clients.counts[answer] += 1
             if entry.told == "saved":
-                return
+                return entry.told
             gevent.sleep(0.005 + 0.05 * self._chance.random())
             if kind == "once" or (kind == "again" and entry.told == "unknown"):
-                return
+                return entry.told
             asked["deadline"] = "calm"
             asked.pop("start_timeout", None)
 

@@ -39,8 +39,12 @@ class Place(Protocol):
     load: bytes
     can_restart: bool
 
-    def url(self, proxy: Proxy) -> str:
-        """For the workers."""
+    def url(self, proxy: Proxy | None) -> str:
+        """For the workers: through *proxy*, or straight."""
+        ...
+
+    def slow_down(self, seconds: float) -> None:
+        """Have it take so long for each save."""
         ...
 
     def terminate(self, chance: random.Random) -> bool:
@@ -79,9 +83,22 @@ class PostgresPlace:
         self._resources = documents(self._engine, "lock").table
         METADATA.create_all(self._engine)
 
-    def url(self, proxy: Proxy) -> str:
-        url = self._url.difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
+    def url(self, proxy: Proxy | None) -> str:
+        url = self._url
+        if proxy is not None:
+            url = url.difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
         return url.render_as_string(hide_password=False)
+
+    def slow_down(self, seconds: float) -> None:
+        """Have the server take so long for each save."""
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS "
+                f"'BEGIN PERFORM pg_sleep({seconds:.3f}); RETURN NEW; END'"
+            )
+            connection.exec_driver_sql(
+                "CREATE TRIGGER slowly BEFORE INSERT OR UPDATE ON resources FOR EACH ROW EXECUTE FUNCTION slowly()"
+            )
 
     def terminate(self, chance: random.Random) -> bool:
         try:
@@ -133,8 +150,11 @@ class RedisPlace:
         with redis_server.connected(server.url) as client:
             client.flushall()
 
-    def url(self, proxy: Proxy) -> str:
-        return f"redis://{proxy.host}:{proxy.port}/0"
+    def url(self, proxy: Proxy | None) -> str:
+        return self._server.url if proxy is None else f"redis://{proxy.host}:{proxy.port}/0"
+
+    def slow_down(self, seconds: float) -> None:
+        raise NotImplementedError
 
     def terminate(self, chance: random.Random) -> bool:
         with redis_server.connected(self._server.url) as client:

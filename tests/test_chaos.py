@@ -1,0 +1,113 @@
+"""Broken on purpose, in short: `tests/chaos` says how it is done, and how a whole night of it is run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.clients import Entry
+from tests.chaos.judge import BESIDE, LIED, LOST, TWICE, UNASKED, broken_rules, unknown_but_there
+from tests.chaos.places import STORES
+from tests.chaos.settings import MUTANTS
+from tests.servers import side_by_side
+
+ROOT = Path(__file__).parents[1]
+
+TRIES = 5
+"""A mutant is found in the first round, nearly always."""
+
+
+def run(program: str, *arguments: str) -> tuple[int, str]:
+    """The exit status of a program of the chaos, and what it printed."""
+    command = [sys.executable, "-m", program, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return ended.returncode, ended.stdout
+
+
+def succeeds(program: str, *arguments: str) -> None:
+    status, output = run(program, *arguments)
+    assert status == 0, output
+
+
+def is_found(mutant: str, store: str, *rules: str) -> None:
+    """Fail unless the judge says that one of these rules is broken."""
+    for seed in range(TRIES):
+        arguments = ("--store", store, "--seconds", "4", "--seed", str(seed), "--mutant", mutant)
+        status, output = run("tests.chaos", *arguments)
+        if status == 1 and any(line.startswith(rules) for line in output.splitlines()):
+            return
+    pytest.fail(f"{mutant!r} on {store} was found by nobody; the last round:\n{output}")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_what_was_answered_is_true_whatever_breaks() -> None:
+    side_by_side(succeeds, *(("tests.chaos", "--store", store, "--seconds", "5") for store in STORES))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_library_that_is_wrong_is_found() -> None:
+    cases = [
+        ("no-conflicts", "postgres-version", LOST),
+        ("lying", "postgres-lock", LIED, TWICE),
+        ("early", "redis-version", LOST),
+    ]
+    assert {mutant for mutant, *_ in cases} == set(MUTANTS)
+    side_by_side(is_found, *cases)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+def test_ten_times_the_capacity_is_refused_and_the_capacity_served() -> None:
+    succeeds("tests.chaos.overload", "--seconds", "6")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+def test_workers_stay_as_they_are_while_keys_come_and_go() -> None:
+    succeeds("tests.chaos.soak", "--seconds", "10")
+
+
+# -- the judge ------------------------------------------------------------------------------------------------
+
+
+def judged(entry: Entry, times: int) -> list[str]:
+    found = {"k": Counter({entry.name: times})} if times else {}
+    return [line.partition(":")[0] for line in broken_rules([entry], found, None)]
+
+
+@pytest.mark.parametrize(
+    ("told", "times", "rule"),
+    [
+        ("saved", 0, LOST),
+        ("saved", 1, None),
+        ("saved", 2, TWICE),
+        ("refused", 0, None),
+        ("refused", 1, LIED),
+        ("unknown", 0, None),
+        ("unknown", 1, None),
+        ("unknown", 2, TWICE),
+    ],
+)
+def test_the_judge_compares_what_is_there_with_what_was_told(told: Any, times: int, rule: str | None) -> None:
+    assert judged(Entry("n", "k", "once", told=told), times) == ([] if rule is None else [rule])
+
+
+def test_the_judge_finds_what_nobody_has_asked_for() -> None:
+    entries = [Entry("n", "k", "once", told="unknown")]
+    lines = list(broken_rules(entries, {"k": Counter(n=1, m=1), "l": Counter(n=1)}, None))
+    assert lines == [f"{UNASKED}: 'm' at 'k'", f"{UNASKED}: 'n' at 'l'"]
+    assert unknown_but_there(entries, {"k": Counter(n=1)}) == 1
+
+
+def test_the_judge_compares_the_rows_beside_the_resources_too() -> None:
+    entries = [Entry("n", "k", "once", told="saved")]
+    assert list(broken_rules(entries, {"k": Counter(n=1)}, {"k": Counter(n=1)})) == []
+    assert list(broken_rules(entries, {"k": Counter(n=1)}, {"k": Counter(n=2)})) == [f"{BESIDE}: 'k'"]
+    assert list(broken_rules(entries, {"k": Counter(n=1)}, {})) == [f"{BESIDE}: 'k'"]
