@@ -265,6 +265,10 @@ def _wait_for_release(rule: Rule) -> None:
 def _connected(server: Endpoint) -> socket.socket:
     if isinstance(server, str):
         unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        unix.connect(server)
+        try:
+            unix.connect(server)
+        except OSError:
+            unix.close()
+            raise
         return unix
     return socket.create_connection(server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import contextmanager, suppress
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -27,7 +28,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import NullPool
 
 from geventbatch import BatchError, BatchTimeout, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
-from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores import SQLAlchemyStore, _sql
 from geventbatch.stores._transaction import outcome
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
@@ -541,16 +542,28 @@ def test_a_commit_of_which_nobody_can_ask_is_not_told_to_be_safe_to_run_again(po
 
 
 def test_the_outcome_of_a_transaction_is_asked_for_until_it_has_one(postgres: Postgres) -> None:
+    def begun(connection: sa.Connection) -> str:
+        return str(connection.exec_driver_sql(_sql.postgres_bound_and_xid(30)).one()[1])
+
     with postgres.direct.connect() as connection:
-        xid = connection.scalar(sa.text("SELECT CAST(pg_current_xact_id() AS text)"))
-        assert outcome(postgres.direct, str(xid), 0.02) is None
-        asking = gevent.spawn(outcome, postgres.direct, str(xid), 30)
+        xid = begun(connection)
+        assert outcome(postgres.direct, xid, 0.02) is None
+        asking = gevent.spawn(outcome, postgres.direct, xid, 30)
         gevent.sleep(0)
         connection.commit()
         assert asking.get() is True
-        xid = connection.scalar(sa.text("SELECT CAST(pg_current_xact_id() AS text)"))
+        xid = begun(connection)
         connection.rollback()
-        assert outcome(postgres.direct, str(xid), 30) is False
+        assert outcome(postgres.direct, xid, 30) is False
+
+
+def test_after_a_crash_nobody_is_told_that_a_transaction_was_committed(postgres: Postgres) -> None:
+    with postgres.direct.connect() as connection:
+        xid = str(connection.exec_driver_sql(_sql.postgres_bound_and_xid(30)).one()[1])
+        connection.commit()
+    number, last_crash = xid.split()
+    assert outcome(postgres.direct, f"{number} {last_crash}", 30) is True
+    assert outcome(postgres.direct, f"{number} {Decimal(last_crash) - Decimal('0.000001')}", 30) is None
 
 
 def test_a_constraint_that_is_checked_at_commit_fails_its_own_operation_only(postgres: Postgres) -> None:

@@ -970,6 +970,20 @@ def test_the_next_batch_works_after_the_server_was_restarted_in_the_middle_of_a_
 # -- what became of a COMMIT ------------------------------------------------------------------------------------
 
 
+@over(lambda case: case.can_restart and case.has_proxy and "commit" in case.slow_steps)
+def test_a_commit_that_a_crash_has_swallowed_is_not_taken_for_one_of_somebody_else(
+    adapter: Adapter, processor: Processor[Any]
+) -> None:
+    adapter.flush()
+    with adapter.slow("commit") as reached:
+        caller = spawned(processor.run, "k", adapter.add, 1)
+        wait_until(reached)
+        adapter.crash()
+        for total in range(10):  # PostgreSQL gives transactions the numbers again that a crash has taken back
+            adapter.put("other", total)
+    assert_true(adapter, caller.get(), before=10, after=11)
+
+
 @over(lambda case: case.has_proxy)
 def test_a_commit_whose_answer_is_lost_is_never_told_to_be_safe_to_run_again(
     case: Case, adapter: Adapter, processor: Processor[Any]

@@ -265,7 +265,7 @@ class Transaction:
         if self._xid is None or _sql.kind(error) is not _sql.Kind.LOST:
             return None
         while True:
-            outcome = self._ask_once(_sql.POSTGRES_OUTCOME.format(xid=self._xid))
+            outcome = self._ask_once(_sql.postgres_outcome(self._xid))
             if outcome != "in progress" or self._batch.remaining() < _SOON:
                 return outcome
             _process.sleep(_LONGEST_PAUSE * random())

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import sqlite3
+from decimal import Decimal
 from enum import Enum
 from math import ceil
 from typing import TYPE_CHECKING, Final
@@ -280,16 +281,35 @@ def postgres_bound(remaining: float) -> str:
     return f"SET LOCAL statement_timeout = {bound_milliseconds(remaining)}"
 
 
+_LAST_CRASH: Final = (
+    "extract(epoch FROM CASE WHEN current_setting('server_version_num')::int < 150000 THEN pg_postmaster_start_time() "
+    "ELSE coalesce(pg_stat_get_bgwriter_stat_reset_time(), pg_postmaster_start_time()) END)"
+)
+"""Another number after each crash of PostgreSQL, which gives away again the ids of transactions that it has lost.
+
+Statistics are reset by a crash, that of one backend too, and kept when the server is stopped in order. Before
+PostgreSQL 15 they are read from a file, which takes too long.
+"""
+
+
 def postgres_bound_and_xid(remaining: float) -> str:
-    """The same, and give the transaction's id (a text, in the second column) to ask `POSTGRES_OUTCOME` for, in one."""
+    """The same, and give the transaction's id (in the second column) to ask `postgres_outcome` for, in one."""
     return (
         f"SELECT set_config('statement_timeout', '{bound_milliseconds(remaining)}', true), "
-        "CAST(pg_current_xact_id() AS text)"
+        f"pg_current_xact_id() || ' ' || {_LAST_CRASH} AS pg_current_xact_id"
     )
 
 
-POSTGRES_OUTCOME: Final = "SELECT pg_xact_status(CAST('{xid}' AS xid8))"
-"""'committed', 'aborted', 'in progress', or NULL when it is too long ago."""
+def postgres_outcome(xid: str) -> str:
+    """Ask for 'committed', 'aborted', 'in progress', or NULL when it is too long ago, or a crash may have swallowed it.
+
+    The server refuses to answer while no transaction has that id; it may be starting up, or have crashed.
+    """
+    number, last_crash = xid.split()
+    return (
+        f"SELECT CASE WHEN status <> 'committed' OR {_LAST_CRASH} = {Decimal(last_crash)} THEN status END "  # noqa: S608 - of numbers
+        f"FROM (SELECT pg_xact_status(CAST('{int(number)}' AS xid8)) AS status) AS asked"
+    )
 
 
 _PREFIX: Final = "SET STATEMENT"

@@ -218,7 +218,7 @@ class PostgresTransaction(Transaction):
 
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
     """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
-    question = _sql.POSTGRES_OUTCOME.format(xid=int(xid))
+    question = _sql.postgres_outcome(xid)
     for _ in _polls(seconds):
         try:
             with engine.connect() as connection:

@@ -221,6 +221,13 @@ class Adapter(ABC):
         """Stop the server at once, start it again with all that was committed, and wait until it answers."""
         raise NotImplementedError
 
+    def flush(self) -> None:  # noqa: B027 - most have nothing to do
+        """Have all that was committed so far survive a crash."""
+
+    def crash(self) -> None:
+        """The same as `restart`, without anything that a server does in order before it stops."""
+        self.restart()
+
     def open_connections(self) -> int:
         """How many connections of the store the server has."""
         raise NotImplementedError

@@ -159,6 +159,14 @@ class SQLAlchemyAdapter(Adapter):
     def restart(self) -> None:
         postgres_server.restart()
 
+    def flush(self) -> None:
+        with self.direct.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+            connection.exec_driver_sql("SELECT pg_logical_emit_message(true, '', '')")
+
+    def crash(self) -> None:
+        postgres_server.restart("immediate")
+
     def open_connections(self) -> int:
         with self.direct.connect() as connection:
             return self.place.count(connection, busy=False)
