@@ -36,6 +36,7 @@ def succeeds(program: str, *arguments: str) -> None:
 
 def is_found(mutant: str, store: str, *rules: str) -> None:
     """Fail unless the judge says that one of these rules is broken."""
+    output = ""
     for seed in range(TRIES):
         arguments = ("--store", store, "--seconds", "4", "--seed", str(seed), "--mutant", mutant)
         status, output = run("tests.chaos", *arguments)

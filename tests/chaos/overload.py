@@ -72,19 +72,23 @@ def measure(seconds: float) -> Iterator[str]:
     )
     lasted = max(answer.answered for answer in answers) - answers[0].made
     share = len(served) / lasted / capacity
-    usual, slowest = (percentile([answer.seconds for answer in refused], part) for part in (0.5, 0.99))
+    slowest = percentile([answer.seconds for answer in refused], 0.99)
     recovery = _recovery(later, ended)
     offered = len(answers) / seconds
-    print(f"capacity             {capacity:8,.0f} a second")
-    print(f"offered              {offered:8,.0f} a second for {seconds:.0f} s: {offered / capacity:.1f} times as many")
-    print(f"served               {len(served):8,}: {share:.0%} of the capacity; median {_median(served):.3f} s")
-    print(
-        f"refused              {len(refused):8,}: 503, ProcessorOverloaded, Retry-After; median {usual:.3f} s, 99 % within {slowest:.3f} s"
-    )
-    print(f"answered otherwise   {sum(others.values()):8,}")
-    for pid, (calm, most) in memory.items():
-        print(f"memory of worker     {calm:8.1f} MiB at the capacity, {most:.1f} MiB at the most (pid {pid})")
-    print(f"recovered            {recovery:8.2f} s after the end, under half the capacity")
+    for name, number, remark in [
+        ("capacity", f"{capacity:,.0f}", "a second"),
+        ("offered", f"{offered:,.0f}", f"a second for {seconds:.0f} s: {offered / capacity:.1f} times as many"),
+        ("served", f"{len(served):,}", f"{share:.0%} of the capacity; median {_median(served):.3f} s"),
+        ("refused", f"{len(refused):,}", "503, ProcessorOverloaded, Retry-After"),
+        ("", "", f"median {_median(refused):.3f} s, 99 % within {slowest:.3f} s"),
+        ("answered otherwise", f"{sum(others.values()):,}", ""),
+        *(
+            ("memory", f"{most:.1f}", f"MiB at the most, {calm:.1f} MiB at the capacity (worker {pid})")
+            for pid, (calm, most) in memory.items()
+        ),
+        ("recovered", f"{recovery:.2f}", "s after the end, under half the capacity"),
+    ]:
+        print(f"{name:18} {number:>9}  {remark}")
     if offered < 0.8 * TIMES * capacity:
         yield "this machine could not make so many calls"
     if share < LEAST_SHARE:
