@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.clients import Entry
-from tests.chaos.judge import BESIDE, LIED, LOST, TWICE, UNASKED, broken_rules, unknown_but_there
+from tests.chaos.judge import BESIDE, LIED, LOST, MISPLACED, TWICE, UNASKED, broken_rules, unknown_but_there
 from tests.chaos.places import STORES
 from tests.chaos.settings import MUTANTS
 from tests.servers import side_by_side
@@ -58,6 +58,7 @@ def test_a_library_that_is_wrong_is_found() -> None:
         ("no-conflicts", "postgres-version", LOST),
         ("lying", "postgres-lock", LIED, TWICE),
         ("early", "redis-version", LOST),
+        ("forgetful", "postgres-lock", TWICE),
     ]
     assert {mutant for mutant, *_ in cases} == set(MUTANTS)
     side_by_side(is_found, *cases)
@@ -79,7 +80,7 @@ def test_workers_stay_as_they_are_while_keys_come_and_go() -> None:
 
 
 def judged(entry: Entry, times: int) -> list[str]:
-    found = {"k": Counter({entry.name: times})} if times else {}
+    found = {"k": [entry.name] * times} if times else {}
     return [line.partition(":")[0] for line in broken_rules([entry], found, None)]
 
 
@@ -97,18 +98,24 @@ def judged(entry: Entry, times: int) -> list[str]:
     ],
 )
 def test_the_judge_compares_what_is_there_with_what_was_told(told: Any, times: int, rule: str | None) -> None:
-    assert judged(Entry("n", "k", "once", told=told), times) == ([] if rule is None else [rule])
+    assert judged(Entry("n", "k", "once", told=told, place=1), times) == ([] if rule is None else [rule])
 
 
 def test_the_judge_finds_what_nobody_has_asked_for() -> None:
     entries = [Entry("n", "k", "once", told="unknown")]
-    lines = list(broken_rules(entries, {"k": Counter(n=1, m=1), "l": Counter(n=1)}, None))
+    lines = list(broken_rules(entries, {"k": ["n", "m"], "l": ["n"]}, None))
     assert lines == [f"{UNASKED}: 'm' at 'k'", f"{UNASKED}: 'n' at 'l'"]
-    assert unknown_but_there(entries, {"k": Counter(n=1)}) == 1
+    assert unknown_but_there(entries, {"k": ["n"]}) == 1
+
+
+def test_the_judge_asks_for_the_place_that_an_answer_has_named() -> None:
+    entries = [Entry("n", "k", "once", told="saved", place=2)]
+    assert list(broken_rules(entries, {"k": ["m", "n"]}, None)) == [f"{UNASKED}: 'm' at 'k'"]
+    assert [line.partition(":")[0] for line in broken_rules(entries, {"k": ["n"]}, None)] == [MISPLACED]
 
 
 def test_the_judge_compares_the_rows_beside_the_resources_too() -> None:
-    entries = [Entry("n", "k", "once", told="saved")]
-    assert list(broken_rules(entries, {"k": Counter(n=1)}, {"k": Counter(n=1)})) == []
-    assert list(broken_rules(entries, {"k": Counter(n=1)}, {"k": Counter(n=2)})) == [f"{BESIDE}: 'k'"]
-    assert list(broken_rules(entries, {"k": Counter(n=1)}, {})) == [f"{BESIDE}: 'k'"]
+    entries = [Entry("n", "k", "once", told="saved", place=1)]
+    assert list(broken_rules(entries, {"k": ["n"]}, {"k": Counter(n=1)})) == []
+    assert list(broken_rules(entries, {"k": ["n"]}, {"k": Counter(n=2)})) == [f"{BESIDE}: 'k'"]
+    assert list(broken_rules(entries, {"k": ["n"]}, {})) == [f"{BESIDE}: 'k'"]

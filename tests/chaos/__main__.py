@@ -32,7 +32,14 @@ def main() -> int:
     sums: dict[str, Outcome] = {}
     for number in range(max(rounds, len(stores))):
         store = stores[number % len(stores)]
-        outcome = play(store, f"{told.seed + number}", seconds, mutant=told.mutant, clients=told.clients)
+        outcome = play(
+            store,
+            f"{told.seed + number}",
+            seconds,
+            mutant=told.mutant,
+            clients=told.clients,
+            idempotent=told.idempotency,
+        )
         print(f"{store}, seed {told.seed + number}, {seconds:.0f} s: {outcome.line()}", flush=True)
         sums[store] = sums.get(store, Outcome()) + outcome
         if outcome.broken:
@@ -53,6 +60,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--mutant", choices=MUTANTS, help="have the workers be wrong in this way")
     parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument(
+        "--idempotency",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="half of the entries come with idempotency keys",
+    )
     return parser.parse_args()
 
 

@@ -32,12 +32,13 @@ def open_resource() -> Any:
     """A store as the driver has named it."""
     kind, _, mode = TOLD.store.partition("-")
     if kind == "redis":
-        return RedisStore(redis.Redis.from_url(TOLD.url), missing=lambda _: [])
+        ttl = 86_400.0 if TOLD.idempotent else None
+        return RedisStore(redis.Redis.from_url(TOLD.url), missing=lambda _: [], idempotency_ttl=ttl)
     # Unencrypted and unprepared, so that the proxy sees what is sent.
     told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
     ENGINES.append(engine)
-    return documents(engine, mode)
+    return documents(engine, mode, idempotent=TOLD.idempotent)
 
 
 def connections() -> int:
@@ -64,6 +65,7 @@ PROCESSORS: dict[str, Processor[Entries]] = {
 
 
 def add(entries: Entries, name: str) -> int:
+    """Give the place that it has: the first one is 1."""
     entries.append(name)
     batch = current_batch()
     if TOLD.rows and getattr(batch.scope, "takes_rows", False):
@@ -80,11 +82,12 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     processor: Any = PROCESSORS[asked["deadline"]]
     options = {name: asked[name] for name in ("start_timeout", "idempotency_key") if name in asked}
     if "name" in asked:
-        processor.run(asked["key"], add, asked["name"], **options)
+        place = processor.run(asked["key"], add, asked["name"], **options)
     else:
-        processor.run(asked["key"], remove, **options)
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
-    return [b"{}"]
+        place = processor.run(asked["key"], remove, **options)
+    body = json.dumps({"place": place}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 class Answers(ErrorAnswers):

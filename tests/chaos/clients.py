@@ -40,6 +40,8 @@ class Entry:
     """What was told each time, in words."""
     told: Told = "refused"
     """What it comes to."""
+    place: int = 0
+    """Which one of its key it was told to be."""
 
 
 class Clients:
@@ -163,6 +165,7 @@ class _Client:
             self._clients.untyped.append(f"{entry.name!r} at {entry.key!r} was answered by no JSON")
             return "unknown", "unknown: untyped"
         if status == HTTPStatus.OK:
+            entry.place = body["place"]
             return "saved", "saved"
         told: Told = "refused" if body["retry_safe"] else "unknown"
         return told, f"{told}: {body['error']}"

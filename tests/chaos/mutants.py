@@ -1,4 +1,4 @@
-"""Three ways to be wrong, one at a time. Each has to be found by the same chaos that finds nothing in what is right."""
+"""Some ways to be wrong, one at a time. Each has to be found by the same chaos that finds nothing in what is right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import sqlalchemy as sa
 
-from geventbatch import _attempts
+from geventbatch import _attempts, _options
 from geventbatch.errors import NotSaved
 from geventbatch.stores import _documents, _sql, _transaction
 from geventbatch.stores import redis as _redis
@@ -60,6 +60,15 @@ def answer_before_the_save() -> None:
     _replace(_attempts, "_save", answer_first)
 
 
+def forget_idempotency_keys() -> None:
+    """Take an operation with an idempotency key for any other one."""
+
+    def once(self: Any, key: str, operation: Any, args: tuple[Any, ...]) -> Any:
+        return operation
+
+    _replace(_options.Options, "once", once)
+
+
 def _replace(owner: Any, name: str, by: object) -> None:
     assert hasattr(owner, name)
     setattr(owner, name, by)
@@ -69,4 +78,5 @@ _WAYS: Final[dict[str, Callable[[], None]]] = {
     "no-conflicts": detect_no_conflicts,
     "lying": lie_that_nothing_was_saved,
     "early": answer_before_the_save,
+    "forgetful": forget_idempotency_keys,
 }

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
     from tests.proxy import Endpoint, Proxy
 
-Found = dict[str, Counter[str]]
-"""How often each name is among the entries of each key."""
+Found = dict[str, list[str]]
+"""The entries of each key, in their order."""
+
+Beside = dict[str, Counter[str]]
+"""How many rows each key has for each name."""
 
 
 class Place(Protocol):
@@ -63,7 +66,7 @@ class Place(Protocol):
         """What is kept."""
         ...
 
-    def read_beside(self) -> Found | None:
+    def read_beside(self) -> Beside | None:
         """The same as the rows beside the resources tell it; None where there are none."""
         ...
 
@@ -80,7 +83,7 @@ class PostgresPlace:
         port = self._url.port or 5432
         host = self._url.host
         self.endpoint: Endpoint = (host, port) if host else f"{cast('str', self._url.query['host'])}/.s.PGSQL.{port}"
-        self._resources = documents(self._engine, "lock").table
+        self._resources = documents(self._engine, "lock", idempotent=False).table
         METADATA.create_all(self._engine)
 
     def url(self, proxy: Proxy | None) -> str:
@@ -122,10 +125,10 @@ class PostgresPlace:
 
     def read(self) -> Found:
         with self._engine.begin() as connection:
-            return {row.key: Counter(json.loads(row.state)) for row in connection.execute(sa.select(self._resources))}
+            return {row.key: json.loads(row.state) for row in connection.execute(sa.select(self._resources))}
 
-    def read_beside(self) -> Found:
-        found: Found = {}
+    def read_beside(self) -> Beside:
+        found: Beside = {}
         with self._engine.begin() as connection:
             for row in connection.execute(sa.select(ENTRIES)):
                 found.setdefault(row.key, Counter())[row.name] += 1
@@ -174,8 +177,8 @@ class RedisPlace:
 
     def read(self) -> Found:
         with redis_server.connected(self._server.url) as client:
-            values = {name.decode(): client.hget(name, "value") for name in client.scan_iter()}
-        return {key: Counter(json.loads(value)) for key, value in values.items() if value is not None}
+            values = {name.decode(): client.hget(name, "value") for name in client.scan_iter(_type="hash")}
+        return {key: json.loads(value) for key, value in values.items() if value is not None}
 
     def read_beside(self) -> None:
         return None

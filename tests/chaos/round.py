@@ -59,15 +59,19 @@ def _lines(title: str, counts: Counter[str]) -> Iterator[str]:
         yield f"    {number:>9,}  {what}"
 
 
-def play(store: str, seed: str, seconds: float, *, mutant: str | None = None, clients: int = 24) -> Outcome:
+def play(
+    store: str, seed: str, seconds: float, *, mutant: str | None = None, clients: int = 24, idempotent: bool = True
+) -> Outcome:
     """Play one round."""
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     (directory / "workers").mkdir()
     with place_of(store) as place:
         with Proxy(place.endpoint) as proxy:
-            settings = Settings(store=store, url=place.url(proxy), directory=str(directory), mutant=mutant)
+            settings = Settings(
+                store=store, url=place.url(proxy), directory=str(directory), mutant=mutant, idempotent=idempotent
+            )
             with Server(CONFIGURATION, settings.environment(), log=directory / "gunicorn.log") as server:
-                asking = Clients((server.host, server.port), seed, count=clients, idempotent=settings.idempotent)
+                asking = Clients((server.host, server.port), seed, count=clients, idempotent=idempotent)
                 faults = Faults(seed, place, proxy, directory / "workers", seconds=seconds)
                 gevent.sleep(seconds)
                 faults.stop()

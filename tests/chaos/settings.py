@@ -12,7 +12,7 @@ VARIABLE: Final = "CHAOS"
 DEADLINES: Final = {"calm": 3.0, "tight": 0.2, "squeezed": 0.04}
 """Seconds: the `max_duration` of the processors of each worker."""
 
-MUTANTS: Final = ("no-conflicts", "lying", "early")
+MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful")
 """See `mutants`."""
 
 
@@ -26,7 +26,8 @@ class Settings:
     directory: str
     """Where workers say that they live, and how they are."""
     mutant: str | None = None
-    idempotent: bool = False
+    idempotent: bool = True
+    """The store takes idempotency keys."""
     rows: bool = True
     """Each entry brings a row beside its resource."""
     workers: int = 3

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
 
 METADATA = sa.MetaData()
 
@@ -19,8 +20,17 @@ ENTRIES = sa.Table(
 )
 """The rows beside the resources."""
 
+OUTCOMES = idempotency_table("outcomes", METADATA)
+
 Entries = list[str]
 
 
-def documents(engine: sa.Engine, mode: Any) -> SQLAlchemyStore[Entries]:
-    return SQLAlchemyStore.documents(engine, "resources", mode=mode, missing=lambda _: [], metadata=METADATA)
+def documents(engine: sa.Engine, mode: Any, *, idempotent: bool) -> SQLAlchemyStore[Entries]:
+    return SQLAlchemyStore.documents(
+        engine,
+        "resources",
+        mode=mode,
+        missing=lambda _: [],
+        metadata=METADATA,
+        idempotency=OUTCOMES if idempotent else None,
+    )
