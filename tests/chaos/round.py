@@ -44,7 +44,7 @@ class Outcome:
         )
 
     def line(self) -> str:
-        entries = sum(number for what, number in self.told.items() if "of unknown" not in what)
+        entries = sum(number for what, number in self.told.items() if not what.startswith("of which"))
         faults = sum(self.faults.values())
         return f"{entries:,} entries, {faults:,} faults, {len(self.broken)} broken rules"
 
@@ -86,7 +86,11 @@ def play(
         *(() if ended else ("some clients never learned what became of their entries",)),
     ]
     told = Counter(f"{entry.kind}: {entry.told}" for entry in asking.entries)
-    told["of unknown ones: there"] = unknown_but_there(asking.entries, found)
+    told["of which, unknown and there"] = unknown_but_there(asking.entries, found)
+    told["of which, idempotent and unknown for a while"] = sum(
+        entry.kind == "idempotent" and any(answer.startswith("unknown") for answer in entry.answers)
+        for entry in asking.entries
+    )
     if broken:
         broken.append(f"the log: {directory / 'gunicorn.log'}")
     else:
