@@ -16,6 +16,7 @@ monkey.patch_all()
 import argparse
 import random
 import sys
+from math import ceil
 
 from tests.chaos.places import STORES
 from tests.chaos.round import Outcome, play
@@ -27,10 +28,10 @@ LONGEST_ROUND = 60.0
 def main() -> int:
     told = _arguments()
     stores = STORES if told.store == "all" else (told.store,)
-    rounds = max(1, round(told.seconds / LONGEST_ROUND))
+    rounds = max(len(stores), ceil(told.seconds / LONGEST_ROUND))
     seconds = told.seconds / rounds
     sums: dict[str, Outcome] = {}
-    for number in range(max(rounds, len(stores))):
+    for number in range(rounds):
         store = stores[number % len(stores)]
         outcome = play(
             store,

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10
 TOLD = settings()
-ENGINES: list[sa.Engine] = []
+POOLS: list[Any] = []
+"""Of connections to the server."""
 
 
 def open_resource() -> Any:
@@ -33,18 +34,21 @@ def open_resource() -> Any:
     kind, _, mode = TOLD.store.partition("-")
     if kind == "redis":
         ttl = 86_400.0 if TOLD.idempotent else None
-        return RedisStore(redis.Redis.from_url(TOLD.url), missing=lambda _: [], idempotency_ttl=ttl)
+        client = redis.Redis.from_url(TOLD.url)
+        POOLS.append(client.connection_pool)
+        return RedisStore(client, missing=lambda _: [], idempotency_ttl=ttl)
     # Unencrypted and unprepared, so that the proxy sees what is sent.
     told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
-    ENGINES.append(engine)
+    POOLS.append(engine.pool)
     return documents(engine, mode, idempotent=TOLD.idempotent)
 
 
 def connections() -> int:
-    """How many there are to the database."""
-    pools: list[Any] = [engine.pool for engine in ENGINES]
-    return sum(pool.checkedin() + pool.checkedout() for pool in pools)
+    """How many there are to the server."""
+    if TOLD.store.startswith("redis"):
+        return sum(len(pool._available_connections) + len(pool._in_use_connections) for pool in POOLS)
+    return sum(pool.checkedin() + pool.checkedout() for pool in POOLS)
 
 
 if TOLD.mutant is not None:

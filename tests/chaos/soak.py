@@ -37,8 +37,8 @@ SECONDS_OF_A_KEY: Final = 8.0
 
 MAY_GROW: Final[dict[str, tuple[float, float]]] = {
     "memory": (0.03, 3.0),
-    "greenlets": (0.0, 5.0),
-    "connections": (0.0, 3.0),
+    "greenlets": (0.0, 12.0),  # a key may be the first of its shard
+    "connections": (0.0, 6.0),  # in a pool of ten
     "descriptors": (0.0, 6.0),
 }
 """By which part of itself, and by how much beside."""
@@ -66,7 +66,10 @@ class Keys:
 
     def ask(self) -> dict[str, object]:
         turn = next(self._turns)
-        return {"key": f"key {self.gone + turn % self._living}", "name": str(turn)}
+        asked: dict[str, object] = {"key": f"key {self.gone + turn % self._living}", "name": str(turn)}
+        if turn % 2:
+            asked["idempotency_key"] = str(turn)
+        return asked
 
     def come_and_go(self, traffic: Traffic, server: Any) -> None:
         connection = Connection(server.host, server.port)

@@ -55,7 +55,7 @@ def running(store: str, *, slow: float = 0.0, **options: Any) -> Iterator[tuple[
             Path(directory, name).mkdir()
         if slow:
             place.slow_down(slow)
-        told = Settings(store=store, url=place.url(None), directory=directory, rows=False, idempotent=False, **options)
+        told = Settings(store=store, url=place.url(None), directory=directory, rows=False, **options)
         with Server(CONFIGURATION, told.environment(), log=Path(directory, "gunicorn.log")) as server:
             yield server, Path(directory, "watched")
 
