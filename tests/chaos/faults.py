@@ -38,7 +38,7 @@ class Faults:
         self._passing: list[gevent.Greenlet[..., None]] = []
         """Faults that have an end."""
         self._greenlets = [
-            gevent.spawn(self._again_and_again, 0.06, self._hurt_a_connection),
+            gevent.spawn(self._again_and_again, 0.1, self._hurt_a_connection),
             gevent.spawn(self._again_and_again, 0.5, self._hurt_a_worker),
             gevent.spawn(self._again_and_again, 0.4, self._terminate),
             gevent.spawn(self._again_and_again, max(2.0, min(seconds / 3, 10.0)), self._restart),
@@ -79,7 +79,7 @@ class Faults:
             lambda: self._for_a_while(self._hold_saves, 0.02 + 0.4 * self._chance.random()),
             lambda: self._for_a_while(self._delay, 0.1 + 0.2 * self._chance.random()),
         ]
-        self._chance.choices(hurts, (4, 4, 4, 2, 2, 1, 1, 1))[0]()
+        self._chance.choices(hurts, (4, 4, 4, 1, 2, 1, 1, 1))[0]()
 
     def _hold_saves(self, seconds: float) -> None:
         """They arrive in the end, when their batches may have given up."""

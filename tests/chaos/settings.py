@@ -9,7 +9,7 @@ from typing import Any, Final
 
 VARIABLE: Final = "CHAOS"
 
-DEADLINES: Final = {"calm": 3.0, "tight": 0.2, "squeezed": 0.04}
+DEADLINES: Final = {"calm": 2.0, "tight": 0.2, "squeezed": 0.04}
 """Seconds: the `max_duration` of the processors of each worker."""
 
 MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful")
