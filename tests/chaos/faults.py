@@ -121,5 +121,4 @@ class Faults:
     def _restart(self) -> None:
         if self._place.can_restart:
             with self._one_restarts:
-                self._place.restart(self._chance)
-                self.counts["server restarts"] += 1
+                self.counts[self._place.restart(self._chance)] += 1

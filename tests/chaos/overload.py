@@ -31,7 +31,9 @@ WORKERS: Final = 2
 SLOW_SAVE: Final = 0.05
 """Seconds."""
 TIMES: Final = 10.0
-ENTRIES_OF_A_KEY: Final = 200
+
+AFTERWARDS: Final = 3.0
+"""Seconds under half the capacity."""
 
 LEAST_SHARE: Final = 0.9
 SLOWEST_REFUSAL: Final = 0.25
@@ -57,21 +59,20 @@ def measure(seconds: float) -> Iterator[str]:
     """Print what is measured; give what is wrong with it."""
     options = {"max_pending": MAX_PENDING, "max_batch_size": MAX_BATCH_SIZE, "workers": WORKERS, "watched": 0.25}
     with running("postgres-lock", slow=SLOW_SAVE, **options) as (server, watched):
-        traffic = Traffic(server, lambda: {"key": f"key {traffic.served // ENTRIES_OF_A_KEY}", "name": "one"})
+        traffic = Traffic(server, lambda: {"key": "hot", "name": "one"})
         capacity = traffic.capacity(WORKERS * MAX_PENDING, max(2.0, seconds / 10))
         before = time.time()
-        answers = traffic.open_loop(TIMES * capacity, seconds)
-        ended = time.monotonic()
-        after = time.time()
-        later = traffic.open_loop(capacity / 2, 3.0)
-        memory = _memory(watched, before, after)
+        all_answers = traffic.open_loop((TIMES * capacity, seconds), (capacity / 2, AFTERWARDS))
+        memory = _memory(watched, before, before + seconds)
+    ended = all_answers[0].made + seconds
+    answers = [answer for answer in all_answers if answer.made < ended]
+    later = [answer for answer in all_answers if answer.made >= ended]
     served = [answer for answer in answers if answer.status == SERVED]
     refused = [answer for answer in answers if answer.is_typed_refusal()]
     others = Counter((answer.status, answer.error) for answer in answers) - Counter(
         (answer.status, answer.error) for answer in (*served, *refused)
     )
-    lasted = max(answer.answered for answer in answers) - answers[0].made
-    share = len(served) / lasted / capacity
+    share = sum(answer.answered < ended for answer in served) / seconds / capacity
     slowest = percentile([answer.seconds for answer in refused], 0.99)
     recovery = _recovery(later, ended)
     offered = len(answers) / seconds

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -20,7 +22,7 @@ from tests.servers import wait_until
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.proxy import Endpoint, Proxy
 
@@ -54,8 +56,8 @@ class Place(Protocol):
         """End one of its connections, if there is one."""
         ...
 
-    def restart(self, chance: random.Random) -> None:
-        """Stop it, in order or as in a crash, and start it again."""
+    def restart(self, chance: random.Random) -> str:
+        """Have it stop, in order or by a crash, and start again. Gives what happened."""
         ...
 
     def settle(self) -> None:
@@ -104,24 +106,23 @@ class PostgresPlace:
             )
 
     def terminate(self, chance: random.Random) -> bool:
-        try:
-            with self._engine.begin() as connection:
-                pids = connection.scalars(sa.text(_OTHERS)).all()
-                if pids:
-                    connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": chance.choice(pids)})
-                return bool(pids)
-        except OperationalError:  # it is starting up
-            return False
+        with suppress(OperationalError, IndexError), self._engine.begin() as connection:  # unless it is starting up
+            pid = chance.choice(self._others())
+            return bool(connection.scalar(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid}))
+        return False
 
-    def restart(self, chance: random.Random) -> None:
-        postgres_server.restart(chance.choice(("fast", "immediate")))
+    def restart(self, chance: random.Random) -> str:
+        if chance.random() < 0.3:
+            self._kill_one(chance)
+            return "server crashed with one of its processes"
+        if chance.random() < 0.5:
+            postgres_server.restart("immediate")
+            return "server crashed"
+        postgres_server.restart()
+        return "server restarted in order"
 
     def settle(self) -> None:
-        def is_alone() -> bool:
-            with self._engine.begin() as connection:
-                return not connection.scalars(sa.text(_OTHERS)).all()
-
-        wait_until(is_alone)
+        wait_until(lambda: not self._others())
 
     def read(self) -> Found:
         with self._engine.begin() as connection:
@@ -133,6 +134,23 @@ class PostgresPlace:
             for row in connection.execute(sa.select(ENTRIES)):
                 found.setdefault(row.key, Counter())[row.name] += 1
         return found
+
+    def _others(self) -> Sequence[int]:
+        with self._engine.connect() as connection:
+            return connection.scalars(sa.text(_OTHERS)).all()
+
+    def _kill_one(self, chance: random.Random) -> None:
+        """One of its processes, which makes it end all others and recover."""
+        before = self._last_crash()
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(chance.choice(self._others()), signal.SIGKILL)
+            wait_until(lambda: self._last_crash() not in {None, before})
+
+    def _last_crash(self) -> object:
+        """What is another one after each crash; None while it does not answer."""
+        with suppress(OperationalError), self._engine.connect() as connection:
+            return connection.scalar(sa.text("SELECT pg_stat_get_bgwriter_stat_reset_time()"))
+        return None
 
 
 _OTHERS: Final = (
@@ -167,9 +185,10 @@ class RedisPlace:
             except RedisError:  # it is starting up, or that one has just gone
                 return False
 
-    def restart(self, chance: random.Random) -> None:
+    def restart(self, chance: random.Random) -> str:
         del chance
         self._server.restart()
+        return "server crashed"
 
     def settle(self) -> None:
         with redis_server.connected(self._server.url) as client:

@@ -24,6 +24,9 @@ CONFIGURATION = Path(__file__).with_name("gunicorn.conf.py")
 SERVED: Final = 200
 REFUSED: Final = 503
 
+MOST_WAITING: Final = 1500
+"""Calls that an open loop has waiting at once: what this machine and its workers have connections for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -69,7 +72,6 @@ class Traffic:
         self._asks = asks
         # -- mutable state ---------------------------------------------------------------------------------
         self.answers: list[Answer] = []
-        self.served = 0
         self._free: list[Connection] = []
 
     def take(self) -> list[Answer]:
@@ -85,7 +87,6 @@ class Traffic:
             told = (status, body.get("error", ""), body.get("retry_safe", False))
         except OSError as error:
             told = (0, type(error).__name__, False)
-        self.served += told[0] == SERVED
         self.answers.append(Answer(made, time.monotonic(), *told, connection.headers.get("retry-after", "")))
         return told[0]
 
@@ -125,26 +126,30 @@ class Traffic:
         _all([gevent.spawn(call, number) for number in range(callers)])
         return self.take()
 
-    def open_loop(self, rate: float, seconds: float, most: int = 1500) -> list[Answer]:
-        """*rate* calls a second, whether or not those before are answered; at most so many wait at once."""
-        begun = time.monotonic()
+    def open_loop(self, *phases: tuple[float, float]) -> list[Answer]:
+        """Make so many calls a second for so many seconds, answered or not; then the next phase.
+
+        Gives the answers in the order in which the calls were made.
+        """
         waiting: set[gevent.Greenlet[..., None]] = set()
-        made = 0
 
         def call() -> None:
             connection = self._free.pop() if self._free else Connection(*self._address)
             self.ask(connection)
             self._free.append(connection)
 
-        while (now := time.monotonic()) < begun + seconds:
-            while made < (now - begun) * rate and len(waiting) < most:
-                made += 1
-                one = gevent.spawn(call)
-                waiting.add(one)
-                one.rawlink(waiting.discard)
-            gevent.sleep(0.002)
+        for rate, seconds in phases:
+            begun = time.monotonic()
+            made = 0
+            while (now := time.monotonic()) < begun + seconds:
+                while made < (now - begun) * rate and len(waiting) < MOST_WAITING:
+                    made += 1
+                    one = gevent.spawn(call)
+                    waiting.add(one)
+                    one.rawlink(waiting.discard)
+                gevent.sleep(0.002)
         _all(list(waiting))
-        return self.take()
+        return sorted(self.take(), key=lambda answer: answer.made)
 
 
 def _all(greenlets: list[gevent.Greenlet[..., None]]) -> None:
