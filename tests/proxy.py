@@ -144,16 +144,16 @@ class Proxy:
     # -- inside ---------------------------------------------------------------------------------------------
 
     def _rule(self, rule: Rule) -> Rule:
+        # What is over is forgotten; but for a rule that its own block will remove.
+        self._rules = [one for one in self._rules if one.met < one.times or one.act.startswith("hold")]
         self._rules.append(rule)
         return rule
 
     def _rule_for(self, seen: bytes) -> Rule | None:
         for rule in self._rules:
-            if rule.marker in seen:
+            if rule.met < rule.times and rule.marker in seen:
                 rule.met += 1
                 self.done[rule.act, rule.marker] += 1
-                if rule.met == rule.times:
-                    self._rules.remove(rule)
                 return rule
         return None
 
