@@ -1,9 +1,9 @@
 """Breaks gunicorn, its workers, the server and the connections to it, and then counts what is there.
 
-    python -m tests.chaos                                        # ten seconds for each store
-    python -m tests.chaos --seconds 28800                        # a night
-    python -m tests.chaos --store redis-version --seed 7         # one round again
-    python -m tests.chaos --store postgres-lock --mutant early   # has to fail
+    python -m tests.chaos                                               # ten seconds for each store
+    python -m tests.chaos --seconds 28800                               # a night
+    python -m tests.chaos --store redis-version --seed 7 --seconds 60   # one round again
+    python -m tests.chaos --store postgres-lock --mutant early          # has to fail
 
 It plays rounds of a minute at most, each with workers and a database of its own. The seed decides what is thrown when;
 it cannot decide what is hit. Exits with 1 at the first round in which a rule was broken.

@@ -57,6 +57,8 @@ class Clients:
         """How often each answer was given."""
         self.untyped: list[str] = []
         """Answers that a client can make nothing of."""
+        self.squeezed = 0
+        """Entries that were asked for with a deadline that few batches can keep."""
         self._stopping = False
         self._greenlets = [gevent.spawn(self._work, number) for number in range(count)]
 
@@ -122,6 +124,7 @@ class _Client:
         asked: dict[str, Any] = {"key": key, "name": entry.name, "deadline": deadline}
         if kind == "idempotent":
             asked["idempotency_key"] = entry.name
+        self._clients.squeezed += deadline != "calm"
         if self._chance.random() < 0.05:
             asked["start_timeout"] = 0.01
         while True:

@@ -24,7 +24,7 @@ _SIGNALS: Final = {signal.SIGKILL: 3, signal.SIGTERM: 2, signal.SIGSTOP: 4}
 
 
 class Faults:
-    """Everything that goes wrong in a round. Three greenlets make it go wrong, each at its own pace."""
+    """Everything that goes wrong in a round. Several greenlets make it go wrong, each at its own pace."""
 
     def __init__(self, seed: str, place: Place, proxy: Proxy, workers: Path, *, seconds: float) -> None:
         self._place = place
@@ -33,7 +33,6 @@ class Faults:
         self._chance = random.Random(f"{seed} faults")
         # -- mutable state ---------------------------------------------------------------------------------
         self.counts: Counter[str] = Counter()
-        self._stopped: set[int] = set()
         self._one_restarts = Semaphore()
         self._passing: list[gevent.Greenlet[..., None]] = []
         """Faults that have an end."""

@@ -95,7 +95,6 @@ class PostgresPlace:
         return url.render_as_string(hide_password=False)
 
     def slow_down(self, seconds: float) -> None:
-        """Have the server take so long for each save."""
         with self._engine.begin() as connection:
             connection.exec_driver_sql(
                 "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS "
@@ -106,9 +105,10 @@ class PostgresPlace:
             )
 
     def terminate(self, chance: random.Random) -> bool:
-        with suppress(OperationalError, IndexError), self._engine.begin() as connection:  # unless it is starting up
+        with suppress(OperationalError, IndexError):  # unless it is starting up, or has none
             pid = chance.choice(self._others())
-            return bool(connection.scalar(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid}))
+            with self._engine.connect() as connection:
+                return bool(connection.scalar(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid}))
         return False
 
     def restart(self, chance: random.Random) -> str:
