@@ -48,7 +48,7 @@ def is_found(mutant: str, store: str, *rules: str) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_what_was_answered_is_true_whatever_breaks() -> None:
-    side_by_side(succeeds, *(("tests.chaos", "--store", store, "--seconds", "5") for store in STORES))
+    side_by_side(succeeds, *(("tests.chaos", "--store", store, "--seconds", "5") for store in STORES[:3]))
 
 
 @pytest.mark.chaos

@@ -17,7 +17,7 @@ from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.stores import RedisStore
 from tests.chaos.mutants import mutate
 from tests.chaos.settings import DEADLINES, settings
-from tests.chaos.tables import ENTRIES, Entries, documents
+from tests.chaos.tables import ENTRIES, Entries, Resource, documents, mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,8 +31,8 @@ POOLS: list[Any] = []
 
 def open_resource() -> Any:
     """A store as the driver has named it."""
-    kind, _, mode = TOLD.store.partition("-")
-    if kind == "redis":
+    server, *form, mode = TOLD.store.split("-")
+    if server == "redis":
         ttl = 86_400.0 if TOLD.idempotent else None
         client = redis.Redis.from_url(TOLD.url)
         POOLS.append(client.connection_pool)
@@ -41,7 +41,7 @@ def open_resource() -> Any:
     told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
     POOLS.append(engine.pool)
-    return documents(engine, mode, idempotent=TOLD.idempotent)
+    return (mapped if form else documents)(engine, mode, idempotent=TOLD.idempotent)
 
 
 def connections() -> int:
@@ -54,7 +54,7 @@ def connections() -> int:
 if TOLD.mutant is not None:
     mutate(TOLD.mutant)
 
-PROCESSORS: dict[str, Processor[Entries]] = {
+PROCESSORS: dict[str, Processor[Entries | Resource]] = {
     name: Processor(
         open_resource=open_resource(),
         min_duration=0,
@@ -68,16 +68,20 @@ PROCESSORS: dict[str, Processor[Entries]] = {
 }
 
 
-def add(entries: Entries, name: str) -> int:
+def add(resource: Entries | Resource, name: str) -> int:
     """Give the place that it has: the first one is 1."""
-    entries.append(name)
+    if isinstance(resource, Resource):
+        resource.state = entries = [*resource.state, name]
+    else:
+        entries = resource
+        entries.append(name)
     batch = current_batch()
     if TOLD.rows and getattr(batch.scope, "takes_rows", False):
         batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
     return len(entries)
 
 
-def remove(entries: Entries) -> None:
+def remove(resource: Entries | Resource) -> None:
     current_batch().delete()
 
 

@@ -206,7 +206,14 @@ class RedisPlace:
         return [one["id"] for one in client.client_list() if one["name"] != "tests"]
 
 
-STORES: Final = ("postgres-lock", "postgres-version", "redis-version")
+STORES: Final = (
+    "postgres-lock",
+    "postgres-version",
+    "redis-version",
+    "postgres-mapped-lock",
+    "postgres-mapped-version",
+    "postgres-mapped-xmin",
+)
 
 
 @contextmanager

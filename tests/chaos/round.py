@@ -91,7 +91,7 @@ def play(
         entry.kind == "idempotent" and any(answer.startswith("unknown") for answer in entry.answers)
         for entry in asking.entries
     )
-    faults.counts["squeezed deadlines"] = asking.squeezed
+    told["of which, with a squeezed deadline"] = asking.squeezed
     if broken:
         broken.append(f"the log: {directory / 'gunicorn.log'}")
     else:
