@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import gevent
-from gevent.lock import Semaphore
+from gevent.event import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,18 +22,32 @@ if TYPE_CHECKING:
 _SIGNALS: Final = {signal.SIGKILL: 3, signal.SIGTERM: 2, signal.SIGSTOP: 4}
 """What workers get, and how often in comparison."""
 
+_CONNECTIONS: Final = (4, 4, 4, 1, 2, 1, 1, 1)
+"""How often connections get what `_hurt_a_connection` can do, in comparison."""
+
+_AIMED: Final = {
+    "no-conflicts": (1, 1, 1, 0, 0, 0, 1, 1),
+    "lying": (0, 1, 6, 0, 0, 0, 0, 0),
+    "early": (4, 4, 1, 0, 0, 0, 1, 0),
+    "forgetful": (0, 0, 0, 3, 0, 0, 1, 1),
+}
+"""The same for a mutant, which is to be found soon: what lets it do harm."""
+
 
 class Faults:
     """Everything that goes wrong in a round. Several greenlets make it go wrong, each at its own pace."""
 
-    def __init__(self, seed: str, place: Place, proxy: Proxy, workers: Path, *, seconds: float) -> None:
+    def __init__(
+        self, seed: str, place: Place, proxy: Proxy, workers: Path, *, seconds: float, mutant: str | None
+    ) -> None:
         self._place = place
         self._proxy = proxy
         self._workers = workers
         self._chance = random.Random(f"{seed} faults")
+        self._connections = _CONNECTIONS if mutant is None else _AIMED[mutant]
         # -- mutable state ---------------------------------------------------------------------------------
         self.counts: Counter[str] = Counter()
-        self._one_restarts = Semaphore()
+        self._over = Event()
         self._passing: list[gevent.Greenlet[..., None]] = []
         """Faults that have an end."""
         self._greenlets = [
@@ -45,8 +59,8 @@ class Faults:
 
     def stop(self) -> None:
         """Have all go well again: what is stopped goes on, what is held is let go, no rule is left."""
-        with self._one_restarts:  # not in the middle of it
-            gevent.killall(self._greenlets)
+        self._over.set()
+        gevent.joinall(self._greenlets)
         gevent.joinall(self._passing)
         self._proxy.forget_rules()
         for one in (*self._greenlets, *self._passing):
@@ -58,8 +72,7 @@ class Faults:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _again_and_again(self, pause: float, hurt: Callable[[], None]) -> None:
-        while True:
-            gevent.sleep(pause * (0.5 + self._chance.random()))
+        while not self._over.wait(pause * (0.5 + self._chance.random())):
             hurt()
 
     def _for_a_while(self, fault: Callable[[float], None], seconds: float) -> None:
@@ -78,7 +91,7 @@ class Faults:
             lambda: self._for_a_while(self._hold_saves, 0.02 + 0.4 * self._chance.random()),
             lambda: self._for_a_while(self._delay, 0.1 + 0.2 * self._chance.random()),
         ]
-        self._chance.choices(hurts, (4, 4, 4, 1, 2, 1, 1, 1))[0]()
+        self._chance.choices(hurts, self._connections)[0]()
 
     def _hold_saves(self, seconds: float) -> None:
         """They arrive in the end, when their batches may have given up."""
@@ -119,5 +132,4 @@ class Faults:
 
     def _restart(self) -> None:
         if self._place.can_restart:
-            with self._one_restarts:
-                self.counts[self._place.restart(self._chance)] += 1
+            self.counts[self._place.restart(self._chance)] += 1

@@ -72,7 +72,7 @@ def play(
             )
             with Server(CONFIGURATION, settings.environment(), log=directory / "gunicorn.log") as server:
                 asking = Clients((server.host, server.port), seed, count=clients, idempotent=idempotent)
-                faults = Faults(seed, place, proxy, directory / "workers", seconds=seconds)
+                faults = Faults(seed, place, proxy, directory / "workers", seconds=seconds, mutant=mutant)
                 gevent.sleep(seconds)
                 faults.stop()
                 ended = asking.stop(IN_PEACE)
