@@ -640,6 +640,25 @@ def test_idempotency_keys_cost_no_round_trip(proxied: tuple[str, Proxy]) -> None
 # -- outcomes ----------------------------------------------------------------------------------------------------
 
 
+def test_a_first_insert_is_replayed_too_when_it_cannot_be_seen_who_was_faster(proxied: tuple[str, Proxy]) -> None:
+    alias, proxy = proxied
+
+    def insert() -> None:
+        Account.objects.using(alias).create(name="new", balance=7)
+        connections[alias].close()
+
+    def insert_elsewhere(resource: Account) -> int:
+        if resource.pk is None:
+            gevent.spawn(insert).get()
+            proxy.cut_before(b'FROM "bank_account"')
+        return deposit(resource, 1)
+
+    store = DjangoStore(Account, by="name", using=alias, missing=lambda name: Account(name=name))
+    with Processor(open_resource=store, min_duration=0) as processor:
+        assert processor.run("new", insert_elsewhere) == 8
+    assert Account.objects.using(alias).get(name="new").balance == 8
+
+
 def test_a_migration_names_the_public_field_and_makes_one_index_for_it(postgres: str) -> None:
     field = Outcome._meta.get_field("id")
     assert isinstance(field, OutcomeIdField)

@@ -1030,6 +1030,19 @@ def test_a_first_insert_that_a_query_of_an_operation_makes_and_loses_is_a_replay
     assert [metric.attempts for metric in metrics] == [2]
 
 
+def test_a_first_insert_is_replayed_too_when_it_cannot_be_seen_who_was_faster(postgres: Postgres) -> None:
+    def insert_elsewhere(train: Train) -> int:
+        if train.taken == 0:
+            train_in(postgres.direct, name="new", taken=7)
+            postgres.proxy.cut_before(b"FROM trains")
+        return take(train)
+
+    made = SQLAlchemyStore.mapped(postgres.engine(), Train, by="name", missing=lambda name: Train(name=name, taken=0))
+    with processor(made) as opened:
+        assert opened.run("new", insert_elsewhere) == 8
+    assert taken_in(postgres.direct, "new") == 8
+
+
 def test_what_a_listener_adds_after_the_flush_is_saved_with_the_rest_or_not_at_all(postgres: Postgres) -> None:
     def note(session: Session, _: object) -> None:
         if any(isinstance(one, Train) for one in session.dirty):

@@ -14,7 +14,7 @@ What an operation may do, and what becomes of it when the operation raises:
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -451,15 +451,16 @@ class MappedScope:
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
 
     def _look_again(self, rejected: Rejected) -> None:
-        """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`."""
+        """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`.
+
+        So it is where nobody can look: the replay will see.
+        """
         cause = rejected.__cause__
         if self._identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
             mapping = self._mapping
-            try:
-                with mapping.engine.connect() as connection:
-                    there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
-            except DBAPIError:
-                return
+            there: object = True
+            with suppress(DBAPIError), mapping.engine.connect() as connection:
+                there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
             if there is not None:
                 raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from cause
 
