@@ -16,6 +16,7 @@ monkey.patch_all()
 import argparse
 import random
 import sys
+from contextlib import suppress
 from math import ceil
 
 from tests.chaos.places import STORES
@@ -33,20 +34,15 @@ def main() -> int:
     rounds = max(len(stores), ceil(told.seconds / LONGEST_ROUND))
     seconds = told.seconds / rounds
     sums: dict[str, Outcome] = {}
-    for number in range(rounds):
-        store = stores[number % len(stores)]
-        outcome = play(
-            store,
-            f"{told.seed + number}",
-            seconds,
-            mutant=told.mutant,
-            clients=told.clients,
-            idempotent=told.idempotency,
-        )
-        print(f"{store}, seed {told.seed + number}, {seconds:.0f} s: {outcome.line()}", flush=True)
-        sums[store] = sums.get(store, Outcome()) + outcome
-        if outcome.broken:
-            break
+    with suppress(KeyboardInterrupt):  # at breakfast
+        for number in range(rounds):
+            store, seed = stores[number % len(stores)], told.seed + number
+            options = {"mutant": told.mutant, "clients": told.clients, "idempotent": told.idempotency}
+            outcome = play(store, str(seed), seconds, **options)
+            print(f"{store}, seed {seed}, {seconds:.0f} s: {outcome.line()}", flush=True)
+            sums[store] = sums.get(store, Outcome()) + outcome
+            if outcome.broken:
+                break
     for store, outcome in sums.items():
         print(f"\n{store}:\n{outcome.table()}")
     broken = [line for outcome in sums.values() for line in outcome.broken]
