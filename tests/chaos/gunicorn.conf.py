@@ -16,7 +16,7 @@ wsgi_app = "tests.chaos.app:app"
 workers = TOLD.workers
 worker_connections = 2000
 preload_app = True  # a worker that was killed is replaced at once
-keepalive = 5
+keepalive = TOLD.keepalive
 graceful_timeout = 5
 timeout = 15
 

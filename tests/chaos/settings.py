@@ -31,6 +31,8 @@ class Settings:
     rows: bool = True
     """Each entry brings a row beside its resource."""
     workers: int = 3
+    keepalive: int = 5
+    """Seconds after which gunicorn ends a connection that is not used."""
     max_pending: int | None = None
     max_batch_size: int | None = None
     watched: float = 0.0

@@ -58,7 +58,8 @@ def running(store: str, *, slow: float = 0.0, **options: Any) -> Iterator[tuple[
             Path(directory, name).mkdir()
         if slow:
             place.slow_down(slow)
-        told = Settings(store=store, url=place.url(None), directory=directory, rows=False, **options)
+        # No call is to meet the end of its connection: it could not know what became of it.
+        told = Settings(store=store, url=place.url(None), directory=directory, rows=False, keepalive=3600, **options)
         with Server(CONFIGURATION, told.environment(), log=Path(directory, "gunicorn.log")) as server:
             yield server, Path(directory, "watched")
 
