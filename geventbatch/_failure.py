@@ -23,7 +23,8 @@ _NOTHING = "nothing was saved, it is safe to run the operation again"
 _UNKNOWN = "it is unknown whether anything was saved: look at the resource before you run the operation again"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Its `repr`, or what it would be but for its class."""
     try:
         return repr(value)
     except Exception:
@@ -43,7 +44,7 @@ class Failure:
 
     def exception(self) -> BatchAborted:
         """Give a new exception, for one caller."""
-        told = f"batch of key {_shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        told = f"batch of key {shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
         if self.phase is None:
             error = self.kind(told, key=self.key, retry_safe=self.retry_safe)
         else:
@@ -55,13 +56,13 @@ class Failure:
 def load_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
     """Loading raised."""
     kind = ResourceMissing if isinstance(cause, ResourceMissing) else LoadFailed
-    return Failure(kind, key, f"loading raised {_shown(cause)}{why}", cause, retry_safe=True)
+    return Failure(kind, key, f"loading raised {shown(cause)}{why}", cause, retry_safe=True)
 
 
 def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str = "saving") -> Failure:
     """Saving raised, or what kept the batch from being saved."""
     return Failure(
-        SaveFailed, key, f"{doing} raised {_shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
+        SaveFailed, key, f"{doing} raised {shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
     )
 
 
@@ -79,4 +80,4 @@ def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:
 
 def aborted(key: Hashable, cause: BaseException, *, saving: bool) -> Failure:
     """A worker or an operation was killed."""
-    return Failure(BatchAborted, key, f"killed by {_shown(cause)}", cause, retry_safe=not saving)
+    return Failure(BatchAborted, key, f"killed by {shown(cause)}", cause, retry_safe=not saving)

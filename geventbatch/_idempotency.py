@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from gevent import getcurrent
 
 from geventbatch import _process
-from geventbatch._failure import load_failed
+from geventbatch._failure import load_failed, shown
 from geventbatch._operation import BROKEN, SETTLED, STARTED
-from geventbatch._plain import ALLOWED, REFUSALS, decode, describe, encode, found_at, path_of
+from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
 from geventbatch.errors import BatchError, IdempotencyKeyReused
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Once:
             _refuse_key(key)
         try:
             told = describe(operation, args)
-        except REFUSALS as error:
+        except Exception as error:
             _refuse_operation(key, operation, error)
         self.key = key
         self.operation = operation
@@ -86,11 +86,11 @@ class Once:
             raise
         try:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
-        except REFUSALS as error:
+        except Exception as error:  # of an attribute that is not there, for one
             raise NotPlain(
                 f"the operation with the idempotency key {self.key!r} on key {batch.key!r} returned something that "
                 f"cannot be recorded ({error}), and so nothing of it was saved: return {ALLOWED}"
-            ) from error
+            ) from error.with_traceback(None)
         return value
 
     def recall(self, batch: Batch, record: str) -> Any:
@@ -109,7 +109,7 @@ class Once:
             raise BatchError(
                 f"batch of key {batch.key!r}: the operation with the idempotency key {self.key!r} was answered before, "
                 f"and is not applied again; but what it was answered cannot be given again: {told[:500]} ({error})"
-            ) from error
+            ) from error.with_traceback(None)
         if kind == _VALUE:
             return found
         raise found
@@ -119,6 +119,9 @@ class Once:
             return self.recall(batch, record)
         except Exception as error:
             raise Recalled from error.with_traceback(None)
+
+
+_OUR_CODE: Final = Once.__call__.__code__
 
 
 def once_of(operation: Operation[Any]) -> Once | None:
@@ -136,8 +139,12 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
         return False
     if type(error) is Recalled:
         operation.error = error.__cause__
-    elif error.__traceback__ is not None:  # else it is of a scope that did not get as far as the operation
-        error.__traceback__ = error.__traceback__.tb_next
+    else:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code is not _OUR_CODE:  # of one that has to start in time
+            trace = trace.tb_next
+        if trace is not None:
+            error.__traceback__ = trace.tb_next
     return type(error) is Recalled
 
 
@@ -175,8 +182,8 @@ def _encoded_error(error: BaseException) -> str:
     """Its class, its arguments and its attributes; or only how it looks, if those are no plain values."""
     try:
         return encode([path_of(type(error)), error.args, _attributes(error)])
-    except REFUSALS:
-        return encode([path_of(type(error)), ascii(error)])
+    except Exception:
+        return encode([path_of(type(error)), shown(error)])
 
 
 def _attributes(error: BaseException) -> dict[str, Any]:
