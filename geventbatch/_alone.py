@@ -30,7 +30,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     batch.operations.append(operation)
     batch.close()
     state.admit_alone(batch)
-    start = None if start_timeout is None else _Start(operation, start_timeout)
+    start = None if start_timeout is None else Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
     alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
     try:
@@ -56,7 +56,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     return batch.answer(operation)
 
 
-class _Start:
+class Start:
     """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
 
     def __init__(self, operation: Operation[Any], seconds: float) -> None:
@@ -65,7 +65,7 @@ class _Start:
         self._latest = _clock.monotonic() + seconds
         self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
         self._started = False
-        self.once = self._callable = operation.callable  # see `_idempotency.once_of`
+        self.callable = operation.callable
         operation.callable = self
 
     def __call__(self, resource: Any, *args: Any) -> Any:
@@ -73,7 +73,7 @@ class _Start:
         if self.is_late():
             raise OperationCancelled
         self._started = True
-        return self._callable(resource, *args)
+        return self.callable(resource, *args)
 
     def is_late(self) -> bool:
         """Whether its time is over, and it has not started."""

@@ -218,7 +218,7 @@ def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
     if batch.asked:
         batch.state.options.idempotency.ask(batch)
-        if batch.ended:
+        if batch.ended or batch.verdict is not None:
             return
     if batch.parts:
         _apply_all(batch, batch.parts[-1], resource, slice_end)

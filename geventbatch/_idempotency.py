@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from gevent import getcurrent
 
 from geventbatch import _process
+from geventbatch._alone import Start
 from geventbatch._failure import load_failed, shown
 from geventbatch._operation import BROKEN, SETTLED, STARTED
 from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
-from geventbatch.errors import BatchError, IdempotencyKeyReused
+from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -127,10 +128,9 @@ _OUR_CODE: Final = Once.__call__.__code__
 def once_of(operation: Operation[Any]) -> Once | None:
     """The `Once` of an operation; None when it has no key."""
     found: object = operation.callable
-    if isinstance(found, Once):
-        return found
-    inner = getattr(found, "once", None)  # of one that runs alone, and has to start in time
-    return inner if isinstance(inner, Once) else None
+    if type(found) is Start:
+        found = found.callable
+    return found if type(found) is Once else None  # `isinstance` would ask an object of the user's for its class
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
@@ -170,6 +170,9 @@ def ask(batch: Batch) -> None:
     keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
     try:
         found: Mapping[str, str] = batch.context.run(batch.scope.recorded, keys)
+    except Conflict as conflict:
+        if not batch.over():
+            batch.asked, batch.verdict = asked, conflict
     except Exception as error:
         if not batch.over():
             batch.fail_load(load_failed(batch.key, error))
