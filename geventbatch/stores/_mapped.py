@@ -378,7 +378,8 @@ class MappedScope:
     def _outcomes(self) -> Outcomes:
         mapping = self._mapping
         assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
-        return Outcomes(mapping.outcomes, str(mapping.mapper.local_table), self._key)
+        columns = ", ".join([attribute.key for attribute in mapping.by])
+        return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""

@@ -12,18 +12,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import blake2b
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._plain import REFUSALS, encode
-from geventbatch.errors import Conflict, Repeated
+from geventbatch._plain import encode
+from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
-
-    from geventbatch.errors import NotSaved
 
 ID_LENGTH: Final = 300
 """Characters: 32 of a digest, a colon, 255 of an idempotency key."""
@@ -32,6 +32,7 @@ DAY: Final = 86_400.0
 """Seconds that outcomes are kept unless the user says otherwise."""
 
 _DIGEST: Final = 33
+_QUOTES: Final = "\"`"
 _AT_ONCE: Final = 500
 """Parameters of one IN; SQLite has had a limit of 999."""
 
@@ -92,15 +93,15 @@ class Outcomes:
     def __init__(self, table: OutcomeTable, store: str, key: Hashable) -> None:
         """Of the resource at *key* in *store*: other stores may share the table."""
         try:
-            name = encode([store, key])
-        except REFUSALS:  # a key of a type of the user's own
+            name = encode([store, _canonical(key)])
+        except Exception:  # a key of a type of the user's own
             name = f"{store} {key!r}"
         self.key = key
         self.table = table
         self.prefix = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + ":"
 
     def find(self, send: Send, keys: Iterable[str]) -> dict[str, str]:
-        """Those of *keys* that are recorded, and have not expired. Switches: yes."""
+        """Those of *keys* that are recorded, and have not expired. Raises `Conflict` for a deadlock. Switches: yes."""
         mark, name = self.table.mark, self.table.name
         # Else MySQL would show them as they were at the load.
         lock = " LOCK IN SHARE MODE" if self.table.vendor == "mysql" else ""
@@ -110,8 +111,25 @@ class Outcomes:
             some = wanted[start : start + _AT_ONCE]
             marks = ", ".join([mark] * len(some))
             query = f"SELECT id, outcome FROM {name} WHERE expires > {mark} AND id IN ({marks}){lock}"  # noqa: S608 - ours
-            found |= {row[0][_DIGEST:]: row[1] for row in send(query, (int(time.time()), *some)).fetchall()}
+            try:
+                rows = send(query, (int(time.time()), *some)).fetchall()
+            except Exception as error:
+                if _sql.kind(error) is _sql.Kind.CONFLICT:
+                    raise _sql.not_saved(error, self.key) from error
+                raise
+            found |= {row[0][_DIGEST:]: row[1] for row in rows}
         return found
+
+
+def _canonical(key: Hashable) -> Any:
+    """Something plain that is one for keys that are equal."""
+    if isinstance(key, tuple):
+        return tuple(map(_canonical, key))
+    if isinstance(key, Decimal) and key.is_finite():
+        return "decimal", *key.as_integer_ratio()
+    if isinstance(key, datetime) and key.utcoffset() is not None:
+        return key.astimezone(UTC)
+    return key
 
 
 class Recording:
@@ -148,11 +166,13 @@ class Recording:
             return None
         try:
             roll_back()
-            return self._look(send)
+            return self._in_the_way(error, send)
+        except NotSaved:
+            raise
         except Exception as failed:
             raise _sql.not_saved(failed, self._outcomes.key) from failed
 
-    def _look(self, send: Send) -> NotSaved | None:
+    def _in_the_way(self, error: BaseException, send: Send) -> NotSaved | None:
         key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
         if found:
@@ -160,9 +180,15 @@ class Recording:
             return Repeated(told, outcomes=found)
         expired = [(row[0], int(time.time())) for row in self._rows()]
         deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"  # noqa: S608 - ours
-        if not send(deletion, expired).rowcount:
-            return None
-        return Conflict(f"{key!r} was not saved: outcomes were in the way that have expired")
+        if send(deletion, expired).rowcount or self._is_ours(error):  # else somebody else has deleted them meanwhile
+            return Conflict(f"{key!r} was not saved: outcomes were in the way that have expired")
+        return None
+
+    def _is_ours(self, error: BaseException) -> bool:
+        """Whether *error* names one of our ids; SQLite's names the column."""
+        told = str(getattr(error, "orig", error))
+        column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
+        return self._outcomes.prefix in told or column in told
 
     def _expires(self) -> int:
         return int(time.time()) + ceil(self._outcomes.table.seconds)

@@ -69,6 +69,8 @@ def outcome_table(table: sa.Table, engine: sa.Engine, seconds: object) -> Outcom
     mark = _MARKS.get(engine.dialect.paramstyle)
     if mark is None:
         raise ValueError(f"idempotency: the driver {engine.dialect.driver} has none of the forms {', '.join(_MARKS)}")
-    name = engine.dialect.identifier_preparer.format_table(table)
+    schemas = engine.get_execution_options().get("schema_translate_map") or {}
+    there = sa.table(table.name, schema=schemas.get(table.schema, table.schema))
+    name = engine.dialect.identifier_preparer.format_table(there)
     vendor = _VENDORS.get(engine.dialect.name, engine.dialect.name)
     return OutcomeTable(name, vendor, seconds_to_keep("idempotency_ttl", seconds), mark)

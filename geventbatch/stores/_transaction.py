@@ -118,7 +118,10 @@ class Transaction:
         """Raise what *error* is, if it is of what was to be recorded."""
         found = None if recording is None else recording.check(error, self.send, self.connection.rollback)
         if found is not None:
-            self.connection.commit()  # if some have expired and were deleted
+            try:
+                self.connection.commit()  # if some have expired and were deleted
+            except Exception as failed:
+                raise self.not_saved(failed) from failed
             raise found from None
 
     def commit(self) -> None:

@@ -368,7 +368,8 @@ class _Scope(Generic[M]):
 
     def _outcomes(self) -> Outcomes:
         store = self._store
-        return Outcomes(store.outcome_table(self._connection), store.model._meta.db_table, self._key)
+        name = f"{store.model._meta.db_table} by {store.key_field.attname}"
+        return Outcomes(store.outcome_table(self._connection), name, self._key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
