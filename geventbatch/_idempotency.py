@@ -13,7 +13,7 @@ It is imported when a processor is made whose store records outcomes, and is tha
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from gevent import getcurrent
 
@@ -129,8 +129,9 @@ def once_of(operation: Operation[Any]) -> Once | None:
     """The `Once` of an operation; None when it has no key."""
     found: object = operation.callable
     if type(found) is Start:
-        found = found.callable
-    return found if type(found) is Once else None  # `isinstance` would ask an object of the user's for its class
+        found = cast("Start", found).callable
+    # `isinstance` would ask an object of the user's for its class.
+    return cast("Once", found) if type(found) is Once else None
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:

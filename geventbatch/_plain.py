@@ -14,7 +14,7 @@ from enum import Enum
 from functools import partial
 from importlib import import_module
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -124,9 +124,12 @@ def _tagged_instance(value: Any, otherwise: Callable[[object], Any]) -> Any:
     if "<" in kind.__qualname__:  # nobody could find it again
         return otherwise(value)
     if isinstance(value, Enum):
-        return {"~enum": [path_of(kind), value.name]} if value.name is not None else otherwise(value)
-    parts = {one.name: _tagged(getattr(value, one.name), otherwise) for one in fields(value)}
-    return {"~dataclass": [path_of(kind), parts]}
+        # Flags of several have no name that could be looked up.
+        return {"~enum": [path_of(kind), value.name if value.name in kind.__members__ else [_tagged(value.value)]]}
+    own = {one.name: getattr(value, one.name) for one in fields(value)}
+    if otherwise is _refuse:
+        _made(kind, own)  # it raises for one that could not be made again, such as an ORM's
+    return {"~dataclass": [path_of(kind), {name: _tagged(one, otherwise) for name, one in own.items()}]}
 
 
 _TAGS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
@@ -160,11 +163,16 @@ def _untagged(found: dict[str, Any]) -> Any:
 def _instance(path: str, told: Any) -> Any:
     kind = found_at(path)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind[told]
+        return kind[told] if isinstance(told, str) else kind(*told)
     if not is_dataclass(kind) or {one.name for one in fields(kind)} != set(told):
         raise ValueError(f"{path} is not what it was")
-    made: Any = object.__new__(cast("type[Any]", kind))  # as it was, whatever its __init__ would make of it
-    for name, value in told.items():
+    return _made(kind, told)
+
+
+def _made(kind: Any, parts: dict[str, Any]) -> Any:
+    """Make one as it was, whatever its __init__ would make of it."""
+    made: Any = object.__new__(kind)
+    for name, value in parts.items():
         object.__setattr__(made, name, value)
     return made
 

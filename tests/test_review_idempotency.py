@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Flag
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -292,7 +293,7 @@ def test_the_outcomes_are_in_the_schema_that_the_engine_translates_to(tmp_path: 
         store = SQLAlchemyStore.documents(
             engine.execution_options(schema_translate_map={None: name}),
             "documents",
-            missing=lambda _, start=start: [start],
+            missing=partial(made, start),
             idempotency=idempotency_table("outcomes"),
         )
         store.create_table()
@@ -300,6 +301,10 @@ def test_the_outcomes_are_in_the_schema_that_the_engine_translates_to(tmp_path: 
             assert [processor.run("k", count, idempotency_key="a") for _ in range(2)] == [start + 1] * 2
             assert store.purge_outcomes() == 0
     engine.dispose()
+
+
+def made(start: int, key: str) -> list[int]:
+    return [start]
 
 
 def count(resource: list[int]) -> int:

@@ -32,7 +32,7 @@ DAY: Final = 86_400.0
 """Seconds that outcomes are kept unless the user says otherwise."""
 
 _DIGEST: Final = 33
-_QUOTES: Final = "\"`"
+_QUOTES: Final = '"`'
 _AT_ONCE: Final = 500
 """Parameters of one IN; SQLite has had a limit of 999."""
 
