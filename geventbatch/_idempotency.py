@@ -13,7 +13,7 @@ It is imported when a processor is made whose store records outcomes, and is tha
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import getcurrent
 
@@ -127,11 +127,10 @@ _OUR_CODE: Final = Once.__call__.__code__
 
 def once_of(operation: Operation[Any]) -> Once | None:
     """The `Once` of an operation; None when it has no key."""
-    found: object = operation.callable
+    found: Any = operation.callable
     if type(found) is Start:
-        found = cast("Start", found).callable
-    # `isinstance` would ask an object of the user's for its class.
-    return cast("Once", found) if type(found) is Once else None
+        found = found.callable
+    return found if type(found) is Once else None  # `isinstance` would ask an object of the user's for its class
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
