@@ -402,8 +402,7 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
     elif isinstance(error, Rejected):
         return split(batch, error)
     elif isinstance(error, Repeated) and _settle_repeated(batch, error):
-        batch.phase = "load"
-        return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
+        return not batch.ended and _is_left(batch)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, error))
@@ -412,8 +411,15 @@ def _save_raised(batch: Batch, error: BaseException) -> bool:
 
 def _settle_repeated(batch: Batch, error: Repeated) -> bool:
     """Give the outcomes that are recorded already to those who have the keys. False when nobody has."""
+    batch.phase = "operations"  # nothing was written
     idempotency = batch.state.options.idempotency
     return idempotency is not None and idempotency.settle_repeated(batch, current_part(batch), error.outcomes)
+
+
+def _is_left(batch: Batch) -> bool:
+    """Whether the part at hand, or one behind it, is to be tried again without those that are settled."""
+    batch.phase = "load"
+    return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
 
 
 def _back_off(batch: Batch, conflict: Conflict, *, loading: bool = False) -> bool:

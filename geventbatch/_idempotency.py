@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import getcurrent
 
-from geventbatch import _process
+from geventbatch import _clock, _process
 from geventbatch._alone import Start
 from geventbatch._failure import load_failed, shown
 from geventbatch._operation import BROKEN, SETTLED, STARTED
+from geventbatch._pace import pace
 from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
@@ -149,18 +150,29 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
 
 
 def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
-    """Give the outcomes in *found* to those of *operations* that have them. False when none has."""
+    """Give the outcomes in *found* to those of *operations* that have them. False when none has. Switches: yes.
+
+    Reading one may import a user's module, and so an outcome is read before anything is changed.
+    """
     settled = False
     for operation in operations:
         once = once_of(operation) if operation.state in {STARTED, BROKEN} else None
-        if once is not None and once.key in found:
-            settled = True
-            operation.state = SETTLED
-            operation.error = None
-            try:
-                operation.value = once.recall(batch, found[once.key])
-            except Exception as error:
-                operation.error = error.with_traceback(None)
+        if once is None or once.key not in found:
+            continue
+        settled = True
+        value, error = None, None
+        try:
+            value = once.recall(batch, found[once.key])
+        except Exception as raised:
+            error = raised.with_traceback(None)
+        if batch.over():
+            break
+        operation.value, operation.error, operation.state = value, error, SETTLED
+        batch.now = _clock.monotonic()
+        if batch.lane is not None and batch.now >= pace.slice_end(batch.now):
+            batch.pause()
+            if batch.over():
+                break
     return settled
 
 

@@ -7,23 +7,27 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Flag
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
+import gevent
 import pytest
 import sqlalchemy as sa
+from gevent import GreenletExit
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.pool import QueuePool
 
-from geventbatch import BatchError, Conflict, Processor
+from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, Processor, _idempotency
+from geventbatch._plain import decode
 from geventbatch.stores import _outcomes
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
 from tests.adapters.base import cases
 from tests.callers import answer_of
-from tests.stores import Store, add
+from tests.stores import Store, add, do_nothing
 from tests.test_idempotency import Keeping, KeepingScope, answers, call, opened
+from tests.test_pace import LONGEST, Ticks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from geventbatch.testing import VirtualTime
@@ -72,6 +76,16 @@ class Unshowable(Exception):
         raise RuntimeError("it cannot be shown")
 
 
+class Made(Exception):
+    """Making one again takes as long as `on_made` says, as where its module has to be imported first."""
+
+    on_made: Callable[[], object] = do_nothing
+
+    def __new__(cls, *args: object) -> Self:
+        cls.on_made()
+        return super().__new__(cls, *args)
+
+
 class Odd:
     """It has an answer of its own to any question for an attribute, as a LocalProxy outside of its context has."""
 
@@ -118,6 +132,10 @@ def rights(resource: list[Any]) -> tuple[Rights, Rights]:
 
 def unshowable(resource: list[Any]) -> None:
     raise Unshowable(object())
+
+
+def refuse(resource: list[Any], number: int) -> None:
+    raise Made(number)
 
 
 def fail(resource: list[Any]) -> None:
@@ -235,6 +253,64 @@ def test_a_conflict_while_the_store_is_asked_is_replayed(
     assert isinstance(broken, LookupError)
     assert other == 1
     assert [keys for _, what, keys in store.log if what == "ask"] == [("a",)]
+
+
+def test_the_deadline_while_outcomes_are_read_leaves_nobody_without_one(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The outcome of the one that was being read was, after that, what it had in the attempt that was not saved; or
+    # there was none, and its caller got an AttributeError. Nothing was written, and they were told that nobody knows.
+    with opened(keeping) as processor:
+        assert [type(answers([call(processor, f"{n}", refuse, n)])[0]) for n in range(3)] == [Made] * 3
+    seconds = [0.0] * 4 + [2.0]  # behind the three that the operations make, and the first that is read
+    with opened(keeping, max_duration=1) as processor:
+        monkeypatch.setattr(Made, "on_made", lambda: seconds and gevent.sleep(seconds.pop(0)))
+        first, second, third, other = answers(
+            [call(processor, f"{n}", refuse, n) for n in range(3)] + [call(processor, None, add, 1)]
+        )
+    assert (type(first), first.args) == (Made, (0,))
+    for error in (second, third, other):
+        assert isinstance(error, BatchTimeout)
+        assert error.retry_safe
+
+
+@pytest.mark.parametrize("kind", [GreenletExit, gevent.Timeout])
+def test_a_kill_while_outcomes_are_read_leaves_nobody_without_one(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    def make() -> None:
+        made.append(None)
+        if len(made) == 5:
+            raise kind
+
+    made: list[None] = []
+    with opened(keeping) as processor:
+        assert [type(answers([call(processor, f"{n}", refuse, n)])[0]) for n in range(3)] == [Made] * 3
+        monkeypatch.setattr(Made, "on_made", make)
+        first, second, third, other = answers(
+            [call(processor, f"{n}", refuse, n) for n in range(3)] + [call(processor, None, add, 1)]
+        )
+    assert (type(first), first.args) == (Made, (0,))
+    for error in (second, third, other):
+        assert isinstance(error, BatchAborted)
+        assert error.retry_safe
+
+
+def test_a_thousand_outcomes_that_are_read_never_hold_the_hub_for_long(
+    keeping: Keeping, clock: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They were all read in one piece (guarantee 10).
+    def slowly(told: str) -> Any:
+        clock.spend(0.0001)
+        return decode(told)
+
+    with opened(keeping, min_duration=1, max_duration=5) as processor:
+        sent = [call(processor, f"{n}", add, n) for n in range(1000)]
+        assert answers(sent) == list(range(1000))
+        monkeypatch.setattr(_idempotency, "decode", slowly)
+        with Ticks(clock) as ticks:
+            assert answers([call(processor, f"{n}", add, n) for n in range(1000)]) == list(range(1000))
+    assert ticks.longest_gap() < LONGEST
 
 
 # -- names ------------------------------------------------------------------------------------------------------
