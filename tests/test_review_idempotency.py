@@ -22,7 +22,7 @@ from geventbatch.stores import _outcomes
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
 from tests.adapters.base import cases
 from tests.callers import answer_of
-from tests.stores import Store, add, do_nothing
+from tests.stores import Store, add, do_nothing, wait
 from tests.test_idempotency import Keeping, KeepingScope, answers, call, opened
 from tests.test_pace import LONGEST, Ticks
 
@@ -262,9 +262,13 @@ def test_the_deadline_while_outcomes_are_read_leaves_nobody_without_one(
     # there was none, and its caller got an AttributeError. Nothing was written, and they were told that nobody knows.
     with opened(keeping) as processor:
         assert [type(answers([call(processor, f"{n}", refuse, n)])[0]) for n in range(3)] == [Made] * 3
+
+    def wait_next() -> None:
+        wait(seconds.pop(0) if seconds else 0.0)
+
     seconds = [0.0] * 4 + [2.0]  # behind the three that the operations make, and the first that is read
     with opened(keeping, max_duration=1) as processor:
-        monkeypatch.setattr(Made, "on_made", lambda: seconds and gevent.sleep(seconds.pop(0)))
+        monkeypatch.setattr(Made, "on_made", wait_next)
         first, second, third, other = answers(
             [call(processor, f"{n}", refuse, n) for n in range(3)] + [call(processor, None, add, 1)]
         )
@@ -369,7 +373,7 @@ def test_the_outcomes_are_in_the_schema_that_the_engine_translates_to(tmp_path: 
         store = SQLAlchemyStore.documents(
             engine.execution_options(schema_translate_map={None: name}),
             "documents",
-            missing=partial(made, start),
+            missing=partial(made_at, start),
             idempotency=idempotency_table("outcomes"),
         )
         store.create_table()
@@ -379,7 +383,7 @@ def test_the_outcomes_are_in_the_schema_that_the_engine_translates_to(tmp_path: 
     engine.dispose()
 
 
-def made(start: int, key: str) -> list[int]:
+def made_at(start: int, key: str) -> list[int]:
     return [start]
 
 
