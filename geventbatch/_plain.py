@@ -73,9 +73,18 @@ def _name(operation: Any) -> str:
         owner = operation.__self__
         return f"{_name(operation.__func__)} of {path_of(owner if isinstance(owner, type) else type(owner))}"
     if not hasattr(operation, "__qualname__"):
-        return f"a {path_of(type(operation))}"
+        return _name_of_object(operation)
     name = path_of(operation)
     return f"{name}{_dumps_sorted(_brought_along(operation))}" if "<" in name else name
+
+
+def _name_of_object(operation: Any) -> str:
+    kind = type(operation)
+    if is_dataclass(kind):
+        return f"a {_dumps_sorted(_tagged(operation))}"
+    if type(kind.__call__) is not FunctionType:  # written in C, as `methodcaller` is: it cannot be looked into
+        raise TypeError(f"a {path_of(kind)} does not say what it calls")
+    return f"a {path_of(kind)}"
 
 
 def _argument(value: Any) -> str:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Flag
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import gevent
@@ -16,7 +17,7 @@ from gevent import GreenletExit
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.pool import QueuePool
 
-from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, Processor, _idempotency
+from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor, _idempotency
 from geventbatch._plain import decode
 from geventbatch.stores import _outcomes
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
@@ -219,6 +220,39 @@ def frames_of(error: BaseException | None) -> list[str]:
             trace = trace.tb_next
         error = error.__cause__
     return found
+
+
+# -- operations -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Deposit:
+    amount: int
+
+    def __call__(self, resource: list[Any]) -> int:
+        resource.append(self.amount)
+        return self.amount
+
+
+class Bound(partial[Any]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (methodcaller("append", 1), methodcaller("append", 2)),
+        (Deposit(1), Deposit(2)),
+        (Bound(add, mark=1), Bound(add, mark=2)),
+    ],
+    ids=["methodcaller", "dataclass", "subclass of partial"],
+)
+def test_callable_objects_that_differ_are_told_apart_or_refused(keeping: Keeping, first: Any, second: Any) -> None:
+    # They had the name of their class: the second one was not applied, and its caller got the outcome of the first.
+    with opened(keeping) as processor:
+        before, after = (answers([call(processor, "a", operation)])[0] for operation in (first, second))
+    if not isinstance(before, TypeError):
+        assert isinstance(after, IdempotencyKeyReused)
 
 
 # -- others of the batch ----------------------------------------------------------------------------------------
