@@ -57,7 +57,7 @@ class Options:
     idempotency: Any
     """The module `_idempotency`, where the store records outcomes; else None."""
 
-    def once(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    def once(self, resource_key: Any, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """What stands for *operation* when it has an idempotency key. Raises what is wrong with that."""
         if self.idempotency is None:
             raise TypeError(
@@ -65,8 +65,10 @@ class Options:
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
                 "idempotency_ttl; a load and save pair cannot"
             )
-        once: Callable[..., Any] = self.idempotency.Once(key, operation, args)
-        return once
+        check = getattr(self.open_resource, "check_outcomes", None)
+        if check is not None:
+            check(resource_key)
+        return self.idempotency.Once(key, operation, args)
 
 
 def check_options(

@@ -178,7 +178,8 @@ class Processor(Generic[R]):
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:
-            operation = cast("Callable[[R, Unpack[Args]], T]", self._options.once(idempotency_key, operation, args))
+            once = self._options.once(key, idempotency_key, operation, args)
+            operation = cast("Callable[[R, Unpack[Args]], T]", once)
         batching = self._batching
         door = self._options.door
         if door is not None:

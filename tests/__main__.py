@@ -12,8 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# Of about the same length: a long one, those that wait for servers to come and go, those that ask databases, and what is
-# in none of them, which keeps a core busy.
+# Of about the same length: a long one, those that wait for servers to come and go, those that ask databases, and what
+# is in none of them, which keeps a core busy.
 APART = (
     ["stores"],
     ["celery", "cluster", "fork", "gunicorn", "tickets_signals"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -9,18 +10,22 @@ from enum import Flag
 from functools import partial
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import uuid4
 
 import gevent
 import pytest
 import sqlalchemy as sa
 from gevent import GreenletExit
+from redis import RedisCluster
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.pool import QueuePool
 
 from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor, _idempotency
 from geventbatch._plain import decode
 from geventbatch.stores import _outcomes
+from geventbatch.stores.redis import RedisStore
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
+from tests import redis_server
 from tests.adapters.base import cases
 from tests.callers import answer_of
 from tests.stores import Store, add, do_nothing, wait
@@ -475,3 +480,48 @@ def test_who_cannot_look_what_is_recorded_has_certainly_not_saved(
             assert isinstance(error, BatchError)
             assert error.retry_safe
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases() if "sqlite" in case.name])
+def test_an_expired_outcome_is_deleted_in_gevents_way_while_another_process_writes(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The driver waited for the other one, five seconds, and held the hub.
+    with case.fresh(tmp_path) as address, case.opens(address) as adapter:
+        adapter.put("k", 10)
+        adapter.put("other", 0)
+        find = _outcomes.Outcomes.find
+        others: list[gevent.Greenlet[..., None]] = []
+
+        def write() -> None:
+            with adapter.holding("other", 1):
+                gevent.sleep(0.1)
+
+        def while_another_writes(self: _outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
+            others.append(gevent.spawn(write))
+            gevent.sleep(0.02)
+            return find(self, send, keys)
+
+        with adapter.processor() as processor:
+            assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
+            adapter.expire_outcomes()
+            monkeypatch.setattr(_outcomes.Outcomes, "find", while_another_writes)
+            begun = time.monotonic()
+            assert processor.run("k", adapter.add, 1, idempotency_key="a") == 12
+            assert time.monotonic() - begun < 3
+        (other,) = others
+        other.get()
+        assert adapter.get("other") == 1
+
+
+def test_a_key_beside_which_a_cluster_can_keep_nothing_is_refused_with_an_idempotency_key_only() -> None:
+    # It failed at the save, for everybody in the batch.
+    client = RedisCluster.from_url(redis_server.cluster_url())
+    store = RedisStore(client, prefix=f"{uuid4().hex}:", missing=lambda _: [0])
+    with Processor(open_resource=store, min_duration=0, max_duration=10) as processor:
+        for key in ("a}b", "x{}y", "}"):
+            error = answer_of(processor.run, key, count, idempotency_key="a")
+            assert isinstance(error, ValueError)
+            assert "nothing was run" in str(error)
+            assert processor.run(key, count) == 1
+        assert [processor.run("{a}b}", count, idempotency_key="a") for _ in range(2)] == [1, 1]

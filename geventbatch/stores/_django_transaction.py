@@ -238,6 +238,13 @@ class Transaction:
             with suppress(Error):
                 self._atomic.__exit__(type(error), error, error.__traceback__)
 
+    def begin_to_write(self) -> None:
+        """Something is written after a rollback, and is to be committed. Switches: yes."""
+        if self.connection.vendor == "sqlite" and not self.nested:
+            self.wrote = False
+            self.begin()
+            self.take_write_lock()
+
     def leave_broken(self) -> None:
         """Close the connection, which rolls back; the server is not asked. Switches: no."""
         self._stack.close()

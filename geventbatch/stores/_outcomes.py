@@ -157,7 +157,13 @@ class Recording:
         keys = sorted(kept)
         return insert, (outcomes.prefix, self._expires(), "\n".join(keys), "\n".join([kept[key] for key in keys]))
 
-    def check(self, error: BaseException, send: Send, roll_back: Callable[[], object]) -> NotSaved | None:
+    def check(
+        self,
+        error: BaseException,
+        send: Send,
+        roll_back: Callable[[], object],
+        begin_to_write: Callable[[], object],
+    ) -> NotSaved | None:
         """What *error* of a save is if that statement was the one that failed; it is rolled back then. Switches: yes.
 
         Only now are those that have expired deleted: that a key comes again after so long is rare.
@@ -166,18 +172,19 @@ class Recording:
             return None
         try:
             roll_back()
-            return self._in_the_way(error, send)
+            return self._in_the_way(error, send, begin_to_write)
         except NotSaved:
             raise
         except Exception as failed:
             raise _sql.not_saved(failed, self._outcomes.key) from failed
 
-    def _in_the_way(self, error: BaseException, send: Send) -> NotSaved | None:
+    def _in_the_way(self, error: BaseException, send: Send, begin_to_write: Callable[[], object]) -> NotSaved | None:
         key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
         if found:
             told = f"{key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
             return Repeated(told, outcomes=found)
+        begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]
         deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"  # noqa: S608 - ours
         if send(deletion, expired).rowcount or self._is_ours(error):  # else somebody else has deleted them meanwhile

@@ -68,6 +68,9 @@ class Transaction:
     def before_writes(self) -> None:
         """Bound the statements of the save, for which less time is left."""
 
+    def begin_to_write(self) -> None:
+        """Something is written after a rollback."""
+
     def commit_now(self) -> None:
         """Send COMMIT, and wait for the answer."""
         self.committer()
@@ -116,7 +119,9 @@ class Transaction:
 
     def check_repeated(self, error: Exception, recording: Recording | None) -> None:
         """Raise what *error* is, if it is of what was to be recorded."""
-        found = None if recording is None else recording.check(error, self.send, self.connection.rollback)
+        if recording is None:
+            return
+        found = recording.check(error, self.send, self.connection.rollback, self.begin_to_write)
         if found is not None:
             try:
                 self.connection.commit()  # if some have expired and were deleted
@@ -285,6 +290,9 @@ class SQLiteTransaction(Transaction):
             self._lock(driver)
         finally:
             driver.execute(f"PRAGMA busy_timeout = {patience}")
+
+    def begin_to_write(self) -> None:
+        self.before_writes()
 
     def _lock(self, driver: sqlite3.Connection) -> None:
         error: sqlite3.OperationalError | None = None

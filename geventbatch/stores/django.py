@@ -439,8 +439,9 @@ class _Scope(Generic[M]):
         if recording is None:
             return
         send, roll_back = partial(_send, self._connection), partial(self._transaction.roll_back, error)
-        found = recording.check(error, send, roll_back)
+        found = recording.check(error, send, roll_back, self._transaction.begin_to_write)
         if found is not None:
+            self._transaction.commit()  # if some have expired and were deleted
             raise found from None
 
     def _record(self) -> None:

@@ -241,6 +241,16 @@ class RedisStore(Generic[R]):
             raise ValueError(f"the key {key!r} has no UTF-8 form, so it is no key in Redis: {error}") from error
         return text
 
+    def check_outcomes(self, key: Hashable) -> None:
+        """Raise a `ValueError` if a cluster can keep no outcomes beside the resource at *key*. Switches: no."""
+        name = self._name(self.normalize_key(key))
+        if isinstance(self._server, _Cluster) and b"}" in name and not _TAG.search(name):
+            raise ValueError(
+                f"the key {key!r} is {name!r} in Redis: beside it a cluster can keep no outcomes of operations with an "
+                "idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys without one, or "
+                "with a tag, as in {tag}rest"
+            )
+
     # -- for its scopes -------------------------------------------------------------------------------------
 
     def load(self, key: str) -> _State:
@@ -279,7 +289,7 @@ class RedisStore(Generic[R]):
     def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> _Outcomes:
         first = self._name(key)
         if not _TAG.search(first):
-            first = b"{%b}" % first  # which makes it a tag, unless there is a } in it
+            first = b"{%b}" % first  # which makes it a tag, unless there is a } in it (see `check_outcomes`)
         names = {one: b"%b:idempotency:%b" % (first, one.encode()) for one in idempotency_keys}
         return _Outcomes(names, self._idempotency_ttl or 0)
 
