@@ -112,7 +112,8 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
             batch.over()
         else:
             _apply(batch, resource, slice_end)
-            if batch.now >= batch.deadline and _has_news(batch) and batch.broken is batch.verdict is None:
+            news = batch.completed or batch.outcomes
+            if batch.now >= batch.deadline and news and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
         killed = error
@@ -126,15 +127,10 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
         replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
         return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
-    if not _has_news(batch):
+    if not batch.completed and not batch.outcomes:  # there is nothing to save
         # What is behind it is settled first, since it does not depend on how the scope is left.
         return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
     return _save(batch, leave)
-
-
-def _has_news(batch: Batch) -> bool:
-    """Whether there is anything to save."""
-    return batch.completed > 0 or len(batch.outcomes) > 0
 
 
 def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
