@@ -289,6 +289,16 @@ def test_a_booking_that_is_sent_again_is_the_same_one(client: Any) -> None:
     assert client.get("/trains/Rack Railway/seats").json["changes"] == 1
 
 
+def test_a_cancellation_that_is_sent_again_is_the_same_one(client: Any) -> None:
+    client.post(SEAT, json=ANN)
+    answers = [client.delete(SEAT, json=ANN, headers={"Idempotency-Key": "8f14e45f"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json == answers[1].json
+    assert client.get("/trains/Rack Railway/seats").json["changes"] == 2
+    wrong = client.delete(SEAT, json=ANN, headers={"Idempotency-Key": "a b"})
+    assert (wrong.status_code, wrong.json["error"]) == (400, "Bad Request")
+
+
 def test_an_idempotency_key_of_something_else_or_of_nothing_is_refused(client: Any) -> None:
     client.post(SEAT, json=ANN, headers={"Idempotency-Key": "a"})
     reused = client.post(SEAT, json={"passenger": "Bob"}, headers={"Idempotency-Key": "a"})

@@ -126,8 +126,9 @@ def book(name: str, seat: int) -> tuple[Response, HTTPStatus]:
 
 @pages.delete("/trains/<name>/seats/<int:seat>")
 def cancel(name: str, seat: int) -> Response:
-    """Give a seat back."""
-    return _shown(_tickets().processor.run(name, Train.cancel, seat, _passenger()))
+    """Give a seat back; once, as above."""
+    key = _idempotency_key()
+    return _shown(_tickets().processor.run(name, Train.cancel, seat, _passenger(), idempotency_key=key))
 
 
 @pages.get("/healthz")
