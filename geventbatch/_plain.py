@@ -100,7 +100,7 @@ def _argument(value: Any) -> str:
 
 
 def _refuse(value: Any) -> Any:
-    raise TypeError(f"a {type(value).__name__} is none of {ALLOWED}")
+    raise TypeError(f"the type {type(value).__name__} is none of {ALLOWED}")
 
 
 def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
