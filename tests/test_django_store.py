@@ -401,6 +401,10 @@ def test_a_key_that_its_column_cannot_have_is_refused_by_name(key: Any) -> None:
         ({"version": "nothing"}, "version is 'nothing', which is no column of bank.Account"),
         ({"version": "name"}, "version is 'name', but must name an integer field of bank.Account"),
         ({"mode": "optimistic"}, 'mode is \'optimistic\', but must be "lock", "version" or None'),
+        (
+            {"idempotency_ttl": 60},
+            "idempotency_ttl is 60, but no outcomes are recorded: pass idempotency=… too",
+        ),
         ({"missing": "make"}, "missing is 'make', but must be \"raise\" or a callable that gives the new instance"),
     ],
 )

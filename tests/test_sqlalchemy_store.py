@@ -297,6 +297,10 @@ def test_a_table_that_cannot_hold_outcomes_is_refused(postgres: Postgres) -> Non
     for seconds in (0, -1, float("inf"), "1", True):
         with pytest.raises((TypeError, ValueError), match=f"idempotency_ttl is {seconds!r}, but must be"):
             documents(postgres.direct, idempotency=idempotency_table("outcomes"), idempotency_ttl=seconds)
+    with pytest.raises(TypeError, match="idempotency_ttl is 60, but no outcomes are recorded: pass idempotency=… too"):
+        documents(postgres.direct, idempotency_ttl=60)
+    with pytest.raises(TypeError, match="idempotency_ttl is 60, but no outcomes are recorded: pass idempotency=… too"):
+        SQLAlchemyStore.mapped(postgres.direct, Train, idempotency_ttl=60)
     with pytest.raises(ValueError, match="records no outcomes: pass idempotency="):
         documents(postgres.direct).purge_outcomes()
 

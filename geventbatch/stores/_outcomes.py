@@ -78,12 +78,16 @@ class OutcomeTable:
         return int(send(f"DELETE FROM {name} WHERE expires <= {mark}", (now,)).rowcount)  # noqa: S608
 
 
-def seconds_to_keep(option: str, seconds: object) -> float:
-    """Check an option that is a number of seconds."""
+def seconds_to_keep(seconds: object, idempotency: object) -> float:
+    """Check the option ``idempotency_ttl``, beside that of the table."""
+    if seconds is None:
+        return DAY
+    if idempotency is None:
+        raise TypeError(f"idempotency_ttl is {seconds!r}, but no outcomes are recorded: pass idempotency=… too")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{option} is {seconds!r}, but must be a number of seconds")
+        raise TypeError(f"idempotency_ttl is {seconds!r}, but must be a number of seconds")
     if not 0 < seconds < inf:
-        raise ValueError(f"{option} is {seconds!r}, but must be more than 0 seconds, and finite")
+        raise ValueError(f"idempotency_ttl is {seconds!r}, but must be more than 0 seconds, and finite")
     return float(seconds)
 
 

@@ -62,8 +62,11 @@ def idempotency_table(name: str, metadata: sa.MetaData | None = None, *, schema:
     )
 
 
-def outcome_table(table: sa.Table, engine: sa.Engine, seconds: object) -> OutcomeTable:
+def outcome_table(table: sa.Table | None, engine: sa.Engine, seconds: object) -> OutcomeTable | None:
     """Check what a user has given, and make of it what is sent to the database of *engine*."""
+    ttl = seconds_to_keep(seconds, table)
+    if table is None:
+        return None
     if not isinstance(table, sa.Table) or {column.name for column in table.columns} != {"id", "outcome", "expires"}:
         raise TypeError(f"idempotency is {table!r}, but must be a Table that idempotency_table() has made, or None")
     mark = _MARKS.get(engine.dialect.paramstyle)
@@ -73,4 +76,4 @@ def outcome_table(table: sa.Table, engine: sa.Engine, seconds: object) -> Outcom
     there = sa.table(table.name, schema=schemas.get(table.schema, table.schema))
     name = engine.dialect.identifier_preparer.format_table(there)
     vendor = _VENDORS.get(engine.dialect.name, engine.dialect.name)
-    return OutcomeTable(name, vendor, seconds_to_keep("idempotency_ttl", seconds), mark)
+    return OutcomeTable(name, vendor, ttl, mark)

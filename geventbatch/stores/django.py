@@ -38,7 +38,7 @@ from geventbatch.stores._django_changes import changed, state_of
 from geventbatch.stores._django_connections import current, pool
 from geventbatch.stores._django_transaction import Transaction
 from geventbatch.stores._key import normalize
-from geventbatch.stores._outcomes import DAY, Outcomes, OutcomeTable, Recording, seconds_to_keep
+from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording, seconds_to_keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -95,7 +95,7 @@ class DjangoStore(Generic[M]):
             round trip each. False where something between here and the server takes no pipelines.
         idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key; None:
             such operations are refused.
-        idempotency_ttl: Seconds that an outcome is kept.
+        idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -116,7 +116,7 @@ class DjangoStore(Generic[M]):
         conn_max_age: float = 60.0,
         pipeline: bool = True,
         idempotency: type[OutcomeModel] | None = None,
-        idempotency_ttl: float = DAY,
+        idempotency_ttl: float | None = None,
     ) -> None:
         """See the class."""
         if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
@@ -133,7 +133,7 @@ class DjangoStore(Generic[M]):
         self.allow_atomic = allow_atomic
         self.pipeline = pipeline
         self.idempotency = None if idempotency is None else _outcome_model(idempotency)
-        self.idempotency_ttl = seconds_to_keep("idempotency_ttl", idempotency_ttl)
+        self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
         self._mode = mode
         self._pool = pool(using, conn_max_age)
 

@@ -28,7 +28,6 @@ from geventbatch.stores._mapped import (
     token_of,
     version_attribute,
 )
-from geventbatch.stores._outcomes import DAY, OutcomeTable
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
 from geventbatch.stores._transaction import transaction_class
 
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
+
+    from geventbatch.stores._outcomes import OutcomeTable
 
 __all__ = ["SQLAlchemyStore", "idempotency_table"]
 
@@ -122,7 +123,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         schema: str | None = None,
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
-        idempotency_ttl: float = DAY,
+        idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[Any]: ...
 
     @overload
@@ -142,7 +143,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         schema: str | None = None,
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
-        idempotency_ttl: float = DAY,
+        idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[DocumentT]: ...
 
     @classmethod
@@ -161,7 +162,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         schema: str | None = None,
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
-        idempotency_ttl: float = DAY,
+        idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[Any]:
         """Keep documents in a table with the columns key, state and version, of which each save adds one.
 
@@ -186,7 +187,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
-            idempotency_ttl: Seconds that an outcome is kept.
+            idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
         Switches: no.
         """
@@ -198,7 +199,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             state_type or StateText(),
             schema,
         )
-        outcomes = None if idempotency is None else outcome_table(idempotency, engine, idempotency_ttl)
+        outcomes = outcome_table(idempotency, engine, idempotency_ttl)
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline),
@@ -234,7 +235,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         missing: Literal["raise"] | Callable[[Any], EntityT] = "raise",
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
-        idempotency_ttl: float = DAY,
+        idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[EntityT]:
         """Have instances of a mapped class as resources, each batch in a session of its own.
 
@@ -265,7 +266,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
-            idempotency_ttl: Seconds that an outcome is kept.
+            idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
         Raises:
             ValueError: *by* or *version* are not such attributes.
@@ -277,7 +278,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         chosen = _mode(engine, mode)
         refuse_joined(mapper)
         attributes = key_attributes(mapper, by)
-        outcomes = None if idempotency is None else outcome_table(idempotency, engine, idempotency_ttl)
+        outcomes = outcome_table(idempotency, engine, idempotency_ttl)
         mapping = Mapping(
             engine=engine,
             sessions=sessions,
