@@ -75,6 +75,8 @@ def _name(operation: Any) -> str:
     if not hasattr(operation, "__qualname__"):
         return _name_of_object(operation)
     name = path_of(operation)
+    if "<lambda>" in name:  # its code would tell, but is another one with each release, and outcomes outlive that
+        raise TypeError(f"a lambda ({name}) has no name of its own: make it a function with a name")
     return f"{name}{_dumps_sorted(_brought_along(operation))}" if "<" in name else name
 
 

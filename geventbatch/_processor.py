@@ -149,7 +149,8 @@ class Processor(Generic[R]):
             *args: Its arguments.
             start_timeout: Seconds to wait for the operation to start; None waits for ever.
             idempotency_key: Of a store that records outcomes: 1 to 255 visible ASCII characters. What was saved under
-                it on this key, in whatever process, is not applied again: its outcome is given once more.
+                it on this key, in whatever process, is not applied again: its outcome is given once more. A lambda
+                cannot have one.
 
         Returns:
             What *operation* returned.

@@ -57,11 +57,17 @@ def nested(resource: Any) -> Callable[[], None]:
 
 
 def closing_over(value: Any) -> Callable[..., Any]:
-    return lambda resource: value
+    def operation(resource: Any) -> Any:
+        return value
+
+    return operation
 
 
 def with_default(value: Any) -> Callable[..., Any]:
-    return lambda resource, own=value: own
+    def operation(resource: Any, own: Any = value) -> Any:
+        return own
+
+    return operation
 
 
 VALUES: list[Any] = [

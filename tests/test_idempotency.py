@@ -137,6 +137,27 @@ def test_an_operation_that_cannot_be_told_from_others_is_refused_at_the_door(
     assert store.log == []
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        (lambda resource: resource.append(1),),
+        (partial(lambda resource: resource.append(1)),),
+        (add, lambda: 1),
+        (add, [lambda: 1]),
+        (closing_over(lambda: 1),),
+        (with_default(lambda: 1),),
+    ],
+    ids=["operation", "partial", "argument", "list", "closure", "default"],
+)
+def test_a_lambda_is_refused_at_the_door(keeping: Keeping, store: Store, run: tuple[Any, ...]) -> None:
+    # All lambdas of one function have one name: the second one would get the outcome of the first.
+    with opened(keeping) as processor:
+        error = answer_of(processor.run, "k", *run, idempotency_key="a")
+    assert isinstance(error, TypeError)
+    assert "<lambda>) has no name of its own: make it a function with a name" in str(error)
+    assert store.log == []
+
+
 # -- values as text ---------------------------------------------------------------------------------------------
 
 
