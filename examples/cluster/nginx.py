@@ -86,7 +86,7 @@ http {{
             proxy_pass http://backends;
         }}
         location @unknown {{
-            return 502 '{{"error": "OutcomeUnknown", "detail": "the backend is gone: look first, or send the same Idempotency-Key again"}}';
+            return 502 '{{"error": "OutcomeUnknown", "detail": "look first, or send the same Idempotency-Key again"}}';
         }}
         location = /nginx {{
             return 200 '{{"worker": $pid}}';
