@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -283,6 +284,46 @@ def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended
         process.send_signal(signal.SIGINT)
 
         assert process.wait() == 0
+
+
+def test_the_command_refuses_a_port_that_somebody_else_has() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [sys.executable, "-m", "examples.cluster", "--port", str(port)],
+            cwd=ROOT,
+            env=_without_database(),
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"port {port} is taken: --port N, or 0 for any\n"
+
+
+def test_nginx_does_not_take_the_answers_of_somebody_else_for_its_own(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = cycle([b"{}", b"<p>", b'{"worker": 1}'])
+
+    def answer_so(connection: Any, _: object) -> None:
+        connection.recv(65536)
+        told = next(answers)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(told), told))
+
+    # Somebody has taken it since it was free.
+    monkeypatch.setattr("examples.cluster.nginx.free_port", lambda port: port)
+    other = StreamServer(("127.0.0.1", 0), answer_so)
+    other.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"bind\(\) to 127\.0\.0\.1:\d+ failed"):
+            Nginx(directory, other.server_port, ["1.sock"])
+    finally:
+        other.stop()
 
 
 @contextmanager

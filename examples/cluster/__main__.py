@@ -9,6 +9,7 @@ which is gone afterwards.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from queue import Empty, SimpleQueue
 
 from examples.cluster.backends import Cluster
 from examples.cluster.database import database
+from examples.cluster.nginx import free_port
 
 ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,10 +38,16 @@ def main() -> int:
 
 def _serve(chosen: argparse.Namespace) -> None:
     """Do what signals say; in between, start anew what has ended."""
+    try:
+        port = free_port(chosen.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(f"port {chosen.port} is taken: --port N, or 0 for any")
     told: SimpleQueue[int] = SimpleQueue()
     for number in (*ENDING, signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, lambda number, _: told.put(number))
-    with database(os.environ.get("DATABASE_URL")) as url, Cluster(url, chosen.backends, chosen.port) as cluster:
+    with database(os.environ.get("DATABASE_URL")) as url, Cluster(url, chosen.backends, port) as cluster:
         address = f"http://{cluster.nginx.host}:{cluster.nginx.port}/"
         print(f"Tickets are sold at {address} by {_named(cluster)} (Ctrl-C ends it)", flush=True)
         while (number := _next(told)) not in ENDING:

@@ -89,7 +89,7 @@ http {{
             return 502 '{{"error": "OutcomeUnknown", "detail": "look first, or send the same Idempotency-Key again"}}';
         }}
         location = /nginx {{
-            return 200 '{{"worker": $pid}}';
+            return 200 '{{"worker": $pid, "of": "{directory.name}"}}';
         }}
     }}
 }}
@@ -107,7 +107,7 @@ class Nginx:
 
     def __init__(self, directory: Path, port: int, backends: Sequence[str], *, by_train: bool = True) -> None:
         self.host = "127.0.0.1"
-        self.port = port or _free_port()
+        self.port = free_port(port)
         self._directory = directory
         self._write(backends, by_train=by_train)
         self.process = subprocess.Popen(
@@ -163,14 +163,17 @@ class Nginx:
         """The process that answers now; there is one."""
         connection = Connection(self.host, self.port)
         try:
-            return int(connection.ask("GET", "/nginx")[1]["worker"])
+            told = connection.ask("GET", "/nginx")[1]
         finally:
             connection.close()
+        if told.get("of") != self._directory.name:
+            raise ValueError(f"it is not this nginx that answers at {self.host}:{self.port}")
+        return int(told["worker"])
 
     def _listens(self) -> bool:
         try:
             self._worker()
-        except ConnectionRefusedError:
+        except (OSError, ValueError, KeyError):  # nobody yet, or somebody else, whatever that may answer
             return False
         return True
 
@@ -194,6 +197,7 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+def free_port(port: int) -> int:
+    """The same one, or for 0 any; `OSError` when it is not free."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         return int(listener.getsockname()[1])
