@@ -286,6 +286,17 @@ def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended
         assert process.wait() == 0
 
 
+def test_the_command_ends_with_its_terminal() -> None:
+    with serving("--backends", "1", database=own_server().url) as (process, said):
+        found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/", said())
+        assert found
+        process.send_signal(signal.SIGHUP)
+
+        assert process.wait() == 0
+        with pytest.raises(ConnectionRefusedError):
+            Connection("127.0.0.1", int(found[1])).ask("GET", "/healthz")
+
+
 def test_the_command_refuses_a_port_that_somebody_else_has() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -327,10 +338,11 @@ def test_nginx_does_not_take_the_answers_of_somebody_else_for_its_own(
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
+def serving(*arguments: str, database: str | None = None) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
     """Run the command; give it, and what reads its next line."""
     command = [sys.executable, "-m", "examples.cluster", "--port", "0", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=_without_database(), stdout=subprocess.PIPE, text=True) as process:
+    environment = _without_database() | ({} if database is None else {"DATABASE_URL": database})
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process, process.stdout.readline

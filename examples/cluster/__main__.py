@@ -19,7 +19,7 @@ from examples.cluster.backends import Cluster
 from examples.cluster.database import database
 from examples.cluster.nginx import free_port
 
-ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+ENDING: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -46,7 +46,8 @@ def _serve(chosen: argparse.Namespace) -> None:
         sys.exit(f"port {chosen.port} is taken: --port N, or 0 for any")
     told: SimpleQueue[int] = SimpleQueue()
     for number in (*ENDING, signal.SIGTTIN, signal.SIGTTOU):
-        signal.signal(number, lambda number, _: told.put(number))
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: told.put(number))
     with database(os.environ.get("DATABASE_URL")) as url, Cluster(url, chosen.backends, port) as cluster:
         address = f"http://{cluster.nginx.host}:{cluster.nginx.port}/"
         print(f"Tickets are sold at {address} by {_named(cluster)} (Ctrl-C ends it)", flush=True)
