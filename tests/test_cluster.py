@@ -267,6 +267,9 @@ def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended
     with serving("--backends", "1") as (process, said):
         found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/ by backend 1 ", said())
         assert found
+        logs = re.match(rf"kill -TTIN {process.pid} adds one, -TTOU takes one away; logs: (\S+)/\*\.log\n", said())
+        assert logs
+        assert {log.name for log in Path(logs[1]).glob("*.log")} == {"1.log", "nginx.log"}
         connection = Connection("127.0.0.1", int(found[1]))
         assert connection.ask("POST", "/trains/ICE%201/seats/7", {"passenger": "Ann"})[0] == 201
         connection.close()

@@ -50,7 +50,8 @@ def _serve(chosen: argparse.Namespace) -> None:
             signal.signal(number, lambda number, _: told.put(number))
     with database(os.environ.get("DATABASE_URL")) as url, Cluster(url, chosen.backends, port) as cluster:
         address = f"http://{cluster.nginx.host}:{cluster.nginx.port}/"
-        print(f"Tickets are sold at {address} by {_named(cluster)} (Ctrl-C ends it)", flush=True)
+        print(f"Tickets are sold at {address} by {_named(cluster)} (Ctrl-C ends it)")
+        print(f"kill -TTIN {os.getpid()} adds one, -TTOU takes one away; logs: {cluster.directory}/*.log", flush=True)
         while (number := _next(told)) not in ENDING:
             if number == signal.SIGTTIN:
                 print(f"Backend {cluster.add()} is new", flush=True)
