@@ -333,6 +333,7 @@ def test_nginx_does_not_take_the_answers_of_somebody_else_for_its_own(
     monkeypatch.setattr("examples.cluster.nginx.free_port", lambda port: port)
     other = StreamServer(("127.0.0.1", 0), answer_so)
     other.start()
+    assert other.server_port is not None
     try:
         with pytest.raises(RuntimeError, match=r"bind\(\) to 127\.0\.0\.1:\d+ failed"):
             Nginx(directory, other.server_port, ["1.sock"])
