@@ -1,4 +1,4 @@
-"""Runs the suite in four processes side by side: most of it waits for servers, and a machine has two cores or more.
+"""Runs the suite in five processes side by side: most of it waits for servers, and a machine has two cores or more.
 
     python -m tests [arguments of pytest]
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# Of about the same length: a long one, those that wait for servers to come and go, those that ask databases, and what
-# is in none of them, which keeps a core busy.
+# Of about the same length: the contract of the stores in two halves, those that wait for servers to come and go, those
+# that ask databases, and what is in none of them, which keeps a core busy.
+HALVES = ("sqlalchemy", "not sqlalchemy")
 APART = (
-    ["stores"],
     ["celery", "cluster", "fork", "gunicorn", "tickets_signals"],
     ["django", "django_store", "flask", "redis_store", "sql", "sqlalchemy_store", "tickets", "wallet"],
 )
@@ -25,10 +25,16 @@ NOTHING_CHOSEN = 5
 
 
 def groups() -> list[list[str]]:
-    """The files of each process."""
-    apart = [[str(HERE / f"test_{name}.py") for name in names] for names in APART]
-    taken = {path for paths in apart for path in paths}
-    return [*apart, sorted(str(path) for path in HERE.glob("test_*.py") if str(path) not in taken)]
+    """What each process is told."""
+    stores = _path("stores")
+    apart = [[_path(name) for name in names] for names in APART]
+    taken = {stores, *(path for paths in apart for path in paths)}
+    rest = sorted(str(path) for path in HERE.glob("test_*.py") if str(path) not in taken)
+    return [*([stores, "-k", half] for half in HALVES), *apart, rest]
+
+
+def _path(name: str) -> str:
+    return str(HERE / f"test_{name}.py")
 
 
 def main() -> int:

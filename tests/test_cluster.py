@@ -289,7 +289,15 @@ def test_the_command_serves_does_what_signals_say_and_starts_anew_what_has_ended
         assert process.wait() == 0
 
 
-def test_the_command_ends_with_its_terminal() -> None:
+@pytest.fixture
+def heeding_hangups() -> Iterator[None]:
+    """Who runs the tests may ignore SIGHUP, as nohup does, and a child inherits that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_the_command_ends_with_its_terminal(heeding_hangups: None) -> None:
     with serving("--backends", "1", database=own_server().url) as (process, said):
         found = re.match(r"Tickets are sold at http://127.0.0.1:(\d+)/", said())
         assert found
