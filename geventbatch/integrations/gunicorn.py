@@ -102,7 +102,7 @@ class _Hooks:
         most = worker.cfg.graceful_timeout * _TO_STOP
         for processor in _process.processors():
             longest = processor._options.max_duration  # noqa: SLF001 - users know what they have set
-            if longest > most:
+            if longest > most and not processor._current().stopping:  # noqa: SLF001 - nor what has been stopped
                 worker.log.warning(
                     "A batch may take max_duration = %g s, but a worker that is told to end waits %g s for it, since "
                     "graceful_timeout is %g s: what runs longer is killed",

@@ -34,6 +34,9 @@ def save(key: str, words: list[str]) -> None:
         saved.write("".join(f"{word}\n" for word in words))
 
 
+ended = Processor(batching=False, max_duration=1000)  # nobody has to be warned of it
+ended.stop()
+
 processor = Processor(
     load_resource=load,
     save_resource=save,
