@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -66,10 +66,13 @@ def _connected(url: str) -> socket.socket:
 
 def _lead(one: socket.socket, other: socket.socket, seconds: float) -> None:
     """Send on what comes from *one*, later; what a client or the server says is one piece."""
-    while piece := one.recv(1 << 20):
-        time.sleep(seconds)
-        other.sendall(piece)
-    other.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # one of them has gone
+        while piece := one.recv(1 << 20):
+            time.sleep(seconds)
+            other.sendall(piece)
+    for side in (one, other):  # who waits at the other end for more is not left there
+        with suppress(OSError):
+            side.shutdown(socket.SHUT_RDWR)
 
 
 def main() -> None:

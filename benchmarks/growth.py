@@ -29,6 +29,7 @@ monkey.patch_all()
 import gevent
 from gevent.event import Event
 
+from benchmarks.overhead import Counter
 from benchmarks.ways import spread
 from geventbatch import Processor
 
@@ -46,21 +47,6 @@ class Grown(NamedTuple):
     after: float
     tracked: float
     """Objects for each operation that waits."""
-
-
-class Counter:
-    """A resource."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        """Begin at zero."""
-        self.value = 0
-
-    def add(self, amount: int) -> int:
-        """Be an operation."""
-        self.value += amount
-        return self.value
 
 
 class Collections:

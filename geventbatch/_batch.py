@@ -157,9 +157,8 @@ class Batch:
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.open = True
         self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
-        self.parts = self.rows_added = self.outcomes = self.asked = self.after = (
-            _NONE  # each its own, from the first on
-        )
+        # Each its own, from the first one on.
+        self.parts = self.rows_added = self.outcomes = self.asked = self.after = _NONE
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = inf

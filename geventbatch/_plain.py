@@ -25,9 +25,6 @@ ALLOWED: Final = (
     "dict or dataclass of them"
 )
 
-REFUSALS: Final = (TypeError, ValueError, RecursionError)
-"""What encoding raises."""
-
 _NATURAL: Final = frozenset({str, int, float, bool, type(None)})
 
 _quote: Final[Callable[[str], str]] = json.encoder.encode_basestring_ascii
@@ -36,7 +33,7 @@ _dumps_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).e
 
 
 def encode(value: Any) -> str:
-    """Give *value* as one line of ASCII. Raises one of `REFUSALS` for what is no plain value."""
+    """Give *value* as one line of ASCII. Raises whatever a value makes it raise that is no plain one."""
     kind = type(value)
     if kind is str:
         return _quote(value)
@@ -119,7 +116,7 @@ def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
         return _tagged_instance(value, otherwise)
     if isinstance(value, str):  # a subclass, such as a text that is marked as safe
         return str.__str__(value)
-    tag = next((tag for tag, (tagged, _, _) in _TAGS.items() if kind is tagged), None)
+    tag = _TAG_OF.get(kind)
     return otherwise(value) if tag is None else {tag: _TAGS[tag][1](value)}
 
 
@@ -156,6 +153,7 @@ _TAGS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]]
     ),
     "~uuid": (UUID, str, UUID),
 }
+_TAG_OF: Final = {kind: tag for tag, (kind, _, _) in _TAGS.items()}
 
 
 def _untagged(found: dict[str, Any]) -> Any:
@@ -223,5 +221,5 @@ def _brought_along(function: Any) -> list[Any]:
 def _kept(function: Any, name: str, value: Any) -> Any:
     try:
         return [name, _tagged(value, _argument_only)]
-    except REFUSALS as error:
+    except Exception as error:
         raise TypeError(f"{function.__qualname__} closes over {name} ({error})") from error

@@ -15,6 +15,7 @@ from uuid import uuid4
 import gevent
 import pytest
 import sqlalchemy as sa
+from django.db import OperationalError
 from gevent import GreenletExit
 from redis import RedisCluster
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
@@ -22,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor, _idempotency
 from geventbatch._plain import decode
-from geventbatch.stores import _outcomes
+from geventbatch.stores import _django_transaction, _outcomes
 from geventbatch.stores.redis import RedisStore
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
 from tests import redis_server
@@ -512,6 +513,29 @@ def test_an_expired_outcome_is_deleted_in_gevents_way_while_another_process_writ
         (other,) = others
         other.get()
         assert adapter.get("other") == 1
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name) for case in cases() if case.name == "django-row-sqlite"]
+)
+def test_a_deletion_of_expired_outcomes_that_cannot_be_committed_leaves_nothing_unknown(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing of the batch was in that COMMIT; but its callers were told that nobody knows.
+    def fails(self: Any) -> None:
+        raise OperationalError("disk I/O error")
+
+    with case.fresh(tmp_path) as address, case.opens(address) as adapter:
+        adapter.put("k", 10)
+        with adapter.processor() as processor:
+            assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
+            adapter.expire_outcomes()
+            with monkeypatch.context() as patch:
+                patch.setattr(_django_transaction.Transaction, "commit", fails)
+                error = answer_of(processor.run, "k", adapter.add, 1, idempotency_key="a")
+            assert isinstance(error, BatchError)
+            assert error.retry_safe
+            assert processor.run("k", adapter.add, 1, idempotency_key="a") == 12
 
 
 def test_a_key_beside_which_a_cluster_can_keep_nothing_is_refused_with_an_idempotency_key_only() -> None:

@@ -101,8 +101,8 @@ class _Hooks:
         """Say what would be killed."""
         most = worker.cfg.graceful_timeout * _TO_STOP
         for processor in _process.processors():
-            longest = processor._options.max_duration  # noqa: SLF001 - users know what they have set
-            if longest > most and not processor._current().stopping:  # noqa: SLF001 - nor what has been stopped
+            longest = processor._options.max_duration  # noqa: SLF001 - it is the library's own
+            if longest > most and not processor._current().stopping:  # noqa: SLF001 - likewise
                 worker.log.warning(
                     "A batch may take max_duration = %g s, but a worker that is told to end waits %g s for it, since "
                     "graceful_timeout is %g s: what runs longer is killed",

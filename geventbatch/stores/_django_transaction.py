@@ -128,11 +128,11 @@ class Transaction:
 
     # -- around what Django executes ------------------------------------------------------------------------
 
-    def _see_writes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+    def _see_writes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         self.wrote = self.wrote or not _starts(sql, _READS)
         return execute(sql, params, many, context)
 
-    def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+    def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if not self.wrote and not _starts(sql, _READS):
             self.take_write_lock()
         return execute(sql, params, many, context)
@@ -156,7 +156,7 @@ class Transaction:
         self.connection.errors_occurred = False
         self.wrote = True
 
-    def _bound_mysql(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+    def _bound_mysql(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if getattr(self.connection, "mysql_is_mariadb", False):
             if _starts(sql, _BOUNDED):
                 sql = _sql.mariadb_prefix(self._batch.remaining()) + sql
@@ -301,7 +301,7 @@ class _Together:
         self._commits = commits
         self._sent = False
 
-    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001
+    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if self._sent or many or (self._commits and not _starts(sql, _WRITES)):
             return execute(sql, params, many, context)
         self._sent = True

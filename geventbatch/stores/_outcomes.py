@@ -61,7 +61,7 @@ class OutcomeTable:
         if self.vendor == "postgresql" and count > 1:
             # Two texts for all rows: of arrays, a driver in Python would convert each element.
             arrays = ", ".join([f"string_to_array({mark}, chr(10))"] * 2)
-            rows = f"SELECT {mark} || i, o, {mark} FROM unnest({arrays}) AS r(i, o)"  # noqa: S608 - ours
+            rows = f"SELECT {mark} || i, o, {mark} FROM unnest({arrays}) AS r(i, o)"
         return f"INSERT INTO {self.name} (id, outcome, expires) {rows}"
 
     def purge(self, send: Send, limit: int) -> int:
@@ -71,11 +71,11 @@ class OutcomeTable:
         if self.vendor in {"postgresql", "sqlite"}:
             # So that two of them at once do not wait for each other.
             skip = " FOR UPDATE SKIP LOCKED" if self.vendor == "postgresql" else ""
-            some = f"SELECT id FROM {name} WHERE expires <= {mark} LIMIT {mark}{skip}"  # noqa: S608 - ours
-            return int(send(f"DELETE FROM {name} WHERE id IN ({some})", (now, limit)).rowcount)  # noqa: S608
+            some = f"SELECT id FROM {name} WHERE expires <= {mark} LIMIT {mark}{skip}"
+            return int(send(f"DELETE FROM {name} WHERE id IN ({some})", (now, limit)).rowcount)
         if self.vendor == "mysql":
-            return int(send(f"DELETE FROM {name} WHERE expires <= {mark} LIMIT {mark}", (now, limit)).rowcount)  # noqa: S608
-        return int(send(f"DELETE FROM {name} WHERE expires <= {mark}", (now,)).rowcount)  # noqa: S608
+            return int(send(f"DELETE FROM {name} WHERE expires <= {mark} LIMIT {mark}", (now, limit)).rowcount)
+        return int(send(f"DELETE FROM {name} WHERE expires <= {mark}", (now,)).rowcount)
 
 
 def seconds_to_keep(seconds: object, idempotency: object) -> float:
@@ -114,7 +114,7 @@ class Outcomes:
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
             marks = ", ".join([mark] * len(some))
-            query = f"SELECT id, outcome FROM {name} WHERE expires > {mark} AND id IN ({marks}){lock}"  # noqa: S608 - ours
+            query = f"SELECT id, outcome FROM {name} WHERE expires > {mark} AND id IN ({marks}){lock}"
             try:
                 rows = send(query, (int(time.time()), *some)).fetchall()
             except Exception as error:
@@ -190,7 +190,7 @@ class Recording:
             return Repeated(told, outcomes=found)
         begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]
-        deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"  # noqa: S608 - ours
+        deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"
         if send(deletion, expired).rowcount or self._is_ours(error):  # else somebody else has deleted them meanwhile
             return Conflict(f"{key!r} was not saved: outcomes were in the way that have expired")
         return None

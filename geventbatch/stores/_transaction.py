@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from geventbatch.stores._outcomes import Recording
 
-_FAILED: Final = 3
+# libpq's PQTRANS_ACTIVE, _INERROR and _UNKNOWN, as psycopg and psycopg2 give them.
 _ACTIVE: Final = 1
+_FAILED: Final = 3
 _UNKNOWN: Final = 4
-"""libpq's PQTRANS_INERROR, as psycopg and psycopg2 give it."""
 
 LoadedT = TypeVar("LoadedT")
 

@@ -197,6 +197,8 @@ class DjangoStore(Generic[M]):
     def purge_outcomes(self, limit: int = 10_000) -> int:
         """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
 
+        On SQLite, the driver blocks the process while another one writes.
+
         Args:
             limit: So many at the most, so that nobody waits long for it.
 
@@ -292,7 +294,7 @@ class _Scope(Generic[M]):
             return self._connection.connection is not None and not self._connection.in_atomic_block
         self._before = current(alias)
         self._connection, reused = self._store._pool.lend()
-        self._connection.on_commit = self._on_commit  # type: ignore[method-assign]
+        self._connection.on_commit = self._on_commit  # type: ignore[method-assign]  # until it is given back
         return reused
 
     def _load(self) -> None:
@@ -388,7 +390,7 @@ class _Scope(Generic[M]):
             return Rejected(f"an operation on key {self._key!r} broke the transaction of its batch")
         return _sql.not_saved(error, self._key)
 
-    def _on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT001, FBT002 - Django's own signature
+    def _on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT002 - Django's own signature
         if not callable(func):
             raise TypeError("on_commit()'s callback must be a callable.")
         connection = self._connection
@@ -441,7 +443,10 @@ class _Scope(Generic[M]):
         send, roll_back = partial(_send, self._connection), partial(self._transaction.roll_back, error)
         found = recording.check(error, send, roll_back, self._transaction.begin_to_write)
         if found is not None:
-            self._transaction.commit()  # if some have expired and were deleted
+            try:
+                self._transaction.commit()  # if some have expired and were deleted
+            except Error as failed:
+                raise _sql.not_saved(failed, self._key) from failed
             raise found from None
 
     def _record(self) -> None:

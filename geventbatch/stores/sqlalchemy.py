@@ -331,6 +331,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
     def purge_outcomes(self, limit: int = 10_000) -> int:
         """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
 
+        On SQLite, the driver blocks the process while another one writes.
+
         Args:
             limit: So many at the most, so that nobody waits long for it.
 

@@ -20,9 +20,9 @@ pymysql.install_as_MySQLdb()
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_project.settings")
 django.setup()
 
-from tests import mariadb  # noqa: E402
-from tests.django_project.bank.models import MODELS  # noqa: E402 - they need all the above
-from tests.servers import postgres_url  # noqa: E402
+from tests import mariadb
+from tests.django_project.bank.models import MODELS
+from tests.servers import postgres_url
 
 
 @contextmanager

@@ -25,17 +25,17 @@ def note(what: str) -> None:
 
 
 # Before the library's own: receivers are called in the order in which they were connected.
-@worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
+@worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery has no types
 def _tell_of_the_end(**_: object) -> None:
     note("worker_shutdown")
 
 
-@worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+@worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery has no types
 def _tell_of_the_start(**_: object) -> None:
     note("worker_ready")
 
 
-import geventbatch.integrations.celery  # noqa: E402, F401 - the line that users write
+import geventbatch.integrations.celery  # noqa: F401 - the line that users write
 
 app = Celery("tests.programs.celery_app", broker="filesystem://", backend=f"file://{FOLDER / 'results'}")
 app.conf.update(
@@ -64,13 +64,13 @@ def save(key: str, words: list[str]) -> None:
 processor = Processor(load_resource=load, save_resource=save, min_duration=0, max_duration=20)
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task  # type: ignore[untyped-decorator]  # Celery has no types
 def add(word: str) -> str:
     processor.run("k", list[Any].append, word)
     return word
 
 
-@app.task  # type: ignore[untyped-decorator]
+@app.task  # type: ignore[untyped-decorator]  # Celery has no types
 def add_later(word: str) -> str:
     gevent.spawn(processor.run, "k", list[Any].append, word)
     return word

@@ -10,15 +10,15 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import os  # noqa: E402
-import sys  # noqa: E402
-import traceback  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
 
-import gevent  # noqa: E402
-from gevent.event import Event  # noqa: E402
+import gevent
+from gevent.event import Event
 
-from geventbatch import BatchError, Conflict, Processor  # noqa: E402
+from geventbatch import BatchError, Conflict, Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

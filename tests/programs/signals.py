@@ -9,16 +9,16 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import os  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from typing import Any  # noqa: E402
+import os
+import signal
+import sys
+from typing import Any
 
-import gevent  # noqa: E402
-from gevent.event import Event  # noqa: E402
-from gevent.hub import Hub  # noqa: E402
+import gevent
+from gevent.event import Event
+from gevent.hub import Hub
 
-from geventbatch import BatchError, Processor  # noqa: E402
+from geventbatch import BatchError, Processor
 
 processors: list[Processor[Any]] = []
 workers: list[object] = []

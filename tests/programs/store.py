@@ -10,13 +10,13 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import json  # noqa: E402
-import sys  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+import json
+import sys
+from typing import TYPE_CHECKING, Any
 
-import gevent  # noqa: E402
+import gevent
 
-from tests.adapters.base import case_named  # noqa: E402
+from tests.adapters.base import case_named
 
 if TYPE_CHECKING:
     from geventbatch import Processor

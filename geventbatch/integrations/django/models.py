@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 
-class OutcomeIdField(models.CharField):  # type: ignore[type-arg]
+class OutcomeIdField(models.CharField):  # type: ignore[type-arg]  # it takes none at run time
     """A text of ASCII, compared byte by byte: any other collation is slower, or takes two texts for one."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -29,7 +29,7 @@ class Account(models.Model):
         app_label = "bank"
 
 
-class Number(models.TextField):  # type: ignore[type-arg]
+class Number(models.TextField):  # type: ignore[type-arg]  # it takes none at run time
     """A number as a text, which may be none."""
 
     def from_db_value(self, value: str | None, *_: object) -> int | None:
