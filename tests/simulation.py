@@ -211,6 +211,7 @@ class Call:
     alone: bool = False
     starts: int = 0
     story: Story | None = None
+    visit: Visit | None = None  # in which it was applied last
     last: object = None  # what it returned in its last attempt
     raised: BaseException | None = None  # or raised
     broken: bool = False
@@ -556,7 +557,7 @@ class Life:
         elif error is call.raised:
             call.fate = "raised"
             self._know_outcome(call)
-            visit = call.story.visit if call.story else None
+            visit = call.visit
             # One that is broken is settled with its part, which is not told here.
             settled = call.story is not None and (
                 call.number in call.story.settled or (call.broken and bool(call.story.settled))
@@ -912,6 +913,7 @@ class Life:
         ):
             wrong(f"{call} is applied behind operation {resource.visit.applied[-1].number}, which came later")
         call.story = story
+        call.visit = resource.visit
         if call.number not in story.calls:
             self._check_first(call, story)
         story.calls[call.number] = call
