@@ -59,7 +59,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
     try:
         if batch.epoch != _process.epoch:
             batch.over()
-        while _attempt(batch, slice_end) and _take_breath(batch, slice_end):
+        while _attempt(batch, slice_end) and take_breath(batch, slice_end):
             pass
     except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
         _abort(batch, error)
@@ -101,7 +101,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     """Load, apply, save. True when the batch is to be replayed."""
     leave, resource = _load(batch)
     if leave is None:
-        return resource is not None and _back_off(batch, resource, loading=True)
+        return resource is not None and back_off(batch, delay(batch, resource, loading=True))
     killed = None
     try:
         if batch.now >= batch.deadline:  # the load kept the hub from ringing the alarm
@@ -111,7 +111,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         if batch.ended or batch.epoch != _process.epoch:
             batch.over()
         else:
-            _apply(batch, resource, slice_end)
+            apply(batch, resource, slice_end)
             news = batch.completed or batch.outcomes
             if batch.now >= batch.deadline and news and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
@@ -142,7 +142,7 @@ def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool 
     batch.now = _clock.monotonic()
     if batch.over():
         return False
-    return _back_off(batch, reason) if isinstance(reason, Conflict) else replay
+    return back_off(batch, delay(batch, reason)) if isinstance(reason, Conflict) else replay
 
 
 def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
@@ -151,7 +151,7 @@ def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
         batch.context.run(leave, type(reason), reason, reason.__traceback__)
     except BaseException as error:
         batch.over()
-        if error is not reason and _ends_greenlet(batch, error):
+        if error is not reason and ends_greenlet(batch, error):
             _abort(batch, error)
     else:
         batch.over()
@@ -159,12 +159,12 @@ def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
 
 def _abort(batch: Batch, error: BaseException) -> None:
     """End *batch*, if it has no outcome yet, because it was killed by *error*."""
-    if _ends_greenlet(batch, error):
+    if ends_greenlet(batch, error):
         batch.fatal = error
     batch.abort(error)
 
 
-def _ends_greenlet(batch: Batch, error: BaseException) -> bool:
+def ends_greenlet(batch: Batch, error: BaseException) -> bool:
     # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
     # its alarm, is taken for the caller's, who waits for it to come.
     if isinstance(error, KILLS):
@@ -197,20 +197,20 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
 
 
 def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
-    if batch.over() or _ends_greenlet(batch, error):
+    if batch.over() or ends_greenlet(batch, error):
         _abort(batch, error)
     elif isinstance(error, Conflict):
-        return _without_our_frame(error)
+        return without_our_frame(error)
     else:
         batch.spent = not isinstance(error, Exception)
-        batch.fail_load(load_failed(batch.key, _without_our_frame(error)))
+        batch.fail_load(load_failed(batch.key, without_our_frame(error)))
     return None
 
 
 # -- operations ---------------------------------------------------------------------------------------------
 
 
-def _apply(batch: Batch, resource: Any, slice_end: float) -> None:
+def apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
     if batch.asked:
         batch.state.options.idempotency.ask(batch)
@@ -275,7 +275,7 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
     if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
-    operation.error = _without_our_frame(error)
+    operation.error = without_our_frame(error)
     idempotency = batch.state.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
         return False
@@ -321,7 +321,7 @@ def _reject(batch: Batch, verdict: Rejected) -> bool:
     return True
 
 
-def _without_our_frame(error: E) -> E:
+def without_our_frame(error: E) -> E:
     """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
 
     It would keep them alive, and a log that shows the variables of frames would show them.
@@ -329,7 +329,7 @@ def _without_our_frame(error: E) -> E:
     return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
-def _take_breath(batch: Batch, slice_end: float) -> bool:
+def take_breath(batch: Batch, slice_end: float) -> bool:
     """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
     batch.now = _clock.monotonic()
     if slice_end < inf and batch.now >= pace.slice_end(batch.now):
@@ -372,12 +372,12 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     try:
         batch.context.run(leave, None, None, None)
     except BaseException as error:
-        raised = _without_our_frame(error)
+        raised = without_our_frame(error)
     batch.now = _clock.monotonic()
     batch.save_duration += batch.now - begun
     if raised is not None:
         try:
-            return _save_raised(batch, raised)
+            return back_off(batch, save_raised(batch, raised))
         finally:
             del raised  # no cycle through the error
     if batch.epoch != _process.epoch:
@@ -390,19 +390,21 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     return False
 
 
-def _save_raised(batch: Batch, error: BaseException) -> bool:
-    if batch.over() or _ends_greenlet(batch, error):
+def save_raised(batch: Batch, error: BaseException) -> float | None:
+    """Say what becomes of the batch, whose save raised *error*: seconds to wait before another attempt, or None."""
+    replay = False
+    if batch.over() or ends_greenlet(batch, error):
         _abort(batch, error)
     elif isinstance(error, Conflict):
-        return _back_off(batch, error)
+        return delay(batch, error)
     elif isinstance(error, Rejected):
-        return split(batch, error)
+        replay = split(batch, error)
     elif isinstance(error, Repeated) and _settle_repeated(batch, error):
-        return not batch.ended and _is_left(batch)
+        replay = not batch.ended and _is_left(batch)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, error))
-    return False
+    return 0.0 if replay else None
 
 
 def _settle_repeated(batch: Batch, error: Repeated) -> bool:
@@ -418,23 +420,31 @@ def _is_left(batch: Batch) -> bool:
     return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
 
 
-def _back_off(batch: Batch, conflict: Conflict, *, loading: bool = False) -> bool:
-    """Wait before a replay; False when there is none to wait for, and the callers have been told."""
+def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float | None:
+    """Give the seconds to wait before a replay; None when there is none to wait for, and the callers have been told."""
     batch.conflicts += 1
     batch.load_conflict = loading
     most = batch.state.options.max_attempts
     if batch.conflicts >= most:
         batch.fail_conflict(conflict, f" in attempt {batch.conflicts} of {most}")
-        return False
+        return None
     longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(batch.conflicts - 1, 10))
     seconds = random() * longest
     if _clock.monotonic() + seconds >= batch.deadline:
         batch.fail_conflict(conflict, ", and max_duration leaves no time for another attempt")
-        return False
+        return None
     batch.conflict = conflict
     batch.phase = "load"
-    _process.sleep(seconds)
-    batch.now = _clock.monotonic()
-    if batch.now >= batch.deadline:  # the hub was kept from ringing the alarm
-        batch.expire()
+    return seconds
+
+
+def back_off(batch: Batch, seconds: float | None) -> bool:
+    """Wait for *seconds* before a replay. False when there is none, or none any more. Switches: yes, unless it is 0."""
+    if seconds is None:
+        return False
+    if seconds:
+        _process.sleep(seconds)
+        batch.now = _clock.monotonic()
+        if batch.now >= batch.deadline:  # the hub was kept from ringing the alarm
+            batch.expire()
     return not batch.over()
