@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import gevent
+import pytest
 import sqlalchemy as sa
 from gevent.lock import Semaphore
 
@@ -20,6 +21,7 @@ from examples.server import Server
 from examples.tickets.domain import taken
 from examples.tickets.settings import CONFIGURATION
 from examples.tickets.storage import Store
+from geventbatch.stores import _sql
 
 # A busy machine is slow; a test that waits this long has found something.
 PATIENCE = 45.0
@@ -31,6 +33,22 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up_at, "it never became true"
         gevent.sleep(0.01)
+
+
+def bound_early(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[float]:
+    """Tell servers of so many *seconds* less than a batch has left; give what was left each time.
+
+    Else a busy machine has a tenth of a second to hear, before the deadline, that a server has ended a statement.
+    """
+    left: list[float] = []
+    bound = _sql.bound_seconds
+
+    def early(remaining: float) -> float:
+        left.append(remaining)
+        return bound(max(0.0, remaining - seconds))
+
+    monkeypatch.setattr(_sql, "bound_seconds", early)
+    return left
 
 
 def side_by_side(run: Callable[..., object], *cases: tuple[object, ...]) -> None:

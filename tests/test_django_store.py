@@ -31,7 +31,7 @@ from geventbatch.stores._django_connections import close_idle
 from tests.callers import answer_of
 from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
-from tests.servers import wait_until
+from tests.servers import bound_early, wait_until
 
 from geventbatch.integrations.django.models import OutcomeIdField, OutcomeModel  # isort: skip - after Django is set up
 from tests.django_project.bank.models import Account, Audited, Entry, Outcome, Savings, Ticket  # isort: skip - after Django is set up
@@ -540,12 +540,14 @@ def test_a_key_that_django_knows_to_be_nowhere_has_a_transaction_too(postgres: s
     assert not Entry.objects.using(postgres).exists()
 
 
-def test_a_statement_is_ended_by_the_server_before_the_deadline(postgres: str) -> None:
+def test_a_statement_is_ended_by_the_server_before_the_deadline(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound_early(monkeypatch, 9)
+
     def change(resource: Account) -> None:
         with connections[postgres].cursor() as cursor:
             cursor.execute("SELECT pg_sleep(5)")
 
-    with processing(postgres, max_duration=0.5) as processor:
+    with processing(postgres, max_duration=9.4) as processor:
         assert isinstance(answer_of(processor.run, "a", change), OperationalError)
 
 

@@ -34,7 +34,7 @@ from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
 from tests.callers import answer_of
 from tests.proxy import Proxy
-from tests.servers import wait_until
+from tests.servers import bound_early, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -436,10 +436,11 @@ def test_a_document_that_somebody_changed_is_found_out_too_when_only_rows_beside
 
 @pytest.mark.parametrize("pipeline", [True, False])
 def test_the_server_ends_a_statement_before_the_deadline_and_the_connection_stays(
-    postgres: Postgres, pipeline: bool
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, pipeline: bool
 ) -> None:
+    bound_early(monkeypatch, 9)
     store = documents(postgres.engine(), pipeline=pipeline)
-    with processor(store, max_duration=1.5) as opened, postgres.direct.connect() as other:
+    with processor(store, max_duration=9.5) as opened, postgres.direct.connect() as other:
         opened.run("k", add, 1)
         accepted = postgres.proxy.accepted
         other.execute(sa.select(store.table).with_for_update())
@@ -461,31 +462,38 @@ def test_the_server_ends_a_statement_before_the_deadline_and_the_connection_stay
     ids=["one message", "several", "without a pipeline"],
 )
 def test_the_server_ends_a_save_before_the_deadline_so_that_its_outcome_is_known(
-    postgres: Postgres, pipeline: bool, row: object
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, pipeline: bool, row: object
 ) -> None:
+    bounds = bound_early(monkeypatch, 9)
     store = documents(postgres.engine(), mode="version", pipeline=pipeline)
 
     def change_late(resource: dict[str, Any]) -> None:
         add(resource, 1)
         if row is not None:
             current_batch().add_row(row)
-        gevent.sleep(0.3)  # so that the bound of the load would be too long for the save
+        gevent.sleep(0.3)
 
-    with processor(store, max_duration=1.2) as opened, postgres.direct.connect() as other:
+    with processor(store, max_duration=9.8) as opened, postgres.direct.connect() as other:
         opened.run("k", add, 1)
         other.execute(sa.select(store.table).with_for_update())
+        bounds.clear()
         error = answer_of(opened.run, "k", change_late)
         assert isinstance(error, SaveFailed)
         assert error.retry_safe
         assert "statement timeout" in str(error)
+        load, save, *_ = bounds
+        assert save < load - 0.25  # what is left then, and not what was left at the load
         other.rollback()
         assert opened.run("k", add, 1) == 2
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-def test_a_connection_whose_rollback_meets_the_deadline_is_given_back(postgres: Postgres, pipeline: bool) -> None:
+def test_a_connection_whose_rollback_meets_the_deadline_is_given_back(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, pipeline: bool
+) -> None:
+    bound_early(monkeypatch, 1)
     store = documents(postgres.engine(pool_size=1), pipeline=pipeline)
-    with processor(store, max_duration=0.5) as opened:
+    with processor(store, max_duration=1.3) as opened:
         opened.run("k", add, 1)
         with postgres.direct.connect() as other, postgres.proxy.hold(b"ROLLBACK") as rule:
             other.execute(sa.select(store.table).with_for_update())
@@ -927,9 +935,12 @@ def test_while_another_process_writes_to_sqlite_a_save_waits_and_others_run(sqli
     other.dispose()
 
 
-def test_a_save_that_waits_for_sqlite_until_the_deadline_has_saved_nothing(sqlite: sa.Engine) -> None:
+def test_a_save_that_waits_for_sqlite_until_the_deadline_has_saved_nothing(
+    sqlite: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound_early(monkeypatch, 9)
     store = documents(sqlite)
-    with processor(store, max_duration=0.3) as opened, sqlite.connect() as connection:
+    with processor(store, max_duration=9.2) as opened, sqlite.connect() as connection:
         opened.run("k", add, 1)
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         error = answer_of(opened.run, "k", add, 1)
