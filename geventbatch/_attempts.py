@@ -429,7 +429,7 @@ def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float |
         batch.fail_conflict(conflict, f" in attempt {batch.conflicts} of {most}")
         return None
     longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(batch.conflicts - 1, 10))
-    seconds = random() * longest
+    seconds: float = random() * longest
     if _clock.monotonic() + seconds >= batch.deadline:
         batch.fail_conflict(conflict, ", and max_duration leaves no time for another attempt")
         return None

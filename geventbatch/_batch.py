@@ -47,7 +47,7 @@ class Batch:
     """One key's load, operations, save and answers.
 
     Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
-    `completed` and `outcomes`. The rest is the library's own.
+    `completed`, `outcomes` and `bulk`. The rest is the library's own.
     """
 
     __slots__ = (
@@ -58,6 +58,7 @@ class Batch:
         "behind",
         "bell",
         "broken",
+        "bulk",
         "completed",
         "conflict",
         "conflicts",
@@ -76,6 +77,7 @@ class Batch:
         "load_conflict",
         "load_duration",
         "loaded",
+        "mates",
         "now",
         "open",
         "operations",
@@ -139,6 +141,8 @@ class Batch:
     fatal: BaseException | None  # and ends of this
     bell: Waiter[None] | None  # there while that greenlet waits for operations
     outer: Batch | None  # the batch (of another processor) that it is run inside of
+    bulk: dict[Any, Batch]  # by key, those that are loaded with it, or are to be saved with it; empty if it has no bulk
+    mates: dict[Batch, None] | None  # those that share its deadline, itself too (see `_bulk`)
 
     def __init__(self, state: State, key: Hashable, lane: Lane | None = None, window_end: float = 0.0) -> None:
         """Open it, on a *lane* unless its caller runs it alone; from *window_end* on it may close."""
@@ -153,12 +157,12 @@ class Batch:
         self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
             None
         )
-        self.scope = self.verdict = None
+        self.scope = self.verdict = self.mates = None
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.open = True
         self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
         # Each its own, from the first one on.
-        self.parts = self.rows_added = self.outcomes = self.asked = self.after = _NONE
+        self.parts = self.rows_added = self.outcomes = self.asked = self.after = self.bulk = _NONE
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = inf
@@ -329,6 +333,11 @@ class Batch:
 
     def expire(self) -> None:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""
+        for batch in (self,) if self.mates is None else tuple(self.mates):
+            batch.time_out()
+
+    def time_out(self) -> None:
+        """Answer its callers, after the deadline has passed."""
         self.spent = True
         if self.conflict is not None:  # while it waited to replay: nothing was written
             self.fail_conflict(self.conflict, ", and max_duration passed before the replay")

@@ -44,6 +44,9 @@ class Options:
     """What a processor was told, complete and checked."""
 
     open_resource: Callable[[Any], AbstractContextManager[Any]]
+    open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
+    """Of many keys; then *open_resource* opens one of those by means of it."""
+    max_bulk: int
     door: Door | None
     min_duration: float
     max_duration: float
@@ -76,6 +79,10 @@ def check_options(
     open_resource: Any = None,
     load_resource: Any = None,
     save_resource: Any = None,
+    open_resources: Any = None,
+    load_resources: Any = None,
+    save_resources: Any = None,
+    max_bulk: Any = None,
     min_duration: Any = 0.1,
     max_duration: Any = None,
     workers: Any = None,
@@ -99,12 +106,26 @@ def check_options(
             f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has "
             "to hold the window, the load and the save"
         )
+    one = _resource_scope(open_resource, load_resource, save_resource)
+    many = _bulk_scope(open_resources, load_resources, save_resources)
+    if many is None and max_bulk is not None:
+        raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
+    if many is not None:
+        if one is not None:
+            raise TypeError(
+                "pass functions of one key (open_resource), or functions of many (open_resources), not both"
+            )
+        from geventbatch._bulk_scope import OneOfBulk
+
+        one = partial(OneOfBulk, many)
     if workers is None:
-        workers = 16 * (os.cpu_count() or 1)
+        workers = 16 * (os.cpu_count() or 1) if many is None else 1
     check_callable("worker_number_for_key", worker_number_for_key)
     return Options(
-        open_resource=_resource_scope(open_resource, load_resource, save_resource),
-        door=_door(open_resource),
+        open_resource=one or partial(PairScope, Pair(load_nothing, save_nothing)),
+        open_resources=many,
+        max_bulk=_count("max_bulk", 100 if max_bulk is None else max_bulk),
+        door=_door(open_resource or open_resources),
         min_duration=float(min_duration),
         max_duration=float(max_duration),
         workers=_count("workers", workers),
@@ -114,7 +135,7 @@ def check_options(
         max_batches=_limit("max_batches", max_batches),
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
-        idempotency=_idempotency(open_resource),
+        idempotency=_idempotency(open_resource or open_resources),
     )
 
 
@@ -163,6 +184,8 @@ def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
 
 
 def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
+    if open_resource is load_resource is save_resource is None:
+        return None
     if open_resource is None:
         load_resource = load_nothing if load_resource is None else load_resource
         save_resource = save_nothing if save_resource is None else save_resource
@@ -175,6 +198,23 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
         )
     check_callable("open_resource", open_resource)
     return open_resource
+
+
+def _bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) -> Any:
+    if open_resources is load_resources is save_resources is None:
+        return None
+    if open_resources is None:
+        check_callable("load_resources", load_resources)
+        check_callable("save_resources", save_resources)
+        from geventbatch._bulk_scope import BulkPair, BulkPairScope
+
+        return partial(BulkPairScope, BulkPair(load_resources, save_resources))
+    if load_resources is not None or save_resources is not None:
+        raise TypeError(
+            "open_resources takes the place of load_resources and save_resources: pass it, or the pair, not both"
+        )
+    check_callable("open_resources", open_resources)
+    return open_resources
 
 
 def _door(open_resource: Any) -> Door | None:

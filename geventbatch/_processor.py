@@ -17,7 +17,7 @@ from geventbatch._state import State
 from geventbatch.errors import OperationCancelled, not_started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
@@ -30,8 +30,12 @@ R = TypeVar("R")
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
+if TYPE_CHECKING:
+    _ScopeOfMany = AbstractContextManager[Mapping[Any, R | Exception], Any]
+
 
 class _Options(TypedDict, total=False):
+    max_bulk: int
     min_duration: float
     max_duration: float | None
     workers: int | None
@@ -56,18 +60,26 @@ class Processor(Generic[R]):
         load_resource: ``load_resource(key)`` gives the resource. With *save_resource*, in place of *open_resource*.
             By default the resource is None.
         save_resource: ``save_resource(key, resource)``. By default it does nothing.
+        open_resources: ``open_resources(keys)``, in place of those, for many keys at once: a context manager. Entering
+            loads and gives a dict of keys and resources: a key that is not in it is missing, and an exception in place
+            of a resource is what the load of that key alone has raised. Leaving saves what is in the dict then, out of
+            which the keys were taken of which nothing is to be saved; it raises `PartlySaved` for those that were not.
+        load_resources: ``load_resources(keys)`` gives that dict. With *save_resources*, in place of *open_resources*.
+        save_resources: ``save_resources(resources)``.
+        max_bulk: Keys in one bulk, of those that a worker finds ready; by default 100.
         min_duration: The window: seconds for which a batch takes operations at least. 0 is natural batching: no wait,
             what arrives while a batch saves is the next one.
         max_duration: Seconds that a batch may take from its start; more than *min_duration*. By default twice the
             window, or 1.0 for a window under 0.1.
-        workers: The number of queue shards, each with its own worker greenlets; by default 16 × CPUs.
+        workers: The number of queue shards, each with its own worker greenlets; by default 16 × CPUs, or 1 for bulks,
+            which are taken from one shard each.
         worker_number_for_key: ``worker_number_for_key(key, workers)`` gives the number of the shard, from 0 to
             ``workers - 1``.
         max_attempts: How often a batch is saved at the most, when saving raises `Conflict`.
         clean_errors: What operations raise that promise to have left the resource untouched then. Anything else that
             one raises has the batch loaded again and replayed without it. From the fifth such operation of a batch on,
             the others are tried on the same resource before the next load, and whatever raises there is out too.
-        max_batches: Batches running at once.
+        max_batches: Batches running at once; a bulk counts as one.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.
         batching: False is the off-switch: each `run` loads, applies and saves by itself in its caller's own greenlet
@@ -90,6 +102,20 @@ class Processor(Generic[R]):
         *,
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
+        **options: Unpack[_Options],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[_Options]
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        *,
+        load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
+        save_resources: Callable[[dict[Any, R]], object],
         **options: Unpack[_Options],
     ) -> None: ...
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-_IMMUTABLE: Final = frozenset({int, str, tuple, float, bytes, bool, frozenset, complex})
+IMMUTABLE: Final = frozenset({int, str, tuple, float, bytes, bool, frozenset, complex})
 
 
 class PairScope:
@@ -24,8 +24,8 @@ class PairScope:
     def __enter__(self) -> Any:
         """Load."""
         self._resource = self._pair.load_resource(self._key)
-        if type(self._resource) in _IMMUTABLE:
-            self._pair.warn_immutable(self._resource)
+        if type(self._resource) in IMMUTABLE:
+            self._pair.warning.warn("load_resource", self._resource)
         return self._resource
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -41,14 +41,22 @@ class Pair:
         """Keep both."""
         self.load_resource = load_resource
         self.save_resource = save_resource
-        self._warned = False
+        self.warning = ImmutableWarning()
 
-    def warn_immutable(self, resource: object) -> None:
-        """Say once that operations cannot change what was loaded."""
-        if not self._warned:
-            self._warned = True
+
+class ImmutableWarning:
+    """The warning that operations cannot change what was loaded, given once."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._given = False
+
+    def warn(self, name: str, resource: object) -> None:
+        """The function *name* gave *resource*, which no operation can change."""
+        if not self._given:
+            self._given = True
             warnings.warn(
-                f"load_resource gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that "
+                f"{name} gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that "
                 "nothing can be saved in it: let it give an object, a dict or a list that operations change in place",
                 RuntimeWarning,
                 stacklevel=2,

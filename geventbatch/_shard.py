@@ -9,6 +9,7 @@ Guarantees kept here:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -150,12 +151,17 @@ class Worker:
         """Take batches until told to end, killed, or not to be used again."""
         shard = self._shard
         queue = shard.queue
+        bulks = self._state.options.open_resources is not None
         alarm = Alarm(self._state.options.max_duration)
         try:
             while True:
                 while not len(queue):
                     alarm.relax()
                     shard.park()
+                if bulks:
+                    if not self._run_bulk(alarm):
+                        return
+                    continue
                 batch = queue.get(block=False)
                 if batch is None:
                     return
@@ -198,6 +204,51 @@ class Worker:
             self._state.live -= 1
             if self._state.stopping:
                 self._state.check_stopped()
+
+    def _run_bulk(self, alarm: Alarm) -> bool:
+        """Run what is queued as one bulk (see `_bulk`). False when this worker has to end."""
+        from geventbatch import _bulk  # most processors have none
+
+        batches: dict[Batch, None] = {}
+        taken: list[Batch] = []
+        try:
+            with self._state.slots or nullcontext():
+                now = _clock.monotonic()
+                if now >= pace.slice_end(now):
+                    pace.wait()
+                # Not before it has its slot: what comes while it waits for one is in the bulk too.
+                if not self._take(batches):
+                    return False
+                taken = list(batches)
+                self._shard.hold()
+                try:
+                    _bulk.drop_left(batches)
+                    if batches:
+                        _bulk.Bulk(batches, alarm).run(_clock.monotonic())
+                finally:
+                    self._shard.free += 1
+        except BaseException as error:
+            for batch in batches:
+                batch.abort(error)
+            raise
+        finally:
+            while batches:
+                _bulk.free(batches.popitem()[0])
+        return not any(batch.spent for batch in taken)
+
+    def _take(self, batches: dict[Batch, None]) -> bool:
+        """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""
+        queue = self._shard.queue
+        while len(batches) < self._state.options.max_bulk and len(queue):
+            batch = queue.get(block=False)
+            if batch is not None:
+                batches[batch] = None
+            elif batches:  # the end of a worker, which comes after this bulk
+                queue.put(None)
+                return True
+            else:
+                return False
+        return True
 
     def _hold(self, batch: Batch, alarm: Alarm) -> None:
         now = _clock.monotonic()

@@ -1,12 +1,12 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Repeated` and `NothingToSave` are spoken
-between the library and a resource scope; a `ResourceMissing` is both.
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `PartlySaved`, `Repeated` and
+`NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing` is both.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -122,6 +122,23 @@ class Rejected(NotSaved):
     The batch finds the culprits by saving in parts. A culprit's caller gets the ``__cause__`` of this error, which is
     what the store said, or this error itself; the others are saved. After 32 refusals the batch gives up.
     """
+
+
+class PartlySaved(Exception):
+    """For the save of a bulk to raise: some keys were not saved, and all the others were.
+
+    Each of those keys is answered for what became of it: a `Conflict` replays its batch, after a `Rejected` the batch
+    finds the culprits, any other `NotSaved` is a `SaveFailed` that is safe to run again; and anything else a
+    `SaveFailed` of which nobody knows whether it was saved.
+
+    Args:
+        errors: What became of each key that was not saved.
+    """
+
+    def __init__(self, errors: Mapping[Any, Exception]) -> None:
+        """Keep them."""
+        super().__init__(f"not saved: {', '.join(map(repr, errors))}")
+        self.errors = errors
 
 
 class Repeated(NotSaved):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import gevent
 from gevent import Greenlet, GreenletExit
@@ -129,7 +129,7 @@ class Choices(Brief):
     min_duration: float = 0.0
     max_duration: float = 1.0
     workers: int = 1
-    pair: bool = False
+    form: Literal["scope", "pair", "bulk"] = "scope"
     narrow: bool = False  # clean_errors are Refused alone
     max_batches: int | None = None
     max_batch_size: int | None = None
@@ -473,8 +473,10 @@ class Life:
         }
         if choices.numbering:
             options["worker_number_for_key"] = self.number
-        if choices.pair:
+        if choices.form == "pair":
             options |= {"load_resource": self.load, "save_resource": self.save}
+        elif choices.form == "bulk":  # of one key each, so that keys do not share a deadline or a kill
+            options |= {"load_resources": self.load_one, "save_resources": self.save_one, "max_bulk": 1}
         else:
             options["open_resource"] = self.open
         return Processor(clean_errors=self.clean_errors, **options)
@@ -485,6 +487,14 @@ class Life:
 
     def open(self, key: str) -> Scope:
         return Scope(self, key)
+
+    def load_one(self, keys: list[str]) -> dict[str, Any]:
+        (key,) = keys
+        return {key: self.load(key)}
+
+    def save_one(self, resources: dict[str, Any]) -> None:
+        ((key, resource),) = resources.items()
+        self.save(key, resource)
 
     def is_idle(self) -> bool:
         return not any(call.waiting for call in self.calls) and not any(story.active for story in self.stories.values())

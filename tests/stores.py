@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
     from geventbatch.testing import VirtualTime
 
-Form = Literal["pair", "scope"]
-FORMS: tuple[Form, ...] = ("pair", "scope")
+Form = Literal["pair", "scope", "bulk"]
+FORMS: tuple[Form, ...] = ("pair", "scope", "bulk")
 
 
 class Store:
     """Keeps a list for each key; loading and saving take virtual time, and do what a test hooks into them.
 
-    `kept` is what was saved, `log` says what happened when. The processor knows it as a load and save pair, or as a
-    resource scope.
+    `kept` is what was saved, `log` says what happened when. The processor knows it as a load and save pair, as a
+    resource scope, or as one of many keys; then a bulk has one key, unless a test asks for more, and every guarantee
+    holds as without bulks.
     """
 
     def __init__(
@@ -44,6 +45,9 @@ class Store:
     def processor(self, **options: Any) -> Processor[list[Any]]:
         if self.form == "pair":
             return Processor(load_resource=self.load, save_resource=self.save, **options)
+        if self.form == "bulk":
+            options = {"max_bulk": 1, "workers": 32, **options}
+            return Processor(open_resources=lambda keys: Scopes(self, keys), **options)
         return Processor(open_resource=self.scope, **options)
 
     def call(self, processor: Processor[list[Any]], key: Hashable, operation: Callable[..., Any], *args: Any) -> Caller:
@@ -107,6 +111,27 @@ class Scope:
             return False
         self.store.left.append(error)
         return bool(self.store.on_leave(error))
+
+
+class Scopes:
+    """One `Scope` for each of many keys, one after the other."""
+
+    def __init__(self, store: Store, keys: list[Hashable]) -> None:
+        self.scopes = {key: Scope(store, key) for key in keys}
+        self.resources: dict[Hashable, list[Any]] = {}
+
+    def __enter__(self) -> dict[Hashable, list[Any]]:
+        for key, scope in self.scopes.items():
+            self.resources[key] = scope.__enter__()
+        return self.resources
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if kind is not None:
+            swallowed = [scope.__exit__(kind, error, trace) for scope in self.scopes.values()]
+            return any(swallowed)
+        for key in self.resources:
+            self.scopes[key].__exit__(None, None, None)
+        return False
 
 
 class Caller:

@@ -92,6 +92,7 @@ def test_the_tree_of_errors_is_this() -> None:
         "ProcessorStopped": (BatchError,),
         "ProcessorOverloaded": (BatchError,),
         "OperationCancelled": (BatchError, TimeoutError),
+        "PartlySaved": (Exception,),
         "IdempotencyKeyReused": (BatchError,),
         "BatchAborted": (BatchError,),
         "LoadFailed": (BatchAborted,),

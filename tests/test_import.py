@@ -82,6 +82,7 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
         "NotSaved",
         "NothingToSave",
         "OperationCancelled",
+        "PartlySaved",
         "Processor",
         "ProcessorOverloaded",
         "ProcessorStopped",

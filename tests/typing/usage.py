@@ -57,6 +57,24 @@ class Store:
         return store(key)
 
 
+@contextmanager
+def store_many(keys: list[str]) -> Generator[dict[str, Train]]:
+    yield load_many(keys)
+
+
+def load_many(keys: list[str]) -> dict[str, Train]:
+    return {key: load(key) for key in keys}
+
+
+def load_some(keys: list[str]) -> dict[str, Train | Exception]:
+    return {key: load(key) if key else KeyError(key) for key in keys}
+
+
+def save_many(trains: dict[str, Train]) -> None:
+    for key, train in trains.items():
+        save(key, train)
+
+
 def save_other(key: str, number: list[int]) -> None:
     number.append(len(key))
 
@@ -69,10 +87,16 @@ assert_type(Processor(open_resource=store), Processor[Train])
 assert_type(Processor(open_resource=Store(), min_duration=0, max_duration=5), Processor[Train])
 assert_type(Processor(load_resource=load), Processor[Train])
 assert_type(Processor(load_resource=load, save_resource=save), Processor[Train])
+assert_type(Processor(open_resources=store_many, max_bulk=10), Processor[Train])
+assert_type(Processor(load_resources=load_many, save_resources=save_many), Processor[Train])
+assert_type(Processor(load_resources=load_some, save_resources=save_many), Processor[Train])
 
 Processor(load_resource=load, save_resource=save_other)  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
 Processor(open_resource=load)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Processor(open_resource=store, load_resource=load)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+Processor(open_resources=store)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Processor(open_resources=store_many, open_resource=store)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+Processor(load_resources=load_many)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 Processor(min_durations=0)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 Processor(store)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 

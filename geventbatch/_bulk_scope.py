@@ -1,0 +1,115 @@
+"""Resource scopes of many keys, as a bulk enters and leaves them (see `_bulk`).
+
+Entering gives a dict of the keys and their resources. A key that is not in it is missing; where an exception stands in
+place of a resource, that is what the load of this key alone has raised. When the scope is left to save, the dict holds
+only the keys that are to be saved; those that were not are told by raising `PartlySaved`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from geventbatch import _process
+from geventbatch._scope import IMMUTABLE, ImmutableWarning
+from geventbatch.errors import PartlySaved, ResourceMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Hashable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+
+class BulkPairScope:
+    """Entering loads, leaving saves, leaving with an exception does nothing."""
+
+    def __init__(self, pair: BulkPair, keys: list[Any]) -> None:
+        """Belong to *pair*."""
+        self._pair = pair
+        self._keys = keys
+
+    def __enter__(self) -> dict[Any, Any]:
+        """Load."""
+        self._resources = self._pair.load(self._keys)
+        return self._resources
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Save."""
+        if kind is None:
+            self._pair.save_resources(self._resources)
+
+
+class BulkPair:
+    """``load_resources`` and ``save_resources``."""
+
+    def __init__(self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object]) -> None:
+        """Keep both."""
+        self._load_resources = load_resources
+        self.save_resources = save_resources
+        self._warning = ImmutableWarning()
+
+    def load(self, keys: list[Any]) -> dict[Any, Any]:
+        """Load, and look at what came of it."""
+        found = self._load_resources(keys)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"load_resources gave {found!r}, but must give a mapping of keys to their resources")
+        for resource in found.values():
+            if type(resource) in IMMUTABLE:
+                self._warning.warn("load_resources", resource)
+        return dict(found)
+
+
+class OneOfBulk:
+    """The scope of one key, by means of one of many: for a batch that its caller runs alone."""
+
+    def __init__(self, open_resources: Callable[[list[Any]], AbstractContextManager[Any]], key: Hashable) -> None:
+        """Open the scope of *key* and no other."""
+        self._key = key
+        batch = _process.running[gevent.getcurrent()]
+        batch.bulk = {key: batch}
+        self._scope = open_resources([key])
+        self.takes_rows = getattr(self._scope, "takes_rows", False)
+        self.deletes = getattr(self._scope, "deletes", False)
+
+    def __enter__(self) -> Any:
+        """Load."""
+        resources = self._scope.__enter__()
+        try:
+            return loaded(resources, self._key)
+        except Exception as error:
+            self._scope.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save."""
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        except PartlySaved as lost:
+            for raised in errors_of(lost, {self._key}).values():
+                raise raised from raised.__cause__
+
+
+def loaded(resources: Any, key: Hashable) -> Any:
+    """Give what was loaded for *key*, or raise what its load has raised."""
+    if not isinstance(resources, MutableMapping):
+        raise TypeError(f"the load of a bulk gave {resources!r}, but must give a dict of keys and their resources")
+    if key not in resources:
+        raise ResourceMissing(f"there is nothing at {key!r}", key=key)
+    resource = resources[key]
+    if isinstance(resource, Exception):
+        raise resource
+    return resource
+
+
+def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
+    """Give what became of those of *keys* that were not saved. Raises `TypeError` when that is not clear."""
+    for key in lost.errors:
+        if key not in keys:
+            raise TypeError(
+                f"PartlySaved names the key {key!r}, which is not among those that were to be saved"
+            ) from lost
+    return lost.errors
