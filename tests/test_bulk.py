@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -31,7 +32,7 @@ from geventbatch import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from geventbatch.testing import VirtualTime
 
@@ -94,13 +95,17 @@ def append(resource: list[Any], mark: Any = 1) -> Any:
     return mark
 
 
-def fail(resource: list[Any]) -> None:  # noqa: ARG001 - the signature is an operation's
+def fail(resource: list[Any]) -> None:
     raise ValueError("refused")
 
 
 def break_it(resource: list[Any]) -> None:
     resource.append("half")
     raise Broken
+
+
+def spawn(processor: Processor[Any], key: str, operation: Callable[..., Any], *args: Any) -> gevent.Greenlet[..., Any]:
+    return gevent.spawn(lambda: processor.run(key, operation, *args))
 
 
 def run_all(
@@ -167,7 +172,7 @@ def test_what_comes_while_max_batches_bulks_run_is_the_next_bulk(clock: VirtualT
     warehouse.save_time = 1
     with warehouse.processor(max_batches=1) as processor:
         for key in "abcdef":
-            gevent.spawn(processor.run, key, append)
+            spawn(processor, key, append)
             clock.advance(0.3)
         clock.advance(5)
     assert warehouse.loads == [["a"], ["b", "c", "d"], ["e", "f"]]
@@ -176,7 +181,7 @@ def test_what_comes_while_max_batches_bulks_run_is_the_next_bulk(clock: VirtualT
 def test_several_operations_of_a_key_are_one_batch_in_a_bulk(clock: VirtualTime, warehouse: Warehouse) -> None:
     with warehouse.processor() as processor:
         for mark in range(10):
-            gevent.spawn(processor.run, "ab"[mark % 2], append, mark)
+            spawn(processor, "ab"[mark % 2], append, mark)
         clock.advance(1)
     assert warehouse.kept == {"a": [0, 2, 4, 6, 8], "b": [1, 3, 5, 7, 9]}
     assert warehouse.saves == [["a", "b"]]
@@ -185,9 +190,9 @@ def test_several_operations_of_a_key_are_one_batch_in_a_bulk(clock: VirtualTime,
 def test_each_key_takes_operations_until_its_window_is_over(clock: VirtualTime, warehouse: Warehouse) -> None:
     with warehouse.processor(min_duration=1) as processor:
         for key in "aba":
-            gevent.spawn(processor.run, key, append)
+            spawn(processor, key, append)
             clock.advance(0.2)
-        gevent.spawn(processor.run, "b", append)
+        spawn(processor, "b", append)
         clock.advance(5)
     assert warehouse.kept == {"a": [1, 1], "b": [1, 1]}
     assert len(warehouse.saves) == 2  # a was taken at once, before there was a b
@@ -196,10 +201,10 @@ def test_each_key_takes_operations_until_its_window_is_over(clock: VirtualTime, 
 def test_a_batch_that_everybody_left_is_not_loaded(clock: VirtualTime, warehouse: Warehouse) -> None:
     warehouse.load_time = 1
     with warehouse.processor(max_batches=1) as processor:
-        gevent.spawn(processor.run, "a", append)
+        spawn(processor, "a", append)
         clock.advance(0.1)
-        gone = gevent.spawn(processor.run, "b", append)
-        gevent.spawn(processor.run, "c", append)
+        gone = spawn(processor, "b", append)
+        spawn(processor, "c", append)
         clock.advance(0.1)
         gone.kill(block=False)
         clock.advance(5)
@@ -235,11 +240,18 @@ def test_load_and_save_share_a_context_and_operations_have_their_callers(
     name: ContextVar[str] = ContextVar("name", default="nobody")
     seen: list[str] = []
 
+    def append_name(resource: list[Any]) -> None:
+        resource.append(name.get())
+
     def call(key: str) -> None:
         name.set(key)
-        processor.run(key, lambda resource: append(resource, name.get()))
+        processor.run(key, append_name)
 
-    warehouse.on_load = lambda _: (seen.append(name.get()), name.set("load"))
+    def on_load(_: object) -> None:
+        seen.append(name.get())
+        name.set("load")
+
+    warehouse.on_load = on_load
     warehouse.on_save = lambda _: seen.append(name.get())
     with warehouse.processor() as processor:
         for key in "ab":
@@ -287,9 +299,13 @@ def test_a_conflict_replays_its_keys_alone_and_the_others_have_their_answers(
 ) -> None:
     warehouse.lost = [{"a": Conflict("lost"), "c": Conflict("lost")}]
     order: list[Any] = []
+
+    def note(key: str, _: object) -> None:
+        order.append((key, len(warehouse.loads)))
+
     with warehouse.processor() as processor:
         for key in "abc":
-            gevent.spawn(processor.run, key, append).link(lambda _, key=key: order.append((key, len(warehouse.loads))))
+            spawn(processor, key, append).link(partial(note, key))
         clock.advance(1)
     assert order == [("b", 1), ("a", 2), ("c", 2)]
     assert warehouse.loads == [["a", "b", "c"], ["a", "c"]]
@@ -345,7 +361,7 @@ def test_a_bulk_of_which_nothing_is_to_be_saved_is_left_so(clock: VirtualTime, w
 
 def test_a_broken_operation_replays_its_key_alone_without_it(clock: VirtualTime, warehouse: Warehouse) -> None:
     with warehouse.processor(clean_errors=()) as processor:
-        gevent.spawn(processor.run, "a", append, 7)
+        spawn(processor, "a", append, 7)
         answers = run_all(clock, processor, {"a": break_it, "b": append})
     assert isinstance(answers["a"], Broken)
     assert warehouse.kept == {"a": [7], "b": [1]}
@@ -427,7 +443,7 @@ def test_the_key_for_which_a_store_refuses_all_is_found_and_the_others_are_saved
 
     warehouse.on_save = refuse
     with warehouse.processor() as processor:
-        gevent.spawn(processor.run, "e", append, 5)
+        spawn(processor, "e", append, 5)
         answers = run_all(
             clock, processor, {**appends("abcd"), "e": lambda resource: append(resource, "poison"), **appends("fgh")}
         )
@@ -533,12 +549,10 @@ def test_a_stop_waits_for_every_key_and_saves_it(clock: VirtualTime, warehouse: 
     warehouse.save_time = 1
     warehouse.lost = [{"b": Conflict("lost")}]
     processor = warehouse.processor(max_bulk=2)
-    answers: dict[str, Any] = {}
-    for key in "abc":
-        gevent.spawn(processor.run, key, append).link(lambda caller, key=key: answers.update({key: caller.value}))
+    callers = [spawn(processor, key, append) for key in "abc"]
     clock.settle()
     assert gevent.spawn(processor.stop).get() is True
-    assert answers == {"a": 1, "b": 1, "c": 1}
+    assert [caller.value for caller in callers] == [1, 1, 1]
     assert warehouse.kept == {"a": [1], "b": [1], "c": [1]}
 
 
@@ -589,46 +603,53 @@ def test_without_batching_each_run_is_a_bulk_of_its_own(clock: VirtualTime, ware
 # -- whatever happens ---------------------------------------------------------------------------------------
 
 
+class Misfortune:
+    """What befalls the loads and saves of a `Warehouse`, as a seed will have it."""
+
+    def __init__(self, seed: int, warehouse: Warehouse) -> None:
+        self.chance = random.Random(seed)
+        self.warehouse = warehouse
+        warehouse.on_load, warehouse.on_save = self.load, self.save
+
+    def load(self, keys: list[str]) -> None:
+        gevent.sleep(self.chance.choice([0, 0.001, 0.1]))
+        self.warehouse.unloadable = self.some(keys, [Conflict, OSError], 0.1)
+        if self.chance.random() < 0.1:
+            raise Conflict("all")
+
+    def save(self, resources: dict[str, Any]) -> None:
+        gevent.sleep(self.chance.choice([0, 0.001, 0.1]))
+        kind = self.chance.choice([Conflict, Conflict, Rejected, NotSaved, *[None] * 16])
+        if kind is not None:
+            raise kind("all")
+        self.warehouse.lost = [self.some(resources, [Conflict, Conflict, NotSaved, Rejected], 0.2)]
+
+    def some(self, keys: Iterable[str], kinds: list[type[Exception]], share: float) -> dict[str, Exception]:
+        return {key: self.chance.choice(kinds)("one") for key in keys if self.chance.random() < share}
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_answered_as_saved_is_saved_once_and_nothing_else(clock: VirtualTime, seed: int) -> None:
-    chance = random.Random(seed)
+def test_what_is_answered_as_saved_is_saved_once_and_nothing_else(
+    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     warehouse = Warehouse()
+    chance = Misfortune(seed, warehouse).chance
+    monkeypatch.setattr("geventbatch._attempts.random", chance.random)  # of its backoff
     answered: dict[str, list[int]] = {key: [] for key in "abcdefgh"}
     unsaved: set[int] = set()
 
-    def misfortune(resources: dict[str, Any]) -> None:
-        gevent.sleep(chance.choice([0, 0.001, 0.1]))
-        dice = chance.random()
-        if dice < 0.1:
-            raise Conflict("all")
-        if dice < 0.15:
-            raise Rejected("all")
-        if dice < 0.2:
-            raise NotSaved("all")
-        causes = [Conflict, Conflict, NotSaved, Rejected]
-        warehouse.lost = [{key: chance.choice(causes)("one") for key in resources if chance.random() < 0.2}]
-
-    def misload(keys: list[str]) -> None:
-        gevent.sleep(chance.choice([0, 0.001, 0.1]))
-        warehouse.unloadable = {key: chance.choice([Conflict, OSError])("one") for key in keys if chance.random() < 0.1}
-        if chance.random() < 0.1:
-            raise Conflict("all")
-
     def call(mark: int) -> None:
         key = chance.choice("abcdefgh")
-        operation = chance.choice([append, append, append, lambda resource, mark: break_it(resource)])
+        operation = chance.choice([append, append, append, lambda resource, _: break_it(resource)])
         gevent.sleep(chance.random() * 2)
         try:
             processor.run(key, operation, mark)
-        except BatchError as error:
-            if error.retry_safe:
+        except (BatchError, Broken, Rejected) as error:
+            if getattr(error, "retry_safe", True):
                 unsaved.add(mark)
-        except (Broken, Rejected):
-            unsaved.add(mark)
         else:
             answered[key].append(mark)
 
-    warehouse.on_load, warehouse.on_save = misload, misfortune
     options = {"max_bulk": chance.choice([2, 4, 100]), "max_batches": chance.choice([1, 2])}
     with warehouse.processor(clean_errors=(ValueError,), max_duration=2, **options) as processor:
         callers = [gevent.spawn(call, mark) for mark in range(200)]
@@ -638,7 +659,7 @@ def test_what_is_answered_as_saved_is_saved_once_and_nothing_else(clock: Virtual
         clock.advance(60)
         assert all(caller.ready() for caller in callers)
     assert sum(map(len, answered.values())) > 30
-    assert any(len(keys) > 1 for keys in warehouse.saves)
+    assert any(len(keys) > 1 for keys in warehouse.loads)
     for key, marks in answered.items():
         kept = warehouse.kept.get(key, [])
         assert len(set(kept)) == len(kept)
