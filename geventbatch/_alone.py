@@ -28,6 +28,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     check_key(key)
     batch = Batch(state, key)
     batch.operations.append(operation)
+    batch.reads = int(operation.read_only)
     batch.close()
     state.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)

@@ -112,8 +112,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
             batch.over()
         else:
             apply(batch, resource, slice_end)
-            news = batch.completed or batch.outcomes
-            if batch.now >= batch.deadline and news and batch.broken is batch.verdict is None:
+            if batch.now >= batch.deadline and has_news(batch) and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
         killed = error
@@ -127,10 +126,18 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
         replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
         return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
-    if not batch.completed and not batch.outcomes:  # there is nothing to save
+    if not has_news(batch):  # there is nothing to save
         # What is behind it is settled first, since it does not depend on how the scope is left.
         return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
     return _save(batch, leave)
+
+
+def has_news(batch: Batch) -> bool:
+    """Whether there is something to save."""
+    if batch.reads and batch.completed and not batch.deleted and not batch.rows_added and not batch.outcomes:
+        returned = (one for one in current_part(batch) if one.state == STARTED and one.error is None)
+        return not all(one.read_only for one in returned)
+    return bool(batch.completed or batch.outcomes)
 
 
 def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:

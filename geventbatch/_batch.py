@@ -85,6 +85,7 @@ class Batch:
         "outer",
         "parts",
         "phase",
+        "reads",
         "rejections",
         "returned",
         "rows_added",
@@ -111,6 +112,7 @@ class Batch:
     scope: Any  # what `open_resource` gave
     saved: Any  # what that has still to do when it is saved; not there for a load and save pair
     completed: int  # operations that returned
+    reads: int  # operations that were said to be read-only
     rows_added: list[tuple[int, object]]  # and how many operations had returned by then; -1 in the load
     outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `_idempotency`)
     deleted: bool  # the last operation that returned deletes the resource
@@ -160,7 +162,7 @@ class Batch:
         self.scope = self.verdict = self.mates = None
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.open = True
-        self.waiting = self.size = self.completed = self.attempts = self.conflicts = self.rejections = 0
+        self.waiting = self.size = self.completed = self.reads = self.attempts = self.conflicts = self.rejections = 0
         # Each its own, from the first one on.
         self.parts = self.rows_added = self.outcomes = self.asked = self.after = self.bulk = _NONE
         self.exact = _EXACT

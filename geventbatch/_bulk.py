@@ -155,6 +155,7 @@ class _Round:
                 batch.begin_attempt()
             batch.attempts += 1
             batch.bulk = self._at_hand
+            batch.context = self._context
         begun = first.now
         open_resources: Any = first.state.options.open_resources
         try:
@@ -235,7 +236,7 @@ class _Round:
             elif batch.verdict is not None:
                 batch.end(save_failed(batch.key, batch.verdict, doing="an operation"))
                 self._leave_out(batch)
-            elif batch.broken is not None or not batch.completed:
+            elif batch.broken is not None or not _attempts.has_news(batch):
                 replay = batch.broken is not None and (batch.open or _is_left(batch))
                 self._reason = batch.broken or self._reason
                 batch.broken = None  # whose traceback leads back here

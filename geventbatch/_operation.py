@@ -44,6 +44,8 @@ class Operation(Generic[T]):
         self.value: T  # what it returned, in the last attempt, once it has
         self.error: BaseException | None = None  # what it raised, in the last attempt
 
+    read_only = False
+
     def answer(self) -> T:
         """Return what it returned, or raise what it raised."""
         error, self.error = self.error, None  # the traceback to come holds this operation: no cycle through the error
@@ -53,3 +55,10 @@ class Operation(Generic[T]):
             raise error
         finally:
             del error
+
+
+class ReadOnly(Operation[T]):
+    """One that changes nothing: for its sake alone a batch is not saved."""
+
+    __slots__ = ()
+    read_only = True

@@ -106,12 +106,12 @@ def check_options(
             f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has "
             "to hold the window, the load and the save"
         )
-    one = _resource_scope(open_resource, load_resource, save_resource)
-    many = _bulk_scope(open_resources, load_resources, save_resources)
+    one = resource_scope(open_resource, load_resource, save_resource)
+    many = bulk_scope(open_resources, load_resources, save_resources)
     if many is None and max_bulk is not None:
         raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
     if many is not None:
-        if one is not None:
+        if not (open_resource is load_resource is save_resource is None):
             raise TypeError(
                 "pass functions of one key (open_resource), or functions of many (open_resources), not both"
             )
@@ -122,7 +122,7 @@ def check_options(
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
     check_callable("worker_number_for_key", worker_number_for_key)
     return Options(
-        open_resource=one or partial(PairScope, Pair(load_nothing, save_nothing)),
+        open_resource=one,
         open_resources=many,
         max_bulk=_count("max_bulk", 100 if max_bulk is None else max_bulk),
         door=_door(open_resource or open_resources),
@@ -159,6 +159,12 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}, but must be a finite number of seconds, 0 or more")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise unless *value* is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, but must be True or False")
+
+
 def check_callable(name: str, value: object) -> None:
     """Raise unless *value* can be called."""
     if not callable(value):
@@ -183,9 +189,8 @@ def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
     raise TypeError(msg) from error
 
 
-def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
-    if open_resource is load_resource is save_resource is None:
-        return None
+def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
+    """Give the ``open_resource`` that was passed, or the one that a pair makes."""
     if open_resource is None:
         load_resource = load_nothing if load_resource is None else load_resource
         save_resource = save_nothing if save_resource is None else save_resource
@@ -200,7 +205,8 @@ def _resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) 
     return open_resource
 
 
-def _bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) -> Any:
+def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) -> Any:
+    """Give the ``open_resources`` that was passed, or the one that a pair makes; None when there is none."""
     if open_resources is load_resources is save_resources is None:
         return None
     if open_resources is None:

@@ -11,8 +11,8 @@ import gevent
 from geventbatch import _clock, _process
 from geventbatch._alone import run_alone
 from geventbatch._metrics import BatchMetrics
-from geventbatch._operation import WAITING, Operation
-from geventbatch._options import check_callable, check_options, check_seconds
+from geventbatch._operation import WAITING, Operation, ReadOnly
+from geventbatch._options import check_callable, check_flag, check_options, check_seconds
 from geventbatch._state import State
 from geventbatch.errors import OperationCancelled, not_started
 
@@ -153,11 +153,10 @@ class Processor(Generic[R]):
 
     @batching.setter
     def batching(self, on: bool) -> None:
-        if not isinstance(on, bool):
-            raise TypeError(f"batching is {on!r}, but must be True or False")
+        check_flag("batching", on)
         self._batching = on
 
-    def run(  # noqa: C901 - the hot path stays in one piece: a call more costs each operation 50 ns
+    def run(  # noqa: C901, PLR0912 - the hot path stays in one piece: a call more costs each operation 50 ns
         self,
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
@@ -165,6 +164,7 @@ class Processor(Generic[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        read_only: bool = False,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved.
 
@@ -177,6 +177,8 @@ class Processor(Generic[R]):
             idempotency_key: Of a store that records outcomes: 1 to 255 visible ASCII characters. What was saved under
                 it on this key, in whatever process, is not applied again: its outcome is given once more. A lambda
                 cannot have one.
+            read_only: Whether *operation* changes nothing. A batch whose completed operations all are read-only is not
+                saved. If it changes something all the same, that is saved when another one of its batch is.
 
         Returns:
             What *operation* returned.
@@ -207,19 +209,25 @@ class Processor(Generic[R]):
         if idempotency_key is not None:
             once = self._options.once(key, idempotency_key, operation, args)
             operation = cast("Callable[[R, Unpack[Args]], T]", once)
+        kind = Operation
+        if read_only is not False:
+            check_flag("read_only", read_only)
+            kind = ReadOnly
         batching = self._batching
         door = self._options.door
         if door is not None:
             key, batching = door.enter(key, batching=batching)
         if not batching:
-            return run_alone(state, key, Operation(operation, args), start_timeout)
+            return run_alone(state, key, kind(operation, args), start_timeout)
         current = gevent.getcurrent()
         # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
         if current.parent is not _process.hub or current in _process.running:
             _process.check_place(state)
-        admitted = Operation(operation, args)
+        admitted = kind(operation, args)
         batch = state.admit(key, admitted)
         group = admitted.group
+        if read_only:
+            batch.reads += 1
         try:
             # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
             if start_timeout is None:

@@ -214,7 +214,7 @@ class Worker:
         try:
             with self._state.slots or nullcontext():
                 now = _clock.monotonic()
-                if now >= pace.slice_end(now):
+                if now >= pace.slice_end(now) and len(self._shard.queue) and not self._state.ended:
                     pace.wait()
                 # Not before it has its slot: what comes while it waits for one is in the bulk too.
                 if not self._take(batches):

@@ -91,6 +91,30 @@ def test_an_operation_sees_the_request_the_session_and_the_g_of_its_own_caller(b
     assert sorted(saved) == [f"{name} {name} {name} {app.name}" for name in ("Ann", "Bob", "Cid")]
 
 
+def test_a_bulk_has_an_application_context_of_its_own(batching: bool) -> None:
+    saved: dict[str, Words] = {}
+    loads: list[list[str]] = []
+    batches = GeventBatch()
+
+    def load(keys: list[str]) -> dict[str, Words]:
+        loads.append(keys)
+        g.name = "the bulk's"
+        return {key: Words() for key in keys}
+
+    def save(words: dict[str, Words]) -> None:
+        assert g.name == "the bulk's"
+        saved.update(words)
+
+    words = batches.processor(load_resources=load, save_resources=save, min_duration=0)
+    app = flask_app(GEVENTBATCH_BATCHING=batching)
+    with serving(app, batches, lambda: words.run(request.args["name"], put_what_is_seen)) as client:
+        asked = [gevent.spawn(client.post, f"/?name={name}") for name in ("Ann", "Bob", "Cid")]
+        assert [one.get().status_code for one in asked] == [200] * 3
+
+    assert saved == {name: [f"{name} {name} {name} {app.name}"] for name in ("Ann", "Bob", "Cid")}
+    assert loads == ([["Ann", "Bob", "Cid"]] if batching else [["Ann"], ["Bob"], ["Cid"]])
+
+
 def test_an_operation_that_waits_keeps_its_callers_g_and_the_save_has_the_batchs_own(batching: bool) -> None:
     seen: list[object] = []
     batches = GeventBatch()

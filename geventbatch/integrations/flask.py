@@ -32,7 +32,7 @@ from weakref import WeakSet
 from flask import Flask, Response, current_app, request
 from flask.globals import app_ctx
 
-from geventbatch._options import _resource_scope, check_callable
+from geventbatch._options import bulk_scope, check_callable, resource_scope
 from geventbatch._processor import Processor
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
 
-    from geventbatch._processor import _Options
+    from geventbatch._processor import _Options, _ScopeOfMany
 
 __all__ = ["Answer", "AppProcessor", "GeventBatch", "answer_to"]
 
@@ -133,6 +133,20 @@ class GeventBatch:
 
     @overload
     def processor(
+        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[_Options]
+    ) -> AppProcessor[R]: ...
+
+    @overload
+    def processor(
+        self,
+        *,
+        load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
+        save_resources: Callable[[dict[Any, R]], object],
+        **options: Unpack[_Options],
+    ) -> AppProcessor[R]: ...
+
+    @overload
+    def processor(
         self, *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_Options]
     ) -> AppProcessor[None]: ...
 
@@ -172,6 +186,7 @@ class AppProcessor(Generic[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        read_only: bool = False,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved: `geventbatch.Processor.run`.
 
@@ -179,7 +194,9 @@ class AppProcessor(Generic[R]):
             RuntimeError: Called outside of an application context, too.
         Switches: yes, until the batch has ended.
         """
-        return self.for_app().run(key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
+        return self.for_app().run(
+            key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
+        )
 
     def for_app(self, app: Flask | None = None) -> Processor[R]:
         """Give the processor of *app*, or else of the application that the caller runs in.
@@ -211,10 +228,13 @@ class _Processor(Processor[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
         in_batch = cast("Callable[[R, Unpack[Args]], T]", partial(run_in_batch, operation))
-        return super().run(key, in_batch, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
+        return super().run(
+            key, in_batch, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,10 +267,14 @@ class _AppState:
         options = {**self.options, **declared.options}
         if "make_store" in options:
             options["open_resource"] = _made_store(app, options)
-        source = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
-        store = AppStore(app, _resource_scope(*source))
+        many = bulk_scope(*(options.pop(name, None) for name in ("open_resources", "load_resources", "save_resources")))
+        if many is not None:
+            options["open_resources"] = AppStore(app, many)
+        else:
+            one = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
+            options["open_resource"] = AppStore(app, resource_scope(*one))
         try:
-            self.processors[declared] = _Processor(open_resource=store, **options)
+            self.processors[declared] = _Processor(**options)
         except (TypeError, ValueError) as error:
             configured = ", ".join(f"{_PREFIX}{name.upper()} = {value!r}" for name, value in self.options.items())
             error.add_note(f"app.config has {configured or 'no options for it'}")

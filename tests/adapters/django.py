@@ -52,9 +52,11 @@ class Requests(Processor[Purse]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        read_only: bool = False,
     ) -> T:
+        how: Any = {"start_timeout": start_timeout, "idempotency_key": idempotency_key, "read_only": read_only}
         try:
-            return super().run(key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key)
+            return super().run(key, operation, *args, **how)
         finally:
             for connection in connections.all(initialized_only=True):
                 if not connection.in_atomic_block:

@@ -112,6 +112,7 @@ assert_type(processor.run("k", Train.book, 12, "Ann"), bool)
 assert_type(processor.run("k", Train.book, 12, "Ann", start_timeout=0.5), bool)
 assert_type(processor.run("k", Train.book, 12, "Ann", idempotency_key="a"), bool)
 assert_type(processor.run("k", Train.book, 12, "Ann", idempotency_key=None), bool)
+assert_type(processor.run("k", Train.hold, 12, read_only=True), int)
 assert_type(processor.run(("a tuple", 1), Train.book, 12, "Ann"), bool)
 assert_type(processor.run("k", lambda train: train.hold(1, 2)), int)
 assert_type(processor.run("k", lambda train, seat: train.book(seat, "Ann"), 12), bool)
@@ -123,6 +124,7 @@ processor.run("k", Train.book, 12, "Ann", 1)  # type: ignore[arg-type]  # pyrigh
 processor.run("k", Train.book, 12, passenger="Ann")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
 processor.run("k", Train.book, 12, "Ann", start_timeout="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 processor.run("k", Train.book, 12, "Ann", idempotency_key=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+processor.run("k", Train.book, 12, "Ann", read_only="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 processor.run("k", Train.book, "12", "Ann", idempotency_key="a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 processor.run("k", str.upper)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 processor.run("k", "book")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
