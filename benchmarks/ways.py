@@ -173,22 +173,27 @@ class Batches(Way):
         url: Of the database.
         mode: Of the store.
         window: The processor's ``min_duration``, in seconds.
+        max_bulk: Keys in one bulk; None for batches of one key.
     """
 
     table = "documents"
 
-    def __init__(self, url: str, mode: Literal["lock", "version"], window: float = 0.0) -> None:
+    def __init__(
+        self, url: str, mode: Literal["lock", "version"], window: float = 0.0, max_bulk: int | None = None
+    ) -> None:
         """See the class."""
         self._engine = sa.create_engine(
             sa.make_url(url).set(drivername="postgresql+psycopg"), pool_size=POOL, max_overflow=0
         )
         # A conflict costs another attempt, and several processes have many.
-        self._processor = Processor(
-            open_resource=SQLAlchemyStore.documents(self._engine, "documents", mode=mode),
-            min_duration=window,
-            max_duration=30,
-            max_attempts=1000,
-        )
+        store = SQLAlchemyStore.documents(self._engine, "documents", mode=mode)
+        options: dict[str, Any] = {"min_duration": window, "max_duration": 30, "max_attempts": 1000}
+        if max_bulk is None:
+            self._processor = Processor(open_resource=store, **options)
+        else:
+            self._processor = Processor(
+                open_resources=store.open_resources, max_bulk=max_bulk, max_batches=2, **options
+            )
         self._metrics = self._processor.subscribe_batch_metrics()
         self._watcher = gevent.spawn(self._watch)
 
