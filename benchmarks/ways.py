@@ -54,8 +54,50 @@ class Way:
 # -- each request by itself ---------------------------------------------------------------------------------
 
 
+class Pool:
+    """Connections: first come, first served.
+
+    Args:
+        url: Of the database.
+        size: How many.
+    """
+
+    def __init__(self, url: str, size: int) -> None:
+        """See the class."""
+        self._connections = [psycopg.connect(url, autocommit=True) for _ in range(size)]
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._free = list(self._connections)
+        self._waiters: deque[tuple[Waiter[Any], Any]] = deque()  # while there are some, none is free
+
+    def take(self) -> psycopg.Connection[Any]:
+        """Wait for one."""
+        if self._free:
+            return self._free.pop()
+        waiter: Waiter[psycopg.Connection[Any]] = Waiter()
+        self._waiters.append((waiter, gevent.getcurrent()))
+        return waiter.get()
+
+    def give(self, connection: psycopg.Connection[Any]) -> None:
+        """Let the next one have it."""
+        if self._waiters:  # handed over: whoever comes meanwhile stands behind
+            gevent.get_hub().loop.run_callback(self._waiters.popleft()[0].switch, connection)
+        else:
+            self._free.append(connection)
+
+    def kill_waiters(self) -> None:
+        """Have nobody wait any more."""
+        waiting = [greenlet for _, greenlet in self._waiters]
+        self._waiters.clear()
+        gevent.killall(waiting)
+
+    def close(self) -> None:
+        """Close them all."""
+        for connection in self._connections:
+            connection.close()
+
+
 class PerRequest(Way):
-    """A request takes a connection of a pool, first come, first served, and sends statements.
+    """A request takes a connection of a pool, and sends statements.
 
     Args:
         url: Of the database.
@@ -66,42 +108,23 @@ class PerRequest(Way):
 
     def __init__(self, url: str, pool: int) -> None:
         """See the class."""
-        self._connections = [psycopg.connect(url, autocommit=True) for _ in range(pool)]
-        # -- mutable state ---------------------------------------------------------------------------------
-        self._free = list(self._connections)
-        self._waiters: deque[tuple[Waiter[Any], Any]] = deque()  # while there are some, none is free
+        self._pool = Pool(url, pool)
 
     def __exit__(self, *error: object) -> None:
         """See `Way`."""
-        for connection in self._connections:
-            connection.close()
+        self._pool.close()
 
     def add(self, key: str) -> None:
         """See `Way`."""
-        connection = self._take()
+        connection = self._pool.take()
         try:
             self.change(connection, key)
         finally:
-            self._give(connection)
+            self._pool.give(connection)
 
     def cancel_waiting(self) -> None:
         """See `Way`."""
-        waiting = [greenlet for _, greenlet in self._waiters]
-        self._waiters.clear()
-        gevent.killall(waiting)
-
-    def _take(self) -> psycopg.Connection[Any]:
-        if self._free:
-            return self._free.pop()
-        waiter: Waiter[psycopg.Connection[Any]] = Waiter()
-        self._waiters.append((waiter, gevent.getcurrent()))
-        return waiter.get()
-
-    def _give(self, connection: psycopg.Connection[Any]) -> None:
-        if self._waiters:  # handed over: whoever comes meanwhile stands behind
-            gevent.get_hub().loop.run_callback(self._waiters.popleft()[0].switch, connection)
-        else:
-            self._free.append(connection)
+        self._pool.kill_waiters()
 
     def change(self, connection: psycopg.Connection[Any], key: str) -> None:
         """Do it on *connection*."""
