@@ -1,15 +1,20 @@
 """The tickets application as `benchmarks.web` has it served, with what WAY names behind its endpoints.
 
-"batched" is the application as it is. The others have something else in the place of its processor: nothing at all, or
-a transaction for each request, on a pool of POOL connections, first come, first served.
+"batched" is the application as it is, "default gc" the same without what its gunicorn.conf.py sets for the garbage
+collector. The others have something else in the place of its processor: nothing at all, a mere wait, or a transaction
+for each request, on a pool of POOL connections, first come, first served.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import gevent
+from gevent.event import AsyncResult
 
 from benchmarks.ways import Pool
 from examples.tickets.domain import NotTheHolder, SeatTaken, Ticket, Train
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
     import psycopg
 
     from geventbatch import BatchMetric, Processor
+
+
+WAIT = 0.002
+"""Seconds, of those who only wait."""
 
 
 class Nothing:
@@ -37,6 +46,35 @@ class Nothing:
         return iter(())
 
 
+class Waits(Nothing):
+    """Every request waits, and nothing else happens: what greenlets cost that wait, whatever they wait for."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._next: AsyncResult[None] = AsyncResult()
+        gevent.spawn(self._work)
+
+    def run(self, train: str, operation: Any, seat: int, passenger: str, *, idempotency_key: str | None) -> Ticket:
+        """Wait with all who have come since the last were let go."""
+        self._next.wait()
+        return super().run(train, operation, seat, passenger, idempotency_key=idempotency_key)
+
+    def _work(self) -> None:
+        while True:
+            gevent.sleep(WAIT)
+            shared, self._next = self._next, AsyncResult()
+            shared.set()
+
+
+class Change(NamedTuple):
+    """A seat that has another holder."""
+
+    train: str
+    seat: int
+    before: str | None
+    after: str | None
+
+
 class PerRequest(Nothing):
     """A transaction each, on the row of the train: its seats are an array."""
 
@@ -46,72 +84,51 @@ class PerRequest(Nothing):
 
     def run(self, train: str, operation: Any, seat: int, passenger: str, *, idempotency_key: str | None) -> Ticket:
         """Take a connection, and do it there."""
-        del idempotency_key
+        books = operation is Train.book
+        change = Change(train, seat, None, passenger) if books else Change(train, seat, passenger, None)
         connection = self._pool.take()
         try:
-            if operation is Train.book:
-                self.change(connection, train, seat, None, passenger, SeatTaken)
-            else:
-                self.change(connection, train, seat, passenger, None, NotTheHolder)
+            saved = self.save(connection, change)
         finally:
             self._pool.give(connection)
-        return Ticket(train, seat, passenger)
+        if not saved:
+            raise (SeatTaken if books else NotTheHolder)(f"seat {seat} of {train}")
+        return super().run(train, operation, seat, passenger, idempotency_key=idempotency_key)
 
-    def change(
-        self,
-        connection: psycopg.Connection[Any],
-        train: str,
-        seat: int,
-        before: str | None,
-        after: str | None,
-        refused: type[Exception],
-    ) -> None:
-        """Have another holder of the seat."""
+    def save(self, connection: psycopg.Connection[Any], change: Change) -> bool:
+        """Save it, unless the seat has another holder than it should have before."""
         raise NotImplementedError
 
 
 class RowLock(PerRequest):
     """Lock the row, look, write, commit."""
 
-    def change(
-        self,
-        connection: psycopg.Connection[Any],
-        train: str,
-        seat: int,
-        before: str | None,
-        after: str | None,
-        refused: type[Exception],
-    ) -> None:
+    def save(self, connection: psycopg.Connection[Any], change: Change) -> bool:
         """See `PerRequest`."""
         with connection.transaction():
-            row = connection.execute("SELECT seats[%s] FROM trains WHERE name = %s FOR UPDATE", (seat, train))
-            if row.fetchall() != [(before,)]:
-                raise refused(f"seat {seat} of {train}")
+            found = connection.execute(
+                "SELECT seats[%s] FROM trains WHERE name = %s FOR UPDATE", (change.seat, change.train)
+            ).fetchall()
+            if found != [(change.before,)]:
+                return False
             connection.execute(
-                "UPDATE trains SET seats[%s] = %s, changes = changes + 1 WHERE name = %s", (seat, after, train)
+                "UPDATE trains SET seats[%s] = %s, changes = changes + 1 WHERE name = %s",
+                (change.seat, change.after, change.train),
             )
+        return True
 
 
 class AtomicUpdate(PerRequest):
     """Say it all in one statement."""
 
-    def change(
-        self,
-        connection: psycopg.Connection[Any],
-        train: str,
-        seat: int,
-        before: str | None,
-        after: str | None,
-        refused: type[Exception],
-    ) -> None:
+    def save(self, connection: psycopg.Connection[Any], change: Change) -> bool:
         """See `PerRequest`."""
         written = connection.execute(
             "UPDATE trains SET seats[%s] = %s, changes = changes + 1 "
             "WHERE name = %s AND seats[%s] IS NOT DISTINCT FROM %s",
-            (seat, after, train, seat, before),
+            (change.seat, change.after, change.train, change.seat, change.before),
         )
-        if not written.rowcount:
-            raise refused(f"seat {seat} of {train}")
+        return bool(written.rowcount)
 
 
 class Measured(Tickets):
@@ -124,13 +141,16 @@ class Measured(Tickets):
         self._taken: list[float] = []
 
     def count(self) -> None:
-        """See `Tickets`."""
+        """See `Tickets`; called when the configuration is through."""
+        if os.environ["WAY"] == "default gc":
+            gc.unfreeze()
+            gc.set_threshold(*DEFAULT_THRESHOLD)
         for metric in self.processor.subscribe_batch_metrics():
             self._operations.append(metric.operation_count)
             self._taken.append(metric.load_duration + metric.save_duration)
 
     def measured(self) -> dict[str, float]:
-        """Give, since the last call, the medians of a batch: operations, and seconds of load and save. And CPU seconds."""
+        """Give the medians of the batches since the last call, operations and seconds; and the CPU seconds so far."""
         found = {
             "operations": median(self._operations or [1]),
             "load_and_save": median(self._taken or [0.0]),
@@ -141,7 +161,14 @@ class Measured(Tickets):
         return found
 
 
-BEHIND: dict[str, Callable[[], Nothing]] = {"nothing": Nothing, "row lock": RowLock, "atomic UPDATE": AtomicUpdate}
+DEFAULT_THRESHOLD = gc.get_threshold()
+
+BEHIND: dict[str, Callable[[], Nothing]] = {
+    "nothing": Nothing,
+    "only a wait": Waits,
+    "row lock": RowLock,
+    "atomic UPDATE": AtomicUpdate,
+}
 
 app = create_app(Settings.from_environment())
 tickets = Measured(app.extensions["tickets"])
