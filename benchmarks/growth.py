@@ -1,10 +1,13 @@
 """How cost and memory grow with keys and callers.
 
 CPU time per operation of `Processor.run`, in a closed loop with an in-memory resource and natural batching: 1,000
-callers who go round 1 to 100,000 keys, each key's turn coming again when all others have had theirs; and 100 to 20,000
-callers on a hundred keys. Each measurement is a process of its own, which also says how much of its CPU time the
-garbage collector took, how much memory it had before, at the most and after the load (greenlets gone, collected), and
-how many objects the collector tracks for each operation that waits.
+callers who go round 1 to 100,000 keys, each key's turn coming again when all others have had theirs; 100 to 20,000
+callers on a hundred keys; and 10,000 callers on as many keys with other settings of the garbage collector.
+
+Each measurement is a process of its own, which also says how much of its CPU time the garbage collector took, how many
+objects it tracks for each operation that waits, and how much memory the process had: before the load, at the most,
+after it (greenlets gone, collected), when malloc was told to give back what it does not use (`malloc_trim`, on Linux),
+and after two more such loads and that. And how many objects of this library are left when the processor has stopped.
 
 They take turns in one run; each figure is the median of the turns (least to most).
 
@@ -14,13 +17,16 @@ Run it from the repository: ``python -m benchmarks.growth [--short] [--json FILE
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gevent import monkey
 
@@ -32,6 +38,9 @@ from gevent.event import Event
 from benchmarks.overhead import Counter
 from benchmarks.ways import spread
 from geventbatch import Processor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Grown(NamedTuple):
@@ -45,8 +54,12 @@ class Grown(NamedTuple):
     """MiB of memory."""
     most: float
     after: float
+    trimmed: float
+    thrice: float
     tracked: float
     """Objects for each operation that waits."""
+    left: float
+    """Objects of ours when the processor has stopped."""
 
 
 class Collections:
@@ -73,35 +86,95 @@ def resident() -> float:
     raise AssertionError("/proc/self/status has no VmRSS")
 
 
-def measure(callers: int, keys: int, operations: int) -> Grown:
-    """Have *callers* run about as many *operations* on *keys*."""
-    counters = [Counter() for _ in range(keys)]
-    rounds = max(3, operations // callers)
-    processor = Processor(load_resource=counters.__getitem__, min_duration=0, max_duration=60)
-    for _ in range(100):
-        gevent.spawn(processor.run, 0, Counter.add, 0).join()
+def trim() -> None:
+    """Have malloc give back what it does not use, where it knows how."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def ours() -> int:
+    """How many objects of the library's classes the collector knows."""
+    gc.collect()
+    return sum(str(type(one).__module__).startswith("geventbatch") for one in gc.get_objects())
+
+
+COLLECTORS: dict[str, Callable[[], object]] = {
+    "as it is": lambda: None,
+    "freeze": gc.freeze,
+    "10,000": lambda: gc.set_threshold(10_000, 20, 100),
+    "freeze, 10,000": lambda: (gc.freeze(), gc.set_threshold(10_000, 20, 100)),
+    "freeze, 50,000": lambda: (gc.freeze(), gc.set_threshold(50_000, 20, 100)),
+    "off": gc.disable,
+}
+"""What can be said to the garbage collector once an application has been loaded."""
+
+
+class Load:
+    """*callers* who run about as many operations on *keys*."""
+
+    def __init__(self, callers: int, keys: int, operations: int) -> None:
+        """Have all workers there are, once each."""
+        self._counters = [Counter() for _ in range(keys)]
+        self._callers = callers
+        self._rounds = max(3, operations // callers)
+        self.processor = Processor(load_resource=self._counters.__getitem__, min_duration=0, max_duration=60)
+        for key in range(min(keys, 1000)):
+            gevent.spawn(self.processor.run, key, Counter.add, 0).join()
+
+    @property
+    def operations(self) -> int:
+        """Of one load."""
+        return self._callers * self._rounds
+
+    def run(self, collections: Collections) -> tuple[float, float, float]:
+        """Give its CPU seconds, those of the collector, and the memory at its end."""
+        before = self._counted()
+        start = Event()
+
+        def call(number: int) -> None:
+            start.wait()
+            for turn in range(self._rounds):
+                self.processor.run((number + turn * self._callers) % len(self._counters), Counter.add, 1)
+
+        greenlets = [gevent.spawn(call, number) for number in range(self._callers)]
+        gevent.sleep(0)
+        collections.seconds, begun = 0.0, time.process_time()
+        start.set()
+        gevent.joinall(greenlets, raise_error=True)
+        cpu, collecting = time.process_time() - begun, collections.seconds
+        if self._counted() - before != self.operations:
+            raise AssertionError("operations were lost")
+        return cpu, collecting, resident()
+
+    def _counted(self) -> int:
+        return sum(counter.value for counter in self._counters)
+
+
+def measure(callers: int, keys: int, operations: int, collector: str) -> Grown:
+    """Have a load three times; of the first one tell all."""
+    at_first = ours()
+    load = Load(callers, keys, operations)
+    trim()
+    COLLECTORS[collector]()
     gc.collect()
     before, collections = resident(), Collections()
-    start = Event()
-
-    def call(number: int) -> None:
-        start.wait()
-        for turn in range(rounds):
-            processor.run((number + turn * callers) % keys, Counter.add, 1)
-
-    greenlets = [gevent.spawn(call, number) for number in range(callers)]
-    gevent.sleep(0)
-    collections.seconds, begun = 0.0, time.process_time()
-    start.set()
-    gevent.joinall(greenlets, raise_error=True)
-    cpu, collecting = time.process_time() - begun, collections.seconds
-    most = resident()
-    greenlets.clear()
+    cpu, collecting, most = load.run(collections)
     gc.collect()
     after = resident()
-    if sum(counter.value for counter in counters) != callers * rounds:
-        raise AssertionError("operations were lost")
-    return Grown(cpu / (callers * rounds) * 1e9, collecting / cpu, before, most, after, tracked(min(callers, 1000)))
+    trim()
+    trimmed = resident()
+    for _ in range(2):
+        load.run(collections)
+    gc.collect()
+    trim()
+    thrice = resident()
+    nanoseconds = cpu / load.operations * 1e9
+    load.processor.stop()
+    gevent.sleep(0.01)  # its workers end
+    del load
+    gc.unfreeze()
+    left = ours() - at_first
+    return Grown(nanoseconds, collecting / cpu, before, most, after, trimmed, thrice, tracked(min(callers, 1000)), left)
 
 
 def tracked(callers: int) -> float:
@@ -124,24 +197,43 @@ def tracked(callers: int) -> float:
     return number
 
 
-COLUMNS = "{:>8}{:>9}  {:<28}{:<24}{:<22}{:>10}{:>9}{:>9}{:>10}"
+COLUMNS = "{:>8}{:>9}{:>16}  {:<28}{:<24}{:<22}{:>10}{:>9}{:>9}{:>9}{:>9}{:>10}{:>7}"
+HEADS = (
+    "ns per operation",
+    "× the first line's",
+    "garbage collector",
+    "MiB first",
+    "most",
+    "after",
+    "trimmed",
+    "thrice",
+)
 
 
-def show(callers: int, keys: int, grown: list[Grown], first: list[Grown]) -> None:
+class Case(NamedTuple):
+    """What is measured."""
+
+    callers: int
+    keys: int
+    collector: str = "as it is"
+
+
+def show(case: Case, grown: list[Grown], first: list[Grown]) -> None:
     """Print a line, and the ratio to the first of its kind in the same turns."""
     cells = [
         spread([one.nanoseconds for one in grown], ",.0f"),
         spread([one.nanoseconds / other.nanoseconds for one, other in zip(grown, first, strict=True)], ".2f"),
         spread([one.collecting * 100 for one in grown], ".0f") + " %",
-        *(f"{sorted(getattr(one, name) for one in grown)[len(grown) // 2]:,.1f}" for name in Grown._fields[2:]),
+        *(f"{statistics.median(getattr(one, name) for one in grown):,.1f}" for name in Grown._fields[2:-1]),
+        f"{max(one.left for one in grown):,.0f}",
     ]
-    print(COLUMNS.format(f"{callers:,}", f"{keys:,}", *cells), flush=True)
+    print(COLUMNS.format(f"{case.callers:,}", f"{case.keys:,}", case.collector, *cells), flush=True)
 
 
-def in_a_process(callers: int, keys: int, operations: int) -> Grown:
+def in_a_process(case: Case, operations: int) -> Grown:
     """Measure it there."""
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.growth", "--measure", str(callers), str(keys), str(operations)],
+        [sys.executable, "-m", "benchmarks.growth", "--measure", json.dumps([*case[:2], operations, case.collector])],
         stdout=subprocess.PIPE,
         check=True,
     )
@@ -149,30 +241,30 @@ def in_a_process(callers: int, keys: int, operations: int) -> Grown:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="one short turn each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
-    parser.add_argument("--measure", nargs=3, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.measure:
         print(json.dumps(measure(*chosen.measure)))
         return
-    turns, operations = (1, 20_000) if chosen.short else (5, 200_000)
-    by_keys = [(1000, keys) for keys in (1000, 1, 64, 10_000, 100_000)]
-    by_callers = [(callers, 100) for callers in (100, 1000, 5000, 10_000, 20_000)]
-    heads = ("ns per operation", "× the first line's", "garbage collector", "MiB first", "most", "after", "tracked")
+    turns, operations = (1, 10_000) if chosen.short else (5, 200_000)
+    by_keys = [Case(1000, keys) for keys in (1000, 1, 64, 10_000, 100_000)]
+    by_callers = [Case(callers, 100) for callers in (100, 1000, 5000, 10_000, 20_000)]
+    by_collector = [Case(10_000, 10_000, collector) for collector in COLLECTORS]
     everything = []
-    for cases in (by_keys, by_callers):
+    for cases in (by_keys, by_callers, by_collector):
         print()
-        print(COLUMNS.format("callers", "keys", *heads))
-        grown: dict[tuple[int, int], list[Grown]] = {case: [] for case in cases}
+        print(COLUMNS.format("callers", "keys", "collector", *HEADS, "tracked", "left"))
+        grown: dict[Case, list[Grown]] = {case: [] for case in cases}
         for _ in range(turns):
             for case, some in grown.items():
-                some.append(in_a_process(*case, operations))
-        for (callers, keys), some in grown.items():
-            show(callers, keys, some, grown[cases[0]])
-            everything.append({"callers": callers, "keys": keys, "turns": [one._asdict() for one in some]})
+                some.append(in_a_process(case, operations))
+        for case, some in grown.items():
+            show(case, some, grown[cases[0]])
+            everything.append(case._asdict() | {"turns": [one._asdict() for one in some]})
     if chosen.json:
         chosen.json.write_text(json.dumps(everything, indent=1))
 
