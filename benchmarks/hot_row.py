@@ -5,8 +5,9 @@ Per request, with psycopg and a fair pool at the best of several sizes: `SELECT 
 `min_duration` of 0, 1, 10 and 100 ms, in mode "lock", and in mode "version". With 0, 1 and 2 ms of round trip added by
 a proxy, in a process of its own.
 
-The ways take turns in one run; each figure is the median of the turns (least to most). After each turn the counter in
-the database is compared with the operations that were answered. Callers, proxy and server share the machine's cores.
+The ways take turns in one run; each figure is the median of the turns (least to most). With one caller, batches say
+what it waits beside load and save, too. After each turn the counter in the database is compared with the operations
+that were answered. Callers, proxy and server share the machine's cores.
 
 Run it from the repository: ``python -m benchmarks.hot_row [--short] [--json FILE]``.
 """
@@ -17,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,6 +73,8 @@ class Turn(NamedTuple):
     p50: float
     p99: float
     replays: float
+    beyond: float | None
+    """Microseconds that a lone caller of batches waits beside load and save, the median."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def turn(way: Way, callers: int, warm_up: float, seconds: float) -> tuple[Turn, 
     """Have *callers* add to the counter again and again; give also how many were answered in all."""
     answered = 0
     latencies: list[float] = []
+    lone: list[float] = []
     counting = stopped = False
 
     def call() -> None:
@@ -102,8 +106,11 @@ def turn(way: Way, callers: int, warm_up: float, seconds: float) -> tuple[Turn, 
             begun = time.perf_counter()
             way.add(KEY)
             answered += 1
+            taken = time.perf_counter() - begun
             if counting:
-                latencies.append(time.perf_counter() - begun)
+                latencies.append(taken)
+            if callers == 1:
+                lone.append(taken)
 
     greenlets = [gevent.spawn(call) for _ in range(callers)]
     gevent.sleep(warm_up)
@@ -114,7 +121,10 @@ def turn(way: Way, callers: int, warm_up: float, seconds: float) -> tuple[Turn, 
     gevent.joinall(greenlets, raise_error=True)
     ordered = sorted(latencies) or [float("nan")]
     p50, p99 = (ordered[len(ordered) * percent // 100] * 1000 for percent in (50, 99))
-    return Turn(len(latencies) / took, p50, p99, way.replays / max(1, answered)), answered
+    gevent.sleep(0.01)  # until the last metric has been looked at
+    beyond = [(taken - inside) * 1e6 for taken, inside in zip(lone, way.inside, strict=False)]
+    replays = way.replays / max(1, answered)
+    return Turn(len(latencies) / took, p50, p99, replays, statistics.median(beyond) if beyond else None), answered
 
 
 @dataclass(frozen=True)
@@ -136,12 +146,12 @@ class Place:
 
     def measure(self, callers: int, turns: int, seconds: float) -> list[Line]:
         """Let all ways take turns."""
-        pools = {name: self._best_pool(name, callers, min(0.5, seconds)) for name in PER_REQUEST}
+        pools = {name: self._best_pool(name, callers, min(0.3, seconds)) for name in PER_REQUEST}
         ways = {name: per_request(name, pool) for name, pool in pools.items()} | BATCHED
         lines = [Line(self.milliseconds, callers, name, pools.get(name), []) for name in ways]
         for _ in range(turns):
             for line, opens in zip(lines, ways.values(), strict=True):
-                line.turns.append(self.checked(opens, callers, min(0.3, seconds), seconds))
+                line.turns.append(self.checked(opens, callers, min(0.2, seconds), seconds))
         return lines
 
     def _best_pool(self, name: str, callers: int, seconds: float) -> int:
@@ -176,22 +186,25 @@ def show(lines: list[Line]) -> None:
             f"{statistics.median(turn.p99 for turn in line.turns):,.1f}",
         ]
         name = line.way if line.pool is None else f"{line.way}, pool of {line.pool}"
-        print(COLUMNS.format(f"  {name}", *cells), flush=True)
+        beyond = [turn.beyond for turn in line.turns if turn.beyond is not None]
+        note = f"   load + save + {spread(beyond, ',.0f')} µs" if beyond else ""
+        print(COLUMNS.format(f"  {name}", *cells) + note, flush=True)
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="one short turn each, and fewer callers")
+    parser.add_argument("--short", action="store_true", help="one short turn each, fewer callers and distances")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
     chosen = parser.parse_args()
-    turns, seconds = (1, 0.2) if chosen.short else (3, 1.0)
+    turns, seconds = (1, 0.2) if chosen.short else (3, 0.7)
     numbers = (1, 20, 1000) if chosen.short else (1, 5, 20, 100, 1000, 5000)
+    distances = (0, 2) if chosen.short else (0, 1, 2)
     url = postgres_url()
     create_tables(url)
     print(server_settings(url))
     lines: list[Line] = []
-    for milliseconds in (0, 1, 2):
+    for milliseconds in distances:
         with away(url, milliseconds / 1000) as reached:
             print(f"\n{milliseconds} ms away, SELECT 1 takes {round_trip(reached) * 1000:.2f} ms")
             for callers in numbers:
@@ -199,7 +212,8 @@ def main() -> None:
                 show(measured)
                 lines += measured
     if chosen.json:
-        chosen.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
+        written = [vars(line) | {"turns": [one._asdict() for one in line.turns]} for line in lines]
+        chosen.json.write_text(json.dumps(written, indent=1))
 
 
 if __name__ == "__main__":

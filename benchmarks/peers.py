@@ -296,7 +296,12 @@ def main() -> None:
         show(keys, turns)
         results[keys] = turns
     if chosen.json:
-        chosen.json.write_text(json.dumps(results, indent=1))
+        written = [
+            {"keys": keys, "peer": peer, "turns": [one._asdict() for one in reached]}
+            for keys, turns in results.items()
+            for peer, reached in turns.items()
+        ]
+        chosen.json.write_text(json.dumps(written, indent=1))
 
 
 if __name__ == "__main__":

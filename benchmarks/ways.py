@@ -36,6 +36,9 @@ class Way:
     replays = 0
     """What had to be done again so far."""
 
+    inside: Sequence[float] = ()
+    """Seconds of load and save of each batch so far, where it batches."""
+
     def __enter__(self) -> Self:
         """Connect."""
         return self
@@ -209,14 +212,15 @@ class Batches(Way):
             sa.make_url(url).set(drivername="postgresql+psycopg"), pool_size=POOL, max_overflow=0
         )
         # A conflict costs another attempt, and several processes have many.
-        store = SQLAlchemyStore.documents(self._engine, "documents", mode=mode)
+        store: Any = SQLAlchemyStore.documents(self._engine, "documents", mode=mode)
         options: dict[str, Any] = {"min_duration": window, "max_duration": 30, "max_attempts": 1000}
         if max_bulk is None:
-            self._processor = Processor(open_resource=store, **options)
+            options |= {"open_resource": store}
         else:
-            self._processor = Processor(
-                open_resources=store.open_resources, max_bulk=max_bulk, max_batches=2, **options
-            )
+            options |= {"open_resources": store.open_resources, "max_bulk": max_bulk, "max_batches": 2}
+        self._processor = Processor(**options)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.inside: list[float] = []
         self._metrics = self._processor.subscribe_batch_metrics()
         self._watcher = gevent.spawn(self._watch)
 
@@ -235,6 +239,7 @@ class Batches(Way):
     def _watch(self) -> None:
         for metric in self._metrics:
             self.replays += max(0, metric.attempts - 1)
+            self.inside.append(metric.load_duration + metric.save_duration)
 
 
 def _add(document: dict[str, int]) -> int:
