@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ BATCHED: dict[str, Callable[[str], Way]] = {
     "batches, lock, 100 ms": lambda url: Batches(url, "lock", 0.1),
     "batches, version": lambda url: Batches(url, "version"),
 }
+
+AHEAD = ("batches, lock", "UPDATE … WHERE")
 
 
 class Turn(NamedTuple):
@@ -191,6 +194,22 @@ def show(lines: list[Line]) -> None:
         print(COLUMNS.format(f"  {name}", *cells) + note, flush=True)
 
 
+def crossing(lines: list[Line]) -> str:
+    """Say from how many callers on batches are ahead of the atomic `UPDATE`; *lines* are of one distance."""
+    rates = {way: {line.callers: statistics.median(line.rates) for line in lines if line.way == way} for way in AHEAD}
+    batches, updates = rates.values()
+    # However many come, the row takes so many UPDATEs; a batch takes as long as that of a lone caller, and takes all.
+    foretold = max(updates.values()) / batches[1]
+    before: tuple[float, float] | None = None
+    for callers in sorted(batches):
+        at, ratio = math.log(callers), math.log(batches[callers] / updates[callers])
+        if ratio >= 0:
+            seen = at if before is None else before[0] - before[1] * (at - before[0]) / (ratio - before[1])
+            return f"{math.exp(seen):.0f} callers (the UPDATEs a second × the seconds of a batch: {foretold:.0f})"
+        before = at, ratio
+    return f"more callers than were tried (the UPDATEs a second × the seconds of a batch: {foretold:.0f})"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -211,6 +230,8 @@ def main() -> None:
                 measured = Place(url, reached, milliseconds).measure(callers, turns, seconds)
                 show(measured)
                 lines += measured
+            of_distance = [line for line in lines if line.milliseconds_away == milliseconds]
+            print(f"\n{milliseconds} ms away, batches are ahead of UPDATE … WHERE from {crossing(of_distance)}")
     if chosen.json:
         written = [vars(line) | {"turns": [one._asdict() for one in line.turns]} for line in lines]
         chosen.json.write_text(json.dumps(written, indent=1))

@@ -8,6 +8,8 @@
   is woken, which is of gevent's `wait`.
 - What a lone caller's operation costs over PostgreSQL, in CPU time of this process and in time, beside what the same
   change costs as a transaction.
+- What a window spares where callers come by themselves, so many a second, and wait for nobody: CPU time, batches, and
+  the latency that it costs.
 
 Turns are interleaved; each figure is the median of the turns (least to most).
 
@@ -23,7 +25,7 @@ import time
 from collections import Counter as Tally
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gevent import monkey
 
@@ -36,7 +38,7 @@ from gevent.queue import SimpleQueue
 from greenlet import greenlet
 
 from benchmarks.overhead import CALLERS, batched, floor
-from benchmarks.ways import Atomic, Batches, ForUpdate, begin_at_zero, create_tables, server_settings, spread
+from benchmarks.ways import Atomic, Batches, ForUpdate, begin_at_zero, check, create_tables, server_settings, spread
 from tests.servers import postgres_url
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 4, 10, 40, 200, 1000)
 KEY = "lone"
+
+WINDOWS = (0.0, 0.001, 0.01, 0.05)
+RATE, KEYS = 1000, 20
+"""Callers that come in a second, and on how many keys."""
 
 
 # -- pieces -------------------------------------------------------------------------------------------------
@@ -189,6 +195,46 @@ def _lone(call: Callable[[], object], seconds: float) -> tuple[float, float]:
     return (time.process_time() - cpu) / count * 1e6, took / count * 1e3
 
 
+class Open(NamedTuple):
+    """What came of callers who come so many a second."""
+
+    microseconds: float
+    """CPU time of an operation."""
+    batches: float
+    """In a second."""
+    p50: float
+    p99: float
+    """Milliseconds."""
+
+
+def by_themselves(url: str, window: float, seconds: float) -> Open:
+    """Have them come."""
+    keys = [f"key{number}" for number in range(KEYS)]
+    begin_at_zero(url, keys)
+    latencies: list[float] = []
+    with Batches(url, "lock", window) as way:
+
+        def call(number: int, due: float) -> None:
+            way.add(keys[number % KEYS])
+            latencies.append(time.perf_counter() - due)
+
+        cpu, begun = time.process_time(), time.perf_counter()
+        callers = []
+        for number in range(int(RATE * seconds)):
+            due = begun + number / RATE
+            while (early := due - time.perf_counter()) > 0:
+                gevent.sleep(max(early, 0.001))
+            callers.append(gevent.spawn(call, number, due))
+        gevent.joinall(callers, raise_error=True)
+        cpu, took = time.process_time() - cpu, time.perf_counter() - begun
+        gevent.sleep(0.01)  # until the last metric has been looked at
+        batches = len(way.inside)
+    check(url, way.table, len(callers))
+    ordered = sorted(latencies)
+    p50, p99 = (ordered[len(ordered) * percent // 100] * 1e3 for percent in (50, 99))
+    return Open(cpu / len(callers) * 1e6, batches / took, p50, p99)
+
+
 # -- the tables ---------------------------------------------------------------------------------------------
 
 
@@ -243,6 +289,22 @@ def measure_database(turns: int, seconds: float) -> dict[str, list[tuple[float, 
     return found
 
 
+def measure_windows(turns: int, seconds: float) -> dict[float, list[Open]]:
+    """Likewise."""
+    url = postgres_url()
+    found: dict[float, list[Open]] = {window: [] for window in WINDOWS}
+    for _ in range(turns):
+        for window, some in found.items():
+            some.append(by_themselves(url, window, seconds))
+    print(f"\n{RATE:,} callers a second, who come by themselves, on {KEYS} keys")
+    print(f"  {'':<12}{'µs of CPU per operation':<32}{'batches/s':<26}{'p50 ms':<24}p99 ms")
+    for window, some in found.items():
+        cpu, batches, p50, p99 = zip(*some, strict=True)
+        cells = f"{spread(cpu, ',.0f'):<32}{spread(batches, ',.0f'):<26}{spread(p50, '.1f'):<24}{spread(p99, '.1f')}"
+        print(f"  {f'{window * 1000:g} ms':<12}{cells}")
+    return found
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -255,6 +317,7 @@ def main() -> None:
         "sizes": measure_sizes(turns, operations),
         "functions": measure_functions(operations * 4),
         "database": measure_database(turns, seconds * 5),
+        "windows": measure_windows(turns, seconds * 10),
     }
     if chosen.json:
         chosen.json.write_text(json.dumps(everything, indent=1))

@@ -78,6 +78,8 @@ def hot_row(lines: Any) -> Figure:
         panel.set_xlabel("callers in a closed loop")
         panel.grid(visible=True)
         panel.minorticks_off()
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:,.0f}")
     panels[0].set_ylabel("operations per second")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -109,6 +111,7 @@ def peers(lines: Any) -> Figure:
     grouped(panel, [f"{keys:,} key{'s' * (keys > 1)}" for keys in numbers], bars, ".1f")
     panel.set_yscale("log")
     panel.minorticks_off()
+    panel.yaxis.set_major_formatter("{x:,.0f}")
     panel.set_ylabel("µs of CPU per operation")
     figure.legend(loc="outside right center")
     return figure
