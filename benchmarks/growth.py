@@ -257,7 +257,7 @@ def main() -> None:
     if chosen.measure:
         print(json.dumps(measure(*chosen.measure)))
         return
-    turns, operations = (1, 10_000) if chosen.short else (3, 100_000)
+    turns, operations = (1, 10_000) if chosen.short else (3, 60_000)
     by_keys = [Case(1000, keys) for keys in (1000, 1, 64, 10_000, 100_000)]
     by_callers = [Case(callers, 100) for callers in (100, 1000, 5000, 10_000, 20_000)]
     by_collector = [Case(10_000, 10_000, collector) for collector in COLLECTORS]

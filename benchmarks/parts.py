@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="one short turn each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
     chosen = parser.parse_args()
-    turns, operations, seconds = (1, 10_000, 0.02) if chosen.short else (7, 50_000, 0.2)
+    turns, operations, seconds = (1, 10_000, 0.02) if chosen.short else (5, 50_000, 0.2)
     everything: dict[str, Any] = {
         "pieces": measure_pieces(turns, seconds),
         "sizes": measure_sizes(turns, operations),

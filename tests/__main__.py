@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # that ask databases, and what is in none of them, which keeps a core busy.
 HALVES = ("sqlalchemy", "not sqlalchemy")
 APART = (
-    ["celery", "cluster", "fork", "gunicorn", "tickets_signals"],
+    ["benchmarks", "celery", "cluster", "fork", "gunicorn", "tickets_signals"],
     ["django", "django_store", "flask", "redis_store", "sql", "sqlalchemy_store", "tickets", "wallet"],
 )
 
