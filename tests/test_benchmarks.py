@@ -45,7 +45,7 @@ def test_the_crossing_is_found_between_two_numbers_of_callers() -> None:
 
 
 def test_every_way_of_the_tickets_saves_a_change_once(tmp_path: Path) -> None:
-    def sells(way: str, train: str) -> None:
+    def sells(url: str, way: str, train: str) -> None:
         arguments = ("--workers", "1", "benchmarks.web_app:app")
         with Server(CONFIGURATION, {"DATABASE_URL": url, "WAY": way, "POOL": "2"}, arguments) as server:
             path = f"/trains/{train}/seats/7"
@@ -59,7 +59,8 @@ def test_every_way_of_the_tickets_saves_a_change_once(tmp_path: Path) -> None:
         web.create_trains(url)
         for train in web.TRAINS:
             web.begin_empty(url, train)
-        side_by_side(sells, ("batched", "Train200"), ("row lock", "Train200"), ("atomic UPDATE", "Train1000"))
+        sold = (("batched", "Train200"), ("row lock", "Train200"), ("atomic UPDATE", "Train1000"))
+        side_by_side(sells, *((url, *one) for one in sold))
 
 
 def test_nothing_of_ours_is_left_after_a_load() -> None:
