@@ -3,7 +3,8 @@
 1,000 callers in a closed loop on 1, 64 and 1,000 keys; a load and a save wait 1 ms each, in memory. A lock for each key
 (gevent), an actor for each key (pykka, under gevent), a batcher for each key (async-batcher, asyncio), a loader
 (aiodataloader, asyncio, which keeps no order for each key and has no load and save: its one function waits for both,
-and then adds), and `Processor`. Each is used as its documentation says, in a process of its own.
+and then adds), and `Processor`, with a load and a save for each key, and with bulks. Each is used as its documentation
+says, in a process of its own.
 
 They take turns in one run; each figure is the median of the turns (least to most). Each process compares its counters
 with the operations that were answered.
@@ -110,6 +111,26 @@ def processor(store: Store) -> Callable[[int], object]:
         store.values[key] = counter.value
 
     opened = Processor(load_resource=load, save_resource=save, min_duration=0, max_duration=30)
+    return lambda key: opened.run(key, Counter.add, 1)
+
+
+def bulk_processor(store: Store) -> Callable[[int], object]:
+    """The same, with one load and one save for all keys that are ready."""
+    import gevent
+
+    from geventbatch import Processor
+
+    def load(keys: Sequence[int]) -> dict[int, Counter]:
+        gevent.sleep(WAIT)
+        return {key: Counter(store.values[key]) for key in keys}
+
+    def save(counters: dict[int, Counter]) -> None:
+        gevent.sleep(WAIT)
+        store.values.update((key, counter.value) for key, counter in counters.items())
+
+    opened = Processor(
+        load_resources=load, save_resources=save, max_bulk=1000, max_batches=2, min_duration=0, max_duration=30
+    )
     return lambda key: opened.run(key, Counter.add, 1)
 
 
@@ -229,12 +250,13 @@ def loader(store: Store) -> Callable[[int], Awaitable[object]]:
 
 PEERS: dict[str, Callable[[int, float], Reached]] = {
     "geventbatch": lambda keys, seconds: under_gevent(processor, keys, seconds),
+    "geventbatch, bulks": lambda keys, seconds: under_gevent(bulk_processor, keys, seconds),
     "lock per key, gevent": lambda keys, seconds: under_gevent(lock_per_key, keys, seconds),
     "pykka": lambda keys, seconds: under_gevent(actor_per_key, keys, seconds),
     "async-batcher": lambda keys, seconds: under_asyncio(batcher_per_key, keys, seconds),
     "aiodataloader": lambda keys, seconds: under_asyncio(loader, keys, seconds),
 }
-UNDER_GEVENT = tuple(PEERS)[:3]
+UNDER_GEVENT = tuple(PEERS)[:4]
 OURS = UNDER_GEVENT[0]
 COLUMNS = "{:<24}{:>30}{:>30}{:>28}{:>26}"
 

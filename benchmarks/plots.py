@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 GREY = "#808890"
 """Of text and lines: in the middle between white and black."""
 
-OURS, MUTED = "#d9730d", ("#3b82c4", "#2f9e6e", "#9a6fc4", "#b8860b", "#c2557a")
+OURS, OURS_TOO, MUTED = "#d9730d", "#eda55d", ("#3b82c4", "#2f9e6e", "#9a6fc4", "#b8860b", "#c2557a")
 
 STYLE: Any = {
     "axes.edgecolor": GREY,
@@ -91,7 +91,7 @@ def grouped(panel: Axes, groups: list[str], bars: dict[str, list[float]], form: 
     colours = iter(MUTED)
     for number, (label, heights) in enumerate(bars.items()):
         at = [group + (number - (len(bars) - 1) / 2) * width for group in range(len(groups))]
-        colour = OURS if label in {"geventbatch", "batched"} else next(colours)
+        colour = {"geventbatch": OURS, "batched": OURS, "geventbatch, bulks": OURS_TOO}.get(label) or next(colours)
         drawn = panel.bar(at, heights, width * 0.92, color=colour, label=label)
         panel.bar_label(drawn, [f"{height:{form}}" for height in heights], color=GREY, fontsize=7, padding=1)
     panel.set_xticks(range(len(groups)), groups)
