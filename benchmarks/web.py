@@ -203,7 +203,7 @@ class Benchmark:
         return [Line(connections, way.name, way.pool, way.turns) for way in ways]
 
 
-COLUMNS = "{:<28}{:>26}{:>18}{:>10}{:>26}{:>20}{:>9}{:>11}{:>12}"
+COLUMNS = "{:<28}{:>26}{:>18}{:>10}{:>32}{:>24}{:>9}{:>11}{:>12}"
 HEADS = ("changes/s", "% of nothing's", "p50 ms", "p99 ms", "CPU µs/change", "refused", "per batch", "load, save")
 
 
