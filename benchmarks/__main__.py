@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import plots
 
-WITH_JSON = ("hot_row", "peers", "web", "growth", "parts")
+WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts")
 PRINTING = ("overhead",)
 BY_NAME = ("stores", "processes", "idempotency")
 

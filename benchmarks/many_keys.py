@@ -1,8 +1,8 @@
 """Many keys: 1,000 callers in a closed loop on 10,000 counters in PostgreSQL, each time on one of them at random.
 
 Per request, with psycopg and a fair pool at the best of several sizes: `SELECT … FOR UPDATE` in a transaction, and one
-atomic `UPDATE … WHERE`. Against batches of `SQLAlchemyStore.documents`, one key at a time, and in bulks of up to 100 and
-1,000 keys, in the modes "lock" and "version". With 0 and 1 ms of round trip added by a proxy, in a process of its own.
+atomic `UPDATE … WHERE`. Against batches of `SQLAlchemyStore.documents`, of one key each, and in bulks of up to 100 and
+of up to 1,000 keys, in the modes "lock" and "version". With 0 and 1 ms of round trip added by a proxy.
 
 The ways take turns in one run; each figure is the median of the turns (least to most), each ratio that of one turn.
 After each turn the counters in the database are compared with the operations that were answered. Callers, proxy and
