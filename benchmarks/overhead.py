@@ -25,7 +25,7 @@ monkey.patch_all()
 import gevent
 from gevent.event import AsyncResult, Event
 
-from geventbatch import Processor
+from geventbatch import COMPILED, Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="fewer turns, and nothing above 1,000 keys")
     short = parser.parse_args().short
     turns, operations = (3, 20_000) if short else (9, 100_000)
+    print(f"geventbatch {'compiled' if COMPILED else 'in pure Python'}\n")
     print(f"{'callers':>8} {'keys':>7} {'window':>7}  {'× the floor':<24} {'ns per operation':<28}")
     cases = [(CALLERS, keys, window, operations) for window in (0, 0.001) for keys in (1, 64, 1000)]
     if not short:

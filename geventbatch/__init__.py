@@ -4,6 +4,9 @@
 >>> seat = processor.run("ICE 1", Train.book, 12, "Ann")  # doctest: +SKIP
 """
 
+from typing import Final
+
+from geventbatch import _runner
 from geventbatch._batch import Batch
 from geventbatch._keys import worker_number_for_key
 from geventbatch._metrics import BatchMetric, BatchMetrics
@@ -26,9 +29,13 @@ from geventbatch.errors import (
     SaveFailed,
 )
 
+COMPILED: Final = not _runner.__file__.endswith(".py")
+"""Whether what every operation passes runs compiled, as in a wheel for this platform, or as plain Python."""
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "COMPILED",
     "Batch",
     "BatchAborted",
     "BatchError",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 
-from geventbatch import _attempts, _clock, _process
+from geventbatch import _attempts, _process
 from geventbatch._alarm import Alarm
 from geventbatch._batch import Batch
+from geventbatch._clock import clock as _clock
 from geventbatch._options import check_key
 from geventbatch.errors import OperationCancelled, not_started
 
@@ -50,7 +51,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
         _attempts.run_after(batch)
     finally:
         state.leave_alone(batch)
-    if batch.epoch != _process.epoch:
+    if batch.epoch != _process.here.epoch:
         _process.park()
     if start is not None and start.is_late():  # whatever the load made of the interruption
         raise OperationCancelled(not_started(key, start.seconds))

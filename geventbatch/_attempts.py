@@ -9,6 +9,7 @@ left, and `Batch.end` has been called before `run` returns.
 from __future__ import annotations
 
 import logging
+from contextvars import Context
 from math import inf
 from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import GreenletExit
 
-from geventbatch import _clock, _process
+from geventbatch import _process
+from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import BROKEN, STARTED
 from geventbatch._pace import pace
 from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, settle, split
+from geventbatch._process import here, running
 from geventbatch._scope import PairScope
 from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, Repeated
 
@@ -44,11 +47,14 @@ _FIRST_BACKOFF: Final = 0.005
 _LONGEST_BACKOFF: Final = 0.1
 
 
+_run_in: Final = Context.run  # without a bound method for each operation
+
+
 def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
     """Run *batch* in the current greenlet, from *now* until its code has returned. Raises what ends the greenlet."""
     current = gevent.getcurrent() if alarm is None else alarm.greenlet
-    batch.outer = _process.running.get(current)
-    _process.running[current] = batch
+    batch.outer = running.get(current)
+    running[current] = batch
     batch.now = batch.started = now
     batch.deadline = now + batch.state.options.max_duration
     if alarm is not None:
@@ -57,7 +63,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         if not alarm.armed:
             alarm.arm()
     try:
-        if batch.epoch != _process.epoch:
+        if batch.epoch != here.epoch:
             batch.over()
         while _attempt(batch, slice_end) and take_breath(batch, slice_end):
             pass
@@ -67,9 +73,9 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         batch.returned = True
         batch.scope = batch.saved = None
         if batch.outer is None:
-            _process.running.pop(current, None)
+            running.pop(current, None)
         else:
-            _process.running[current] = batch.outer
+            running[current] = batch.outer
     if batch.fatal is not None:
         raise batch.fatal
 
@@ -88,7 +94,7 @@ def run_after(batch: Batch) -> None:
                 if batch.lane is None and isinstance(error, gevent.Timeout):
                     raise  # taken for the caller's own
                 _log.exception("after the batch of key %r was saved and answered", batch.key)
-            if batch.epoch != _process.epoch:
+            if batch.epoch != here.epoch:
                 _process.park()
     finally:
         if batch.outer is None:
@@ -108,7 +114,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
             batch.expire()
         batch.loaded = True
         batch.phase = "operations"
-        if batch.ended or batch.epoch != _process.epoch:
+        if batch.ended or batch.epoch != here.epoch:
             batch.over()
         else:
             apply(batch, resource, slice_end)
@@ -176,7 +182,9 @@ def ends_greenlet(batch: Batch, error: BaseException) -> bool:
     # its alarm, is taken for the caller's, who waits for it to come.
     if isinstance(error, KILLS):
         return True
-    return batch.lane is None and isinstance(error, gevent.Timeout) and error is not batch.alarm
+    return (
+        batch.lane is None and isinstance(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
+    )
 
 
 # -- load ---------------------------------------------------------------------------------------------------
@@ -192,8 +200,12 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
     begun = batch.now
     enter = batch.context.run
     try:
-        batch.scope = scope = enter(batch.state.options.open_resource, batch.key)
-        if type(scope) is not PairScope:
+        scope: Any
+        pair = batch.state.pair
+        if pair is not None:
+            batch.scope = scope = PairScope(pair, batch.key)
+        else:
+            batch.scope = scope = enter(batch.state.options.open_resource, batch.key)
             batch.saved = getattr(scope, "saved", None)
         return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
@@ -248,24 +260,25 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
 
 def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, due: float) -> bool:
     """Apply *operations*, each once; from *due* on look at the time. False when the attempt ends here."""
+    monotonic = _clock.monotonic
     for operation in operations:
         if operation.state > STARTED:
             continue
         operation.state = STARTED
         try:
-            operation.value = operation.context.copy().run(operation.callable, resource, *operation.args)
+            operation.value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
         except BaseException as error:
             if _judge(batch, operation, error):
                 return False
         else:
             operation.error = None
             batch.completed += 1
-        if batch.halted or batch.epoch != _process.epoch:
+        if batch.halted or batch.epoch != here.epoch:
             if not batch.over():
                 cut_after(batch, operation)
             batch.now = _clock.monotonic()
             return False
-        batch.now = now = _clock.monotonic()
+        batch.now = now = monotonic()
         if now >= due:
             due = _take_turns(batch, now)
             if batch.over():
@@ -387,9 +400,9 @@ def _save(batch: Batch, leave: _Exit) -> bool:
             return back_off(batch, save_raised(batch, raised))
         finally:
             del raised  # no cycle through the error
-    if batch.epoch != _process.epoch:
+    if batch.epoch != here.epoch:
         batch.over()
-    if type(batch.scope) is not PairScope and callable(batch.saved):
+    if batch.state.pair is None and callable(batch.saved):
         batch.after = [*batch.after, batch.saved]
     if batch.parts:
         return not batch.ended and settle(batch)

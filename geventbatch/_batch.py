@@ -14,14 +14,16 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.hub import Waiter
 
-from geventbatch import _clock, _process
+from geventbatch import _process
+from geventbatch._clock import clock as _clock
 from geventbatch._failure import Failure, aborted, load_failed, save_failed, timed_out
 from geventbatch._metrics import BatchMetric
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN
 from geventbatch._pace import WIDTH, pace
+from geventbatch._process import here
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
     from geventbatch._alarm import Alarm
     from geventbatch._lane import Lane
@@ -113,8 +115,8 @@ class Batch:
     saved: Any  # what that has still to do when it is saved; not there for a load and save pair
     completed: int  # operations that returned
     reads: int  # operations that were said to be read-only
-    rows_added: list[tuple[int, object]]  # and how many operations had returned by then; -1 in the load
-    outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `_idempotency`)
+    rows_added: Any  # pairs: what, and how many operations had returned by then; -1 in the load
+    outcomes: Any  # a dict of texts by idempotency key, for the store to record with the save (see `_idempotency`)
     deleted: bool  # the last operation that returned deletes the resource
     halted: bool  # no operation is to be applied any more
     broken: BaseException | None  # what the first broken operation raised
@@ -133,10 +135,10 @@ class Batch:
     conflicts: int
     conflict: Conflict | None  # of the last attempt, until the next one begins
     load_conflict: bool  # it was its load's; not there before the first one
-    parts: list[list[Operation[Any]]]  # those that are not settled, the last one first (see `_parts`)
+    parts: Any  # lists of operations: those that are not settled, the last one first (see `_parts`)
     rejections: int
-    asked: list[Operation[Any]]  # broken ones whose idempotency keys the next attempt has to look for in the store
-    after: list[Callable[[], object]]  # what the scopes that saved it have still to do
+    asked: Any  # broken ones whose idempotency keys the next attempt has to look for in the store
+    after: Any  # what the scopes that saved it have still to do
     exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
     returned: bool  # its code has
     spent: bool  # its greenlet runs no other batch
@@ -238,7 +240,8 @@ class Batch:
         operations.append(operation)
         self.waiting += 1
         self.size += 1
-        if self.size == self.state.options.max_batch_size:
+        most = self.state.max_batch_size
+        if most is not None and self.size == most:
             self.close()
         elif self.bell is not None:
             self._ring(self.bell)
@@ -263,7 +266,7 @@ class Batch:
 
     def over(self) -> bool:
         """Whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
-        if self.epoch != _process.epoch:
+        if self.epoch != here.epoch:
             _process.park()
         return self.ended
 
@@ -326,10 +329,12 @@ class Batch:
             self.state.pending -= self.waiting
             self.waiting = 0
         if self.lane is not None:
-            width = len(self.operations)
-            for first in self.operations[::WIDTH]:
-                pace.add(first.group, width if width < WIDTH else WIDTH)  # noqa: FURB136 - min() costs a batch 50 ns
-                width -= WIDTH
+            operations = self.operations
+            first, left = 0, len(operations)
+            while left > 0:
+                pace.add(operations[first].group, left if left < WIDTH else WIDTH)  # noqa: FURB136 - min() costs 50 ns
+                first += WIDTH
+                left -= WIDTH
         if self.state.subscriptions and self.attempts:
             self.state.publish(self.metric())
 

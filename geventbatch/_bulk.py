@@ -15,8 +15,9 @@ from collections.abc import MutableMapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from geventbatch import _attempts, _clock, _process
+from geventbatch import _attempts, _process
 from geventbatch._bulk_scope import errors_of, loaded
+from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
 from geventbatch._pace import pace

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import getcurrent
 
-from geventbatch import _clock, _process
+from geventbatch import _process
 from geventbatch._alone import Start
+from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, shown
 from geventbatch._operation import BROKEN, SETTLED, STARTED
 from geventbatch._pace import pace

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from geventbatch import _clock
 from geventbatch._batch import Batch
+from geventbatch._clock import clock as _clock
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -19,7 +19,7 @@ class Lane:
 
     __slots__ = ("beside", "first", "hashed", "key", "last", "retired", "shard", "state")
 
-    def __init__(self, state: State, key: Hashable, hashed: int, shard: Shard, beside: Lane | None) -> None:
+    def __init__(self, state: State, key: Hashable, hashed: object, shard: Shard, beside: Lane | None) -> None:
         """Start without a batch; *beside* is the next lane whose key has the same hash."""
         self.state = state
         self.key = key

@@ -54,7 +54,7 @@ class BatchMetrics:
         self._restart()
 
     def _restart(self) -> None:
-        self._epoch = _process.epoch
+        self._epoch = _process.here.epoch
         self.missed = 0
         self._held: deque[BatchMetric] = (
             deque()
@@ -97,5 +97,5 @@ class BatchMetrics:
             self.missed += 1
 
     def _notice_fork(self) -> None:
-        if self._epoch != _process.epoch:
+        if self._epoch != _process.here.epoch:
             self._restart()  # what it holds, and who waits, is the parent's

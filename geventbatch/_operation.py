@@ -28,6 +28,9 @@ SETTLED: Final = 4
 """Its part of the batch has its outcome, whatever becomes of the rest: its own is what counts."""
 
 
+_copy_context: Final = copy_context  # compiled code would look up the name that was imported
+
+
 class Operation(Generic[T]):
     """One `run` of one caller."""
 
@@ -37,7 +40,7 @@ class Operation(Generic[T]):
         """Keep the caller's context as it is now (guarantee 11)."""
         self.callable = callable_
         self.args = args
-        self.context = copy_context()
+        self.context = _copy_context()
         # -- mutable state ---------------------------------------------------------------------------------
         self.group: AsyncResult[None]  # wakes its caller, and those of up to 31 operations beside it in its batch
         self.state = WAITING

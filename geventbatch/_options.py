@@ -9,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from geventbatch._keys import worker_number_for_key as default_worker_number
-from geventbatch._scope import Pair, PairScope, load_nothing, save_nothing
+from geventbatch._scope import Pair, load_nothing, save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,7 +196,7 @@ def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -
         save_resource = save_nothing if save_resource is None else save_resource
         check_callable("load_resource", load_resource)
         check_callable("save_resource", save_resource)
-        return partial(PairScope, Pair(load_resource, save_resource))
+        return Pair(load_resource, save_resource)
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"

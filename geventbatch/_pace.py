@@ -12,18 +12,15 @@ a callback of the hub.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import gevent
 from gevent.hub import Waiter
 
-from geventbatch import _clock, _process
+from geventbatch import _process
+from geventbatch._clock import clock as _clock
 
-if TYPE_CHECKING:
-    from typing import Any, Protocol
-
-    class _Gate(Protocol):
-        def set(self) -> Any: ...
+_Gate = Any  # what has a `set` that lets somebody through
 
 
 SLICE: Final = 0.003
@@ -132,5 +129,5 @@ class Pace:
         self._widths.clear()
 
 
-pace = Pace()
+pace: Final = Pace()
 _process.after_fork(pace.forget)

@@ -1,15 +1,16 @@
 """What belongs to the operating-system process, and not to one processor.
 
-- A fork is noticed (guarantee 12): `epoch` counts the forks that led to this process. What was born in another epoch is
-  the parent's, and does nothing here: it is parked.
+- A fork is noticed (guarantee 12): `here.epoch` counts the forks that led to this process. What was born in another
+  epoch is the parent's, and does nothing here: it is parked.
 - The library's greenlets live in one thread (guarantee 13): that of the process's first batched `run`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import gevent
 from gevent import monkey
@@ -26,24 +27,34 @@ if TYPE_CHECKING:
     from geventbatch._processor import Processor
     from geventbatch._state import State
 
-epoch = 0
-"""How many forks lie between the first process and this one."""
+_NO_HUB: Final = object()
 
-thread: int | None = None
-"""The native identity of the thread of the first batched `run` in this process."""
 
-_NO_HUB = object()
+@final
+class Here:
+    """What a fork changes."""
 
-hub: Any = _NO_HUB
-"""The hub of that thread, as it was last seen. Never None, which is the parent of a thread's main greenlet."""
+    __slots__ = ("epoch", "hub", "thread")
 
-running: dict[greenlet, Batch] = {}
+    def __init__(self) -> None:
+        self.epoch = 0
+        """How many forks lie between the first process and this one."""
+        self.thread: int | None = None
+        """The native identity of the thread of the first batched `run` in this process."""
+        self.hub: Any = _NO_HUB
+        """The hub of that thread, as it was last seen. Never None, which is the parent of a thread's main greenlet."""
+
+
+here: Final = Here()
+"""Of this process. An object, and not names of this module, which compiled code would look up each time."""
+
+running: Final[dict[greenlet, Batch]] = {}
 """The batch that each greenlet is in the middle of: its load, an operation, its save."""
 
-made: list[ref[Processor[Any]]] = []
+made: Final[list[ref[Processor[Any]]]] = []
 """The processors. A list, since any thread may add to it or take from it in one step."""
 
-after: dict[greenlet, Batch] = {}
+after: Final[dict[greenlet, Batch]] = {}
 """The batch whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""
 
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
@@ -63,9 +74,8 @@ def after_fork(callback: Callable[[], None]) -> None:
 
 
 def _forked() -> None:
-    global epoch, hub, thread  # noqa: PLW0603 - the process is the one owner of these
-    epoch += 1
-    hub, thread = _NO_HUB, None
+    here.epoch += 1
+    here.hub, here.thread = _NO_HUB, None
     running.clear()
     after.clear()
     for callback in _after_fork:
@@ -123,14 +133,13 @@ def in_hub() -> bool:
 
 def check_place(state: State) -> None:
     """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
-    global hub, thread  # noqa: PLW0603 - as above
     check_not_inside(state)
-    if thread is None:
-        thread = native_thread()
-        _ours.epoch = epoch
+    if here.thread is None:
+        here.thread = native_thread()
+        _ours.epoch = here.epoch
         _warn_unpatched()
     check_thread("run")
-    hub = gevent.get_hub()
+    here.hub = gevent.get_hub()
 
 
 def check_not_inside(state: State) -> None:
@@ -148,7 +157,7 @@ def check_not_inside(state: State) -> None:
 
 def in_thread() -> bool:
     """Whether this is the thread that the library's greenlets live in, if they live anywhere yet."""
-    return thread is None or getattr(_ours, "epoch", None) == epoch
+    return here.thread is None or getattr(_ours, "epoch", None) == here.epoch
 
 
 def check_thread(method: str) -> None:
@@ -163,10 +172,13 @@ def check_thread(method: str) -> None:
 def _warn_unpatched() -> None:
     unpatched = [name for name in ("socket", "threading") if not monkey.is_module_patched(name)]
     if unpatched:
+        frame, ours = sys._getframe(), 0  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
+        while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
+            frame, ours = frame.f_back, ours + 1
         warnings.warn(
             f"geventbatch runs in a process whose {' and '.join(unpatched)} gevent has not patched: a load, a save or "
             "a lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is "
             "imported",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=1 + ours,
         )

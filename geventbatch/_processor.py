@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 from weakref import ref
 
 import gevent
 
-from geventbatch import _clock, _process
-from geventbatch._alone import run_alone
+from geventbatch import _process
+from geventbatch._clock import clock as _clock
+from geventbatch._compiled import defined_by
 from geventbatch._metrics import BatchMetrics
-from geventbatch._operation import WAITING, Operation, ReadOnly
-from geventbatch._options import check_callable, check_flag, check_options, check_seconds
+from geventbatch._options import check_flag, check_options, check_seconds
+from geventbatch._runner import Runner
 from geventbatch._state import State
-from geventbatch.errors import OperationCancelled, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
-
-    from gevent.event import AsyncResult
 
     from geventbatch._batch import Batch
 
@@ -48,7 +46,7 @@ class _Options(TypedDict, total=False):
     batching: bool
 
 
-class Processor(Generic[R]):
+class Processor(Runner, Generic[R]):
     """Runs together all the operations that arrive for one key.
 
     It loads the resource once, applies every operation in memory one after the other, saves once, and answers every
@@ -156,7 +154,8 @@ class Processor(Generic[R]):
         check_flag("batching", on)
         self._batching = on
 
-    def run(  # noqa: C901, PLR0912 - the hot path stays in one piece: a call more costs each operation 50 ns
+    @defined_by(Runner.run)
+    def run(
         self,
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
@@ -199,49 +198,7 @@ class Processor(Generic[R]):
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until the batch has ended.
         """
-        state = self._state
-        if state.epoch != _process.epoch:
-            state = self._current()
-        if not callable(operation):
-            check_callable("operation", operation)
-        if start_timeout is not None:
-            check_seconds("start_timeout", start_timeout)
-        if idempotency_key is not None:
-            once = self._options.once(key, idempotency_key, operation, args)
-            operation = cast("Callable[[R, Unpack[Args]], T]", once)
-        kind = Operation
-        if read_only is not False:
-            check_flag("read_only", read_only)
-            kind = ReadOnly
-        batching = self._batching
-        door = self._options.door
-        if door is not None:
-            key, batching = door.enter(key, batching=batching)
-        if not batching:
-            return run_alone(state, key, kind(operation, args), start_timeout)
-        current = gevent.getcurrent()
-        # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
-        if current.parent is not _process.hub or current in _process.running:
-            _process.check_place(state)
-        admitted = kind(operation, args)
-        batch = state.admit(key, admitted)
-        group = admitted.group
-        if read_only:
-            batch.reads += 1
-        try:
-            # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
-            if start_timeout is None:
-                group.wait()
-            else:
-                _wait_from_start(batch, admitted, group, start_timeout)
-        except BaseException:
-            batch.withdraw(admitted)
-            raise
-        if batch.epoch != _process.epoch:
-            _process.park()
-        if batch.failure is None and admitted.error is None:
-            return admitted.value
-        return batch.answer(admitted)
+        raise NotImplementedError
 
     def stop(self, timeout: float | None = None) -> bool:
         """Admit no operation any more, close the open windows, and wait until all that was admitted is answered.
@@ -291,29 +248,6 @@ class Processor(Generic[R]):
         if state.ended:
             metrics.close()
         return metrics
-
-    def _current(self) -> State:
-        """This process's state."""
-        state = self._state
-        if state.epoch != _process.epoch:
-            state = self._state = State(self._options, self._subscriptions, stopping=state.stopping)
-            if state.stopping:
-                state.check_stopped()
-        return state
-
-
-# A second wait asks first whether it has anything to wait for: gevent parks the one who waits for what is set already
-# behind those who have yet to be woken, and forgets him when the last of them leaves in that moment by a kill or a
-# Timeout.
-
-
-def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
-    group.wait(seconds)
-    if operation.state == WAITING and not batch.ended and batch.epoch == _process.epoch:
-        batch.withdraw(operation)
-        raise OperationCancelled(not_started(batch.key, seconds))
-    if not group.ready():
-        group.wait()
 
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:

@@ -35,13 +35,17 @@ class PairScope:
 
 
 class Pair:
-    """``load_resource`` and ``save_resource``."""
+    """``load_resource`` and ``save_resource``, as an ``open_resource``."""
 
     def __init__(self, load_resource: Callable[[Any], Any], save_resource: Callable[[Any, Any], object]) -> None:
         """Keep both."""
         self.load_resource = load_resource
         self.save_resource = save_resource
         self.warning = ImmutableWarning()
+
+    def __call__(self, key: Hashable) -> PairScope:
+        """Open the resource at *key*. It calls nothing of the user's."""
+        return PairScope(self, key)
 
 
 class ImmutableWarning:

@@ -16,9 +16,11 @@ import gevent
 from gevent.hub import Waiter
 from gevent.queue import SimpleQueue
 
-from geventbatch import _attempts, _clock, _process
+from geventbatch import _attempts
 from geventbatch._alarm import Alarm
+from geventbatch._clock import clock as _clock
 from geventbatch._pace import pace
+from geventbatch._process import here
 
 if TYPE_CHECKING:
     from geventbatch._batch import Batch
@@ -84,7 +86,7 @@ class Shard:
 
     def _reinforce(self) -> None:
         self._reinforcing = False
-        if not self.free and len(self.queue) and self.state.epoch == _process.epoch:
+        if not self.free and len(self.queue) and self.state.epoch == here.epoch:
             self.workers += 1
             self.free += 1
             # A link, and no `finally` of the worker's: it may be killed before its first step.
@@ -103,7 +105,7 @@ class Shard:
 
     def _end_period(self) -> None:
         self._close_timer()
-        if self.state.epoch != _process.epoch:
+        if self.state.epoch != here.epoch:
             return
         for _ in range(min(self._least_free, self.workers - 1)):
             self._end_worker()
@@ -162,7 +164,7 @@ class Worker:
                     if not self._run_bulk(alarm):
                         return
                     continue
-                batch = queue.get(block=False)
+                batch = queue.get_nowait()
                 if batch is None:
                     return
                 self._run(batch, alarm)

@@ -11,6 +11,8 @@ from geventbatch import _process
 from geventbatch._lane import Lane
 from geventbatch._options import refuse_key
 from geventbatch._pace import WIDTH, pace
+from geventbatch._process import here
+from geventbatch._scope import Pair
 from geventbatch._shard import Shard
 from geventbatch._slots import Slots
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
@@ -35,11 +37,16 @@ class State:
     def __init__(self, options: Options, subscriptions: list[ref[BatchMetrics]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
         self.options = options
-        self.epoch = _process.epoch
+        self.epoch = here.epoch
         self.slots = None if options.max_batches is None else Slots(options.max_batches)
         self.subscriptions = subscriptions
+        # Of the options, what every operation asks for: compiled code finds it here without a look-up.
+        self.door = options.door
+        self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
+        self.max_pending = options.max_pending
+        self.max_batch_size = options.max_batch_size
         # -- mutable state ---------------------------------------------------------------------------------
-        self.lanes: dict[int, Lane] = {}  # of the keys that have live batches: the front one of each hash
+        self.lanes: dict[object, Lane] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on lanes whose code has not returned yet
@@ -69,7 +76,7 @@ class State:
         if self.stopping:
             self._refuse()
         try:
-            hashed = hash(key)
+            hashed: object = hash(key)
         except TypeError as error:
             refuse_key(key, error)
         lane = self.lanes.get(hashed)
@@ -77,7 +84,7 @@ class State:
             lane = self._find_lane(key, hashed)
         # No switch from here.
         self.pending += 1
-        most = self.options.max_pending
+        most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.pending -= 1
             self._discard(lane)
@@ -93,7 +100,7 @@ class State:
     def admit_alone(self, batch: Batch) -> None:
         """Count *batch*, which its caller is about to run."""
         self.alone.add(batch)
-        most = self.options.max_pending
+        most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.leave_alone(batch)
             self._refuse()
@@ -106,7 +113,7 @@ class State:
         if _process.in_thread():
             self.check_stopped()
         else:
-            _process.hub.loop.run_callback_threadsafe(self.check_stopped)
+            here.hub.loop.run_callback_threadsafe(self.check_stopped)
 
     def _refuse(self) -> NoReturn:
         if self.stopping:
@@ -121,7 +128,7 @@ class State:
 
     # -- lanes --------------------------------------------------------------------------------------------
 
-    def _find_lane(self, key: Hashable, hashed: int) -> Lane:
+    def _find_lane(self, key: Hashable, hashed: object) -> Lane:
         """Find the lane of *key* among those of the same hash, or open one.
 
         The key's ``__eq__`` and the worker number may be functions that switch. Whatever changed in the meantime is
@@ -146,7 +153,8 @@ class State:
 
     def _shard(self, key: Hashable) -> Shard:
         workers = self.options.workers
-        number = self.options.worker_number_for_key(key, workers)
+        ask: Any = self.options.worker_number_for_key  # so that compiled code leaves it to us to check the number
+        number = ask(key, workers)
         if type(number) is not int and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(f"worker_number_for_key gave {number!r} for the key {key!r}, but must give an int")
         if not 0 <= number < workers:
@@ -209,7 +217,7 @@ class State:
             self.stopped.set()
 
     def _tell_store(self) -> None:
-        door = self.options.door
+        door = self.door
         if door is not None and door.stopped is not None:
             try:
                 door.stopped()

@@ -572,7 +572,7 @@ def test_a_child_of_a_fork_leaves_the_connections_of_its_parent_alone(
     with Processor(open_resource=store, min_duration=0) as processor:
         processor.run("a", deposit, 1)
         (parents,) = store._pool._idle
-        monkeypatch.setattr(_process, "epoch", _process.epoch + 1)
+        monkeypatch.setattr(_process.here, "epoch", _process.here.epoch + 1)
         assert len(store._pool) == 1
         own = connections[postgres]
         lent, reused = store._pool.lend()

@@ -11,9 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from geventbatch import BatchTimeout, LoadFailed, OperationCancelled, Processor
-from geventbatch._batch import Batch
-from geventbatch._state import State
+from geventbatch import BatchTimeout, LoadFailed, OperationCancelled, Processor, _batch, _process, worker_number_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,21 +218,23 @@ def test_an_error_keeps_neither_resource_nor_batch_alive_and_shows_no_frame_of_o
     processor.stop()
 
 
-def stop_before(method: Callable[..., Any], processor: Processor[Any]) -> Callable[..., Any]:
-    """As a signal handler does that is taken in the middle of a stretch without a switch."""
-
-    def stopped(*args: Any) -> Any:
-        processor.stop(timeout=0)
-        return method(*args)
-
-    return stopped
-
-
-@pytest.mark.parametrize(("owner", "name"), [(Batch, "add"), (Batch, "wait_for_operations"), (State, "_shard")])
+@pytest.mark.parametrize("place", ["worker_number_for_key", "AsyncResult", "Waiter"])
 def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
-    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    processor: Processor[list[int]] = Processor(load_resource=lambda _: [], min_duration=5)
+    # As a signal handler does that is taken while the lane is looked up, or while `Batch.add` or
+    # `Batch.wait_for_operations` makes something: in the middle of a stretch without a switch.
+    def stop_before(make: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*args: Any) -> Any:
+            processor.stop(timeout=0)
+            return make(*args)
+
+        return stopped
+
+    number = stop_before(worker_number_for_key) if place == "worker_number_for_key" else worker_number_for_key
+    processor: Processor[list[int]] = Processor(
+        load_resource=lambda _: [], min_duration=5, worker_number_for_key=number
+    )
 
     def call() -> float:
         try:
@@ -243,7 +243,8 @@ def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
             return clock.now()
         return clock.now()
 
-    monkeypatch.setattr(owner, name, stop_before(getattr(owner, name), processor))
+    if place != "worker_number_for_key":
+        monkeypatch.setattr(_batch, place, stop_before(getattr(_batch, place)))
     caller = gevent.spawn(call)
     clock.advance(20)
     assert caller.value == 0.0
@@ -356,3 +357,13 @@ def test_a_worker_killed_just_when_it_is_woken_leaves_its_batch_to_another_one(c
     clock.advance(1.5)
     assert [caller.value for caller in callers] == [0, 0]
     processor.stop()
+
+
+def test_a_processor_that_nobody_holds_is_gone_and_forgotten() -> None:
+    before = list(_process.made)
+    processor: Processor[None] = Processor(min_duration=0)
+    gone = weakref.ref(processor)
+    del processor
+    gc.collect()
+    assert gone() is None
+    assert _process.made == before

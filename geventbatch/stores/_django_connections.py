@@ -49,7 +49,7 @@ class Pool:
         self._alias = alias
         self._max_age = max_age
         # -- mutable state ---------------------------------------------------------------------------------
-        self._epoch = _process.epoch
+        self._epoch = _process.here.epoch
         self._idle: list[BaseDatabaseWrapper] = []
         self._idle_since: list[float] = []  # of each of them
         self._inherited: list[BaseDatabaseWrapper] = []  # the parent's: closing one here would end it there
@@ -122,8 +122,8 @@ class Pool:
         return connection
 
     def _notice_fork(self) -> None:
-        if self._epoch != _process.epoch:
-            self._epoch = _process.epoch
+        if self._epoch != _process.here.epoch:
+            self._epoch = _process.here.epoch
             self._inherited += self._idle
             self._idle, self._idle_since = [], []
 

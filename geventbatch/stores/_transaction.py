@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
 
-from geventbatch import _clock, _process
+from geventbatch import _process
+from geventbatch._clock import clock as _clock
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _sql
