@@ -145,7 +145,7 @@ class Batch:
     fatal: BaseException | None  # and ends of this
     bell: Waiter[None] | None  # there while that greenlet waits for operations
     outer: Batch | None  # the batch (of another processor) that it is run inside of
-    bulk: dict[Any, Batch]  # by key, those that are loaded with it, or are to be saved with it; empty if it has no bulk
+    bulk: Any  # a dict by key: the batches that are loaded with it, or are to be saved with it; empty if it has no bulk
     mates: dict[Batch, None] | None  # those that share its deadline, itself too (see `_bulk`)
 
     def __init__(self, state: State, key: Hashable, lane: Lane | None = None, window_end: float = 0.0) -> None:

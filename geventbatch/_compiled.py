@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import update_wrapper
 from types import FunctionType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ __all__ = ["defined_by", "mypyc_attr"]
 F = TypeVar("F", bound="Callable[..., object]")
 
 
-def defined_by(method: Callable[..., object]) -> Callable[[F], F]:
+def defined_by(method: Any) -> Callable[[F], F]:
     """Put *method* in the place of a function that says its types and what it does.
 
     A method that calls the other one would cost each operation another frame. A compiled method keeps no docstring.
@@ -30,8 +30,7 @@ def defined_by(method: Callable[..., object]) -> Callable[[F], F]:
 
     def define(function: F) -> F:
         if isinstance(method, FunctionType):
-            update_wrapper(method, function)
-            del vars(method)["__wrapped__"]
-        return method  # type: ignore[return-value]
+            del update_wrapper(method, function).__wrapped__
+        return cast("F", method)
 
     return define

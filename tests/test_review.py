@@ -360,6 +360,7 @@ def test_a_worker_killed_just_when_it_is_woken_leaves_its_batch_to_another_one(c
 
 
 def test_a_processor_that_nobody_holds_is_gone_and_forgotten() -> None:
+    gc.collect()
     before = list(_process.made)
     processor: Processor[None] = Processor(min_duration=0)
     gone = weakref.ref(processor)
