@@ -567,8 +567,9 @@ class Life:
         elif error is call.raised:
             call.fate = "raised"
             self._know_outcome(call)
-            visit = call.visit
-            # One that is broken is settled with its part, which is not told here.
+            # One that is broken is in no later attempt, and is answered after the last.
+            visit = call.story.visit if call.story and call.broken else call.visit
+            # And it is settled with its part, which is not told here.
             settled = call.story is not None and (
                 call.number in call.story.settled or (call.broken and bool(call.story.settled))
             )
