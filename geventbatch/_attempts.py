@@ -133,8 +133,10 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
         return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
     if not has_news(batch):  # there is nothing to save
-        # What is behind it is settled first, since it does not depend on how the scope is left.
-        return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
+        if not _is_reused(batch):
+            # What is behind it is settled first, since it does not depend on how the scope is left.
+            return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
+        batch.completed = 0  # the scope compares, and no more
     return _save(batch, leave)
 
 
@@ -306,6 +308,9 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
     if verdict is not None and not isinstance(verdict, Rejected):
         batch.verdict = verdict
         return True
+    if _is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
+        batch.broken = error
+        return True
     operation.state = BROKEN
     if idempotency is not None and idempotency.once_of(operation) is not None:
         batch.asked = [*batch.asked, operation]
@@ -314,6 +319,14 @@ def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> boo
         return _reject(batch, verdict)
     batch.exact -= 1
     return batch.exact >= 0
+
+
+def _is_reused(batch: Batch) -> bool:
+    """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
+
+    Such a scope is left as for a save also when there is nothing to save.
+    """
+    return bool(getattr(batch.scope, "reused", False))
 
 
 def _is_clean(batch: Batch, error: BaseException) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch.stores._reuse import Reuse
+
 if TYPE_CHECKING:
     from geventbatch.stores.django import DjangoStore
     from geventbatch.stores.redis import RedisStore
     from geventbatch.stores.sqlalchemy import SQLAlchemyStore
 
-__all__ = ["DjangoStore", "RedisStore", "SQLAlchemyStore"]
+__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore"]
 
 _MODULES: Final = {"DjangoStore": "django", "RedisStore": "redis", "SQLAlchemyStore": "sqlalchemy"}
 

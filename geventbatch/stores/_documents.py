@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import partial
+from secrets import randbelow
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
@@ -15,8 +18,9 @@ from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
+from geventbatch.stores._reuse import Kept, judging_nobody
 from geventbatch.stores._rows import insert_rows, is_instance
-from geventbatch.stores._transaction import Transaction, load
+from geventbatch.stores._transaction import Transaction, load, polls, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -72,7 +76,7 @@ def documents_table(
         metadata,
         sa.Column("key", key_type, primary_key=True, autoincrement=False),
         sa.Column("state", state_type, nullable=False),
-        # How many saves changed it.
+        # How many saves changed it; with `reuse_resource`, another number after each that never comes again.
         sa.Column("version", sa.BigInteger, nullable=False),
         schema=schema,
     )
@@ -104,15 +108,16 @@ class Statements:
         load = sa.select(columns.state, columns.version).where(is_key)
         self.load: Final = load.with_for_update() if locking else load
         self.update: Final = (
-            sa.update(table).where(is_loaded).values(state=sa.bindparam("_state"), version=columns.version + 1)
+            sa.update(table).where(is_loaded).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
         )
+        self.fence: Final = sa.update(table).where(is_loaded).values(version=sa.bindparam("_new"))
         self.delete: Final = sa.delete(table).where(is_loaded)
         self.add: Final = _insert(table, dialect)
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
     """Insert a document; when it is there already: no row, or (MySQL) an error that says so."""
-    values = {"key": sa.bindparam("_key"), "state": sa.bindparam("_state"), "version": sa.literal(1)}
+    values = {"key": sa.bindparam("_key"), "state": sa.bindparam("_state"), "version": sa.bindparam("_new")}
     if dialect == "postgresql":
         return postgresql.insert(table).values(values).on_conflict_do_nothing().inline()
     if dialect == "sqlite":
@@ -133,6 +138,30 @@ class Documents:
     missing: Literal["raise"] | Callable[[Any], Any]
     locking: bool
     outcomes: OutcomeTable | None = None
+    kept: Kept[_Row] | None = None
+
+    def version_after(self, version: int | None) -> int:
+        """What the next save writes: 1 more, or 1 for what is new.
+
+        Where states are kept, a version has to be another one whoever has saved. Else the first version of a document
+        that was deleted and made anew would be taken for that of the one before; and nobody could tell after a lost
+        COMMIT whose save it was.
+        """
+        if self.kept is None:
+            return (version or 0) + 1
+        return _FEWEST + (randbelow(_FIRST) if version is None else version + randbelow(_STEP))
+
+
+_FIRST: Final = 1 << 60
+_STEP: Final = 1 << 21  # so that they last for 4,000,000,000,000 saves
+_FEWEST: Final = 16  # whoever counts by one does not get there meanwhile
+
+
+class _Row(NamedTuple):
+    """A document as it is in its table."""
+
+    state: Any
+    version: int | None  # None: there is none
 
 
 class DocumentScope:
@@ -142,33 +171,37 @@ class DocumentScope:
     deletes = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    _transaction: Transaction
+    reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
+    _transaction: Transaction  # not there before the save of what is reused
     _resource: Any
-    _loaded: Any  # the state as it was loaded
-    _version: int | None  # None: there was none
+    _loaded: _Row
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
         self._documents = documents
         self._key = key
 
     def __enter__(self) -> Any:
+        self.reused = self._reuse()
+        if self.reused:
+            return self._resource
         try:
-            row = self._fetch()
-            self._version = None if row is None else row.version
-            self._loaded = None if row is None else row.state
-            self._resource = self._made() if row is None else self._decoded()
+            self._loaded = self._fetch()
+            self._resource = self._made() if self._loaded.version is None else self._decoded()
         except BaseException as error:
             self._end(error)
             raise
         return self._resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        saved = None
         try:
             if error is None:
-                self._save()
+                with judging_nobody(self._key) if self.reused else nullcontext():
+                    saved = self._save()
         except BaseException as raised:
             self._end(raised)
             raise
+        self._keep(saved)
         self._end(error)
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -182,13 +215,34 @@ class DocumentScope:
         assert documents.outcomes is not None  # noqa: S101 - else no operation has such a key
         return Outcomes(documents.outcomes, documents.name, self._key)
 
-    def _fetch(self) -> Any:
+    def _reuse(self) -> bool:
+        """Take what is kept, if it is."""
+        kept = self._documents.kept
+        found = None if kept is None else kept.take(self._key)
+        if found is None:
+            return False
+        self._loaded = found
+        try:
+            self._resource = self._documents.decode(found.state)
+        except Exception:
+            return False  # nobody is told so before it was loaded
+        return True
+
+    def _keep(self, row: _Row | None) -> None:
+        """Keep what is there now. Only what nobody can change, since the next batch is to decode it."""
+        kept = self._documents.kept
+        if kept is not None and row is not None and isinstance(row.state, (str, bytes)):
+            kept.put(self._key, row)
+
+    def _fetch(self) -> _Row:
         statement = self._documents.statements.load
         self._transaction, row = load(
-            lambda: self._documents.transaction(self._documents.engine, self._key),
-            lambda begun: begun.connection.execute(statement, {"_key": self._key}).one_or_none(),
+            self._begun, lambda begun: begun.connection.execute(statement, {"_key": self._key}).one_or_none()
         )
-        return row
+        return _Row(None, None) if row is None else _Row(row.state, row.version)
+
+    def _begun(self) -> Transaction:
+        return self._documents.transaction(self._documents.engine, self._key)
 
     def _made(self) -> Any:
         missing = self._documents.missing
@@ -198,23 +252,36 @@ class DocumentScope:
 
     def _decoded(self) -> Any:
         try:
-            return self._documents.decode(self._loaded)
+            return self._documents.decode(self._loaded.state)
         except Exception as error:
             raise ValueError(
                 f"the state of {self._key!r} in {self._documents.name} cannot be decoded: {error}"
             ) from error
 
-    def _save(self) -> None:
+    def _save(self) -> _Row | None:
+        """Save, and give what is there then, if its version is one that this process has made."""
         batch = current_batch()
         rows = batch.rows
-        change = None
-        if batch.completed:
-            state = None if batch.deleted else self._encoded()
-            change = self._change(state, deleted=batch.deleted, rows=bool(rows))
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
+        row: _Row | None = self._loaded
+        if batch.deleted:
+            row = None
+        elif batch.completed:
+            row = self._loaded._replace(state=self._encoded())
+        change = None
+        if batch.completed or self.reused:
+            beside = bool(rows) or (self.reused and recording is not None)
+            row, change = self._change(row, beside=beside)
         if change is None and not rows and recording is None:
-            return
+            if not self.reused:
+                return None
+            self._compare()
+            return row
+        if self.reused:
+            self._begin()
         transaction = self._transaction
+        if change is not None and self._documents.kept is not None:
+            transaction.fence = partial(self._fence, row)
 
         def write() -> None:
             if change is not None:
@@ -222,6 +289,7 @@ class DocumentScope:
             insert_rows(transaction.connection, rows)
 
         transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
+        return None if change is None else row
 
     def _encoded(self) -> Any:
         try:
@@ -231,26 +299,29 @@ class DocumentScope:
                 f"{self._key!r} was not saved, nothing was written: it cannot be encoded: {error}"
             ) from error
 
-    def _change(self, state: Any, *, deleted: bool, rows: bool) -> tuple[Any, dict[str, Any]] | None:
-        """What to send; None when the document stays as it is."""
-        statements = self._documents.statements
-        if self._version is None:
-            return None if deleted else (statements.add, {"_key": self._key, "_state": state})
-        loaded = {"_key": self._key, "_version": self._version}
-        if deleted:
-            return statements.delete, loaded
-        # Anything but a text or bytes may be the very object that was loaded, and changed since. And rows are right
-        # only beside the document that they were made for: where it is not locked, its version is counted for them.
-        same = isinstance(state, (str, bytes)) and state == self._loaded
-        if same and (self._documents.locking or not rows):
-            return None
-        return statements.update, {**loaded, "_state": state}
+    def _change(self, row: _Row | None, *, beside: bool) -> tuple[_Row | None, tuple[Any, dict[str, Any]] | None]:
+        """What is there after the save, and what to send; None when the document stays as it is."""
+        statements, loaded = self._documents.statements, self._loaded
+        is_loaded = {"_key": self._key, "_version": loaded.version}
+        if row is None:
+            return None, None if loaded.version is None else (statements.delete, is_loaded)
+        # Anything but a text or bytes may be the very object that was loaded, and changed since. And what is saved
+        # beside the document is right only beside the one that it was made for: where it is not locked, its version is
+        # counted for that.
+        same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
+        if loaded.version is not None and same and (self._documents.locking or not beside):
+            return row, None
+        row = row._replace(version=self._documents.version_after(loaded.version))
+        values = {"_state": row.state, "_new": row.version}
+        if loaded.version is None:
+            return row, (statements.add, {"_key": self._key, **values})
+        return row, (statements.update, {**is_loaded, **values})
 
     def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
         try:
             self._transaction.change(statement, parameters)
         except IntegrityError as error:
-            if self._version is None and _sql.is_duplicate(error):
+            if self._loaded.version is None and _sql.is_duplicate(error):
                 raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from error
             raise
 
@@ -258,3 +329,42 @@ class DocumentScope:
         transaction = self.__dict__.pop("_transaction", None)
         if transaction is not None:
             transaction.end(error)
+
+    # -- what was not loaded ---------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        try:
+            self._transaction = self._begun()
+        except Exception as error:
+            raise _sql.not_saved(error, self._key) from error
+
+    def _compare(self) -> None:
+        """Raise a `Conflict` unless it is there as it was kept."""
+        try:
+            there = self._fetch()
+        except Exception as error:
+            raise _sql.not_saved(error, self._key) from error
+        if there.version != self._loaded.version:
+            raise Conflict(f"{self._key!r} was changed by somebody else since this process has saved it")
+
+    def _fence(self, row: _Row | None) -> bool | None:
+        """Whether *row* was saved, by the COMMIT whose answer is lost; if not, see to it that it never will be.
+
+        Where the document is still as it was loaded, that save may just not have arrived: with another version, it
+        finds none to write to. What others have saved since tells nothing, nor does it that there is no document.
+        """
+        documents, statements = self._documents, self._documents.statements
+        saved = None if row is None else row.version
+        fence = documents.version_after(self._loaded.version)
+        values = {"_key": self._key, "_version": self._loaded.version, "_new": fence}
+        for _ in polls(remaining()):
+            try:
+                with documents.engine.begin() as connection:
+                    connection.execute(statements.fence, values)
+                    there = connection.execute(statements.load, {"_key": self._key}).one_or_none()
+            except SQLAlchemyError:  # nobody answers, or what it locks is not free yet
+                continue
+            if there is None or there.version not in {saved, fence}:
+                return None
+            return bool(there.version == saved)
+        return None

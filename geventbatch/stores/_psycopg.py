@@ -64,7 +64,7 @@ class JoinedTransaction(PostgresTransaction):
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
 
     def before_writes(self) -> None:
-        self.before = [_sql.postgres_bound(remaining())]
+        self.before = self._bounds()
 
     def change(self, statement: Executable, parameters: dict[str, Any]) -> None:
         if self.collected is None:
@@ -141,8 +141,13 @@ class JoinedTransaction(PostgresTransaction):
             if not cursor.nextset():
                 return
 
+    def _bounds(self) -> list[str]:
+        """What stands before the statements of a save: BEGIN too, if nothing was loaded."""
+        begin, self.before = self.before[:1], []
+        return [*begin, _sql.postgres_bound(remaining())]
+
     def _collect(self, writes: Callable[[], object], recording: Recording | None) -> list[str]:
-        self.collected = [_sql.postgres_bound(remaining())]
+        self.collected = self._bounds()
         try:
             if recording is not None:
                 self.collected.append(self.join(*recording.statement()))

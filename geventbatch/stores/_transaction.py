@@ -53,6 +53,8 @@ class Transaction:
     def __init__(self, engine: Engine, key: Hashable) -> None:
         self.engine = engine
         self.key = key
+        self.fence: Callable[[], bool | None] | None = None
+        """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
         self.connection: Connection = engine.connect()
         self.committer: Callable[[], object] = self.connection.commit
         try:
@@ -82,7 +84,7 @@ class Transaction:
 
     def ask_outcome(self) -> bool | None:
         """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
-        return None
+        return None if self.fence is None else self.fence()
 
     # -- the way of a batch ----------------------------------------------------------------------------------
 
@@ -218,7 +220,7 @@ class PostgresTransaction(Transaction):
 
     def ask_outcome(self) -> bool | None:
         xid = self.xid()
-        return None if xid is None else outcome(self.engine, xid, remaining())
+        return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
 
     def xid(self) -> str | None:
         """The transaction's id; None before it is known."""
@@ -228,7 +230,7 @@ class PostgresTransaction(Transaction):
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
     """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
     question = _sql.postgres_outcome(xid)
-    for _ in _polls(seconds):
+    for _ in polls(seconds):
         try:
             with engine.connect() as connection:
                 status = connection.exec_driver_sql(question).scalar()
@@ -297,7 +299,7 @@ class SQLiteTransaction(Transaction):
 
     def _lock(self, driver: sqlite3.Connection) -> None:
         error: sqlite3.OperationalError | None = None
-        for _ in _polls(_sql.bound_seconds(remaining())):
+        for _ in polls(_sql.bound_seconds(remaining())):
             try:
                 driver.execute("BEGIN IMMEDIATE")
                 return
@@ -306,6 +308,9 @@ class SQLiteTransaction(Transaction):
                     raise
                 error = busy
         raise NotSaved(f"{self.key!r} was not saved: another process holds SQLite's write lock") from error
+
+    def ask_outcome(self) -> bool | None:
+        return None  # asking would block the process
 
 
 def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
@@ -360,7 +365,7 @@ def cause(error: Exception) -> BaseException | None:
     return error
 
 
-def _polls(seconds: float) -> Iterator[None]:
+def polls(seconds: float) -> Iterator[None]:
     """Once at once, and again after a few milliseconds until *seconds* are over."""
     end = _clock.monotonic() + seconds
     pause = 0.002

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import Parameter, signature
@@ -42,12 +42,14 @@ from redis.exceptions import AskError, RedisClusterException, RedisError, Respon
 
 from geventbatch import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.stores._reuse import judging_nobody, kept_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
     from types import TracebackType
 
     from geventbatch import Batch
+    from geventbatch.stores._reuse import Kept, Reuse
 
 R = TypeVar("R")
 
@@ -175,6 +177,8 @@ class RedisStore(Generic[R]):
         ttl: Seconds after its last change that a resource lives; None leaves that alone, so that it lives for ever.
         idempotency_ttl: Seconds that the outcome of an operation with an idempotency key is kept; None: such operations
             are refused.
+        reuse_resource: Keep what was saved, so that the next batch of the key loads nothing (`Reuse`); None keeps
+            nothing.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -192,6 +196,7 @@ class RedisStore(Generic[R]):
         missing: Literal["raise"] | Callable[[str], R] = "raise",
         ttl: float | None = None,
         idempotency_ttl: float | None = 86_400.0,
+        reuse_resource: Reuse | None = None,
     ) -> None:
         """See the class."""
         _check_client(client)
@@ -205,6 +210,7 @@ class RedisStore(Generic[R]):
         self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
         self._missing = missing
         self._ttl = None if ttl is None else _milliseconds("ttl", ttl)
+        self._kept: Kept[_State] | None = kept_by(reuse_resource)
         self._idempotency_ttl = None if idempotency_ttl is None else _milliseconds("idempotency_ttl", idempotency_ttl)
 
     def __repr__(self) -> str:
@@ -251,7 +257,21 @@ class RedisStore(Generic[R]):
                 "with a tag, as in {tag}rest"
             )
 
+    def stopped(self) -> None:
+        """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
+        if self._kept is not None:
+            self._kept.clear()
+
     # -- for its scopes -------------------------------------------------------------------------------------
+
+    def take(self, key: str) -> _State | None:
+        """What is kept, if it is."""
+        return None if self._kept is None else self._kept.take(key)
+
+    def keep(self, key: str, state: _State) -> None:
+        """Keep what is there now; but what has no token, since a hash that is made anew may look the same."""
+        if self._kept is not None and state.value is not None and state.saves:
+            self._kept.put(key, state)
 
     def load(self, key: str) -> _State:
         """What is in Redis."""
@@ -271,14 +291,24 @@ class RedisStore(Generic[R]):
             return self._missing(key)
         raise ResourceMissing(f"there is no {key!r} in Redis", key=key)
 
-    def save(self, key: str, loaded: _State, resource: R, batch: Batch) -> None:
-        """Write what the batch has made of it, if that is something else."""
+    def save(self, key: str, loaded: _State, resource: R, batch: Batch) -> _State:
+        """Write what the batch has made of it, if that is something else, and give what is there then."""
         value = loaded.value
         if batch.completed:
             value = None if batch.deleted else self._encoded(key, resource)
-        if value != loaded.value or batch.outcomes:
-            save = _Save(self._server, key, self._name(key), loaded, batch)
-            save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+        if value == loaded.value and not batch.outcomes:
+            return loaded
+        save = _Save(self._server, key, self._name(key), loaded, batch)
+        return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def compare(self, key: str, kept: _State) -> None:
+        """Raise a `Conflict` unless it is there as it was kept."""
+        try:
+            there = self.load(key)
+        except (RedisError, RedisClusterException, ValueError) as error:
+            raise NotSaved(f"{key!r} cannot be compared: {error}") from error
+        if there != kept:
+            raise Conflict(f"{key!r} was changed by somebody else since this process has saved it")
 
     def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
         """What is recorded of operations with them."""
@@ -316,15 +346,20 @@ class _Scope(Generic[R]):
 
     deletes: Final = True
 
+    # -- mutable state ---------------------------------------------------------------------------------------
+    reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
+    _loaded: _State
+    _resource: R
+
     def __init__(self, store: RedisStore[R], key: str) -> None:
         self._store = store
         self._key = key
-        self._loaded: _State
-        self._resource: R
 
     def __enter__(self) -> R:
-        self._loaded = self._store.load(self._key)
-        self._resource = self._store.resource_of(self._key, self._loaded)
+        self.reused = self._reuse()
+        if not self.reused:
+            self._loaded = self._store.load(self._key)
+            self._resource = self._store.resource_of(self._key, self._loaded)
         return self._resource
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -334,8 +369,25 @@ class _Scope(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._store.save(self._key, self._loaded, self._resource, current_batch())
+        if kind is not None:
+            return
+        with judging_nobody(self._key) if self.reused else nullcontext():
+            saved = self._store.save(self._key, self._loaded, self._resource, current_batch())
+            if self.reused and saved is self._loaded:
+                self._store.compare(self._key, saved)
+        self._store.keep(self._key, saved)
+
+    def _reuse(self) -> bool:
+        """Take what is kept, if it is."""
+        kept = self._store.take(self._key)
+        if kept is None:
+            return False
+        self._loaded = kept
+        try:
+            self._resource = self._store.resource_of(self._key, kept)
+        except Exception:
+            return False  # nobody is told so before it was loaded
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,9 +437,14 @@ class _Save:
         self._batch = batch
         self._token = token_hex(8)
 
-    def write(self, value: bytes | None, lives: str | int, outcomes: _Outcomes) -> None:
-        """Compare and set, once. Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown."""
-        arguments = [*self._loaded.compared(), *self._loaded.followed_by(f":{self._token}"), lives]
+    def write(self, value: bytes | None, lives: str | int, outcomes: _Outcomes) -> _State:
+        """Compare and set, once, and give what is there then.
+
+        Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown.
+        """
+        version, saves = self._loaded.followed_by(f":{self._token}")
+        written = _State(value, b"%d" % version, saves)
+        arguments = [*self._loaded.compared(), version, saves, lives]
         arguments += (0, b"") if value is None else (1, value)
         kept = self._batch.outcomes
         if kept:
@@ -400,7 +457,7 @@ class _Save:
             raise NotSaved(f"Redis refused to save {self._key!r}: {error}") from error
         except RedisError as error:
             self._resolve(error)
-            return
+            return written
         if isinstance(answer, list):
             keys = list(outcomes.names)
             found = {keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)}
@@ -408,6 +465,7 @@ class _Save:
             raise Repeated(told, outcomes=found)
         if not answer:
             raise self._conflict()
+        return written
 
     def _resolve(self, lost: RedisError) -> None:
         """Return when it was written, raise a `Conflict` when it was not and never will be, else raise *lost*."""

@@ -28,6 +28,7 @@ from geventbatch.stores._mapped import (
     token_of,
     version_attribute,
 )
+from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
 from geventbatch.stores._transaction import transaction_class
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from geventbatch.stores._outcomes import OutcomeTable
+    from geventbatch.stores._reuse import Kept, Reuse
 
 __all__ = ["SQLAlchemyStore", "idempotency_table"]
 
@@ -91,6 +93,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         missing: object,
         idempotency: sa.Table | None = None,
         outcomes: OutcomeTable | None = None,
+        kept: Kept[Any] | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
         if missing != "raise" and not callable(missing):
@@ -100,6 +103,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self.keeps_outcomes: Final = idempotency is not None
         self._idempotency = idempotency
         self._outcomes = outcomes
+        self._kept = kept
         self._engine = engine
         self._open_scope = open_scope
         self._columns = [(str(column), python_type(column)) for column in columns]
@@ -124,6 +128,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
+        reuse_resource: Reuse | None = None,
     ) -> SQLAlchemyStore[Any]: ...
 
     @overload
@@ -144,6 +149,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
+        reuse_resource: Reuse | None = None,
     ) -> SQLAlchemyStore[DocumentT]: ...
 
     @classmethod
@@ -163,6 +169,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         pipeline: bool = True,
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
+        reuse_resource: Reuse | None = None,
     ) -> SQLAlchemyStore[Any]:
         """Keep documents in a table with the columns key, state and version, of which each save adds one.
 
@@ -188,10 +195,24 @@ class SQLAlchemyStore(Generic[ResourceT]):
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
             idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
+            reuse_resource: In mode "version": keep what was saved, so that the next batch of the key loads nothing
+                (`Reuse`); None keeps nothing. Every process that writes to the table has to have it: a version is then
+                no count, but another number after each save. Only states that are a str or bytes are kept; no trigger
+                may change them.
 
+        Raises:
+            ValueError: *mode* is none that the database has, or *reuse_resource* is given in mode "lock", or where the
+                states are no text and no bytes.
+            TypeError: *reuse_resource* is no `Reuse`.
         Switches: no.
         """
         chosen = _mode(engine, mode)
+        kept = kept_by(reuse_resource, chosen)
+        if kept is not None and state_type is not None and python_type(sa.Column(state_type)) not in {str, bytes}:
+            raise ValueError(
+                f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
+                "or a LargeBinary and functions that encode and decode, or no reuse_resource"
+            )
         shown = documents_table(
             table,
             sa.MetaData() if metadata is None else metadata,
@@ -210,6 +231,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing=missing,
             locking=chosen == "lock",
             outcomes=outcomes,
+            kept=kept,
         )
         scope = partial(DocumentScope, documents)
         return SQLAlchemyStore(
@@ -221,6 +243,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing=missing,
             idempotency=idempotency,
             outcomes=outcomes,
+            kept=kept,
         )
 
     @classmethod
@@ -318,6 +341,11 @@ class SQLAlchemyStore(Generic[ResourceT]):
         Switches: no.
         """
         return normalize_all(key, self._columns)
+
+    def stopped(self) -> None:
+        """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
+        if self._kept is not None:
+            self._kept.clear()
 
     def create_table(self) -> None:
         """Create the table, and that of the outcomes, unless they are there. Switches: yes.

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import redis
 
-from geventbatch.stores import RedisStore
+from geventbatch.stores import RedisStore, Reuse
 from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.proxy import Proxy
 from tests.redis_server import GIVEN, cluster_url, connected, own_server, redis_url
@@ -30,6 +30,7 @@ LOAD: Final = b"return redis.call('HMGET'"
 class RedisAdapter(Adapter):
     """A prefix on a server, whose resources are JSON objects."""
 
+    reuses = False
     commit_marker = SAVE
     commit_answer = b""
 
@@ -52,7 +53,12 @@ class RedisAdapter(Adapter):
         return self._prefix + key
 
     def store(self, *, missing: Missing = "raise") -> RedisStore[Resource]:
-        return RedisStore(self.client, prefix=self._prefix, missing="raise" if missing == "raise" else _made)
+        return RedisStore(
+            self.client,
+            prefix=self._prefix,
+            missing="raise" if missing == "raise" else _made,
+            reuse_resource=Reuse() if self.reuses else None,
+        )
 
     def add(self, resource: Resource, amount: int) -> int:
         resource["total"] += amount
@@ -115,6 +121,12 @@ class RedisAdapter(Adapter):
     def _connections(self) -> list[str]:
         listed = self.direct.execute_command("CLIENT", "LIST", NEVER_DECODE=True)
         return [line for line in listed.decode().splitlines() if f" name={self._prefix} " in line]
+
+
+class ReusingAdapter(RedisAdapter):
+    """The same, with a store that keeps what it has saved."""
+
+    reuses = True
 
 
 class ClusterAdapter(RedisAdapter):
@@ -180,6 +192,7 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
 
 CASES = (
     _case("redis", redis_url, RedisAdapter, can_restart=GIVEN is None),
+    _case("redis-reuse", redis_url, ReusingAdapter, can_restart=GIVEN is None),
     # A node that comes back keeps its cluster down for two seconds.
     _case("redis-cluster", cluster_url, ClusterAdapter, can_restart=False),
 )

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_sessio
 from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
 
-from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores import Reuse, SQLAlchemyStore
 from geventbatch.stores._documents import KeyText
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests import mariadb, postgres_server, servers
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.proxy import Endpoint
 
 Form = Literal["document", "mapped"]
-Kind = Literal["lock", "version", "row"]
+Kind = Literal["lock", "version", "row", "reuse"]
 Server = Literal["sqlite", "postgresql", "mariadb"]
 
 
@@ -186,6 +186,7 @@ class DocumentAdapter(SQLAlchemyAdapter):
             missing="raise" if missing == "raise" else lambda _: {"total": 0},
             pipeline=self.pipeline,
             idempotency=OUTCOMES,
+            reuse_resource=Reuse() if self.kind == "reuse" else None,
         )
 
     def add(self, resource: dict[str, int], amount: int) -> int:
@@ -452,7 +453,7 @@ def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True, rest
         has_proxy=has_server,
         can_corrupt=True,
         can_restart=restarts and postgres_server.GIVEN is None,
-        knows_outcome=server == "postgresql",
+        knows_outcome=server == "postgresql" or kind == "reuse",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
         nul_in_keys=server != "postgresql",
         marks=(pytest.mark.mariadb,) if server == "mariadb" else (),
@@ -461,16 +462,20 @@ def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True, rest
 
 CASES = (
     _case("sqlite", "document", "version"),
+    _case("sqlite", "document", "reuse"),
     _case("sqlite", "mapped", "version"),
     _case("sqlite", "mapped", "row"),
     _case("postgresql", "document", "lock", restarts=True),
     _case("postgresql", "document", "version"),
+    _case("postgresql", "document", "reuse", restarts=True),
     _case("postgresql", "document", "lock", pipeline=False),
+    _case("postgresql", "document", "reuse", pipeline=False),
     _case("postgresql", "mapped", "lock", restarts=True),
     _case("postgresql", "mapped", "version"),
     _case("postgresql", "mapped", "row"),
     _case("mariadb", "document", "lock"),
     _case("mariadb", "document", "version"),
+    _case("mariadb", "document", "reuse"),
     _case("mariadb", "mapped", "lock"),
     _case("mariadb", "mapped", "version"),
     _case("mariadb", "mapped", "row"),

@@ -1,0 +1,120 @@
+"""What a store keeps of its last saves, so that the next batch of a key skips its load. Imports no vendor.
+
+Nothing here makes an answer right: that does the store, which compares the version before anybody is answered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from geventbatch import _clock, _process
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, NotSaved, Repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Have a store keep what it has saved last, so that the next batch of the key needs no load.
+
+    What is kept is the encoded state, which each batch decodes anew, and its version. It is as right as the version:
+    the save compares it as ever, and a batch that has nothing to save reads it. Where somebody else has written
+    meanwhile, the batch loads and replays, which takes an attempt.
+
+    Args:
+        max_keys: Of so many keys, those that were saved last. Mind what their states take.
+        max_age: Seconds after which it is loaded again at the latest.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of range.
+    Switches: no.
+    """
+
+    max_keys: int = 1000
+    max_age: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if isinstance(self.max_keys, bool) or not isinstance(self.max_keys, int):
+            raise TypeError(f"max_keys is {self.max_keys!r}, but must be an int")
+        if self.max_keys < 1:
+            raise ValueError(f"max_keys is {self.max_keys!r}, but must be 1 or more")
+        if isinstance(self.max_age, bool) or not isinstance(self.max_age, (int, float)):
+            raise TypeError(f"max_age is {self.max_age!r}, but must be a number of seconds")
+        if not 0 < self.max_age < inf:
+            raise ValueError(f"max_age is {self.max_age!r}, but must be more than 0 seconds, and finite")
+
+
+class Kept(Generic[T]):
+    """What is kept, by key. Nothing here switches greenlets; threads may use it too.
+
+    A batch takes out what it uses, and puts it back only when it has ended well: whatever befalls it, the next one
+    loads.
+    """
+
+    def __init__(self, reuse: Reuse) -> None:
+        """Keep nothing yet."""
+        self._most: Final = reuse.max_keys
+        self._longest: Final = reuse.max_age
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._epoch = _process.epoch
+        self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()  # until when; the oldest first
+
+    def take(self, key: Hashable) -> T | None:
+        """Give what is kept of *key*, for the first attempt of a batch: a replay loads."""
+        if self._epoch != _process.epoch:  # it is the parent's
+            self.clear()
+        until, entry = self._entries.pop(key, (0.0, None))
+        return entry if _clock.monotonic() < until and current_batch().attempts == 1 else None
+
+    def put(self, key: Hashable, entry: T) -> None:
+        """Keep it."""
+        entries = self._entries
+        entries.pop(key, None)
+        entries[key] = _clock.monotonic() + self._longest, entry
+        if len(entries) > self._most:
+            with suppress(KeyError):  # of another thread that has emptied it
+                entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Keep nothing of all that."""
+        self._epoch = _process.epoch
+        self._entries.clear()
+
+    def __len__(self) -> int:
+        """Of how many keys."""
+        return len(self._entries)
+
+
+@contextmanager
+def judging_nobody(key: Hashable) -> Iterator[None]:
+    """While what was kept is saved: whatever else than a `Conflict` kept it from that is asked of a true load."""
+    try:
+        yield
+    except (Conflict, Repeated):
+        raise
+    except NotSaved as error:
+        raise Conflict(f"{key!r} was not saved, and is loaded now: {error}") from error
+
+
+def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:
+    """Check the option ``reuse_resource`` of a store in that mode; None when it keeps nothing."""
+    if reuse is None:
+        return None
+    if not isinstance(reuse, Reuse):
+        raise TypeError(f"reuse_resource is {reuse!r}, but must be a geventbatch.stores.Reuse, as Reuse(), or None")
+    if mode != "version":
+        raise ValueError(
+            f"reuse_resource is {reuse!r}, but the mode is {mode!r}, in which it is the load that locks: pass "
+            "mode='version' too, or no reuse_resource"
+        )
+    return Kept(reuse)
