@@ -1,4 +1,4 @@
-"""Stores that keep what they have saved (`reuse_resource`): what the contract suite (tests/test_stores.py) does not ask.
+"""Stores that keep what they have saved (`reuse_resource`), beside the contract of all stores (tests/test_stores.py).
 
 There each such store is a case too, so that all of the contract is kept with it.
 """
@@ -16,6 +16,7 @@ from geventbatch import LoadFailed, Processor, ResourceMissing, _clock, _process
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
 from geventbatch.stores._reuse import Kept
 from tests.adapters.base import TooLittle
+from tests.adapters.redis import RedisAdapter
 from tests.callers import answer_of
 from tests.servers import wait_until
 from tests.test_stores import (
@@ -39,7 +40,7 @@ over_reusing = over(lambda case: "reuse" in case.name)
 over_one_message = over(lambda case: case.name in {"sqlalchemy-document-reuse-postgresql", "redis-reuse"})
 
 
-def trips(adapter: Adapter, run: Any, *args: Any) -> int:
+def trips(adapter: Adapter, run: Any, *args: Any) -> int:  # noqa: F811
     """How many round trips a batch takes, and with it nothing fails."""
     before = proxy_of(adapter).round_trips
     run("k", *args)
@@ -88,11 +89,11 @@ def test_no_batch_sees_the_resource_of_another_one(adapter: Adapter, warm: Proce
 @over_one_message
 def test_a_store_that_was_not_told_to_keep_anything_loads(adapter: Adapter) -> None:  # noqa: F811
     adapter.put("k", 10)
-    store: Any = adapter.store()
-    if isinstance(store, RedisStore):
-        store = RedisStore(adapter.client, prefix=adapter.name(""))  # type: ignore[attr-defined]
+    opened: Any = adapter
+    if isinstance(opened, RedisAdapter):
+        store: Any = RedisStore(opened.client, prefix=opened.name(""))
     else:
-        store = SQLAlchemyStore.documents(adapter.engine, "documents", mode="version")  # type: ignore[attr-defined]
+        store = SQLAlchemyStore.documents(opened.engine, "documents", mode="version")
     with Processor(open_resource=store, min_duration=0, max_duration=30) as plain:
         plain.run("k", adapter.add, 1)
         assert [trips(adapter, plain.run, adapter.add, 1) for _ in range(2)] == [2, 2]
@@ -205,6 +206,18 @@ def test_what_another_process_has_deleted_and_made_anew_is_another_one(adapter: 
 
 
 @over_reusing
+def test_what_a_foreign_writer_has_deleted_and_made_anew_is_another_one(
+    adapter: Adapter,  # noqa: F811
+    processor: Processor[Any],  # noqa: F811
+) -> None:
+    assert processor.run("k", adapter.total) == 10
+    adapter.remove("k")
+    adapter.put("k", 100)
+    assert processor.run("k", adapter.add, 1) == 101
+    assert adapter.get("k") == 101
+
+
+@over_reusing
 def test_a_deletion_of_what_somebody_else_has_saved_is_of_that(adapter: Adapter, warm: Processor[Any]) -> None:  # noqa: F811
     def delete_if_it_is_empty(resource: Any) -> str:
         if adapter.total(resource):
@@ -263,7 +276,7 @@ def test_what_cannot_be_decoded_is_told_of_what_is_there(adapter: Adapter) -> No
 
 
 def spoiled(kept: Any) -> Any:
-    return kept._replace(state="{") if isinstance(kept, tuple) else replace(kept, value=b"{")
+    return kept._replace(state="{") if hasattr(kept, "_replace") else replace(kept, value=b"{")
 
 
 # -- when things break ------------------------------------------------------------------------------------------
@@ -279,6 +292,13 @@ def test_the_lost_answer_to_a_save_without_a_load_is_found_out(adapter: Adapter,
     assert (after.met, before.met) == (1, 1)
     assert adapter.get("k") == 13
     assert_as_good_as_new(adapter)
+
+
+@over(lambda case: case.name == "sqlalchemy-document-reuse-postgresql")
+def test_a_save_without_a_load_begins_its_transaction(adapter: Adapter, warm: Processor[Any]) -> None:  # noqa: F811
+    rule = proxy_of(adapter).cut_before(b"BEGIN; SET LOCAL")
+    assert warm.run("k", adapter.add, 1) == 12
+    assert rule.met == 1
 
 
 @over(lambda case: "reuse" in case.name and case.has_proxy)

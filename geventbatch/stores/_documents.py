@@ -117,7 +117,11 @@ class Statements:
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
     """Insert a document; when it is there already: no row, or (MySQL) an error that says so."""
-    values = {"key": sa.bindparam("_key"), "state": sa.bindparam("_state"), "version": sa.bindparam("_new")}
+    values: dict[str, Any] = {
+        "key": sa.bindparam("_key"),
+        "state": sa.bindparam("_state"),
+        "version": sa.bindparam("_new"),
+    }
     if dialect == "postgresql":
         return postgresql.insert(table).values(values).on_conflict_do_nothing().inline()
     if dialect == "sqlite":

@@ -30,6 +30,8 @@ def main() -> int:
     told = _arguments()
     if told.mutant == "no-conflicts" and "mapped" in told.store:
         sys.exit("this mutant is made for documents and for Redis")
+    if told.mutant == "trusting" and told.store != "postgres-reuse":
+        sys.exit("this mutant is made for postgres-reuse")
     stores = STORES if told.store == "all" else (told.store,)
     rounds = max(len(stores), ceil(told.seconds / LONGEST_ROUND))
     seconds = told.seconds / rounds

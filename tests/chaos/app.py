@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from geventbatch import BatchError, BatchTimeout, Processor, current_batch
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
-from geventbatch.stores import RedisStore
+from geventbatch.stores import RedisStore, Reuse
 from tests.chaos.mutants import mutate
 from tests.chaos.settings import DEADLINES, settings
 from tests.chaos.tables import ENTRIES, Entries, Resource, documents, mapped
@@ -36,7 +36,8 @@ def open_resource() -> Any:
         ttl = 86_400.0 if TOLD.idempotent else None
         client = redis.Redis.from_url(TOLD.url)
         POOLS.append(client.connection_pool)
-        return RedisStore(client, missing=lambda _: [], idempotency_ttl=ttl)
+        reuse = Reuse() if mode == "reuse" else None
+        return RedisStore(client, missing=lambda _: [], idempotency_ttl=ttl, reuse_resource=reuse)
     # Unencrypted and unprepared, so that the proxy sees what is sent.
     told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)

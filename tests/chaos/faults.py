@@ -30,6 +30,7 @@ _AIMED: Final = {
     "lying": (0, 1, 6, 0, 0, 0, 0, 0),
     "early": (4, 4, 1, 0, 0, 0, 1, 0),
     "forgetful": (0, 0, 0, 3, 0, 0, 1, 1),
+    "trusting": (1, 1, 1, 0, 0, 0, 1, 1),
 }
 """The same for a mutant, which is to be found soon: what lets it do harm."""
 

@@ -28,7 +28,7 @@ def detect_no_conflicts() -> None:
         del locking
         original(self, table, dialect, locking=False)
         saves = sa.update(table).where(table.c.key == sa.bindparam("_key"))
-        self.update = saves.values(state=sa.bindparam("_state"), version=table.c.version + 1)
+        self.update = saves.values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
 
     _replace(_documents.Statements, "__init__", init)
     compares = "if not as_loaded then return 0 end"
@@ -69,6 +69,20 @@ def forget_idempotency_keys() -> None:
     _replace(_options.Options, "once", once)
 
 
+def trust_what_is_kept() -> None:
+    """Save what was made of a kept state whatever the version is: somebody else may have saved since."""
+    original = _documents.DocumentScope._change
+
+    def change(self: Any, row: Any, *, beside: bool) -> Any:
+        if self.reused:
+            with self._documents.engine.connect() as connection:
+                there = connection.execute(self._documents.statements.load, {"_key": self._key}).one_or_none()
+            self._loaded = self._loaded._replace(version=there and there.version)
+        return original(self, row, beside=beside)
+
+    _replace(_documents.DocumentScope, "_change", change)
+
+
 def _replace(owner: Any, name: str, by: object) -> None:
     assert hasattr(owner, name)
     setattr(owner, name, by)
@@ -79,4 +93,5 @@ _WAYS: Final[dict[str, Callable[[], None]]] = {
     "lying": lie_that_nothing_was_saved,
     "early": answer_before_the_save,
     "forgetful": forget_idempotency_keys,
+    "trusting": trust_what_is_kept,
 }

@@ -210,6 +210,8 @@ STORES: Final = (
     "postgres-lock",
     "postgres-version",
     "redis-version",
+    "postgres-reuse",
+    "redis-reuse",
     "postgres-mapped-lock",
     "postgres-mapped-version",
     "postgres-mapped-xmin",

@@ -12,7 +12,7 @@ VARIABLE: Final = "CHAOS"
 DEADLINES: Final = {"calm": 2.0, "tight": 0.2, "squeezed": 0.04}
 """Seconds: the `max_duration` of the processors of each worker."""
 
-MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful")
+MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful", "trusting")
 """See `mutants`."""
 
 

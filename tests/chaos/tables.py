@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores import Reuse, SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
 
 METADATA = sa.MetaData()
@@ -59,10 +59,11 @@ def documents(engine: sa.Engine, mode: Any, *, idempotent: bool) -> SQLAlchemySt
     return SQLAlchemyStore.documents(
         engine,
         "resources",
-        mode=mode,
+        mode="version" if mode == "reuse" else mode,
         missing=lambda _: [],
         metadata=METADATA,
         idempotency=OUTCOMES if idempotent else None,
+        reuse_resource=Reuse() if mode == "reuse" else None,
     )
 
 
