@@ -36,41 +36,43 @@ _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE")
 
-_NO_ROW: Final = "rows were changed in place of 1"
+_NO_ROW: Final = "rows were changed in place of"
 
 _CHECKED: Final = (
-    "WITH changed AS (%s RETURNING 1) SELECT CASE count(*) WHEN 1 THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
-    "ELSE CAST(count(*) || ' " + _NO_ROW + "' AS integer) END FROM changed"
+    "WITH changed AS (%s RETURNING 1) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
+    "ELSE CAST(count(*) || ' " + _NO_ROW + " another number' AS integer) END FROM changed"
 )
-"""Fails, by a text that is no number, unless the statement changes exactly one row."""
+"""Fails, by a text that is no number, unless the statement changes exactly so many rows."""
 
 
 class JoinedTransaction(PostgresTransaction):
     """As its parent, in two round trips; in more where a save cannot be collected."""
 
+    collects = True
+
     # -- mutable state ---------------------------------------------------------------------------------------
     before: list[str]  # to be sent with the next statement
     collected: list[str] | None  # the statements of a save, while it is collected
-    checked: bool  # the next statement has to change one row
+    checked: int  # the next statement has to change so many rows; 0: whatever it says itself
 
     def begin(self) -> None:
         self._driver = cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
-        self.collected, self.checked = None, False
+        self.collected, self.checked = None, 0
         self.before = [_begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
         # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
         self._driver.autocommit = True
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
 
     def before_writes(self) -> None:
-        self.before = self._bounds()
+        self.before = self.before or [_sql.postgres_bound(remaining())]  # unless BEGIN stands there, with a bound
 
-    def change(self, statement: Executable, parameters: dict[str, Any]) -> None:
+    def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         if self.collected is None:
-            super().change(statement, parameters)
+            super().change(statement, parameters, rows)
             return
-        self.checked = True
+        self.checked = rows
         self.connection.execute(statement, parameters)
 
     def write(
@@ -95,6 +97,9 @@ class JoinedTransaction(PostgresTransaction):
             self.settle(error)
         else:
             self.committer()  # which finds nothing left to send
+
+    def has_lost(self, conflict: Conflict) -> bool:
+        return _NO_ROW in str(conflict.__cause__)
 
     def not_saved(self, error: Exception) -> NotSaved:
         if _NO_ROW in str(error):
@@ -123,10 +128,10 @@ class JoinedTransaction(PostgresTransaction):
         self._driver.cursor_factory = self._cursor_factory  # which leads back to here
         super().discard()
 
-    def checks(self, query: str) -> bool:
-        """Whether this statement has to change one row for each set of its parameters."""
-        checked, self.checked = self.checked, False
-        return checked or (query.startswith(("UPDATE", "DELETE")) and not _RETURNS.search(query))
+    def checks(self, query: str) -> int:
+        """How many rows this statement has to change for each set of its parameters; 0: any number."""
+        checked, self.checked = self.checked, 0
+        return checked or int(query.startswith(("UPDATE", "DELETE")) and not _RETURNS.search(query))
 
     def join(self, query: str, params: Params | None) -> str:
         """Put the values into a statement."""
@@ -141,13 +146,9 @@ class JoinedTransaction(PostgresTransaction):
             if not cursor.nextset():
                 return
 
-    def _bounds(self) -> list[str]:
-        """What stands before the statements of a save: BEGIN too, if nothing was loaded."""
-        begin, self.before = self.before[:1], []
-        return [*begin, _sql.postgres_bound(remaining())]
-
     def _collect(self, writes: Callable[[], object], recording: Recording | None) -> list[str]:
-        self.collected = self._bounds()
+        begin, self.before = self.before[:1], []  # BEGIN, if nothing was loaded
+        self.collected = [*begin, _sql.postgres_bound(remaining())]
         try:
             if recording is not None:
                 self.collected.append(self.join(*recording.statement()))
@@ -178,7 +179,8 @@ class _Cursor(psycopg.Cursor[Any]):
         transaction = self._transaction
         if transaction.collected is not None:
             self._collect(transaction.collected, query, [params])
-            if _RETURNS.search(query) or not query.startswith(_WRITES):  # SQLAlchemy looks at what it returns
+            returns = _RETURNS.search(query) or not query.startswith(_WRITES)
+            if returns and not self._expected:  # SQLAlchemy looks at what it returns
                 self._send(transaction.collected)
         elif transaction.before:
             transaction.before.append(transaction.join(query, params))
@@ -198,8 +200,11 @@ class _Cursor(psycopg.Cursor[Any]):
         super().executemany(query, params_seq, returning=returning)
 
     def _collect(self, collected: list[str], query: str, every: list[Any]) -> None:
-        self._expected = len(every) if self._transaction.checks(query) else 0
-        collected += [self._transaction.join(_CHECKED % query if self._expected else query, each) for each in every]
+        rows = self._transaction.checks(query)
+        self._expected = rows * len(every)
+        if rows:
+            query = _CHECKED % (query, rows)
+        collected += [self._transaction.join(query, each) for each in every]
 
     def _send(self, statements: list[str]) -> None:
         joined = "; ".join(statements)

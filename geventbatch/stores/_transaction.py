@@ -47,6 +47,9 @@ _LONGEST_POLL: Final = 0.05
 class Transaction:
     """One transaction. It takes its connection at once."""
 
+    collects = False
+    """It waits once for a save, without knowing before COMMIT what became of its statements, but that all succeed."""
+
     writes_anywhere = True
     """A statement that writes locks no more than the rows it writes, so that operations may send some."""
 
@@ -82,16 +85,23 @@ class Transaction:
         """Whether a statement has failed, so that the database refuses all that follow."""
         return False
 
+    def has_lost(self, conflict: Conflict) -> bool:  # noqa: ARG002 - for a child
+        """Whether *conflict* says that a statement did not find the rows that it was to change."""
+        return False
+
     def ask_outcome(self) -> bool | None:
         """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
         return None if self.fence is None else self.fence()
 
     # -- the way of a batch ----------------------------------------------------------------------------------
 
-    def change(self, statement: Executable, parameters: dict[str, Any]) -> None:
-        """Execute a statement that changes one row, the one that was loaded. Raises `Conflict` when it finds none."""
+    def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
+        """Execute a statement that changes one row, the one that was loaded, or so many.
+
+        Raises `Conflict` when it finds less.
+        """
         options = {"preserve_rowcount": True}
-        if self.connection.execute(statement, parameters, execution_options=options).rowcount != 1:
+        if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
             raise Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
 
     def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
