@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
+    from geventbatch._batch import Batch
+
 KEY_LENGTH: Final = 255
 
 
@@ -142,7 +144,7 @@ class Documents:
     missing: Literal["raise"] | Callable[[Any], Any]
     locking: bool
     outcomes: OutcomeTable | None = None
-    kept: Kept[_Row] | None = None
+    kept: Kept[Row] | None = None
 
     def version_after(self, version: int | None) -> int:
         """What the next save writes: 1 more, or 1 for what is new.
@@ -161,7 +163,7 @@ _STEP: Final = 1 << 21  # so that they last for 4,000,000,000,000 saves
 _FEWEST: Final = 16  # whoever counts by one does not get there meanwhile
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A document as it is in its table."""
 
     state: Any
@@ -178,7 +180,7 @@ class DocumentScope:
     reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
     _transaction: Transaction  # not there before the save of what is reused
     _resource: Any
-    _loaded: _Row
+    _loaded: Row
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
         self._documents = documents
@@ -189,12 +191,10 @@ class DocumentScope:
         if self.reused:
             return self._resource
         try:
-            self._loaded = self._fetch()
-            self._resource = self._made() if self._loaded.version is None else self._decoded()
+            return self.take(self._fetch())
         except BaseException as error:
             self._end(error)
             raise
-        return self._resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         saved = None
@@ -207,6 +207,24 @@ class DocumentScope:
             raise
         self._keep(saved)
         self._end(error)
+
+    def take(self, loaded: Row) -> Any:
+        """Give the resource of what was loaded."""
+        self._loaded = loaded
+        self._resource = self._made() if loaded.version is None else self._decoded()
+        return self._resource
+
+    def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
+        """Give what is there after the save of *batch*, and what to send; None when the document stays as it is.
+
+        With *beside*, something is saved beside it.
+        """
+        row: Row | None = self._loaded
+        if batch.deleted:
+            row = None
+        elif batch.completed:
+            row = self._loaded._replace(state=self._encoded())
+        return self._change(row, beside=bool(beside))
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
@@ -232,18 +250,18 @@ class DocumentScope:
             return False  # nobody is told so before it was loaded
         return True
 
-    def _keep(self, row: _Row | None) -> None:
+    def _keep(self, row: Row | None) -> None:
         """Keep what is there now. Only what nobody can change, since the next batch is to decode it."""
         kept = self._documents.kept
         if kept is not None and row is not None and isinstance(row.state, (str, bytes)):
             kept.put(self._key, row)
 
-    def _fetch(self) -> _Row:
+    def _fetch(self) -> Row:
         statement = self._documents.statements.load
         self._transaction, row = load(
             self._begun, lambda begun: begun.connection.execute(statement, {"_key": self._key}).one_or_none()
         )
-        return _Row(None, None) if row is None else _Row(row.state, row.version)
+        return Row(None, None) if row is None else Row(row.state, row.version)
 
     def _begun(self) -> Transaction:
         return self._documents.transaction(self._documents.engine, self._key)
@@ -262,20 +280,15 @@ class DocumentScope:
                 f"the state of {self._key!r} in {self._documents.name} cannot be decoded: {error}"
             ) from error
 
-    def _save(self) -> _Row | None:
+    def _save(self) -> Row | None:
         """Save, and give what is there then, if its version is one that this process has made."""
         batch = current_batch()
         rows = batch.rows
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
-        row: _Row | None = self._loaded
-        if batch.deleted:
-            row = None
-        elif batch.completed:
-            row = self._loaded._replace(state=self._encoded())
+        row: Row | None = self._loaded
         change = None
         if batch.completed or self.reused:
-            beside = bool(rows) or (self.reused and recording is not None)
-            row, change = self._change(row, beside=beside)
+            row, change = self.change_of(batch, rows or (self.reused and recording is not None))
         if change is None and not rows and recording is None:
             if not self.reused:
                 return None
@@ -303,7 +316,7 @@ class DocumentScope:
                 f"{self._key!r} was not saved, nothing was written: it cannot be encoded: {error}"
             ) from error
 
-    def _change(self, row: _Row | None, *, beside: bool) -> tuple[_Row | None, tuple[Any, dict[str, Any]] | None]:
+    def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
         """What is there after the save, and what to send; None when the document stays as it is."""
         statements, loaded = self._documents.statements, self._loaded
         is_loaded = {"_key": self._key, "_version": loaded.version}
@@ -351,7 +364,7 @@ class DocumentScope:
         if there.version != self._loaded.version:
             raise Conflict(f"{self._key!r} was changed by somebody else since this process has saved it")
 
-    def _fence(self, row: _Row | None) -> bool | None:
+    def _fence(self, row: Row | None) -> bool | None:
         """Whether *row* was saved, by the COMMIT whose answer is lost; if not, see to it that it never will be.
 
         Where the document is still as it was loaded, that save may just not have arrived: with another version, it

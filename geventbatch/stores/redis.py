@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from geventbatch import Batch
+    from geventbatch.stores._bulk_redis import BulkRedis
     from geventbatch.stores._reuse import Kept, Reuse
 
 R = TypeVar("R")
@@ -226,6 +227,19 @@ class RedisStore(Generic[R]):
         """Whether it records the outcomes of operations with an idempotency key."""
         return self._idempotency_ttl is not None
 
+    @property
+    def open_resources(self) -> BulkRedis[R]:
+        """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
+
+        The resources of all batches that are ready are loaded by one message, and saved by another (to each node of a
+        cluster). It takes no operations with idempotency keys, and keeps nothing (``reuse_resource``).
+
+        Switches: no.
+        """
+        from geventbatch.stores._bulk_redis import BulkRedis
+
+        return BulkRedis(self)
+
     def normalize_key(self, key: Hashable) -> str:
         """The text that *key* is in Redis, so that ``42`` and ``"42"`` are one. Switches: no.
 
@@ -293,13 +307,59 @@ class RedisStore(Generic[R]):
 
     def save(self, key: str, loaded: _State, resource: R, batch: Batch) -> _State:
         """Write what the batch has made of it, if that is something else, and give what is there then."""
-        value = loaded.value
-        if batch.completed:
-            value = None if batch.deleted else self._encoded(key, resource)
+        value = self.value_of(key, loaded, resource, batch)
         if value == loaded.value and not batch.outcomes:
             return loaded
         save = _Save(self._server, key, self._name(key), loaded, batch)
         return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def value_of(self, key: str, loaded: _State, resource: R, batch: Batch) -> bytes | None:
+        """What the batch has made of it."""
+        if not batch.completed:
+            return loaded.value
+        return None if batch.deleted else self._encoded(key, resource)
+
+    def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, _State | Exception]:
+        """What is in Redis at each of them, or what went wrong there."""
+        commands = {key: ("EVAL", _LOAD, 1, self._name(key)) for key in keys}
+        found: dict[str, _State | Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                # Alone, the client tries again, and looks where a key has moved to.
+                found[key] = self.load(key) if isinstance(answer, Exception) else _State.of(key, *answer)
+            except Exception as error:
+                found[key] = error
+        return found
+
+    def save_all(self, changes: dict[str, tuple[_State, bytes | None]], batch: Batch) -> dict[str, Exception]:
+        """Write these values, each if it is still as it was loaded; give what those fail with that were not."""
+        saves = {key: _Save(self._server, key, self._name(key), loaded, batch) for key, (loaded, _) in changes.items()}
+        commands = {
+            key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
+            for key, (loaded, value) in changes.items()
+        }
+        failed: dict[str, Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                saves[key].understand(answer, [])
+            except Exception as error:
+                failed[key] = error
+        return failed
+
+    def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
+        """Send them, to each node its own as one message, each once; give the answers, or errors in their place."""
+        answers: dict[str, Any] = {}
+        by_pool: dict[int, tuple[Any, dict[str, tuple[Any, ...]]]] = {}
+        for key, command in commands.items():
+            try:
+                pool = self._server.pool_of(self._name(key))
+            except (RedisError, RedisClusterException) as error:
+                answers[key] = NotSaved(f"no node for {key!r}, it was not saved: {error}")
+            else:
+                by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
+        for pool, some in by_pool.values():
+            answers |= _exchange(pool, some, batch)
+        return answers
 
     def compare(self, key: str, kept: _State) -> None:
         """Raise a `Conflict` unless it is there as it was kept."""
@@ -442,30 +502,46 @@ class _Save:
 
         Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown.
         """
-        version, saves = self._loaded.followed_by(f":{self._token}")
-        written = _State(value, b"%d" % version, saves)
-        arguments = [*self._loaded.compared(), version, saves, lives]
-        arguments += (0, b"") if value is None else (1, value)
+        written, arguments = self.prepared(value, lives)
         kept = self._batch.outcomes
         if kept:
             arguments += (outcomes.milliseconds, "\n".join(kept.values()))
         try:
             answer = self._ask(_SAVE, *arguments, beside=tuple(outcomes.names.values()))
-        except (AskError, TryAgainError) as error:  # loading again finds the new place
-            raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {error}") from error
-        except ResponseError as error:  # whose script has written nothing: only its first command is ever refused
-            raise NotSaved(f"Redis refused to save {self._key!r}: {error}") from error
         except RedisError as error:
-            self._resolve(error)
-            return written
-        if isinstance(answer, list):
-            keys = list(outcomes.names)
-            found = {keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)}
+            answer = error
+        self.understand(answer, list(outcomes.names))
+        return written
+
+    def prepared(self, value: bytes | None, lives: str | int) -> tuple[_State, list[Any]]:
+        """What is there when it is written, and what the script is given."""
+        version, saves = self._loaded.followed_by(f":{self._token}")
+        arguments: list[Any] = [*self._loaded.compared(), version, saves, lives]
+        arguments += (0, b"") if value is None else (1, value)
+        return _State(value, b"%d" % version, saves), arguments
+
+    def command(self, arguments: list[Any]) -> tuple[Any, ...]:
+        """What is sent."""
+        return ("EVAL", _SAVE, 1, self._name, *arguments)
+
+    def understand(self, answer: object, idempotency_keys: list[str]) -> None:
+        """Return when the *answer*, or the driver's error in its place, means that it was written. Else raise."""
+        if isinstance(answer, NotSaved):
+            raise answer
+        if isinstance(answer, (AskError, TryAgainError)):  # loading again finds the new place
+            raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {answer}") from answer
+        if isinstance(answer, ResponseError):  # whose script has written nothing: only its first command is refused
+            raise NotSaved(f"Redis refused to save {self._key!r}: {answer}") from answer
+        if isinstance(answer, RedisError):
+            self._resolve(answer)
+        elif isinstance(answer, list):
+            found = {
+                idempotency_keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)
+            }
             told = f"{self._key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
             raise Repeated(told, outcomes=found)
-        if not answer:
+        elif not answer:
             raise self._conflict()
-        return written
 
     def _resolve(self, lost: RedisError) -> None:
         """Return when it was written, raise a `Conflict` when it was not and never will be, else raise *lost*."""
@@ -508,13 +584,13 @@ class _Save:
         command = ("EVAL", script, 1 + len(beside), self._name, *beside, *arguments)
         seconds = self._batch.remaining() * _PART
         try:
-            with self._lent(self._pool(), seconds) as connection:
+            with _lent(self._pool(), seconds, self._batch, repr(self._key)) as connection:
                 return _answer(connection, command)
         except AskError as error:  # or MOVED, which is one of them
             pool = self._server.pool_at(error.host, error.port)
             if pool is None:
                 raise
-            with self._lent(pool, seconds) as connection:
+            with _lent(pool, seconds, self._batch, repr(self._key)) as connection:
                 _answer(connection, ("ASKING",))
                 return _answer(connection, command)
 
@@ -523,39 +599,6 @@ class _Save:
             return self._server.pool_of(self._name)
         except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
             raise NotSaved(f"no node for {self._key!r}, it was not saved: {error}") from error
-
-    @contextmanager
-    def _lent(self, pool: Any, seconds: float) -> Iterator[Any]:
-        """A connection that waits for no answer longer than *seconds*, and is given back as it was, or closed."""
-        connection = self._taken(pool, seconds)
-        try:
-            _bound(connection, seconds)
-            yield connection
-        except ResponseError:
-            raise
-        except BaseException:
-            # In the middle of an answer, perhaps. Newer drivers have closed it already.
-            connection.disconnect()
-            raise
-        finally:
-            _bound(connection, None)
-            pool.release(connection)
-
-    def _taken(self, pool: Any, seconds: float) -> Any:
-        # Connecting has retries of the driver's own, which may take longer than we have; nothing has been sent then.
-        # Who runs alone may be in a thread without a hub, or in one that blocks: no timer is of use there.
-        timer = None if self._batch.alone else gevent.Timeout.start_new(seconds)
-        try:
-            return _take(pool)
-        except gevent.Timeout as error:
-            if error is not timer:
-                raise
-            raise NotSaved(f"no connection to Redis in {seconds:.3f} s: {self._key!r} was not saved") from None
-        except RedisError as error:
-            raise NotSaved(f"no connection to Redis, {self._key!r} was not saved: {error}") from error
-        finally:
-            if timer is not None:
-                timer.close()
 
 
 # -- the driver -----------------------------------------------------------------------------------------------
@@ -607,6 +650,41 @@ class _Cluster(_Server):
         return None if node is None else self._client.get_redis_connection(node).connection_pool
 
 
+@contextmanager
+def _lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
+    """A connection that waits for no answer longer than *seconds*, and is given back as it was, or closed."""
+    connection = _taken(pool, seconds, batch, what)
+    try:
+        _bound(connection, seconds)
+        yield connection
+    except ResponseError:
+        raise
+    except BaseException:
+        # In the middle of an answer, perhaps. Newer drivers have closed it already.
+        connection.disconnect()
+        raise
+    finally:
+        _bound(connection, None)
+        pool.release(connection)
+
+
+def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:
+    # Connecting has retries of the driver's own, which may take longer than we have; nothing has been sent then.
+    # Who runs alone may be in a thread without a hub, or in one that blocks: no timer is of use there.
+    timer = None if batch.alone else gevent.Timeout.start_new(seconds)
+    try:
+        return _take(pool)
+    except gevent.Timeout as error:
+        if error is not timer:
+            raise
+        raise NotSaved(f"no connection to Redis in {seconds:.3f} s: {what} was not saved") from None
+    except RedisError as error:
+        raise NotSaved(f"no connection to Redis, {what} was not saved: {error}") from error
+    finally:
+        if timer is not None:
+            timer.close()
+
+
 def _take(pool: Any) -> Any:
     return pool.get_connection("EVAL") if _is_told_commands(type(pool).get_connection) else pool.get_connection()
 
@@ -621,6 +699,23 @@ def _is_told_commands(get_connection: Callable[..., Any]) -> bool:
 def _answer(connection: Any, command: tuple[object, ...]) -> object:
     connection.send_command(*command)
     return cast("object", connection.read_response(disable_decoding=True))
+
+
+def _exchange(pool: Any, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
+    """Send all of them on one connection, and give what each was answered, or the error that took its place."""
+    answers: dict[str, Any] = {}
+    seconds = batch.remaining() * _PART
+    try:
+        with _lent(pool, seconds, batch, f"{len(commands)} keys") as connection:
+            connection.send_packed_command(connection.pack_commands(commands.values()))
+            for key in commands:
+                try:
+                    answers[key] = connection.read_response(disable_decoding=True)
+                except ResponseError as error:
+                    answers[key] = error
+    except (RedisError, NotSaved) as error:
+        answers |= {key: error for key in commands if key not in answers}
+    return answers
 
 
 def _bound(connection: Any, seconds: float | None) -> None:

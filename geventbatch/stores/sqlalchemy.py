@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
+from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._documents import (
     Documents,
     DocumentScope,
@@ -94,6 +95,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         idempotency: sa.Table | None = None,
         outcomes: OutcomeTable | None = None,
         kept: Kept[Any] | None = None,
+        bulk: BulkDocuments | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
         if missing != "raise" and not callable(missing):
@@ -104,6 +106,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self._idempotency = idempotency
         self._outcomes = outcomes
         self._kept = kept
+        self._bulk = bulk
         self._engine = engine
         self._open_scope = open_scope
         self._columns = [(str(column), python_type(column)) for column in columns]
@@ -244,6 +247,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             idempotency=idempotency,
             outcomes=outcomes,
             kept=kept,
+            bulk=BulkDocuments(documents, shown, [(str(shown.c.key), python_type(shown.c.key))]),
         )
 
     @classmethod
@@ -331,6 +335,23 @@ class SQLAlchemyStore(Generic[ResourceT]):
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
         """Open the resource at *key*: what a processor calls. Switches: no; entering and leaving what it gives does."""
         return self._open_scope(key)
+
+    @property
+    def open_resources(self) -> BulkDocuments:
+        """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
+
+        The documents of all batches that are ready are loaded together and saved together, in one transaction. It takes
+        no operations with idempotency keys, and keeps nothing (``reuse_resource``).
+
+        Raises:
+            AttributeError: The store is one of mapped classes.
+        Switches: no.
+        """
+        if self._bulk is None:
+            raise AttributeError(
+                f"{self!r} has no open_resources: a mapped class has no bulk form, only SQLAlchemyStore.documents"
+            )
+        return self._bulk
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """The value of the column that *key* stands for: 42 and "42" are one row, and one batch.

@@ -1,0 +1,287 @@
+"""Documents in bulk: those of many keys that are loaded and saved together, in one transaction.
+
+Each is compared by itself: who lost is told so, and all others are saved. Rows are locked in the order of their keys,
+so that two processes wait for each other and do not deadlock.
+
+On PostgreSQL all documents are one statement. Where the transaction collects a save, that is sent together with COMMIT,
+as if nobody had lost; when somebody has, nothing was written, and the save is sent again, step by step. Other
+databases get the statements of one document after the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
+
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, PartlySaved
+from geventbatch.stores import _sql
+from geventbatch.stores._documents import DocumentScope, KeyText, Row, StateText
+from geventbatch.stores._key import normalize_all
+from geventbatch.stores._rows import insert_rows, is_instance
+from geventbatch.stores._transaction import Transaction, load
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+    from types import TracebackType
+
+    from sqlalchemy.types import TypeEngine
+
+    from geventbatch.stores._documents import Documents
+
+_Change = tuple[Any, dict[str, Any]]
+
+
+class BulkDocuments:
+    """The ``open_resources`` of a `Processor`: documents of many keys in one transaction."""
+
+    keeps_outcomes = False
+    """It takes no operations with idempotency keys."""
+
+    def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[tuple[str, type | None]]) -> None:
+        self._documents = documents
+        self._columns = columns
+        single, dialect = documents.statements, documents.engine.dialect.name
+        has_arrays = dialect == "postgresql" and all(_fits(column) for column in (table.c.key, table.c.state))
+        self._load = _load(table, arrays=has_arrays, locking=documents.locking)
+        statements = _statements(table) if has_arrays else ()
+        together = dict(zip((single.update, single.delete, single.add), statements, strict=False))
+        self._together: Final[dict[Any, Any]] = together  # by the statement for one document
+
+    def __repr__(self) -> str:
+        return f"<documents in bulk of {self._documents.name}>"
+
+    def __call__(self, keys: Iterable[Hashable]) -> BulkDocumentScope:
+        """Open the resources at *keys*: what a processor calls. Switches: no."""
+        return BulkDocumentScope(self._documents, self._load, self._together, list(keys))
+
+    def normalize_key(self, key: Hashable) -> Hashable:
+        """As `SQLAlchemyStore.normalize_key`. Switches: no."""
+        return normalize_all(key, self._columns)
+
+
+class BulkDocumentScope:
+    """One batch of each of many keys: entering loads their documents, leaving saves those that are left."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    _transaction: Transaction
+    _resources: dict[Hashable, Any]
+    _scopes: dict[Hashable, DocumentScope]  # of those that were loaded
+
+    def __init__(
+        self, documents: Documents, statement: sa.Select[Any], together: dict[Any, Any], keys: list[Hashable]
+    ) -> None:
+        self._documents = documents
+        self._statement = statement
+        self._together = together
+        self._keys = keys
+        self._name = f"{len(keys)} documents of {documents.name}"
+
+    def __enter__(self) -> dict[Hashable, Any]:
+        try:
+            self._transaction, found = load(self._begun, self._fetch)
+            self._scopes = {}
+            self._resources = {key: made for key in self._keys if (made := self._made(key, found.get(key))) is not None}
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self._resources
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        lost: dict[Hashable, Exception] = {}
+        try:
+            if error is None:
+                lost = self._save()
+        except BaseException as raised:
+            self._end(raised)
+            raise
+        self._end(error)
+        if lost:
+            raise PartlySaved(lost)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _begun(self) -> Transaction:
+        return self._documents.transaction(self._documents.engine, self._name)
+
+    def _fetch(self, transaction: Transaction) -> dict[Hashable, Row]:
+        found = transaction.connection.execute(self._statement, {"_keys": self._keys})
+        return {row.key: Row(row.state, row.version) for row in found}
+
+    def _made(self, key: Hashable, row: Row | None) -> Any:
+        """The resource, or what its load raised; None when it is missing, and none is made."""
+        scope = DocumentScope(self._documents, key)
+        if row is None and self._documents.missing == "raise":
+            return None
+        try:
+            resource = scope.take(row or Row(None, None))
+        except Exception as error:
+            return error
+        self._scopes[key] = scope
+        return resource
+
+    def _save(self) -> dict[Hashable, Exception]:
+        """Save, and give what the documents fail with that were not."""
+        bulk = current_batch().bulk
+        failed: dict[Hashable, Exception] = {}
+        changes: dict[Hashable, _Change] = {}
+        rows: dict[Hashable, list[object]] = {}
+        for key in self._resources:
+            if key not in self._scopes:
+                continue
+            try:
+                _, change = self._scopes[key].change_of(bulk[key], bulk[key].rows)
+            except Exception as error:
+                failed[key] = error
+                continue
+            rows[key] = bulk[key].rows
+            if change is not None:
+                changes[key] = change
+        if changes or any(rows.values()):
+            failed |= self._write(changes, rows)
+        return failed
+
+    def _write(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> dict[Hashable, Conflict]:
+        collects = self._transaction.collects and not any(is_instance(row) for some in rows.values() for row in some)
+        locking = self._documents.locking
+        inserts = any(statement is self._documents.statements.add for statement, _ in changes.values())
+        if collects and not (locking and inserts):  # whose locks would be lost with what was inserted by others
+            try:
+                self._transaction.write(lambda: self._write_all(changes, rows))
+                return {}
+            except Conflict as conflict:
+                if locking or len(changes) == 1 or not self._transaction.has_lost(conflict):
+                    raise
+            self._end(None)
+            self._transaction = self._begun()
+        lost: set[Hashable] = set()
+        self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
+        return {key: Conflict(f"{key!r} was not saved: somebody else changed it since it was loaded") for key in lost}
+
+    def _write_all(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> None:
+        for statement, some in self._grouped(changes):
+            self._transaction.change(*statement.of(some), rows=len(some))
+        if not self._together:
+            for key in sorted(changes, key=str):
+                self._transaction.change(*changes[key])
+        insert_rows(self._transaction.connection, [row for some in rows.values() for row in some])
+
+    def _write_each(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> set[Hashable]:
+        """Write, and give the keys of those that were not there any more as they were loaded."""
+        connection = self._transaction.connection
+        lost: set[Hashable] = set()
+        if self._together:
+            for statement, some in self._grouped(changes):
+                asked, parameters = statement.of(some)
+                saved = connection.execute(asked.returning(statement.key), parameters).scalars()
+                lost |= some.keys() - set(saved)
+        else:
+            lost |= {key for key in sorted(changes, key=str) if not self._is_written(*changes[key])}
+        insert_rows(connection, [row for key, some in rows.items() if key not in lost for row in some])
+        return lost
+
+    def _is_written(self, statement: Any, parameters: dict[str, Any]) -> bool:
+        try:
+            self._transaction.change(statement, parameters)
+        except Conflict:
+            return False
+        except IntegrityError as error:
+            if statement is self._documents.statements.add and _sql.is_duplicate(error):
+                return False
+            raise
+        return True
+
+    def _grouped(self, changes: dict[Hashable, _Change]) -> Iterable[tuple[Together, dict[Hashable, dict[str, Any]]]]:
+        """The statements for many documents, in the order in which they are sent, with what each is sent for."""
+        for single, statement in self._together.items():
+            some = {key: values for key, (asked, values) in changes.items() if asked is single}
+            if some:
+                yield statement, some
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction = self.__dict__.pop("_transaction", None)
+        if transaction is not None:
+            transaction.end(error)
+
+
+class Together:
+    """A statement for many documents, which takes an array for each column."""
+
+    def __init__(self, statement: Any, key: sa.Column[Any], names: Sequence[str]) -> None:
+        self.key: Final = key
+        self._statement = statement
+        self._names = names
+
+    def of(self, some: dict[Hashable, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """The statement and its parameters."""
+        return self._statement, {f"_{name}s": [values[f"_{name}"] for values in some.values()] for name in self._names}
+
+
+def _load(table: sa.Table, *, arrays: bool, locking: bool) -> sa.Select[Any]:
+    columns = table.c
+    if arrays:
+        asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=sa.ARRAY(_in_array(columns.key.type))))
+    else:
+        asked = columns.key.in_(sa.bindparam("_keys", expanding=True))
+    select = sa.select(columns.key, columns.state, columns.version).where(asked)
+    return select.order_by(columns.key).with_for_update() if locking else select
+
+
+def _statements(table: sa.Table) -> tuple[Together, Together, Together]:
+    """UPDATE, DELETE and INSERT of PostgreSQL, which lock in the order of the keys and tell whom they found."""
+    columns = table.c
+    asked = _asked(table, "key", "version", "state", "new")
+    as_loaded = sa.and_(columns.key == asked.c.key, columns.version == asked.c.version)
+    locked = _locked(table, asked)
+    update = (
+        sa.update(table).where(as_loaded, columns.key == locked.c.key).values(state=asked.c.state, version=asked.c.new)
+    )
+    gone = _asked(table, "key", "version")
+    locked = _locked(table, gone)
+    as_loaded = sa.and_(columns.key == gone.c.key, columns.version == gone.c.version)
+    delete = sa.delete(table).where(as_loaded, columns.key == locked.c.key)
+    new = _asked(table, "key", "state", "new")
+    select = sa.select(new.c.key, new.c.state, new.c.new).order_by(new.c.key)
+    add = postgresql.insert(table).from_select(["key", "state", "version"], select).on_conflict_do_nothing()
+    return (
+        Together(update, columns.key, ("key", "version", "state", "new")),
+        Together(delete, columns.key, ("key", "version")),
+        Together(add, columns.key, ("key", "state", "new")),
+    )
+
+
+def _asked(table: sa.Table, *names: str) -> sa.CTE:
+    """The parameters of these names, a row for each document."""
+    columns = table.c
+    types: dict[str, TypeEngine[Any]] = {
+        "key": _in_array(columns.key.type),
+        "version": sa.BigInteger(),
+        "state": _in_array(columns.state.type),
+        "new": sa.BigInteger(),
+    }
+    arrays = [sa.bindparam(f"_{name}s", type_=sa.ARRAY(types[name])) for name in names]
+    unnested = sa.func.unnest(*arrays).table_valued(*[sa.column(name, types[name]) for name in names])
+    return sa.select(unnested.render_derived(name="a")).cte("asked")
+
+
+def _locked(table: sa.Table, asked: sa.CTE) -> sa.CTE:
+    columns = table.c
+    as_loaded = sa.and_(columns.key == asked.c.key, columns.version == asked.c.version)
+    joined = table.join(asked, as_loaded)
+    return sa.select(columns.key).select_from(joined).order_by(columns.key).with_for_update(of=table).cte("locked")
+
+
+def _in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """A text without the length of its column: casting to that would cut off what is too long."""
+    return sa.Text() if isinstance(kind, (sa.String, KeyText, StateText)) else kind
+
+
+def _fits(column: sa.Column[Any]) -> bool:
+    """Whether its values are the same after a cast to its type."""
+    return "(" not in _in_array(column.type).compile(dialect=postgresql.dialect())
