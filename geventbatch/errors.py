@@ -153,18 +153,6 @@ class Repeated(NotSaved):
         self.outcomes = outcomes
 
 
-class PartlySaved(Exception):
-    """For the save of many keys (``open_resources``) to raise: some of them were not saved, all others were.
-
-    A key whose error is a `Conflict` is replayed alone.
-    """
-
-    def __init__(self, errors: Mapping[Hashable, BaseException]) -> None:
-        """Keep what each of those keys fails with."""
-        super().__init__(f"{len(errors)} keys were not saved")
-        self.errors = errors
-
-
 class NothingToSave(Exception):
     """A resource scope is left with this when nothing of its batch is to be saved; what it makes of it is ignored."""
 

@@ -59,6 +59,9 @@ class Case:
     has_rows: bool = False
     """`current_batch().add_row` works (`Adapter.row`, `rows`)."""
 
+    has_outcomes: bool = True
+    """It takes operations with idempotency keys."""
+
     has_sql: bool = False
     """An operation can send SQL of its own in the batch's transaction (`Adapter.insert`)."""
 
@@ -116,6 +119,9 @@ class Adapter(ABC):
     pool_size: int = 4
     """So many batches can run at once, each with a connection of its own."""
 
+    bulk: bool = False
+    """Its processors take the bulk form of the store."""
+
     # -- the store ------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -124,10 +130,9 @@ class Adapter(ABC):
 
     def processor(self, *, missing: Missing = "raise", **options: Any) -> Processor[Any]:
         """A processor over it, with natural batching, and patience unless the test has none."""
-        return Processor(
-            open_resource=self.store(missing=missing),
-            **{"min_duration": 0, "max_duration": 30, "workers": 4, **options},
-        )
+        store: Any = self.store(missing=missing)
+        opens: Any = {"open_resources": store.open_resources} if self.bulk else {"open_resource": store}
+        return Processor(**opens, **{"min_duration": 0, "max_duration": 30, "workers": 4, **options})
 
     # -- operations -----------------------------------------------------------------------------------------
 

@@ -129,6 +129,12 @@ class ReusingAdapter(RedisAdapter):
     reuses = True
 
 
+class BulkAdapter(RedisAdapter):
+    """The same, whose processors take the bulk form."""
+
+    bulk = True
+
+
 class ClusterAdapter(RedisAdapter):
     """The same on a cluster, whose client asks the nodes themselves where they are."""
 
@@ -139,6 +145,12 @@ class ClusterAdapter(RedisAdapter):
     def pools(self) -> list[Any]:
         client: Any = self.client
         return [node.redis_connection.connection_pool for node in client.get_nodes() if node.redis_connection]
+
+
+class BulkClusterAdapter(ClusterAdapter):
+    """And in bulk."""
+
+    bulk = True
 
 
 def _made(key: str) -> Resource:
@@ -180,6 +192,7 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
         name=name,
         fresh=fresh,
         opens=opens,
+        has_outcomes=not kind.bulk,
         has_proxy=True,
         can_corrupt=True,
         can_restart=can_restart,
@@ -193,6 +206,8 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
 CASES = (
     _case("redis", redis_url, RedisAdapter, can_restart=GIVEN is None),
     _case("redis-reuse", redis_url, ReusingAdapter, can_restart=GIVEN is None),
+    _case("redis-bulk", redis_url, BulkAdapter, can_restart=GIVEN is None),
     # A node that comes back keeps its cluster down for two seconds.
     _case("redis-cluster", cluster_url, ClusterAdapter, can_restart=False),
+    _case("redis-cluster-bulk", cluster_url, BulkClusterAdapter, can_restart=False),
 )

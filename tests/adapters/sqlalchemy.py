@@ -422,18 +422,23 @@ def _execute(url: str, driver: str, statement: str) -> None:
 
 
 @contextmanager
-def opened(server: Server, form: Form, kind: Kind, address: str, *, pipeline: bool = True) -> Iterator[Any]:
+def opened(
+    server: Server, form: Form, kind: Kind, address: str, *, pipeline: bool = True, bulk: bool = False
+) -> Iterator[Any]:
     """The adapter at *address*; through a proxy where it is a server."""
     place = PLACES[server](address)
     with ExitStack() as stack:
         endpoint = place.endpoint()
         proxy = None if endpoint is None else stack.enter_context(Proxy(endpoint))
         adapter = (DocumentAdapter if form == "document" else MappedAdapter)(place, kind, proxy, pipeline=pipeline)
+        adapter.bulk = bulk
         stack.callback(adapter.close)
         yield adapter
 
 
-def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True, restarts: bool = False) -> Case:
+def _case(
+    server: Server, form: Form, kind: Kind, *, pipeline: bool = True, restarts: bool = False, bulk: bool = False
+) -> Case:
     has_server = server != "sqlite"
     shown = "xmin" if (server, kind) == ("postgresql", "row") else kind
     steps: dict[Step, bool] = {
@@ -443,9 +448,10 @@ def _case(server: Server, form: Form, kind: Kind, *, pipeline: bool = True, rest
         "commit": True,
     }
     return Case(
-        name=f"sqlalchemy-{form}-{shown}-{server}{'' if pipeline else '-plain'}",
+        name=f"sqlalchemy-{form}-{shown}-{server}{'' if pipeline else '-plain'}{'-bulk' if bulk else ''}",
         fresh=partial(fresh, server),
-        opens=partial(opened, server, form, kind, pipeline=pipeline),
+        opens=partial(opened, server, form, kind, pipeline=pipeline, bulk=bulk),
+        has_outcomes=not bulk,
         has_locks=kind == "lock",
         has_rows=True,
         has_sql=has_server and form == "mapped",
@@ -470,12 +476,18 @@ CASES = (
     _case("postgresql", "document", "reuse", restarts=True),
     _case("postgresql", "document", "lock", pipeline=False),
     _case("postgresql", "document", "reuse", pipeline=False),
+    _case("sqlite", "document", "version", bulk=True),
+    _case("postgresql", "document", "lock", bulk=True),
+    _case("postgresql", "document", "version", bulk=True, restarts=True),
+    _case("postgresql", "document", "version", bulk=True, pipeline=False),
     _case("postgresql", "mapped", "lock", restarts=True),
     _case("postgresql", "mapped", "version"),
     _case("postgresql", "mapped", "row"),
     _case("mariadb", "document", "lock"),
     _case("mariadb", "document", "version"),
     _case("mariadb", "document", "reuse"),
+    _case("mariadb", "document", "lock", bulk=True),
+    _case("mariadb", "document", "version", bulk=True),
     _case("mariadb", "mapped", "lock"),
     _case("mariadb", "mapped", "version"),
     _case("mariadb", "mapped", "row"),
