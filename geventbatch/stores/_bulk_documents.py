@@ -111,8 +111,14 @@ class BulkDocumentScope:
         return self._documents.transaction(self._documents.engine, self._name)
 
     def _fetch(self, transaction: Transaction) -> dict[Hashable, Row]:
-        found = transaction.connection.execute(self._statement, {"_keys": self._keys})
-        return {row.key: Row(row.state, row.version) for row in found}
+        rows = transaction.connection.execute(self._statement, {"_keys": self._keys})
+        found = {row.key: Row(row.state, row.version) for row in rows}
+        for key in found.keys() - set(self._keys):
+            raise TypeError(
+                f"{self._documents.name} gave the key {key!r}, which none of {self._keys!r} is equal to: in bulk, keys "
+                "have to be as their column has them"
+            )
+        return found
 
     def _made(self, key: Hashable, row: Row | None) -> Any:
         """The resource, or what its load raised; None when it is missing, and none is made."""
