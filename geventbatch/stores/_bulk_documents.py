@@ -10,7 +10,7 @@ databases get the statements of one document after the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from geventbatch.stores._documents import Documents
 
 _Change = tuple[Any, dict[str, Any]]
+
+_POSTGRESQL: Final[sa.Dialect] = cast("Any", postgresql.dialect)()
 
 
 class BulkDocuments:
@@ -75,7 +77,11 @@ class BulkDocumentScope:
     _scopes: dict[Hashable, DocumentScope]  # of those that were loaded
 
     def __init__(
-        self, documents: Documents, statement: sa.Select[Any], together: dict[Any, Any], keys: list[Hashable]
+        self,
+        documents: Documents,
+        statement: sa.Select[*tuple[Any, ...]],
+        together: dict[Any, Any],
+        keys: list[Hashable],
     ) -> None:
         self._documents = documents
         self._statement = statement
@@ -229,7 +235,7 @@ class Together:
         return self._statement, {f"_{name}s": [values[f"_{name}"] for values in some.values()] for name in self._names}
 
 
-def _load(table: sa.Table, *, arrays: bool, locking: bool) -> sa.Select[Any]:
+def _load(table: sa.Table, *, arrays: bool, locking: bool) -> sa.Select[*tuple[Any, ...]]:
     columns = table.c
     if arrays:
         asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=sa.ARRAY(_in_array(columns.key.type))))
@@ -290,4 +296,4 @@ def _in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _fits(column: sa.Column[Any]) -> bool:
     """Whether its values are the same after a cast to its type."""
-    return "(" not in _in_array(column.type).compile(dialect=postgresql.dialect())
+    return "(" not in _in_array(column.type).compile(dialect=_POSTGRESQL)

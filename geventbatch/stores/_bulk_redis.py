@@ -70,7 +70,7 @@ class BulkScope(Generic[R]):
         if kind is not None:
             return
         batch = current_batch()
-        failed: dict[Hashable, Exception] = {}
+        failed: dict[str, Exception] = {}
         changes = {}
         for key, resource in self._resources.items():
             if key not in self._loaded:
