@@ -132,11 +132,9 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
         replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
         return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
-    if not has_news(batch):  # there is nothing to save
-        if not _is_reused(batch):
-            # What is behind it is settled first, since it does not depend on how the scope is left.
-            return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
-        batch.completed = 0  # the scope compares, and no more
+    if not has_news(batch) and not _compares(batch):  # there is nothing to save
+        # What is behind it is settled first, since it does not depend on how the scope is left.
+        return _give_up(batch, leave, NothingToSave(), replay=settle(batch))
     return _save(batch, leave)
 
 
@@ -327,6 +325,14 @@ def _is_reused(batch: Batch) -> bool:
     Such a scope is left as for a save also when there is nothing to save.
     """
     return bool(getattr(batch.scope, "reused", False))
+
+
+def _compares(batch: Batch) -> bool:
+    """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
+    if _is_reused(batch):
+        batch.completed = 0
+        return True
+    return False
 
 
 def _is_clean(batch: Batch, error: BaseException) -> bool:

@@ -373,6 +373,10 @@ def engine(tmp_path: Path) -> Iterator[sa.Engine]:
         yield engine
 
 
+def add_one(resource: list[int]) -> None:
+    resource.append(1)
+
+
 def same(value: Any) -> Any:
     return value
 
@@ -432,8 +436,8 @@ def test_rows_are_locked_in_the_order_of_their_keys(engine: sa.Engine, mode: Any
     sent = []
     sa.event.listen(engine, "before_cursor_execute", lambda *call: sent.append(call[2]))
     with Processor(open_resources=store.open_resources, min_duration=0, max_duration=30) as processor:
-        for operation, *args in ((list.append, 1), (list.append, 1), (delete,)):
-            processor.run("k", operation, *args)
+        for operation in (add_one, add_one, delete):
+            processor.run("k", operation)
     load, insert, _, update, _, deletion = (" ".join(statement.split()) for statement in sent)
     locked = "ORDER BY documents.key FOR UPDATE"
     assert load.endswith(locked) == (mode == "lock")

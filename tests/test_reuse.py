@@ -145,6 +145,19 @@ def test_who_only_reads_is_told_what_somebody_else_has_saved(
 
 
 @over_reusing
+def test_an_operation_that_says_that_it_only_reads_is_told_so_too_and_saves_nothing(
+    adapter: Adapter,  # noqa: F811
+    warm: Processor[Any],
+) -> None:
+    adapter.put("k", 100)
+    assert warm.run("k", adapter.total, read_only=True) == 100
+    warm.run("k", adapter.add, 1)
+    assert warm.run("k", adapter.add, 1, read_only=True) == 102  # which is a mistake
+    assert adapter.get("k") == 101
+    assert warm.run("k", adapter.total) == 101
+
+
+@over_reusing
 @pytest.mark.parametrize("clean_errors", [(Exception,), ()])
 @pytest.mark.parametrize("idempotency_key", [None, "a"])
 def test_no_error_is_answered_for_what_is_no_more(
