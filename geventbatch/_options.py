@@ -66,7 +66,7 @@ class Options:
             raise TypeError(
                 f"run() was given the idempotency_key {key!r}, but the processor's store records no outcomes: a "
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
-                "idempotency_ttl; a load and save pair cannot"
+                "idempotency_ttl; a load and save pair cannot, nor can what opens many keys"
             )
         check = getattr(self.open_resource, "check_outcomes", None)
         if check is not None:
