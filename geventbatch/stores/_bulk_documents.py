@@ -170,11 +170,17 @@ class BulkDocumentScope:
             except Conflict as conflict:
                 if locking or len(changes) == 1 or not self._transaction.has_lost(conflict):
                     raise
-            self._end(None)
-            self._transaction = self._begun()
+            self._begin_again()
         lost: set[Hashable] = set()
         self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
         return {key: Conflict(f"{key!r} was not saved: somebody else changed it since it was loaded") for key in lost}
+
+    def _begin_again(self) -> None:
+        try:
+            self._end(None)
+            self._transaction = self._begun()
+        except Exception as error:
+            raise _sql.not_saved(error, self._name) from error
 
     def _write_all(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> None:
         for statement, some in self._grouped(changes):
