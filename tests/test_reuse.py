@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from geventbatch import LoadFailed, Processor, ResourceMissing, _clock, _process
+from geventbatch import LoadFailed, Processor, ResourceMissing, _process
+from geventbatch._clock import clock
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
 from geventbatch.stores._reuse import Kept
 from tests.adapters.base import TooLittle
@@ -352,7 +353,7 @@ class Now:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
-        monkeypatch.setattr(_clock, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(clock, "monotonic", lambda: self.seconds)
 
 
 @pytest.fixture
@@ -396,7 +397,7 @@ def test_in_a_child_of_a_fork_nothing_of_the_parents_is_kept(monkeypatch: pytest
     kept: Kept[str] = Kept(Reuse())
     kept.put("k", "of the parent")
     kept.put("l", "of the parent")
-    monkeypatch.setattr(_process, "epoch", _process.epoch + 1)
+    monkeypatch.setattr(_process.here, "epoch", _process.here.epoch + 1)
     assert kept.take("k") is None
     kept.put("k", "of the child")
     assert [kept.take("k"), kept.take("l")] == ["of the child", None]

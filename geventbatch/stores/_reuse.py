@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from geventbatch import _clock, _process
+from geventbatch._clock import clock
+from geventbatch._process import here
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Repeated
 
@@ -66,28 +67,28 @@ class Kept(Generic[T]):
         self._most: Final = reuse.max_keys
         self._longest: Final = reuse.max_age
         # -- mutable state ---------------------------------------------------------------------------------
-        self._epoch = _process.epoch
+        self._epoch = here.epoch
         self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()  # until when; the oldest first
 
     def take(self, key: Hashable) -> T | None:
         """Give what is kept of *key*, for the first attempt of a batch: a replay loads."""
-        if self._epoch != _process.epoch:  # it is the parent's
+        if self._epoch != here.epoch:  # it is the parent's
             self.clear()
         until, entry = self._entries.pop(key, (0.0, None))
-        return entry if _clock.monotonic() < until and current_batch().attempts == 1 else None
+        return entry if clock.monotonic() < until and current_batch().attempts == 1 else None
 
     def put(self, key: Hashable, entry: T) -> None:
         """Keep it."""
         entries = self._entries
         entries.pop(key, None)
-        entries[key] = _clock.monotonic() + self._longest, entry
+        entries[key] = clock.monotonic() + self._longest, entry
         if len(entries) > self._most:
             with suppress(KeyError):  # of another thread that has emptied it
                 entries.popitem(last=False)
 
     def clear(self) -> None:
         """Keep nothing of all that."""
-        self._epoch = _process.epoch
+        self._epoch = here.epoch
         self._entries.clear()
 
     def __len__(self) -> int:
