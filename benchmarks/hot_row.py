@@ -2,8 +2,8 @@
 
 Per request, with psycopg and a fair pool at the best of several sizes: `SELECT … FOR UPDATE`, one atomic
 `UPDATE … WHERE`, version and retry, an advisory lock. Against batches of `SQLAlchemyStore.documents` with a
-`min_duration` of 0, 1, 10 and 100 ms, in mode "lock", and in mode "version". With 0, 1 and 2 ms of round trip added by
-a proxy, in a process of its own.
+`min_duration` of 0, 1, 10 and 100 ms, in mode "lock", and in mode "version" without and with `reuse_resource`. With 0,
+1 and 2 ms of round trip added by a proxy, in a process of its own.
 
 The ways take turns in one run; each figure is the median of the turns (least to most). With one caller, batches say
 what it waits beside load and save, too. After each turn the counter in the database is compared with the operations
@@ -44,6 +44,7 @@ from benchmarks.ways import (
     server_settings,
     spread,
 )
+from geventbatch.stores import Reuse
 from tests.servers import postgres_url
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ BATCHED: dict[str, Callable[[str], Way]] = {
     "batches, lock, 10 ms": lambda url: Batches(url, "lock", 0.01),
     "batches, lock, 100 ms": lambda url: Batches(url, "lock", 0.1),
     "batches, version": lambda url: Batches(url, "version"),
+    "batches, version, reuse": lambda url: Batches(url, "version", reuse=Reuse()),
 }
 
 AHEAD = ("batches, lock", "UPDATE … WHERE")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from gevent.hub import Waiter
 
 from geventbatch import Processor
-from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores import Reuse, SQLAlchemyStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,19 +200,25 @@ class Batches(Way):
         mode: Of the store.
         window: The processor's ``min_duration``, in seconds.
         max_bulk: Keys in one bulk; None for batches of one key.
+        reuse: The store's ``reuse_resource``.
     """
 
     table = "documents"
 
     def __init__(
-        self, url: str, mode: Literal["lock", "version"], window: float = 0.0, max_bulk: int | None = None
+        self,
+        url: str,
+        mode: Literal["lock", "version"],
+        window: float = 0.0,
+        max_bulk: int | None = None,
+        reuse: Reuse | None = None,
     ) -> None:
         """See the class."""
         self._engine = sa.create_engine(
             sa.make_url(url).set(drivername="postgresql+psycopg"), pool_size=POOL, max_overflow=0
         )
         # A conflict costs another attempt, and several processes have many.
-        store: Any = SQLAlchemyStore.documents(self._engine, "documents", mode=mode)
+        store: Any = SQLAlchemyStore.documents(self._engine, "documents", mode=mode, reuse_resource=reuse)
         options: dict[str, Any] = {"min_duration": window, "max_duration": 30, "max_attempts": 1000}
         if max_bulk is None:
             options |= {"open_resource": store}
