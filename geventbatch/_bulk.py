@@ -133,6 +133,7 @@ class _Round:
         """Load, apply, save; and have another round of those that are to be replayed."""
         if self._load():
             try:
+                self._look_at_resources()
                 self._apply()
                 self._settle()
             except BaseException as error:
@@ -178,7 +179,6 @@ class _Round:
                 batch.now = now
                 batch.load_duration += now - begun
         first.over()
-        self._look_at_resources()
         return True
 
     def _look_at_resources(self) -> None:

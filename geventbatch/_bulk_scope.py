@@ -8,6 +8,7 @@ only the keys that are to be saved; those that were not are told by raising `Par
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -78,8 +79,9 @@ class OneOfBulk:
         resources = self._scope.__enter__()
         try:
             return loaded(resources, self._key)
-        except Exception as error:
-            self._scope.__exit__(type(error), error, error.__traceback__)
+        except BaseException as error:
+            with suppress(Exception):  # what it makes of that is ignored
+                self._scope.__exit__(type(error), error, error.__traceback__)
             raise
 
     def __exit__(

@@ -413,6 +413,37 @@ def test_a_load_that_gives_no_dict_fails_every_key_and_says_so(clock: VirtualTim
     assert left == [NothingToSave]
 
 
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_scope_is_left_whatever_looking_at_its_dict_raises(
+    clock: VirtualTime, *, killed: bool, batching: bool
+) -> None:
+    left: list[Any] = []
+
+    class Lazy(dict[str, list[Any]]):
+        def __getitem__(self, key: str) -> list[Any]:
+            if killed:
+                raise GreenletExit
+            raise OSError("no disk")
+
+        def pop(self, key: str, default: Any = None) -> Any:
+            return self[key]
+
+    @contextmanager
+    def lazy(keys: list[str]) -> Iterator[Any]:
+        try:
+            yield Lazy.fromkeys(keys)
+        except BaseException as error:
+            left.append(type(error))
+            raise
+
+    with Processor(open_resources=lazy, min_duration=0, batching=batching) as processor:
+        answers = run_all(clock, processor, appends("ab"))
+    for error in answers.values():
+        assert error.retry_safe if batching or not killed else isinstance(error, GreenletExit)
+    assert left == [GreenletExit if killed else OSError] * (1 if batching else 2)
+
+
 def test_a_conflict_of_all_replays_all_together(clock: VirtualTime, warehouse: Warehouse) -> None:
     def deadlock(_: object) -> None:
         if len(warehouse.saves) == 1:
@@ -583,6 +614,19 @@ def test_a_thousand_operations_on_as_many_keys_never_hold_the_hub_for_long(
 
 
 # -- alone --------------------------------------------------------------------------------------------------
+
+
+def test_without_batching_what_leaving_raises_is_ignored_too(clock: VirtualTime) -> None:
+    @contextmanager
+    def failing(_: object) -> Iterator[dict[str, Any]]:
+        try:
+            yield {}
+        except BaseException:
+            raise RuntimeError("the connection is gone") from None
+
+    with Processor(open_resources=failing, min_duration=0) as processor:
+        for processor.batching in (True, False):
+            assert isinstance(run_all(clock, processor, appends("a"))["a"], ResourceMissing)
 
 
 def test_without_batching_each_run_is_a_bulk_of_its_own(clock: VirtualTime, warehouse: Warehouse) -> None:
