@@ -109,9 +109,14 @@ def loaded(resources: Any, key: Hashable) -> Any:
 
 def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
     """Give what became of those of *keys* that were not saved. Raises `TypeError` when that is not clear."""
-    for key in lost.errors:
+    errors: Any = lost.errors
+    if not isinstance(errors, Mapping):
+        raise TypeError(f"PartlySaved has {errors!r}, but must have a mapping of keys to their exceptions") from lost
+    for key, error in errors.items():
         if key not in keys:
             raise TypeError(
                 f"PartlySaved names the key {key!r}, which is not among those that were to be saved"
             ) from lost
-    return lost.errors
+        if not isinstance(error, Exception):
+            raise TypeError(f"PartlySaved has {error!r} for the key {key!r}, but must have an exception") from lost
+    return errors

@@ -132,7 +132,8 @@ class PartlySaved(Exception):
     `SaveFailed` of which nobody knows whether it was saved.
 
     Args:
-        errors: What became of each key that was not saved.
+        errors: What became of each key that was not saved. A key that was not to be saved, or a value that is no
+            exception, leaves it unknown of all keys of the bulk whether they were saved.
     """
 
     def __init__(self, errors: Mapping[Any, Exception]) -> None:

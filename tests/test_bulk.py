@@ -345,6 +345,35 @@ def test_a_save_that_names_a_strange_key_leaves_nobody_in_the_belief_that_he_was
         assert "names the key 'A'" in str(error)
 
 
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("told", [None, "lost", Conflict, GreenletExit(), gevent.Timeout()])
+def test_a_save_that_does_not_tell_by_an_exception_what_became_of_a_key_tells_nobody_that_he_was_saved(
+    clock: VirtualTime, warehouse: Warehouse, told: Any, *, batching: bool
+) -> None:
+    warehouse.lost = [{"a": told}] * 2
+    with warehouse.processor(batching=batching) as processor:
+        answers = run_all(clock, processor, appends("ab" if batching else "a"))
+    for error in answers.values():
+        assert isinstance(error, SaveFailed)
+        assert not error.retry_safe
+        assert "must have an exception" in str(error)
+
+
+@pytest.mark.parametrize("errors", [["a"], "a", {"a"}])
+def test_a_save_that_tells_no_mapping_tells_nobody_that_he_was_saved(
+    clock: VirtualTime, warehouse: Warehouse, errors: Any
+) -> None:
+    def lose(_: object) -> None:
+        raise PartlySaved(errors)
+
+    warehouse.on_save = lose
+    with warehouse.processor() as processor:
+        answers = run_all(clock, processor, appends("ab"))
+    for error in answers.values():
+        assert isinstance(error, SaveFailed)
+        assert "must have a mapping" in str(error)
+
+
 def test_an_operation_that_is_refused_saves_nothing_of_its_key(clock: VirtualTime, warehouse: Warehouse) -> None:
     with warehouse.processor() as processor:
         answers = run_all(clock, processor, {**appends("ab"), "c": fail})
