@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from geventbatch._alarm import Alarm
     from geventbatch._batch import Batch
+    from geventbatch.errors import Phase
 
 
 class Bulk:
@@ -145,20 +146,28 @@ class _Round:
         self._reason = NothingToSave()  # no cycle through an error that a broken operation raised
         self._bulk.again([batch for batch in self._again if not batch.ended], self._seconds)
 
+    @staticmethod
+    def _begin(phase: Phase, batches: list[Batch]) -> float:
+        """Have *batches* be in *phase* from now on, with what the first one knows: it leads. Give the time."""
+        for batch in batches:
+            batch.phase = phase
+            batch.now = batches[0].now
+            batch.deadline = batches[0].deadline
+        return batches[0].now
+
     # -- load ---------------------------------------------------------------------------------------------
 
     def _load(self) -> bool:
         """Enter the scope. False when nobody's resource was loaded, and the scope is left."""
         first = self._batches[0]
+        begun = self._begin("load", self._batches)
         for batch in self._batches:
-            batch.phase = "load"
             batch.conflict = None
             if batch.attempts:
                 batch.begin_attempt()
             batch.attempts += 1
             batch.bulk = self._at_hand
             batch.context = self._context
-        begun = first.now
         open_resources: Any = first.state.options.open_resources
         try:
             scope = self._context.run(open_resources, list(self._at_hand))
@@ -255,9 +264,7 @@ class _Round:
         if not batches or batches[0].over():
             self._leave_for(TimeoutError("the deadline of the bulk has passed") if batches else self._reason)
             return
-        begun = batches[0].now
-        for batch in batches:
-            batch.phase = "save"
+        begun = self._begin("save", batches)
         raised: BaseException | None = None
         try:
             self._context.run(self._leave, None, None, None)

@@ -581,6 +581,50 @@ def test_pauses_do_not_count_for_any_key(clock: VirtualTime, warehouse: Warehous
     assert len(warehouse.kept) == 50
 
 
+def test_after_pauses_each_key_has_the_time_for_a_replay_that_all_have(
+    clock: VirtualTime, warehouse: Warehouse
+) -> None:
+    def grind(resource: list[Any]) -> None:
+        append(resource)
+        clock.spend(0.004)
+
+    def disturb() -> None:
+        for _ in range(50):
+            gevent.sleep(0.001)
+            clock.spend(0.1)  # while the worker pauses
+
+    left: list[set[float]] = []
+    warehouse.lost = [{str(number): Conflict("lost") for number in range(50)}]
+    warehouse.on_save = lambda _: left.append({batch.remaining() for batch in current_batch().bulk.values()})
+    with warehouse.processor(max_duration=1) as processor:
+        gevent.spawn(disturb)
+        answers = run_all(clock, processor, {str(number): grind for number in range(50)}, 60)
+    assert set(answers.values()) == {None}
+    assert [len(one) for one in left] == [1, 1]
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_at_the_deadline_the_metrics_of_all_keys_count_the_same_load_or_save(
+    clock: VirtualTime, warehouse: Warehouse, *, replayed: bool
+) -> None:
+    def wait(_: object) -> None:
+        gevent.sleep(0.5)
+
+    warehouse.load_time = 1
+    if replayed:
+        warehouse.lost = [{key: Conflict("lost") for key in "abc"}]
+        warehouse.on_save = lambda _: setattr(warehouse, "load_time", 100)
+    else:
+        warehouse.save_time = 100
+    processor = warehouse.processor(max_duration=5)
+    watcher = processor.subscribe_batch_metrics()
+    run_all(clock, processor, dict.fromkeys("abc", wait))
+    processor.stop()
+    durations = [(metric.load_duration, metric.save_duration) for metric in watcher]
+    assert durations == [durations[0]] * 3
+    assert durations[0] == pytest.approx((3.5, 0) if replayed else (1, 2.5), abs=0.1)
+
+
 @pytest.mark.parametrize(("phase", "retry_safe"), [("load", True), ("operations", True), ("save", False)])
 def test_a_killed_worker_answers_all_keys_of_its_bulk_and_is_replaced(
     clock: VirtualTime, warehouse: Warehouse, phase: str, retry_safe: bool
