@@ -84,11 +84,15 @@ class Bulk:
 
     def again(self, batches: list[Batch], seconds: float = 0.0) -> None:
         """Have another round of *batches*, not before so many *seconds* from now."""
+        for batch in batches:
+            batch.phase = "operations"  # nothing was written; and while it waits it is not loading
         if batches:
             self._rounds.append((_clock.monotonic() + seconds, batches))
 
     def _free_ended(self) -> None:
         """Let those go whose outcomes are fixed. Switches: yes, in pauses; who is killed there has them freed too."""
+        if self._rounds:  # for the alarm asks nobody who was let go
+            self.follow(self._rounds[-1][1][0])
         ended = [batch for batch in self._batches if batch.ended]
         for batch in ended:
             now = _clock.monotonic()
@@ -309,8 +313,6 @@ class _Round:
 
     def _halve(self, batches: list[Batch]) -> None:
         """Find the key for which the store refused all of them: by a round of each half."""
-        for batch in batches:
-            batch.phase = "load"
         middle = len(batches) // 2
         self._bulk.again(batches[middle:])
         self._bulk.again(batches[:middle])

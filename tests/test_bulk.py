@@ -28,8 +28,11 @@ from geventbatch import (
     Rejected,
     ResourceMissing,
     SaveFailed,
+    _clock,
     current_batch,
 )
+from geventbatch._pace import pace
+from geventbatch.testing import _VirtualTimer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -579,6 +582,57 @@ def test_pauses_do_not_count_for_any_key(clock: VirtualTime, warehouse: Warehous
         answers = run_all(clock, processor, {str(number): grind for number in range(50)}, 60)
     assert set(answers.values()) == {None}
     assert len(warehouse.kept) == 50
+
+
+def test_a_key_that_waits_for_its_turn_at_the_deadline_does_not_fail_those_behind(
+    clock: VirtualTime, warehouse: Warehouse
+) -> None:
+    def refuse_then_hang(resources: dict[str, list[Any]]) -> None:
+        if len(resources) == 4:
+            raise Rejected("one of them")
+        gevent.sleep(100 if len(warehouse.saves) == 2 else 0)
+
+    warehouse.save_time = 0.1
+    warehouse.on_save = refuse_then_hang
+    with warehouse.processor(max_duration=2) as processor:
+        first = run_all(clock, processor, appends("abcd"), 0.05)
+        behind = run_all(clock, processor, appends("cd"), 10)
+    assert [(error.phase, error.retry_safe) for error in first.values()] == [
+        ("save", False),
+        ("save", False),
+        ("operations", True),
+        ("operations", True),
+    ]
+    assert behind == {"c": 1, "d": 1}
+
+
+def test_the_deadline_of_a_replay_is_kept_though_it_was_looked_at_while_the_others_were_let_go(
+    clock: VirtualTime, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_anew(timer: _VirtualTimer, *args: Any, **options: Any) -> None:  # as libuv does
+        if not timer.active:
+            timer.after = seconds.setdefault(timer, timer.after)
+        start(timer, *args, **options)
+
+    def save(_: object) -> None:
+        if len(warehouse.saves) == 2:
+            gevent.sleep(2.9985 - clock.now())
+            pace.slice_end(_clock.monotonic())
+            gevent.spawn(clock.spend, 0.1)  # when the others are let go, with a pause
+            clock.spend(0.004)
+            warehouse.load_time = 100
+
+    seconds: dict[_VirtualTimer, float] = {}
+    start = _VirtualTimer.start
+    monkeypatch.setattr(_VirtualTimer, "start", start_anew)
+    warehouse.on_save = save
+    warehouse.lost = [{}, {"c": Conflict("lost")}]
+    with warehouse.processor(max_duration=3) as processor:
+        run_all(clock, processor, appends("x"), 1)  # with a timer that rings at 3
+        answers = run_all(clock, processor, appends("abc"), 3.2)
+        assert isinstance(answers["c"], BatchTimeout)
+    assert answers["c"].phase == "load"
+    assert (answers["a"], answers["b"]) == (1, 1)
 
 
 def test_after_pauses_each_key_has_the_time_for_a_replay_that_all_have(
