@@ -50,6 +50,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
                 start.close()
         _attempts.run_after(batch)
     finally:
+        batch.bulk = {}  # no cycle
         state.leave_alone(batch)
     if batch.epoch != _process.here.epoch:
         _process.park()

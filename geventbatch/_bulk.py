@@ -11,12 +11,11 @@ since a pause (guarantee 10) moves it.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from geventbatch import _attempts, _process
-from geventbatch._bulk_scope import errors_of, loaded
+from geventbatch._bulk_scope import errors_of, fault_of, loaded
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
@@ -25,7 +24,7 @@ from geventbatch._parts import current_part, settle
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, MutableMapping
 
     from geventbatch._alarm import Alarm
     from geventbatch._batch import Batch
@@ -195,12 +194,17 @@ class _Round:
         return True
 
     def _look_at_resources(self) -> None:
+        fault = fault_of(self._resources, self._at_hand)
+        if fault is not None:
+            self._resources = {}  # and nothing is taken out of what may not be meant for that
         for batch in self._batches:
             batch.phase = "operations"
             try:
-                loaded(self._resources, batch.key)
+                found = fault or loaded(self._resources, batch.key)
             except Exception as error:
-                self._load_raised(batch, error)
+                found = _attempts.without_our_frame(error)
+            if isinstance(found, Exception):
+                self._load_raised(batch, found)
 
     def _load_raised(self, batch: Batch, error: BaseException) -> None:
         if batch.over():
@@ -215,8 +219,7 @@ class _Round:
     def _leave_out(self, batch: Batch) -> None:
         """Nothing of *batch* is saved in this round."""
         self._at_hand.pop(batch.key, None)
-        if isinstance(self._resources, MutableMapping):
-            self._resources.pop(batch.key, None)
+        self._resources.pop(batch.key, None)
 
     def _replay(self, batch: Batch, seconds: float | None) -> None:
         if seconds is not None:
@@ -240,7 +243,7 @@ class _Round:
                 if _attempts.ends_greenlet(batch, error):
                     raise
                 if not batch.over():
-                    batch.abort(error)
+                    batch.abort(_attempts.without_our_frame(error))
 
     def _settle(self) -> None:
         """Leave out the batches of which nothing is to be saved."""
@@ -292,7 +295,7 @@ class _Round:
             try:
                 lost = errors_of(raised, self._at_hand)
             except TypeError as error:
-                raised = error
+                raised = error.with_traceback(None)  # our frames hold the operations of all
             else:
                 for batch in batches:
                     self._end_one(batch, lost.get(batch.key))

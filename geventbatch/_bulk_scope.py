@@ -78,11 +78,14 @@ class OneOfBulk:
         """Load."""
         resources = self._scope.__enter__()
         try:
-            return loaded(resources, self._key)
+            found = fault_of(resources, {self._key}) or loaded(resources, self._key)
+            if isinstance(found, Exception):
+                raise found
         except BaseException as error:
             with suppress(Exception):  # what it makes of that is ignored
                 self._scope.__exit__(type(error), error, error.__traceback__)
             raise
+        return found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -95,16 +98,22 @@ class OneOfBulk:
                 raise raised from raised.__cause__
 
 
-def loaded(resources: Any, key: Hashable) -> Any:
-    """Give what was loaded for *key*, or raise what its load has raised."""
+def fault_of(resources: Any, keys: Container[Hashable]) -> TypeError | None:
+    """Say what is wrong with what was loaded for *keys*, if anything is."""
     if not isinstance(resources, MutableMapping):
-        raise TypeError(f"the load of a bulk gave {resources!r}, but must give a dict of keys and their resources")
-    if key not in resources:
-        raise ResourceMissing(f"there is nothing at {key!r}", key=key)
-    resource = resources[key]
-    if isinstance(resource, Exception):
-        raise resource
-    return resource
+        return TypeError(f"the load of a bulk gave {resources!r}, but must give a dict of keys and their resources")
+    for key in resources:
+        if key not in keys:  # it would be saved beside its own batch
+            return TypeError(f"the load of a bulk gave the key {key!r}, for which it was not asked")
+    return None
+
+
+def loaded(resources: Any, key: Hashable) -> Any:
+    """Give what was loaded for *key*, or the exception that stands for what its load has raised.
+
+    It is not raised here: its traceback would hold the resources of the others.
+    """
+    return resources[key] if key in resources else ResourceMissing(f"there is nothing at {key!r}", key=key)
 
 
 def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:

@@ -5,8 +5,11 @@ That every guarantee holds for bulks of one key is what the tests of the guarant
 
 from __future__ import annotations
 
+import gc
 import random
-from contextlib import contextmanager
+import traceback
+import weakref
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,7 @@ from geventbatch import (
     _clock,
     current_batch,
 )
+from geventbatch._bulk import _Round
 from geventbatch._pace import pace
 from geventbatch.testing import _VirtualTimer
 
@@ -740,7 +744,67 @@ def test_a_thousand_operations_on_as_many_keys_never_hold_the_hub_for_long(
     assert longest < 0.01
 
 
+@pytest.mark.parametrize("how", ["missing", "unloadable", "raised", "refused", "strange", "odd"])
+def test_an_error_leads_to_no_frame_that_holds_what_is_of_other_keys(
+    clock: VirtualTime, warehouse: Warehouse, how: str
+) -> None:
+    def odd(_: object) -> None:
+        raise Odd
+
+    def refuse(_: object) -> None:
+        raise OSError("no answer")
+
+    if how == "missing":
+        warehouse.missing = {"a"}
+    elif how == "unloadable":
+        warehouse.unloadable = {"a": OSError("torn")}
+    elif how == "strange":
+        warehouse.lost = [{"A": Conflict("lost")}]
+    elif how == "raised":
+        warehouse.on_load = refuse
+    elif how == "refused":
+        warehouse.on_save = refuse
+    with warehouse.processor() as processor:
+        answers = run_all(clock, processor, {"a": odd if how == "odd" else append, "b": append})
+    frames = [frame for frame, _ in traceback.walk_tb(answers["a"].__cause__.__traceback__)]
+    assert [frame.f_code.co_name for frame in frames if isinstance(frame.f_locals.get("self"), _Round)] == []
+
+
+@pytest.mark.parametrize("form", ["scope", "pair"])
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_load_that_gives_more_than_it_was_asked_for_is_refused_since_that_would_be_saved_too(
+    clock: VirtualTime, form: str, *, batching: bool
+) -> None:
+    saved: list[object] = []
+    rows: dict[str, list[Any]] = {"a": [], "b": []}
+    options: dict[str, Any] = {"load_resources": lambda _: rows, "save_resources": saved.append}
+    if form == "scope":
+        options = {"open_resources": lambda _: nullcontext(rows)}
+    with Processor(min_duration=0, batching=batching, **options) as processor:
+        error = run_all(clock, processor, appends("a"))["a"]
+    assert isinstance(error, LoadFailed)
+    assert "gave the key 'b', for which it was not asked" in str(error)
+    assert saved == []
+    assert rows == {"a": [], "b": []}
+
+
 # -- alone --------------------------------------------------------------------------------------------------
+
+
+def test_without_batching_nothing_is_left_for_the_garbage_collector(warehouse: Warehouse) -> None:
+    class Mark:
+        pass
+
+    mark = Mark()
+    gone = weakref.ref(mark)
+    gc.disable()
+    try:
+        with Processor(load_resources=dict.fromkeys, save_resources=len, min_duration=0, batching=False) as processor:
+            processor.run("a", lambda _, mark: None, mark)
+        del mark
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_without_batching_what_leaving_raises_is_ignored_too(clock: VirtualTime) -> None:
