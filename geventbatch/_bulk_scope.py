@@ -78,13 +78,16 @@ class OneOfBulk:
         """Load."""
         resources = self._scope.__enter__()
         try:
-            found = fault_of(resources, {self._key}) or loaded(resources, self._key)
-            if isinstance(found, Exception):
-                raise found
+            return self._found(resources)
         except BaseException as error:
             with suppress(Exception):  # what it makes of that is ignored
                 self._scope.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _found(self, resources: Any) -> Any:
+        found = fault_of(resources, {self._key}) or loaded(resources, self._key)
+        if isinstance(found, Exception):
+            raise found
         return found
 
     def __exit__(

@@ -118,6 +118,7 @@ def check_options(
         from geventbatch._bulk_scope import OneOfBulk
 
         one = partial(OneOfBulk, many)
+    store = open_resource if many is None else open_resources
     if workers is None:
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
     check_callable("worker_number_for_key", worker_number_for_key)
@@ -125,7 +126,7 @@ def check_options(
         open_resource=one,
         open_resources=many,
         max_bulk=_count("max_bulk", 100 if max_bulk is None else max_bulk),
-        door=_door(open_resource or open_resources),
+        door=_door(store),
         min_duration=float(min_duration),
         max_duration=float(max_duration),
         workers=_count("workers", workers),
@@ -135,7 +136,7 @@ def check_options(
         max_batches=_limit("max_batches", max_batches),
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
-        idempotency=_idempotency(open_resource or open_resources),
+        idempotency=_idempotency(store),
     )
 
 
