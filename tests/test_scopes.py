@@ -584,6 +584,15 @@ def test_keys_that_a_store_takes_for_one_share_a_batch(clock: VirtualTime) -> No
     processor.stop()
 
 
+def test_a_store_without_a_length_is_asked_too(clock: VirtualTime) -> None:
+    class Empty(Door):
+        def __len__(self) -> int:
+            return 0
+
+    with Empty().processor() as processor:
+        assert processor.run("42", lambda _: current_batch().key) == 42
+
+
 def test_what_a_store_refuses_at_the_door_reaches_its_caller_and_is_not_enqueued(clock: VirtualTime) -> None:
     with Door().processor() as processor:
         with pytest.raises(ValueError, match="nonsense"):
