@@ -83,8 +83,6 @@ class Bulk:
 
     def again(self, batches: list[Batch], seconds: float = 0.0) -> None:
         """Have another round of *batches*, not before so many *seconds* from now."""
-        for batch in batches:
-            batch.phase = "operations"  # nothing was written; and while it waits it is not loading
         if batches:
             self._rounds.append((_clock.monotonic() + seconds, batches))
 
@@ -223,6 +221,7 @@ class _Round:
 
     def _replay(self, batch: Batch, seconds: float | None) -> None:
         if seconds is not None:
+            batch.phase = "operations"  # nothing was written; and while it waits it is not loading
             self._again.append(batch)
             self._seconds = max(self._seconds, seconds)
 
@@ -316,6 +315,8 @@ class _Round:
 
     def _halve(self, batches: list[Batch]) -> None:
         """Find the key for which the store refused all of them: by a round of each half."""
+        for batch in batches:
+            batch.phase = "operations"
         middle = len(batches) // 2
         self._bulk.again(batches[middle:])
         self._bulk.again(batches[:middle])

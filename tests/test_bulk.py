@@ -610,6 +610,27 @@ def test_a_key_that_waits_for_its_turn_at_the_deadline_does_not_fail_those_behin
     assert behind == {"c": 1, "d": 1}
 
 
+def test_a_key_that_waits_for_its_next_part_at_the_deadline_does_not_fail_those_behind(
+    clock: VirtualTime, warehouse: Warehouse
+) -> None:
+    def hang(_: object) -> None:
+        gevent.sleep(100 if len(warehouse.saves) == 2 else 0)
+
+    warehouse.save_time = 0.1
+    warehouse.on_save = hang
+    warehouse.lost = [{"a": Rejected("one of them"), "b": Conflict("lost")}]
+    with warehouse.processor(max_duration=2) as processor:
+        reader = gevent.spawn(lambda: processor.run("a", len, read_only=True))
+        first = run_all(clock, processor, appends("ab"), 0.05)
+        behind = run_all(clock, processor, appends("a"), 10)
+    assert reader.value == 0
+    assert {key: (error.phase, error.retry_safe) for key, error in first.items()} == {
+        "a": ("operations", True),
+        "b": ("save", False),
+    }
+    assert behind == {"a": 1}
+
+
 def test_the_deadline_of_a_replay_is_kept_though_it_was_looked_at_while_the_others_were_let_go(
     clock: VirtualTime, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
