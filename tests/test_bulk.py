@@ -31,10 +31,10 @@ from geventbatch import (
     Rejected,
     ResourceMissing,
     SaveFailed,
-    _clock,
     current_batch,
 )
 from geventbatch._bulk import _Round
+from geventbatch._clock import clock as library_clock
 from geventbatch._pace import pace
 from geventbatch.testing import _VirtualTimer
 
@@ -642,7 +642,7 @@ def test_the_deadline_of_a_replay_is_kept_though_it_was_looked_at_while_the_othe
     def save(_: object) -> None:
         if len(warehouse.saves) == 2:
             gevent.sleep(2.9985 - clock.now())
-            pace.slice_end(_clock.monotonic())
+            pace.slice_end(library_clock.monotonic())
             gevent.spawn(clock.spend, 0.1)  # when the others are let go, with a pause
             clock.spend(0.004)
             warehouse.load_time = 100
