@@ -12,6 +12,7 @@ since a pause (guarantee 10) moves it.
 from __future__ import annotations
 
 from contextvars import Context
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from geventbatch import _attempts, _process
@@ -21,7 +22,7 @@ from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
 from geventbatch._pace import pace
 from geventbatch._parts import current_part, settle
-from geventbatch.errors import Conflict, NothingToSave, PartlySaved, Rejected
+from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, MutableMapping
@@ -181,7 +182,7 @@ class _Round:
                 raise
             error = _attempts.without_our_frame(error)
             for batch in self._batches:
-                self._load_raised(batch, error)
+                self._load_raised(batch, error, of_many=len(self._batches) > 1)
             return False
         finally:
             now = _clock.monotonic()
@@ -204,14 +205,15 @@ class _Round:
             if isinstance(found, Exception):
                 self._load_raised(batch, found)
 
-    def _load_raised(self, batch: Batch, error: BaseException) -> None:
+    def _load_raised(self, batch: Batch, error: BaseException, *, of_many: bool = False) -> None:
         if batch.over():
             pass
         elif isinstance(error, Conflict):
             self._replay(batch, _attempts.delay(batch, error, loading=True))
         else:
             batch.spent = not isinstance(error, Exception)
-            batch.fail_load(load_failed(batch.key, error))
+            failure = load_failed(batch.key, error)
+            batch.fail_load(replace(failure, kind=LoadFailed) if of_many else failure)  # who knows which one is missing
         self._leave_out(batch)
 
     def _leave_out(self, batch: Batch) -> None:

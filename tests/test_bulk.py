@@ -429,6 +429,18 @@ def test_a_load_that_raises_fails_every_key(clock: VirtualTime, warehouse: Wareh
     assert [error.key for error in answers.values()] == ["a", "b"]
 
 
+def test_a_load_that_raises_that_one_is_missing_tells_nobody_else_that_his_is(
+    clock: VirtualTime, warehouse: Warehouse
+) -> None:
+    def refuse(_: object) -> None:
+        raise ResourceMissing("there is nothing at 'a'")
+
+    warehouse.on_load = refuse
+    with warehouse.processor() as processor:
+        answers = run_all(clock, processor, appends("ab"))
+    assert [type(error) for error in answers.values()] == [LoadFailed, LoadFailed]
+
+
 @pytest.mark.parametrize("given", [None, [1], "ab"])
 def test_a_load_that_gives_no_dict_fails_every_key_and_says_so(clock: VirtualTime, given: Any) -> None:
     left: list[Any] = []
