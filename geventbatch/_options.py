@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -14,6 +14,8 @@ from geventbatch._scope import Pair, load_nothing, save_nothing
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+
+    from geventbatch._operation import Operation
 
 _SHORT_WINDOW: Final = 0.1
 """Seconds; under it twice the window is too short for any database."""
@@ -32,8 +34,13 @@ class Door(NamedTuple):
     """Called once nothing runs any more, so that the store lets go what it holds. Must not switch; what it raises is
     logged."""
 
-    def enter(self, key: Any, *, batching: bool) -> tuple[Any, bool]:
-        """Give the key in its one form, and whether the operation is to be batched."""
+    see_operation: Callable[[Operation[Any]], object] | None
+    """Called with each operation; it may put something else in the place of its callable. For `geventbatch.testing`."""
+
+    def enter(self, key: Any, operation: Operation[Any], *, batching: bool) -> tuple[Any, bool]:
+        """Give the key in its one form, and whether *operation* is to be batched."""
+        if self.see_operation is not None:
+            self.see_operation(operation)
         if self.normalize_key is not None:
             key = self.normalize_key(key)
         return key, batching and not (self.admit is not None and self.admit(key))
@@ -115,9 +122,7 @@ def check_options(
             raise TypeError(
                 "pass functions of one key (open_resource), or functions of many (open_resources), not both"
             )
-        from geventbatch._bulk_scope import OneOfBulk
-
-        one = partial(OneOfBulk, many)
+        one = _one_of(many)
     store = open_resource if many is None else open_resources
     if workers is None:
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
@@ -138,6 +143,22 @@ def check_options(
         max_pending=_limit("max_pending", max_pending),
         idempotency=_idempotency(store),
     )
+
+
+def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
+    """Give *options* that open resources by what *around* makes of the function that did. For `geventbatch.testing`."""
+    many = options.open_resources
+    if many is None:
+        one = around(options.open_resource)
+        return replace(options, open_resource=one, door=_door(one))
+    many = around(many)
+    return replace(options, open_resource=_one_of(many), open_resources=many, door=_door(many))
+
+
+def _one_of(many: Any) -> Any:
+    from geventbatch._bulk_scope import OneOfBulk
+
+    return partial(OneOfBulk, many)
 
 
 def _refuse_unknown(name: str, *_: str) -> NoReturn:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from geventbatch._batch import Batch
+    from geventbatch._options import Options
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -248,6 +249,11 @@ class Processor(Runner, Generic[R]):
         if state.ended:
             metrics.close()
         return metrics
+
+    def _use(self, options: Options) -> None:
+        """Open resources as *options* say from now on, which differ in nothing else. For `geventbatch.testing`."""
+        self._options = options
+        self._current().use(options)
 
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:

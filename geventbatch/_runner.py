@@ -69,7 +69,7 @@ class Runner:
         batching = self._batching
         door = state.door
         if door is not None:
-            key, batching = door.enter(key, batching=batching)
+            key, batching = door.enter(key, admitted, batching=batching)
         if not batching:
             return run_alone(state, key, admitted, start_timeout)
         current = _getcurrent()

@@ -64,6 +64,12 @@ class State:
             f"{self.pending + len(self.alone)} operations pending, {workers} workers"
         )
 
+    def use(self, options: Options) -> None:
+        """Open resources as *options* say from now on, which differ in nothing else. Switches: no."""
+        self.options = options
+        self.door = options.door
+        self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
+
     # -- admitting ----------------------------------------------------------------------------------------
 
     def admit(self, key: Hashable, operation: Operation[Any]) -> Batch:

@@ -1,0 +1,26 @@
+"""What the tests of an application need: see docs/testing.md.
+
+- `virtual_time`: windows, deadlines and backoffs pass without waiting.
+- `faults`: loads and saves that fail, hang, conflict, or lose their answer.
+- `check_operations`: finds operations that may not be run again, or that leave something behind when they raise.
+- `batching_off`: operations run in the caller's own greenlet, on its own connection.
+
+They take a `Processor`, or what `GeventBatch.processor` of the Flask integration gave, inside an application context.
+The fixtures of the same are in ``pytest_geventbatch``.
+"""
+
+from geventbatch.testing._batching import batching_off
+from geventbatch.testing._faults import Fault, Faults, faults
+from geventbatch.testing._operations import ImpureOperation, check_operations
+from geventbatch.testing._virtual_time import VirtualTime, virtual_time
+
+__all__ = [
+    "Fault",
+    "Faults",
+    "ImpureOperation",
+    "VirtualTime",
+    "batching_off",
+    "check_operations",
+    "faults",
+    "virtual_time",
+]

@@ -1,0 +1,419 @@
+"""Faults: loads and saves of a processor that fail, hang, or lose their answer, on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from gevent.event import Event
+
+from geventbatch._options import check_seconds
+from geventbatch.errors import Conflict, NothingToSave, PartlySaved
+from geventbatch.testing._seam import Around, around_scopes, the_processor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from types import TracebackType
+
+    from geventbatch.testing._seam import AnyProcessor
+
+    When = Literal["load", "save", "saved"]
+
+_EVERY: Final = object()
+
+
+@contextmanager
+def faults(processor: AnyProcessor) -> Iterator[Faults]:
+    """Have loads and saves of *processor* go wrong as planned, until the block ends.
+
+        with faults(processor) as plan:
+            plan.lose_answer()
+            with pytest.raises(SaveFailed):
+                processor.run("Ann", Account.deposit, 10)  # and it is saved
+
+    It works with batching on and off, for one key and for bulks, with any store, pair or scope: the store itself is
+    asked for whatever does not go wrong. What hangs when the block ends goes on.
+
+    Yields:
+        The plan, which is empty.
+
+    Raises:
+        TypeError: *processor* is none.
+        AssertionError: At the end of the block: a fault that was planned never happened. Not when the block raises.
+    Switches: no.
+    """
+    target = the_processor(processor)
+    options = target._options  # noqa: SLF001 - how it tells keys apart
+    normalize = None if options.door is None else options.door.normalize_key
+    plan = Faults(normalize)
+    around: Callable[[Any, Faults], Around] = _OpenOne if options.open_resources is None else _OpenMany
+    try:
+        with around_scopes(target, lambda inner: around(inner, plan)):
+            yield plan
+    finally:
+        for fault in plan.planned:
+            fault.release()
+    missed = [repr(fault) for fault in plan.planned if not fault.happened]
+    if missed:
+        raise AssertionError(
+            f"planned, but never happened: {', '.join(missed)}. The processor made {plan.loads} loads and {plan.saves} "
+            "saves in the block"
+        )
+
+
+class Faults:
+    """What is to go wrong. `faults` gives it; not to be made by hand.
+
+    Each method plans one fault and gives it. They have these arguments in common:
+
+    - *nth*: which one, counted from now on; the first is 1.
+    - *times*: how many in a row, from that one on. None: all.
+    - *key*: count only loads or saves of this key. In a bulk, only this key fails then, and the others go on.
+
+    A load that is to fail does not reach the store. A save is one that has something to save: a batch of which nothing
+    is to be saved makes none. A replay loads and saves again, and counts again.
+
+    Attributes:
+        loads: How many loads were begun since the block began, those that went wrong included.
+        saves: Likewise.
+        planned: Every `Fault`, in the order in which they were planned.
+    """
+
+    def __init__(self, normalize: Callable[[Any], Any] | None = None) -> None:
+        """Plan nothing."""
+        self._normalize = normalize
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.loads = 0
+        self.saves = 0
+        self.planned: list[Fault] = []
+
+    def __repr__(self) -> str:
+        """Name what is planned."""
+        return f"<Faults: {', '.join(map(repr, self.planned)) or 'none'}; {self.loads} loads, {self.saves} saves>"
+
+    def fail_load(
+        self,
+        error: BaseException | type[BaseException],
+        *,
+        nth: int = 1,
+        times: int | None = 1,
+        key: Hashable = _EVERY,
+    ) -> Fault:
+        """Have a load raise *error*. Switches: no."""
+        return self._plan(Fault("load", nth, times, self._key(key), error=error))
+
+    def fail_save(
+        self,
+        error: BaseException | type[BaseException],
+        *,
+        nth: int = 1,
+        times: int | None = 1,
+        key: Hashable = _EVERY,
+    ) -> Fault:
+        """Have a save raise *error*, and save nothing: the store's scope is left with that error. Switches: no.
+
+        The callers are told that it is unknown whether anything was saved, unless *error* is a `NotSaved`.
+        """
+        return self._plan(Fault("save", nth, times, self._key(key), error=error))
+
+    def conflict(self, *, nth: int = 1, times: int | None = 1, key: Hashable = _EVERY) -> Fault:
+        """Have a save raise `Conflict`: somebody else was faster, nothing was saved. Switches: no."""
+        return self.fail_save(Conflict("a conflict, as planned"), nth=nth, times=times, key=key)
+
+    def lose_answer(
+        self,
+        error: BaseException | type[BaseException] | None = None,
+        *,
+        nth: int = 1,
+        times: int | None = 1,
+        key: Hashable = _EVERY,
+    ) -> Fault:
+        """Have a save be carried out, and raise all the same, as if the connection was lost in COMMIT. Switches: no.
+
+        Args:
+            error: What it raises; a `ConnectionResetError` unless given.
+            nth: See the class.
+            times: Likewise.
+            key: Likewise.
+        """
+        raised = ConnectionResetError("saved, but the answer was lost, as planned") if error is None else error
+        return self._plan(Fault("saved", nth, times, self._key(key), error=raised))
+
+    def hang_load(
+        self, seconds: float | None = None, *, nth: int = 1, times: int | None = 1, key: Hashable = _EVERY
+    ) -> Fault:
+        """Have a load wait for *seconds*, or until it is released, and go on then. Switches: no."""
+        return self._plan(Fault("load", nth, times, self._key(key), hangs=True, seconds=seconds))
+
+    def hang_save(
+        self,
+        seconds: float | None = None,
+        *,
+        saved: bool = False,
+        nth: int = 1,
+        times: int | None = 1,
+        key: Hashable = _EVERY,
+    ) -> Fault:
+        """Have a save wait for *seconds*, or until it is released, and go on then. Switches: no.
+
+        Args:
+            seconds: How long; None is until `Fault.release`, or the end of the block.
+            saved: True has it wait after it was carried out: the answer of the COMMIT does not come. A deadline before
+                that leaves the store's scope with an error, and saves nothing.
+            nth: See the class.
+            times: Likewise.
+            key: Likewise.
+        """
+        when: When = "saved" if saved else "save"
+        return self._plan(Fault(when, nth, times, self._key(key), hangs=True, seconds=seconds))
+
+    def _key(self, key: Hashable) -> Hashable:
+        return key if key is _EVERY or self._normalize is None else self._normalize(key)
+
+    def _plan(self, fault: Fault) -> Fault:
+        self.planned.append(fault)
+        return fault
+
+    def due_at_load(self, keys: Iterable[Hashable]) -> list[Fault]:
+        """Count a load of *keys*; give the faults that are to happen in it."""
+        self.loads += 1
+        return [fault for fault in self.planned if fault.when == "load" and fault.is_due(keys)]
+
+    def due_at_save(self, keys: Iterable[Hashable]) -> list[Fault]:
+        """Count a save of *keys*; give the faults that are to happen in it."""
+        self.saves += 1
+        return [fault for fault in self.planned if fault.when != "load" and fault.is_due(keys)]
+
+
+class Fault:
+    """One thing that is to go wrong. The methods of `Faults` give it; not to be made by hand.
+
+    Attributes:
+        happened: How many times it has.
+    """
+
+    def __init__(
+        self,
+        when: When,
+        nth: int,
+        times: int | None,
+        key: Hashable,
+        *,
+        error: BaseException | type[BaseException] | None = None,
+        hangs: bool = False,
+        seconds: float | None = None,
+    ) -> None:
+        """Check what was asked for."""
+        if hangs and seconds is not None:
+            check_seconds("seconds", seconds)
+        if not hangs and not isinstance(error, BaseException | type):
+            raise TypeError(f"error is {error!r}, but must be an exception, or a class of them")
+        if isinstance(error, type) and not issubclass(error, BaseException):
+            raise TypeError(f"error is {error!r}, but must be an exception, or a class of them")
+        self.when: Final[When] = when
+        self.key: Final = key
+        self._nth = _count("nth", nth)
+        self._times = None if times is None else _count("times", times)
+        self._error = error
+        self._hangs = hangs
+        self._seconds = seconds
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.happened = 0
+        self._seen = 0
+        self._begun = Event()
+        self._released = Event()
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        what = "hangs" if self._hangs else f"raises {self._error!r}"
+        after = " after it was carried out" if self.when == "saved" else ""
+        of = "" if self.key is _EVERY else f" of key {self.key!r}"
+        phase = "load" if self.when == "load" else "save"
+        return f"<Fault: {phase} {self._nth}{of} {what}{after}, happened {self.happened} times>"
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has happened; so, of one that hangs, until something does. Switches: yes.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Returns:
+            Whether it has.
+        """
+        return self._begun.wait(timeout)
+
+    def release(self) -> None:
+        """Let go on what hangs in it, and let it hang no more. Switches: no."""
+        self._released.set()
+
+    def is_due(self, keys: Iterable[Hashable]) -> bool:
+        """Count a load or a save of *keys*, if it is for them: whether this is one that is to go wrong."""
+        if self.key is not _EVERY and self.key not in keys:
+            return False
+        self._seen += 1
+        return self._seen >= self._nth and (self._times is None or self._seen < self._nth + self._times)
+
+    def hang(self) -> None:
+        """Wait, if that is what it does. Switches: yes."""
+        if self._hangs:
+            self._happen()
+            self._released.wait(self._seconds)
+
+    def error(self) -> BaseException | None:
+        """What is to be raised; None when it only hangs."""
+        if self._error is None:
+            return None
+        self._happen()
+        return self._error() if isinstance(self._error, type) else self._error.with_traceback(None)
+
+    def go(self) -> None:
+        """Hang, and raise. Switches: yes."""
+        self.hang()
+        error = self.error()
+        if error is not None:
+            raise error
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether only one key of a bulk fails."""
+        return self.key is not _EVERY
+
+    def _happen(self) -> None:
+        self.happened += 1
+        self._begun.set()
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, but must be an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}, but must be 1 or more")
+    return value
+
+
+class _OpenOne(Around):
+    """Opens the resource at one key."""
+
+    def __init__(self, inner: Callable[[Any], Any], plan: Faults) -> None:
+        super().__init__(inner)
+        self._plan = plan
+
+    def __call__(self, key: Hashable) -> _Scope:
+        for fault in self._plan.due_at_load((key,)):
+            fault.go()
+        return _Scope(self._plan, (key,), self._inner(key))
+
+
+class _Scope:
+    """The scope of one key around that of the store."""
+
+    def __init__(self, plan: Faults, keys: tuple[Hashable, ...], inner: Any) -> None:
+        self._plan = plan
+        self._keys = keys
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __enter__(self) -> Any:
+        return self._inner.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._inner.__exit__(kind, error, at)
+            return
+        due = self._plan.due_at_save(self._keys)
+        try:
+            for fault in due:
+                if fault.when == "save":
+                    fault.go()
+        except BaseException as raised:
+            self._leave(raised)
+            raise
+        self._inner.__exit__(None, None, None)
+        for fault in due:
+            if fault.when == "saved":
+                fault.go()
+
+    def _leave(self, reason: BaseException) -> None:
+        with suppress(Exception):  # as the library does: what is made of a reason not to save is ignored
+            self._inner.__exit__(type(reason), reason, reason.__traceback__)
+
+
+class _OpenMany(Around):
+    """Opens the resources at many keys."""
+
+    def __init__(self, inner: Callable[[Any], Any], plan: Faults) -> None:
+        super().__init__(inner)
+        self._plan = plan
+
+    def __call__(self, keys: list[Any]) -> _ScopeOfMany:
+        failed: dict[Hashable, BaseException] = {}
+        for fault in self._plan.due_at_load(keys):
+            fault.hang()
+            error = fault.error()
+            if error is None:
+                continue
+            if not (fault.is_of_one and isinstance(error, Exception)):
+                raise error
+            failed.setdefault(fault.key, error)
+        return _ScopeOfMany(self._plan, tuple(keys), self._inner(keys), failed)
+
+
+class _ScopeOfMany(_Scope):
+    """The scope of many keys around that of the store."""
+
+    def __init__(
+        self, plan: Faults, keys: tuple[Hashable, ...], inner: Any, failed: dict[Hashable, BaseException]
+    ) -> None:
+        super().__init__(plan, keys, inner)
+        self._failed = failed
+        self._resources: Any = None
+
+    def __enter__(self) -> Any:
+        self._resources = self._inner.__enter__()
+        if isinstance(self._resources, MutableMapping):  # else the library says what is wrong with it
+            self._resources.update(self._failed)
+        return self._resources
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._inner.__exit__(kind, error, at)
+            return
+        due = self._plan.due_at_save(tuple(self._resources))
+        lost: dict[Any, Exception] = {}
+        try:
+            self._go(due, "save", lost)
+        except BaseException as raised:
+            self._leave(raised)
+            raise
+        for key in lost:
+            del self._resources[key]
+        if self._resources:
+            lost |= self._save()
+        else:
+            self._leave(NothingToSave())
+        self._go([fault for fault in due if fault.key not in lost], "saved", lost)
+        if lost:
+            raise PartlySaved(lost)
+
+    def _go(self, due: list[Fault], when: When, lost: dict[Any, Exception]) -> None:
+        """Have happen what is *due* then; note in *lost* what is for one key only."""
+        for fault in due:
+            if fault.when != when:
+                continue
+            fault.hang()
+            error = fault.error()
+            if error is None:
+                continue
+            if not (fault.is_of_one and isinstance(error, Exception)):
+                raise error
+            lost.setdefault(fault.key, error)
+
+    def _save(self) -> dict[Any, Exception]:
+        try:
+            self._inner.__exit__(None, None, None)
+        except PartlySaved as partly:
+            return dict(partly.errors)
+        return {}

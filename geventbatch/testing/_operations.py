@@ -1,0 +1,252 @@
+"""A checker of operations: whether they may be run again, and leave behind nothing but what they are to change."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+
+from geventbatch._options import check_callable
+from geventbatch._processor import current_batch
+from geventbatch.testing._seam import Around, around_scopes, processors_of
+from geventbatch.testing._values import changeable, copied, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from geventbatch._operation import Operation
+    from geventbatch.testing._seam import AnyProcessor
+
+Check = Literal["arguments", "differs", "raised", "read_only", "replaces", "shares"]
+_CHECKS: Final[frozenset[str]] = frozenset(get_args(Check))
+
+
+class ImpureOperation(AssertionError):
+    """What `check_operations` has found. The caller of the operation gets it, and of that nothing was saved."""
+
+
+@contextmanager
+def check_operations(
+    *processors: AnyProcessor,
+    copy: Callable[[Any], Any] = copied,
+    state: Callable[[Any], Any] = state_of,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    skip: Collection[Check] = (),
+) -> Iterator[None]:
+    """Try each operation of *processors* twice, on copies of its resource, before it is applied; complain of bad ones.
+
+    A batch may be replayed, and what its operations do to one resource is saved together. So an operation is refused,
+    with an `ImpureOperation` that says why, when
+
+    - ``differs``: the second run returned or raised something else than the first, left the resource otherwise, or
+      added other rows: it depends on more than the resource and its arguments;
+    - ``arguments``: it changed a list, dict or set among its arguments: its second run has others;
+    - ``raised``: it raised one of the processor's ``clean_errors``, and has changed the resource: that would be saved
+      with the changes of the others;
+    - ``read_only``: it changed the resource, although it is ``run(…, read_only=True)``;
+    - ``replaces``: it returned a new object in place of the resource (of the same class, in another state; for a dict,
+      list or set one with all that the resource has, and more), and left the resource as it was: nobody keeps that
+      object, so change the resource in place;
+    - ``shares``: what it returned is, or holds, an object that is part of the resource and can change: the operations
+      behind it have changed that by the time its caller looks. Return values, or copies.
+
+    With no *processors*, all that this process has. Operations that were admitted before go unchecked.
+
+    Args:
+        *processors: Whose operations.
+        copy: Copies a resource; `copy.deepcopy` unless given, by which a Django instance keeps its class.
+        state: Gives what is to be compared of a resource, or of what an operation returned, by ``==``; unless given,
+            all that is in it, by value. For mapped instances, models with caches, and other objects that keep more than
+            their state.
+        around: Gives the context manager in which both runs on copies are: a savepoint that is rolled back, where
+            operations write to the database by themselves.
+        skip: Checks, by the names above, that are not made.
+
+    Raises:
+        ImpureOperation: At the end of the block: there was one, and nobody has let it come here. Not when the block
+            raises.
+        TypeError: An argument is of a wrong type.
+        ValueError: *skip* names no such check.
+    Switches: no.
+    """
+    for name, value in (("copy", copy), ("state", state), ("around", around)):
+        check_callable(name, value)
+    if unknown := set(skip) - _CHECKS:
+        raise ValueError(f"skip has {min(unknown)!r}, but must have names of checks: {', '.join(sorted(_CHECKS))}")
+    checker = _Checker(copy, state, around, frozenset(skip))
+    found = processors_of(processors)
+    with _around_all(found, checker):
+        yield
+    if checker.complaints:
+        raise checker.complaints[0]
+
+
+@contextmanager
+def _around_all(processors: list[Any], checker: _Checker) -> Iterator[None]:
+    if not processors:
+        yield
+        return
+    with around_scopes(processors[0], lambda inner: _Watched(inner, checker)), _around_all(processors[1:], checker):
+        yield
+
+
+class _Watched(Around):
+    """Opens resources as the other one does, and has their operations checked."""
+
+    def __init__(self, inner: Callable[[Any], Any], checker: _Checker) -> None:
+        super().__init__(inner)
+        self._checker = checker
+
+    def see_operation(self, operation: Operation[Any]) -> None:
+        """Have *operation* checked whenever it is applied."""
+        see = getattr(self._inner, "see_operation", None)
+        if see is not None:
+            see(operation)
+        from geventbatch._idempotency import Once  # which is slow to import
+
+        once = operation.callable
+        if type(once) is Once:  # it is known by its operation's name
+            once.operation = partial(self._checker.run, once.operation, operation.read_only)
+        else:
+            operation.callable = partial(self._checker.run, once, operation.read_only)
+
+
+class _Run(NamedTuple):
+    """What one run on a copy has come to."""
+
+    value: Any
+    error: Exception | None
+    resource: Any
+    state: Any
+    beside: tuple[Any, bool]  # the rows that it added; whether it deletes the resource
+
+    def outcome(self, state: Callable[[Any], Any]) -> Any:
+        """What can be compared with that of another run."""
+        return state(self.value) if self.error is None else state_of(self.error)
+
+    def __str__(self) -> str:
+        """Say what it returned or raised."""
+        return f"returned {self.value!r}" if self.error is None else f"raised {self.error!r}"
+
+
+class _Checker:
+    """Runs operations, each three times: on two copies, and then as it was to be run."""
+
+    def __init__(
+        self,
+        copy: Callable[[Any], Any],
+        state: Callable[[Any], Any],
+        around: Callable[[], AbstractContextManager[object]],
+        skip: frozenset[str],
+    ) -> None:
+        self._copy = copy
+        self._state = state
+        self._around = around
+        self._skip = skip
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.complaints: list[ImpureOperation] = []
+
+    def run(self, operation: Callable[..., Any], read_only: bool, resource: Any, *args: Any) -> Any:  # noqa: FBT001 - bound by a partial
+        """Apply *operation*, if there is nothing to be said against it."""
+        before = self._state(resource)
+        given = state_of(_containers(args))
+        first, second = (self._try(operation, resource, args) for _ in range(2))
+        if state_of(_containers(args)) != given:
+            self._complain(operation, args, "arguments", "changed its arguments, of which a second run has others")
+        for check, told in self._findings(first, second, before, read_only=read_only):
+            self._complain(operation, args, check, told)
+        return operation(resource, *args)
+
+    def _try(self, operation: Callable[..., Any], resource: Any, args: tuple[Any, ...]) -> _Run:
+        """Run it on a copy, and take back what it wanted of the store."""
+        twin = self._copied(resource)
+        batch = current_batch()
+        rows = len(batch.rows)
+        value, error = None, None
+        try:
+            with self._around():
+                try:
+                    value = copy_context().run(operation, twin, *args)
+                except Exception as raised:
+                    error = raised.with_traceback(None)
+            beside = [_row(one) for one in batch.rows[rows:]], batch.deleted
+        finally:
+            batch.forget_operation()
+        return _Run(value, error, twin, self._state(twin), beside)
+
+    def _copied(self, resource: Any) -> Any:
+        try:
+            return self._copy(resource)
+        except Exception as error:
+            raise TypeError(
+                f"check_operations cannot copy the resource {resource!r} ({error}): pass copy=…, which gives another "
+                "one in the same state"
+            ) from error
+
+    def _findings(self, first: _Run, second: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
+        changed = first.state != before or first.beside != ([], False)
+        clean = current_batch().state.options.clean_errors
+        if first.outcome(self._state) != second.outcome(self._state):
+            yield "differs", f"{first}, and in a second run on the same resource {second}"
+        elif first.state != second.state:
+            yield (
+                "differs",
+                f"left the resource as {first.state!r}, and in a second run on the same as {second.state!r}",
+            )
+        elif first.beside != second.beside:
+            yield "differs", "added other rows to the batch, or deleted otherwise, in a second run on the same resource"
+        if isinstance(first.error, clean) and first.state != before:
+            yield "raised", f"{first}, and had changed the resource by then, from {before!r} to {first.state!r}"
+        if read_only and first.error is None and changed:
+            yield "read_only", f"is read_only=True, and has changed the resource, from {before!r} to {first.state!r}"
+        if first.error is not None:
+            return
+        if not (read_only or changed) and self._replaces(first):
+            yield "replaces", f"{first} in place of the resource, and left that as it was: change it in place"
+        yield from (("shares", told) for told in _shared(first.value, first.resource))
+
+    def _replaces(self, run: _Run) -> bool:
+        value, resource = run.value, run.resource
+        if type(value) is not type(resource) or self._state(value) == run.state:
+            return False
+        if isinstance(value, (dict, set)):
+            return bool(resource) and set(resource) <= set(value)
+        return not isinstance(value, list) or (resource != [] and value[: len(resource)] == resource)
+
+    def _complain(self, operation: Callable[..., Any], args: tuple[Any, ...], check: Check, told: str) -> None:
+        if check in self._skip:
+            return
+        called = f"{_name(operation)}({', '.join(['resource', *map(repr, args)])})"
+        complaint = ImpureOperation(
+            f"the operation {called} on key {current_batch().key!r} {told} ({check}); nothing of it was saved"
+        )
+        self.complaints.append(complaint)
+        raise complaint
+
+
+def _containers(args: tuple[Any, ...]) -> list[Any]:
+    return [one for one in args if isinstance(one, (dict, list, set))]
+
+
+def _row(row: Any) -> Any:
+    """What can be compared of a row beside the resource: not the statement or the table, of which SQLAlchemy's is."""
+    if isinstance(row, tuple):
+        return [_row(one) for one in row]
+    return type(row) if type(row).__module__.startswith("sqlalchemy.") else state_of(row)
+
+
+def _shared(value: Any, resource: Any) -> Iterator[str]:
+    """Say of the first thing that *value* has in common with *resource* where it is."""
+    theirs = changeable(resource, "resource")
+    for where, (_, path) in changeable(value, "result").items():
+        if where in theirs:
+            yield f"returned what is part of the resource and can change: {path} is {theirs[where][1]}"
+            return
+
+
+def _name(operation: Any) -> str:
+    while isinstance(operation, partial):  # of this module, or of the Flask integration
+        inner = [one for one in operation.args if callable(one)]
+        operation = inner[0] if inner else operation.func
+    return getattr(operation, "__qualname__", None) or repr(operation)

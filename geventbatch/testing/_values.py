@@ -1,0 +1,115 @@
+"""What an object is made of: its state, to be compared with that of a copy, and the parts of it that can change."""
+
+from __future__ import annotations
+
+from collections import deque
+from copy import deepcopy
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_WHOLE: Final = (type, Enum, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+"""What is not looked into."""
+
+_THEIRS: Final = frozenset({"_state", "_sa_instance_state"})
+"""Attributes in which Django and SQLAlchemy keep what they know of an instance."""
+
+
+def copied(resource: Any) -> Any:
+    """Copy *resource* with all that it holds.
+
+    A Django instance, for which `copy.deepcopy` asks Django, keeps its class: while a batch runs that is one whose
+    ``save`` writes nothing.
+    """
+    if not _is_model(resource):
+        return deepcopy(resource)
+    kind: Any = type(resource)
+    twin = kind.__new__(kind)
+    twin.__dict__.update(deepcopy(vars(resource)))
+    return twin
+
+
+def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
+    """Give what can be compared by ``==`` with that of a copy, whatever the classes of what is in it say of equality.
+
+    What a `cached_property` has kept is no part of it.
+    """
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return ("seen", seen[id(value)])
+    attributes = _attributes(value)
+    if isinstance(value, (dict, list, tuple, deque, set, frozenset)) or attributes is not None:
+        seen[id(value)] = len(seen)
+    content: Any = ()
+    if isinstance(value, dict):
+        content = {key: state_of(one, seen) for key, one in value.items()}
+    elif isinstance(value, (list, tuple, deque)):
+        content = [state_of(one, seen) for one in value]
+    elif isinstance(value, (set, frozenset)):
+        content = value if all(_attributes(one) is None for one in value) else len(value)
+    elif isinstance(value, BaseException):
+        content = state_of(value.args, seen)
+    elif attributes is None:
+        # Of what has neither parts nor a notion of equality, such as a generator, only the class can be compared.
+        kind: Any = type(value)
+        return kind if kind.__eq__ is object.__eq__ and not isinstance(value, _WHOLE) else value
+    return type(value), content, {name: state_of(one, seen) for name, one in (attributes or {}).items()}
+
+
+def changeable(value: Any, path: str, seen: dict[int, tuple[Any, str]] | None = None) -> dict[int, tuple[Any, str]]:
+    """Give what can change of *value*, itself too, by `id`: the object, and where it is."""
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return seen
+    attributes = _attributes(value)
+    if isinstance(value, (dict, list, deque, set, bytearray)) or (attributes is not None and not _is_value(value)):
+        seen[id(value)] = (value, path)
+    for one, where in _parts(value, attributes or {}, path):
+        changeable(one, where, seen)
+    return seen
+
+
+def _parts(value: Any, attributes: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(value, dict):
+        yield from ((one, f"{path}[{key!r}]") for key, one in value.items())
+    elif isinstance(value, (list, tuple, deque)):
+        yield from ((one, f"{path}[{number}]") for number, one in enumerate(value))
+    for name, one in attributes.items():
+        yield one, f"{path}.{name}"
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """What an instance has of its own, but for what it could compute again; None of what can have nothing."""
+    if isinstance(value, _WHOLE):
+        return None
+    kind = type(value)
+    slots = [name for one in kind.__mro__ for name in _slots(one)]
+    own = getattr(value, "__dict__", None)
+    if own is None and not slots:
+        return None
+    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    kept = {name: one for name, one in (own or {}).items() if name not in _THEIRS and not _is_cache(kind, name)}
+    return {**found, **kept}
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in {"__dict__", "__weakref__"})
+
+
+def _is_cache(kind: type, name: str) -> bool:
+    return type(getattr(kind, name, None)).__name__ == "cached_property"  # Python's, or Django's
+
+
+def _is_value(value: Any) -> bool:
+    """Whether its class has a hash by value, as those have that do not change: `UUID`, frozen dataclasses."""
+    kind: Any = type(value)
+    return kind.__hash__ not in (None, object.__hash__) and not _is_model(value)
+
+
+def _is_model(value: Any) -> bool:
+    return hasattr(type(value), "_meta") and hasattr(value, "_state")
