@@ -7,10 +7,11 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
+from geventbatch._failure import shown
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
 from geventbatch.testing._seam import Around, around_scopes, processors_of
-from geventbatch.testing._values import changeable, copied, state_of
+from geventbatch.testing._values import changeable, copied, difference, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -149,13 +150,14 @@ class _Checker:
 
     def run(self, operation: Callable[..., Any], read_only: bool, resource: Any, *args: Any) -> Any:  # noqa: FBT001 - bound by a partial
         """Apply *operation*, if there is nothing to be said against it."""
+        called = f"{_name(operation)}({', '.join(['resource', *map(shown, args)])})"
         before = self._state(resource)
         given = state_of(_containers(args))
         first, second = (self._try(operation, resource, args) for _ in range(2))
         if state_of(_containers(args)) != given:
-            self._complain(operation, args, "arguments", "changed its arguments, of which a second run has others")
+            self._complain(called, "arguments", "changed its arguments, of which a second run has others")
         for check, told in self._findings(first, second, before, read_only=read_only):
-            self._complain(operation, args, check, told)
+            self._complain(called, check, told)
         return operation(resource, *args)
 
     def _try(self, operation: Callable[..., Any], resource: Any, args: tuple[Any, ...]) -> _Run:
@@ -190,16 +192,22 @@ class _Checker:
         if first.outcome(self._state) != second.outcome(self._state):
             yield "differs", f"{first}, and in a second run on the same resource {second}"
         elif first.state != second.state:
-            yield (
-                "differs",
-                f"left the resource as {first.state!r}, and in a second run on the same as {second.state!r}",
-            )
+            where, one, other = difference(first.state, second.state, "resource")
+            told = f"left {where} as {shown(one)}, and in a second run on the same resource as {shown(other)}"
+            yield "differs", told
         elif first.beside != second.beside:
             yield "differs", "added other rows to the batch, or deleted otherwise, in a second run on the same resource"
         if isinstance(first.error, clean) and first.state != before:
-            yield "raised", f"{first}, and had changed the resource by then, from {before!r} to {first.state!r}"
+            where, was, now = difference(before, first.state, "resource")
+            yield "raised", f"{first}, and had changed {where} by then, from {shown(was)} to {shown(now)}"
         if read_only and first.error is None and changed:
-            yield "read_only", f"is read_only=True, and has changed the resource, from {before!r} to {first.state!r}"
+            where, was, now = difference(before, first.state, "resource")
+            told = (
+                f"changed {where}, from {shown(was)} to {shown(now)}"
+                if first.state != before
+                else "added rows, or deleted it"
+            )
+            yield "read_only", f"is read_only=True, and has {told}"
         if first.error is not None:
             return
         if not (read_only or changed) and self._replaces(first):
@@ -214,10 +222,9 @@ class _Checker:
             return bool(resource) and set(resource) <= set(value)
         return not isinstance(value, list) or (resource != [] and value[: len(resource)] == resource)
 
-    def _complain(self, operation: Callable[..., Any], args: tuple[Any, ...], check: Check, told: str) -> None:
+    def _complain(self, called: str, check: Check, told: str) -> None:
         if check in self._skip:
             return
-        called = f"{_name(operation)}({', '.join(['resource', *map(repr, args)])})"
         complaint = ImpureOperation(
             f"the operation {called} on key {current_batch().key!r} {told} ({check}); nothing of it was saved"
         )

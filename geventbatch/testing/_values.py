@@ -55,8 +55,48 @@ def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
     elif attributes is None:
         # Of what has neither parts nor a notion of equality, such as a generator, only the class can be compared.
         kind: Any = type(value)
-        return kind if kind.__eq__ is object.__eq__ and not isinstance(value, _WHOLE) else value
+        has_only_identity = kind.__eq__ is object.__eq__ and value is not None and not isinstance(value, _WHOLE)
+        return kind if has_only_identity else value
     return type(value), content, {name: state_of(one, seen) for name, one in (attributes or {}).items()}
+
+
+_STATE: Final = 3
+"""What a state has: the class, the content, the attributes."""
+
+
+def difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any]:
+    """Give where two states differ first, and what they have there."""
+    while True:
+        parts, others = _states_in(one, path), _states_in(other, path)
+        found = next((where for where in parts if where in others and parts[where] != others[where]), None)
+        if found is None or parts.keys() != others.keys():
+            return path, _in_short(one), _in_short(other)
+        path, one, other = found, parts[found], others[found]
+
+
+def _states_in(state: Any, path: str) -> dict[str, Any]:
+    if not _is_state(state):
+        return {}
+    _, content, attributes = state
+    named = {f"{path}.{name}": one for name, one in attributes.items()}
+    if isinstance(content, dict):
+        return named | {f"{path}[{key!r}]": one for key, one in content.items()}
+    return named | {f"{path}[{number}]": one for number, one in enumerate(content if isinstance(content, list) else ())}
+
+
+def _in_short(state: Any) -> Any:
+    """What is worth a line: the number of what is in a list, the names of what is in anything else."""
+    if not _is_state(state):
+        return state
+    kind, content, attributes = state
+    if isinstance(content, list):
+        return f"{kind.__name__} of {len(content)}"
+    names = [*attributes, *(content if isinstance(content, (dict, set, frozenset)) else ())]
+    return f"{kind.__name__} of {', '.join(map(str, names))}"
+
+
+def _is_state(state: Any) -> bool:
+    return isinstance(state, tuple) and len(state) == _STATE and isinstance(state[0], type)
 
 
 def changeable(value: Any, path: str, seen: dict[int, tuple[Any, str]] | None = None) -> dict[int, tuple[Any, str]]:
