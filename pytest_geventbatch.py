@@ -45,7 +45,7 @@ def geventbatch_check() -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def geventbatch_checked() -> Iterator[None]:
-    """The operations of every processor that there is are checked: for ``pytest.mark.usefixtures``."""
+    """The operations of every processor are checked: for ``usefixtures``, the mark or in pytest.ini."""
     from geventbatch.testing import check_operations
 
     with check_operations():
@@ -54,7 +54,7 @@ def geventbatch_checked() -> Iterator[None]:
 
 @pytest.fixture
 def geventbatch_batching_off() -> Iterator[None]:
-    """Every processor that there is runs each operation in its caller, as with ``batching=False``."""
+    """Every processor runs each operation in its caller, as with ``batching=False``."""
     from geventbatch.testing import batching_off
 
     with batching_off():

@@ -131,6 +131,8 @@ class Processor(Runner, Generic[R]):
         self.batching = batching
         self._state = State(self._options, self._subscriptions)
         _process.made.append(ref(self, _process.made.remove))
+        for watch in _process.watchers:
+            watch(self)
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""

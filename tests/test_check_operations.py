@@ -230,12 +230,12 @@ def test_after_the_block_nothing_is_checked(processor: Processor[Train]) -> None
 
 def test_every_processor_is_checked_when_none_is_named(trains: Trains, processor: Processor[Train]) -> None:
     with (
-        Processor(open_resource=trains.scope, min_duration=0) as other,
         pytest.raises(ImpureOperation),
         check_operations(),
+        Processor(open_resource=trains.scope, min_duration=0) as made_inside,
     ):
         assert isinstance(answer_of(processor.run, "k", give_itself), ImpureOperation)
-        assert isinstance(answer_of(other.run, "k", give_itself), ImpureOperation)
+        assert isinstance(answer_of(made_inside.run, "k", give_itself), ImpureOperation)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,13 @@ def test_it_goes_with_faults_in_either_order(store: Store) -> None:
             assert isinstance(answer_of(plan.fail_load, int), TypeError)
             plan.fail_load(OSError)
             assert isinstance(answer_of(processor.run, "k", add, 3), LoadFailed)
-        with pytest.raises(ImpureOperation), check_operations(processor), check_operations(processor):
-            processor.run("k", list.__iadd__, [3])
+        for inner, outer in (("shares", "differs"), ("differs", "shares")):
+            with (
+                pytest.raises(ImpureOperation, match="shares"),
+                check_operations(processor, skip=[inner]),  # type: ignore[list-item]
+                check_operations(processor, skip=[outer]),  # type: ignore[list-item]
+            ):
+                processor.run("k", lambda resource: resource)
 
 
 class WithRows:
@@ -387,9 +392,7 @@ def rename(train: Train) -> None:
 
 
 def test_a_resource_that_cannot_be_copied_is_told_with_the_way_out(clock: VirtualTime) -> None:
-    with Processor(load_resource=lambda _: [iter(())], min_duration=0) as processor, check_operations(processor):
-        processor.run("k", len)
-    resource = [(one for one in ())]
+    resource: list[Any] = [(number for number in range(3))]
     with (
         Processor(load_resource=lambda _: resource, min_duration=0) as processor,
         check_operations(processor),

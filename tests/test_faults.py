@@ -13,6 +13,7 @@ from geventbatch import (
     Conflict,
     LoadFailed,
     NotSaved,
+    PartlySaved,
     Processor,
     ResourceMissing,
     SaveFailed,
@@ -268,6 +269,19 @@ def test_in_a_bulk_all_keys_fail_when_none_is_named(bulk: Store, bulks: Processo
         assert [len(bulk.kept[key]) for key in "abc"] == [kept] * 3
 
 
+def test_what_the_save_of_a_bulk_has_lost_by_itself_is_told_beside_it(bulk: Store) -> None:
+    @contextmanager
+    def open_many(keys: list[str]) -> Iterator[dict[str, list[Any]]]:
+        yield {key: [] for key in keys}
+        raise PartlySaved({"a": KeyError("a")})
+
+    with Processor(open_resources=open_many, min_duration=0) as processor, faults(processor) as plan:
+        plan.fail_save(OSError, key="b")
+        got = run_each(bulk, processor, "abc")
+    assert [type(got[key]) for key in "abc"] == [SaveFailed, SaveFailed, str]
+    assert [type(got[key].__cause__) for key in "ab"] == [KeyError, OSError]
+
+
 def test_when_every_key_of_a_bulk_fails_alone_nothing_is_saved(bulk: Store, bulks: Processor[list[Any]]) -> None:
     with faults(bulks) as plan:
         for key in "abc":
@@ -324,4 +338,8 @@ def test_batching_is_off_in_the_block_for_those_that_are_named_and_as_it_was_beh
         assert [each.batching for each in (one, other, off)] == [True, True, False]
         with batching_off():
             assert [each.batching for each in (one, other, off)] == [False] * 3
+            made = Processor(min_duration=0)
+            assert made.batching is False
+        assert made.batching is True
+        assert Processor(min_duration=0).batching is True
         assert [each.batching for each in (one, other, off)] == [True, True, False]

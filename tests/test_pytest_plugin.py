@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import tomllib
-
-if TYPE_CHECKING:
-    import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,3 +121,27 @@ always = Processor(load_resource=lambda key: kept, min_duration=0)
     for name in ("a_fault_never_happens", "check", "checked"):
         assert f"ERROR test_sample.py::test_{name} - " in output
     assert "planned, but never happened: <Fault: save 1 raises ConnectionResetError" in output
+
+
+# docs/testing.md
+
+PAGE = (ROOT / "docs" / "testing.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return [block.partition("\n```")[0] + "\n" for block in PAGE.split(f"\n```{language}\n")[1:]]
+
+
+def test_the_examples_of_the_page_are_a_module_whose_tests_pass(tmp_path: Path) -> None:
+    source = "\n".join(block for block in blocks("python") if not block.startswith("# examples/"))
+    output = run_pytest(tmp_path, source)
+    assert source.count("\ndef test_") == 10
+    assert output.splitlines()[-1].startswith("10 passed"), output
+
+
+def test_what_the_page_shows_of_the_examples_is_there() -> None:
+    shown = [block for block in blocks("python") if block.startswith("# examples/")]
+    assert shown
+    for block in shown:
+        path, code = block.removeprefix("# ").split("\n", 1)
+        assert code in (ROOT / path).read_text()

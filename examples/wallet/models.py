@@ -83,11 +83,16 @@ class Ledger(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save the accounts that have changed, and the ledger. The store calls this at the end of a batch."""
-        changed = [one.account for one in self._touched.values() if one is not None and one.is_changed]
+        changed = self.changed
         self._check(changed)
         if changed:
             Account.objects.bulk_update(changed, ["balance"])
         super().save(*args, **kwargs)
+
+    @property
+    def changed(self) -> list[Account]:
+        """The accounts that this batch has changed."""
+        return [one.account for one in self._touched.values() if one is not None and one.is_changed]
 
     def has_touched(self, number: int) -> bool:
         """Whether this batch has looked for that account."""

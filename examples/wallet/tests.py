@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 from uuid import uuid4
 
-from django.db import IntegrityError, connection
+from django.db import IntegrityError, OperationalError, connection
 from django.db.transaction import atomic
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
@@ -17,14 +17,35 @@ from django.test.utils import CaptureQueriesContext
 from examples.wallet import ledger, ordering, outbox, processors
 from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
 from examples.wallet.refusals import InsufficientFunds, UnknownAccount
-from geventbatch import ProcessorOverloaded, ResourceMissing
+from geventbatch import NotSaved, ProcessorOverloaded, ResourceMissing
+from geventbatch.testing import check_operations, faults, state_of
 
 
-class OverHttp(TestCase):
+def state(value: Any) -> Any:
+    """What of it is the same in a second run: not the time of a row, nor the accounts that were only looked at."""
+    if isinstance(value, Ledger):
+        return value.operations, {account.pk: account.balance for account in value.changed}
+    found = state_of(value)
+    if isinstance(value, (Movement, Pending)):
+        found[2].pop("at")
+    return found
+
+
+class Checked(TestCase):
+    """Each operation of a test is tried twice on copies before it is applied."""
+
+    def setUp(self) -> None:
+        """Check them until the test ends."""
+        self.enterContext(check_operations(processors.accounts, state=state))
+        self.enterContext(check_operations(processors.ledger, state=state))
+
+
+class OverHttp(Checked):
     """What clients are answered."""
 
     def setUp(self) -> None:
         """Two accounts, with 500 in the first."""
+        super().setUp()
         self.ann = Account.objects.create(owner="Ann", balance=500)
         self.bob = Account.objects.create(owner="Bob")
 
@@ -124,6 +145,26 @@ class OverHttp(TestCase):
         assert (status, told["error"], told["retry_safe"]) == (503, "TryAgain", True)
         assert self.balances() == (500, 0)
 
+    def test_who_is_not_told_that_it_was_saved_may_ask_again(self) -> None:
+        asked = {"source": self.ann.pk, "target": self.bob.pk, "amount": 100, "reference": str(uuid4())}
+        with faults(processors.ledger) as plan:
+            plan.lose_answer()
+            with self.assertLogs():
+                status, told = self.post("/transfers", **asked)
+
+        assert (status, told["retry_safe"]) == (500, False)
+        assert self.balances() == (400, 100)
+        assert self.post("/transfers", **asked)[0] == 201
+        assert self.balances() == (400, 100)
+
+    def test_who_comes_when_the_database_is_away_is_told_to_come_again(self) -> None:
+        with faults(processors.ledger) as plan, self.assertLogs():
+            plan.fail_load(OperationalError("gone"))
+            plan.fail_save(NotSaved("the row is locked"))
+            assert [self.transfer(100)[0] for _ in range(2)] == [503, 503]
+
+        assert self.balances() == (500, 0)
+
     def test_an_answer_of_an_operation_is_no_part_of_the_requests_transaction(self) -> None:
         assert connection.settings_dict["ATOMIC_REQUESTS"]
         for path in ("/transfers", "/pending-transfers"):
@@ -143,11 +184,12 @@ class OverHttp(TestCase):
         return self.ann.balance, self.bob.balance
 
 
-class Ways(TestCase):
+class Ways(Checked):
     """The three ways to change two accounts."""
 
     def setUp(self) -> None:
         """Two accounts, the one with the higher number has the money."""
+        super().setUp()
         self.low = Account.objects.create(owner="Ann")
         self.high = Account.objects.create(owner="Bob", balance=500)
 

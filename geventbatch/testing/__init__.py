@@ -12,6 +12,7 @@ The fixtures of the same are in ``pytest_geventbatch``.
 from geventbatch.testing._batching import batching_off
 from geventbatch.testing._faults import Fault, Faults, faults
 from geventbatch.testing._operations import ImpureOperation, check_operations
+from geventbatch.testing._values import state_of
 from geventbatch.testing._virtual_time import VirtualTime, virtual_time
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "batching_off",
     "check_operations",
     "faults",
+    "state_of",
     "virtual_time",
 ]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from geventbatch.testing._seam import processors_of
+from geventbatch.testing._seam import each_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from geventbatch._processor import Processor
     from geventbatch.testing._seam import AnyProcessor
 
 
 @contextmanager
 def batching_off(*processors: AnyProcessor) -> Iterator[None]:
-    """Set ``batching=False`` on *processors* until the block ends; on all that this process has when none is named.
+    """Set ``batching=False`` on *processors* until the block ends.
+
+    When none is named, on all that this process has, those too that are made inside the block.
 
     `Processor.run` then loads, applies and saves in its caller's own greenlet or thread: on its own connection, in its
     own transaction, where the store takes those of its caller (`DjangoStore` does).
@@ -24,11 +27,14 @@ def batching_off(*processors: AnyProcessor) -> Iterator[None]:
         TypeError: One is no processor.
     Switches: no.
     """
-    before = [(one, one.batching) for one in processors_of(processors)]
-    for processor, _ in before:
-        processor.batching = False
+    with each_of(processors, _batching_off):
+        yield
+
+
+@contextmanager
+def _batching_off(processor: Processor[Any]) -> Iterator[None]:
+    before, processor.batching = processor.batching, False
     try:
         yield
     finally:
-        for processor, batching in reversed(before):
-            processor.batching = batching
+        processor.batching = before

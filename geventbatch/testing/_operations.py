@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from geventbatch._failure import shown
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
-from geventbatch.testing._seam import Around, around_scopes, processors_of
+from geventbatch.testing._seam import Around, around_scopes, each_of
 from geventbatch.testing._values import changeable, copied, difference, state_of
 
 if TYPE_CHECKING:
@@ -52,14 +52,15 @@ def check_operations(
     - ``shares``: what it returned is, or holds, an object that is part of the resource and can change: the operations
       behind it have changed that by the time its caller looks. Return values, or copies.
 
-    With no *processors*, all that this process has. Operations that were admitted before go unchecked.
+    With no *processors*, of all that this process has, those too that are made inside the block. Operations that were
+    admitted before go unchecked.
 
     Args:
         *processors: Whose operations.
         copy: Copies a resource; `copy.deepcopy` unless given, by which a Django instance keeps its class.
-        state: Gives what is to be compared of a resource, or of what an operation returned, by ``==``; unless given,
-            all that is in it, by value. For mapped instances, models with caches, and other objects that keep more than
-            their state.
+        state: Gives what is to be compared, by ``==``, of a resource, of what an operation returned, and of a row that
+            it added; unless given `state_of`: all that is in it, by value. For those that keep more than their state,
+            such as caches, or the time.
         around: Gives the context manager in which both runs on copies are: a savepoint that is rolled back, where
             operations write to the database by themselves.
         skip: Checks, by the names above, that are not made.
@@ -76,20 +77,10 @@ def check_operations(
     if unknown := set(skip) - _CHECKS:
         raise ValueError(f"skip has {min(unknown)!r}, but must have names of checks: {', '.join(sorted(_CHECKS))}")
     checker = _Checker(copy, state, around, frozenset(skip))
-    found = processors_of(processors)
-    with _around_all(found, checker):
+    with each_of(processors, lambda one: around_scopes(one, lambda inner: _Watched(inner, checker))):
         yield
     if checker.complaints:
         raise checker.complaints[0]
-
-
-@contextmanager
-def _around_all(processors: list[Any], checker: _Checker) -> Iterator[None]:
-    if not processors:
-        yield
-        return
-    with around_scopes(processors[0], lambda inner: _Watched(inner, checker)), _around_all(processors[1:], checker):
-        yield
 
 
 class _Watched(Around):
@@ -172,7 +163,7 @@ class _Checker:
                     value = copy_context().run(operation, twin, *args)
                 except Exception as raised:
                     error = raised.with_traceback(None)
-            beside = [_row(one) for one in batch.rows[rows:]], batch.deleted
+            beside = [_row(one, self._state) for one in batch.rows[rows:]], batch.deleted
         finally:
             batch.forget_operation()
         return _Run(value, error, twin, self._state(twin), beside)
@@ -236,11 +227,11 @@ def _containers(args: tuple[Any, ...]) -> list[Any]:
     return [one for one in args if isinstance(one, (dict, list, set))]
 
 
-def _row(row: Any) -> Any:
+def _row(row: Any, state: Callable[[Any], Any]) -> Any:
     """What can be compared of a row beside the resource: not the statement or the table, of which SQLAlchemy's is."""
     if isinstance(row, tuple):
-        return [_row(one) for one in row]
-    return type(row) if type(row).__module__.startswith("sqlalchemy.") else state_of(row)
+        return [_row(one, state) for one in row]
+    return type(row) if type(row).__module__.startswith("sqlalchemy.") else state(row)
 
 
 def _shared(value: Any, resource: Any) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geventbatch import _process
@@ -33,9 +33,29 @@ class Around:
         return getattr(self._inner, name)
 
 
-def processors_of(given: tuple[AnyProcessor, ...]) -> list[Processor[Any]]:
-    """Give the processors that were named, or all of this process when none was. Raises `TypeError`."""
-    return [the_processor(one) for one in given] if given else _process.processors()
+@contextmanager
+def each_of(
+    given: tuple[AnyProcessor, ...], block: Callable[[Processor[Any]], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Enter *block* for each of the processors that were named, and leave it when ours ends. Raises `TypeError`.
+
+    When none was named: for all of this process, those too that are made inside.
+    """
+    with ExitStack() as stack:
+
+        def enter(processor: Processor[Any]) -> None:
+            stack.enter_context(block(processor))
+
+        for processor in map(the_processor, given) if given else _process.processors():
+            enter(processor)
+        if given:
+            yield
+            return
+        _process.watchers.append(enter)
+        try:
+            yield
+        finally:
+            _process.watchers.remove(enter)
 
 
 def the_processor(given: AnyProcessor) -> Processor[Any]:

@@ -33,9 +33,16 @@ def copied(resource: Any) -> Any:
 
 
 def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
-    """Give what can be compared by ``==`` with that of a copy, whatever the classes of what is in it say of equality.
+    """Give what of *value* can be compared by ``==`` with that of a copy, whatever its classes say of equality.
 
-    What a `cached_property` has kept is no part of it.
+    That is all that is in it, but for what a `cached_property` keeps, and what Django and SQLAlchemy note of an
+    instance.
+
+    Args:
+        value: Anything.
+        seen: Not for users.
+
+    Switches: no.
     """
     seen = {} if seen is None else seen
     if id(value) in seen:
