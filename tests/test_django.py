@@ -17,12 +17,14 @@ from django.core.checks import run_checks
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.test import Client, TestCase, override_settings
+from django.test.utils import CaptureQueriesContext
 from gevent import monkey
 
 from geventbatch import LoadFailed, Processor, current_batch
 from geventbatch.integrations.django import checks, processors, stop_all
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
+from geventbatch.testing import ImpureOperation, check_operations
 from tests import answers
 from tests.callers import answer_of
 from tests.django_project import start
@@ -178,6 +180,33 @@ class InTestCase(TestCase):
             assert seen == []
         assert len(callbacks) == 1
         assert seen == ["bob"]
+
+    def test_its_operations_can_be_checked(self) -> None:
+        def note(account: Account) -> None:
+            account.balance += 1
+            account.save()  # which is for the store to do
+
+        def write(account: Account) -> None:
+            Account.objects.create(name=f"{account.name} {Account.objects.count()}")
+
+        @contextmanager
+        def undone() -> Iterator[None]:
+            with transaction.atomic():
+                yield
+                transaction.set_rollback(True)
+
+        def give(account: Account) -> Account:
+            return account
+
+        with CaptureQueriesContext(connections["default"]) as asked, check_operations(bank.accounts):
+            bank.accounts.run("bob", note)
+        assert [one["sql"][:6] for one in asked].count("UPDATE") == 1
+        with check_operations(bank.accounts, around=undone):
+            bank.accounts.run("bob", write)
+        assert Account.objects.filter(name__startswith="bob ").count() == 1
+        with pytest.raises(ImpureOperation, match="result is resource"), check_operations(bank.accounts):
+            bank.accounts.run("bob", give)
+        assert Account.objects.get(name="bob").balance == 11
 
     def test_a_transaction_of_the_users_own_is_refused_here_too(self) -> None:
         with transaction.atomic(), pytest.raises(RuntimeError, match="non_atomic_requests"):

@@ -19,6 +19,7 @@ from examples.tickets.settings import TRAINS, Settings
 from examples.tickets.storage import CONNECTIONS, SeatMap, Store
 from examples.tickets.web import create_app
 from geventbatch import BatchTimeout, LoadFailed, NotSaved, Processor, SaveFailed
+from geventbatch.testing import check_operations, faults
 from tests.servers import ask, database, seats_in, store, tickets, wait_until, waiting_for_a_lock
 
 ONE = "Mountain Line"
@@ -90,7 +91,10 @@ def trains(url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def processor(trains: Store) -> Iterator[Processor[Train]]:
-    with Processor(open_resource=trains.open_train, min_duration=0, max_duration=30) as processor:
+    with (
+        Processor(open_resource=trains.open_train, min_duration=0, max_duration=30) as processor,
+        check_operations(processor),
+    ):
         yield processor
 
 
@@ -263,7 +267,8 @@ def test_postgresql_is_reached_through_psycopg_3(given: str) -> None:
 @pytest.fixture(params=[True, False], ids=["batching", "batching=False"])
 def client(request: pytest.FixtureRequest, sqlite_url: str) -> Iterator[Any]:
     app = create_app(Settings(sqlite_url, batching=request.param, max_pending=1))
-    yield app.test_client()
+    with check_operations(app.extensions["tickets"].processor):
+        yield app.test_client()
     app.extensions["tickets"].processor.stop()
     app.extensions["tickets"].store.close()
 
@@ -305,6 +310,24 @@ def test_an_idempotency_key_of_something_else_or_of_nothing_is_refused(client: A
     assert (reused.status_code, reused.json["error"]) == (422, "IdempotencyKeyReused")
     wrong = client.post(SEAT, json=ANN, headers={"Idempotency-Key": "a b"})
     assert (wrong.status_code, wrong.json["error"]) == (400, "Bad Request")
+
+
+def test_a_booking_whose_answer_was_lost_is_sent_again_and_is_the_same_one(client: Any) -> None:
+    with faults(client.application.extensions["tickets"].processor) as plan:
+        plan.lose_answer()
+        unknown, sent_again = (client.post(SEAT, json=ANN, headers={"Idempotency-Key": "8f14e45f"}) for _ in range(2))
+    assert (unknown.status_code, unknown.json["retry_safe"]) == (500, False)
+    assert (sent_again.status_code, sent_again.json["passenger"]) == (201, "Ann")
+    assert client.get("/trains/Rack Railway/seats").json["changes"] == 1
+
+
+def test_who_books_while_the_database_is_away_is_told_to_come_again(client: Any) -> None:
+    with faults(client.application.extensions["tickets"].processor) as plan:
+        plan.fail_load(OSError("gone"))
+        plan.fail_save(NotSaved("the disk is full"))
+        answers = [client.post(SEAT, json=ANN) for _ in range(2)]
+    assert [(answer.status_code, answer.json["retry_safe"]) for answer in answers] == [(503, True)] * 2
+    assert client.get("/trains/Rack Railway/seats").json["taken"] == {}
 
 
 def test_a_cancelled_seat_leaves_the_seat_map(client: Any) -> None:
