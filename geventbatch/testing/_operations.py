@@ -97,7 +97,7 @@ class _Watched(Around):
             see(operation)
         from geventbatch._idempotency import Once  # which is slow to import
 
-        once = operation.callable
+        once: Any = operation.callable
         if type(once) is Once:  # it is known by its operation's name
             once.operation = partial(self._checker.run, once.operation, operation.read_only)
         else:
@@ -203,7 +203,9 @@ class _Checker:
             return
         if not (read_only or changed) and self._replaces(first):
             yield "replaces", f"{first} in place of the resource, and left that as it was: change it in place"
-        yield from (("shares", told) for told in _shared(first.value, first.resource))
+        shared = _shared(first.value, first.resource)
+        if shared is not None:
+            yield "shares", f"returned what is part of the resource and can change: {shared}"
 
     def _replaces(self, run: _Run) -> bool:
         value, resource = run.value, run.resource
@@ -234,13 +236,13 @@ def _row(row: Any, state: Callable[[Any], Any]) -> Any:
     return type(row) if type(row).__module__.startswith("sqlalchemy.") else state(row)
 
 
-def _shared(value: Any, resource: Any) -> Iterator[str]:
+def _shared(value: Any, resource: Any) -> str | None:
     """Say of the first thing that *value* has in common with *resource* where it is."""
     theirs = changeable(resource, "resource")
     for where, (_, path) in changeable(value, "result").items():
         if where in theirs:
-            yield f"returned what is part of the resource and can change: {path} is {theirs[where][1]}"
-            return
+            return f"{path} is {theirs[where][1]}"
+    return None
 
 
 def _name(operation: Any) -> str:
