@@ -27,6 +27,7 @@ from geventbatch import (
 from geventbatch.integrations.flask import AppProcessor, GeventBatch
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.testing import ImpureOperation, check_operations, faults
 from tests.answers import Make, Told, check, each_accept, each_error, form_of
 from tests.servers import database
 
@@ -759,3 +760,43 @@ def test_what_was_refused_or_missing_is_no_error_in_the_log(caplog: pytest.LogCa
     assert [client.get("/").status_code for _ in range(2)] == [404, 503]
 
     assert [(one.levelname, one.message) for one in caplog.records] == [("INFO", "ProcessorOverloaded: too many")]
+
+
+# What `geventbatch.testing` does to them.
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_processor_that_is_declared_is_tested_as_that_of_the_application_at_hand(batching: bool) -> None:
+    kept: list[str] = []
+    batches = GeventBatch()
+
+    def load(_: object) -> Words:
+        assert not has_request_context()
+        return Words(kept)
+
+    words = batches.processor(
+        load_resource=load, save_resource=lambda _, saved: kept.extend(saved[len(kept) :]), min_duration=0
+    )
+
+    def put_name(resource: Words) -> Words | int:
+        assert g.name == request.args["name"]
+        return resource if g.name == "itself" else resource.put(g.name)
+
+    app = flask_app(GEVENTBATCH_BATCHING=batching)
+    with serving(app, batches, lambda: words.run("k", put_name)) as client:
+        with pytest.raises(RuntimeError, match="outside of application context"), faults(words):
+            pass
+        with app.app_context(), faults(words) as plan, check_operations(words):
+            plan.lose_answer()
+            assert client.post("/?name=Ann").status_code == 500
+            assert client.post("/?name=Bob").json == {"answer": 2}
+        app.testing = True
+        with (
+            app.app_context(),
+            pytest.raises(
+                ImpureOperation, match=r"the operation .*put_name\(resource\) on key 'k' returned what is part"
+            ),
+            check_operations(words),
+        ):
+            client.post("/?name=itself")
+    assert kept == ["Ann", "Bob"]
