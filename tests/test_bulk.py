@@ -36,7 +36,7 @@ from geventbatch import (
 from geventbatch._bulk import _Round
 from geventbatch._clock import clock as library_clock
 from geventbatch._pace import pace
-from geventbatch.testing import _VirtualTimer
+from geventbatch.testing._virtual_time import _VirtualTimer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
