@@ -20,8 +20,11 @@ Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.getoption("markexpr") == "not browser and not chaos and not mariadb":
-        return "left out: the page in Chromium (-m browser), broken servers (-m chaos), stores on MariaDB (-m mariadb)"
+    if config.getoption("markexpr") == "not browser and not chaos and not mariadb and not plain":
+        return (
+            "left out: the page in Chromium (-m browser), broken servers (-m chaos), stores on MariaDB (-m mariadb), "
+            "stores without psycopg's pipeline (-m plain)"
+        )
     return None
 
 

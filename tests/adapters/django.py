@@ -241,7 +241,7 @@ def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
         knows_outcome=server == "postgresql",
         slow_steps=steps if pipeline and server == "postgresql" else (*steps, *SAVE) if has_server else (),
         nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else (),
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else () if pipeline else (pytest.mark.plain,),
     )
 
 

@@ -462,7 +462,7 @@ def _case(
         knows_outcome=server == "postgresql" or kind == "reuse",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
         nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else (),
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else () if pipeline else (pytest.mark.plain,),
     )
 
 
