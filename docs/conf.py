@@ -1,0 +1,56 @@
+"""The site: ``sphinx-build -W docs FOLDER``, with the extra "docs"."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import django
+from django.conf import settings
+
+import geventbatch
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+settings.configure(INSTALLED_APPS=["django.contrib.contenttypes", "geventbatch.integrations.django"])
+django.setup()
+
+project = "geventbatch"
+author = copyright = "geventbatch contributors"  # noqa: A001 - the name that Sphinx asks for
+version = release = geventbatch.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "py:obj"
+myst_heading_anchors = 3  # links to a heading that is not there are warnings, and so errors
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # they are in the signatures of overloads; the sections say what each argument is
+python_maximum_signature_line_length = 100
+
+html_theme = "furo"
+html_title = f"geventbatch {release}"
+
+_REPOSITORY = os.environ.get("GITHUB_REPOSITORY")
+
+
+def link_to_repository(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Have links out of this folder lead to the repository; without one, the files are copied into the site."""
+    if _REPOSITORY:
+        source[0] = source[0].replace("](../", f"](https://github.com/{_REPOSITORY}/blob/main/")
+
+
+def set_switches_apart(_app: Sphinx, *told: object) -> None:
+    """Make a paragraph of what a docstring says of switches, which stands right under its sections."""
+    lines = told[-1]
+    assert isinstance(lines, list)
+    for number, line in reversed(list(enumerate(lines))):
+        if switches := re.match(r"( *)Switches: (.*)", line):
+            lines[number : number + 1] = ["", f"{switches[1]}**Switches:** {switches[2]}"]
+
+
+def setup(app: Sphinx) -> None:
+    """Connect them; before Napoleon, which reads the sections."""
+    app.connect("source-read", link_to_repository)
+    app.connect("autodoc-process-docstring", set_switches_apart, priority=400)
