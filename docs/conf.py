@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from gevent import monkey
+
+monkey.patch_all()  # as the module for gunicorn does: not too late
+
 import os
 import re
 from typing import TYPE_CHECKING
 
 import django
 from django.conf import settings
+from pygments.lexers.special import TextLexer
 
 import geventbatch
 
@@ -41,16 +46,21 @@ def link_to_repository(_app: Sphinx, _page: str, source: list[str]) -> None:
         source[0] = source[0].replace("](../", f"](https://github.com/{_REPOSITORY}/blob/main/")
 
 
-def set_switches_apart(_app: Sphinx, *told: object) -> None:
-    """Make a paragraph of what a docstring says of switches, which stands right under its sections."""
+def mend(_app: Sphinx, *told: object) -> None:
+    """Make of a docstring in the project's form what docutils wants.
+
+    What is said of switches, right under a section, becomes a paragraph; a name may have an s behind it.
+    """
     lines = told[-1]
     assert isinstance(lines, list)
     for number, line in reversed(list(enumerate(lines))):
-        if switches := re.match(r"( *)Switches: (.*)", line):
-            lines[number : number + 1] = ["", f"{switches[1]}**Switches:** {switches[2]}"]
+        plain = re.sub(r"(`[\w.]+`)s\b", r"\1\\ s", line)
+        switches = re.match(r"( *)Switches: (.*)", plain)
+        lines[number : number + 1] = ["", f"{switches[1]}**Switches:** {switches[2]}"] if switches else [plain]
 
 
 def setup(app: Sphinx) -> None:
     """Connect them; before Napoleon, which reads the sections."""
+    app.add_lexer("haproxy", TextLexer)
     app.connect("source-read", link_to_repository)
-    app.connect("autodoc-process-docstring", set_switches_apart, priority=400)
+    app.connect("autodoc-process-docstring", mend, priority=400)

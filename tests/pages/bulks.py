@@ -1,0 +1,41 @@
+"""For docs/bulks.md."""
+
+from contextlib import contextmanager
+
+from geventbatch import Processor
+
+
+class Account:
+    """A resource."""
+
+    def __init__(self, balance):
+        self.balance = balance
+
+    def deposit(self, amount):
+        self.balance += amount
+        return self.balance
+
+
+class database:  # noqa: N801 - the page calls it so
+    """Balances in memory."""
+
+    balances = {"Ann": 1}
+
+    @classmethod
+    @contextmanager
+    def transaction(cls):
+        yield cls
+
+    @classmethod
+    def load_for_update(cls, keys):
+        return {key: Account(cls.balances[key]) for key in keys}
+
+    @classmethod
+    def save(cls, accounts):
+        cls.balances |= {key: account.balance for key, account in accounts.items()}
+
+
+def check(page):
+    assert page["balance"] == 11
+    assert database.balances == {"Ann": 11}
+    assert page["Processor"] is Processor

@@ -1,0 +1,43 @@
+"""The documentation: its Python runs, its tests are there, and the site is built without a warning."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs.page import python_blocks
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.programs.page", page], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_each_of_the_nineteen_guarantees_names_tests_that_exist() -> None:
+    page = (ROOT / "docs/guarantees.md").read_text()
+    numbers, bodies = zip(*re.findall(r"^## (\d+)\. .*?\n(.*?)(?=^## |\Z)", page, re.M | re.S), strict=True)
+    assert [int(number) for number in numbers] == list(range(1, 20))
+    for number, body in zip(numbers, bodies, strict=True):
+        found = re.findall(r"\]\(\.\./(tests/test_\w+\.py)\):\n\n((?:- `test_\w+`\n)+)", body)
+        assert found, f"guarantee {number} names no tests"
+        for file, names in found:
+            source = (ROOT / file).read_text()
+            missing = [name for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in source]
+            assert not missing, f"guarantee {number}: {file} has no {missing}"
+            assert names.count("\n") == body.count("- `test_") or len(found) > 1, f"guarantee {number}: a list of no file"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    toctrees = re.findall(r"```\{toctree\}\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.S)
+    listed = [line for toctree in toctrees for line in toctree.splitlines() if re.fullmatch(r"[\w-]+", line)]
+    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
