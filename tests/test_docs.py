@@ -41,3 +41,25 @@ def test_every_page_is_in_the_navigation() -> None:
     toctrees = re.findall(r"```\{toctree\}\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.S)
     listed = [line for toctree in toctrees for line in toctree.splitlines() if re.fullmatch(r"[\w-]+", line)]
     assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
+@pytest.mark.parametrize("view", ["flask_plain", "flask_batched", "django_plain", "django_batched"])
+def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
+    _, code = (ROOT / f"examples/tutorial/{view}.py").read_text().split('"""\n\n', 1)
+    assert f"```python\n{code}```" in (ROOT / "docs/tutorial.md").read_text()
+
+
+def test_the_tutorial_measures_every_view_and_checks_what_it_prints() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "examples.tutorial", "--seconds", "0.4", "--clients", "5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "Checked: the balance is what the clients were told." in ran.stdout, ran.stdout + ran.stderr
+    assert re.findall(r"^(\w+, \w+) ", ran.stdout, re.M) == [
+        "Flask, plain",
+        "Flask, batched",
+        "Django, plain",
+        "Django, batched",
+    ]

@@ -1,0 +1,36 @@
+"""The same view, batched."""
+
+import json
+
+from django.http import JsonResponse
+from django.urls import path
+
+from examples.tutorial.bank.models import Account
+from geventbatch import Processor
+from geventbatch.stores import DjangoStore
+
+accounts = Processor(
+    open_resource=DjangoStore(Account, by="number"), min_duration=0, max_duration=5, max_batches=20
+)
+
+
+class NotEnough(Exception):
+    pass
+
+
+def take(account, amount):
+    if account.balance < amount:
+        raise NotEnough
+    account.balance -= amount
+    return account.balance
+
+
+def withdraw(request, number):
+    amount = json.loads(request.body)["amount"]
+    try:
+        return JsonResponse({"balance": accounts.run(number, take, amount)})
+    except NotEnough:
+        return JsonResponse({"error": "not enough"}, status=409)
+
+
+urlpatterns = [path("accounts/<int:number>/withdrawals", withdraw)]

@@ -1,0 +1,11 @@
+"""One worker: a key's requests share a batch in one process."""
+
+from geventbatch.integrations.gunicorn import *  # noqa: F403 - as its docstring says
+
+workers = 1
+worker_connections = 1000
+
+
+def when_ready(server):
+    """Say where it listens."""
+    print("listening on", *server.LISTENERS, flush=True)

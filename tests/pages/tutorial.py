@@ -1,0 +1,41 @@
+"""For docs/tutorial.md: its blocks are `examples/tutorial`, which its own test runs on PostgreSQL; here on SQLite."""
+
+import json
+import os
+import tempfile
+
+os.environ["DATABASE_URL"] = f"sqlite:///{tempfile.mkdtemp(prefix='page-')}/accounts.sqlite"
+
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["examples.tutorial.bank"],
+    DATABASES={
+        "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE_URL"].removeprefix("sqlite:///")}
+    },
+    ALLOWED_HOSTS=["*"],
+)
+
+import django
+
+django.setup()
+
+from django.test import RequestFactory
+from sqlalchemy.orm import Session
+
+from examples.tutorial.models import Account, Base, engine
+
+Base.metadata.create_all(engine)
+with Session(engine) as session, session.begin():
+    session.add(Account(number=1, balance=5))
+
+
+def check(page):
+    def withdraw(amount):
+        body = json.dumps({"amount": amount})
+        return page["withdraw"](RequestFactory().post("/", body, content_type="application/json"), 1).status_code
+
+    assert [withdraw(3), withdraw(3)] == [200, 409]
+    client = page["app"].test_client()
+    asked = [client.post("/accounts/1/withdrawals", json={"amount": 2}) for _ in range(2)]
+    assert [one.status_code for one in asked] == [200, 409]
