@@ -1,4 +1,4 @@
-"""What a release must agree on: ``python .ci/changelog.py v0.2.0`` prints the notes of that version, or says what is wrong.
+"""What a release must agree on. ``python .ci/changelog.py v0.2.0`` prints the notes of it, or says what is wrong.
 
 The tag, ``__version__``, and the first dated section of CHANGELOG.md name one version, and nothing is left under
 "Unreleased". Without an argument it checks only that the sections are in order, as for any change.

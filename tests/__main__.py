@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # that ask databases, and what is in none of them, which keeps a core busy.
 HALVES = ("sqlalchemy", "not sqlalchemy")
 APART = (
-    ["benchmarks", "celery", "cluster", "fork", "gunicorn", "reuse", "tickets_signals"],
+    ["benchmarks", "celery", "cluster", "docs", "fork", "gunicorn", "reuse", "tickets_signals"],
     ["bulk_stores", "django", "django_store", "flask", "redis_store", "sql", "sqlalchemy_store", "tickets", "wallet"],
 )
 

@@ -13,6 +13,7 @@ from gevent.hub import Hub  # noqa: E402
 from greenlet import greenlet  # noqa: E402
 
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
+from tests.servers import end_postgres  # noqa: E402
 
 # pytest-timeout raises in whichever greenlet runs when the time is up. What is named here the hub raises in the main
 # greenlet as well; otherwise a test whose other greenlets spin goes on, or even passes, when one of them "failed".
@@ -26,6 +27,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
             "stores without psycopg's pipeline (-m plain)"
         )
     return None
+
+
+def pytest_unconfigure() -> None:
+    end_postgres()
 
 
 def pytest_collection_finish() -> None:

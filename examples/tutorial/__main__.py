@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def _server(url: str, view: str) -> Server:
 
 
 @contextmanager
-def _account(url: str) -> Iterator[object]:
+def _account(url: str) -> Iterator[Callable[[], int]]:
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE bank_account (number integer PRIMARY KEY, balance integer NOT NULL)"))

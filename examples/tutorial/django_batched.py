@@ -9,9 +9,7 @@ from examples.tutorial.bank.models import Account
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 
-accounts = Processor(
-    open_resource=DjangoStore(Account, by="number"), min_duration=0, max_duration=5, max_batches=20
-)
+accounts = Processor(open_resource=DjangoStore(Account, by="number"), min_duration=0, max_duration=5, max_batches=20)
 
 
 class NotEnough(Exception):

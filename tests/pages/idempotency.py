@@ -19,7 +19,7 @@ trains = Processor(
     open_resource=SQLAlchemyStore.mapped(engine, Train, by="name", idempotency=first), min_duration=0, max_duration=5
 )
 REPLACED = REPLACED | {
-    "class Outcome(OutcomeModel):\n    pass": "class PageOutcome(OutcomeModel):\n    class Meta:\n        app_label = 'bank'",
+    "class Outcome(OutcomeModel):\n    pass": "class PageOutcome(OutcomeModel):\n    class Meta: app_label = 'bank'",
     "idempotency=Outcome": "idempotency=PageOutcome",
 }
 run_trains("ICE 1")

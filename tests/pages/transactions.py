@@ -6,9 +6,7 @@ from geventbatch import Processor, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from tests.pages.trains import Base, Train, engine, run_trains
 
-bookings = sa.Table(
-    "bookings", Base.metadata, sa.Column("seat", sa.Integer), sa.Column("passenger", sa.String)
-)
+bookings = sa.Table("bookings", Base.metadata, sa.Column("seat", sa.Integer), sa.Column("passenger", sa.String))
 
 
 def check(page):

@@ -11,7 +11,10 @@ from django.conf import settings
 settings.configure(
     INSTALLED_APPS=["examples.tutorial.bank"],
     DATABASES={
-        "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ["DATABASE_URL"].removeprefix("sqlite:///")}
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": os.environ["DATABASE_URL"].removeprefix("sqlite:///"),
+        }
     },
     ALLOWED_HOSTS=["*"],
 )

@@ -2,7 +2,7 @@
 
     python -m tests.programs.page docs/stores.md
 
-What the page leaves to its reader (a database, a class, a request) is in ``tests/pages/NAME.py``, if it leaves anything:
+What the page leaves to its reader (a database, a class, a request) is in ``tests/pages/NAME.py``:
 
 - what stands in it is there for the blocks of the page, by the same names;
 - ``REPLACED`` is text of the page that is something else here: an address, an ellipsis;
@@ -34,9 +34,9 @@ class Block(NamedTuple):
 def python_blocks(page: Path) -> list[Block]:
     """Give those that run."""
     text = page.read_text()
-    fences = re.finditer(r"(<!-- not run: .+? -->\n)?^( *)```python\n(.*?)^ *```$", text, re.M | re.S)
+    fences = re.finditer(r"(<!-- not run: .+? -->\n)?^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [
-        Block(text.count("\n", 0, fence.start(3)) + 1, re.sub(rf"^{fence[2]}", "", fence[3], flags=re.M))
+        Block(text.count("\n", 0, fence.start(3)) + 1, re.sub(rf"^{fence[2]}", "", fence[3], flags=re.MULTILINE))
         for fence in fences
         if not fence[1]
     ]

@@ -1,0 +1,112 @@
+"""Read by mypy and pyright, never run: as usage.py, for what is spoken between the library, stores and frameworks."""
+
+from typing import assert_type
+from wsgiref.types import WSGIApplication
+
+import redis
+import sqlalchemy as sa
+from django.http import HttpRequest, HttpResponse
+
+import geventbatch.integrations.celery
+from geventbatch import (
+    Batch,
+    BatchAborted,
+    BatchError,
+    BatchMetrics,
+    Conflict,
+    IdempotencyKeyReused,
+    LoadFailed,
+    NothingToSave,
+    NotSaved,
+    PartlySaved,
+    Processor,
+    Rejected,
+    ResourceMissing,
+    current_batch,
+    stop_all,
+)
+from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
+from geventbatch.integrations.wsgi import Answer, ErrorAnswers
+from geventbatch.stores import RedisStore, SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.testing import VirtualTime, virtual_time
+
+# What a load and a save raise, and what their callers get.
+
+missing: LoadFailed = ResourceMissing()
+refused: NotSaved = Rejected("a constraint")
+conflict: NotSaved = Conflict()
+partly = PartlySaved({"ICE 1": Conflict()})
+PartlySaved(["ICE 1"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+not_for_callers: BatchError = Conflict()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+left_with: BatchError = NothingToSave()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+def told(error: BatchError) -> str:
+    if isinstance(error, IdempotencyKeyReused):
+        return error.idempotency_key
+    if isinstance(error, BatchAborted):
+        return repr(error.key)
+    return "retry" if error.retry_safe else "look"
+
+
+# The batch, inside of it.
+
+batch = current_batch()
+assert_type(batch, Batch)
+batch.add_row({"any": "row"})
+batch.delete()
+assert_type(batch.deleted, bool)
+batch.remaining(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# The whole process, and watchers.
+
+assert_type(stop_all(), bool)
+assert_type(stop_all(timeout=0), bool)
+stop_all("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+metrics = Processor().subscribe_batch_metrics()
+assert_type(metrics, BatchMetrics)
+metrics.close()
+
+
+# Stores: of many keys, with idempotency keys.
+
+engine = sa.create_engine("sqlite://")
+outcomes = idempotency_table("outcomes", sa.MetaData())
+assert_type(outcomes, sa.Table)
+store = SQLAlchemyStore.documents(engine, "trains", idempotency=outcomes, idempotency_ttl=3600)
+store.create_table()
+assert_type(store.purge_outcomes(limit=10), int)
+SQLAlchemyStore.documents(engine, "trains", mode="locked")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+RedisStore(redis.Redis(), idempotency_tll=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# Integrations.
+
+
+def application(wsgi: WSGIApplication) -> WSGIApplication:
+    return ErrorAnswers(wsgi, retry_after=2)
+
+
+class Own(ErrorAnswers):
+    def answer(self, error: BatchError) -> Answer:
+        return super().answer(error)
+
+
+def view(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.path)
+
+
+DjangoAnswers(view)
+DjangoAnswers("view")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+geventbatch.integrations.celery.stop()
+
+
+# Virtual time.
+
+
+def test() -> None:
+    with virtual_time(seed=1) as clock:
+        assert_type(clock, VirtualTime)
+        assert_type(clock.now(), float)
