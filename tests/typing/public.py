@@ -1,6 +1,6 @@
 """Read by mypy and pyright, never run: as usage.py, for what is spoken between the library, stores and frameworks."""
 
-from typing import assert_type
+from typing import Any, assert_type
 from wsgiref.types import WSGIApplication
 
 import redis
@@ -27,7 +27,7 @@ from geventbatch import (
 )
 from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
-from geventbatch.stores import RedisStore, SQLAlchemyStore
+from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
 from geventbatch.testing import VirtualTime, virtual_time
 
@@ -78,6 +78,10 @@ assert_type(outcomes, sa.Table)
 store = SQLAlchemyStore.documents(engine, "trains", idempotency=outcomes, idempotency_ttl=3600)
 store.create_table()
 assert_type(store.purge_outcomes(limit=10), int)
+keeping = RedisStore(redis.Redis(), decode=str, reuse_resource=Reuse(max_keys=10, max_age=60))
+assert_type(Processor(open_resources=keeping.open_resources, max_bulk=10), Processor[Any])
+assert_type(Processor(open_resources=store.open_resources), Processor[Any])
+Reuse(max_key=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 SQLAlchemyStore.documents(engine, "trains", mode="locked")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 RedisStore(redis.Redis(), idempotency_tll=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
