@@ -58,4 +58,4 @@ def test_the_changelog_of_this_project_is_in_order() -> None:
 def test_the_version_is_read_as_it_is() -> None:
     import geventbatch
 
-    assert SCRIPT["current_version"]((ROOT / "geventbatch/__init__.py").read_text()) == geventbatch.__version__
+    assert SCRIPT["current_version"](Path(geventbatch.__file__).read_text()) == geventbatch.__version__
