@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import gevent
+import pytest
 
 from geventbatch import Processor
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from geventbatch.testing import VirtualTime
 
 Form = Literal["pair", "scope", "bulk"]
-FORMS: tuple[Form, ...] = ("pair", "scope", "bulk")
+FORMS: tuple[Any, ...] = ("pair", "scope", pytest.param("bulk", marks=pytest.mark.variants))
 
 
 class Store:

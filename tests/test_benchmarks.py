@@ -12,6 +12,8 @@ from examples.server import Server
 from examples.tickets.settings import CONFIGURATION
 from tests.servers import ask, database, side_by_side
 
+pytestmark = pytest.mark.variants
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:

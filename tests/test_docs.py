@@ -56,6 +56,7 @@ def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
     assert f"```python\n{code}```" in (ROOT / "docs/tutorial.md").read_text()
 
 
+@pytest.mark.variants
 def test_the_tutorial_measures_every_view_and_checks_what_it_prints() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "examples.tutorial", "--seconds", "0.4", "--clients", "5"],

@@ -228,6 +228,7 @@ def _opened(kind: Kind, address: str, *, pipeline: bool) -> Iterator[Adapter]:
 def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
     has_server = server != "sqlite"
     steps: tuple[Step, ...] = ("load", "operation", "commit") if has_server else ()
+    near = not pipeline or kind == "xmin"  # to one that is tested anyway
     return Case(
         name=f"django-{kind}-{server}{'' if pipeline else '-plain'}",
         fresh=partial(place, server, models=TABLES),
@@ -241,7 +242,7 @@ def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
         knows_outcome=server == "postgresql",
         slow_steps=steps if pipeline and server == "postgresql" else (*steps, *SAVE) if has_server else (),
         nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else () if pipeline else (pytest.mark.plain,),
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else (pytest.mark.variants,) if near else (),
     )
 
 

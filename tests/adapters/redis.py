@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pytest
 import redis
 
 from geventbatch.stores import RedisStore, Reuse
@@ -200,6 +201,7 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
         slow_steps=("load", "commit"),
         nul_in_keys=True,
         longest_key=100_000,
+        marks=(pytest.mark.variants,) if kind is BulkClusterAdapter else (),
     )
 
 

@@ -447,6 +447,7 @@ def _case(
         "save": not pipeline or server == "mariadb",  # else it is in one message with COMMIT
         "commit": True,
     }
+    near = not pipeline or shown == "xmin"  # to one that is tested anyway
     return Case(
         name=f"sqlalchemy-{form}-{shown}-{server}{'' if pipeline else '-plain'}{'-bulk' if bulk else ''}",
         fresh=partial(fresh, server),
@@ -462,7 +463,7 @@ def _case(
         knows_outcome=server == "postgresql" or kind == "reuse",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
         nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else () if pipeline else (pytest.mark.plain,),
+        marks=(pytest.mark.mariadb,) if server == "mariadb" else (pytest.mark.variants,) if near else (),
     )
 
 
