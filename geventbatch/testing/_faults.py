@@ -27,6 +27,8 @@ _EVERY: Final = object()
 def faults(processor: AnyProcessor) -> Iterator[Faults]:
     """Have loads and saves of *processor* go wrong as planned, until the block ends.
 
+    In a test::
+
         with faults(processor) as plan:
             plan.lose_answer()
             with pytest.raises(SaveFailed):
