@@ -75,7 +75,8 @@ def compare(seconds: float, clients: int) -> bool:
                 for name, row in rows.items():
                     row.turn(running[name], seconds / TURNS, clients)
             left = balance()
-    print(f"{clients} client{'s' * (clients > 1)} in a closed loop on one account, PostgreSQL, one gunicorn worker; {seconds:g} s each.\n")
+    print(f"{clients} client{'s' * (clients > 1)} in a closed loop on one account, ", end="")
+    print(f"PostgreSQL, one gunicorn worker; {seconds:g} s each.\n")
     print(f"{'':<18}{'requests/s':>12}{'p50 ms':>11}{'p99 ms':>11}")
     for name, row in rows.items():
         print(f"{name:<18}{row}")
