@@ -22,7 +22,7 @@ from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import BROKEN, STARTED
 from geventbatch._pace import pace
-from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, settle, split
+from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, is_left, settle, split
 from geventbatch._process import here, running
 from geventbatch._scope import PairScope
 from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, Repeated
@@ -130,7 +130,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
     if batch.verdict is not None:
         return _give_up(batch, leave, batch.verdict)
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
-        replay = batch.open or batch.asked or any(operation.state <= STARTED for operation in current_part(batch))
+        replay = batch.open or batch.asked or is_left(batch)
         return _give_up(batch, leave, batch.broken, replay=bool(replay) or settle(batch))
     if not has_news(batch) and not _compares(batch):  # there is nothing to save
         # What is behind it is settled first, since it does not depend on how the scope is left.
@@ -439,7 +439,7 @@ def save_raised(batch: Batch, error: BaseException) -> float | None:
     elif isinstance(error, Rejected):
         replay = split(batch, error)
     elif isinstance(error, Repeated) and _settle_repeated(batch, error):
-        replay = not batch.ended and _is_left(batch)
+        replay = not batch.ended and _goes_on(batch)
     else:
         batch.spent = not isinstance(error, Exception)
         batch.end(save_failed(batch.key, error))
@@ -453,10 +453,10 @@ def _settle_repeated(batch: Batch, error: Repeated) -> bool:
     return idempotency is not None and idempotency.settle_repeated(batch, current_part(batch), error.outcomes)
 
 
-def _is_left(batch: Batch) -> bool:
+def _goes_on(batch: Batch) -> bool:
     """Whether the part at hand, or one behind it, is to be tried again without those that are settled."""
     batch.phase = "load"
-    return any(operation.state <= STARTED for operation in current_part(batch)) or settle(batch)
+    return is_left(batch) or settle(batch)
 
 
 def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float | None:

@@ -19,9 +19,8 @@ from geventbatch import _attempts, _process
 from geventbatch._bulk_scope import errors_of, fault_of, loaded
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
-from geventbatch._operation import STARTED
 from geventbatch._pace import pace
-from geventbatch._parts import current_part, settle
+from geventbatch._parts import is_left, settle
 from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
@@ -255,7 +254,7 @@ class _Round:
                 batch.end(save_failed(batch.key, batch.verdict, doing="an operation"))
                 self._leave_out(batch)
             elif batch.broken is not None or not _attempts.has_news(batch):
-                replay = batch.broken is not None and (batch.open or _is_left(batch))
+                replay = batch.broken is not None and (batch.open or is_left(batch))
                 self._reason = batch.broken or self._reason
                 batch.broken = None  # whose traceback leads back here
                 self._replay(batch, 0.0 if replay or settle(batch) else None)
@@ -334,7 +333,3 @@ class _Round:
                 raise
         else:
             first.over()
-
-
-def _is_left(batch: Batch) -> bool:
-    return any(operation.state <= STARTED for operation in current_part(batch))

@@ -27,6 +27,11 @@ def current_part(batch: Batch) -> list[Operation[Any]]:
     return batch.parts[-1] if batch.parts else batch.operations
 
 
+def is_left(batch: Batch) -> bool:
+    """Whether something of the part at hand may still be applied."""
+    return any(operation.state <= STARTED for operation in current_part(batch))
+
+
 def settle(batch: Batch) -> bool:
     """Go on behind the part at hand, which has its outcome: True for another attempt, else the batch has ended."""
     if not batch.parts:
@@ -36,7 +41,7 @@ def settle(batch: Batch) -> bool:
         if operation.state in {STARTED, BROKEN}:
             operation.state = SETTLED
     while batch.parts:
-        if any(operation.state <= STARTED for operation in batch.parts[-1]):
+        if is_left(batch):
             batch.phase = "load"
             return True
         batch.parts.pop()  # all have left
