@@ -36,10 +36,15 @@ class State:
 
     def __init__(self, options: Options, subscriptions: list[ref[BatchMetrics]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
-        self.use(options)
+        self.options = options
         self.epoch = here.epoch
         self.slots = None if options.max_batches is None else Slots(options.max_batches)
         self.subscriptions = subscriptions
+        # Of the options, what every operation asks for: compiled code finds it here without a look-up.
+        self.door = options.door
+        self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
+        self.max_pending = options.max_pending
+        self.max_batch_size = options.max_batch_size
         # -- mutable state ---------------------------------------------------------------------------------
         self.lanes: dict[object, Lane] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
@@ -60,13 +65,10 @@ class State:
         )
 
     def use(self, options: Options) -> None:
-        """Do as *options* say from now on; only what opens resources may be another one than before. Switches: no."""
+        """Open resources as *options* say from now on, which differ in nothing else. Switches: no."""
         self.options = options
-        # What every operation asks for: compiled code finds it here without a look-up.
         self.door = options.door
         self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
-        self.max_pending = options.max_pending
-        self.max_batch_size = options.max_batch_size
 
     # -- admitting ----------------------------------------------------------------------------------------
 
