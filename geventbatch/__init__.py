@@ -8,7 +8,9 @@ from typing import Final
 
 from geventbatch import _runner
 from geventbatch._batch import Batch
+from geventbatch._check import Problem, check
 from geventbatch._keys import worker_number_for_key
+from geventbatch._live import LiveBatch, ProcessorStats
 from geventbatch._metrics import BatchMetric, BatchMetrics
 from geventbatch._processor import Processor, current_batch, stop_all
 from geventbatch.errors import (
@@ -44,17 +46,21 @@ __all__ = [
     "BatchTimeout",
     "Conflict",
     "IdempotencyKeyReused",
+    "LiveBatch",
     "LoadFailed",
     "NotSaved",
     "NothingToSave",
     "OperationCancelled",
     "PartlySaved",
+    "Problem",
     "Processor",
     "ProcessorOverloaded",
+    "ProcessorStats",
     "ProcessorStopped",
     "Rejected",
     "ResourceMissing",
     "SaveFailed",
+    "check",
     "current_batch",
     "stop_all",
     "worker_number_for_key",

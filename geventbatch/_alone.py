@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 
-from geventbatch import _attempts, _process
+from geventbatch import _attempts, _process, _report
 from geventbatch._alarm import Alarm
 from geventbatch._batch import Batch
 from geventbatch._clock import clock as _clock
@@ -27,10 +27,14 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
     _process.check_not_inside(state)
     check_key(key)
-    batch = Batch(state, key)
+    now = _clock.monotonic()
+    batch = Batch(state, key, now)
     batch.operations.append(operation)
     batch.reads = int(operation.read_only)
     batch.close()
+    batch.waiting_at_close = 1
+    if now >= state.next_sample:
+        state.sample(now)
     state.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
@@ -50,6 +54,8 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
                 start.close()
         _attempts.run_after(batch)
     finally:
+        if batch.failure is not None:
+            _report.failed(batch.failure, 1)
         batch.bulk = {}  # no cycle
         state.leave_alone(batch)
     if batch.epoch != _process.here.epoch:

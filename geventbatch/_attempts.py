@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import GreenletExit
 
-from geventbatch import _process
+from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import BROKEN, STARTED
@@ -49,6 +49,11 @@ _LONGEST_BACKOFF: Final = 0.1
 
 _run_in: Final = Context.run  # without a bound method for each operation
 
+_get_hub: Final = gevent.get_hub
+
+_BRIEF: Final = 0.00005
+"""Seconds: what is quicker is not asked whether it let the hub have a turn, since to ask would cost a share of it."""
+
 
 def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
     """Run *batch* in the current greenlet, from *now* until its code has returned. Raises what ends the greenlet."""
@@ -62,6 +67,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         alarm.batch = batch
         if not alarm.armed:
             alarm.arm()
+    batch.turn = -1 if batch.lane is None else _get_hub().loop.iteration
     try:
         if batch.epoch != here.epoch:
             batch.over()
@@ -152,7 +158,6 @@ def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool 
         batch.end(save_failed(batch.key, reason, doing="an operation"))
     _leave(batch, leave, reason)
     batch.broken = None  # whose traceback leads back here
-    batch.now = _clock.monotonic()
     if batch.over():
         return False
     return back_off(batch, delay(batch, reason)) if isinstance(reason, Conflict) else replay
@@ -160,6 +165,7 @@ def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool 
 
 def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
     """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
+    begun = _clock.monotonic()
     try:
         batch.context.run(leave, type(reason), reason, reason.__traceback__)
     except BaseException as error:
@@ -168,6 +174,8 @@ def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
             _abort(batch, error)
     else:
         batch.over()
+    batch.now = _clock.monotonic()
+    batch.aside += batch.now - begun
 
 
 def _abort(batch: Batch, error: BaseException) -> None:
@@ -212,7 +220,10 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
         return None, _load_raised(batch, error)
     finally:
         batch.now = _clock.monotonic()
-        batch.load_duration += batch.now - begun
+        seconds = batch.now - begun
+        batch.load_duration += seconds
+        if seconds > _BRIEF:
+            took(batch, "load", seconds)
 
 
 def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
@@ -242,7 +253,7 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
     arrived = batch.operations  # while they are applied, this list grows
     due = slice_end
     if batch.now >= batch.window_end:
-        batch.open = False
+        _shut(batch)
     else:
         due = _see_to_window(batch, slice_end)
     while _apply_all(batch, arrived, resource, due):
@@ -254,6 +265,7 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
             if batch.over():
                 return
             batch.now = _clock.monotonic()
+            batch.turn = _get_hub().loop.iteration
             due = _see_to_window(batch, slice_end)
         arrived = batch.operations[applied:]
 
@@ -278,9 +290,11 @@ def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, du
                 cut_after(batch, operation)
             batch.now = _clock.monotonic()
             return False
-        batch.now = now = monotonic()
-        if now >= due:
-            due = _take_turns(batch, now)
+        now = monotonic()
+        if now < due:
+            batch.now = now
+        else:
+            due = _take_turns(batch, operation, now)
             if batch.over():
                 return False
     return True
@@ -380,8 +394,12 @@ def take_breath(batch: Batch, slice_end: float) -> bool:
     return not batch.over()
 
 
-def _take_turns(batch: Batch, now: float) -> float:
+def _take_turns(batch: Batch, operation: Operation[Any], now: float) -> float:
     """Let the hub have a turn if it has gone long without; give when something is due again."""
+    seconds = now - batch.now  # that *operation* took
+    batch.now = now
+    if seconds > _BRIEF:
+        took(batch, "operation", seconds, operation)
     if now >= batch.deadline:
         batch.expire()
         return now
@@ -389,6 +407,8 @@ def _take_turns(batch: Batch, now: float) -> float:
     if now >= slice_end:
         batch.pause()
         batch.now = _clock.monotonic()
+        if batch.lane is not None:
+            batch.turn = _get_hub().loop.iteration
         slice_end = pace.slice_end(batch.now)
     return _see_to_window(batch, slice_end)
 
@@ -396,9 +416,34 @@ def _take_turns(batch: Batch, now: float) -> float:
 def _see_to_window(batch: Batch, slice_end: float) -> float:
     """Take no more operations when the window is over; give when something is due."""
     if batch.now >= batch.window_end:
-        batch.open = False
+        _shut(batch)
         return slice_end
     return min(slice_end, batch.window_end)
+
+
+def _shut(batch: Batch) -> None:
+    """Take no more operations: `Batch.close`, in the batch's own greenlet and for one that is open."""
+    if batch.open:
+        batch.open = False
+        batch.closed = batch.now
+        batch.waiting_at_close = batch.waiting
+
+
+def took(batch: Batch, doing: str, seconds: float, operation: Operation[Any] | None = None) -> None:
+    """Tell the operator of what took long, and of what kept the hub from having a turn. Switches: no.
+
+    `Batch.turn` is the hub's turn as it was seen before.
+    """
+    if batch.lane is None:
+        return
+    turn = _get_hub().loop.iteration
+    state = batch.state
+    if seconds > state.long and batch.epoch == here.epoch:
+        if turn == batch.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns
+            _report.blocked(batch, doing, state.doing(doing) if operation is None else operation.callable, seconds)
+        elif operation is None and seconds > state.slow:
+            _report.slow(batch, doing, seconds)
+    batch.turn = turn
 
 
 # -- save ---------------------------------------------------------------------------------------------------
@@ -413,7 +458,10 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     except BaseException as error:
         raised = without_our_frame(error)
     batch.now = _clock.monotonic()
-    batch.save_duration += batch.now - begun
+    seconds = batch.now - begun
+    batch.save_duration += seconds
+    if seconds > _BRIEF:
+        took(batch, "save", seconds)
     if raised is not None:
         try:
             return back_off(batch, save_raised(batch, raised))
@@ -462,6 +510,7 @@ def _goes_on(batch: Batch) -> bool:
 def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float | None:
     """Give the seconds to wait before a replay; None when there is none to wait for, and the callers have been told."""
     batch.conflicts += 1
+    batch.state.conflicts += 1
     batch.load_conflict = loading
     most = batch.state.options.max_attempts
     if batch.conflicts >= most:
@@ -482,8 +531,10 @@ def back_off(batch: Batch, seconds: float | None) -> bool:
     if seconds is None:
         return False
     if seconds:
+        begun = batch.now
         _process.sleep(seconds)
         batch.now = _clock.monotonic()
+        batch.aside += batch.now - begun
         if batch.now >= batch.deadline:  # the hub was kept from ringing the alarm
             batch.expire()
     return not batch.over()

@@ -14,13 +14,14 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.hub import Waiter
 
-from geventbatch import _process
+from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import Failure, aborted, load_failed, save_failed, timed_out
 from geventbatch._metrics import BatchMetric
-from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN
+from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN, common_name
 from geventbatch._pace import WIDTH, pace
 from geventbatch._process import here
+from geventbatch.errors import LoadFailed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -55,12 +56,14 @@ class Batch:
     __slots__ = (
         "after",
         "alarm",
+        "aside",
         "asked",
         "attempts",
         "behind",
         "bell",
         "broken",
         "bulk",
+        "closed",
         "completed",
         "conflict",
         "conflicts",
@@ -82,6 +85,7 @@ class Batch:
         "mates",
         "now",
         "open",
+        "opened",
         "operations",
         "outcomes",
         "outer",
@@ -98,8 +102,10 @@ class Batch:
         "spent",
         "started",
         "state",
+        "turn",
         "verdict",
         "waiting",
+        "waiting_at_close",
         "window_end",
     )
 
@@ -108,6 +114,8 @@ class Batch:
     waiting: int  # callers that are still there
     size: int  # operations that may have to be applied
     open: bool  # takes operations
+    closed: float  # when it took no more; not there while it is open
+    waiting_at_close: int  # likewise
     ended: bool  # the outcome is fixed: by `failure`, else by each operation's own
     failure: Failure | None
     # -- mutable state: the attempt at hand -----------------------------------------------------------------
@@ -130,8 +138,10 @@ class Batch:
     left_at_pause: float  # so much time left; not there before the first pause
     now: float  # the time, as it was last read; not there before it starts to run
     started: float  # likewise
+    turn: int  # of the hub, as it was last seen; -1 if unknown
     load_duration: float
     save_duration: float
+    aside: float  # seconds in which it waited to replay, or left its scope without saving
     conflicts: int
     conflict: Conflict | None  # of the last attempt, until the next one begins
     load_conflict: bool  # it was its load's; not there before the first one
@@ -148,9 +158,12 @@ class Batch:
     bulk: Any  # a dict by key: the batches that are loaded with it, or are to be saved with it; empty if it has no bulk
     mates: dict[Batch, None] | None  # those that share its deadline, itself too (see `_bulk`)
 
-    def __init__(self, state: State, key: Hashable, lane: Lane | None = None, window_end: float = 0.0) -> None:
+    def __init__(
+        self, state: State, key: Hashable, opened: float, lane: Lane | None = None, window_end: float = 0.0
+    ) -> None:
         """Open it, on a *lane* unless its caller runs it alone; from *window_end* on it may close."""
         self.state = state
+        self.opened = opened
         self.key = key
         self.lane = lane
         self.epoch = state.epoch
@@ -170,7 +183,7 @@ class Batch:
         self.exact = _EXACT
         self.phase = "queued"
         self.deadline = inf
-        self.load_duration = self.save_duration = 0.0
+        self.load_duration = self.save_duration = self.aside = 0.0
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""
@@ -252,13 +265,17 @@ class Batch:
             return
         self.waiting -= 1
         self.state.pending -= 1
+        self.state.withdrawn += 1
         if operation.state == WAITING:
             operation.state = WITHDRAWN
             self.size -= 1
 
     def close(self) -> None:
         """Take no more operations."""
-        self.open = False
+        if self.open:
+            self.open = False
+            self.closed = _clock.monotonic()
+            self.waiting_at_close = self.waiting
         if self.bell is not None:
             self._ring(self.bell)
 
@@ -325,8 +342,10 @@ class Batch:
         self.failure = failure
         if self.open:
             self.close()
-        if self.waiting:  # else it may be of another thread, which has no business with the count
-            self.state.pending -= self.waiting
+        state = self.state
+        waiting = self.waiting
+        if waiting:  # else it may be of another thread, which has no business with the count
+            state.pending -= waiting
             self.waiting = 0
         if self.lane is not None:
             operations = self.operations
@@ -335,8 +354,16 @@ class Batch:
                 pace.add(operations[first].group, left if left < WIDTH else WIDTH)  # noqa: FURB136 - min() costs 50 ns
                 first += WIDTH
                 left -= WIDTH
-        if self.state.subscriptions and self.attempts:
-            self.state.publish(self.metric())
+        if failure is not None and self.lane is not None:  # else its caller does that: it may be of another thread
+            _report.failed(failure, waiting)
+        # Threads of their own come here too, with ``batching=False``: one of these may be lost between two of them.
+        state.answered += waiting if self.lane is not None else 1
+        if self.attempts:
+            state.batches_ended += 1
+            if failure is not None:
+                state.batches_failed += 1
+            if state.subscriptions:
+                state.publish(self.metric(waiting))
 
     def expire(self) -> None:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""
@@ -382,19 +409,44 @@ class Batch:
             return operation.answer()
         raise self.failure.exception()
 
-    def metric(self) -> BatchMetric:
-        """Sum it up for the watchers."""
-        error = None if self.failure is None else self.failure.exception()
+    def metric(self, waiting: int) -> BatchMetric:
+        """Sum it up for the watchers, when so many callers are about to be answered."""
+        failure = self.failure
+        error = None if failure is None else failure.exception()
         now = _clock.monotonic()
         total_duration = now - self.started
-        running = now - self.now  # the load or save that it is in the middle of
+        running = now - self.now  # the load, save or wait that it is in the middle of
+        load_duration, save_duration, aside = self.load_duration, self.save_duration, self.aside
+        if self.phase == "save":
+            save_duration += running
+        elif self.conflict is not None:
+            aside += running
+        elif self.phase == "load":
+            load_duration += running
+        started = [operation for operation in self.operations if operation.state in _WAS_STARTED]
+        failed = failure is not None
         return BatchMetric(
             key=self.key,
             started_at=_clock.wall() - total_duration,
-            operation_count=sum(operation.state in _WAS_STARTED for operation in self.operations),
-            load_duration=self.load_duration + (running if self.phase == "load" and self.conflict is None else 0.0),
-            save_duration=self.save_duration + (running if self.phase == "save" else 0.0),
+            operation_count=len(started),
+            load_duration=load_duration,
+            save_duration=save_duration,
             total_duration=total_duration,
             attempts=self.attempts,
             error=error,
+            queue_wait=self.started - self.opened,
+            window=self.closed - self.opened,
+            apply_duration=max(0.0, total_duration - load_duration - save_duration - aside),
+            conflicts=self.conflicts,
+            raised=sum(one.error is not None and (one.state == SETTLED or not failed) for one in started),
+            withdrawn=0 if self.lane is None else len(self.operations) - waiting,
+            waiting_at_close=self.waiting_at_close,
+            phase=None if failure is None else failure.phase or self._failed_phase(failure),
+            operation_name=common_name(started),
         )
+
+    def _failed_phase(self, failure: Failure) -> Phase:
+        """What it was doing when it met *failure*; that of a conflict is met when its replay is given up."""
+        if issubclass(failure.kind, LoadFailed):
+            return "load"
+        return "save" if self.conflict is not None or self.phase == "queued" else self.phase

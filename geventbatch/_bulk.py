@@ -15,6 +15,8 @@ from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gevent import get_hub
+
 from geventbatch import _attempts, _process
 from geventbatch._bulk_scope import errors_of, fault_of, loaded
 from geventbatch._clock import clock as _clock
@@ -50,11 +52,15 @@ class Bulk:
             batch.alarm = self._alarm
             batch.now = batch.started = now
             batch.deadline = deadline
+            batch.turn = -1
         self._rounds.append((now, list(self._batches)))
         try:
             while self._rounds:
                 earliest, batches = self._rounds.pop()
-                self.follow(batches[0])
+                first, before = batches[0], batches[0].now
+                self.follow(first)
+                if first.attempts:
+                    first.aside += first.now - before
                 if not self._lead.attempts or self._wait_until(earliest):
                     _Round(self, batches).run()
                 self._free_ended()
@@ -150,6 +156,7 @@ class _Round:
     @staticmethod
     def _begin(phase: Phase, batches: list[Batch]) -> float:
         """Have *batches* be in *phase* from now on, with what the first one knows: it leads. Give the time."""
+        batches[0].turn = get_hub().loop.iteration
         for batch in batches:
             batch.phase = phase
             batch.now = batches[0].now
@@ -161,6 +168,9 @@ class _Round:
     def _load(self) -> bool:
         """Enter the scope. False when nobody's resource was loaded, and the scope is left."""
         first = self._batches[0]
+        for batch in self._batches:
+            if batch.attempts:
+                batch.aside += first.now - batch.now
         begun = self._begin("load", self._batches)
         for batch in self._batches:
             batch.conflict = None
@@ -188,6 +198,7 @@ class _Round:
             for batch in self._batches:
                 batch.now = now
                 batch.load_duration += now - begun
+            _attempts.took(first, "load", now - begun)
         first.over()
         return True
 
@@ -233,6 +244,7 @@ class _Round:
             if batch.over():
                 continue
             self._bulk.follow(batch)
+            batch.turn = get_hub().loop.iteration
             batch.loaded = True
             if batch.now >= batch.deadline:  # the hub was kept from ringing the alarm
                 batch.expire()
@@ -281,6 +293,7 @@ class _Round:
         for batch in batches:
             batch.now = now
             batch.save_duration += now - begun
+        _attempts.took(batches[0], "save", now - begun)
         batches[0].over()
         try:
             if raised is not None and _attempts.ends_greenlet(batches[0], raised):

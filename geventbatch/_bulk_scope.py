@@ -43,17 +43,21 @@ class BulkPairScope:
 
 
 class BulkPair:
-    """``load_resources`` and ``save_resources``."""
+    """``load_resources`` and ``save_resources``, as an ``open_resources``."""
 
     def __init__(self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object]) -> None:
         """Keep both."""
-        self._load_resources = load_resources
+        self.load_resources = load_resources
         self.save_resources = save_resources
         self._warning = ImmutableWarning()
 
+    def __call__(self, keys: list[Any]) -> BulkPairScope:
+        """Open the resources at *keys*. It calls nothing of the user's."""
+        return BulkPairScope(self, keys)
+
     def load(self, keys: list[Any]) -> dict[Any, Any]:
         """Load, and look at what came of it."""
-        found = self._load_resources(keys)
+        found = self.load_resources(keys)
         if not isinstance(found, Mapping):
             raise TypeError(f"load_resources gave {found!r}, but must give a mapping of keys to their resources")
         for resource in found.values():

@@ -45,9 +45,13 @@ class Lane:
             if not last.loaded or _clock.monotonic() < last.window_end:
                 return last
             last.close()
-        window = self.state.options.min_duration
-        batch = Batch(self.state, self.key, self, _clock.monotonic() + window if window else 0.0)
-        self.state.live += 1
+        state = self.state
+        window = state.options.min_duration
+        now = _clock.monotonic()
+        batch = Batch(state, self.key, now, self, now + window if window else 0.0)
+        if now >= state.next_sample:
+            state.sample(now)
+        state.live += 1
         self.last = batch
         if last is None:
             self.first = batch

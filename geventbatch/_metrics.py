@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gevent.event import Event
 
@@ -13,7 +13,7 @@ from geventbatch import _process
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-    from geventbatch.errors import BatchError
+    from geventbatch.errors import BatchError, Phase
 
 HELD: Final = 1024
 """Metrics that a subscription holds for a slow reader; the newest are dropped and counted."""
@@ -21,7 +21,11 @@ HELD: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMetric:
-    """One batch that ended. Durations are in seconds, over all its attempts."""
+    """One batch that ended. Durations are in seconds, over all its attempts.
+
+    What `load_duration`, `apply_duration` and `save_duration` leave of `total_duration` it waited for replays, or left
+    its resource without saving it. The batches of a bulk share these times.
+    """
 
     key: Hashable
     started_at: float
@@ -36,6 +40,33 @@ class BatchMetric:
     """How often it was loaded: 1 without a replay."""
     error: BatchError | None
     """Why it failed as a whole; None when it was saved, or had nothing to save."""
+    queue_wait: float
+    """From its opening to its start: until the batch before it had ended, a worker was free, ``max_batches`` allowed it."""
+    window: float
+    """From its opening until it took no more operations."""
+    apply_duration: float
+    conflicts: int
+    """How often somebody else had changed the resource."""
+    raised: int
+    """Of the started operations, those that raised; their callers have that."""
+    withdrawn: int
+    """Operations whose callers had left before the answers."""
+    waiting_at_close: int
+    """Callers that waited for it when it took no more operations."""
+    phase: Phase | None
+    """What it was doing when it failed: 'load', 'operations' or 'save'; None when it has no error."""
+    operation_name: str | None
+    """The qualified name of its operations, if they have one and the same."""
+
+
+class Watcher(Protocol):
+    """Who is shown metrics: a subscription, or an adapter in `geventbatch.integrations`."""
+
+    def publish(self, metric: BatchMetric) -> None:
+        """See *metric*. It must not switch."""
+
+    def close(self) -> None:
+        """There are no more."""
 
 
 class BatchMetrics:

@@ -65,3 +65,24 @@ class ReadOnly(Operation[T]):
 
     __slots__ = ()
     read_only = True
+
+
+def common_name(operations: list[Operation[Any]]) -> str | None:
+    """The qualified name that *operations* share; None when they have more than one."""
+    names: set[str] = set()
+    last: object = None
+    for operation in operations:
+        if operation.callable is not last:
+            last = operation.callable
+            names.add(name_of(last))
+            if len(names) > 1:
+                return None
+    return names.pop() if names else None
+
+
+def name_of(function: Any) -> str:
+    """The qualified name of *function*, or of its class; of what a partial or a wrapper calls."""
+    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
+        function = inner
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(name)

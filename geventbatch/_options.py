@@ -9,6 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from geventbatch._keys import worker_number_for_key as default_worker_number
+from geventbatch._operation import name_of
 from geventbatch._scope import Pair, load_nothing, save_nothing
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Options:
     max_batches: int | None
     max_batch_size: int | None
     max_pending: int | None
+    max_blocking_time: float | None
+    name: str
     idempotency: Any
     """The module `_idempotency`, where the store records outcomes; else None."""
 
@@ -99,6 +102,8 @@ def check_options(
     max_batches: Any = None,
     max_batch_size: Any = None,
     max_pending: Any = None,
+    max_blocking_time: Any = 0.1,
+    name: Any = None,
     **unknown: Any,
 ) -> Options:
     """Give the options, or raise the `TypeError` or `ValueError` that names argument, value, and what is allowed."""
@@ -141,6 +146,8 @@ def check_options(
         max_batches=_limit("max_batches", max_batches),
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
+        max_blocking_time=_blocking_time(max_blocking_time),
+        name=_name(store or load_resources or load_resource) if name is None else _check_name(name),
         idempotency=_idempotency(store),
     )
 
@@ -179,6 +186,24 @@ def check_seconds(name: str, value: object) -> None:
         allowed = False
     if not allowed:
         raise ValueError(f"{name} is {value!r}, but must be a finite number of seconds, 0 or more")
+
+
+def _blocking_time(value: Any) -> float | None:
+    if value is None:
+        return None
+    check_seconds("max_blocking_time", value)
+    return float(value)
+
+
+def _check_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"name is {value!r}, but must be a str that is not empty")
+    return value
+
+
+def _name(loads: Any) -> str:
+    """Say how a processor is called that nobody gave a name: as what loads its resources, and so in every process."""
+    return "geventbatch" if loads is None else name_of(loads)
 
 
 def check_flag(name: str, value: object) -> None:
@@ -234,9 +259,9 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) ->
     if open_resources is None:
         check_callable("load_resources", load_resources)
         check_callable("save_resources", save_resources)
-        from geventbatch._bulk_scope import BulkPair, BulkPairScope
+        from geventbatch._bulk_scope import BulkPair
 
-        return partial(BulkPairScope, BulkPair(load_resources, save_resources))
+        return BulkPair(load_resources, save_resources)
     if load_resources is not None or save_resources is not None:
         raise TypeError(
             "open_resources takes the place of load_resources and save_resources: pass it, or the pair, not both"

@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import gevent
@@ -34,11 +32,13 @@ _NO_HUB: Final = object()
 class Here:
     """What a fork changes."""
 
-    __slots__ = ("epoch", "hub", "thread")
+    __slots__ = ("epoch", "forked_late", "hub", "thread")
 
     def __init__(self) -> None:
         self.epoch = 0
         """How many forks lie between the first process and this one."""
+        self.forked_late = False
+        """Whether this process, or one that led to it, was forked from one that had run batches."""
         self.thread: int | None = None
         """The native identity of the thread of the first batched `run` in this process."""
         self.hub: Any = _NO_HUB
@@ -70,14 +70,22 @@ _native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
 
 _after_fork: list[Callable[[], None]] = []
 
+_at_first_run: list[Callable[[], object]] = []
+
 
 def after_fork(callback: Callable[[], None]) -> None:
     """Have *callback* called in every child right after a fork: no I/O there, no kill, no switch."""
     _after_fork.append(callback)
 
 
+def at_first_run(callback: Callable[[], object]) -> None:
+    """Have *callback* called at the first batched `run` of every process, in its greenlet. It must not switch."""
+    _at_first_run.append(callback)
+
+
 def _forked() -> None:
     here.epoch += 1
+    here.forked_late = here.forked_late or here.thread is not None
     here.hub, here.thread = _NO_HUB, None
     running.clear()
     after.clear()
@@ -140,7 +148,8 @@ def check_place(state: State) -> None:
     if here.thread is None:
         here.thread = native_thread()
         _ours.epoch = here.epoch
-        _warn_unpatched()
+        for callback in _at_first_run:
+            callback()
     check_thread("run")
     here.hub = gevent.get_hub()
 
@@ -169,19 +178,4 @@ def check_thread(method: str) -> None:
         raise RuntimeError(
             f"{method}() was called from another thread than the first run() of this process; greenlets belong to one "
             "thread: call it there, or construct the processor with batching=False, which works in any thread"
-        )
-
-
-def _warn_unpatched() -> None:
-    unpatched = [name for name in ("socket", "threading") if not monkey.is_module_patched(name)]
-    if unpatched:
-        frame, ours = sys._getframe(), 0  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
-        while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
-            frame, ours = frame.f_back, ours + 1
-        warnings.warn(
-            f"geventbatch runs in a process whose {' and '.join(unpatched)} gevent has not patched: a load, a save or "
-            "a lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is "
-            "imported",
-            RuntimeWarning,
-            stacklevel=1 + ours,
         )

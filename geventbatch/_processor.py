@@ -11,7 +11,8 @@ import gevent
 from geventbatch import _process
 from geventbatch._clock import clock as _clock
 from geventbatch._compiled import defined_by
-from geventbatch._metrics import BatchMetrics
+from geventbatch._live import LiveBatch, ProcessorStats, live_batch, stats_of
+from geventbatch._metrics import BatchMetrics, Watcher
 from geventbatch._options import check_flag, check_options, check_seconds
 from geventbatch._runner import Runner
 from geventbatch._state import State
@@ -44,6 +45,8 @@ class _Options(TypedDict, total=False):
     max_batches: int | None
     max_batch_size: int | None
     max_pending: int | None
+    max_blocking_time: float | None
+    name: str | None
     batching: bool
 
 
@@ -81,6 +84,9 @@ class Processor(Runner, Generic[R]):
         max_batches: Batches running at once; a bulk counts as one.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.
+        max_blocking_time: Seconds for which a load, an operation or a save may keep the hub without a yield before that
+            is logged, once of each place; None never. (gevent's libuv loop cannot tell.)
+        name: What metrics, traces and the page call it; by default what loads its resources.
         batching: False is the off-switch: each `run` loads, applies and saves by itself in its caller's own greenlet
             or thread. Settable at any time.
 
@@ -126,7 +132,7 @@ class Processor(Runner, Generic[R]):
     def __init__(self, *, batching: bool = True, **options: Any) -> None:
         """See the class."""
         self._options = check_options(**options)
-        self._subscriptions: list[ref[BatchMetrics]] = []
+        self._subscriptions: list[ref[Watcher]] = []
         # -- mutable state ---------------------------------------------------------------------------------
         self.batching = batching
         self._state = State(self._options, self._subscriptions)
@@ -237,6 +243,19 @@ class Processor(Runner, Generic[R]):
             )
         return _wait_for_stop(state, timeout)
 
+    @property
+    def name(self) -> str:
+        """What metrics, traces and the page call it: the option, or else what loads its resources."""
+        return self._options.name
+
+    def stats(self) -> ProcessorStats:
+        """Give its counters, in this process. Switches: no; any thread may call, and sees them about as they are."""
+        return stats_of(self._current())
+
+    def live_batches(self) -> list[LiveBatch]:
+        """Give what it is doing, batch by batch: those of each key in the order they opened. Switches: no."""
+        return [live_batch(batch) for batch in list(self._current().batches())]
+
     def subscribe_batch_metrics(self) -> BatchMetrics:
         """Give an iterator of the `BatchMetric` of every batch that ends from now on.
 
@@ -246,11 +265,14 @@ class Processor(Runner, Generic[R]):
         Switches: no; its iteration does.
         """
         metrics = BatchMetrics()
-        self._subscriptions.append(ref(metrics, self._subscriptions.remove))
-        state = self._current()
-        if state.ended:
-            metrics.close()
+        self._watch(metrics)
         return metrics
+
+    def _watch(self, watcher: Watcher) -> None:
+        """Show *watcher*, as long as somebody else holds it, every batch that ends from now on."""
+        self._subscriptions.append(ref(watcher, self._subscriptions.remove))
+        if self._current().ended:
+            watcher.close()
 
     def _use(self, options: Options) -> None:
         """Open resources as *options* say from now on, which differ in nothing else. For `geventbatch.testing`."""

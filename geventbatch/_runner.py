@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gevent.event import AsyncResult
 
     from geventbatch._batch import Batch
-    from geventbatch._metrics import BatchMetrics
+    from geventbatch._metrics import Watcher
     from geventbatch._options import Options
 
 
@@ -38,7 +38,7 @@ class Runner:
     """
 
     _options: Options
-    _subscriptions: list[ref[BatchMetrics]]
+    _subscriptions: list[ref[Watcher]]
     _batching: bool
     _state: State
 

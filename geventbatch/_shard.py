@@ -16,7 +16,7 @@ import gevent
 from gevent.hub import Waiter
 from gevent.queue import SimpleQueue
 
-from geventbatch import _attempts
+from geventbatch import _attempts, _report
 from geventbatch._alarm import Alarm
 from geventbatch._clock import clock as _clock
 from geventbatch._pace import pace
@@ -169,6 +169,7 @@ class Worker:
                     return
                 self._run(batch, alarm)
                 if batch.spent:
+                    _report.lost(batch)
                     return
                 del batch  # and with it its operations, and the contexts of their callers
         finally:
@@ -185,6 +186,7 @@ class Worker:
         except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
             batch.abort(error)
             batch.after = []
+            _report.lost(batch, error)
             raise
         finally:
             after = len(batch.after) > 0
@@ -232,11 +234,17 @@ class Worker:
         except BaseException as error:
             for batch in batches:
                 batch.abort(error)
+            if taken:
+                _report.lost(taken[0], error)
             raise
         finally:
             while batches:
                 _bulk.free(batches.popitem()[0])
-        return not any(batch.spent for batch in taken)
+        for batch in taken:
+            if batch.spent:
+                _report.lost(batch)
+                return False
+        return True
 
     def _take(self, batches: dict[Batch, None]) -> bool:
         """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""

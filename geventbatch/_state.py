@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 
-from geventbatch import _process
+from geventbatch import _process, _report
+from geventbatch._clock import clock as _clock
 from geventbatch._lane import Lane
 from geventbatch._options import refuse_key
 from geventbatch._pace import WIDTH, pace
@@ -23,18 +26,22 @@ if TYPE_CHECKING:
     from weakref import ref
 
     from geventbatch._batch import Batch
-    from geventbatch._metrics import BatchMetric, BatchMetrics
+    from geventbatch._metrics import BatchMetric, Watcher
     from geventbatch._operation import Operation
     from geventbatch._options import Options
 
 
 _log: Final = logging.getLogger("geventbatch")
 
+SOONEST: Final = 0.05
+LATEST: Final = 10.5
+"""Seconds for which a sample of the answers says something of the present rate."""
+
 
 class State:
     """The lanes, shards and counts of a processor."""
 
-    def __init__(self, options: Options, subscriptions: list[ref[BatchMetrics]], *, stopping: bool = False) -> None:
+    def __init__(self, options: Options, subscriptions: list[ref[Watcher]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
         self.options = options
         self.epoch = here.epoch
@@ -46,12 +53,24 @@ class State:
         self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
         self.max_pending = options.max_pending
         self.max_batch_size = options.max_batch_size
+        self.blocking = inf if options.max_blocking_time is None else options.max_blocking_time
+        self.slow = options.max_duration / 2  # a load or a save that takes longer is worth a word
+        self.long = min(self.blocking, self.slow)
         # -- mutable state ---------------------------------------------------------------------------------
         self.lanes: dict[object, Lane] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on lanes whose code has not returned yet
         self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
+        # Counted from the beginning.
+        self.answered = 0  # operations whose callers had their answers
+        self.batches_ended = 0  # of those that began to run
+        self.batches_failed = 0
+        self.conflicts = 0
+        self.withdrawn = 0  # operations whose callers left
+        self.overloaded = 0  # operations that were refused
+        self.samples: deque[tuple[float, int]] = deque(maxlen=10)  # one a second: when, and how many were answered
+        self.next_sample = 0.0
         self.stopping = stopping
         self.ended = False  # nothing runs any more
         self.stopped = Event()  # nothing runs any more, and everybody has been woken
@@ -128,9 +147,12 @@ class State:
                 "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it "
                 "again on another processor"
             )
+        self.overloaded += 1
+        seconds = self.retry_after()
         raise ProcessorOverloaded(
             f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe "
-            "to run it again later"
+            f"to run it again later: at the recent rate they will have their answers in {seconds:.3g} s",
+            retry_after=seconds,
         )
 
     # -- lanes --------------------------------------------------------------------------------------------
@@ -231,12 +253,48 @@ class State:
             except Exception:
                 _log.exception("when the processor had stopped")
 
+    # -- what is seen of it ---------------------------------------------------------------------------------
+
+    def doing(self, phase: str) -> Any:
+        """Give the function of the user's that loads, or that saves."""
+        many = self.options.open_resources
+        opens: Any = self.options.open_resource if many is None else many
+        name = f"{phase}_resource" if many is None else f"{phase}_resources"
+        return getattr(opens, name, opens)  # pairs have both
+
+    def sample(self, now: float) -> None:
+        """Keep how many operations are answered by *now*. Switches: no."""
+        self.samples.append((now, self.answered))
+        self.next_sample = now + 1.0
+
+    def rate(self) -> float:
+        """Operations answered a second, over the last ten seconds or less; 0.0 when there were none."""
+        now = _clock.monotonic()
+        for then, answered in self.samples:
+            if LATEST >= now - then >= SOONEST:
+                return (self.answered - answered) / (now - then)
+        return 0.0
+
+    def retry_after(self) -> float:
+        """Seconds until those who wait now will have their answers, as far as one can tell from the recent rate."""
+        rate = self.rate()
+        return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
+
+    def batches(self) -> Iterator[Batch]:
+        """Give the live batches, those of each key in the order they opened."""
+        for lane in self._all_lanes():
+            yield from lane
+        yield from tuple(self.alone)
+
     def publish(self, metric: BatchMetric) -> None:
         """Show *metric* to every watcher."""
         for subscription in self._watchers():
-            subscription.publish(metric)
+            try:
+                subscription.publish(metric)
+            except Exception as error:
+                _report.watcher_failed(subscription, error)
 
-    def _watchers(self) -> list[BatchMetrics]:
+    def _watchers(self) -> list[Watcher]:
         # Other threads may subscribe or let go meanwhile: the copy is made in one step.
         return [subscription for held in tuple(self.subscriptions) if (subscription := held()) is not None]
 

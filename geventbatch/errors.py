@@ -31,9 +31,19 @@ class ProcessorStopped(BatchError):
 
 
 class ProcessorOverloaded(BatchError):
-    """``max_pending`` operations are waiting already: this one was refused at the door. Safe to run again, later."""
+    """``max_pending`` operations are waiting already: this one was refused at the door. Safe to run again, later.
+
+    Attributes:
+        retry_after: Seconds after which those that wait now will have their answers, at the rate of the last ten
+            seconds; ``max_duration`` when nothing was answered in these.
+    """
 
     retry_safe = True
+
+    def __init__(self, *args: object, retry_after: float = 1.0) -> None:
+        """Keep the estimate."""
+        super().__init__(*args)
+        self.retry_after = retry_after
 
 
 class OperationCancelled(BatchError, TimeoutError):

@@ -79,17 +79,21 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
         "COMPILED",
         "Conflict",
         "IdempotencyKeyReused",
+        "LiveBatch",
         "LoadFailed",
         "NotSaved",
         "NothingToSave",
         "OperationCancelled",
         "PartlySaved",
+        "Problem",
         "Processor",
         "ProcessorOverloaded",
+        "ProcessorStats",
         "ProcessorStopped",
         "Rejected",
         "ResourceMissing",
         "SaveFailed",
+        "check",
         "current_batch",
         "stop_all",
         "worker_number_for_key",
@@ -136,7 +140,7 @@ def test_in_a_process_that_is_not_patched_the_first_run_warns_once_and_names_wha
     line = RUN_TWICE.splitlines().index('                processor.run("k", nothing)  # here') + 1
     assert warning == (
         f"RuntimeWarning {line} geventbatch runs in a process whose {names} gevent has not patched: a load, a save or "
-        "a lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is imported"
+        "a lock that waits will block every greenlet. Call gevent.monkey.patch_all() before anything else is imported."
     )
 
 

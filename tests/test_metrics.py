@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import time
 import weakref
@@ -20,6 +21,7 @@ from geventbatch import (
     Conflict,
     LoadFailed,
     NotSaved,
+    PartlySaved,
     Processor,
     SaveFailed,
 )
@@ -77,6 +79,15 @@ def test_a_metric_says_all_of_a_batch(clock: VirtualTime, batching: bool) -> Non
             total_duration=3.5,
             attempts=1,
             error=None,
+            queue_wait=0.0,
+            window=0.0 if not batching else 1.0,
+            apply_duration=0.5,
+            conflicts=0,
+            raised=0,
+            withdrawn=0,
+            waiting_at_close=1,
+            phase=None,
+            operation_name="sleeping.<locals>.sleep",
         )
     ]
 
@@ -92,6 +103,15 @@ def test_a_metric_is_frozen_and_has_these_fields() -> None:
         "total_duration",
         "attempts",
         "error",
+        "queue_wait",
+        "window",
+        "apply_duration",
+        "conflicts",
+        "raised",
+        "withdrawn",
+        "waiting_at_close",
+        "phase",
+        "operation_name",
     ]
     ((metric,), _) = metrics_of(nothing)
     for name in names:
@@ -219,7 +239,162 @@ def test_every_batch_has_one_metric_in_the_order_they_ended(clock: VirtualTime) 
     assert [metric.key for metric in metrics] == [1, 2, 3, 4, 0]
 
 
+def test_queue_wait_is_from_the_opening_to_the_start_and_window_until_it_took_no_more(clock: VirtualTime) -> None:
+    options: dict[str, Any] = {"load_resource": sleeping(1), "save_resource": sleeping(2), "max_duration": 50}
+    with Processor(**options, min_duration=0) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        gevent.spawn(processor.run, "k", nothing)
+        clock.advance(1.5)  # in the save
+        gevent.spawn(processor.run, "k", nothing)
+        first, second = next(metrics), next(metrics)
+    assert (first.queue_wait, first.window) == (0, 1)
+    assert (second.queue_wait, second.window) == (1.5, 2.5)
+    with Processor(**options, min_duration=4) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        processor.run("k", nothing)
+    assert next(metrics).window == 4
+
+
+def test_waiting_at_close_is_of_the_callers_then_and_withdrawn_of_those_that_left_before_the_answers(
+    clock: VirtualTime,
+) -> None:
+    with Processor(load_resource=sleeping(1), save_resource=sleeping(1), min_duration=0, max_duration=9) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        callers = [gevent.spawn(processor.run, "k", nothing) for _ in range(5)]
+        clock.advance(0.5)
+        callers[0].kill()
+        clock.advance(1)  # in the save
+        callers[1].kill()
+        metric = next(metrics)
+    assert (metric.waiting_at_close, metric.withdrawn, metric.operation_count) == (4, 2, 4)
+
+
+def test_a_batch_that_is_full_is_closed(clock: VirtualTime) -> None:
+    metrics, _ = metrics_of(nothing, nothing, nothing, load_resource=sleeping(1), max_batch_size=2)
+    assert [(metric.window, metric.waiting_at_close) for metric in metrics] == [(0, 2), (2, 1)]
+
+
+def test_the_wait_for_a_replay_and_leaving_without_a_save_are_no_time_of_applying(clock: VirtualTime) -> None:
+    conflicts = [Conflict(), Conflict()]
+
+    class Scope:
+        def __enter__(self) -> None:
+            gevent.sleep(1)
+
+        def __exit__(self, kind: object, error: object, traceback: object) -> None:
+            if kind is not None:
+                gevent.sleep(8)
+            elif conflicts:
+                raise conflicts.pop()
+
+    ((metric,), _) = metrics_of(sleeping(0.5), raising(OSError()), open_resource=lambda _: Scope(), clean_errors=())
+    assert (metric.attempts, metric.conflicts, metric.raised) == (4, 2, 1)
+    assert metric.load_duration == pytest.approx(4)
+    assert metric.apply_duration == pytest.approx(2)
+    assert metric.save_duration == 0
+    assert 14 < metric.total_duration < 14.1
+
+
+def test_the_wait_for_a_replay_that_the_deadline_ended_is_no_time_of_loading(clock: VirtualTime) -> None:
+    def conflict(*_: object) -> None:
+        clock.advance(49.999999)
+        raise Conflict
+
+    ((metric,), _) = metrics_of(nothing, save_resource=conflict)
+    assert metric.load_duration == metric.apply_duration == 0
+    assert (metric.phase, metric.conflicts) == ("save", 1)
+
+
+def test_raised_is_of_the_operations_whose_callers_got_what_they_raised(clock: VirtualTime) -> None:
+    operations = [nothing, raising(KeyError()), raising(OSError())]
+    ((metric,), _) = metrics_of(*operations, clean_errors=(KeyError,))
+    assert (metric.raised, metric.operation_count) == (2, 3)
+    ((metric,), _) = metrics_of(*operations, save_resource=raising(ValueError()))
+    assert (metric.raised, metric.operation_count) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "operation", "phase"),
+    [
+        ({"load_resource": raising(OSError())}, nothing, "load"),
+        ({"load_resource": raising(Conflict()), "max_attempts": 2}, nothing, "load"),
+        ({"load_resource": raising(gevent.GreenletExit())}, nothing, "load"),
+        ({"load_resource": sleeping(99)}, nothing, "load"),
+        ({}, sleeping(99), "operations"),
+        ({}, raising(gevent.GreenletExit()), "operations"),
+        ({"save_resource": raising(OSError())}, nothing, "save"),
+        ({"save_resource": raising(Conflict()), "max_attempts": 2}, nothing, "save"),
+        ({"save_resource": raising(gevent.GreenletExit())}, nothing, "save"),
+        ({"save_resource": sleeping(99)}, nothing, "save"),
+    ],
+)
+def test_the_phase_of_a_failed_batch_is_what_it_was_doing(
+    clock: VirtualTime, options: dict[str, Any], operation: Callable[..., Any], phase: str
+) -> None:
+    ((metric,), _) = metrics_of(operation, **options)
+    assert metric.phase == phase
+
+
+def test_operation_name_is_what_all_operations_of_the_batch_are_called(clock: VirtualTime) -> None:
+    class Called:
+        def __call__(self, resource: object) -> None:
+            pass
+
+    for operations, name in (
+        ([nothing, nothing], "nothing"),
+        ([functools.partial(nothing), nothing], "nothing"),
+        ([nothing, sleeping(0)], None),
+        ([Called(), Called()], f"{Called.__qualname__}"),
+    ):
+        ((metric,), _) = metrics_of(*operations)
+        assert metric.operation_name == name
+
+
+def test_the_batches_of_a_bulk_have_metrics_of_their_own_with_the_times_of_the_bulk(clock: VirtualTime) -> None:
+    lost = [PartlySaved({"b": Conflict()})]
+
+    def load(keys: list[str]) -> dict[str, None]:
+        gevent.sleep(1)
+        return dict.fromkeys(keys)
+
+    def save(_: object) -> None:
+        gevent.sleep(2)
+        if lost:
+            raise lost.pop()
+
+    with Processor(load_resources=load, save_resources=save, min_duration=0, max_duration=50) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        for key in "ab":
+            gevent.spawn(processor.run, key, sleeping(0.5))
+        a, b = next(metrics), next(metrics)
+    assert (a.key, a.load_duration, a.save_duration, a.apply_duration, a.conflicts) == ("a", 1, 2, 1, 0)
+    assert (b.key, b.conflicts, b.attempts) == ("b", 1, 2)
+    assert (b.load_duration, b.save_duration) == pytest.approx((2, 4))
+    assert b.apply_duration == pytest.approx(1.5)
+
+
 # Subscriptions
+
+
+def test_a_watcher_that_raises_hurts_neither_the_batch_nor_the_other_watchers(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def publish(self, metric: object) -> None:
+            raise OSError("broken watcher")
+
+        def close(self) -> None:
+            pass
+
+    processor: Processor[None] = Processor(min_duration=0)
+    broken = Broken()
+    processor._watch(broken)
+    metrics = processor.subscribe_batch_metrics()
+    assert processor.run("k", nothing) is None
+    assert processor.stop() is True
+    assert [metric.key for metric in metrics] == ["k"]
+    gevent.sleep(0)
+    assert "broken watcher" in caplog.text
 
 
 def test_several_subscribers_each_get_every_metric_from_when_they_came(clock: VirtualTime) -> None:

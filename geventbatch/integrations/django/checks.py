@@ -18,7 +18,7 @@ from django.db import connections
 from django.urls import URLPattern, URLResolver, get_resolver
 from gevent import monkey
 
-from geventbatch import _process
+from geventbatch import _check, _process
 from geventbatch.integrations import django as integration
 from geventbatch.stores.django import DjangoStore
 
@@ -132,34 +132,12 @@ def _initialized() -> list[str]:
 
 def check_psycopg(**_: object) -> list[CheckMessage]:
     """W003: psycopg 3 waits in C, where gevent cannot switch."""
-    waiting: Any = sys.modules.get("psycopg.waiting")
-    if waiting is None or not monkey.is_module_patched("select"):
-        return []
-    if waiting.wait is not getattr(waiting, "wait_c", None):
-        return []
-    return [
-        CheckWarning(
-            "psycopg waits in C, so that a statement blocks every greenlet: it was imported before gevent patched.",
-            hint="Call gevent.monkey.patch_all() first of all; do not set PSYCOPG_WAIT_FUNC=wait_c.",
-            id="geventbatch.W003",
-        )
-    ]
+    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W003") for problem in _check.psycopg()]
 
 
 def check_psycopg2(**_: object) -> list[CheckMessage]:
     """W004: psycopg2 blocks."""
-    extensions: Any = sys.modules.get("psycopg2.extensions")
-    if extensions is None or "psycopg" in sys.modules or not monkey.is_module_patched("select"):
-        return []
-    if extensions.get_wait_callback() is not None:
-        return []
-    return [
-        CheckWarning(
-            "psycopg2 waits in C, so that a statement blocks every greenlet.",
-            hint="Use psycopg 3, or call psycogreen.gevent.patch_psycopg() after patching.",
-            id="geventbatch.W004",
-        )
-    ]
+    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W004") for problem in _check.psycopg2()]
 
 
 _OF_PROCESS: Final[tuple[Check, ...]] = (check_patched, check_connections, check_psycopg, check_psycopg2)

@@ -1,0 +1,136 @@
+"""What in this process would block the hub, or not outlive a fork: looked for at the first `run`, and by `check`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import monkey
+
+from geventbatch import _process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that makes batches slow, or wrong after a fork.
+
+    Attributes:
+        name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'psycopg', 'psycopg2', 'mysqlclient' or
+            'mysql-connector'.
+        what: What is wrong, and what comes of it.
+        mend: The line, or the change, that mends it.
+    """
+
+    name: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        """Give both sentences."""
+        return f"{self.what} {self.mend}"
+
+
+def check() -> list[Problem]:
+    """Look for what would block the hub or not outlive a fork: for a health endpoint, or a test of one's own.
+
+    It looks at the modules that are imported by now, so call it after the application is. The first `run` of a process
+    warns of the same, once.
+
+    Returns:
+        The problems; none when all is well.
+    Switches: no.
+    """
+    return [problem for look in _LOOKS for problem in look()]
+
+
+_PATCHED: Final = ("socket", "threading")
+
+
+def _is_patched() -> bool:
+    return all(map(monkey.is_module_patched, _PATCHED))
+
+
+def _unpatched() -> Iterator[Problem]:
+    names = [name for name in _PATCHED if not monkey.is_module_patched(name)]
+    if names:
+        yield Problem(
+            "unpatched",
+            f"geventbatch runs in a process whose {' and '.join(names)} gevent has not patched: a load, a save or a "
+            "lock that waits will block every greenlet.",
+            "Call gevent.monkey.patch_all() before anything else is imported.",
+        )
+
+
+def _fork() -> Iterator[Problem]:
+    if _is_patched() and not monkey.is_module_patched("os"):
+        yield Problem(
+            "fork-unpatched",
+            "gevent has patched this process, but not os.fork: a child would share its parent's event loop.",
+            "Call gevent.monkey.patch_all() without os=False.",
+        )
+    if _process.here.forked_late:
+        yield Problem(
+            "forked-late",
+            "This process was forked from one that had run batches already: it shares what that one had opened, "
+            "connections to a database among it.",
+            "Run nothing before the fork (gunicorn: not while the application is preloaded), or close it all in the "
+            "parent first: engine.dispose(), django.db.connections.close_all().",
+        )
+
+
+def psycopg() -> Iterator[Problem]:
+    """Say whether psycopg 3 waits in C."""
+    waiting: Any = sys.modules.get("psycopg.waiting")
+    if waiting is not None and _is_patched() and waiting.wait is getattr(waiting, "wait_c", None):
+        yield Problem(
+            "psycopg",
+            "psycopg waits in C, so that a statement blocks every greenlet: it was imported before gevent patched.",
+            "Call gevent.monkey.patch_all() first of all; do not set PSYCOPG_WAIT_FUNC=wait_c.",
+        )
+
+
+def psycopg2() -> Iterator[Problem]:
+    """Say whether psycopg2 does, as it does by itself."""
+    extensions: Any = sys.modules.get("psycopg2.extensions")
+    if "psycopg" in sys.modules or not _is_patched():  # whoever finds both uses the new one
+        return
+    if extensions is not None and extensions.get_wait_callback() is None:
+        yield Problem(
+            "psycopg2",
+            "psycopg2 waits in C, so that a statement blocks every greenlet.",
+            "Use psycopg 3, or call psycogreen.gevent.patch_psycopg() after patching.",
+        )
+
+
+def _mysql() -> Iterator[Problem]:
+    if "MySQLdb._mysql" in sys.modules:  # PyMySQL, which may stand in for MySQLdb, has no such module
+        yield Problem(
+            "mysqlclient",
+            "mysqlclient (MySQLdb) waits in C, so that a statement blocks every greenlet.",
+            "Use PyMySQL: pymysql.install_as_MySQLdb() before anything imports MySQLdb.",
+        )
+    if "_mysql_connector" in sys.modules:
+        yield Problem(
+            "mysql-connector",
+            "mysql-connector-python has loaded its C extension, whose statements block every greenlet.",
+            "Connect with use_pure=True.",
+        )
+
+
+_LOOKS: tuple[Callable[[], Iterator[Problem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql)
+
+
+def _warn() -> None:
+    frame, ours = sys._getframe(), 0  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
+        frame, ours = frame.f_back, ours + 1
+    for problem in check():
+        warnings.warn(str(problem), RuntimeWarning, stacklevel=1 + ours)
+
+
+_process.at_first_run(_warn)

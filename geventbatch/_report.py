@@ -1,0 +1,155 @@
+"""What operators are told through `logging`, and what it costs: nothing, as long as all is well.
+
+A handler may wait, raise or be slow, and where something goes wrong nothing may switch. So a greenlet of its own does
+the telling; other threads, whose hub may never run again, tell at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+
+from geventbatch import _process
+from geventbatch._clock import clock
+from geventbatch._operation import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geventbatch._batch import Batch
+    from geventbatch._failure import Failure
+
+_log: Final = logging.getLogger("geventbatch")
+_log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
+
+MOST: Final = 1000
+"""Lines that wait to be told; more of them are counted."""
+
+
+class _Reporter:
+    """Tells, one line after the other, in the order they came."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._lines: deque[Callable[[], object]] = deque()
+        self._dropped = 0
+        self._teller: gevent.Greenlet[..., object] | None = None
+
+    def tell(self, level: int, line: Callable[[], object]) -> None:
+        """Have *line* called soon, which logs at *level*. Switches: no, in the thread that has batches."""
+        if not _log.isEnabledFor(level):
+            return
+        if _process.here.thread is None or not _process.in_thread():
+            _safely(line)
+        elif len(self._lines) >= MOST:
+            self._dropped += 1
+        else:
+            self._lines.append(line)
+            if self._teller is None or self._teller.ready():  # it may have been killed: what is left is told now
+                self._teller = gevent.spawn(self._tell_all)
+
+    def _tell_all(self) -> None:
+        while self._lines:
+            _safely(self._lines.popleft())
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            _log.warning("%d more lines were dropped, since %d waited to be logged", dropped, MOST)
+
+    def forget(self) -> None:
+        """After a fork: the lines are the parent's."""
+        self._lines.clear()
+        self._dropped = 0
+        self._teller = None
+
+
+def _safely(line: Callable[[], object]) -> None:
+    try:
+        line()
+    except Exception:  # of a handler of the application's: that is not logged again
+        if logging.raiseExceptions:
+            traceback.print_exc()
+
+
+_reporter: Final = _Reporter()
+_process.after_fork(_reporter.forget)
+
+
+def failed(failure: Failure, callers: int) -> None:
+    """A batch failed as a whole."""
+
+    def line() -> None:
+        cause = failure.cause
+        shown = (type(cause), cause, cause.__traceback__) if cause.__traceback__ is not None else None
+        _log.error("%s; callers that were told so: %d", failure.exception(), callers, exc_info=shown)
+
+    _reporter.tell(logging.ERROR, line)
+
+
+def slow(batch: Batch, doing: str, seconds: float) -> None:
+    """The load or save of *batch* took most of what a batch may take."""
+    key, most = batch.key, batch.state.options.max_duration
+    _reporter.tell(
+        logging.WARNING,
+        lambda: _log.warning(
+            "batch of key %r: its %s took %.3f s of the max_duration of %g s", key, doing, seconds, most
+        ),
+    )
+
+
+def lost(batch: Batch, error: BaseException | None = None) -> None:
+    """A worker ends, and is replaced if need be: it was killed by *error*, or *batch* has left it unfit."""
+    key, late = batch.key, clock.monotonic() - batch.deadline
+    if error is not None:
+        what = f"its worker was killed by {error!r}"
+    elif late > 0:
+        what = f"its code has returned {late:.3f} s after its deadline, and its worker is not used again"
+    else:
+        what = "its worker is not used again"
+    _reporter.tell(logging.WARNING, lambda: _log.warning("batch of key %r: %s; another takes its place", key, what))
+
+
+def watcher_failed(watcher: object, error: Exception) -> None:
+    """*watcher* raised *error* when it was shown a metric."""
+    _reporter.tell(logging.ERROR, lambda: _log.error("%r failed at the metric of a batch", watcher, exc_info=error))
+
+
+# -- code that keeps the hub from everything else ---------------------------------------------------------------
+
+_reported: set[object] = set()
+"""The places that were reported."""
+
+
+def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
+    """*function* kept the hub for so many *seconds* without a yield: that is told once of each place."""
+    name, place = name_of(function), place_of(function)
+    if (name, place) in _reported:
+        return
+    _reported.add((name, place))
+    key = batch.key
+    _reporter.tell(
+        logging.WARNING,
+        lambda: _log.warning(
+            "batch of key %r: %s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process "
+            "could run. Let it use what gevent has patched (geventbatch.check() names drivers that block), or do the "
+            "computing elsewhere; this place is not named again",
+            key,
+            doing,
+            name,
+            place,
+            seconds,
+        ),
+    )
+
+
+def place_of(function: Any) -> str:
+    """Where *function*, or its class, was written: file and line, as far as that is known."""
+    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
+        function = inner
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is not None:
+        return f"{code.co_filename}:{code.co_firstlineno}"
+    return str(getattr(function, "__module__", None) or type(function).__module__)

@@ -1,0 +1,277 @@
+"""What is logged, and when: once a batch, never in anybody's way, and quiet by default."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from gevent import monkey
+
+from geventbatch import Processor, _report
+from tests.callers import answer_of, in_a_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from geventbatch.testing import VirtualTime
+
+
+@pytest.fixture(autouse=True)
+def _no_place_is_known() -> Iterator[None]:
+    known = set(_report._reported)
+    _report._reported.clear()
+    yield
+    _report._reported.update(known)
+
+
+def nothing(resource: object) -> None:
+    """An operation."""
+
+
+def sleeping(seconds: float) -> Callable[..., None]:
+    def sleep(*args: object) -> None:
+        gevent.sleep(seconds)
+
+    return sleep
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*args: object) -> None:
+        raise error
+
+    return raise_it
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """What was logged so far: levels and messages."""
+    gevent.sleep(0)
+    gevent.sleep(0)
+    return [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "geventbatch"]
+
+
+# Failed batches
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_batch_that_fails_is_logged_once_with_its_cause_and_how_many_were_told(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture, batching: bool
+) -> None:
+    cause = OSError("disk full")
+    with Processor(save_resource=raising(cause), min_duration=0, batching=batching) as processor:
+        callers = [gevent.spawn(answer_of, processor.run, "k", nothing) for _ in range(3 if batching else 1)]
+        answers = [caller.get() for caller in callers]
+    ((level, told),) = logged(caplog)
+    assert level == "ERROR"
+    assert told == f"{answers[0]}; callers that were told so: {len(callers)}"
+    assert "batch of key 'k': saving raised OSError('disk full'); it is unknown whether" in told
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[1] is cause
+
+
+def test_a_batch_that_is_saved_and_an_operation_that_raises_log_nothing(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Processor(load_resource=sleeping(0.4), min_duration=0) as processor:
+        answer_of(processor.run, "k", raising(KeyError()))
+        processor.run("k", nothing)
+    assert logged(caplog) == []
+
+
+def test_a_batch_that_fails_in_another_thread_is_logged_there(caplog: pytest.LogCaptureFixture) -> None:
+    processor: Processor[None] = Processor(save_resource=raising(OSError()), batching=False)
+    in_a_thread(lambda: answer_of(processor.run, "k", nothing))
+    assert [level for level, _ in logged(caplog)] == ["ERROR"]
+
+
+def test_quiet_by_default() -> None:
+    program = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from geventbatch import Processor
+def fail(*args): raise OSError("disk full")
+processor = Processor(save_resource=fail, min_duration=0)
+try:
+    processor.run("k", lambda resource: None)
+except Exception as error:
+    print(type(error).__name__)
+gevent.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("SaveFailed\n", "")
+
+
+def test_a_handler_that_waits_delays_no_answer_and_one_that_raises_fails_none(
+    clock: VirtualTime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[float] = []
+
+    class Slow(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            gevent.sleep(5)
+            seen.append(clock.now())
+            raise OSError("broken handler")
+
+    handler = Slow()
+    logger = logging.getLogger("geventbatch")
+    logger.addHandler(handler)
+    try:
+        with Processor(save_resource=raising(OSError()), min_duration=0) as processor:
+            for _ in range(3):
+                answer_of(processor.run, "k", nothing)
+            assert clock.now() == 0
+        clock.advance(60)
+    finally:
+        logger.removeHandler(handler)
+    assert seen == [5, 10, 15]
+    assert capsys.readouterr().err.count("OSError: broken handler") == 3
+
+
+def test_more_than_a_thousand_lines_that_wait_are_dropped_and_counted(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
+        answer_of(processor.run, "k", nothing)
+        logged(caplog)
+        for number in range(_report.MOST + 5):
+            _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "line %d", number))
+    told = [line for _, line in logged(caplog)][1:]
+    assert told == [f"line {number}" for number in range(1000)] + [
+        "5 more lines were dropped, since 1000 waited to be logged"
+    ]
+
+
+def test_a_teller_that_was_killed_is_replaced(clock: VirtualTime, caplog: pytest.LogCaptureFixture) -> None:
+    with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
+        answer_of(processor.run, "k", nothing)
+        logged(caplog)
+        _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "one"))
+        teller = _report._reporter._teller
+        assert teller is not None
+        teller.kill(block=False)
+        gevent.sleep(0)
+        _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "two"))
+    assert [line for _, line in logged(caplog)][1:] == ["one", "two"]
+
+
+# Slow loads and saves, lost workers
+
+
+def test_a_load_or_save_that_takes_more_than_half_of_max_duration_is_logged(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Processor(load_resource=sleeping(5.5), min_duration=0, max_duration=10) as processor:
+        processor.run("k", nothing)
+    with Processor(save_resource=sleeping(6), min_duration=0, max_duration=10) as processor:
+        processor.run("k", nothing)
+    with Processor(save_resource=sleeping(4.9), min_duration=0, max_duration=10) as processor:
+        processor.run("k", nothing)
+    assert logged(caplog) == [
+        ("WARNING", "batch of key 'k': its load took 5.500 s of the max_duration of 10 s"),
+        ("WARNING", "batch of key 'k': its save took 6.000 s of the max_duration of 10 s"),
+    ]
+
+
+def test_a_worker_that_came_back_after_the_deadline_or_was_killed_is_logged(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hang(key: str) -> None:
+        try:
+            gevent.sleep(100)
+        finally:
+            gevent.sleep(3)
+
+    with Processor(load_resource=hang, min_duration=0, max_duration=5) as processor:
+        answer_of(processor.run, "k", nothing)
+    with Processor(load_resource=raising(gevent.GreenletExit()), min_duration=0, max_duration=5) as processor:
+        answer_of(processor.run, "k", nothing)
+    lines = [line for level, line in logged(caplog) if level == "WARNING" and "worker" in line]
+    assert lines == [
+        "batch of key 'k': its code has returned 3.000 s after its deadline, and its worker is not used again; "
+         "another takes its place",
+        "batch of key 'k': its worker was killed by GreenletExit(); another takes its place",
+    ]
+
+
+# The hub
+
+
+def burn(seconds: float) -> Callable[..., None]:
+    sleep = monkey.get_original("time", "sleep")
+
+    def burn_it(*args: object) -> None:
+        sleep(seconds)
+
+    return burn_it
+
+
+@pytest.mark.parametrize("wait", [0, 0.002])
+@pytest.mark.parametrize("doing", ["load", "operation", "save"])
+def test_what_keeps_the_hub_without_a_yield_is_named_once_with_its_place(
+    caplog: pytest.LogCaptureFixture, doing: str, wait: float
+) -> None:
+    """Also when what went before it has waited, as real loads do."""
+    blocks = burn(0.06)
+    waits = sleeping(wait) if wait else nothing
+    functions = {"load": waits, "operation": nothing, "save": waits, doing: blocks}
+    with Processor(
+        load_resource=functions["load"],
+        save_resource=lambda key, resource: functions["save"](resource),
+        min_duration=0,
+        max_duration=10,
+        max_blocking_time=0.05,
+    ) as processor:
+        for _ in range(2):
+            processor.run("k", functions["operation"])
+    ((level, told),) = logged(caplog)
+    assert level == "WARNING"
+    assert told.startswith(f"batch of key 'k': {doing}, ")
+    assert "without a yield" in told
+    name = "<lambda>" if doing == "save" else "burn.<locals>.burn_it"
+    assert name in told
+    assert f"{__file__}:" in told
+
+
+def test_an_operation_in_a_window_that_blocks_is_named_and_not_those_around_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Processor(min_duration=0.05, max_duration=10, max_blocking_time=0.03) as processor:
+        first = gevent.spawn(processor.run, "k", nothing)
+        gevent.sleep(0.01)
+        processor.run("k", burn(0.06))
+        first.get()
+    ((_, told),) = logged(caplog)
+    assert "burn.<locals>.burn_it" in told
+
+
+def test_many_short_operations_and_a_load_that_waits_long_are_not_blocking(caplog: pytest.LogCaptureFixture) -> None:
+    with Processor(load_resource=sleeping(0.08), min_duration=0, max_duration=10, max_blocking_time=0.05) as processor:
+        callers = [gevent.spawn(processor.run, "k", burn(0.002)) for _ in range(50)]
+        gevent.joinall(callers, raise_error=True)
+    assert logged(caplog) == []
+
+
+def test_nothing_is_said_of_blocking_when_it_is_turned_off(caplog: pytest.LogCaptureFixture) -> None:
+    with Processor(load_resource=burn(0.06), min_duration=0, max_duration=10, max_blocking_time=None) as processor:
+        processor.run("k", nothing)
+    assert logged(caplog) == []
+
+
+def test_a_bulk_that_blocks_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    wait = burn(0.06)
+
+    def load(keys: list[str]) -> dict[str, None]:
+        wait()
+        return dict.fromkeys(keys)
+
+    with Processor(
+        load_resources=load, save_resources=nothing, min_duration=0, max_duration=10, max_blocking_time=0.05
+    ) as processor:
+        processor.run("k", nothing)
+    ((_, told),) = logged(caplog)
+    assert "load" in told
+    assert f"{__file__}:" in told
