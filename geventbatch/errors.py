@@ -40,7 +40,7 @@ class ProcessorOverloaded(BatchError):
 
     retry_safe = True
 
-    def __init__(self, *args: object, retry_after: float = 1.0) -> None:
+    def __init__(self, *args: object, retry_after: float = 0.0) -> None:
         """Keep the estimate."""
         super().__init__(*args)
         self.retry_after = retry_after

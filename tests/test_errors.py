@@ -142,7 +142,8 @@ def test_an_overloaded_processor_says_how_much_waits_and_that_nothing_was_saved_
     assert one is not other
     assert one.retry_safe is True
     assert str(one) == (
-        "max_pending of 2 operations are waiting already; nothing was saved, it is safe to run it again later"
+        "max_pending of 2 operations are waiting already; nothing was saved, it is safe to run it again later: at the "
+        "recent rate they will have their answers in 1 s"
     )
 
 

@@ -192,7 +192,7 @@ def test_a_worker_that_came_back_after_the_deadline_or_was_killed_is_logged(
     lines = [line for level, line in logged(caplog) if level == "WARNING" and "worker" in line]
     assert lines == [
         "batch of key 'k': its code has returned 3.000 s after its deadline, and its worker is not used again; "
-         "another takes its place",
+        "another takes its place",
         "batch of key 'k': its worker was killed by GreenletExit(); another takes its place",
     ]
 

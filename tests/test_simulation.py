@@ -7,6 +7,7 @@ this file again. ``GEVENTBATCH_EXAMPLES=50000`` tries more than the usual number
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from itertools import count
@@ -299,11 +300,15 @@ class Simulation(RuleBasedStateMachine):
 
 @pytest.fixture
 def _quiet_surroundings() -> Iterator[None]:
-    """Nothing that happens by real time may change an example: no turns of the hub, no collections."""
+    """Nothing that happens by real time may change an example: no turns of the hub, no collections; no log lines, which
+    keep what they tell of."""
+    log = logging.getLogger("geventbatch")
+    log.disabled = True
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000.0)
     gc.disable()
     yield
+    log.disabled = False
     gc.enable()
     sys.setswitchinterval(interval)
     gc.unfreeze()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import ceil
 from typing import TYPE_CHECKING
 
 from geventbatch.errors import (
@@ -68,7 +69,9 @@ class Answer:
 
 
 def answer_to(error: BatchError, retry_after: int) -> Answer:
-    """Give the answer for *error*; *retry_after* is in seconds."""
+    """Give the answer for *error*; *retry_after* is in seconds, and more if an overloaded processor says so."""
+    if isinstance(error, ProcessorOverloaded):
+        retry_after = max(retry_after, ceil(error.retry_after))
     if isinstance(error, ResourceMissing):
         return Answer(HTTPStatus.NOT_FOUND, "ResourceMissing", "there is no such resource", retry_safe=True)
     if isinstance(error, IdempotencyKeyReused):

@@ -35,7 +35,8 @@ class ErrorAnswers:
 
     Args:
         app: The application.
-        retry_after: Whole seconds after which a client that was refused is told to come again.
+        retry_after: Whole seconds after which a client that was refused is told to come again; more of them when an
+            overloaded processor says so.
     """
 
     def __init__(self, app: WSGIApplication, *, retry_after: int = 1) -> None:

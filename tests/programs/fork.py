@@ -13,12 +13,15 @@ monkey.patch_all()
 import os
 import sys
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 
 from geventbatch import BatchError, Conflict, Processor
+
+warnings.filterwarnings("ignore", message="This process was forked from one that had run batches")
 
 if TYPE_CHECKING:
     from collections.abc import Callable

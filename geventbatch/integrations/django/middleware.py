@@ -31,7 +31,7 @@ class ErrorAnswers:
     """Middleware that answers the `BatchError`s of views.
 
     ``settings.GEVENTBATCH_RETRY_AFTER`` are the whole seconds after which a client that was refused is told to come
-    again (1). For other answers, override `answer`.
+    again (1), more of them when an overloaded processor says so. For other answers, override `answer`.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
