@@ -41,7 +41,7 @@ class BatchMetric:
     error: BatchError | None
     """Why it failed as a whole; None when it was saved, or had nothing to save."""
     queue_wait: float
-    """From its opening to its start: for the end of the batch before it, a free worker, a place among ``max_batches``."""
+    """From its opening to its start: until the batch before had ended, a worker was free, ``max_batches`` let it."""
     window: float
     """From its opening until it took no more operations."""
     apply_duration: float
