@@ -49,8 +49,6 @@ _LONGEST_BACKOFF: Final = 0.1
 
 _run_in: Final = Context.run  # without a bound method for each operation
 
-_get_hub: Final = gevent.get_hub
-
 _BRIEF: Final = 0.00005
 """Seconds: what is quicker is not asked whether it let the hub have a turn, since to ask would cost a share of it."""
 
@@ -67,7 +65,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         alarm.batch = batch
         if not alarm.armed:
             alarm.arm()
-    batch.turn = -1 if batch.lane is None else _get_hub().loop.iteration
+    batch.turn = -1 if batch.lane is None else here.hub.loop.iteration
     try:
         if batch.epoch != here.epoch:
             batch.over()
@@ -265,7 +263,7 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
             if batch.over():
                 return
             batch.now = _clock.monotonic()
-            batch.turn = _get_hub().loop.iteration
+            batch.turn = here.hub.loop.iteration
             due = _see_to_window(batch, slice_end)
         arrived = batch.operations[applied:]
 
@@ -408,7 +406,7 @@ def _take_turns(batch: Batch, operation: Operation[Any], now: float) -> float:
         batch.pause()
         batch.now = _clock.monotonic()
         if batch.lane is not None:
-            batch.turn = _get_hub().loop.iteration
+            batch.turn = here.hub.loop.iteration
         slice_end = pace.slice_end(batch.now)
     return _see_to_window(batch, slice_end)
 
@@ -436,7 +434,7 @@ def took(batch: Batch, doing: str, seconds: float, operation: Operation[Any] | N
     """
     if batch.lane is None:
         return
-    turn = _get_hub().loop.iteration
+    turn = here.hub.loop.iteration
     state = batch.state
     if seconds > state.long and batch.epoch == here.epoch:
         if turn == batch.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-import gevent
 from gevent.hub import Waiter
 
 from geventbatch import _process
 from geventbatch._clock import clock as _clock
+from geventbatch._process import here
 
 _Gate = Any  # what has a `set` that lets somebody through
 
@@ -66,7 +66,7 @@ class Pace:
         """Open *gate*, with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
         self._gates.append(gate)
         self._widths.append(width)
-        loop = gevent.get_hub().loop
+        loop = here.hub.loop
         if self._loop is not loop:
             self._loop = loop
             loop.run_callback(self._step)
@@ -85,7 +85,7 @@ class Pace:
         """Say when the hub will have been kept for long enough; *now* counts as its turn if it has had one."""
         left = self._slice_end - now
         if not 0 < left <= SLICE:
-            iteration = gevent.get_hub().loop.iteration
+            iteration = here.hub.loop.iteration
             if iteration != self._iteration or left > 0:  # the hub has turned since, or the clock is another one
                 self._iteration = iteration
                 self._slice_end = now + SLICE
@@ -104,7 +104,7 @@ class Pace:
         if not due:
             self._open_gates()
         if self._gates and self._loop is None:
-            self._loop = loop = gevent.get_hub().loop
+            self._loop = loop = here.hub.loop
             if due:
                 self._timer = loop.timer(_TIMER if loop.iteration >= 0 else _MILLISECOND)
                 self._timer.start(self._step)

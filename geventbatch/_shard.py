@@ -61,7 +61,7 @@ class Shard:
             self._wake()
 
     def _wake(self) -> None:
-        gevent.get_hub().loop.run_callback(self.parked.pop().switch, None)
+        here.hub.loop.run_callback(self.parked.pop().switch, None)
 
     def park(self) -> None:
         """Wait for something in the queue. Switches: yes.
