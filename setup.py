@@ -13,6 +13,7 @@ HOT = (
     "attempts",
     "batch",
     "clock",
+    "counts",
     "lane",
     "operation",
     "pace",

@@ -33,8 +33,8 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     batch.reads = int(operation.read_only)
     batch.close()
     batch.waiting_at_close = 1
-    if now >= state.next_sample:
-        state.sample(now)
+    if now >= state.counts.next_sample:
+        state.counts.sample(now)
     state.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.

@@ -508,7 +508,7 @@ def _goes_on(batch: Batch) -> bool:
 def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float | None:
     """Give the seconds to wait before a replay; None when there is none to wait for, and the callers have been told."""
     batch.conflicts += 1
-    batch.state.conflicts += 1
+    batch.state.counts.conflicts += 1
     batch.load_conflict = loading
     most = batch.state.options.max_attempts
     if batch.conflicts >= most:

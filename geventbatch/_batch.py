@@ -265,7 +265,7 @@ class Batch:
             return
         self.waiting -= 1
         self.state.pending -= 1
-        self.state.withdrawn += 1
+        self.state.counts.withdrawn += 1
         if operation.state == WAITING:
             operation.state = WITHDRAWN
             self.size -= 1
@@ -356,12 +356,12 @@ class Batch:
                 left -= WIDTH
         if failure is not None and self.lane is not None:  # else its caller does that: it may be of another thread
             _report.failed(failure, waiting)
-        # Threads of their own come here too, with ``batching=False``: one of these may be lost between two of them.
-        state.answered += waiting if self.lane is not None else 1
+        counts = state.counts
+        counts.answered += waiting if self.lane is not None else 1
         if self.attempts:
-            state.batches_ended += 1
+            counts.batches += 1
             if failure is not None:
-                state.batches_failed += 1
+                counts.failed_batches += 1
             if state.subscriptions:
                 state.publish(self.metric(waiting))
 

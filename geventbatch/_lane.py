@@ -49,8 +49,8 @@ class Lane:
         window = state.options.min_duration
         now = _clock.monotonic()
         batch = Batch(state, self.key, now, self, now + window if window else 0.0)
-        if now >= state.next_sample:
-            state.sample(now)
+        if now >= state.counts.next_sample:
+            state.counts.sample(now)
         state.live += 1
         self.last = batch
         if last is None:

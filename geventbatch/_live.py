@@ -74,18 +74,19 @@ class LiveBatch:
 
 def stats_of(state: State) -> ProcessorStats:
     """Sum up *state*."""
+    counts = state.counts
     return ProcessorStats(
         keys=len(state.lanes),
         batches=state.live + len(state.alone),
         operations=state.pending + len(state.alone),
         workers=sum(shard.workers for shard in tuple(state.shards.values())),
-        operations_per_second=state.rate(),
-        operations_total=state.answered,
-        batches_total=state.batches_ended,
-        failed_batches_total=state.batches_failed,
-        conflicts_total=state.conflicts,
-        withdrawn_total=state.withdrawn,
-        overloaded_total=state.overloaded,
+        operations_per_second=counts.rate(),
+        operations_total=counts.answered,
+        batches_total=counts.batches,
+        failed_batches_total=counts.failed_batches,
+        conflicts_total=counts.conflicts,
+        withdrawn_total=counts.withdrawn,
+        overloaded_total=counts.overloaded,
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 
 from geventbatch import _process, _report
-from geventbatch._clock import clock as _clock
+from geventbatch._counts import Counts
 from geventbatch._lane import Lane
 from geventbatch._options import refuse_key
 from geventbatch._pace import WIDTH, pace
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("geventbatch")
 
-SOONEST: Final = 0.05
-LATEST: Final = 10.5
-"""Seconds for which a sample of the answers says something of the present rate."""
-
 
 class State:
     """The lanes, shards and counts of a processor."""
@@ -47,6 +42,7 @@ class State:
         self.epoch = here.epoch
         self.slots = None if options.max_batches is None else Slots(options.max_batches)
         self.subscriptions = subscriptions
+        self.counts = Counts()
         # Of the options, what every operation asks for: compiled code finds it here without a look-up. (Here and not by
         # `use`, after which it would have to ask each time whether they are there: 1 % of an operation.)
         self.door = options.door
@@ -62,15 +58,6 @@ class State:
         self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on lanes whose code has not returned yet
         self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
-        # Counted from the beginning.
-        self.answered = 0  # operations whose callers had their answers
-        self.batches_ended = 0  # of those that began to run
-        self.batches_failed = 0
-        self.conflicts = 0
-        self.withdrawn = 0  # operations whose callers left
-        self.overloaded = 0  # operations that were refused
-        self.samples: deque[tuple[float, int]] = deque(maxlen=10)  # one a second: when, and how many were answered
-        self.next_sample = 0.0
         self.stopping = stopping
         self.ended = False  # nothing runs any more
         self.stopped = Event()  # nothing runs any more, and everybody has been woken
@@ -147,7 +134,7 @@ class State:
                 "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it "
                 "again on another processor"
             )
-        self.overloaded += 1
+        self.counts.overloaded += 1
         seconds = self.retry_after()
         raise ProcessorOverloaded(
             f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe "
@@ -262,22 +249,9 @@ class State:
         name = f"{phase}_resource" if many is None else f"{phase}_resources"
         return getattr(opens, name, opens)  # pairs have both
 
-    def sample(self, now: float) -> None:
-        """Keep how many operations are answered by *now*. Switches: no."""
-        self.samples.append((now, self.answered))
-        self.next_sample = now + 1.0
-
-    def rate(self) -> float:
-        """Operations answered a second, over the last ten seconds or less; 0.0 when there were none."""
-        now = _clock.monotonic()
-        for then, answered in self.samples:
-            if LATEST >= now - then >= SOONEST:
-                return (self.answered - answered) / (now - then)
-        return 0.0
-
     def retry_after(self) -> float:
         """Seconds until those who wait now will have their answers, as far as one can tell from the recent rate."""
-        rate = self.rate()
+        rate = self.counts.rate()
         return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
 
     def batches(self) -> Iterator[Batch]:
