@@ -116,6 +116,20 @@ def test_in_one_bulk_documents_are_made_and_changed_and_deleted_and_left_alone(a
 
 
 @over_bulk
+def test_keys_of_whatever_characters_are_loaded_saved_made_and_deleted(adapter: Adapter) -> None:  # noqa: F811
+    keys = ['"', "\\", '\\"', ",", "{}", "NULL", "it's", "a\nb", "Zürich 🚆", " lead", "$1", "%s", ":x", "%%", '","']
+    for key in keys:
+        adapter.put(key, 10)
+    with bulk(adapter, missing="make") as processor:
+        assert list(together(processor, dict.fromkeys(keys, (adapter.add, 1))).values()) == [11] * len(keys)
+        assert [adapter.get(key) for key in keys] == [11] * len(keys)
+        together(processor, dict.fromkeys(keys, (delete,)))
+        assert [adapter.get(key) for key in keys] == [None] * len(keys)
+        together(processor, dict.fromkeys(keys, (adapter.add, 3)))
+        assert [adapter.get(key) for key in keys] == [3] * len(keys)
+
+
+@over_bulk
 def test_what_is_missing_and_what_cannot_be_decoded_fail_alone(adapter: Adapter) -> None:  # noqa: F811
     put_all(adapter)
     adapter.remove(KEYS[3])
