@@ -223,7 +223,7 @@ class DocumentScope:
         if batch.deleted:
             row = None
         elif batch.completed:
-            row = self._loaded._replace(state=self._encoded())
+            row = Row(self._encoded(), self._loaded.version)
         return self._change(row, beside=bool(beside))
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -328,7 +328,7 @@ class DocumentScope:
         same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
         if loaded.version is not None and same and (self._documents.locking or not beside):
             return row, None
-        row = row._replace(version=self._documents.version_after(loaded.version))
+        row = Row(row.state, self._documents.version_after(loaded.version))
         values = {"_state": row.state, "_new": row.version}
         if loaded.version is None:
             return row, (statements.add, {"_key": self._key, **values})
