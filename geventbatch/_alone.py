@@ -74,7 +74,7 @@ class Start:
         self._latest = _clock.monotonic() + seconds
         self.timeout = gevent.Timeout.start_new(seconds) if _process.has_hub() else None
         self._started = False
-        self.callable = operation.callable
+        self.callable = self.__wrapped__ = operation.callable
         operation.callable = self
 
     def __call__(self, resource: Any, *args: Any) -> Any:

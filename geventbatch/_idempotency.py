@@ -53,7 +53,7 @@ class NotPlain(TypeError):
 class Once:
     """An operation with an idempotency key, as its batch calls it."""
 
-    __slots__ = ("fingerprint", "key", "operation")
+    __slots__ = ("__wrapped__", "fingerprint", "key", "operation")
 
     def __init__(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Raise what says what is wrong with the key, or with what it is to be remembered by."""
@@ -70,7 +70,7 @@ class Once:
         except Exception as error:
             _refuse_operation(key, operation, error)
         self.key = key
-        self.operation = operation
+        self.operation = self.__wrapped__ = operation
         self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def __call__(self, resource: Any, *args: Any) -> Any:

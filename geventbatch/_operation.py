@@ -82,7 +82,13 @@ def common_name(operations: list[Operation[Any]]) -> str | None:
 
 def name_of(function: Any) -> str:
     """The qualified name of *function*, or of its class; of what a partial or a wrapper calls."""
-    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
-        function = inner
+    function = unwrapped(function)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return str(name)
+
+
+def unwrapped(function: Any) -> Any:
+    """What *function* calls in the end, if it is a partial or a wrapper."""
+    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
+        function = inner
+    return function

@@ -15,7 +15,7 @@ import gevent
 
 from geventbatch import _process
 from geventbatch._clock import clock
-from geventbatch._operation import name_of
+from geventbatch._operation import name_of, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,8 +147,7 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
 
 def place_of(function: Any) -> str:
     """Where *function*, or its class, was written: file and line, as far as that is known."""
-    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
-        function = inner
+    function = unwrapped(function)
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is not None:
         return f"{code.co_filename}:{code.co_firstlineno}"

@@ -7,6 +7,7 @@ import functools
 import gc
 import time
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -348,6 +349,26 @@ def test_operation_name_is_what_all_operations_of_the_batch_are_called(clock: Vi
     ):
         ((metric,), _) = metrics_of(*operations)
         assert metric.operation_name == name
+
+
+def test_operation_name_is_that_of_what_stands_for_an_operation_with_a_start_timeout_or_an_idempotency_key(
+    clock: VirtualTime,
+) -> None:
+    class Keeps:
+        keeps_outcomes = True
+
+        def __call__(self, key: str) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    for options, extra in (
+        ({"batching": False}, {"start_timeout": 5}),
+        ({"open_resource": Keeps()}, {"idempotency_key": "x"}),
+    ):
+        processor: Processor[None] = Processor(min_duration=0, **options)
+        metrics = processor.subscribe_batch_metrics()
+        processor.run("k", nothing, **extra)
+        processor.stop()
+        assert next(metrics).operation_name == "nothing"
 
 
 def test_the_batches_of_a_bulk_have_metrics_of_their_own_with_the_times_of_the_bulk(clock: VirtualTime) -> None:
