@@ -383,7 +383,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(client: Any) -> None
     go_on.set()
     waiting.get()
 
-    assert (answer.status_code, answer.headers["Retry-After"], answer.json["error"]) == (503, "1", "TryAgain")
+    assert (answer.status_code, answer.headers["Retry-After"], answer.json["error"]) == (503, "5", "TryAgain")
 
 
 def test_an_unknown_outcome_is_called_so(client: Any) -> None:

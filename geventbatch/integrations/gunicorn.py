@@ -140,6 +140,9 @@ class _Hooks:
         # worker inherits.
         if worker.pid == os.getpid():
             _stop(worker)
+            # Ctrl-C, which reaches a worker twice, would meet the end of the interpreter half-way.
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(worker: Any) -> None:

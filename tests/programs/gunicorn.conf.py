@@ -3,6 +3,7 @@
 # ruff: noqa: F403
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,3 +54,5 @@ def worker_int(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     note("worker_exit")
+    if worker.pid == os.getpid():
+        os.kill(worker.pid, signal.SIGINT)  # Ctrl-C once more, which comes when all is over
