@@ -68,7 +68,7 @@ class Once:
         try:
             told = describe(operation, args)
         except Exception as error:
-            _refuse_operation(key, operation, error)
+            _refuse_operation(key, getattr(operation, "__wrapped__", operation), error)
         self.key = key
         self.operation = self.__wrapped__ = operation
         self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

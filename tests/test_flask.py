@@ -443,6 +443,8 @@ def test_an_idempotency_key_stands_for_the_operation_in_the_context_of_its_batch
         accounts.run(1, deposit_once, 8, idempotency_key="a")
     with pytest.raises(IdempotencyKeyReused):
         accounts.run(1, withdraw_once, 7, idempotency_key="a")
+    with pytest.raises(TypeError, match="cannot tell <function deposit_once at"):
+        accounts.run(1, deposit_once, object(), idempotency_key="c")  # type: ignore[arg-type]
 
 
 def test_with_a_store_of_mapped_instances_the_session_is_that_of_the_store(stored: tuple[Flask, GeventBatch]) -> None:
@@ -524,7 +526,11 @@ def test_the_configuration_gives_the_options_that_a_processor_was_not_given_itse
     first = batches.processor()
     second = batches.processor(max_pending=7)
     app = flask_app(
-        GEVENTBATCH_MIN_DURATION=0, GEVENTBATCH_MAX_DURATION=3, GEVENTBATCH_MAX_PENDING=100, GEVENTBATCH_BATCHING=False
+        GEVENTBATCH_MIN_DURATION=0,
+        GEVENTBATCH_MAX_DURATION=3,
+        GEVENTBATCH_MAX_PENDING=100,
+        GEVENTBATCH_MAX_BLOCKING_TIME=7,
+        GEVENTBATCH_BATCHING=False,
     )
     batches.init_app(app)
 
@@ -596,6 +602,48 @@ def test_each_application_of_a_factory_has_processors_of_its_own() -> None:
             assert before.run("k", list) == after.run("k", list) == [app.name]
             assert before.for_app() is before.for_app(app)
     assert len({id(one.for_app(app)) for one in (before, after) for app in apps}) == 4
+
+
+def test_what_is_declared_is_seen_and_switched_off_as_the_processor_that_it_stands_for() -> None:
+    app = Flask("one")
+    words = GeventBatch(app).processor(load_resource=lambda key: Words(), min_duration=0, name="words")
+    meant = words.for_app(app)
+    with app.app_context():
+        metrics = words.subscribe_batch_metrics()
+        words.run("k", Words.put, "a")
+        assert next(metrics).key == "k"
+        assert words.name == "words"
+        assert words.stats().operations_total == meant.stats().operations_total == 1
+        assert words.live_batches() == []
+        words.batching = False
+        assert not meant.batching
+        words.batching = True
+        assert meant.batching
+        assert words.batching
+    with pytest.raises(RuntimeError, match="outside of application context"):
+        words.batching = False
+
+
+def load_words(key: str) -> Words:
+    return Words()
+
+
+def open_words(key: str) -> Any:
+    return nullcontext(Words())
+
+
+def test_metrics_name_what_the_application_gave_and_not_what_stands_around_it() -> None:
+    app = Flask("one")
+    batches = GeventBatch(app)
+    words = batches.processor(load_resource=load_words, min_duration=0)
+    others = batches.processor(open_resource=open_words, min_duration=0)
+    with app.app_context():
+        assert (words.name, others.name) == ("load_words", "open_words")
+        metrics = words.subscribe_batch_metrics()
+        words.run("k", Words.put, "a")
+        with app.test_request_context("/?name=Ann"), pytest.raises(KeyError):
+            words.run("k", put_what_is_seen)
+        assert [next(metrics).operation_name for _ in range(2)] == ["Words.put", "put_what_is_seen"]
 
 
 def test_a_store_that_needs_to_know_the_application_is_made_in_its_context() -> None:

@@ -27,6 +27,8 @@ class AppStore:
 
     def __init__(self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]]) -> None:
         """Wrap *open_resource* for *app*."""
+        pair = getattr(open_resource, "load_resource", None) or getattr(open_resource, "load_resources", None)
+        self.__wrapped__ = pair or open_resource  # whose name the processor, metrics and the log give
         self._app = app
         self._open_resource = open_resource
 

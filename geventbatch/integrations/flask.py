@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
 
+    from geventbatch._live import LiveBatch, ProcessorStats
+    from geventbatch._metrics import BatchMetrics
     from geventbatch._processor import _Options, _ScopeOfMany
 
 __all__ = ["Answer", "AppProcessor", "GeventBatch", "answer_to"]
@@ -58,6 +60,7 @@ _OPTIONS: Final = frozenset(
         "max_attempts",
         "max_batch_size",
         "max_batches",
+        "max_blocking_time",
         "max_duration",
         "max_pending",
         "min_duration",
@@ -72,7 +75,8 @@ class GeventBatch:
     ``app.config`` may have:
 
     - ``GEVENTBATCH_MIN_DURATION``, ``…_MAX_DURATION``, ``…_MAX_PENDING``, ``…_MAX_BATCHES``, ``…_MAX_BATCH_SIZE``,
-      ``…_MAX_ATTEMPTS``, ``…_WORKERS``, ``…_BATCHING``: for every processor that was not given the option itself.
+      ``…_MAX_ATTEMPTS``, ``…_MAX_BLOCKING_TIME``, ``…_WORKERS``, ``…_BATCHING``: for every processor that was not given
+      the option itself. They are read by `init_app`, once.
     - ``GEVENTBATCH_ERROR_ANSWERS``: False leaves `BatchError`s to you. By default they are answered (503 with
       Retry-After, 504, 404, and 500 when it is unknown whether anything was saved) as JSON or as text, by the client's
       Accept header. An error handler of yours for `BatchError`, or for one of its children, goes before.
@@ -198,6 +202,37 @@ class AppProcessor(Generic[R]):
             key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
         )
 
+    @property
+    def batching(self) -> bool:
+        """The off-switch of the processor of the application that the caller runs in: `geventbatch.Processor.batching`.
+
+        Raises:
+            RuntimeError: Called outside of an application context. (So do the others below.)
+        Switches: no.
+        """
+        return self.for_app().batching
+
+    @batching.setter
+    def batching(self, on: bool) -> None:
+        self.for_app().batching = on
+
+    @property
+    def name(self) -> str:
+        """What it is called: `geventbatch.Processor.name`. Switches: no."""
+        return self.for_app().name
+
+    def stats(self) -> ProcessorStats:
+        """Give its counters, in this process: `geventbatch.Processor.stats`. Switches: no."""
+        return self.for_app().stats()
+
+    def live_batches(self) -> list[LiveBatch]:
+        """Give the batches that have not ended: `geventbatch.Processor.live_batches`. Switches: no."""
+        return self.for_app().live_batches()
+
+    def subscribe_batch_metrics(self) -> BatchMetrics:
+        """Iterate over the metrics of batches: `geventbatch.Processor.subscribe_batch_metrics`. Switches: no."""
+        return self.for_app().subscribe_batch_metrics()
+
     def for_app(self, app: Flask | None = None) -> Processor[R]:
         """Give the processor of *app*, or else of the application that the caller runs in.
 
@@ -231,9 +266,11 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        in_batch = cast("Callable[[R, Unpack[Args]], T]", partial(run_in_batch, operation))
+        in_batch = partial(run_in_batch, operation)
+        in_batch.__wrapped__ = operation  # type: ignore[attr-defined]  # whose name metrics and the log give
+        called = cast("Callable[[R, Unpack[Args]], T]", in_batch)
         return super().run(
-            key, in_batch, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
+            key, called, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
         )
 
 
