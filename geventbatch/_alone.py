@@ -55,7 +55,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
         _attempts.run_after(batch)
     finally:
         if batch.failure is not None:
-            _report.failed(batch.failure, 1)
+            _report.failed(batch, batch.failure, 1)
         batch.bulk = {}  # no cycle
         state.leave_alone(batch)
     if batch.epoch != _process.here.epoch:

@@ -17,6 +17,7 @@ from gevent.hub import Waiter
 from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import Failure, aborted, load_failed, save_failed, timed_out
+from geventbatch._live import stack_of
 from geventbatch._metrics import BatchMetric
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN, common_name
 from geventbatch._pace import WIDTH, pace
@@ -355,7 +356,7 @@ class Batch:
                 first += WIDTH
                 left -= WIDTH
         if failure is not None and self.lane is not None:  # else its caller does that: it may be of another thread
-            _report.failed(failure, waiting)
+            _report.failed(self, failure, waiting)
         counts = state.counts
         counts.answered += waiting if self.lane is not None else 1
         if self.attempts:
@@ -376,10 +377,10 @@ class Batch:
         if self.conflict is not None:  # while it waited to replay: nothing was written
             self.fail_conflict(self.conflict, ", and max_duration passed before the replay")
         elif self.phase == "load":
-            self.fail_load(timed_out(self.key, "load", self.state.options.max_duration))
+            self.fail_load(timed_out(self.key, "load", self.state.options.max_duration, stack_of(self)))
         else:
             phase: Phase = "save" if self.phase == "save" else "operations"
-            self.end(timed_out(self.key, phase, self.state.options.max_duration))
+            self.end(timed_out(self.key, phase, self.state.options.max_duration, stack_of(self)))
 
     def fail_load(self, failure: Failure) -> None:
         """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""

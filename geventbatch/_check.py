@@ -39,7 +39,8 @@ def check() -> list[Problem]:
     """Look for what would block the hub or not outlive a fork: for a health endpoint, or a test of one's own.
 
     It looks at the modules that are imported by now, so call it after the application is. The first `run` of a process
-    warns of the same, once.
+    warns of the same, once. It does not name sqlite3, which blocks while it waits for a lock on its file, and nothing
+    mends that.
 
     Returns:
         The problems; none when all is well.

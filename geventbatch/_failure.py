@@ -71,11 +71,14 @@ def rejected(error: Rejected) -> BaseException:
     return error.__cause__ or error
 
 
-def timed_out(key: Hashable, phase: Phase, seconds: float) -> Failure:
-    """The deadline passed."""
+def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...]) -> Failure:
+    """The deadline passed, while the code of the batch waited in *stack*."""
     doing = {"load": "loading", "operations": "applying its operations", "save": "saving"}[phase]
     what = f"max_duration of {seconds:g} s passed while it was {doing}"
-    return Failure(BatchTimeout, key, what, TimeoutError(what), retry_safe=phase != "save", phase=phase)
+    cause = TimeoutError(what)
+    if stack:
+        cause.add_note("\n  ".join(("its code waited there, the innermost frame last:", *stack)))
+    return Failure(BatchTimeout, key, what, cause, retry_safe=phase != "save", phase=phase)
 
 
 def aborted(key: Hashable, cause: BaseException, *, saving: bool) -> Failure:

@@ -104,11 +104,12 @@ def live_batch(batch: Batch) -> LiveBatch:
         waiting=1 if batch.lane is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
         attempts=batch.attempts,
-        stack=_stack_of(batch),
+        stack=stack_of(batch),
     )
 
 
-def _stack_of(batch: Batch) -> tuple[str, ...]:
+def stack_of(batch: Batch) -> tuple[str, ...]:
+    """Say where the code of *batch* waits: see `LiveBatch.stack`."""
     greenlet: Any = None if batch.alarm is None else batch.alarm.greenlet
     if greenlet is None or _process.running.get(greenlet) is not batch:
         return ()  # perhaps another batch of its bulk leads

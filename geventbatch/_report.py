@@ -16,6 +16,7 @@ import gevent
 from geventbatch import _process
 from geventbatch._clock import clock
 from geventbatch._operation import name_of, unwrapped
+from geventbatch.errors import ResourceMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,38 +79,49 @@ _reporter: Final = _Reporter()
 _process.after_fork(_reporter.forget)
 
 
-def failed(failure: Failure, callers: int) -> None:
-    """A batch failed as a whole."""
+def failed(batch: Batch, failure: Failure, callers: int) -> None:
+    """*batch* failed as a whole. A missing resource is its callers' affair."""
+    if failure.kind is ResourceMissing:
+        return
+    name = batch.state.options.name
 
     def line() -> None:
         cause = failure.cause
-        shown = (type(cause), cause, cause.__traceback__) if cause.__traceback__ is not None else None
-        _log.error("%s; callers that were told so: %d", failure.exception(), callers, exc_info=shown)
+        tells = cause.__traceback__ is not None or hasattr(cause, "__notes__")
+        shown = (type(cause), cause, cause.__traceback__) if tells else None
+        _log.error("%s: %s; callers that were told so: %d", name, failure.exception(), callers, exc_info=shown)
 
     _reporter.tell(logging.ERROR, line)
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
     """The load or save of *batch* took most of what a batch may take."""
-    key, most = batch.key, batch.state.options.max_duration
+    key, options = batch.key, batch.state.options
     _reporter.tell(
         logging.WARNING,
         lambda: _log.warning(
-            "batch of key %r: its %s took %.3f s of the max_duration of %g s", key, doing, seconds, most
+            "%s: batch of key %r: its %s took %.3f s of the max_duration of %g s",
+            options.name,
+            key,
+            doing,
+            seconds,
+            options.max_duration,
         ),
     )
 
 
 def lost(batch: Batch, error: BaseException | None = None) -> None:
     """A worker ends, and is replaced if need be: it was killed by *error*, or *batch* has left it unfit."""
-    key, late = batch.key, clock.monotonic() - batch.deadline
+    name, key, late = batch.state.options.name, batch.key, clock.monotonic() - batch.deadline
     if error is not None:
         what = f"its worker was killed by {error!r}"
     elif late > 0:
         what = f"its code has returned {late:.3f} s after its deadline, and its worker is not used again"
     else:
         what = "its worker is not used again"
-    _reporter.tell(logging.WARNING, lambda: _log.warning("batch of key %r: %s; another takes its place", key, what))
+    _reporter.tell(
+        logging.WARNING, lambda: _log.warning("%s: batch of key %r: %s; another takes its place", name, key, what)
+    )
 
 
 def watcher_failed(watcher: object, error: Exception) -> None:
@@ -129,13 +141,14 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
     if (name, place) in _reported:
         return
     _reported.add((name, place))
-    key = batch.key
+    processor, key = batch.state.options.name, batch.key
     _reporter.tell(
         logging.WARNING,
         lambda: _log.warning(
-            "batch of key %r: %s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process "
-            "could run. Let it use what gevent has patched (geventbatch.check() names drivers that block), or do the "
-            "computing elsewhere; this place is not named again",
+            "%s: batch of key %r: %s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this "
+            "process could run. Let it use what gevent has patched (geventbatch.check() names drivers that block, but "
+            "for sqlite3, which always does), or do the computing elsewhere; this place is not named again",
+            processor,
             key,
             doing,
             name,

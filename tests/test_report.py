@@ -12,7 +12,7 @@ import gevent
 import pytest
 from gevent import monkey
 
-from geventbatch import Processor, _report
+from geventbatch import BatchTimeout, Processor, ResourceMissing, _report
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -67,10 +67,40 @@ def test_a_batch_that_fails_is_logged_once_with_its_cause_and_how_many_were_told
         answers = [caller.get() for caller in callers]
     ((level, told),) = logged(caplog)
     assert level == "ERROR"
-    assert told == f"{answers[0]}; callers that were told so: {len(callers)}"
+    assert told == f"{processor.name}: {answers[0]}; callers that were told so: {len(callers)}"
     assert "batch of key 'k': saving raised OSError('disk full'); it is unknown whether" in told
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is cause
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_missing_resource_is_its_callers_affair_and_is_not_logged(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture, batching: bool
+) -> None:
+    with Processor(load_resource=raising(ResourceMissing("none")), min_duration=0, batching=batching) as processor:
+        assert isinstance(answer_of(processor.run, "k", nothing), ResourceMissing)
+    assert logged(caplog) == []
+
+
+@pytest.mark.parametrize("phase", ["load", "operations", "save"])
+def test_after_a_deadline_the_log_and_the_cause_name_the_line_where_the_code_waited(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture, phase: str
+) -> None:
+    hangs: Any = sleeping(100)
+    functions = dict.fromkeys(("load", "operations", "save"), nothing) | {phase: hangs}
+    with Processor(
+        load_resource=functions["load"],
+        save_resource=lambda key, resource: functions["save"](resource),
+        min_duration=0,
+        max_duration=5,
+    ) as processor:
+        answer = answer_of(processor.run, "k", functions["operations"])
+    assert isinstance(answer, BatchTimeout)
+    place = f"{__file__}:{hangs.__code__.co_firstlineno + 1} in sleeping.<locals>.sleep"
+    assert answer.__cause__ is not None
+    (note,) = answer.__cause__.__notes__
+    assert place in note
+    assert place in caplog.text
 
 
 def test_a_batch_that_is_saved_and_an_operation_that_raises_log_nothing(
@@ -164,15 +194,15 @@ def test_a_teller_that_was_killed_is_replaced(clock: VirtualTime, caplog: pytest
 def test_a_load_or_save_that_takes_more_than_half_of_max_duration_is_logged(
     clock: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Processor(load_resource=sleeping(5.5), min_duration=0, max_duration=10) as processor:
+    with Processor(load_resource=sleeping(5.5), min_duration=0, max_duration=10, name="one") as processor:
         processor.run("k", nothing)
-    with Processor(save_resource=sleeping(6), min_duration=0, max_duration=10) as processor:
+    with Processor(save_resource=sleeping(6), min_duration=0, max_duration=10, name="two") as processor:
         processor.run("k", nothing)
     with Processor(save_resource=sleeping(4.9), min_duration=0, max_duration=10) as processor:
         processor.run("k", nothing)
     assert logged(caplog) == [
-        ("WARNING", "batch of key 'k': its load took 5.500 s of the max_duration of 10 s"),
-        ("WARNING", "batch of key 'k': its save took 6.000 s of the max_duration of 10 s"),
+        ("WARNING", "one: batch of key 'k': its load took 5.500 s of the max_duration of 10 s"),
+        ("WARNING", "two: batch of key 'k': its save took 6.000 s of the max_duration of 10 s"),
     ]
 
 
@@ -185,14 +215,14 @@ def test_a_worker_that_came_back_after_the_deadline_or_was_killed_is_logged(
         finally:
             gevent.sleep(3)
 
-    with Processor(load_resource=hang, min_duration=0, max_duration=5) as processor:
+    with Processor(load_resource=hang, min_duration=0, max_duration=5, name="a") as processor:
         answer_of(processor.run, "k", nothing)
-    with Processor(load_resource=raising(gevent.GreenletExit()), min_duration=0, max_duration=5) as processor:
+    with Processor(load_resource=raising(gevent.GreenletExit()), min_duration=0, max_duration=5, name="a") as processor:
         answer_of(processor.run, "k", nothing)
     lines = [line for level, line in logged(caplog) if level == "WARNING" and "worker" in line]
     late = "its code has returned 3.000 s after its deadline, and its worker is not used again"
     killed = "its worker was killed by GreenletExit()"
-    assert lines == [f"batch of key 'k': {what}; another takes its place" for what in (late, killed)]
+    assert lines == [f"a: batch of key 'k': {what}; another takes its place" for what in (late, killed)]
 
 
 # The hub
@@ -222,12 +252,13 @@ def test_what_keeps_the_hub_without_a_yield_is_named_once_with_its_place(
         min_duration=0,
         max_duration=10,
         max_blocking_time=0.05,
+        name="a",
     ) as processor:
         for _ in range(2):
             processor.run("k", functions["operation"])
     ((level, told),) = logged(caplog)
     assert level == "WARNING"
-    assert told.startswith(f"batch of key 'k': {doing}, ")
+    assert told.startswith(f"a: batch of key 'k': {doing}, ")
     assert "without a yield" in told
     name = "<lambda>" if doing == "save" else "burn.<locals>.burn_it"
     assert name in told

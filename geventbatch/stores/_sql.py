@@ -37,7 +37,7 @@ class Kind(Enum):
 
     LOST = "the connection is lost"
 
-    OTHER = "something else"
+    OTHER = "an error that the store does not know"
 
 
 # -- what an error means --------------------------------------------------------------------------------------
