@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: all that is counted is right, in one process and in several, and what is drawn of it is there."""
+"""Metrics for Prometheus: what is counted is right, in one process and in several; what is drawn of it is there."""
 
 from __future__ import annotations
 
@@ -207,6 +207,35 @@ def test_refused_operations_and_those_whose_callers_left_are_counted_before_any_
     assert outcomes(registry) == {"returned": 1, "withdrawn": 1, "refused": 3}
 
 
+def test_an_operation_that_raised_and_whose_caller_left_is_counted_once(
+    clock: VirtualTime, registry: CollectorRegistry
+) -> None:
+    with Processor(save_resource=sleeping(1), min_duration=0, max_duration=50, name="trains") as processor:
+        operations = [nothing, raising(KeyError()), raising(KeyError())]
+        callers = [gevent.spawn(answer_of, processor.run, "k", operation) for operation in operations]
+        clock.advance(0.5)
+        callers[0].kill()
+        callers[1].kill()
+    assert outcomes(registry) == {"raised": 1, "withdrawn": 2}
+
+
+def test_answers_whose_batch_never_began_are_left_to_the_timer_since_a_thread_may_come_between_an_answer_and_its_metric(
+    clock: VirtualTime, registry: CollectorRegistry
+) -> None:
+    with Processor(load_resource=sleeping(20), min_duration=0, max_duration=50, name="trains") as processor:
+        processor.run("k", nothing)
+        counts = processor._current().counts
+        counts.answered += 2
+        assert outcomes(registry) == {"returned": 1}
+        clock.advance(1)
+        assert outcomes(registry) == {"returned": 1, "failed": 2}
+        counts.answered -= 1  # by a thread that was in the middle of an addition
+        clock.advance(1)
+        counts.answered += 2
+        clock.advance(1)
+        assert outcomes(registry) == {"returned": 1, "failed": 3}
+
+
 def test_threads_with_batching_off_are_counted_too(registry: CollectorRegistry) -> None:
     processor: Processor[None] = Processor(batching=False, name="trains")
     for _ in range(3):
@@ -272,8 +301,9 @@ def test_a_batch_whose_code_outlives_its_deadline_is_overdue_until_it_returns(
 
     with Processor(load_resource=stubborn, min_duration=0, max_duration=2, name="trains") as processor:
         assert isinstance(answer_of(processor.run, "k", nothing), BatchTimeout)
+        assert in_a_thread(value, registry, "overdue_batches") == 0  # there the batches may change while it looks
         assert value(registry, "overdue_batches") == 1
-        assert in_a_thread(value, registry, "overdue_batches") == 1  # which cannot look itself
+        assert in_a_thread(value, registry, "overdue_batches") == 1
     assert value(registry, "overdue_batches") == 0
 
 
@@ -313,6 +343,23 @@ def test_a_metric_that_cannot_be_kept_is_logged_and_fails_no_batch(
     assert "failed at the metric of a batch" in caplog.text
 
 
+def test_a_look_that_fails_is_logged_once_and_tried_again_when_a_batch_ends(
+    clock: VirtualTime,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Processor(min_duration=0, name="trains") as processor:
+        with monkeypatch.context() as broken:
+            broken.setattr(prometheus._Series, "set_gauges", raising(OSError("disk full")))
+            processor.run("k", nothing)
+            clock.advance(5)
+        assert caplog.text.count("OSError: disk full") == 1
+        processor.run("k", nothing)
+        clock.advance(1)
+        assert unrefreshed(registry, "max_duration_seconds") == 1
+
+
 def test_a_child_adds_what_it_does_itself() -> None:
     program = """
 from gevent import monkey; monkey.patch_all()
@@ -330,6 +377,8 @@ for _ in range(3): run()
 before = count()
 if os.fork():
     sys.exit(os.wait()[1])
+(export,) = prometheus._exports.values()
+assert export._timer is None
 import warnings; warnings.simplefilter("ignore")  # it was forked from one that had run batches
 run(); run()
 print(before, count())
