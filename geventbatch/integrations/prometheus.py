@@ -83,10 +83,10 @@ class _Seen(NamedTuple):
 class _Gauges(NamedTuple):
     """What is there at this moment."""
 
-    live: int = 0
-    overdue: int = 0
-    waiting: int = 0
-    workers: int = 0
+    live: float = 0
+    overdue: float = 0
+    waiting: float = 0
+    workers: float = 0
     max_duration: float = 0
 
     def with_other(self, other: _Gauges) -> _Gauges:
