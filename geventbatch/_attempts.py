@@ -207,6 +207,8 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
     enter = batch.context.run
     try:
         scope: Any
+        if batch.state.subscriptions:
+            batch.state.announce([batch], batch.context)
         pair = batch.state.pair
         if pair is not None:
             batch.scope = scope = PairScope(pair, batch.key)

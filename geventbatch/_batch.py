@@ -364,7 +364,7 @@ class Batch:
             if failure is not None:
                 counts.failed_batches += 1
             if state.subscriptions:
-                state.publish(self.metric(waiting))
+                state.publish(self.metric(waiting), self)
 
     def expire(self) -> None:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""

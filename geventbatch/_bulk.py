@@ -181,6 +181,7 @@ class _Round:
             batch.context = self._context
         open_resources: Any = first.state.options.open_resources
         try:
+            first.state.announce(self._batches, self._context)
             scope = self._context.run(open_resources, list(self._at_hand))
             for batch in self._batches:
                 batch.scope = scope

@@ -13,6 +13,7 @@ from geventbatch import _process
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
+    from geventbatch._batch import Batch
     from geventbatch.errors import BatchError, Phase
 
 HELD: Final = 1024
@@ -67,6 +68,16 @@ class Watcher(Protocol):
 
     def close(self) -> None:
         """There are no more."""
+
+
+class BatchWatcher(Watcher, Protocol):
+    """One that sees batches too, from their beginning on: for traces."""
+
+    def begin(self, batches: list[Batch]) -> None:
+        """*batches* are about to be loaded together, for the first time or again. In the context of load and save."""
+
+    def end(self, batch: Batch, metric: BatchMetric) -> None:
+        """*batch* has ended: called in place of `publish`. It must not switch."""
 
 
 class BatchMetrics:

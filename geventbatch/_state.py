@@ -21,6 +21,7 @@ from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
+    from contextvars import Context
     from typing import NoReturn
     from weakref import ref
 
@@ -260,11 +261,25 @@ class State:
             yield from lane
         yield from tuple(self.alone)
 
-    def publish(self, metric: BatchMetric) -> None:
-        """Show *metric* to every watcher."""
+    def announce(self, batches: list[Batch], context: Context) -> None:
+        """Show the watchers that want to know *batches*, which are about to be loaded together in *context*."""
         for subscription in self._watchers():
+            begin: Any = getattr(subscription, "begin", None)
+            if begin is not None:
+                try:
+                    context.run(begin, batches)
+                except Exception as error:
+                    _report.watcher_failed(subscription, error)
+
+    def publish(self, metric: BatchMetric, batch: Batch) -> None:
+        """Show *metric*, of *batch*, to every watcher."""
+        for subscription in self._watchers():
+            end: Any = getattr(subscription, "end", None)
             try:
-                subscription.publish(metric)
+                if end is None:
+                    subscription.publish(metric)
+                else:
+                    end(batch, metric)
             except Exception as error:
                 _report.watcher_failed(subscription, error)
 
