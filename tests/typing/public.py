@@ -25,6 +25,7 @@ from geventbatch import (
     current_batch,
     stop_all,
 )
+from geventbatch.integrations import opentelemetry
 from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
@@ -114,3 +115,11 @@ def test() -> None:
     with virtual_time(seed=1) as clock:
         assert_type(clock, VirtualTime)
         assert_type(clock.now(), float)
+
+
+# Traces.
+
+opentelemetry.instrument()
+opentelemetry.instrument(Processor(), keys=True)
+opentelemetry.instrument(keys="ICE 1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+opentelemetry.uninstrument()

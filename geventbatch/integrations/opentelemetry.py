@@ -1,0 +1,515 @@
+"""Traces and metrics of processors for OpenTelemetry, by one call at import time.
+
+    from geventbatch.integrations import opentelemetry
+
+    opentelemetry.instrument()
+
+Each batch has a span, which begins with its first load and ends with its answers; its load and save run inside of it,
+so that what a database's instrumentation records is nested there. It is linked to the spans of its callers and has none
+of them as its parent, for it belongs to no single one; with ``batching=False`` it is a child of its only caller's. The
+caller's span gets an event when its operation starts, which tells the wait. docs/opentelemetry.md lists what is there.
+
+Exporters may wait, and where a batch ends nothing may switch. So a greenlet of its own ends the spans, with the time at
+which the batches ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+from collections import deque
+from contextvars import Context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import gevent
+
+from geventbatch import _process, _report
+from geventbatch._clock import clock as _clock
+from geventbatch._options import Door
+
+try:
+    from opentelemetry import context as _context
+    from opentelemetry import metrics as _metrics
+    from opentelemetry import trace as _trace
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] != "opentelemetry":
+        raise
+    raise ImportError(
+        "geventbatch.integrations.opentelemetry needs opentelemetry-api: pip install 'geventbatch[opentelemetry]'",
+        name="opentelemetry",
+    ) from missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from opentelemetry.metrics import CallbackOptions, MeterProvider
+    from opentelemetry.trace import Span, TracerProvider
+
+    from geventbatch._batch import Batch
+    from geventbatch._counts import Counts
+    from geventbatch._metrics import BatchMetric
+    from geventbatch._operation import Operation
+    from geventbatch._processor import Processor
+
+__all__ = ["instrument", "uninstrument"]
+
+_log: Final = logging.getLogger("geventbatch")
+
+LINKS: Final = 128
+"""Links of a span, which is what the SDK keeps unless told otherwise; further callers have none."""
+
+HELD: Final = 1000
+"""Batches that wait to be recorded; the newest are dropped and counted."""
+
+
+def instrument(
+    *processors: Processor[Any],
+    keys: bool = False,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+) -> None:
+    """Record the batches of *processors*; with none, of all: those that are there, and those that will be made.
+
+    What is instrumented already stays as it is.
+
+    Args:
+        *processors: Whose batches.
+        keys: Whether spans have the attribute ``geventbatch.key``. Off, since keys may be personal.
+        tracer_provider: By default the global one, which may be set later.
+        meter_provider: Likewise.
+    Switches: no.
+    """
+    global _for_all  # noqa: PLW0603 - what is to come has to be known somewhere
+    recorder = _Recorder(tracer_provider, meter_provider, keys=keys)
+    for processor in processors or _process.processors():
+        recorder.add(processor)
+    if not processors and _for_all is None:
+        _for_all = recorder.add
+        _process.watchers.append(_for_all)
+
+
+def uninstrument(*processors: Processor[Any]) -> None:
+    """Record nothing of *processors* any more; with none, of all. The spans of batches that run end here.
+
+    Switches: no.
+    """
+    global _for_all  # noqa: PLW0603 - see there
+    if not processors and _for_all is not None:
+        _process.watchers.remove(_for_all)
+        _for_all = None
+    for processor in processors or tuple(_watched):
+        watcher = _watched.pop(processor, None)
+        if watcher is not None:
+            watcher.leave(processor)
+
+
+class _Recorder:
+    """What `instrument` was told."""
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None, *, keys: bool
+    ) -> None:
+        self.tracer = _trace.get_tracer("geventbatch", tracer_provider=tracer_provider)
+        self.keys = keys
+        found = next((one for one in _instruments if one.provider is meter_provider), None)
+        if found is None:
+            found = _Instruments(meter_provider)
+            _instruments.append(found)
+        self.instruments = found
+
+    def add(self, processor: Processor[Any]) -> None:
+        """Record what *processor* does, unless somebody does so already."""
+        if processor not in _watched:
+            _watched[processor] = watcher = _Watcher(self, processor)
+            processor._watch(watcher)  # noqa: SLF001 - it is the library's own
+
+
+class _Watcher:
+    """Sees the batches of one processor."""
+
+    def __init__(self, recorder: _Recorder, processor: Processor[Any]) -> None:
+        self._recorder = recorder
+        self._processor = ref(processor)
+        self.name = processor.name
+        options = processor._options  # noqa: SLF001 - it is the library's own
+        self._once = None if options.idempotency is None else options.idempotency.Once
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._spans: dict[Batch, Span] = {}  # of the batches that run
+        self._counts: Counts | None = None  # those that were seen last: after a fork there are others
+        self._seen = _Seen()  # of them
+        self._off = False
+        self._take()  # what was before is not counted
+        door = Door(None, None, None, None) if options.door is None else options.door
+        self._before = door.see_operation
+        processor._use(replace(options, door=door._replace(see_operation=self.see_operation)))  # noqa: SLF001
+
+    def __repr__(self) -> str:
+        return f"{__name__} of {self._processor()!r}"
+
+    def leave(self, processor: Processor[Any]) -> None:
+        """See no more."""
+        self._off = True
+        options = processor._options  # noqa: SLF001 - it is the library's own
+        door = options.door
+        if door is not None and door.see_operation == self.see_operation:
+            door = door._replace(see_operation=self._before)
+            processor._use(replace(options, door=door if any(door) else None))  # noqa: SLF001
+        while self._spans:
+            _, span = self._spans.popitem()
+            _ender.add(_Ended(self, span, time.time_ns()))
+
+    def forget(self) -> None:
+        """After a fork: the batches are the parent's."""
+        self._spans.clear()
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def see_operation(self, operation: Operation[Any]) -> None:
+        """Have the caller's span told when *operation* starts. Switches: no."""
+        if self._before is not None:
+            self._before(operation)
+        if self._off:
+            return
+        span = _trace.get_current_span()
+        if not span.is_recording():
+            return
+        once: Any = operation.callable
+        if self._once is not None and type(once) is self._once:  # it has to stay what it is
+            once.operation = _Waiting(self, span, once.operation)
+        else:
+            operation.callable = _Waiting(self, span, once)
+
+    def tell_wait(self, span: Span, seconds: float) -> None:
+        """An operation of the caller who has *span* starts after so many *seconds*."""
+        attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
+        batch = self._spans.get(_process.running.get(gevent.getcurrent()))  # type: ignore[arg-type]
+        if batch is not None:
+            where = batch.get_span_context()
+            attributes["geventbatch.batch.trace_id"] = _trace.format_trace_id(where.trace_id)
+            attributes["geventbatch.batch.span_id"] = _trace.format_span_id(where.span_id)
+        span.add_event("geventbatch.operation_started", attributes)
+
+    # -- batches ------------------------------------------------------------------------------------------
+
+    def begin(self, batches: list[Batch]) -> None:
+        """Begin their spans; what is loaded and saved for all of them is inside of the first one's."""
+        if self._off:
+            return
+        for batch in batches:
+            if batch not in self._spans and not batch.ended:
+                parent = _span_context(batch.operations[0]) if batch.alone else _NOWHERE
+                self._spans[batch] = self._recorder.tracer.start_span(
+                    f"batch {self.name}", context=parent, attributes={"geventbatch.processor": self.name}
+                )
+        # It is not detached: this context is of the load and the save alone, and ends with them.
+        span = self._spans.get(batches[0], _trace.INVALID_SPAN)
+        _context.attach(_trace.set_span_in_context(span, _NOWHERE))
+
+    def end(self, batch: Batch, metric: BatchMetric) -> None:
+        """Have the span of *batch* ended. Switches: no."""
+        if self._off:
+            return
+        self._recorder.instruments.of(self.name).add_answers(metric, self._take())
+        span = self._spans.pop(batch, _trace.INVALID_SPAN)
+        _ender.add(_Ended(self, span, time.time_ns(), metric, batch.operations))
+
+    def publish(self, metric: BatchMetric) -> None:
+        """Nothing: `end` is called in its place."""
+
+    def close(self) -> None:
+        """Count what is left. Switches: no."""
+        self.catch_up()
+
+    def record(self, ended: _Ended) -> None:
+        """Record a batch that has ended. Switches: as exporters may."""
+        span, metric = ended.span, ended.metric
+        if metric is not None:
+            self._recorder.instruments.add_batch(self.name, metric)
+            if span.is_recording():
+                _describe(span, metric)
+                if self._recorder.keys:
+                    span.set_attribute("geventbatch.key", str(metric.key))
+                for caller in _callers(ended.operations):
+                    span.add_link(caller)
+        span.end(ended.at)
+
+    # -- counts -------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Count what no batch tells of. Switches: no."""
+        if not self._off:
+            self._recorder.instruments.of(self.name).add_unseen(self._take())
+
+    def _take(self) -> _Seen:
+        """Give what was counted since the last call."""
+        processor = self._processor()
+        if processor is None:
+            return _Seen()
+        counts = processor._current().counts  # noqa: SLF001 - it is the library's own
+        last = self._seen if counts is self._counts else _Seen()
+        now = _Seen(counts.answered, counts.withdrawn, counts.overloaded, counts.conflicts)
+        self._counts, self._seen = counts, now
+        return _Seen(*(max(0, new - old) for new, old in zip(now, last, strict=True)))
+
+    def shows_in(self, instruments: _Instruments) -> bool:
+        """Whether its metrics are in *instruments*."""
+        return self._recorder.instruments is instruments
+
+
+class _Waiting:
+    """An operation, which tells its caller's span how long it has waited, when it starts for the first time."""
+
+    __slots__ = ("__wrapped__", "_since", "_span", "_watcher")
+
+    def __init__(self, watcher: _Watcher, span: Span, operation: Callable[..., Any]) -> None:
+        self._watcher = watcher
+        self._since = _clock.monotonic()
+        self.__wrapped__ = operation
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._span: Span | None = span  # until it was told
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        span, self._span = self._span, None
+        if span is not None and span.is_recording():  # its caller may have left, and ended it
+            self._watcher.tell_wait(span, _clock.monotonic() - self._since)
+        return self.__wrapped__(resource, *args)
+
+
+class _Ended(NamedTuple):
+    """A span to be ended."""
+
+    watcher: _Watcher
+    span: Span
+    at: int  # nanoseconds, as `time.time_ns`
+    metric: BatchMetric | None = None  # None when it was left in the middle
+    operations: list[Operation[Any]] = []  # noqa: RUF012 - nobody changes it
+
+
+class _Ender:
+    """Ends spans, one after the other, in the order in which their batches ended."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._held: deque[_Ended] = deque()
+        self._dropped = 0
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+
+    def add(self, ended: _Ended) -> None:
+        """Have a span ended soon. Switches: no, in the thread that has batches."""
+        if _process.here.thread is None or not _process.in_thread():  # nothing may come after
+            Context().run(_record, ended)
+        elif len(self._held) >= HELD:
+            self._dropped += 1
+        else:
+            self._held.append(ended)
+            if self._greenlet is None or self._greenlet.ready():  # it may have been killed
+                # In a context of its own: exporters have no business with a caller's.
+                self._greenlet = Context().run(gevent.spawn, self.drain)
+
+    def drain(self) -> None:
+        """End all that is held."""
+        while self._held:
+            _record(self._held.popleft())
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            _log.warning("%d spans of batches were dropped, since %d waited to be recorded", dropped, HELD)
+
+    def forget(self) -> None:
+        """After a fork: the spans are the parent's."""
+        self.__init__()  # type: ignore[misc]
+
+
+def _record(ended: _Ended) -> None:
+    try:
+        ended.watcher.record(ended)
+    except Exception as error:
+        _report.watcher_failed(ended.watcher, error)
+
+
+def _span_context(operation: Operation[Any]) -> _context.Context:
+    """The context of its caller; nobody is inside of it, since an operation runs in copies of it."""
+    return operation.context.run(_context.get_current)
+
+
+def _callers(operations: list[Operation[Any]]) -> Iterator[_trace.SpanContext]:
+    """The spans of those who called *operations*, each once."""
+    seen = set()
+    for operation in operations:
+        found = _trace.get_current_span(_span_context(operation)).get_span_context()
+        if found.is_valid and (found.trace_id, found.span_id) not in seen:
+            seen.add((found.trace_id, found.span_id))
+            yield found
+            if len(seen) == LINKS:
+                return
+
+
+def _describe(span: Span, metric: BatchMetric) -> None:
+    # No message of an error: the key is part of it.
+    attributes: dict[str, Any] = {
+        "operation_count": metric.operation_count,
+        "attempts": metric.attempts,
+        "conflicts": metric.conflicts,
+        "raised": metric.raised,
+        "withdrawn": metric.withdrawn,
+        "wait_seconds": metric.queue_wait,
+        "load_seconds": metric.load_duration,
+        "apply_seconds": metric.apply_duration,
+        "save_seconds": metric.save_duration,
+    }
+    if metric.operation_name is not None:
+        attributes["operation"] = metric.operation_name
+    error = metric.error
+    if error is not None:
+        attributes |= {"phase": metric.phase, "retry_safe": error.retry_safe}
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(_trace.StatusCode.ERROR, type(error).__name__)
+    span.set_attributes({f"geventbatch.{name}": value for name, value in attributes.items() if value is not None})
+
+
+# -- metrics: names and labels are those of `geventbatch.integrations.prometheus` ----------------------------------
+
+
+class _Seen(NamedTuple):
+    """What was counted of a processor: see `ProcessorStats`."""
+
+    answered: int = 0
+    withdrawn: int = 0
+    overloaded: int = 0
+    conflicts: int = 0
+
+
+class _Sums:
+    """What the processors of one name have done."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.outcomes = dict.fromkeys(("returned", "raised", "failed", "unknown", "withdrawn", "refused"), 0)
+        self.failed_batches: dict[tuple[str, str], int] = {}  # by phase and error
+        self.conflicts = 0
+
+    def add_answers(self, metric: BatchMetric, new: _Seen) -> None:
+        """Add the answers of a batch that has ended."""
+        error = metric.error
+        raised = min(metric.raised, new.answered)  # callers of some may have left
+        outcome = "returned" if error is None else "failed" if error.retry_safe else "unknown"
+        self.outcomes["raised"] += raised
+        self.outcomes[outcome] += new.answered - raised
+        if error is not None:
+            failed = (str(metric.phase), type(error).__name__)
+            self.failed_batches[failed] = self.failed_batches.get(failed, 0) + 1
+        self.add_unseen(new._replace(answered=0))
+
+    def add_unseen(self, new: _Seen) -> None:
+        """Add the rest; whoever was answered by no batch that began was told that the one before had failed."""
+        self.outcomes["failed"] += new.answered
+        self.outcomes["withdrawn"] += new.withdrawn
+        self.outcomes["refused"] += new.overloaded
+        self.conflicts += new.conflicts
+
+
+class _Instruments:
+    """The metrics, of one provider. What is there at this moment is asked for when they are collected."""
+
+    def __init__(self, provider: MeterProvider | None) -> None:
+        self.provider = provider
+        meter = _metrics.get_meter("geventbatch", meter_provider=provider)
+        self._size = meter.create_histogram("geventbatch_batch_operations", "", "Operations that a batch has started")
+        self._wait, self._load, self._apply, self._save, self._total = (
+            meter.create_histogram(f"geventbatch_batch_{name}", "s", what)
+            for name, what in (
+                ("wait_seconds", "From a batch's opening to its start"),
+                ("load_seconds", "Loading, over all attempts of a batch"),
+                ("apply_seconds", "Its operations, likewise"),
+                ("save_seconds", "Saving, likewise"),
+                ("seconds", "From a batch's start to its answers"),
+            )
+        )
+        for name, counted, what in (
+            ("operations", self._operations, "Operations by what became of them"),
+            ("failed_batches", self._failed_batches, "Batches that failed as a whole"),
+            ("conflicts", self._conflicts, "Somebody else had changed a resource"),
+        ):
+            meter.create_observable_counter(f"geventbatch_{name}_total", [counted], "", what)
+        for name, gauge, what in (
+            ("live_batches", "batches", "Batches that are queued or run"),
+            ("waiting_operations", "operations", "Operations whose callers wait"),
+            ("workers", "workers", "Greenlets that run batches, or would"),
+        ):
+            meter.create_observable_gauge(f"geventbatch_{name}", [self._gauge(gauge)], "", what)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._sums: dict[str, _Sums] = {}  # by the name of the processors
+
+    def of(self, name: str) -> _Sums:
+        """Give the sums of the processors of this name."""
+        return self._sums.setdefault(name, _Sums())
+
+    def add_batch(self, name: str, metric: BatchMetric) -> None:
+        """Add a batch that has ended."""
+        labels = {"processor": name}
+        self._size.record(metric.operation_count, labels)
+        self._wait.record(metric.queue_wait, labels)
+        self._load.record(metric.load_duration, labels)
+        self._apply.record(metric.apply_duration, labels)
+        self._save.record(metric.save_duration, labels)
+        self._total.record(metric.total_duration, labels)
+
+    def forget(self) -> None:
+        """After a fork: what was counted is the parent's."""
+        self._sums.clear()
+
+    def _watchers(self) -> Iterator[tuple[Processor[Any], _Watcher]]:
+        return (found for found in tuple(_watched.items()) if found[1].shows_in(self))
+
+    def _caught_up(self) -> list[tuple[str, _Sums]]:
+        for _, watcher in self._watchers():
+            watcher.catch_up()
+        return list(self._sums.items())
+
+    def _operations(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
+        for name, sums in self._caught_up():
+            for outcome, count in sums.outcomes.items():
+                yield _metrics.Observation(count, {"processor": name, "outcome": outcome})
+
+    def _failed_batches(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
+        for name, sums in self._caught_up():
+            for (phase, error), count in sums.failed_batches.items():
+                yield _metrics.Observation(count, {"processor": name, "phase": phase, "error": error})
+
+    def _conflicts(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
+        for name, sums in self._caught_up():
+            yield _metrics.Observation(sums.conflicts, {"processor": name})
+
+    def _gauge(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
+        def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
+            values: dict[str, int] = {}
+            for processor, watcher in self._watchers():
+                values[watcher.name] = values.get(watcher.name, 0) + getattr(processor.stats(), field)
+            return [_metrics.Observation(value, {"processor": name}) for name, value in values.items()]
+
+        return look
+
+
+# -- mutable state: of the process ------------------------------------------------------------------------------
+
+_watched: Final[WeakKeyDictionary[Processor[Any], _Watcher]] = WeakKeyDictionary()
+_instruments: Final[
+    list[_Instruments]
+] = []  # one for each provider: an instrument cannot be made twice, nor be taken back
+_for_all: Callable[[Processor[Any]], object] | None = None
+_ender: Final = _Ender()
+_NOWHERE: Final = _context.Context()
+
+
+def _forget() -> None:
+    _ender.forget()
+    for watcher in _watched.values():
+        watcher.forget()
+    for instruments in _instruments:
+        instruments.forget()
+
+
+_process.after_fork(_forget)
+atexit.register(_ender.drain)  # a program may end before the hub had another turn
