@@ -65,10 +65,11 @@ class Once:
             or " " in key
         ):
             _refuse_key(key)
+        asked = getattr(operation, "stands_for", operation)  # an integration may have put something around it
         try:
-            told = describe(operation, args)
+            told = describe(asked, args)
         except Exception as error:
-            _refuse_operation(key, getattr(operation, "__wrapped__", operation), error)
+            _refuse_operation(key, asked, error)
         self.key = key
         self.operation = self.__wrapped__ = operation
         self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DEEPEST: Final = 20
 """Frames of what a batch is in the middle of."""
 
-_OURS: Final = "geventbatch._"
+_OURS: Final = ("geventbatch._", "geventbatch.integrations.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("geventbatch")
 _log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
 
+_SOON: Final = 0.1
+"""Seconds after its deadline within which code that was interrupted there has returned, as a rule."""
+
 MOST: Final = 1000
 """Lines that wait to be told; more of them are counted."""
 
@@ -113,6 +116,8 @@ def slow(batch: Batch, doing: str, seconds: float) -> None:
 def lost(batch: Batch, error: BaseException | None = None) -> None:
     """A worker ends, and is replaced if need be: it was killed by *error*, or *batch* has left it unfit."""
     name, key, late = batch.state.options.name, batch.key, clock.monotonic() - batch.deadline
+    if error is None and 0 < late < _SOON:  # as it should: the failure of the batch is told
+        return
     if error is not None:
         what = f"its worker was killed by {error!r}"
     elif late > 0:

@@ -93,18 +93,18 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
 
 
 def log(logger: Logger, error: BatchError) -> None:
-    """Tell the operator of *error*; the traceback of a cause that many callers share is shown once.
+    """Tell the operator of *error*; a cause that many callers share is an error, with its traceback, once.
 
-    A missing resource is the client's affair, as is a key that it has used before; and who is refused at the door may
-    be many in a second.
+    The others are told at the level INFO, as are those who are refused at the door, who may be many in a second. A
+    missing resource is the client's affair, as is a key that it has used before.
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
     told = f"{type(error).__name__}: {error}"
-    if isinstance(error, _AT_THE_DOOR):
+    if isinstance(error, _AT_THE_DOOR) or not _is_news(error):
         logger.info(told)
     else:
-        logger.error(told, exc_info=error if _is_news(error) else None)
+        logger.error(told, exc_info=error)
 
 
 def _is_news(error: BatchError) -> bool:

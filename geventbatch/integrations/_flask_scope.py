@@ -106,20 +106,36 @@ def _pop(context: AppContext, error: BaseException | None) -> None:
         context.app.logger.exception("a teardown function failed after a batch of operations")
 
 
-def run_in_batch(operation: Callable[..., Any], resource: Any, *args: Any) -> Any:
-    """Call *operation* in the application context of its batch, but with the ``g`` of its caller.
+class InBatch:
+    """An operation that is called in the application context of its batch, but with the ``g`` of its caller.
 
     The context is that of the batch because whatever is kept for each application context, such as the session of
     Flask-SQLAlchemy, would else be the request's. Operations come one after the other, and while one runs nobody else
     looks at ``g``.
     """
-    context = current_batch().context[_batch_context]
-    callers = _cv_app.get(None)
-    _cv_app.set(context)  # never reset: this is a copy of the caller's context, made for this call
-    if callers is None or callers.app is not context.app:
-        return operation(resource, *args)
-    own, context.g = context.g, callers.g
-    try:
-        return operation(resource, *args)
-    finally:
-        context.g = own
+
+    __slots__ = ("__wrapped__",)
+
+    def __init__(self, operation: Callable[..., Any]) -> None:
+        self.__wrapped__ = operation
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+    @property
+    def stands_for(self) -> Callable[..., Any]:
+        """What an idempotency key remembers, and must whatever is around it."""
+        return self.__wrapped__
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        """Call it."""
+        context = current_batch().context[_batch_context]
+        callers = _cv_app.get(None)
+        _cv_app.set(context)  # never reset: this is a copy of the caller's context, made for this call
+        if callers is None or callers.app is not context.app:
+            return self.__wrapped__(resource, *args)
+        own, context.g = context.g, callers.g
+        try:
+            return self.__wrapped__(resource, *args)
+        finally:
+            context.g = own

@@ -36,7 +36,7 @@ from geventbatch._options import bulk_scope, check_callable, resource_scope
 from geventbatch._processor import Processor
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
-from geventbatch.integrations._flask_scope import AppStore, run_in_batch
+from geventbatch.integrations._flask_scope import AppStore, InBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -266,9 +266,7 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        in_batch = partial(run_in_batch, operation)
-        in_batch.__wrapped__ = operation  # type: ignore[attr-defined]  # whose name metrics and the log give
-        called = cast("Callable[[R, Unpack[Args]], T]", in_batch)
+        called = cast("Callable[[R, Unpack[Args]], T]", InBatch(operation))
         return super().run(
             key, called, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
         )

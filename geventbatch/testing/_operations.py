@@ -246,7 +246,8 @@ def _shared(value: Any, resource: Any) -> str | None:
 
 
 def _name(operation: Any) -> str:
-    while isinstance(operation, partial):  # of this module, or of the Flask integration
+    while isinstance(operation, partial):  # of this module
         inner = [one for one in operation.args if callable(one)]
         operation = inner[0] if inner else operation.func
+    operation = getattr(operation, "stands_for", operation)
     return getattr(operation, "__qualname__", None) or repr(operation)
