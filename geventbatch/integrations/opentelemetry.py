@@ -15,7 +15,6 @@ which the batches ended.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import time
 from collections import deque
@@ -512,4 +511,3 @@ def _forget() -> None:
 
 
 _process.after_fork(_forget)
-atexit.register(_ender.drain)  # a program may end before the hub had another turn
