@@ -408,10 +408,22 @@ def test_health_tells_whether_the_trains_are_there(client: Any) -> None:
     assert client.get("/healthz").json["trains"] == len(TRAINS)
 
 
+def test_the_page_of_the_batches_is_for_who_is_near(client: Any) -> None:
+    client.post(SEAT, json=ANN)
+    page = client.get("/admin/batches")
+
+    assert page.status_code == 200
+    assert "Of 1 operations" in page.text
+    for far in ({"REMOTE_ADDR": "10.0.0.1"}, {"HTTP_X_FORWARDED_FOR": "127.0.0.1"}):
+        assert client.get("/admin/batches", environ_overrides=far).status_code == 403
+
+
 def test_the_environment_decides() -> None:
     assert Settings.from_environment({}) == Settings()
     chosen = {"DATABASE_URL": "x", "BATCHING": "off", "MAX_PENDING": "7", "MAX_DURATION": "1.5", "BACKEND": "2"}
-    assert Settings.from_environment(chosen) == Settings("x", False, 7, 1.5, "2")
+    chosen["ADMIN_ADDRESSES"] = "::1, 10.0.0.1"
+    addresses = frozenset({"::1", "10.0.0.1"})
+    assert Settings.from_environment(chosen) == Settings("x", False, 7, 1.5, addresses, "2")
     with pytest.raises(ValueError, match="BATCHING"):
         Settings.from_environment({"BATCHING": "no"})
 

@@ -11,8 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gevent
-
 wsgi_app = "examples.tickets.wsgi:app"
 pythonpath = str(Path(__file__).parents[2])
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
@@ -30,7 +28,7 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Say that it works, and count what it does.
+    """Say that it works.
 
     Each request that waits keeps hundreds of objects alive, which the garbage collector would look at again and again,
     and never find any garbage: it gets to look less often, and not at what the application consists of.
@@ -38,5 +36,4 @@ def post_worker_init(worker: Any) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 100)
-    gevent.spawn(worker.wsgi.extensions["tickets"].count)
     worker.log.info("Worker ready (pid: %s)", worker.pid)

@@ -1,4 +1,4 @@
-"""Trains over HTTP: the seat map as a page and as JSON, booking and cancelling.
+"""Trains over HTTP: the seat map as a page and as JSON, booking and cancelling; and what the batches do.
 
 An answer with a status of 200 or 201 means that the change is saved. Every error says in its body what happened and
 whether it is safe to ask again.
@@ -6,10 +6,12 @@ whether it is safe to ask again.
 
 import os
 import re
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, render_template, request
 from werkzeug.exceptions import BadRequest, HTTPException
@@ -29,6 +31,7 @@ from examples.tickets.settings import TRAINS, Settings
 from examples.tickets.storage import CONNECTIONS, AnyStore, open_store
 from geventbatch import Processor, ResourceMissing
 from geventbatch.integrations.flask import GeventBatch
+from geventbatch.integrations.page import Page
 
 STATUS_OF: dict[type[Refused], HTTPStatus] = {
     UnknownTrain: HTTPStatus.NOT_FOUND,
@@ -47,16 +50,8 @@ class Tickets:
 
     store: AnyStore
     processor: Processor[Train]
-    batches: int = 0
-    """How many this worker has run."""
-    replays: int = 0
-    """How often it ran one again, since another worker had saved the train meanwhile."""
-
-    def count(self) -> None:
-        """Count what the processor does until it has stopped: for a greenlet of its own."""
-        for metric in self.processor.subscribe_batch_metrics():
-            self.batches += 1
-            self.replays += metric.attempts - 1
+    page: Page
+    """What the processor does, for who may see it."""
 
 
 def create_app(settings: Settings) -> Flask:
@@ -74,13 +69,16 @@ def create_app(settings: Settings) -> Flask:
     store.close()
     trains = GeventBatch(app).processor(
         open_resource=store.open_train,
+        name="trains",
         # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
         min_duration=0,
         # Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
         max_attempts=30,
         max_batches=CONNECTIONS,
     )
-    app.extensions["tickets"] = Tickets(store, trains.for_app(app))
+    processor = trains.for_app(app)
+    page = Page(allow=partial(is_near, settings.admin_addresses), processors=[processor])
+    app.extensions["tickets"] = Tickets(store, processor, page)
     app.register_blueprint(pages)
     app.register_error_handler(Refused, refused)
     app.register_error_handler(ResourceMissing, not_found)
@@ -135,13 +133,25 @@ def cancel(name: str, seat: int) -> Response:
 def health() -> Response:
     """Whether this worker reaches its database, how busy it is, and what it has done."""
     tickets = _tickets()
+    stats = tickets.processor.stats()
     return jsonify(
         trains=len(tickets.store.names()),
         processor=repr(tickets.processor),
-        batches=tickets.batches,
-        replays=tickets.replays,
+        batches=stats.batches_total,
+        replays=stats.conflicts_total,
         worker=os.getpid(),
     )
+
+
+@pages.get("/admin/batches")
+def batches() -> Page:
+    """What this worker's batches do, live."""
+    return _tickets().page
+
+
+def is_near(addresses: Container[str], environ: WSGIEnvironment) -> bool:
+    """Whether a client that no proxy stands in front of is at one of the *addresses*."""
+    return environ.get("REMOTE_ADDR") in addresses and "HTTP_X_FORWARDED_FOR" not in environ
 
 
 def signed(backend: str, response: Response) -> Response:
