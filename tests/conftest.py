@@ -21,10 +21,10 @@ Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.getoption("markexpr") == "not browser and not chaos and not mariadb and not variants":
+    if config.getoption("markexpr") == "not browser and not chaos and not mariadb and not promtool and not variants":
         return (
             "left out: the page in Chromium (-m browser), broken servers (-m chaos), stores on MariaDB (-m mariadb), "
-            "more forms of all (-m variants)"
+            "alerts (-m promtool), more forms of all (-m variants)"
         )
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -571,7 +570,7 @@ def test_every_metric_is_in_the_guide() -> None:
     assert [name for name in sorted(families) if name.removesuffix("_total") not in guide] == []
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's prometheus")
+@pytest.mark.promtool
 def test_each_alert_comes_when_it_should_and_not_when_all_is_well() -> None:
     for arguments in (["check", "rules", str(ALERTS)], ["test", "rules", "tests/programs/alerts_test.yml"]):
         done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
