@@ -15,6 +15,7 @@ from django.db import DataError, IntegrityError, OperationalError, connections, 
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F
+from django.db.models.signals import post_save
 from gevent.event import Event
 
 from geventbatch import (
@@ -857,6 +858,54 @@ def test_callbacks_run_with_batching_off_too(alias: str) -> None:
             processor.run("a", change)
             assert seen == [1]
         assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_callbacks_of_signals_of_the_save_run_after_it_and_fail_nobody(
+    alias: str, batching: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+
+    def saved(**_: object) -> None:
+        transaction.on_commit(lambda: 1 // 0, using=alias)
+        transaction.on_commit(lambda: seen.append(account(alias).balance), using=alias)
+
+    def change(resource: Account) -> int:
+        current_batch().add_row(Entry(text="added"))  # a statement behind the signal, which COMMIT is sent with
+        return deposit(resource, 1)
+
+    post_save.connect(saved, sender=Account)
+    try:
+        with caplog.at_level(logging.ERROR, "geventbatch"), processing(alias, batching=batching) as processor:
+            assert processor.run("a", change) == 1
+            wait_until(lambda: seen)
+    finally:
+        post_save.disconnect(saved, sender=Account)
+    assert seen == [1]
+    (record,) = caplog.records
+    assert "on_commit" in record.getMessage()
+
+
+def test_callers_are_answered_before_callbacks_of_signals_of_the_save(alias: str) -> None:
+    answered = Event()
+    seen: list[int] = []
+
+    def called() -> None:
+        answered.wait()
+        seen.append(1)
+
+    def saved(**_: object) -> None:
+        transaction.on_commit(called, using=alias)
+
+    post_save.connect(saved, sender=Account)
+    try:
+        with processing(alias) as processor:
+            assert processor.run("a", deposit, 1) == 1
+            assert seen == []
+            answered.set()
+            wait_until(lambda: seen)
+    finally:
+        post_save.disconnect(saved, sender=Account)
 
 
 # -- what operations do beside changing the resource -------------------------------------------------------------

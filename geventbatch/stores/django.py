@@ -416,14 +416,14 @@ class _Scope(Generic[M]):
     def _save(self) -> None:
         transaction = self._transaction
         transaction.check()
-        if not transaction.nested:
-            self._callbacks = [entry[1] for entry in self._connection.run_on_commit]
-            self._connection.run_on_commit = []
         recording = self._recording = (
             Recording(self._outcomes(), self._batch.outcomes) if self._batch.outcomes else None
         )
         try:
-            self._write()
+            try:
+                self._write()
+            finally:  # COMMIT may be behind its last statement, and Django would call them in it
+                self._take_callbacks()
         except Error as error:
             self._check_repeated(error, recording)
             self._refuse_duplicate(error)
@@ -435,6 +435,12 @@ class _Scope(Generic[M]):
                 raise
             raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
         transaction.commit()
+
+    def _take_callbacks(self) -> None:
+        """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""
+        if not self._transaction.nested:
+            self._callbacks = [entry[1] for entry in self._connection.run_on_commit]
+            self._connection.run_on_commit = []
 
     def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
         """Raise what *error* is, if it is of what was to be recorded."""
@@ -606,7 +612,7 @@ class _Scope(Generic[M]):
     # -- the end --------------------------------------------------------------------------------------------
 
     def saved(self) -> None:
-        """Call what operations have registered with `on_commit`. Switches: as they do."""
+        """Call what was registered with `on_commit`. Switches: as they do."""
         if not self._callbacks:
             return
         if self._batch.alone:
