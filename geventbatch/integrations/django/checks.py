@@ -260,7 +260,8 @@ def check_pool(**_: object) -> list[CheckMessage]:
         CheckWarning(
             f"The processor {one.name} has a max_batches of {one.processor._options.max_batches}, but the pool of the "
             f"database {one.store.using!r} has {size} connections: the others wait, while their max_duration runs.",
-            hint='Raise max_size in OPTIONS["pool"] to max_batches and what requests need beside it.',
+            hint='Raise max_size in OPTIONS["pool"] to max_batches and what requests need beside it: one that has used '
+            "the database holds its connection while it waits in run().",
             id="geventbatch.W010",
         )
         for one in declared()
