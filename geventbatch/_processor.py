@@ -253,8 +253,13 @@ class Processor(Runner, Generic[R]):
         return stats_of(self._current())
 
     def live_batches(self) -> list[LiveBatch]:
-        """Give what it is doing, batch by batch: those of each key in the order they opened. Switches: no."""
-        return [live_batch(batch) for batch in list(self._current().batches())]
+        """Give what it is doing, batch by batch: those of each key in the order they opened.
+
+        In another thread than that of the first `run`: only what runs in its caller's own greenlet or thread.
+
+        Switches: no.
+        """
+        return [live_batch(batch) for batch in self._current().batches()]
 
     def subscribe_batch_metrics(self) -> BatchMetrics:
         """Give an iterator of the `BatchMetric` of every batch that ends from now on.

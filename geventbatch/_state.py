@@ -255,11 +255,21 @@ class State:
         rate = self.counts.rate()
         return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
 
-    def batches(self) -> Iterator[Batch]:
-        """Give the live batches, those of each key in the order they opened."""
-        for lane in self._all_lanes():
-            yield from lane
-        yield from tuple(self.alone)
+    def batches(self) -> list[Batch]:
+        """Give the live batches, those of each key in the order they opened; in another thread, those of callers alone.
+
+        On lanes they may change meanwhile there. In the plainest way, since there may be very many.
+        """
+        found = list(self.alone)
+        for front in self.lanes.values() if _process.in_thread() else ():
+            lane: Lane | None = front
+            while lane is not None:
+                batch = lane.first
+                while batch is not None:
+                    found.append(batch)
+                    batch = batch.behind
+                lane = lane.beside
+        return found
 
     def announce(self, batches: list[Batch], context: Context) -> None:
         """Show the watchers that want to know *batches*, which are about to be loaded together in *context*."""

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from geventbatch._batch import Batch
-    from geventbatch._lane import Lane
     from geventbatch._live import LiveBatch, ProcessorStats
     from geventbatch._metrics import BatchMetric
 
@@ -288,21 +287,14 @@ def _live(processor: Processor[Any]) -> _Live:
     state = processor._current()  # noqa: SLF001 - it is the library's own
     now = clock.monotonic()
     queued, oldest = 0, now
-    running = [batch for batch in tuple(state.alone) if batch.phase != "queued"]
-    # In the plainest way, since there may be very many. In another thread those on lanes may change meanwhile.
-    for front in state.lanes.values() if _process.in_thread() else ():
-        lane: Lane | None = front
-        while lane is not None:
-            batch = lane.first
-            while batch is not None:
-                if batch.phase != "queued":
-                    running.append(batch)
-                else:
-                    queued += 1
-                    if batch.opened < oldest:  # noqa: PLR1730 - min() costs more than all the rest
-                        oldest = batch.opened
-                batch = batch.behind
-            lane = lane.beside
+    running = []
+    for batch in state.batches():
+        if batch.phase != "queued":
+            running.append(batch)
+        else:
+            queued += 1
+            if batch.opened < oldest:  # noqa: PLR1730 - min() costs more than all the rest
+                oldest = batch.opened
     hanging = [batch for batch in running if (batch.ended and batch.spent) or now - batch.started >= LONG]
     return _Live(
         queued=queued,

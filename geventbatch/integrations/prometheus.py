@@ -236,7 +236,7 @@ class _Watcher:
         stats = processor.stats()
         if _process.in_thread():  # else the batches may change meanwhile
             batches = processor._current().batches()  # noqa: SLF001 - it is the library's own
-            self._overdue = sum(batch.ended and batch.spent for batch in batches)
+            self._overdue = sum([batch.ended and batch.spent for batch in batches])
         longest = processor._options.max_duration  # noqa: SLF001 - likewise
         return _Gauges(stats.batches, self._overdue, stats.operations, stats.workers, longest)
 
