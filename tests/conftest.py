@@ -12,6 +12,7 @@ import pytest  # noqa: E402
 from gevent.hub import Hub  # noqa: E402
 from greenlet import greenlet  # noqa: E402
 
+from geventbatch import _process  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 from tests.servers import end_postgres  # noqa: E402
 
@@ -59,6 +60,17 @@ def _no_greenlet_is_left() -> Iterator[None]:
 def clock() -> Iterator[VirtualTime]:
     with virtual_time() as clock:
         yield clock
+
+
+@pytest.fixture
+def no_other_processors() -> Iterator[None]:
+    """What watches all processors sees those of this test: others live as long as somebody holds them."""
+    others = list(_process.made)
+    kept = [held() for held in others]
+    _process.made.clear()
+    yield
+    _process.made[:0] = others
+    del kept
 
 
 def _live_greenlets() -> list[greenlet]:

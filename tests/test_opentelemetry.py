@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from geventbatch.testing import VirtualTime
 
 
+pytestmark = pytest.mark.usefixtures("no_other_processors")
+
+
 class Seen:
     """What was recorded."""
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from geventbatch import BatchMetric
     from geventbatch.testing import VirtualTime
 
+pytestmark = pytest.mark.usefixtures("no_other_processors")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from geventbatch.testing import VirtualTime
 
+pytestmark = pytest.mark.usefixtures("no_other_processors")
+
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "tests/programs/prometheus.conf.py"
 DASHBOARD = ROOT / "docs/grafana/geventbatch.json"
