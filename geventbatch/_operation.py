@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ BROKEN: Final = 3
 SETTLED: Final = 4
 """Its part of the batch has its outcome, whatever becomes of the rest: its own is what counts."""
 
+
+_DEEPEST: Final = 100
+"""Wrappers that are looked through: a stand-in for anything gives itself, or another, for ever."""
 
 _copy_context: Final = copy_context  # compiled code would look up the name that was imported
 
@@ -83,12 +87,23 @@ def common_name(operations: list[Operation[Any]]) -> str | None:
 def name_of(function: Any) -> str:
     """The qualified name of *function*, or of its class; of what a partial or a wrapper calls."""
     function = unwrapped(function)
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    return str(name)
+    name = attribute(function, "__qualname__")
+    return name if isinstance(name, str) and name else type(function).__qualname__
 
 
 def unwrapped(function: Any) -> Any:
     """What *function* calls in the end, if it is a partial or a wrapper."""
-    while (inner := getattr(function, "__wrapped__", None) or getattr(function, "func", None)) is not None:
+    for _ in range(_DEEPEST):
+        inner = function.func if isinstance(function, partial) else attribute(function, "__wrapped__")
+        if inner is None:
+            break
         function = inner
     return function
+
+
+def attribute(function: Any, name: str) -> Any:
+    """Give its attribute, or None: whatever a ``__getattr__`` of the user's raises, no batch ends of it."""
+    try:
+        return getattr(function, name, None)
+    except Exception:
+        return None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import deque
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
 from geventbatch import _process
 from geventbatch._clock import clock
-from geventbatch._operation import name_of, unwrapped
+from geventbatch._operation import attribute, name_of, unwrapped
 from geventbatch.errors import ResourceMissing
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
 def place_of(function: Any) -> str:
     """Where *function*, or its class, was written: file and line, as far as that is known."""
     function = unwrapped(function)
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    if code is not None:
+    code = attribute(attribute(function, "__func__") or function, "__code__")
+    if isinstance(code, CodeType):
         return f"{code.co_filename}:{code.co_firstlineno}"
-    return str(getattr(function, "__module__", None) or type(function).__module__)
+    return str(attribute(function, "__module__") or type(function).__module__)

@@ -351,6 +351,31 @@ def test_operation_name_is_what_all_operations_of_the_batch_are_called(clock: Vi
         assert metric.operation_name == name
 
 
+class Anything:
+    """An operation that gives itself for any attribute, as mocks and proxies do, or raises *error*."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def __call__(self, _resource: None) -> int:
+        return 1
+
+    def __getattr__(self, name: str) -> Anything:
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+@pytest.mark.parametrize("error", [None, LookupError("no such attribute")])
+def test_an_operation_whose_attributes_are_endless_or_raise_is_named_by_its_class(
+    clock: VirtualTime, error: Exception | None
+) -> None:
+    with Processor(min_duration=0) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        assert processor.run("key", Anything(error)) == 1
+        assert next(metrics).operation_name == "Anything"
+
+
 def test_operation_name_is_that_of_what_stands_for_an_operation_with_a_start_timeout_or_an_idempotency_key(
     clock: VirtualTime,
 ) -> None:
