@@ -16,6 +16,7 @@ import gevent
 
 from geventbatch import _process
 from geventbatch._clock import clock
+from geventbatch._failure import shown
 from geventbatch._operation import attribute, name_of, unwrapped
 from geventbatch.errors import ResourceMissing
 
@@ -120,7 +121,7 @@ def lost(batch: Batch, error: BaseException | None = None) -> None:
     if error is None and 0 < late < _SOON:  # as it should: the failure of the batch is told
         return
     if error is not None:
-        what = f"its worker was killed by {error!r}"
+        what = f"its worker was killed by {shown(error)}"
     elif late > 0:
         what = f"its code has returned {late:.3f} s after its deadline, and its worker is not used again"
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchTimeout, Processor, ResourceMissing, _report
+from geventbatch import BatchAborted, BatchTimeout, Processor, ResourceMissing, _report
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -311,3 +311,17 @@ def test_a_bulk_that_blocks_is_named(burn: Burn, caplog: pytest.LogCaptureFixtur
     ((_, told),) = logged(caplog)
     assert "load" in told
     assert f"{__file__}:" in told
+
+
+def test_a_kill_whose_repr_raises_is_told_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Unshown(gevent.GreenletExit):
+        def __repr__(self) -> str:
+            raise ValueError
+
+    def die(_resource: None) -> None:
+        raise Unshown
+
+    with Processor(min_duration=0) as processor, pytest.raises(BatchAborted):
+        processor.run("key", die)
+    gevent.idle()
+    assert any("its worker was killed by" in record.getMessage() for record in caplog.records)
