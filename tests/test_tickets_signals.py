@@ -148,7 +148,8 @@ def test_ctrl_c_that_reaches_all_processes_at_once_loses_nothing_and_ends_withou
         os.killpg(server.process.pid, signal.SIGINT)
 
         assert server.wait() == 0
-    assert "Traceback" not in _log(tmp_path)
+    log = _log(tmp_path)
+    assert "Traceback" not in log, log
 
 
 def test_reloads_and_restarts_under_load_answer_everybody(tmp_path: Path) -> None:

@@ -28,10 +28,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+import gevent
 from gevent import GreenletExit, monkey
 
 monkey.patch_all()
@@ -80,7 +82,7 @@ class _Hooks:
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
         self._responding = 0  # calls of the application that are not completely answered
-        self._interrupted = False
+        self._interrupted: Any = None  # the greenlet that ends everything then
 
     def join(self, cfg: Any) -> None:
         """Have ours called beside those of *cfg*: what a hook of ours needs to be there, another hook may take down."""
@@ -123,11 +125,11 @@ class _Hooks:
 
     def worker_int(self, worker: Any) -> None:
         """INT or QUIT: gunicorn drops what is left when this returns."""
-        if self._interrupted:
+        if self._interrupted is not None:
             # Ctrl-C reaches the workers twice, from the terminal and from the parent. The first call ends the process,
             # this one only its own greenlet: the second exit would meet the first one half-way and print a traceback.
             raise GreenletExit
-        self._interrupted = True
+        self._interrupted = gevent.getcurrent()
         _stop(worker)
         give_up_at = time.monotonic() + worker.cfg.graceful_timeout * _TO_RESPOND
         while self._responding and time.monotonic() < give_up_at:
@@ -143,6 +145,13 @@ class _Hooks:
             # Ctrl-C, which reaches a worker twice, would meet the end of the interpreter half-way.
             for number in (signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_IGN)
+            self._let_interrupted_end(worker.cfg.graceful_timeout * _TO_RESPOND)
+
+    def _let_interrupted_end(self, seconds: float) -> None:
+        """Wait for the greenlet that an interrupt has begun, which ends the process too and would do so half-way in."""
+        if isinstance(self._interrupted, gevent.Greenlet):
+            with suppress(SystemExit):
+                self._interrupted.join(seconds)
 
 
 def _stop(worker: Any) -> None:
