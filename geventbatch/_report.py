@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from geventbatch._batch import Batch
     from geventbatch._failure import Failure
+    from geventbatch._options import Options
 
 _log: Final = logging.getLogger("geventbatch")
 _log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
@@ -84,6 +85,38 @@ _reporter: Final = _Reporter()
 _process.after_fork(_reporter.forget)
 
 
+# -- what would be told again and again -------------------------------------------------------------------------
+
+AGAIN: Final = 60.0
+"""Seconds after which what was told is worth telling again."""
+
+_told: dict[int, float] = {}
+"""When that was, by what it is."""
+
+_process.after_fork(_told.clear)
+
+
+def is_due(*what: object) -> bool:
+    """Whether the like of *what* was not told in the last minute; if so, it counts as told now. Switches: no."""
+    like, now = hash(what), clock.monotonic()
+    if 0 <= now - _told.get(like, -AGAIN) < AGAIN:
+        return False
+    if len(_told) >= MOST:
+        _told.clear()
+    _told[like] = now
+    return True
+
+
+def shows_again(cause: BaseException) -> tuple[object, ...]:
+    """Give what the traceback of *cause* shows, whatever it says: a database that is down fails each batch alike."""
+    places = tuple((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(cause.__traceback__))
+    kinds = type(cause).__qualname__, type(cause.__cause__).__qualname__
+    return *kinds, repr(getattr(cause, "__notes__", None)), places
+
+
+SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the last minute"
+
+
 def failed(batch: Batch, failure: Failure, callers: int) -> None:
     """*batch* failed as a whole. A missing resource is its callers' affair."""
     if failure.kind is ResourceMissing:
@@ -93,10 +126,35 @@ def failed(batch: Batch, failure: Failure, callers: int) -> None:
     def line() -> None:
         cause = failure.cause
         tells = cause.__traceback__ is not None or hasattr(cause, "__notes__")
-        shown = (type(cause), cause, cause.__traceback__) if tells else None
-        _log.error("%s: %s; callers that were told so: %d", name, failure.exception(), callers, exc_info=shown)
+        again = tells and not is_due(name, *shows_again(cause))
+        shown = (type(cause), cause, cause.__traceback__) if tells and not again else None
+        _log.error(
+            "%s: %s; callers that were told so: %d%s",
+            name,
+            failure.exception(),
+            callers,
+            SHOWN_BEFORE if again else "",
+            exc_info=shown,
+        )
 
     _reporter.tell(logging.ERROR, line)
+
+
+def overloaded(options: Options, refused: int) -> None:
+    """An operation was refused at the door; so many *refused* ones there were by now. That is told once a minute."""
+    if is_due(options.name, "overloaded"):
+        _reporter.tell(
+            logging.WARNING,
+            lambda: _log.warning(
+                "%s: refuses operations, since max_pending of %d wait already (ProcessorOverloaded, number %d of this "
+                "process): load and save have become slower, or more come than they can take; told again in %g s, if "
+                "it goes on",
+                options.name,
+                options.max_pending,
+                refused,
+                AGAIN,
+            ),
+        )
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:

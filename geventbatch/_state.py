@@ -136,6 +136,7 @@ class State:
                 "again on another processor"
             )
         self.counts.overloaded += 1
+        _report.overloaded(self.options, self.counts.overloaded)
         seconds = self.retry_after()
         raise ProcessorOverloaded(
             f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe "

@@ -12,7 +12,7 @@ import pytest  # noqa: E402
 from gevent.hub import Hub  # noqa: E402
 from greenlet import greenlet  # noqa: E402
 
-from geventbatch import _process  # noqa: E402
+from geventbatch import _process, _report  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 from tests.servers import end_postgres  # noqa: E402
 
@@ -37,6 +37,11 @@ def pytest_unconfigure() -> None:
 def pytest_collection_finish() -> None:
     # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_told_before() -> None:
+    _report._told.clear()
 
 
 @pytest.fixture(autouse=True)

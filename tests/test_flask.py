@@ -808,6 +808,24 @@ def test_the_log_shows_a_cause_once_however_many_callers_share_it(caplog: pytest
     assert caplog.text.count("Traceback") == 3  # its own, that of its cause, and the batch's
 
 
+def test_the_log_shows_the_traceback_of_a_database_that_is_down_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    batches = GeventBatch()
+
+    def load(key: str) -> None:
+        raise ConnectionResetError("the database has gone")
+
+    words = batches.processor(load_resource=load, min_duration=0)
+    with serving(flask_app(), batches, lambda: words.run("k", print)) as client:
+        assert [client.post("/?name=Ann").status_code for _ in range(3)] == [503] * 3
+
+    records = [record for record in caplog.records if record.name == "test_flask"]
+    assert [record.levelname for record in records] == ["ERROR"] * 3
+    assert [record.exc_info is not None for record in records] == [True, False, False]
+    assert records[1].getMessage().endswith("the same traceback stands under a line of the last minute")
+
+
 def test_what_was_refused_or_missing_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     raised: list[BatchError] = [ProcessorOverloaded("too many"), ResourceMissing("nothing")]
     app = failing_app(raised.pop)

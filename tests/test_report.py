@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, BatchTimeout, Processor, ResourceMissing, _report
+from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing, _report
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -72,6 +72,50 @@ def test_a_batch_that_fails_is_logged_once_with_its_cause_and_how_many_were_told
     assert "batch of key 'k': saving raised OSError('disk full'); it is unknown whether" in told
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is cause
+
+
+def test_the_traceback_of_a_cause_is_shown_once_a_minute_and_each_line_says_what_it_was(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(key: str) -> None:
+        raise OSError(f"no connection for {key}")
+
+    with Processor(load_resource=refuse, min_duration=0) as processor:
+        for key in ("a", "b"):
+            answer_of(processor.run, key, nothing)
+        gevent.sleep(60)
+        answer_of(processor.run, "c", nothing)
+    told = [message for _, message in logged(caplog)]
+    assert [f"no connection for {key}" in message for key, message in zip("abc", told, strict=True)] == [True] * 3
+    assert [message.endswith(_report.SHOWN_BEFORE) for message in told] == [False, True, False]
+    assert [record.exc_info is not None for record in caplog.records] == [True, False, True]
+
+
+def test_another_cause_and_another_processor_show_their_own_traceback(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, error in (("one", OSError()), ("one", ValueError()), ("two", OSError())):
+        with Processor(load_resource=raising(error), min_duration=0, name=name) as processor:
+            answer_of(processor.run, "k", nothing)
+            logged(caplog)
+    assert [record.exc_info is not None for record in caplog.records] == [True] * 3
+
+
+def test_an_overloaded_processor_says_so_once_a_minute(clock: VirtualTime, caplog: pytest.LogCaptureFixture) -> None:
+    with Processor(load_resource=sleeping(70), max_duration=100, max_pending=1, name="trains") as processor:
+        waiting = gevent.spawn(processor.run, "k", nothing)
+        gevent.sleep(0)
+        answers = []
+        for seconds in (1, 1, 60):
+            answers.append(answer_of(processor.run, "other", nothing))
+            gevent.sleep(seconds)
+        answers.append(answer_of(processor.run, "other", nothing))
+        told = [message for level, message in logged(caplog) if level == "WARNING"]
+        waiting.get()
+    assert [type(answer) for answer in answers] == [ProcessorOverloaded] * 4
+    first, second = told
+    assert first.startswith("trains: refuses operations, since max_pending of 1 wait already (ProcessorOverloaded, num")
+    assert ["number 1 of" in first, "number 4 of" in second] == [True, True]
 
 
 @pytest.mark.parametrize("batching", [True, False])

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from math import ceil
 from typing import TYPE_CHECKING
 
+from geventbatch._report import SHOWN_BEFORE, is_due, shows_again
 from geventbatch.errors import (
     BatchError,
     BatchTimeout,
@@ -93,9 +94,9 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
 
 
 def log(logger: Logger, error: BatchError) -> None:
-    """Tell the operator of *error*; a cause that many callers share is an error, with its traceback, once.
+    """Tell the operator of *error*; a cause that many callers share is an error once.
 
-    The others are told at the level INFO, as are those who are refused at the door, who may be many in a second. A
+    Its traceback stands under it, unless the same one was shown in the last minute. The others are told at the level INFO, as are those who are refused at the door, who may be many in a second. A
     missing resource is the client's affair, as is a key that it has used before.
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
@@ -103,8 +104,11 @@ def log(logger: Logger, error: BatchError) -> None:
     told = f"{type(error).__name__}: {error}"
     if isinstance(error, _AT_THE_DOOR) or not _is_news(error):
         logger.info(told)
-    else:
+    elif is_due(logger.name, *shows_again(error.__cause__ or error)):
         logger.error(told, exc_info=error)
+    else:
+        told += SHOWN_BEFORE
+        logger.error(told)
 
 
 def _is_news(error: BatchError) -> bool:
