@@ -96,8 +96,9 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
 def log(logger: Logger, error: BatchError) -> None:
     """Tell the operator of *error*; a cause that many callers share is an error once.
 
-    Its traceback stands under it, unless the same one was shown in the last minute. The others are told at the level INFO, as are those who are refused at the door, who may be many in a second. A
-    missing resource is the client's affair, as is a key that it has used before.
+    Its traceback stands under it, unless the same one was shown in the last minute. The others are told at the level
+    INFO, as are those who are refused at the door, who may be many in a second. A missing resource is the client's
+    affair, as is a key that it has used before.
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
