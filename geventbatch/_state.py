@@ -132,15 +132,16 @@ class State:
     def _refuse(self) -> NoReturn:
         if self.stopping:
             raise ProcessorStopped(
-                "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it "
-                "again on another processor"
+                f"{self.options.name}: the processor was stopped before the operation was admitted; nothing was saved, "
+                "it is safe to run it again on another processor"
             )
         self.counts.overloaded += 1
         _report.overloaded(self.options, self.counts.overloaded)
         seconds = self.retry_after()
         raise ProcessorOverloaded(
-            f"max_pending of {self.options.max_pending} operations are waiting already; nothing was saved, it is safe "
-            f"to run it again later: at the recent rate they will have their answers in {seconds:.3g} s",
+            f"{self.options.name}: max_pending of {self.options.max_pending} operations are waiting already; nothing "
+            "was saved, it is safe to run it again later: at the recent rate they will have their answers in "
+            f"{seconds:.3g} s",
             retry_after=seconds,
         )
 

@@ -125,8 +125,8 @@ def test_a_stopped_processor_says_so_and_that_nothing_was_saved_and_where_to_run
     assert one is not other
     assert one.retry_safe is True
     assert str(one) == (
-        "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it again on "
-        "another processor"
+        f"{processor.name}: the processor was stopped before the operation was admitted; nothing was saved, it is safe "
+        "to run it again on another processor"
     )
 
 
@@ -142,8 +142,8 @@ def test_an_overloaded_processor_says_how_much_waits_and_that_nothing_was_saved_
     assert one is not other
     assert one.retry_safe is True
     assert str(one) == (
-        "max_pending of 2 operations are waiting already; nothing was saved, it is safe to run it again later: at the "
-        "recent rate they will have their answers in 1 s"
+        f"{processor.name}: max_pending of 2 operations are waiting already; nothing was saved, it is safe to run it "
+        "again later: at the recent rate they will have their answers in 1 s"
     )
 
 
