@@ -111,7 +111,7 @@ def shows_again(cause: BaseException) -> tuple[object, ...]:
     """Give what the traceback of *cause* shows, whatever it says: a database that is down fails each batch alike."""
     places = tuple((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(cause.__traceback__))
     kinds = type(cause).__qualname__, type(cause.__cause__).__qualname__
-    return *kinds, repr(getattr(cause, "__notes__", None)), places
+    return *kinds, shown(getattr(cause, "__notes__", None)), places
 
 
 SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the last minute"
@@ -127,14 +127,14 @@ def failed(batch: Batch, failure: Failure, callers: int) -> None:
         cause = failure.cause
         tells = cause.__traceback__ is not None or hasattr(cause, "__notes__")
         again = tells and not is_due(name, *shows_again(cause))
-        shown = (type(cause), cause, cause.__traceback__) if tells and not again else None
+        under = (type(cause), cause, cause.__traceback__) if tells and not again else None
         _log.error(
             "%s: %s; callers that were told so: %d%s",
             name,
             failure.exception(),
             callers,
             SHOWN_BEFORE if again else "",
-            exc_info=shown,
+            exc_info=under,
         )
 
     _reporter.tell(logging.ERROR, line)
