@@ -158,10 +158,18 @@ def check_place(state: State) -> None:
     if here.thread is None:
         here.thread = native_thread()
         _ours.epoch = here.epoch
-        for callback in _at_first_run:
-            callback()
+        _begin(list(_at_first_run))
     check_thread("run")
     here.hub = gevent.get_hub()
+
+
+def _begin(callbacks: list[Callable[[], object]]) -> None:
+    """Call all of them, also when one raises: it may warn where warnings are errors."""
+    if callbacks:
+        try:
+            callbacks[0]()
+        finally:
+            _begin(callbacks[1:])
 
 
 def check_not_inside(state: State) -> None:

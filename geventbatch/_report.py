@@ -159,42 +159,43 @@ def overloaded(options: Options, refused: int) -> None:
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
     """The load or save of *batch* took most of what a batch may take."""
-    key, options = batch.key, batch.state.options
-    _reporter.tell(
-        logging.WARNING,
-        lambda: _log.warning(
-            "%s: batch of key %r: its %s took %.3f s of the max_duration of %g s",
-            options.name,
-            key,
-            doing,
-            seconds,
-            options.max_duration,
-        ),
-    )
+    most = batch.state.options.max_duration
+    _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
 
 
 def lost(batch: Batch, error: BaseException | None = None) -> None:
     """A worker ends, and is replaced if need be: it was killed by *error*, or *batch* has left it unfit."""
-    name, key, late = batch.state.options.name, batch.key, clock.monotonic() - batch.deadline
-    if error is None and 0 < late < _SOON:  # as it should: the failure of the batch is told
-        return
+    late = clock.monotonic() - batch.deadline
     if error is not None:
-        what = f"its worker was killed by {shown(error)}"
-    elif late > 0:
-        what = f"its code has returned {late:.3f} s after its deadline, and its worker is not used again"
-    else:
-        what = "its worker is not used again"
-    _reporter.tell(
-        logging.WARNING, lambda: _log.warning("%s: batch of key %r: %s; another takes its place", name, key, what)
-    )
+        _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
+    elif late > _SOON:
+        told = (
+            "its code has returned %.3f s after its deadline, and its worker is not used again; another takes its place"
+        )
+        _warn(batch, told, late)
+    elif late <= 0:  # else it has returned as it should, and the failure of the batch is told
+        _warn(batch, "its worker is not used again; another takes its place")
 
 
 def watcher_failed(watcher: object, error: Exception) -> None:
     """*watcher* raised *error* when it was shown a metric."""
-    _reporter.tell(logging.ERROR, lambda: _log.error("%r failed at the metric of a batch", watcher, exc_info=error))
+    _reporter.tell(
+        logging.ERROR, lambda: _log.error("%s failed at the metric of a batch", shown(watcher), exc_info=error)
+    )
+
+
+def _warn(batch: Batch, told: str, *values: object) -> None:
+    name, key = batch.state.options.name, batch.key
+    _reporter.tell(
+        logging.WARNING,
+        lambda: _log.warning(f"%s: batch of key %s: {told}", name, shown(key), *values),
+    )
 
 
 # -- code that keeps the hub from everything else ---------------------------------------------------------------
+
+_MOST_PLACES: Final = 1000
+"""Beyond it the same places may be named again: code that is made anew at run time has no end of them."""
 
 _reported: set[object] = set()
 """The places that were reported."""
@@ -205,22 +206,15 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
     name, place = name_of(function), place_of(function)
     if (name, place) in _reported:
         return
+    if len(_reported) >= _MOST_PLACES:
+        _reported.clear()
     _reported.add((name, place))
-    processor, key = batch.state.options.name, batch.key
-    _reporter.tell(
-        logging.WARNING,
-        lambda: _log.warning(
-            "%s: batch of key %r: %s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this "
-            "process could run. Let it use what gevent has patched (geventbatch.check() names drivers that block, but "
-            "for sqlite3, which always does), or do the computing elsewhere; this place is not named again",
-            processor,
-            key,
-            doing,
-            name,
-            place,
-            seconds,
-        ),
+    told = (
+        "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
+        "what gevent has patched (geventbatch.check() names drivers that block, but for sqlite3, which always does), "
+        "or do the computing elsewhere; this place is not named again"
     )
+    _warn(batch, told, doing, name, place, seconds)
 
 
 def place_of(function: Any) -> str:

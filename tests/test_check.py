@@ -159,3 +159,22 @@ def test_a_problem_is_a_frozen_record_that_reads_as_two_sentences() -> None:
     assert str(problem) == "What is wrong. What mends it."
     with pytest.raises(AttributeError):
         problem.name = "other"  # type: ignore[misc]
+
+
+def test_where_warnings_are_errors_the_first_run_raises_and_what_else_is_to_begin_then_does() -> None:
+    source = f"""
+{PATCHED}
+import sys, warnings
+from geventbatch import Processor, _process
+sys.modules["MySQLdb._mysql"] = sys
+_process.at_first_run(lambda: print("begun"))
+warnings.simplefilter("error")
+processor = Processor(min_duration=0)
+try:
+    processor.run("k", print)
+except RuntimeWarning as warning:
+    print("raised", "mysqlclient" in str(warning))
+print(processor.run("k", lambda resource: "answered"), processor.stats().operations_total)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.splitlines() == ["begun", "raised True", "answered 1"]

@@ -369,3 +369,28 @@ def test_a_kill_whose_repr_raises_is_told_all_the_same(caplog: pytest.LogCapture
         processor.run("key", die)
     gevent.idle()
     assert any("its worker was killed by" in record.getMessage() for record in caplog.records)
+
+
+def test_a_key_whose_repr_raises_is_told_of_all_the_same(clock: VirtualTime, caplog: pytest.LogCaptureFixture) -> None:
+    class Key:
+        def __repr__(self) -> str:
+            raise OSError
+
+    key = Key()
+    with Processor(
+        load_resource=sleeping(6), worker_number_for_key=lambda *_: 0, min_duration=0, max_duration=10
+    ) as processor:
+        processor.run(key, nothing)
+    ((_, told),) = logged(caplog)
+    assert "Key object at" in told
+    assert "its load took 6.000 s" in told
+
+
+def test_places_that_have_no_end_are_forgotten(burn: Burn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_report, "_MOST_PLACES", 3)
+    with Processor(min_duration=0, max_duration=10, max_blocking_time=0.05) as processor:
+        for number in range(5):
+            operation = burn(0.06)
+            operation.__qualname__ = f"operation {number}"
+            processor.run("k", operation)
+    assert len(_report._reported) == 2

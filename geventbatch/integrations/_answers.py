@@ -25,6 +25,9 @@ from geventbatch.errors import (
 if TYPE_CHECKING:
     from logging import Logger
 
+_LONGEST_WAIT = 60.0
+"""Seconds, whatever the rate says: it was small because of what is over by then, or is to be looked at again."""
+
 _AGAIN = "nothing was changed; please try again"
 _SHOWN = "__geventbatch_shown__"
 _AT_THE_DOOR = (ProcessorStopped, ProcessorOverloaded, OperationCancelled)
@@ -72,7 +75,7 @@ class Answer:
 def answer_to(error: BatchError, retry_after: int) -> Answer:
     """Give the answer for *error*; *retry_after* is in seconds, and more if an overloaded processor says so."""
     if isinstance(error, ProcessorOverloaded):
-        retry_after = max(retry_after, ceil(error.retry_after))
+        retry_after = max(retry_after, ceil(min(error.retry_after, _LONGEST_WAIT)))
     if isinstance(error, ResourceMissing):
         return Answer(HTTPStatus.NOT_FOUND, "ResourceMissing", "there is no such resource", retry_safe=True)
     if isinstance(error, IdempotencyKeyReused):
