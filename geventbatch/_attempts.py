@@ -441,7 +441,7 @@ def took(batch: Batch, doing: str, seconds: float, operation: Operation[Any] | N
     if seconds > state.long and batch.epoch == here.epoch:
         if turn == batch.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns
             _report.blocked(batch, doing, state.doing(doing) if operation is None else operation.callable, seconds)
-        elif operation is None and seconds > state.slow:
+        elif operation is None and seconds > state.slow and not batch.ended:  # else its failure is told
             _report.slow(batch, doing, seconds)
     batch.turn = turn
 

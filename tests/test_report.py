@@ -251,6 +251,18 @@ def test_a_load_or_save_that_takes_more_than_half_of_max_duration_is_logged(
     ]
 
 
+def test_of_a_slow_load_that_fails_the_failure_is_logged_alone(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(key: str) -> None:
+        gevent.sleep(6)
+        raise OSError
+
+    with Processor(load_resource=load, min_duration=0, max_duration=10) as processor:
+        answer_of(processor.run, "k", nothing)
+    assert [level for level, _ in logged(caplog)] == ["ERROR"]
+
+
 def test_a_worker_that_came_back_after_the_deadline_or_was_killed_is_logged(
     clock: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:
