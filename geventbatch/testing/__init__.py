@@ -4,12 +4,14 @@
 - `faults`: loads and saves that fail, hang, conflict, or lose their answer.
 - `check_operations`: finds operations that may not be run again, or that leave something behind when they raise.
 - `batching_off`: operations run in the caller's own greenlet, on its own connection.
+- `joined_engine`: for SQLAlchemy, the connection of the test, whose transaction is rolled back in the end.
 
 They take a `Processor`, or what `GeventBatch.processor` of the Flask integration gave, inside an application context.
 The fixtures of the same are in ``pytest_geventbatch``.
 """
 
 from geventbatch.testing._batching import batching_off
+from geventbatch.testing._connection import joined_engine
 from geventbatch.testing._faults import Fault, Faults, faults
 from geventbatch.testing._operations import ImpureOperation, check_operations
 from geventbatch.testing._values import state_of
@@ -23,6 +25,7 @@ __all__ = [
     "batching_off",
     "check_operations",
     "faults",
+    "joined_engine",
     "state_of",
     "virtual_time",
 ]
