@@ -184,9 +184,10 @@ class _Watcher:
     def tell_wait(self, span: Span, seconds: float) -> None:
         """An operation of the caller who has *span* starts after so many *seconds*."""
         attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
-        batch = self._spans.get(_process.running.get(gevent.getcurrent()))  # type: ignore[arg-type]
-        if batch is not None:
-            where = batch.get_span_context()
+        batch = _process.running.get(gevent.getcurrent())
+        its = None if batch is None else self._spans.get(batch)
+        if its is not None:
+            where = its.get_span_context()
             attributes["geventbatch.batch.trace_id"] = _trace.format_trace_id(where.trace_id)
             attributes["geventbatch.batch.span_id"] = _trace.format_span_id(where.span_id)
         span.add_event("geventbatch.operation_started", attributes)

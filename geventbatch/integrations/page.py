@@ -69,9 +69,9 @@ _PLAIN: Final = frozenset({str, bytes, int, float, bool, type(None), uuid.UUID, 
 """Of these, ``__hash__`` and ``__eq__`` cannot switch."""
 
 
-def _is_plain(key: object) -> bool:
+def _is_plain(key: Any) -> bool:
     kind = type(key)
-    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, key)))  # type: ignore[call-overload]
+    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, key)))
 
 
 # -- what is kept ---------------------------------------------------------------------------------------------

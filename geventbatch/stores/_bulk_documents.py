@@ -26,7 +26,7 @@ from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
     from types import TracebackType
 
     from sqlalchemy.types import TypeEngine
@@ -304,7 +304,7 @@ class _OneText(TypeDecorator[list[Any]]):
     impl = sa.ARRAY
     cache_ok = True
 
-    def bind_processor(self, dialect: sa.Dialect) -> Callable[[Any], str]:  # noqa: ARG002 - it is for one of them
+    def bind_processor(self, dialect: sa.Dialect) -> Any:  # noqa: ARG002 - it is for one of them
         array: Any = self.impl_instance
         quoted = str if isinstance(array.item_type, sa.Integer) else _quoted
         return lambda values: f"{{{','.join([quoted(value) for value in values])}}}"
