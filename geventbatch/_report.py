@@ -1,22 +1,19 @@
 """What operators are told through `logging`, and what it costs: nothing, as long as all is well.
 
-A handler may wait, raise or be slow, and where something goes wrong nothing may switch. So a greenlet of its own does
-the telling; other threads, whose hub may never run again, tell at once.
+A handler may wait, raise or be slow, and where something goes wrong nothing may switch: it is told `Later`.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections import deque
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
-
-import gevent
 
 from geventbatch import _process
 from geventbatch._clock import clock
 from geventbatch._failure import shown
+from geventbatch._later import MOST, Later
 from geventbatch._operation import attribute, name_of, unwrapped
 from geventbatch.errors import ResourceMissing
 
@@ -33,56 +30,17 @@ _log.addHandler(logging.NullHandler())  # quiet, unless the application configur
 _SOON: Final = 0.1
 """Seconds after its deadline within which code that was interrupted there has returned, as a rule."""
 
-MOST: Final = 1000
-"""Lines that wait to be told; more of them are counted."""
 
-
-class _Reporter:
-    """Tells, one line after the other, in the order they came."""
-
-    def __init__(self) -> None:
-        # -- mutable state ---------------------------------------------------------------------------------
-        self._lines: deque[Callable[[], object]] = deque()
-        self._dropped = 0
-        self._teller: gevent.Greenlet[..., object] | None = None
+class _Reporter(Later):
+    """Tells, one line after the other."""
 
     def tell(self, level: int, line: Callable[[], object]) -> None:
         """Have *line* called soon, which logs at *level*. Switches: no, in the thread that has batches."""
-        if not _log.isEnabledFor(level):
-            return
-        if _process.here.thread is None or not _process.in_thread():
-            _safely(line)
-        elif len(self._lines) >= MOST:
-            self._dropped += 1
-        else:
-            self._lines.append(line)
-            if self._teller is None or self._teller.ready():  # it may have been killed: what is left is told now
-                self._teller = gevent.spawn(self._tell_all)
-
-    def _tell_all(self) -> None:
-        while self._lines:
-            _safely(self._lines.popleft())
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            _log.warning("%d more lines were dropped, since %d waited to be logged", dropped, MOST)
-
-    def forget(self) -> None:
-        """After a fork: the lines are the parent's."""
-        self._lines.clear()
-        self._dropped = 0
-        self._teller = None
+        if _log.isEnabledFor(level):
+            self.add(line)
 
 
-def _safely(line: Callable[[], object]) -> None:
-    try:
-        line()
-    except Exception:  # of a handler of the application's: that is not logged again
-        if logging.raiseExceptions:
-            traceback.print_exc()
-
-
-_reporter: Final = _Reporter()
-_process.after_fork(_reporter.forget)
+_reporter: Final = _Reporter("%d more lines were dropped, since %d waited to be logged")
 
 
 # -- what would be told again and again -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing, _report
+from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing, _later, _report
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def test_more_than_a_thousand_lines_that_wait_are_dropped_and_counted(
     with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
         answer_of(processor.run, "k", nothing)
         logged(caplog)
-        for number in range(_report.MOST + 5):
+        for number in range(_later.MOST + 5):
             _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "line %d", number))
     told = [line for _, line in logged(caplog)][1:]
     assert told == [f"line {number}" for number in range(1000)] + [

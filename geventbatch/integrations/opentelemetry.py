@@ -15,11 +15,10 @@ which the batches ended.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import deque
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -27,6 +26,7 @@ import gevent
 
 from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
+from geventbatch._later import Later
 from geventbatch._options import Door
 
 try:
@@ -55,13 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["instrument", "uninstrument"]
 
-_log: Final = logging.getLogger("geventbatch")
-
 LINKS: Final = 128
 """Links of a span, which is what the SDK keeps unless told otherwise; further callers have none."""
-
-HELD: Final = 1000
-"""Batches that wait to be recorded; the newest are dropped and counted."""
 
 
 def instrument(
@@ -158,7 +153,7 @@ class _Watcher:
             processor._use(replace(options, door=door if any(door) else None))  # noqa: SLF001
         while self._spans:
             _, span = self._spans.popitem()
-            _ender.add(_Ended(self, span, time.time_ns()))
+            _ender.add(partial(Context().run, _record, _Ended(self, span, time.time_ns())))
 
     def forget(self) -> None:
         """After a fork: the batches are the parent's."""
@@ -214,7 +209,7 @@ class _Watcher:
             return
         self._recorder.instruments.of(self.name).add_answers(metric, self._take())
         span = self._spans.pop(batch, _trace.INVALID_SPAN)
-        _ender.add(_Ended(self, span, time.time_ns(), metric, batch.operations))
+        _ender.add(partial(Context().run, _record, _Ended(self, span, time.time_ns(), metric, batch.operations)))
 
     def publish(self, metric: BatchMetric) -> None:
         """Nothing: `end` is called in its place."""
@@ -286,40 +281,6 @@ class _Ended(NamedTuple):
     at: int  # nanoseconds, as `time.time_ns`
     metric: BatchMetric | None = None  # None when it was left in the middle
     operations: list[Operation[Any]] = []  # noqa: RUF012 - nobody changes it
-
-
-class _Ender:
-    """Ends spans, one after the other, in the order in which their batches ended."""
-
-    def __init__(self) -> None:
-        # -- mutable state ---------------------------------------------------------------------------------
-        self._held: deque[_Ended] = deque()
-        self._dropped = 0
-        self._greenlet: gevent.Greenlet[[], None] | None = None
-
-    def add(self, ended: _Ended) -> None:
-        """Have a span ended soon. Switches: no, in the thread that has batches."""
-        if _process.here.thread is None or not _process.in_thread():  # nothing may come after
-            Context().run(_record, ended)
-        elif len(self._held) >= HELD:
-            self._dropped += 1
-        else:
-            self._held.append(ended)
-            if self._greenlet is None or self._greenlet.ready():  # it may have been killed
-                # In a context of its own: exporters have no business with a caller's.
-                self._greenlet = Context().run(gevent.spawn, self.drain)
-
-    def drain(self) -> None:
-        """End all that is held."""
-        while self._held:
-            _record(self._held.popleft())
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
-            _log.warning("%d spans of batches were dropped, since %d waited to be recorded", dropped, HELD)
-
-    def forget(self) -> None:
-        """After a fork: the spans are the parent's."""
-        self.__init__()  # type: ignore[misc]
 
 
 def _record(ended: _Ended) -> None:
@@ -499,12 +460,11 @@ _instruments: Final[
     list[_Instruments]
 ] = []  # one for each provider: an instrument cannot be made twice, nor be taken back
 _for_all: Callable[[Processor[Any]], object] | None = None
-_ender: Final = _Ender()
+_ender: Final = Later("%d spans of batches were dropped, since %d waited to be recorded")
 _NOWHERE: Final = _context.Context()
 
 
 def _forget() -> None:
-    _ender.forget()
     for watcher in _watched.values():
         watcher.forget()
     for instruments in _instruments:
