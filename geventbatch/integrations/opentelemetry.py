@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from contextvars import Context
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -153,7 +152,7 @@ class _Watcher:
             processor._use(replace(options, door=door if any(door) else None))  # noqa: SLF001
         while self._spans:
             _, span = self._spans.popitem()
-            _ender.add(partial(Context().run, _record, _Ended(self, span, time.time_ns())))
+            _record_later(_Ended(self, span, time.time_ns()))
 
     def forget(self) -> None:
         """After a fork: the batches are the parent's."""
@@ -209,7 +208,7 @@ class _Watcher:
             return
         self._recorder.instruments.of(self.name).add_answers(metric, self._take())
         span = self._spans.pop(batch, _trace.INVALID_SPAN)
-        _ender.add(partial(Context().run, _record, _Ended(self, span, time.time_ns(), metric, batch.operations)))
+        _record_later(_Ended(self, span, time.time_ns(), metric, batch.operations))
 
     def publish(self, metric: BatchMetric) -> None:
         """Nothing: `end` is called in its place."""
@@ -281,6 +280,11 @@ class _Ended(NamedTuple):
     at: int  # nanoseconds, as `time.time_ns`
     metric: BatchMetric | None = None  # None when it was left in the middle
     operations: list[Operation[Any]] = []  # noqa: RUF012 - nobody changes it
+
+
+def _record_later(ended: _Ended) -> None:
+    # In a context of its own, also where it is done at once: exporters have no business with a caller's.
+    _ender.add(lambda: Context().run(_record, ended))
 
 
 def _record(ended: _Ended) -> None:
