@@ -17,6 +17,8 @@ def joined_engine(connection: Connection) -> Engine:
     What a batch commits is seen on *connection*, and by a session that is joined into its transaction, and goes when
     that is rolled back. Since there is one connection, one transaction at a time can be on it: turn batching off
     (`batching_off`). Whatever else the engine of *connection* has, types and serializers among it, this one has too.
+    An operation that is interrupted is rolled back; a caller that is interrupted (a kill, a `gevent.Timeout`) while
+    a statement is under way costs the test its connection, as with every driver.
 
     Args:
         connection: Of the test; its transaction begins here, if it has none. It has to stay open as long as the engine
