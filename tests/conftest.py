@@ -6,6 +6,7 @@ monkey.patch_all()
 import gc  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from weakref import WeakSet  # noqa: E402
 
 import gevent  # noqa: E402
 import pytest  # noqa: E402
@@ -19,6 +20,9 @@ from tests.servers import end_postgres  # noqa: E402
 # pytest-timeout raises in whichever greenlet runs when the time is up. What is named here the hub raises in the main
 # greenlet as well; otherwise a test whose other greenlets spin goes on, or even passes, when one of them "failed".
 Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
+
+_greenlets: WeakSet[greenlet] = WeakSet()
+"""Those that were met so far: what is frozen is not met again."""
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -34,11 +38,6 @@ def pytest_unconfigure() -> None:
     end_postgres()
 
 
-def pytest_collection_finish() -> None:
-    # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def _nothing_was_told_before() -> None:
     _report._told.clear()
@@ -46,7 +45,10 @@ def _nothing_was_told_before() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_greenlet_is_left() -> Iterator[None]:
+    gc.collect()
     before = set(_live_greenlets())
+    # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
+    gc.freeze()
     yield
     left = [one for one in _live_greenlets() if one not in before]
     for _ in range(10):
@@ -80,7 +82,8 @@ def no_other_processors() -> Iterator[None]:
 
 def _live_greenlets() -> list[greenlet]:
     # The type is asked, not isinstance(), which would wake proxies such as Flask's by reading their __class__.
-    return [one for one in gc.get_objects() if issubclass(type(one), greenlet) and _is_live(one)]
+    _greenlets.update(one for one in gc.get_objects() if issubclass(type(one), greenlet))
+    return [one for one in _greenlets if _is_live(one)]
 
 
 def _is_live(one: greenlet) -> bool:
