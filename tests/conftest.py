@@ -38,6 +38,10 @@ def pytest_unconfigure() -> None:
     end_postgres()
 
 
+def pytest_collection_finish() -> None:
+    _freeze()  # or else the first test pays for it
+
+
 @pytest.fixture(autouse=True)
 def _nothing_was_told_before() -> None:
     _report._told.clear()
@@ -45,10 +49,7 @@ def _nothing_was_told_before() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_greenlet_is_left() -> Iterator[None]:
-    gc.collect()
-    before = set(_live_greenlets())
-    # What exists now is in no test's way; frozen, it is left out of gc.get_objects(), which is then quick.
-    gc.freeze()
+    before = set(_freeze())
     yield
     left = [one for one in _live_greenlets() if one not in before]
     for _ in range(10):
@@ -78,6 +79,14 @@ def no_other_processors() -> Iterator[None]:
     yield
     _process.made[:0] = others
     del kept
+
+
+def _freeze() -> list[greenlet]:
+    """Give the live greenlets, and leave what exists now out of `gc.get_objects`, which is quick then."""
+    gc.collect()
+    live = _live_greenlets()
+    gc.freeze()
+    return live
 
 
 def _live_greenlets() -> list[greenlet]:

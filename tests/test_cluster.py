@@ -362,6 +362,7 @@ def serving(*arguments: str, database: str | None = None) -> Iterator[tuple[subp
             process.terminate()
 
 
+@pytest.mark.variants
 def test_the_comparison_runs_on_redis_too_and_checks_what_it_prints() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "examples.cluster.compare", "--backends", "2", "--rounds", "1", "--seconds", "0.4"],

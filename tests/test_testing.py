@@ -836,7 +836,7 @@ def test_hangs_in_virtual_time(clock):
     finally:
         spinner.kill()
 """,
-        "--timeout=0.1",
+        "--timeout=0.5",
         "--timeout-method=signal",
     )
     assert "4 failed" in output

@@ -461,8 +461,12 @@ SMALL = {f"Shuttle {n}": 4 for n in range(50)}
 
 
 @pytest.fixture(
-    params=[("sqlite", True), ("postgresql", True), ("sqlite", False), ("postgresql", False)],
-    ids=["sqlite", "postgresql", "sqlite, batching=False", "postgresql, batching=False"],
+    params=[
+        pytest.param(("sqlite", True), id="sqlite"),
+        pytest.param(("postgresql", True), id="postgresql"),
+        pytest.param(("sqlite", False), id="sqlite, batching=False", marks=pytest.mark.variants),
+        pytest.param(("postgresql", False), id="postgresql, batching=False", marks=pytest.mark.variants),
+    ],
     scope="module",
 )
 def running(

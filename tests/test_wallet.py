@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
 from examples.client import Connection
@@ -195,6 +196,7 @@ def finish(url: str) -> None:
     assert not Books(url).pending
 
 
+@pytest.mark.variants
 def test_both_tables_are_printed_and_agree_with_the_database(tmp_path: Path) -> None:
     side_by_side(lambda measure: measure(tmp_path), (_compare_ways,), (_compare_batching,))
 
