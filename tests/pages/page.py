@@ -1,6 +1,7 @@
 """For docs/page.md."""
 
 import os
+import warnings
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -14,9 +15,27 @@ from flask import Flask
 
 django.setup()
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of `cgi` and `pkg_resources`, which they import
+    from pyramid.config import Configurator
+    from pyramid.request import Request
+
 from geventbatch import Processor
 
+
+class ByHeader:
+    """A security policy of Pyramid that believes what it reads."""
+
+    def identity(self, request):
+        return request.headers.get("X-User")
+
+    def permits(self, request, context, permission):
+        return self.identity(request) == permission
+
+
 app = Flask(__name__)
+config = Configurator()
+config.set_security_policy(ByHeader())
 root = bottle.Bottle()
 processor = Processor(min_duration=0, name="trains")
 
@@ -51,4 +70,9 @@ def check(page):
     request.user = SimpleNamespace(is_active=True, is_staff=False)
     with suppress(NoReverseMatch):  # there is no admin to log in at
         assert page["batches_view"](request).status_code == 302
+    for user, status in (("admin", 200), ("passer-by", 403)):
+        request = Request.blank("/admin/batches", headers={"X-User": user}, remote_addr="127.0.0.1")
+        response = request.get_response(config.make_wsgi_app())
+        assert response.status_code == status
+        assert ("ICE 1" in response.text) is (status == 200)
     processor.stop()
