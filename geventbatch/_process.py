@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
@@ -41,11 +42,12 @@ _NO_HUB: Final = _NoHub()
 class Here:
     """What a fork changes."""
 
-    __slots__ = ("epoch", "forked_late", "hub", "thread")
+    __slots__ = ("epoch", "forked_late", "hub", "pid", "thread")
 
     def __init__(self) -> None:
         self.epoch = 0
         """How many forks lie between the first process and this one."""
+        self.pid = os.getpid()
         self.forked_late = False
         """Whether this process, or one that led to it, was forked from one that had run batches."""
         self.thread: int | None = None
@@ -94,6 +96,9 @@ def at_first_run(callback: Callable[[], object]) -> None:
 
 
 def _forked() -> None:
+    if here.pid == os.getpid():  # we were told before
+        return
+    here.pid = os.getpid()
     here.epoch += 1
     here.forked_late = here.forked_late or here.thread is not None
     here.hub, here.thread = _NO_HUB, None
@@ -104,6 +109,21 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+class _ToldFirst(logging.Handler):
+    """No handler of any logger's: `logging` tells all that there are of a fork, in the child.
+
+    It does so before those are called who registered since it was imported. One of them may switch: to ask for its
+    resource anew, OpenTelemetry's SDK waits for a thread. Greenlets of the parent's run then, within `os.fork`.
+    """
+
+    def _at_fork_reinit(self) -> None:
+        super()._at_fork_reinit()  # type: ignore[misc] # typeshed does not know it
+        _forked()
+
+
+_told_first: Final = _ToldFirst()
 
 
 def processors() -> list[Processor[Any]]:

@@ -232,3 +232,15 @@ def test_making_a_processor_does_not_even_make_the_hub() -> None:
     ).stdout
     assert output.startswith("None ")
     assert output.endswith(" None\n")
+
+
+def test_where_others_switch_within_the_fork_the_parents_batches_are_not_run_in_the_child() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.programs.fork_that_switches"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("parent\n", "")

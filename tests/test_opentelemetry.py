@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -68,6 +69,15 @@ class Seen:
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_provider_is_left() -> Iterator[None]:
+    """In the child of a fork one waits for threads: greenlets of later tests would run there."""
+    yield
+    gc.unfreeze()
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) in {TracerProvider, MeterProvider}]
 
 
 @pytest.fixture
