@@ -118,6 +118,11 @@ class _ToldFirst(logging.Handler):
     resource anew, OpenTelemetry's SDK waits for a thread. Greenlets of the parent's run then, within `os.fork`.
     """
 
+    def __init__(self) -> None:
+        # That is what makes it one to tell. A whole handler would be taken off a list as the interpreter ends, when
+        # `logging` is not there any more.
+        self.createLock()
+
     def _at_fork_reinit(self) -> None:
         super()._at_fork_reinit()  # type: ignore[misc] # typeshed does not know it
         _forked()
