@@ -124,7 +124,6 @@ class _ToldFirst(logging.Handler):
         self.createLock()
 
     def _at_fork_reinit(self) -> None:
-        super()._at_fork_reinit()  # type: ignore[misc] # typeshed does not know it
         _forked()
 
 
