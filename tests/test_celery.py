@@ -57,7 +57,8 @@ class Worker:
 
     def succeeded(self) -> list[str]:
         """Give the results of the tasks that were answered as success."""
-        answers = [answer_in(one.read_text()) for one in (self._folder / "results").iterdir()]
+        # By name, since Celery tries out whether it can write there, and takes away what it wrote.
+        answers = [answer_in(one.read_text()) for one in (self._folder / "results").glob("celery-task-meta-*")]
         return sorted(answer["result"] for answer in answers if answer.get("status") == "SUCCESS")
 
     def queued(self) -> int:
