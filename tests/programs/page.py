@@ -7,8 +7,6 @@ What the page leaves to its reader (a database, a class, a request) is in ``test
 - what stands in it is there for the blocks of the page, by the same names;
 - ``REPLACED`` is text of the page that is something else here: an address, an ellipsis;
 - ``check(page)`` is called after the last block, with the names that there are then.
-
-A block that cannot run has its reason before it: ``<!-- not run: REASON -->``.
 """
 
 from gevent import monkey
@@ -32,13 +30,12 @@ class Block(NamedTuple):
 
 
 def python_blocks(page: Path) -> list[Block]:
-    """Give those that run."""
+    """Give all of them."""
     text = page.read_text()
-    fences = re.finditer(r"(<!-- not run: .+? -->\n)?^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    fences = re.finditer(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [
-        Block(text.count("\n", 0, fence.start(3)) + 1, re.sub(rf"^{fence[2]}", "", fence[3], flags=re.MULTILINE))
+        Block(text.count("\n", 0, fence.start(2)) + 1, re.sub(rf"^{fence[1]}", "", fence[2], flags=re.MULTILINE))
         for fence in fences
-        if not fence[1]
     ]
 
 
