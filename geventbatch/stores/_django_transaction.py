@@ -374,3 +374,13 @@ def _first(error: Error) -> Error:
             found = one
         one = one.__context__
     return found
+
+
+def send(connection: BaseDatabaseWrapper, statement: str, parameters: Any) -> Any:
+    """Execute a statement, and give the cursor."""
+    cursor = connection.cursor()
+    if isinstance(parameters, list):
+        cursor.executemany(statement, parameters)
+    else:
+        cursor.execute(statement, parameters)
+    return cursor

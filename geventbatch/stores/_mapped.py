@@ -16,87 +16,32 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
-from sqlalchemy.orm import Mapper, Session, sessionmaker
 from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
-from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
+from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
+from geventbatch.stores._session import SCOPE
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
     from types import TracebackType
 
-    from sqlalchemy.orm import InstanceState, SessionTransaction
-    from sqlalchemy.orm.attributes import InstrumentedAttribute
+    from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+
+    from geventbatch.stores._mapping import Mapping
 
 _EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
 """Of a session, in which others may want to add something to it."""
-
-_SCOPE: Final = "geventbatch"
-"""Where a session has its scope, in its `info`."""
-
-
-@dataclass(kw_only=True)
-class Mapping:
-    """What the scopes of one store have in common."""
-
-    engine: sa.Engine
-    sessions: Callable[..., Session]
-    transaction: Callable[[sa.Engine, Hashable], Transaction]
-    mapper: Mapper[Any]
-    by: tuple[InstrumentedAttribute[Any], ...]
-    missing: Any
-    locking: bool
-    version: str | None
-    """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
-    counts_itself: bool
-    """The mapper has a `version_id_col`."""
-    token: tuple[sa.ColumnElement[Any], ...]
-    """What is compared at the save; where it is empty, all columns are."""
-    outcomes: OutcomeTable | None = None
-
-    @cached_property
-    def name(self) -> str:
-        """Of the class."""
-        return str(self.mapper.class_.__name__)
-
-    @cached_property
-    def columns(self) -> dict[str, sa.ColumnElement[Any]]:
-        """The columns of all attributes that are columns and nothing else."""
-        columns = {attribute.key: attribute.columns[0] for attribute in self.mapper.column_attrs}
-        return {name: column for name, column in columns.items() if isinstance(column, sa.Column)}
-
-    @cached_property
-    def load(self) -> sa.Select[Any]:
-        """Fetches the instance, and the token."""
-        entity = self.mapper.class_
-        found = sa.select(entity, *self.token).where(*self._is_row())
-        return found.with_for_update(of=entity, key_share=True) if self.locking else found
-
-    @cached_property
-    def look(self) -> sa.Select[Any]:
-        """Fetches something when the row is there."""
-        return sa.select(self.by[0]).where(*self._is_row())
-
-    def _is_row(self) -> list[sa.ColumnElement[bool]]:
-        return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
-
-    def parameters(self, key: Any) -> dict[str, Any]:
-        """Those of `load`."""
-        values = key if len(self.by) > 1 else (key,)
-        return {f"_{i}": value for i, value in enumerate(values)}
 
 
 class MappedScope:
@@ -175,7 +120,7 @@ class MappedScope:
         event.listen(transaction.connection, "commit", lambda _: self.refuse_commit())
         self._close_session()  # of a first try, on a connection that was lost
         session = self._session = mapping.sessions(bind=transaction.connection)
-        session.info[_SCOPE] = self
+        session.info[SCOPE] = self
         return transaction
 
     def _fetch(self, _: Transaction) -> Any:
@@ -482,142 +427,3 @@ class MappedScope:
 def _copies(values: dict[str, Any]) -> dict[str, Any]:
     """Of those that can change in place."""
     return {name: deepcopy(value) for name, value in values.items() if isinstance(value, (list, dict, set, bytearray))}
-
-
-# -- what a store is made of -----------------------------------------------------------------------------------
-
-
-def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callable[..., Session]]:
-    """The engine of *source*, an `Engine` or what makes sessions, and what makes the sessions of batches."""
-    if isinstance(source, sa.Engine):
-        return source, _sessions(Session, {}, source)
-    maker = getattr(source, "session_factory", source)  # of a scoped_session
-    if not isinstance(maker, sessionmaker):
-        raise TypeError(f"{source!r} is neither an Engine nor a sessionmaker")
-    with maker() as probe:
-        bind = probe.get_bind(mapper)
-    if not isinstance(bind, sa.Engine):
-        raise TypeError(f"the sessions of {source!r} are bound to {bind!r}: a store needs an Engine")
-    return bind, _sessions(maker.class_, maker.kw, bind)
-
-
-def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., Session]:
-    """Sessions as the user's own, but each on the connection of its batch, whose events go to its scope."""
-    own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
-    if engine.dialect.name == "sqlite":
-        own["autoflush"] = False
-    batch_session = type("BatchSession", (_BatchSession, parent), {})
-    maker = sessionmaker(class_=batch_session, **{**options, **own})
-    event.listen(maker, "before_commit", lambda session: _scope(session).refuse_commit())
-    event.listen(maker, "before_flush", lambda session, *_: _scope(session).flushes())
-    event.listen(maker, "after_flush_postexec", lambda session, _: _scope(session).has_flushed())
-    event.listen(maker, "after_soft_rollback", lambda session, _: _scope(session).rolled_back())
-    event.listen(maker, "transient_to_pending", lambda session, instance: _scope(session).has_added(instance))
-    return maker
-
-
-class _BatchSession(Session):
-    """Of a batch: on its connection, whatever the user's own class is bound to."""
-
-    def get_bind(self, *_: Any, **__: Any) -> Any:
-        """The connection of the batch."""
-        return self.bind
-
-    def flush(self, objects: Any = None) -> None:
-        """Flush too what was changed in place: SQLAlchemy itself would believe that there is nothing to flush."""
-        with _scope(self).flushing():
-            super().flush(objects)
-
-    def expire(self, *args: Any, **options: Any) -> None:
-        """Write first what the operations before have changed, which would be forgotten."""
-        _scope(self).is_forgotten()
-        super().expire(*args, **options)
-
-    def expire_all(self) -> None:
-        """Likewise."""
-        _scope(self).is_forgotten()
-        super().expire_all()
-
-
-def _scope(session: Session) -> MappedScope:
-    return cast("MappedScope", session.info[_SCOPE])
-
-
-def refuse_joined(mapper: Mapper[Any]) -> None:
-    """Refuse a class some of whose rows have columns in other tables, which nobody would lock or compare."""
-    for one in mapper.self_and_descendants:
-        if one.local_table is not mapper.local_table:
-            raise ValueError(
-                f"{mapper.class_.__name__} has a subclass in a table of its own, {one.class_.__name__}, whose columns "
-                "would be neither locked nor compared: give that class a store"
-            )
-
-
-def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
-    """The attributes that a key stands for: those of the primary key, or one that is unique."""
-    if by is None:
-        return tuple(_attribute(mapper, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
-    attribute = _attribute(mapper, by)
-    column = _column(attribute)
-    if not _is_unique(column):
-        raise ValueError(
-            f"by={by!r}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
-        )
-    return (attribute,)
-
-
-def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
-    """The attribute that the store counts up; None when there is none, or the mapper counts by itself."""
-    if version is None:
-        return None
-    column = _column(_attribute(mapper, version))
-    if mapper.version_id_col is not None:
-        if mapper.version_id_col is not column:
-            raise ValueError(f"version={version!r}: the mapper's version_id_col is {mapper.version_id_col}")
-        return None
-    if not issubclass(python_type(column) or int, int):
-        raise ValueError(  # noqa: TRY004 - it is the value of *version* that is wrong
-            f"version={version!r}: the column {column} is no whole number"
-        )
-    return version
-
-
-def token_of(mapper: Mapper[Any], version: str | None, dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
-    """What tells whether a row was changed: its version, or PostgreSQL's xmin; nothing where there is neither."""
-    if version is not None:
-        return (_column(_attribute(mapper, version)),)
-    if mapper.version_id_col is not None:
-        return (mapper.version_id_col,)
-    if dialect.name == "postgresql" and isinstance(mapper.local_table, sa.Table) and not mapper.inherits:
-        name = dialect.identifier_preparer.quote(mapper.local_table.name)
-        return (sa.cast(sa.literal_column(f"{name}.xmin"), sa.Text),)
-    return ()
-
-
-def python_type(column: sa.ColumnElement[Any]) -> type | None:
-    """What values of *column* are in Python; None when its type does not say."""
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
-
-
-def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
-    if name not in mapper.column_attrs:
-        raise ValueError(f"{mapper.class_.__name__} has no column attribute {name!r}")
-    return cast("InstrumentedAttribute[Any]", getattr(mapper.class_, name))
-
-
-def _column(attribute: InstrumentedAttribute[Any]) -> sa.Column[Any]:
-    return cast("sa.Column[Any]", attribute.property.columns[0])
-
-
-def _is_unique(column: sa.Column[Any]) -> bool:
-    table = column.table
-    indexes = [index.columns for index in table.indexes if index.unique]
-    constraints = [
-        constraint.columns
-        for constraint in table.constraints
-        if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint))
-    ]
-    return bool(column.unique) or any(list(columns) == [column] for columns in (*indexes, *constraints))

@@ -19,17 +19,17 @@ from geventbatch.stores._documents import (
     documents_table,
 )
 from geventbatch.stores._key import normalize_all
-from geventbatch.stores._mapped import (
-    MappedScope,
+from geventbatch.stores._mapped import MappedScope
+from geventbatch.stores._mapping import (
     Mapping,
     key_attributes,
     python_type,
     refuse_joined,
-    session_factory,
     token_of,
     version_attribute,
 )
 from geventbatch.stores._reuse import kept_by
+from geventbatch.stores._session import session_factory
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
 from geventbatch.stores._transaction import transaction_class
 

@@ -1,0 +1,149 @@
+"""What the scopes of one store of a mapped class have in common: its columns, its statements, what they compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm.attributes import InstrumentedAttribute
+
+    from geventbatch.stores._outcomes import OutcomeTable
+    from geventbatch.stores._transaction import Transaction
+
+
+@dataclass(kw_only=True)
+class Mapping:
+    """What the scopes of one store have in common."""
+
+    engine: sa.Engine
+    sessions: Callable[..., Session]
+    transaction: Callable[[sa.Engine, Hashable], Transaction]
+    mapper: Mapper[Any]
+    by: tuple[InstrumentedAttribute[Any], ...]
+    missing: Any
+    locking: bool
+    version: str | None
+    """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
+    counts_itself: bool
+    """The mapper has a `version_id_col`."""
+    token: tuple[sa.ColumnElement[Any], ...]
+    """What is compared at the save; where it is empty, all columns are."""
+    outcomes: OutcomeTable | None = None
+
+    @cached_property
+    def name(self) -> str:
+        """Of the class."""
+        return str(self.mapper.class_.__name__)
+
+    @cached_property
+    def columns(self) -> dict[str, sa.ColumnElement[Any]]:
+        """The columns of all attributes that are columns and nothing else."""
+        columns = {attribute.key: attribute.columns[0] for attribute in self.mapper.column_attrs}
+        return {name: column for name, column in columns.items() if isinstance(column, sa.Column)}
+
+    @cached_property
+    def load(self) -> sa.Select[Any]:
+        """Fetches the instance, and the token."""
+        entity = self.mapper.class_
+        found = sa.select(entity, *self.token).where(*self._is_row())
+        return found.with_for_update(of=entity, key_share=True) if self.locking else found
+
+    @cached_property
+    def look(self) -> sa.Select[Any]:
+        """Fetches something when the row is there."""
+        return sa.select(self.by[0]).where(*self._is_row())
+
+    def _is_row(self) -> list[sa.ColumnElement[bool]]:
+        return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
+
+    def parameters(self, key: Any) -> dict[str, Any]:
+        """Those of `load`."""
+        values = key if len(self.by) > 1 else (key,)
+        return {f"_{i}": value for i, value in enumerate(values)}
+
+
+def refuse_joined(mapper: Mapper[Any]) -> None:
+    """Refuse a class some of whose rows have columns in other tables, which nobody would lock or compare."""
+    for one in mapper.self_and_descendants:
+        if one.local_table is not mapper.local_table:
+            raise ValueError(
+                f"{mapper.class_.__name__} has a subclass in a table of its own, {one.class_.__name__}, whose columns "
+                "would be neither locked nor compared: give that class a store"
+            )
+
+
+def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The attributes that a key stands for: those of the primary key, or one that is unique."""
+    if by is None:
+        return tuple(_attribute(mapper, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+    attribute = _attribute(mapper, by)
+    column = _column(attribute)
+    if not _is_unique(column):
+        raise ValueError(
+            f"by={by!r}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
+        )
+    return (attribute,)
+
+
+def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
+    """The attribute that the store counts up; None when there is none, or the mapper counts by itself."""
+    if version is None:
+        return None
+    column = _column(_attribute(mapper, version))
+    if mapper.version_id_col is not None:
+        if mapper.version_id_col is not column:
+            raise ValueError(f"version={version!r}: the mapper's version_id_col is {mapper.version_id_col}")
+        return None
+    if not issubclass(python_type(column) or int, int):
+        raise ValueError(  # noqa: TRY004 - it is the value of *version* that is wrong
+            f"version={version!r}: the column {column} is no whole number"
+        )
+    return version
+
+
+def token_of(mapper: Mapper[Any], version: str | None, dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
+    """What tells whether a row was changed: its version, or PostgreSQL's xmin; nothing where there is neither."""
+    if version is not None:
+        return (_column(_attribute(mapper, version)),)
+    if mapper.version_id_col is not None:
+        return (mapper.version_id_col,)
+    if dialect.name == "postgresql" and isinstance(mapper.local_table, sa.Table) and not mapper.inherits:
+        name = dialect.identifier_preparer.quote(mapper.local_table.name)
+        return (sa.cast(sa.literal_column(f"{name}.xmin"), sa.Text),)
+    return ()
+
+
+def python_type(column: sa.ColumnElement[Any]) -> type | None:
+    """What values of *column* are in Python; None when its type does not say."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
+
+
+def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
+    if name not in mapper.column_attrs:
+        raise ValueError(f"{mapper.class_.__name__} has no column attribute {name!r}")
+    return cast("InstrumentedAttribute[Any]", getattr(mapper.class_, name))
+
+
+def _column(attribute: InstrumentedAttribute[Any]) -> sa.Column[Any]:
+    return cast("sa.Column[Any]", attribute.property.columns[0])
+
+
+def _is_unique(column: sa.Column[Any]) -> bool:
+    table = column.table
+    indexes = [index.columns for index in table.indexes if index.unique]
+    constraints = [
+        constraint.columns
+        for constraint in table.constraints
+        if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint))
+    ]
+    return bool(column.unique) or any(list(columns) == [column] for columns in (*indexes, *constraints))
