@@ -63,7 +63,7 @@ for what, values in (("duplicate key", {"name": "tea", "n": 1}), ("check", {"nam
     except IntegrityError as error:
         found[what] = (type(error.__cause__).__name__, type(error.__context__).__name__, error.args[0])
 server = ".".join(map(str, connection.mysql_version))
-print(f"Django {django.__version__}, PyMySQL {version("pymysql")}, MariaDB {server}: (cause, context, code) {found}")
+print(f"Django {django.__version__}, PyMySQL {version('pymysql')}, MariaDB {server}: (cause, context, code) {found}")
 assert found["duplicate key"] == ("IntegrityError", "IntegrityError", 1062), found
 assert found["check"][0] == "NoneType" and found["check"][1] == "OperationalError" and found["check"][2] == 4025, found
 connection.close()
