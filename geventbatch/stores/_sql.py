@@ -15,9 +15,12 @@ from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores import _statements
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
+
+forbidden: Final = _statements.forbidden
 
 
 class Kind(Enum):

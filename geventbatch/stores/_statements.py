@@ -1,0 +1,132 @@
+"""Texts of SQL: what stands first in one, and what an operation may not send in its batch's transaction.
+
+A text is looked at word by word, without its literals and comments. What a function of the server does is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+
+_REMEMBERED: Final = 2_000
+"""Characters of a text, at the most, whose verdict is remembered: an ORM sends the same ones again and again."""
+
+_LEADING: Final = re.compile(r"(?:[\s;(]+|--[^\n]*(?:\n|\Z)|#[^\n]*(?:\n|\Z)|/\*(?!M?!).*?\*/)+", re.DOTALL)
+_WORD: Final = re.compile(r"[A-Za-z]+")
+
+_PLAIN: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "VALUES", "REPLACE", "MERGE"})
+_SUSPECT: Final = (";", "lock", "set_config", "temp", "@", "/*!", "/*m!")
+"""One of them is in every text that begins with a plain word and may not be sent all the same; in small letters."""
+
+_QUOTED: Final = (
+    r"\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*(?!M?!)(?:[^/*]|/(?!\*)|\*(?!/)|/\*.*?\*/)*\*/"
+)
+_ESCAPED: Final = r"'(?:[^'\\]|''|\\.)*'"
+_NO_CODE: Final = re.compile(rf"\b[Ee]{_ESCAPED}|'(?:[^']|'')*'|{_QUOTED}", re.DOTALL)
+_NO_CODE_MYSQL: Final = re.compile(
+    rf"{_ESCAPED}|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--\s[^\n]*|--$|#[^\n]*|/\*(?!M?!).*?\*/", re.DOTALL
+)
+_EXECUTED: Final = re.compile(r"/\*M?!\d*|\*/")
+"""What stands around it is no comment for MySQL."""
+
+_TRANSACTION: Final = re.compile(
+    r"(?:BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE TRANSACTION|XA)\b"
+)
+_SESSION: Final = re.compile(
+    r"(?:SET|RESET|DISCARD|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|USE|ATTACH|DETACH|UNLOCK"
+    r"|LOCK TABLES?\b.* (?:READ|WRITE)|DECLARE\b.* WITH HOLD"
+    r"|(?:CREATE|DROP)(?: OR REPLACE)?(?: LOCAL| GLOBAL)? TEMP(?:ORARY)?)\b|CREATE\b.* PG_TEMP ?\."
+)
+_FUNCTION: Final = re.compile(
+    r"\b(?:SET_CONFIG|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?|PG_ADVISORY_UNLOCK(?:_SHARED|_ALL)?"
+    r"|GET_LOCK|RELEASE_LOCK|RELEASE_ALL_LOCKS) ?\("
+)
+_INTO_TEMPORARY: Final = re.compile(
+    r"(?<!INSERT )(?<!REPLACE )(?<!MERGE )(?<!IGNORE )\bINTO (?:LOCAL |GLOBAL )?TEMP(?:ORARY)? \w"
+)
+_VARIABLE: Final = re.compile(r"(?<![\w@])@\w+ ?:=|\bINTO @\w")
+_SETTING: Final = re.compile(
+    r"PRAGMA (?:\w+ ?\. ?)?"
+    r"(?!(?:TABLE|INDEX)_X?(?:INFO|LIST)\b|FOREIGN_KEY_(?:LIST|CHECK)\b|(?:INTEGRITY|QUICK)_CHECK\b)\w+ ?[=(]"
+)
+_STATEMENT_ONLY: Final = re.compile(r"SET STATEMENT .*? FOR (?=[A-Z])")
+_BODY: Final = re.compile(r"CREATE\b.* (?:TRIGGER|FUNCTION|PROCEDURE|EVENT|PACKAGE) ")
+_COMMITTING: Final = re.compile(
+    r"(?:ALTER|CREATE|DROP|RENAME|TRUNCATE|ANALYZE|CACHE|CHECK|FLUSH|LOAD INDEX|OPTIMIZE|REPAIR|GRANT|REVOKE|INSTALL"
+    r"|UNINSTALL)\b"
+)
+
+_OF_TRANSACTION: Final = (
+    "{} would begin or end the transaction that all operations of the batch share: the batch does that, and a "
+    "savepoint is the ORM's (begin_nested(), atomic())"
+)
+_OF_SESSION: Final = (
+    "{} would reach the operations of other callers and the save, which are in the same session: set it for all "
+    "connections, or do it outside of the batch"
+)
+_OF_COMMIT: Final = "{} makes MySQL commit what the batch has not saved yet: send it outside of the batch"
+
+
+def first_word(statement: str) -> str:
+    """The first word, in capital letters, behind blanks, brackets and comments. Empty where none is."""
+    found = _WORD.match(statement) or _WORD.match(statement, start(statement))
+    return found.group().upper() if found else ""
+
+
+def start(statement: str) -> int:
+    """Where the first word begins."""
+    found = _LEADING.match(statement)
+    return found.end() if found else 0
+
+
+def forbidden(statement: str, *, mysql: bool = False) -> str | None:
+    """Why an operation may not send *statement* in its batch's transaction; None: it may. Switches: no.
+
+    It may not begin or end the transaction, nor set anything in the session, which is that of others too.
+
+    Args:
+        mysql: Whether the server is MySQL or MariaDB, which reads literals in a way of its own, and commits by itself
+            before a statement that changes a table's definition.
+    """
+    return (_remembered if len(statement) <= _REMEMBERED else _forbidden)(statement, mysql)
+
+
+def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lru_cache` is quicker so
+    if first_word(statement) in _PLAIN:
+        lowered = statement.lower()
+        if not any(suspect in lowered for suspect in _SUSPECT):
+            return None
+    code = (_NO_CODE_MYSQL if mysql else _NO_CODE).sub(_left, statement)
+    code = " ".join(_EXECUTED.sub(" ", code).upper().split())
+    if _BODY.match(code):  # what stands between the semicolons is for later
+        return _judged(code.partition(";")[0], mysql=mysql)
+    parts = (part.lstrip(" (") for part in code.split(";"))
+    return next((why for part in parts if part and (why := _judged(part, mysql=mysql)) is not None), None)
+
+
+def _left(found: re.Match[str]) -> str:
+    """What is left of a literal, and of a comment."""
+    return " " if found[0][0] in "-#/" else " '' "
+
+
+_remembered = lru_cache(maxsize=512)(_forbidden)
+
+
+def _judged(code: str, *, mysql: bool) -> str | None:
+    """What is to be said of one statement without literals, in capital letters, with single blanks."""
+    code = _STATEMENT_ONLY.sub("", code, count=1) if code.startswith("SET STATEMENT ") else code
+    if _TRANSACTION.match(code):
+        return _OF_TRANSACTION.format(_named(code))
+    if _SESSION.match(code) or _SETTING.match(code):
+        return _OF_SESSION.format(_named(code))
+    found = _FUNCTION.search(code) or _INTO_TEMPORARY.search(code) or _VARIABLE.search(code)
+    if found is not None:
+        return _OF_SESSION.format(found[0].strip(" (:=").lower())
+    return _OF_COMMIT.format(_named(code)) if mysql and _COMMITTING.match(code) else None
+
+
+def _named(code: str) -> str:
+    """The words that a statement begins with."""
+    words = code.split(" ")
+    return " ".join(words[:2] if words[0] in {"START", "PREPARE", "CREATE", "DROP", "LOCK"} else words[:1])
