@@ -6,18 +6,17 @@ import logging
 from contextlib import suppress
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from django.db import Error, connections
-from django.db.models import Field, Model
-from django.db.models.signals import post_save, pre_save
+from django.db.models import Model
 
 from geventbatch._processor import current_batch
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
-from geventbatch.stores._django_changes import changed, state_of
 from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_held import held_class
+from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_transaction import Transaction, send
 from geventbatch.stores._outcomes import Outcomes, Recording
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import QuerySet
 
     from geventbatch import Batch
     from geventbatch.stores.django import DjangoStore
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 
 _log: Final = logging.getLogger("geventbatch")
-_XMIN: Final = "geventbatch_xmin"
-_CHANGED: Final = "geventbatch: the row has changed"
 
 
 class Scope(Generic[M]):
@@ -47,10 +43,8 @@ class Scope(Generic[M]):
     # -- mutable state, from entering on --------------------------------------------------------------------
     _connection: BaseDatabaseWrapper
     _transaction: Transaction
-    _instance: M
+    _row: Row[M]
     _class: type[M]  # of the instance, but for while operations run
-    _loaded: dict[str, object]
-    _xmin: str | None
 
     def __init__(self, store: DjangoStore[M], key: Any) -> None:
         self._store = store
@@ -58,7 +52,6 @@ class Scope(Generic[M]):
         self._batch: Batch = current_batch()
         self._before: BaseDatabaseWrapper | None = None
         self._callbacks: list[Callable[[], object]] = []
-        self._new = False
         self._recording: Recording | None = None  # what is still to be recorded
 
     # -- load -----------------------------------------------------------------------------------------------
@@ -78,7 +71,7 @@ class Scope(Generic[M]):
         except BaseException as error:
             self._leave(error)
             raise
-        return self._instance
+        return self._row.instance
 
     def _connect(self) -> bool:
         """Get a connection. True when the server may have closed it meanwhile."""
@@ -96,66 +89,20 @@ class Scope(Generic[M]):
     def _load(self) -> None:
         self._transaction = Transaction(self._connection, self._batch, pipeline=self._store.pipeline)
         self._transaction.begin()
-        rows = self._store.rows(self._key)
-        self._locks = self._store.locks(self._connection)
-        self._has_xmin = not self._locks and self._store.has_xmin(self._connection)
-        if self._locks:
-            rows = self._locked(rows)
-        if self._has_xmin:
-            rows = rows.extra(select={_XMIN: f"{self._table}.xmin::text"})  # noqa: S610 - a name that we quote
-        with self._transaction.loading():
-            found = self._first(rows)
-        self._instance = self._make() if found is None else found
-        self._xmin = vars(self._instance).pop(_XMIN, None)
-        self._loaded = state_of(self._instance)
+        self._row = Row(self._store, self._key, self._connection, self._transaction)
+        self._row.load()
         self._take_over()
-        if not self._locks:
+        if not self._row.locks:
             self._transaction.watch()
-
-    def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Lock as an UPDATE does: whoever inserts a row that refers to this one need not wait.
-
-        Two batches that each add a row referring to the other's would deadlock.
-        """
-        return rows.select_for_update(no_key=self._connection.features.has_select_for_no_key_update)
-
-    def _first(self, rows: QuerySet[M]) -> M | None:
-        try:
-            return next(iter(rows[:1]), None)
-        except Error:
-            raise
-        except Exception as error:  # of a field that makes a value of what the column holds
-            raise ValueError(f"the {self._store.model._meta.label} {self._key!r} cannot be read: {error}") from error
-
-    def _make(self) -> M:
-        store = self._store
-        label = store.model._meta.label
-        if not callable(store.missing):
-            raise ResourceMissing(f"there is no {label} with {store.key_field.name} {self._key!r}", key=self._key)
-        made = store.missing(self._key)
-        if not isinstance(made, store.model):
-            raise TypeError(f"missing gave {made!r} for key {self._key!r}, but must give an unsaved {label}")
-        value = getattr(made, store.key_field.attname)
-        if value is None or store.normalize_key(value) != self._key:
-            raise ValueError(
-                f"missing gave a {label} whose {store.key_field.name} is {value!r} for key {self._key!r}, but must "
-                "be that"
-            )
-        self._new = True
-        return made
-
-    @property
-    def _table(self) -> str:
-        return self._connection.ops.quote_name(self._store.model._meta.db_table)
 
     def _take_over(self) -> None:
         """Have `save` and `delete` of the instance, inside an operation, leave it to this scope."""
-        instance: Any = self._instance
-        self._class = type(self._instance)
+        instance: Any = self._row.instance
+        self._class = type(self._row.instance)
         instance.__class__ = held_class(self._class)
 
     def _hand_back(self) -> None:
-        instance: Any = self._instance
+        instance: Any = self._row.instance
         instance.__class__ = self._class
 
     # -- operations -----------------------------------------------------------------------------------------
@@ -259,124 +206,33 @@ class Scope(Generic[M]):
             recording.send(partial(send, self._connection))
 
     def _write(self) -> None:
-        instance, rows = self._instance, self._batch.rows
+        row, rows = self._row, self._batch.rows
         if not self._batch.completed:
             self._record()
             return
-        self._check_key()
-        fields = changed(instance, self._loaded)
-        for field in fields:
-            if hasattr(getattr(instance, field.attname), "resolve_expression"):
-                raise TypeError(
-                    f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
-                    "assign a value"
-                )
+        row.check_key()
+        fields = row.changes()
         wrote = self._transaction.wrote
-        if self._batch.deleted or self._new or not fields or not self._is_joined:  # else it is sent with the UPDATE
+        if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
             self._record()
+        recording = [] if self._recording is None else [self._recording.statement()]
         if self._batch.deleted:
-            if not self._new:
-                self._verify()
-                type(instance).delete(instance)
-        elif self._new:
-            self._insert(commits=not rows)
+            if not row.new:
+                row.verify()
+                type(row.instance).delete(row.instance)
+        elif row.new:
+            row.insert(commits=not rows)
         elif fields:
-            self._update(fields, commits=not rows)
+            row.update(fields, commits=not rows, recording=recording)
         elif rows or wrote:
-            self._touch()
+            row.touch()
         self._add_rows(rows)
-
-    def _touch(self) -> None:
-        """Where nobody is kept out by a lock, have the row change too when only something beside it does.
-
-        Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
-        """
-        fields = self._instance._meta.concrete_fields
-        beside = [one for one in fields if not one.primary_key and not getattr(one, "generated", False)][:1]
-        if not self._locks and self._store.version_field is not None:
-            self._update([], commits=False)
-        elif self._has_xmin and beside:
-            self._update(beside, commits=False)
-        else:
-            self._verify()
-
-    def _check_key(self) -> None:
-        """Refuse to write another row than the one that was loaded."""
-        before = self._loaded.get(self._store.model._meta.pk.attname)
-        if not self._new and self._instance.pk != before:
-            raise ValueError(
-                f"an operation changed the primary key of the resource, from {before!r} to {self._instance.pk!r}"
-            )
-
-    def _update(self, fields: Sequence[Field[Any, Any]], *, commits: bool) -> None:
-        names = [field.name for field in fields]
-        version = self._store.version_field
-        checks = []
-        if self._is_joined:
-            checks = [*([self._recording.statement()] if self._recording is not None else []), self._check()]
-        else:
-            commits = False
-            self._verify()
-        if version is not None:
-            setattr(self._instance, version.attname, cast("int", self._loaded[version.attname]) + 1)
-            names.append(version.name)
-        with self._transaction.saving(*checks, commits=commits):
-            type(self._instance).save(self._instance, using=self._store.using, update_fields=names)
-
-    @property
-    def _is_joined(self) -> bool:
-        """Whether an UPDATE is one message with what has to be sent before it."""
-        return self._transaction.pipelines and not self._transaction.nested and self._is_plain
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether saving is one statement, and calls nothing of the user's that could do more."""
-        model = type(self._instance)
-        own = model.save is not Model.save or model.save_base is not Model.save_base
-        heard = pre_save.has_listeners(model) or post_save.has_listeners(model)
-        return not (own or heard or model._meta.parents or model._meta.select_on_save)
-
-    def _rows_as_loaded(self) -> QuerySet[M]:
-        """The row, if it is as it was loaded as far as the database can tell."""
-        rows = self._store.row_of(self._instance)
-        version = self._store.version_field
-        if self._has_xmin:
-            return rows.extra(where=[f"{self._table}.xmin::text = %s"], params=[self._xmin])  # noqa: S610 - as above
-        if version is not None and not self._locks:
-            return rows.filter(**{version.attname: self._loaded[version.attname]})
-        return rows
-
-    def _check(self) -> tuple[str, Sequence[object]]:
-        """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
-        rows = self._locked(self._rows_as_loaded()).values_list("pk")
-        sql, params = rows.query.get_compiler(self._store.using).as_sql()
-        checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CHANGED} ' || count(*) AS integer) END"
-        return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
-
-    def _verify(self) -> None:
-        """Lock the row and see whether it is as it was loaded, where it was not locked all the time."""
-        if self._locks or self._new:
-            return
-        self._transaction.take_write_lock()
-        with self._transaction.saving():
-            found = self._first(self._locked(self._rows_as_loaded()))
-        by_row = self._store.version_field is None and not self._has_xmin
-        if found is None or (by_row and state_of(found) != self._loaded):
-            raise self._conflict()
-
-    def _conflict(self) -> Conflict:
-        return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")
-
-    def _insert(self, *, commits: bool) -> None:
-        self._transaction.take_write_lock()
-        with self._transaction.saving(commits=commits and self._is_plain):
-            type(self._instance).save(self._instance, using=self._store.using, force_insert=True)
 
     def _refuse_duplicate(self, error: Error) -> None:
         """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
-        if _CHANGED in str(error):
-            raise self._conflict() from error
-        if not self._new or _sql.kind(error) is not _sql.Kind.REJECTED:
+        if self._row.is_conflict(error):
+            raise self._row.conflict() from error
+        if not self._row.new or _sql.kind(error) is not _sql.Kind.REJECTED:
             return
         if self._transaction.nested:
             return
@@ -385,7 +241,7 @@ class Scope(Generic[M]):
         with suppress(Error):
             there = self._store.rows(self._key).exists()
         if there:
-            raise self._conflict() from error
+            raise self._row.conflict() from error
         raise _sql.not_saved(error, self._key) from error
 
     def _add_rows(self, rows: Sequence[object]) -> None:
