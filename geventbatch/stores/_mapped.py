@@ -15,18 +15,17 @@ What an operation may do, and what becomes of it when the operation raises:
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
-from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._loaded import Loaded
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._session import SCOPE
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
     from types import TracebackType
 
-    from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from geventbatch.stores._mapping import Mapping
 
@@ -54,11 +53,7 @@ class MappedScope:
     _transaction: Transaction
     _session: Session
     _root: SessionTransaction | None  # what the session has to be in still when it is saved
-    _resource: Any
-    _identity: tuple[Any, ...] | None  # of the row that was loaded; None: there was none
-    _compared: tuple[sa.ColumnElement[Any], ...]  # what a save compares, where it has to
-    _token: tuple[Any, ...]  # and what was loaded of that
-    _mutable: dict[str, Any]  # copies of what was loaded and can change without SQLAlchemy's knowing
+    _loaded: Loaded
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
@@ -68,7 +63,6 @@ class MappedScope:
         self._spoils = -1  # when an operation last wrote what would stay if it raised: likewise
         self._flushing = False  # now
         self._writing = False  # the load, or the save
-        self._claimed = mapping.locking  # the row is ours to write
         self._counted = False  # the version, for this batch
 
     def __enter__(self) -> Any:
@@ -76,12 +70,13 @@ class MappedScope:
         try:
             self._transaction, row = load(self._begin, self._fetch)
             self._root = self._session.get_transaction()
-            self._resource = self._made() if row is None else self._found(row)
+            resource, token = (self._made(), None) if row is None else (row[0], row[1:])
+            self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
         except BaseException as error:
             self._end(error)
             raise
         self._writing = False
-        return self._resource
+        return resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._writing = True
@@ -130,19 +125,8 @@ class MappedScope:
         except (ValueError, TypeError, LookupError) as error:  # of a column's type
             raise ValueError(f"the {mapping.name} {self._key!r} cannot be decoded: {error}") from error
 
-    def _found(self, row: Any) -> Any:
-        resource, *token = row
-        state: InstanceState[Any] = sa.inspect(resource)
-        self._identity = state.identity
-        loaded = {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
-        self._mutable = _copies(loaded)
-        self._token = tuple(token) or tuple({**loaded, **self._mutable}.values())
-        self._compared = self._mapping.token or tuple(self._mapping.columns[name] for name in loaded)
-        return resource
-
     def _made(self) -> Any:
         mapping = self._mapping
-        self._identity, self._compared, self._token, self._mutable = None, (), (), {}
         if mapping.missing == "raise":
             raise ResourceMissing(f"there is no {mapping.name} {self._key!r}", key=self._key)
         resource = mapping.missing(self._key)
@@ -174,8 +158,8 @@ class MappedScope:
     @contextmanager
     def flushing(self) -> Iterator[None]:
         """The session flushes, as far as the user knows it to have something to flush."""
-        if "_resource" in self.__dict__:
-            self._flag_mutated()
+        if "_loaded" in self.__dict__:
+            self._loaded.flag_mutated()
         self._flushing = True
         try:
             yield
@@ -188,30 +172,28 @@ class MappedScope:
             self._session.flush()
 
     def rolled_back(self) -> None:
-        """A savepoint: nobody knows any more what the database has."""
-        self._mutable = {}
+        """A savepoint is gone."""
+        self._loaded.rolled_back()
 
     def has_flushed(self) -> None:
-        """What can change in place is now as it is in the database."""
-        state: InstanceState[Any] = sa.inspect(self._resource)
-        loaded = {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
-        self._mutable = _copies(loaded)
+        """The database has what the session has."""
+        self._loaded.has_flushed()
 
     def flushes(self) -> None:
         """The session is about to flush: count the version, once."""
         session = self._session
-        self._refuse_expressions()
-        if self._changes():
-            self._touch()
-        deletes = self._resource in session.deleted
-        if not deletes and not (self._resource in session.dirty and session.is_modified(self._resource)):
+        self._loaded.refuse_expressions()
+        if self._loaded.changes():
+            self._loaded.touch()
+        deletes = self._loaded.resource in session.deleted
+        if not deletes and not (self._loaded.resource in session.dirty and session.is_modified(self._loaded.resource)):
             return
         mapping = self._mapping
         if mapping.counts_itself:
-            self._claimed = True  # it compares the version in this flush
+            self._loaded.claimed = True  # it compares the version in this flush
         elif mapping.version is not None and not deletes and not self._counted:
             self._counted = True
-            setattr(self._resource, mapping.version, getattr(self._resource, mapping.version) + 1)
+            setattr(self._loaded.resource, mapping.version, getattr(self._loaded.resource, mapping.version) + 1)
 
     def _executes(self, _: Any, __: Any, statement: str, *___: Any) -> None:
         """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
@@ -219,9 +201,8 @@ class MappedScope:
             return
         if not self._writing:
             self._operation_writes()
-        if not self._claimed:
-            self._claim()
-            self._claimed = True
+        if "_loaded" in self.__dict__:
+            self._loaded.claim(self._transaction.connection)
 
     def _operation_writes(self) -> None:
         batch = current_batch()
@@ -237,27 +218,11 @@ class MappedScope:
         if not self._flushing or added or self._session.deleted:
             self._spoils = batch.completed
 
-    def _claim(self) -> None:
-        """Lock the row, and see that it is as it was loaded."""
-        if self._identity is None:
-            return
-        mapper = self._mapping.mapper
-        is_row = (column == value for column, value in zip(mapper.primary_key, self._identity, strict=True))
-        claim = sa.select(*self._compared).select_from(mapper.selectable).where(*is_row)
-        row = self._transaction.connection.execute(
-            claim.with_for_update(of=mapper.local_table, key_share=True)
-        ).one_or_none()
-        if row is None or tuple(row) != self._token:
-            raise self._conflict()
-
-    def _conflict(self) -> Conflict:
-        return Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded")
-
     def _refusal(self, error: Exception, turn: int) -> NotSaved | None:
         if isinstance(error, NotSaved):
             return error
         if isinstance(error, StaleDataError) or self._is_raced(error):
-            return self._conflict()
+            return self._loaded.conflict()
         if isinstance(error, (DBAPIError, PendingRollbackError)):
             refused = self._transaction.not_saved(error)
             found = _sql.kind(error)
@@ -272,10 +237,10 @@ class MappedScope:
     def _is_raced(self, error: Exception) -> bool:
         """Whether a query of an operation has flushed the new row, which somebody else has inserted by then."""
         return (
-            self._identity is None
+            self._loaded.identity is None
             and isinstance(error, IntegrityError)
             and _sql.is_duplicate(error)
-            and not sa.inspect(self._resource).persistent
+            and not sa.inspect(self._loaded.resource).persistent
         )
 
     def _is_whole(self) -> bool:
@@ -303,10 +268,10 @@ class MappedScope:
         if batch.deleted:
             self._delete()
         rows = batch.rows
-        self._flag_mutated()
+        self._loaded.flag_mutated()
         if rows or self._wrote >= 0:
-            self._touch()
-        elif not self._transaction.writes_anywhere and not self._changes() and recording is None:
+            self._loaded.touch()
+        elif not self._transaction.writes_anywhere and not self._loaded.changes() and recording is None:
             return  # elsewhere a SELECT may have called a function that writes, so it is committed
         transaction = self._transaction
         transaction.committer = session.commit
@@ -316,7 +281,7 @@ class MappedScope:
                 session.flush()
                 insert_rows(transaction.connection, rows, session)
             except StaleDataError as error:
-                raise self._conflict() from error
+                raise self._loaded.conflict() from error
 
         transaction.write(write, recording, collected=self._is_collected(rows))
 
@@ -340,61 +305,14 @@ class MappedScope:
 
     def _claims_nothing(self) -> bool:
         session = self._session
-        return self._claimed or (self._mapping.counts_itself and session.is_modified(self._resource))
+        return self._loaded.claimed or (self._mapping.counts_itself and session.is_modified(self._loaded.resource))
 
     def _delete(self) -> None:
         session = self._session
-        if self._resource in session.new:
-            session.expunge(self._resource)
-        elif self._resource in session:
-            session.delete(self._resource)
-
-    def _flag_mutated(self) -> None:
-        """Tell SQLAlchemy of lists and dictionaries that were changed in place, which it does not see by itself."""
-        if self._resource not in self._session:
-            return
-        loaded: dict[str, Any] = sa.inspect(self._resource).dict
-        for name in self._mapping.columns:
-            value = loaded.get(name)
-            if isinstance(value, (list, dict, set, bytearray)) and (
-                name not in self._mutable or self._mutable[name] != value  # or nobody knows what the database has
-            ):
-                flag_modified(self._resource, name)
-
-    def _refuse_expressions(self) -> None:
-        """An expression that one operation has assigned would be lost in that of the next one."""
-        values: dict[str, Any] = sa.inspect(self._resource).dict
-        for name in self._mapping.columns:
-            if hasattr(values.get(name), "__clause_element__") or isinstance(values.get(name), sa.ClauseElement):
-                raise Rejected(
-                    f"{self._key!r} was not saved: an operation has assigned the SQL expression {values[name]!r} to "
-                    f"{name}, but must assign a value"
-                )
-
-    def _touch(self) -> None:
-        """Where nobody is kept out by a lock, have the row changed too when only something beside it is.
-
-        Else another process that has loaded the same would not notice.
-        """
-        mapping, session = self._mapping, self._session
-        if mapping.locking or self._identity is None or self._resource not in session:
-            return
-        if self._resource in session.deleted or session.is_modified(self._resource, include_collections=False):
-            return
-        counted = (*mapping.mapper.primary_key, mapping.mapper.version_id_col)
-        others = (
-            name
-            for name, column in mapping.columns.items()
-            if not any(column is one for one in counted) and getattr(column, "computed", None) is None
-        )
-        name = mapping.version or next(others, None)
-        if name is not None:
-            getattr(self._resource, name)  # so that it is loaded
-            flag_modified(self._resource, name)
-
-    def _changes(self) -> bool:
-        session = self._session
-        return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+        if self._loaded.resource in session.new:
+            session.expunge(self._loaded.resource)
+        elif self._loaded.resource in session:
+            session.delete(self._loaded.resource)
 
     def _look_again(self, rejected: Rejected) -> None:
         """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`.
@@ -402,7 +320,7 @@ class MappedScope:
         So it is where nobody can look: the replay will see.
         """
         cause = rejected.__cause__
-        if self._identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
+        if self._loaded.identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
             mapping = self._mapping
             there: object = True
             with suppress(DBAPIError), mapping.engine.connect() as connection:
@@ -422,8 +340,3 @@ class MappedScope:
         session = self.__dict__.pop("_session", None)
         if session is not None:
             session.close()
-
-
-def _copies(values: dict[str, Any]) -> dict[str, Any]:
-    """Of those that can change in place."""
-    return {name: deepcopy(value) for name, value in values.items() if isinstance(value, (list, dict, set, bytearray))}
