@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from decimal import Decimal
-from typing import TYPE_CHECKING
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+_MOST_DIGITS: Final = 4300
+"""Of a whole number: Python itself makes no text of more, since that takes a time that grows with their square."""
+
+_SHORTENED: Final = Context(prec=28, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+"""As the context that a thread begins with, but that it takes all exponents."""
 
 
 def worker_number_for_key(key: Hashable, workers: int) -> int:
@@ -26,6 +32,7 @@ def worker_number_for_key(key: Hashable, workers: int) -> int:
 
     Raises:
         TypeError: *key* is of another type.
+        ValueError: It is a whole number of more than 4,300 digits.
     Switches: no.
     """
     if type(key) is str and key.isascii():
@@ -62,6 +69,9 @@ def _encode_value(key: Decimal | date) -> bytes:
         return b"D" + (key if key.tzinfo is None else key.astimezone(UTC)).isoformat().encode()
     if isinstance(key, date):
         return b"D" + key.isoformat().encode()
-    if key.is_finite() and key == int(key):  # then it is equal to that int
+    # What is whole is equal to an int. With an exponent, a short text is one of as many digits as it likes.
+    if not key:
+        return b"i0"
+    if key.is_finite() and key.adjusted() < _MOST_DIGITS and key == key.to_integral_value():
         return b"i%d" % int(key)
-    return b"d" + str(key.normalize()).encode()
+    return b"d" + str(_SHORTENED.normalize(key)).encode()

@@ -21,7 +21,7 @@ from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, PartlySaved
 from geventbatch.stores import _sql
 from geventbatch.stores._documents import DocumentScope, KeyText, Row, StateText
-from geventbatch.stores._key import normalize_all
+from geventbatch.stores._key import KeyColumn, normalize_all
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
@@ -44,7 +44,7 @@ class BulkDocuments:
     keeps_outcomes = False
     """It takes no operations with idempotency keys."""
 
-    def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[tuple[str, type | None]]) -> None:
+    def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
         self._documents = documents
         self._columns = columns
         single, dialect = documents.statements, documents.engine.dialect.name

@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, St
 from geventbatch import _process
 from geventbatch._clock import clock as _clock
 from geventbatch._processor import current_batch
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._key import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -342,17 +343,32 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
 
     A connection that was at rest in its pool may have been ended by the server meanwhile, which the first statement
     finds out. SQLAlchemy has then given up all that its pool had, so it is tried once more. Raises `Conflict` for a
-    deadlock or a serialization failure.
+    deadlock or a serialization failure, and `ResourceMissing` for a key that the database, or the type of its column,
+    does not take: so no row has it.
     """
     for attempt in (1, 2):
         try:
             return _load_once(begin, fetch)
-        except DBAPIError as error:
+        except StatementError as error:
+            if is_of_key(error):
+                raise no_row(error, current_batch().key) from error
+            if not isinstance(error, DBAPIError):
+                raise
             if _sql.kind(error) is _sql.Kind.CONFLICT:
                 raise Conflict(f"it could not be loaded: {error.orig}") from error
             if attempt == 2 or not error.connection_invalidated:  # noqa: PLR2004 - the second is the last
                 raise
     raise AssertionError
+
+
+def is_of_key(error: StatementError) -> bool:
+    """Whether *error*, of a statement that has no other values than keys, says that one of them can be in no row."""
+    return not isinstance(error, DBAPIError) or _sql.kind(error) is _sql.Kind.REJECTED
+
+
+def no_row(error: StatementError, key: Hashable) -> ResourceMissing:
+    """What a load raises then."""
+    return ResourceMissing(f"no row can have the key {shortened(key)}: {error.orig or error}", key=key)
 
 
 def _load_once(

@@ -248,11 +248,13 @@ class RedisStore(Generic[R]):
             ValueError: It has no UTF-8 form.
         """
         if isinstance(key, str):
-            text = key
+            text = str.__str__(key)  # an Enum may have another one of its own
         elif isinstance(key, bytes):
-            text = key.decode(errors="surrogateescape")
-        elif isinstance(key, (int, UUID)) and not isinstance(key, bool):
-            text = str(key)
+            text = bytes(key).decode(errors="surrogateescape")
+        elif isinstance(key, int) and not isinstance(key, bool):
+            text = int.__repr__(key)
+        elif isinstance(key, UUID):
+            text = UUID.__str__(key)
         else:
             raise TypeError(f"the key {key!r} is a {type(key).__name__}; a RedisStore takes str, int, UUID and bytes")
         try:

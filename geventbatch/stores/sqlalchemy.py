@@ -19,6 +19,7 @@ from geventbatch.stores._documents import (
     documents_table,
 )
 from geventbatch.stores._key import normalize_all
+from geventbatch.stores._key_columns import key_column
 from geventbatch.stores._mapped import MappedScope
 from geventbatch.stores._mapping import (
     Mapping,
@@ -109,7 +110,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self._bulk = bulk
         self._engine = engine
         self._open_scope = open_scope
-        self._columns = [(str(column), python_type(column)) for column in columns]
+        self._columns = [key_column(column, engine.dialect) for column in columns]
 
     def __repr__(self) -> str:
         """Name its table, its mode and its database."""
@@ -247,7 +248,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             idempotency=idempotency,
             outcomes=outcomes,
             kept=kept,
-            bulk=BulkDocuments(documents, shown, [(str(shown.c.key), python_type(shown.c.key))]),
+            bulk=BulkDocuments(documents, shown, [key_column(shown.c.key, engine.dialect)]),
         )
 
     @classmethod
