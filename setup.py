@@ -23,6 +23,9 @@ HOT = (
     "scope",
     "shard",
     "state",
+    "steps",
+    "turns",
+    "verdict",
 )
 
 if os.environ.get("GEVENTBATCH_COMPILE") == "1":

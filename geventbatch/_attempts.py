@@ -12,20 +12,21 @@ import logging
 from contextvars import Context
 from math import inf
 from random import random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
-from gevent import GreenletExit
 
-from geventbatch import _process, _report
+from geventbatch import _process
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
-from geventbatch._operation import BROKEN, STARTED
-from geventbatch._pace import pace
-from geventbatch._parts import MOST_REJECTIONS, current_part, cut_after, is_left, settle, split
+from geventbatch._operation import STARTED
+from geventbatch._parts import current_part, is_left, settle, split
 from geventbatch._process import here, running
 from geventbatch._scope import PairScope
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, Repeated
+from geventbatch._steps import begin_steps
+from geventbatch._turns import BRIEF, see_to_window, shut, take_breath, take_turns, took
+from geventbatch._verdict import ends_greenlet, is_reused, judge, look, without_our_frame
+from geventbatch.errors import Conflict, NothingToSave, Rejected, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,20 +38,13 @@ if TYPE_CHECKING:
 
     _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], object]
 
-E = TypeVar("E", bound=BaseException)
-
 _log: Final = logging.getLogger("geventbatch")
-
-KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
 
 _FIRST_BACKOFF: Final = 0.005
 _LONGEST_BACKOFF: Final = 0.1
 
 
 _run_in: Final = Context.run  # without a bound method for each operation
-
-_BRIEF: Final = 0.00005
-"""Seconds: what is quicker is not asked whether it let the hub have a turn, since to ask would cost a share of it."""
 
 
 def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -> None:
@@ -75,7 +69,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         _abort(batch, error)
     finally:
         batch.returned = True
-        batch.scope = batch.saved = None
+        batch.scope = batch.saved = batch.steps = None
         if batch.outer is None:
             running.pop(current, None)
         else:
@@ -129,9 +123,10 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         batch.over()
         _abort(batch, error)
     if batch.ended:  # and `over` was asked since the last function of the user's
-        _leave(batch, leave, killed or TimeoutError("the deadline of the batch has passed"))
+        _leave(batch, leave, killed or batch.broken or TimeoutError("the deadline of the batch has passed"))
+        batch.broken = None  # whose traceback leads back here
         return False
-    if batch.verdict is not None:
+    if batch.verdict is not None and not isinstance(batch.verdict, Rejected):
         return _give_up(batch, leave, batch.verdict)
     if batch.broken is not None:  # the resource must not be saved: replay without what broke it
         replay = batch.open or batch.asked or is_left(batch)
@@ -150,9 +145,17 @@ def has_news(batch: Batch) -> bool:
     return bool(batch.completed or batch.outcomes)
 
 
+def _compares(batch: Batch) -> bool:
+    """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
+    if is_reused(batch):
+        batch.completed = 0
+        return True
+    return False
+
+
 def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
     """Leave the scope for *reason*, without saving. True when the batch is to be replayed."""
-    if reason is batch.verdict and not isinstance(reason, Conflict):
+    if reason is batch.verdict and not isinstance(reason, (Conflict, Rejected)):
         batch.end(save_failed(batch.key, reason, doing="an operation"))
     _leave(batch, leave, reason)
     batch.broken = None  # whose traceback leads back here
@@ -181,16 +184,6 @@ def _abort(batch: Batch, error: BaseException) -> None:
     if ends_greenlet(batch, error):
         batch.fatal = error
     batch.abort(error)
-
-
-def ends_greenlet(batch: Batch, error: BaseException) -> bool:
-    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
-    # its alarm, is taken for the caller's, who waits for it to come.
-    if isinstance(error, KILLS):
-        return True
-    return (
-        batch.lane is None and isinstance(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
-    )
 
 
 # -- load ---------------------------------------------------------------------------------------------------
@@ -222,7 +215,7 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
         batch.now = _clock.monotonic()
         seconds = batch.now - begun
         batch.load_duration += seconds
-        if seconds > _BRIEF:
+        if seconds > BRIEF:
             took(batch, "load", seconds)
 
 
@@ -246,6 +239,8 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
         batch.state.options.idempotency.ask(batch)
         if batch.ended or batch.verdict is not None:
             return
+    if batch.stepwise and not begin_steps(batch, resource):
+        return
     if batch.parts:
         _apply_all(batch, batch.parts[-1], resource, slice_end)
         return
@@ -253,9 +248,9 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
     arrived = batch.operations  # while they are applied, this list grows
     due = slice_end
     if batch.now >= batch.window_end:
-        _shut(batch)
+        shut(batch)
     else:
-        due = _see_to_window(batch, slice_end)
+        due = see_to_window(batch, slice_end)
     while _apply_all(batch, arrived, resource, due):
         applied += len(arrived)
         if applied == len(batch.operations):
@@ -266,13 +261,19 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
                 return
             batch.now = _clock.monotonic()
             batch.turn = here.hub.loop.iteration
-            due = _see_to_window(batch, slice_end)
+            due = see_to_window(batch, slice_end)
         arrived = batch.operations[applied:]
 
 
-def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, due: float) -> bool:
+def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
+    batch: Batch, operations: list[Operation[Any]], resource: Any, due: float
+) -> bool:
     """Apply *operations*, each once; from *due* on look at the time. False when the attempt ends here."""
     monotonic = _clock.monotonic
+    if batch.steps is not None:
+        if not batch.steps.look_for(batch, operations):
+            return False
+        resource = batch.steps.resource
     for operation in operations:
         if operation.state > STARTED:
             continue
@@ -280,170 +281,25 @@ def _apply_all(batch: Batch, operations: list[Operation[Any]], resource: Any, du
         try:
             operation.value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
         except BaseException as error:
-            if _judge(batch, operation, error):
+            if judge(batch, operation, error):
                 return False
         else:
             operation.error = None
             batch.completed += 1
         if batch.halted or batch.epoch != here.epoch:
-            if not batch.over():
-                cut_after(batch, operation)
-            batch.now = _clock.monotonic()
-            return False
+            if look(batch, operation):
+                batch.now = _clock.monotonic()
+                return False
+            if batch.steps is not None:
+                resource = batch.steps.resource
         now = monotonic()
         if now < due:
             batch.now = now
         else:
-            due = _take_turns(batch, operation, now)
+            due = take_turns(batch, operation, now)
             if batch.over():
                 return False
     return True
-
-
-def _judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
-    """Keep what *operation* raised for its caller. True when the attempt ends here (guarantee 18).
-
-    That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
-    that raise there are out together: a hundred broken operations do not cost a hundred loads.
-    """
-    if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
-        operation.error = error
-        raise error
-    operation.error = without_our_frame(error)
-    idempotency = batch.state.options.idempotency
-    if idempotency is not None and idempotency.is_recalled(operation, error):
-        return False
-    batch.forget_operation()
-    verdict = _verdict(batch, error)
-    if verdict is None and _is_clean(batch, error):
-        return False
-    if verdict is not None and not isinstance(verdict, Rejected):
-        batch.verdict = verdict
-        return True
-    if _is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
-        batch.broken = error
-        return True
-    operation.state = BROKEN
-    if idempotency is not None and idempotency.once_of(operation) is not None:
-        batch.asked = [*batch.asked, operation]
-    batch.broken = batch.broken or error
-    if verdict is not None:
-        return _reject(batch, verdict)
-    batch.exact -= 1
-    return batch.exact >= 0
-
-
-def _is_reused(batch: Batch) -> bool:
-    """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
-
-    Such a scope is left as for a save also when there is nothing to save.
-    """
-    return bool(getattr(batch.scope, "reused", False))
-
-
-def _compares(batch: Batch) -> bool:
-    """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
-    if _is_reused(batch):
-        batch.completed = 0
-        return True
-    return False
-
-
-def _is_clean(batch: Batch, error: BaseException) -> bool:
-    options = batch.state.options
-    if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
-        return False
-    return isinstance(error, options.clean_errors)
-
-
-def _verdict(batch: Batch, error: BaseException) -> NotSaved | None:
-    """Ask the scope whether its transaction can still be saved, after an operation raised *error*."""
-    ask = getattr(batch.scope, "operation_raised", None)
-    verdict: NotSaved | None = None if ask is None else batch.context.run(ask, error)
-    if verdict is not None and not isinstance(verdict, NotSaved):
-        raise TypeError(f"operation_raised gave {verdict!r}, but must give None, or an instance of NotSaved")
-    return verdict
-
-
-def _reject(batch: Batch, verdict: Rejected) -> bool:
-    """The transaction is spoiled: nothing can be tried on in it, and so each such operation costs a load."""
-    batch.rejections += 1
-    if batch.rejections >= MOST_REJECTIONS:
-        batch.verdict = NotSaved(f"{batch.rejections} operations spoiled the transaction")
-        batch.verdict.__cause__ = verdict
-    return True
-
-
-def without_our_frame(error: E) -> E:
-    """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
-
-    It would keep them alive, and a log that shows the variables of frames would show them.
-    """
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-
-
-def take_breath(batch: Batch, slice_end: float) -> bool:
-    """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
-    batch.now = _clock.monotonic()
-    if slice_end < inf and batch.now >= pace.slice_end(batch.now):
-        batch.pause()
-        batch.now = _clock.monotonic()
-    if batch.now >= batch.deadline and not batch.over():  # no load is begun that those behind would have to answer for
-        batch.phase = "operations"
-        batch.expire()
-    return not batch.over()
-
-
-def _take_turns(batch: Batch, operation: Operation[Any], now: float) -> float:
-    """Let the hub have a turn if it has gone long without; give when something is due again."""
-    seconds = now - batch.now  # that *operation* took
-    batch.now = now
-    if seconds > _BRIEF:
-        took(batch, "operation", seconds, operation)
-    if now >= batch.deadline:
-        batch.expire()
-        return now
-    slice_end = pace.slice_end(now)
-    if now >= slice_end:
-        batch.pause()
-        batch.now = _clock.monotonic()
-        if batch.lane is not None:
-            batch.turn = here.hub.loop.iteration
-        slice_end = pace.slice_end(batch.now)
-    return _see_to_window(batch, slice_end)
-
-
-def _see_to_window(batch: Batch, slice_end: float) -> float:
-    """Take no more operations when the window is over; give when something is due."""
-    if batch.now >= batch.window_end:
-        _shut(batch)
-        return slice_end
-    return min(slice_end, batch.window_end)
-
-
-def _shut(batch: Batch) -> None:
-    """Take no more operations: `Batch.close`, in the batch's own greenlet and for one that is open."""
-    if batch.open:
-        batch.open = False
-        batch.closed = batch.now
-        batch.waiting_at_close = batch.waiting
-
-
-def took(batch: Batch, doing: str, seconds: float, operation: Operation[Any] | None = None) -> None:
-    """Tell the operator of what took long, and of what kept the hub from having a turn. Switches: no.
-
-    `Batch.turn` is the hub's turn as it was seen before.
-    """
-    if batch.lane is None:
-        return
-    turn = here.hub.loop.iteration
-    state = batch.state
-    if seconds > state.long and batch.epoch == here.epoch:
-        if turn == batch.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns
-            _report.blocked(batch, doing, state.doing(doing) if operation is None else operation.callable, seconds)
-        elif operation is None and seconds > state.slow and not batch.ended:  # else its failure is told
-            _report.slow(batch, doing, seconds)
-    batch.turn = turn
 
 
 # -- save ---------------------------------------------------------------------------------------------------
@@ -460,7 +316,7 @@ def _save(batch: Batch, leave: _Exit) -> bool:
     batch.now = _clock.monotonic()
     seconds = batch.now - begun
     batch.save_duration += seconds
-    if seconds > _BRIEF:
+    if seconds > BRIEF:
         took(batch, "save", seconds)
     if raised is not None:
         try:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from geventbatch._lane import Lane
     from geventbatch._operation import Operation
     from geventbatch._state import State
+    from geventbatch._steps import Steps
     from geventbatch.errors import Conflict, NotSaved, Phase
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Batch:
     """One key's load, operations, save and answers.
 
     Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
-    `completed`, `outcomes` and `bulk`. The rest is the library's own.
+    `completed`, `outcomes`, `bulk` and `ask_scope`. The rest is the library's own.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Batch:
         "context",
         "deadline",
         "deleted",
+        "doubted",
         "ended",
         "epoch",
         "exact",
@@ -103,6 +105,8 @@ class Batch:
         "spent",
         "started",
         "state",
+        "steps",
+        "stepwise",
         "turn",
         "verdict",
         "waiting",
@@ -127,9 +131,11 @@ class Batch:
     rows_added: Any  # pairs: what, and how many operations had returned by then; -1 in the load
     outcomes: Any  # a dict of texts by idempotency key, for the store to record with the save (see `_idempotency`)
     deleted: bool  # the last operation that returned deletes the resource
-    halted: bool  # no operation is to be applied any more
+    halted: bool  # no operation is to be applied any more; or there is something to see to behind each, or this one
+    doubted: bool  # the scope has to look at what the operation at hand has done
+    steps: Steps | None  # what judges the attempt step by step
     broken: BaseException | None  # what the first broken operation raised
-    verdict: NotSaved | None  # of the scope, on what an operation raised: it cannot be saved any more
+    verdict: NotSaved | None  # of the scope, on what an operation did: it cannot be saved any more
     # -- mutable state: how far the greenlet that runs it has come -------------------------------------------
     phase: Phase | Literal["queued"]
     loaded: bool
@@ -147,7 +153,8 @@ class Batch:
     conflict: Conflict | None  # of the last attempt, until the next one begins
     load_conflict: bool  # it was its load's; not there before the first one
     parts: Any  # lists of operations: those that are not settled, the last one first (see `_parts`)
-    rejections: int
+    rejections: int  # operations or saves that the store refused
+    stepwise: bool  # its attempts are judged step by step, where the scope can
     asked: Any  # broken ones whose idempotency keys the next attempt has to look for in the store
     after: Any  # what the scopes that saved it have still to do
     exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
@@ -175,8 +182,9 @@ class Batch:
         self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
             None
         )
-        self.scope = self.verdict = self.mates = None
+        self.scope = self.verdict = self.mates = self.steps = None
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
+        self.doubted = self.stepwise = False
         self.open = True
         self.waiting = self.size = self.completed = self.reads = self.attempts = self.conflicts = self.rejections = 0
         # Each its own, from the first one on.
@@ -244,6 +252,14 @@ class Batch:
         if not getattr(self.scope, "deletes", False):
             raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
         self.deleted = self.halted = True
+
+    def ask_scope(self) -> None:
+        """Have the scope's ``operation_returned`` asked when the operation at hand has returned. For a scope to call.
+
+        It does nothing in a load or a save. Switches: no.
+        """
+        if self.phase == "operations":
+            self.doubted = self.halted = True
 
     # -- callers come and go ------------------------------------------------------------------------------
 
@@ -321,8 +337,8 @@ class Batch:
     def begin_attempt(self) -> None:
         """Forget what the attempt before has left."""
         self.completed = 0
-        self.broken = self.verdict = None
-        self.deleted = False
+        self.broken = self.verdict = self.steps = None
+        self.deleted = self.doubted = False
         self.halted = self.ended
         self.rows_added = self.outcomes = _NONE
 
@@ -330,8 +346,8 @@ class Batch:
         """The operation at hand has raised: what it wanted of the store is void."""
         while self.rows_added and self.rows_added[-1][0] == self.completed:
             self.rows_added.pop()
-        self.deleted = False
-        self.halted = self.ended
+        self.deleted = self.doubted = False
+        self.halted = self.ended or self.steps is not None
 
     # -- the outcome --------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._pace import pace
 from geventbatch._parts import is_left, settle
+from geventbatch._turns import take_breath, took
+from geventbatch._verdict import ends_greenlet, without_our_frame
 from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
@@ -68,14 +70,14 @@ class Bulk:
             self._lead.over()
             for batch in self._batches:
                 batch.abort(error)
-            if _attempts.ends_greenlet(self._lead, error):
+            if ends_greenlet(self._lead, error):
                 raise
         finally:
             _process.running.pop(self._alarm.greenlet, None)
 
     def _wait_until(self, earliest: float) -> bool:
         seconds = max(0.0, earliest - _clock.monotonic())
-        return _attempts.back_off(self._lead, seconds) and _attempts.take_breath(self._lead, 0.0)
+        return _attempts.back_off(self._lead, seconds) and take_breath(self._lead, 0.0)
 
     def follow(self, batch: Batch) -> None:
         """Have *batch* lead from now on."""
@@ -134,6 +136,7 @@ class _Round:
         self._at_hand: dict[Hashable, Batch] = {batch.key: batch for batch in batches}  # loaded, or to be saved
         self._resources: MutableMapping[Any, Any] = {}
         self._reason: BaseException = NothingToSave()  # why the scope is left, if nothing is saved
+        self._spoiled = False  # the transaction is, by an operation: all of it is replayed
         self._again: list[Batch] = []
         self._seconds = 0.0  # before the round of those
 
@@ -188,9 +191,9 @@ class _Round:
             self._leave, self._resources = scope.__exit__, self._context.run(scope.__enter__)
         except BaseException as error:
             first.over()
-            if _attempts.ends_greenlet(first, error):
+            if ends_greenlet(first, error):
                 raise
-            error = _attempts.without_our_frame(error)
+            error = without_our_frame(error)
             for batch in self._batches:
                 self._load_raised(batch, error, of_many=len(self._batches) > 1)
             return False
@@ -199,7 +202,7 @@ class _Round:
             for batch in self._batches:
                 batch.now = now
                 batch.load_duration += now - begun
-            _attempts.took(first, "load", now - begun)
+            took(first, "load", now - begun)
         first.over()
         return True
 
@@ -212,7 +215,7 @@ class _Round:
             try:
                 found = fault or loaded(self._resources, batch.key)
             except Exception as error:
-                found = _attempts.without_our_frame(error)
+                found = without_our_frame(error)
             if isinstance(found, Exception):
                 self._load_raised(batch, found)
 
@@ -253,21 +256,28 @@ class _Round:
             try:
                 _attempts.apply(batch, self._resources[batch.key], 0.0)
             except BaseException as error:
-                if _attempts.ends_greenlet(batch, error):
+                if ends_greenlet(batch, error):
                     raise
                 if not batch.over():
-                    batch.abort(_attempts.without_our_frame(error))
+                    batch.abort(without_our_frame(error))
+            if batch.verdict is not None:  # of the transaction, which is everybody's
+                self._spoiled = True
+                return
 
     def _settle(self) -> None:
         """Leave out the batches of which nothing is to be saved."""
         for batch in list(self._at_hand.values()):
+            verdict = batch.verdict
             if batch.over():
                 self._leave_out(batch)
-            elif batch.verdict is not None:
-                batch.end(save_failed(batch.key, batch.verdict, doing="an operation"))
+            elif isinstance(verdict, Conflict):
+                self._replay(batch, _attempts.delay(batch, verdict))
                 self._leave_out(batch)
-            elif batch.broken is not None or not _attempts.has_news(batch):
-                replay = batch.broken is not None and (batch.open or is_left(batch))
+            elif verdict is not None and not isinstance(verdict, Rejected):
+                batch.end(save_failed(batch.key, verdict, doing="an operation"))
+                self._leave_out(batch)
+            elif self._spoiled or batch.broken is not None or not _attempts.has_news(batch):
+                replay = (self._spoiled or batch.broken is not None) and (batch.open or is_left(batch))
                 self._reason = batch.broken or self._reason
                 batch.broken = None  # whose traceback leads back here
                 self._replay(batch, 0.0 if replay or settle(batch) else None)
@@ -289,15 +299,15 @@ class _Round:
         try:
             self._context.run(self._leave, None, None, None)
         except BaseException as error:
-            raised = _attempts.without_our_frame(error)
+            raised = without_our_frame(error)
         now = _clock.monotonic()
         for batch in batches:
             batch.now = now
             batch.save_duration += now - begun
-        _attempts.took(batches[0], "save", now - begun)
+        took(batches[0], "save", now - begun)
         batches[0].over()
         try:
-            if raised is not None and _attempts.ends_greenlet(batches[0], raised):
+            if raised is not None and ends_greenlet(batches[0], raised):
                 raise raised
             self._end(batches, raised)
         finally:
@@ -343,7 +353,7 @@ class _Round:
             self._context.run(self._leave, type(reason), reason, reason.__traceback__)
         except BaseException as error:
             first.over()
-            if error is not reason and _attempts.ends_greenlet(first, error):
+            if error is not reason and ends_greenlet(first, error):
                 raise
         else:
             first.over()

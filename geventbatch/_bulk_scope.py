@@ -77,6 +77,8 @@ class OneOfBulk:
         self._scope = open_resources([key])
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
+        self.operation_raised = getattr(self._scope, "operation_raised", None)
+        self.operation_returned = getattr(self._scope, "operation_returned", None)
 
     def __enter__(self) -> Any:
         """Load."""

@@ -11,7 +11,6 @@ from geventbatch.errors import (
     LoadFailed,
     NotSaved,
     Phase,
-    Rejected,
     ResourceMissing,
     SaveFailed,
 )
@@ -66,7 +65,7 @@ def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str =
     )
 
 
-def rejected(error: Rejected) -> BaseException:
+def rejected(error: NotSaved) -> BaseException:
     """Give what the store said, for the caller of the culprit."""
     return error.__cause__ or error
 

@@ -21,7 +21,7 @@ from geventbatch import _process
 from geventbatch._alone import Start
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, shown
-from geventbatch._operation import BROKEN, SETTLED, STARTED
+from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._pace import pace
 from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
@@ -158,10 +158,11 @@ def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mappi
     """
     settled = False
     for operation in operations:
-        once = once_of(operation) if operation.state in {STARTED, BROKEN} else None
+        once = once_of(operation) if operation.state in {WAITING, STARTED, BROKEN} else None
         if once is None or once.key not in found:
             continue
         settled = True
+        operation.state = max(operation.state, STARTED)  # its caller cannot withdraw it any more
         value, error = None, None
         try:
             value = once.recall(batch, found[once.key])
@@ -176,6 +177,14 @@ def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mappi
             if batch.over():
                 break
     return settled
+
+
+def look_for(batch: Batch, operations: list[Operation[Any]]) -> bool:
+    """Have the scope look for the keys of *operations*, before they are applied. False when the attempt ends here."""
+    batch.asked = [one for one in operations if one.state <= STARTED and once_of(one) is not None]
+    if batch.asked:
+        ask(batch)
+    return not batch.ended and batch.verdict is None
 
 
 def ask(batch: Batch) -> None:

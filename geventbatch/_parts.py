@@ -8,7 +8,7 @@ stays as it was. A part that was saved is settled: nothing that befalls the rest
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from geventbatch._failure import rejected, save_failed
 from geventbatch._operation import BROKEN, SETTLED, STARTED
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
     from geventbatch.errors import Rejected
-
-MOST_REJECTIONS: Final = 32
-"""Refusals of a store after which a batch gives up. One culprit among a thousand takes ten."""
 
 
 def current_part(batch: Batch) -> list[Operation[Any]]:
@@ -61,22 +58,24 @@ def cut_after(batch: Batch, last: Operation[Any]) -> None:
 def split(batch: Batch, error: Rejected) -> bool:
     """Halve the part at hand, which the store refused with *error*; True for another attempt, else the batch has ended.
 
-    An operation that is refused alone is the culprit. It is out, with what the store said.
+    An operation that is refused alone is the culprit. It is out, with what the store said. One culprit among a thousand
+    takes ten refused saves; after the second one the attempts go step by step, where the scope can (see `_steps`).
     """
     batch.rejections += 1
+    batch.stepwise = batch.stepwise or batch.rejections > 1
     part = current_part(batch)
     started = [operation for operation in part if operation.state == STARTED]
-    suspects = [operation for operation in started if operation.error is None]
+    # Where all have raised, what is refused is the record of an outcome.
+    suspects = [operation for operation in started if operation.error is None] or started
+    if not suspects:
+        batch.end(save_failed(batch.key, error))
+        return False
     if len(suspects) == 1:
         suspects[0].error = rejected(error)
         suspects[0].state = SETTLED
         if len(started) == 1:
             return settle(batch)
-    if batch.rejections >= MOST_REJECTIONS:
-        why = f", refusal {batch.rejections} while its culprits were looked for"
-        batch.end(save_failed(batch.key, error, why))
-        return False
-    if len(suspects) > 1:
+    else:
         half = part.index(suspects[len(suspects) // 2])
         batch.parts = [*batch.parts[:-1], part[half:], part[:half]]
     batch.phase = "load"

@@ -1,6 +1,6 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `PartlySaved`, `Repeated` and
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `PartlySaved`, `Repeated` and
 `NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing` is both.
 """
 
@@ -129,8 +129,16 @@ class Conflict(NotSaved):
 class Rejected(NotSaved):
     """For a save to raise: the store refused what the operations made, by a constraint of its own. Nothing was written.
 
-    The batch finds the culprits by saving in parts. A culprit's caller gets the ``__cause__`` of this error, which is
-    what the store said, or this error itself; the others are saved. After 32 refusals the batch gives up.
+    The batch finds the culprits by saving in parts, or step by step. A culprit's caller gets the ``__cause__`` of this
+    error, which is what the store said, or this error itself; the others are saved. Their number has no limit but
+    ``max_duration``.
+    """
+
+
+class Undecided(Rejected):
+    """For a scope's verdict on an operation: what was refused then is perhaps what *earlier* operations had made.
+
+    The batch is replayed step by step, and finds the culprit. A scope that has no steps has this operation be it.
     """
 
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from geventbatch.testing import VirtualTime
 
-MOST = 32
-
 
 class Broken(Exception):
     """A constraint of the store, or a bug of an operation."""
@@ -190,18 +188,24 @@ def test_operations_that_raise_by_themselves_are_no_culprits(clock: VirtualTime,
     assert kinds(answers) == [KeyError, Broken, KeyError, 2]
 
 
-def test_after_a_number_of_refusals_the_batch_gives_up_and_what_was_saved_stays_answered(
-    clock: VirtualTime, store: Store
-) -> None:
-    store.bad = set(range(100, 1000))
+def test_half_of_a_thousand_operations_may_be_culprits(clock: VirtualTime, store: Store) -> None:
+    store.bad = set(range(0, 1000, 2))
     with store.processor() as processor:
         answers = run_all(clock, processor, appends(range(1000)))
-    assert store.saves < 3 * MOST
-    assert answers[: len(store.kept["k"])] == store.kept["k"] != []
-    left = [answer for answer in answers if isinstance(answer, SaveFailed)]
-    assert len(left) > 500
-    assert all(error.retry_safe for error in left)
-    assert "saving raised Rejected('a constraint'), refusal" in str(left[0])
+    assert store.kept["k"] == list(range(1, 1000, 2))
+    assert kinds(answers) == [Broken if number in store.bad else number for number in range(1000)]
+    assert [answer.args for answer in answers[::2]] == [(number,) for number in range(0, 1000, 2)]
+
+
+def test_the_deadline_is_the_only_limit_of_the_number_of_refused_saves(clock: VirtualTime, store: Store) -> None:
+    store.bad = set(range(100))
+    store.save_time = 0.05
+    with store.processor() as processor:
+        answers = run_all(clock, processor, appends(range(100)))
+    # Those who were found out until then have what the store said.
+    out = len([answer for answer in answers if isinstance(answer, Broken)])
+    assert kinds(answers) == [Broken] * out + [BatchTimeout] * (100 - out)
+    assert 32 < out < store.saves == 5 / 0.05
 
 
 def test_a_conflict_while_culprits_are_looked_for_replays_the_part_at_hand_only(
@@ -291,13 +295,22 @@ def test_an_operation_that_spoiled_the_transaction_stays_out_though_its_error_is
     assert (store.loads, store.saves) == (2, 1)
 
 
-def test_operations_that_spoil_the_transaction_cost_a_bounded_number_of_loads(clock: VirtualTime, store: Store) -> None:
+def test_the_deadline_is_the_only_limit_of_the_number_of_operations_that_spoil_the_transaction(
+    clock: VirtualTime, store: Store
+) -> None:
     store.verdicts = {Broken: Rejected("the transaction is aborted")}
     with store.processor() as processor:
+        answers = run_all(
+            clock, processor, [(raise_it, Broken()) if number % 2 else (append, number) for number in range(200)]
+        )
+    assert kinds(answers) == [Broken if number % 2 else number for number in range(200)]
+    assert store.kept["k"] == list(range(0, 200, 2))
+    assert store.loads == 101
+    store.load_time = 0.1
+    with store.processor() as processor:
         answers = run_all(clock, processor, [(raise_it, Broken()) for _ in range(100)])
-    assert set(kinds(answers)) == {SaveFailed}
+    assert set(kinds(answers)) == {BatchTimeout}
     assert all(answer.retry_safe for answer in answers)
-    assert store.loads == MOST
 
 
 def test_an_operation_whose_error_leaves_nothing_to_be_saved_ends_its_batch(clock: VirtualTime, store: Store) -> None:
@@ -759,7 +772,7 @@ def test_between_parts_the_hub_has_its_turns(clock: VirtualTime, store: Store) -
     assert max(gaps) < 0.01
 
 
-def test_a_store_that_refuses_one_operation_after_the_other_is_asked_a_bounded_number_of_times(
+def test_a_store_that_refuses_one_operation_after_the_other_is_asked_once_for_each(
     clock: VirtualTime, store: Store
 ) -> None:
     def take(resource: list[Any], mark: int) -> None:
@@ -770,9 +783,8 @@ def test_a_store_that_refuses_one_operation_after_the_other_is_asked_a_bounded_n
     store.bad = set(range(1000))
     with store.processor() as processor:
         answers = kinds(run_all(clock, processor, [(take, number) for number in range(1000)]))
-    assert store.saves == MOST
-    assert answers.count(Broken) == MOST
-    assert answers.count(SaveFailed) == 1000 - MOST
+    assert store.saves == 1000
+    assert answers == [Broken] * 1000
 
 
 @pytest.mark.parametrize("kind", [Conflict, Rejected])

@@ -1,0 +1,115 @@
+"""An attempt that is judged step by step: what each operation has changed is written before the next one is applied.
+
+That costs a round trip for each, and so it is for a batch with several operations that the store refuses. None of them
+costs a load or another save then: the scope goes back to what was before it, in the database and in memory. Nothing is
+committed before the end, and so whatever happens in between, nothing was saved.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from geventbatch._clock import clock as _clock
+from geventbatch._failure import rejected, save_failed
+from geventbatch._process import here
+from geventbatch._turns import took
+from geventbatch._verdict import ends_greenlet, has_steps, put_out, without_our_frame
+from geventbatch.errors import Conflict, Rejected
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+
+def begin_steps(batch: Batch, resource: Any) -> bool:
+    """Go step by step in the attempt at hand, if its scope can. False when the attempt ends here."""
+    if not has_steps(batch):
+        return True
+    batch.steps = Steps(batch.scope, resource)
+    batch.halted = True
+    return batch.steps.begin(batch)
+
+
+class Steps:
+    """Judges the operations of one attempt."""
+
+    def __init__(self, scope: Any, resource: Any) -> None:
+        """Of *scope*, which has loaded *resource*."""
+        self._scope = scope
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.resource: Any = resource
+        self._recorded = 0  # outcomes of idempotency keys behind the last step
+
+    def begin(self, batch: Batch) -> bool:
+        """Have the scope be ready to go back to what was loaded. False when the attempt ends here."""
+        return self._do(batch, self._scope.begin_steps) is None and not batch.over()
+
+    def look_for(self, batch: Batch, operations: list[Operation[Any]]) -> bool:
+        """Look in the store for their idempotency keys, since who is refused is in no save. False as above."""
+        idempotency = batch.state.options.idempotency
+        return idempotency is None or bool(idempotency.look_for(batch, operations))
+
+    def keep(self, batch: Batch, operation: Operation[Any]) -> bool:
+        """Write what *operation* has changed, or refuse it. False when the attempt ends here. Switches: yes."""
+        begun = _clock.monotonic()
+        took(batch, "operation", begun - batch.now, operation)
+        refused = self._do(batch, self._scope.keep)
+        if refused is not None:
+            return isinstance(refused, Rejected) and self.refuse(batch, operation, refused)
+        self._recorded = len(batch.outcomes)
+        return not batch.over()
+
+    def refuse(self, batch: Batch, operation: Operation[Any], refused: Rejected) -> bool:
+        """What *operation* has made is undone, though it returned. False as above."""
+        batch.completed -= 1
+        batch.forget_operation()
+        while len(batch.outcomes) > self._recorded:
+            batch.outcomes.popitem()
+        operation.value = None
+        operation.error = rejected(refused)
+        return self.undo(batch, operation)
+
+    def undo(self, batch: Batch, operation: Operation[Any]) -> bool:
+        """Go back to what was before *operation*, which has its error. False as above. Switches: yes.
+
+        Where that cannot be done, because it has ended the transaction or made its scope unfit, the rest of the batch
+        is replayed without it.
+        """
+        batch.doubted = False
+        failed = self._do(batch, self._undo, ends=False)
+        if failed is None:
+            self._recorded = len(batch.outcomes)
+            return not batch.over()
+        if not isinstance(failed, Conflict):
+            put_out(batch, operation, failed)
+        return False
+
+    def _undo(self) -> None:
+        self.resource = self._scope.undo()
+
+    def _do(self, batch: Batch, function: Any, *, ends: bool = True) -> BaseException | None:
+        """Call a function of the scope; give what it raised. Unless it is told by that, the batch has its outcome then.
+
+        What is told is a `Rejected`, if *ends*, else whatever it is; a `Conflict` is the batch's verdict besides.
+        """
+        begun = _clock.monotonic()
+        raised: BaseException | None = None
+        try:
+            batch.context.run(function)
+        except BaseException as error:
+            if batch.over() or ends_greenlet(batch, error) or not isinstance(error, (Exception, gevent.Timeout)):
+                raise
+            raised = without_our_frame(error)
+        batch.now = _clock.monotonic()
+        batch.save_duration += batch.now - begun
+        if batch.lane is not None:
+            batch.turn = here.hub.loop.iteration
+        if isinstance(raised, Conflict):
+            batch.verdict = raised
+        elif raised is not None and ends and not isinstance(raised, Rejected):
+            batch.spent = not isinstance(raised, Exception)
+            batch.broken = raised
+            batch.end(save_failed(batch.key, raised))
+        return raised

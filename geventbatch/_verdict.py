@@ -1,0 +1,161 @@
+"""What becomes of an attempt after an operation that raised, or that its scope has to look at (guarantee 18)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import gevent
+from gevent import GreenletExit
+
+from geventbatch._failure import rejected, shown
+from geventbatch._operation import BROKEN
+from geventbatch._parts import cut_after
+from geventbatch.errors import NotSaved, Rejected, Undecided
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+E = TypeVar("E", bound=BaseException)
+
+KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
+
+_LOADS: Final = 4
+"""Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
+
+
+def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
+    """Keep what *operation* raised for its caller. True when the attempt ends here.
+
+    That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
+    that raise there are out together: a hundred broken operations do not cost a hundred loads.
+    """
+    if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
+        operation.error = error
+        raise error
+    operation.error = without_our_frame(error)
+    idempotency = batch.state.options.idempotency
+    if idempotency is not None and idempotency.is_recalled(operation, error):
+        return False
+    batch.forget_operation()
+    verdict = _ask(batch, "operation_raised", error)
+    steps = batch.steps
+    if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
+        return not steps.undo(batch, operation)
+    if verdict is None and _is_clean(batch, error):
+        return False
+    return _obey(batch, operation, verdict, error)
+
+
+def look(batch: Batch, operation: Operation[Any]) -> bool:
+    """See why the batch halts behind *operation*. True when the attempt ends here."""
+    if batch.over():
+        return True
+    steps = batch.steps
+    if batch.doubted:
+        batch.doubted = False
+        batch.halted = batch.deleted or steps is not None
+        verdict = _ask(batch, "operation_returned")
+        if isinstance(verdict, Rejected) and steps is not None:
+            return not steps.refuse(batch, operation, verdict)
+        if verdict is not None:
+            return _take_back(batch, operation, verdict)
+    if batch.deleted:
+        cut_after(batch, operation)
+        return True
+    return steps is not None and operation.error is None and not steps.keep(batch, operation)
+
+
+def _take_back(batch: Batch, operation: Operation[Any], verdict: NotSaved) -> bool:
+    """What *operation* returned does not count."""
+    batch.completed -= 1
+    batch.forget_operation()
+    error = rejected(verdict)
+    operation.error = error
+    return _obey(batch, operation, verdict, error)
+
+
+def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, error: BaseException) -> bool:
+    """*operation* has come to *error*, of which the scope says *verdict*. True when the attempt ends here."""
+    batch.verdict = verdict
+    if verdict is not None and not isinstance(verdict, Rejected):
+        return True
+    if isinstance(verdict, Undecided) and has_steps(batch):
+        batch.stepwise = True
+        batch.broken = error
+        return True
+    if is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
+        batch.broken = error
+        return True
+    put_out(batch, operation, error)
+    if verdict is None:
+        batch.exact -= 1
+        return batch.exact >= 0
+    batch.rejections += 1
+    batch.stepwise = batch.stepwise or batch.rejections > _LOADS
+    return True  # the transaction is spoiled: nothing can be tried on in it
+
+
+def put_out(batch: Batch, operation: Operation[Any], error: BaseException) -> None:
+    """Have the batch replayed without *operation*."""
+    operation.state = BROKEN
+    idempotency = batch.state.options.idempotency
+    if idempotency is not None and idempotency.once_of(operation) is not None:
+        batch.asked = [*batch.asked, operation]
+    batch.broken = batch.broken or error
+
+
+# -- what the scope says --------------------------------------------------------------------------------------
+
+
+def _ask(batch: Batch, what: str, *about: object) -> NotSaved | None:
+    """Ask the scope whether its transaction can still be saved, behind an operation."""
+    question: Any = getattr(batch.scope, what, None)
+    verdict: object = None if question is None else batch.context.run(question, *about)
+    if verdict is not None and not isinstance(verdict, NotSaved):
+        raise TypeError(f"{what} gave {shown(verdict)}, but must give None, or an instance of NotSaved")
+    return verdict
+
+
+def has_steps(batch: Batch) -> bool:
+    """Whether an attempt can go step by step, and this one does not. What many keys share cannot."""
+    if batch.steps is not None or batch.mates is not None or is_reused(batch):
+        return False
+    return bool(getattr(batch.scope, "steps", False))
+
+
+def is_reused(batch: Batch) -> bool:
+    """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
+
+    Such a scope is left as for a save also when there is nothing to save.
+    """
+    return bool(getattr(batch.scope, "reused", False))
+
+
+# -- errors -----------------------------------------------------------------------------------------------------
+
+
+def _is_clean(batch: Batch, error: BaseException) -> bool:
+    options = batch.state.options
+    if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
+        return False
+    return isinstance(error, options.clean_errors)
+
+
+def ends_greenlet(batch: Batch, error: BaseException) -> bool:
+    """Whether *error* is for the greenlet that runs *batch*, rather than for the batch."""
+    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
+    # its alarm, is taken for the caller's, who waits for it to come.
+    if isinstance(error, KILLS):
+        return True
+    return (
+        batch.lane is None and isinstance(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
+    )
+
+
+def without_our_frame(error: E) -> E:
+    """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
+
+    It would keep them alive, and a log that shows the variables of frames would show them.
+    """
+    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
