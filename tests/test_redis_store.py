@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from geventbatch import BatchError, Conflict, LoadFailed, NotSaved, Processor, ResourceMissing, SaveFailed
 from geventbatch.stores import RedisStore
-from geventbatch.stores.redis import _take
+from geventbatch.stores._redis_server import take_connection
 from tests.adapters.redis import CASES, RedisAdapter
 from tests.callers import answer_of, in_a_thread
 from tests.redis_server import RedisServer, connected, own_server
@@ -336,7 +336,7 @@ def test_a_pool_that_has_no_connection_left_saves_nothing_and_says_so(adapter: R
             open_resource=RedisStore[dict[str, int]](client, prefix=adapter.name("")), min_duration=0
         ) as processor:
             with paused(adapter, processor) as caller:
-                taken = _take(pool)
+                taken = take_connection(pool)
             error = caller.get()
             pool.release(taken)
             assert isinstance(error, SaveFailed)

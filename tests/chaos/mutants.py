@@ -8,8 +8,7 @@ import sqlalchemy as sa
 
 from geventbatch import _attempts, _options
 from geventbatch.errors import NotSaved
-from geventbatch.stores import _documents, _sql, _transaction
-from geventbatch.stores import redis as _redis
+from geventbatch.stores import _documents, _redis_save, _redis_scripts, _sql, _transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +31,8 @@ def detect_no_conflicts() -> None:
 
     _replace(_documents.Statements, "__init__", init)
     compares = "if not as_loaded then return 0 end"
-    assert compares in _redis._SAVE
-    _replace(_redis, "_SAVE", _redis._SAVE.replace(compares, ""))
+    assert compares in _redis_scripts.SAVE
+    _replace(_redis_save, "SAVE", _redis_scripts.SAVE.replace(compares, ""))
 
 
 def lie_that_nothing_was_saved() -> None:
@@ -46,7 +45,7 @@ def lie_that_nothing_was_saved() -> None:
         raise NotSaved(f"the connection was lost: {lost}")
 
     _replace(_transaction.Transaction, "settle", settle)
-    _replace(_redis._Save, "_resolve", resolve)
+    _replace(_redis_save.Save, "_resolve", resolve)
 
 
 def answer_before_the_save() -> None:
