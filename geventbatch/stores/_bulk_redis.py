@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from types import TracebackType
 
+    from geventbatch.stores._redis_resources import Resources
     from geventbatch.stores.redis import RedisStore
 
 R = TypeVar("R")
@@ -22,15 +23,16 @@ class BulkRedis(Generic[R]):
     keeps_outcomes = False
     """It takes no operations with idempotency keys."""
 
-    def __init__(self, store: RedisStore[R]) -> None:
+    def __init__(self, store: RedisStore[R], resources: Resources[R]) -> None:
         self._store = store
+        self._resources = resources
 
     def __repr__(self) -> str:
         return f"<in bulk: {self._store!r}>"
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkScope[R]:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkScope(self._store, [self.normalize_key(key) for key in keys])
+        return BulkScope(self._resources, [self.normalize_key(key) for key in keys])
 
     def normalize_key(self, key: Hashable) -> str:
         """As `RedisStore.normalize_key`. Switches: no."""
@@ -46,18 +48,18 @@ class BulkScope(Generic[R]):
     _loaded: dict[str, Any]  # what is in Redis
     _resources: dict[str, Any]
 
-    def __init__(self, store: RedisStore[R], keys: list[str]) -> None:
-        self._store = store
+    def __init__(self, resources: Resources[R], keys: list[str]) -> None:
+        self._common = resources
         self._keys = keys
 
     def __enter__(self) -> dict[str, Any]:
         self._loaded, self._resources = {}, {}
-        for key, found in self._store.load_all(self._keys, current_batch()).items():
+        for key, found in self._common.load_all(self._keys, current_batch()).items():
             if isinstance(found, Exception):
                 self._resources[key] = found
                 continue
             try:
-                self._resources[key] = self._store.resource_of(key, found)
+                self._resources[key] = self._common.resource_of(key, found)
             except ResourceMissing:
                 continue
             except Exception as error:
@@ -77,12 +79,12 @@ class BulkScope(Generic[R]):
                 continue
             loaded = self._loaded[key]
             try:
-                value = self._store.value_of(key, loaded, resource, batch.bulk[key])
+                value = self._common.value_of(key, loaded, resource, batch.bulk[key])
             except Exception as raised:
                 failed[key] = raised
                 continue
             if value != loaded.value:
                 changes[key] = loaded, value
-        failed |= self._store.save_all(changes, batch)
+        failed |= self._common.save_all(changes, batch)
         if failed:
             raise PartlySaved(failed)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import AskError, RedisClusterException, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores._redis_scripts import KEPT_SAVES, RESOLVE, SAVE, TRACE_MILLISECONDS
@@ -22,6 +34,24 @@ _TOO_SHORT: Final = 0.01
 
 _LONGEST_PAUSE: Final = 0.2
 """Seconds between two questions that were not answered."""
+
+_REFUSALS: Final = re.compile(
+    r"script|^(NOTSAVED|NOPERM|OOM|MISCONF|READONLY|WRONGTYPE|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|CROSSSLOT|BUSY|NOAUTH)\b"
+)
+"""In the errors of the script itself, which has written nothing then, and of a server that has not begun it. Some
+proxies answer an error of their own when they have lost a server."""
+
+_REFUSED: Final = (
+    ClusterCrossSlotError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+"""The same, where the driver has taken the word off."""
+
+_LONGEST_VERSION: Final = 100
+"""Digits. Nobody has saved as often; but Python refuses to read a number of thousands of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +74,13 @@ class State:
 
     @classmethod
     def of(cls, key: str, value: bytes | None, version: bytes | None, saves: bytes | None) -> State:
-        if version is not None and not version.isdigit():
+        if version is not None and not (version.isdigit() and len(version) <= _LONGEST_VERSION):
             raise ValueError(f"the version of {key!r} in Redis cannot be decoded: it is {version!r}, and no number")
         return cls(value, version or b"", saves or b"")
+
+    def is_trace(self) -> bool:
+        """Whether it is what is left of a resource, or a fence, and expires."""
+        return self.value is None and bool(self.version or self.saves)
 
     def compared(self) -> tuple[bytes, bytes, int]:
         return self.version, self.saves, int(self.value is not None)
@@ -104,8 +138,8 @@ class Save:
             raise answer
         if isinstance(answer, (AskError, TryAgainError)):  # loading again finds the new place
             raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {answer}") from answer
-        if isinstance(answer, ResponseError):  # whose script has written nothing: only its first command is refused
-            raise NotSaved(f"Redis refused to save {self._key!r}: {answer}") from answer
+        if isinstance(answer, ResponseError) and _has_written_nothing(answer):
+            raise NotSaved(f"Redis refused to save {self._key!r}, nothing was written: {answer}") from answer
         if isinstance(answer, RedisError):
             self._resolve(answer)
         elif isinstance(answer, list):
@@ -139,6 +173,8 @@ class Save:
                 return
             if answer == b"unknown":
                 break
+            if answer == b"fenced" and isinstance(lost, ResponseError):  # again it would be the same
+                raise NotSaved(f"{self._key!r} was not saved, nothing was written: {lost}") from lost
             raise self._conflict() from lost
         lost.add_note(f"It is unknown whether {self._key!r} was saved.")
         raise lost
@@ -173,3 +209,7 @@ class Save:
             return self._server.pool_of(self._name)
         except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
             raise NotSaved(f"no node for {self._key!r}, it was not saved: {error}") from error
+
+
+def _has_written_nothing(error: ResponseError) -> bool:
+    return isinstance(error, _REFUSED) or _REFUSALS.search(str(error)) is not None

@@ -11,8 +11,8 @@ from geventbatch.stores._reuse import judging_nobody
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from geventbatch.stores._redis_resources import Resources
     from geventbatch.stores._redis_save import State
-    from geventbatch.stores.redis import RedisStore
 
 R = TypeVar("R")
 
@@ -27,20 +27,20 @@ class Scope(Generic[R]):
     _loaded: State
     _resource: R
 
-    def __init__(self, store: RedisStore[R], key: str) -> None:
-        self._store = store
+    def __init__(self, resources: Resources[R], key: str) -> None:
+        self._resources = resources
         self._key = key
 
     def __enter__(self) -> R:
         self.reused = self._reuse()
         if not self.reused:
-            self._loaded = self._store.load(self._key)
-            self._resource = self._store.resource_of(self._key, self._loaded)
+            self._loaded = self._resources.load(self._key)
+            self._resource = self._resources.resource_of(self._key, self._loaded)
         return self._resource
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
-        return self._store.recorded(self._key, keys)
+        return self._resources.recorded(self._key, keys)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -48,19 +48,19 @@ class Scope(Generic[R]):
         if kind is not None:
             return
         with judging_nobody(self._key) if self.reused else nullcontext():
-            saved = self._store.save(self._key, self._loaded, self._resource, current_batch())
+            saved = self._resources.save(self._key, self._loaded, self._resource, current_batch())
             if self.reused and saved is self._loaded:
-                self._store.compare(self._key, saved)
-        self._store.keep(self._key, saved)
+                self._resources.compare(self._key, saved)
+        self._resources.keep(self._key, saved)
 
     def _reuse(self) -> bool:
         """Take what is kept, if it is."""
-        kept = self._store.take(self._key)
+        kept = self._resources.take(self._key)
         if kept is None:
             return False
         self._loaded = kept
         try:
-            self._resource = self._store.resource_of(self._key, kept)
+            self._resource = self._resources.resource_of(self._key, kept)
         except Exception:
             return False  # nobody is told so before it was loaded
         return True

@@ -50,37 +50,61 @@ local as_loaded = version == ARGV[1] and saves == ARGV[2]
 # Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), 1 and the value, or 0 and
 # '' when it goes. Then, where outcomes are to be recorded at the other keys: their milliseconds to live, and the
 # outcomes, a line each. (`unpack` takes no more than some thousands.)
+#
+# What a script has written stays when a later command of it is refused. So HSET, which is the save, comes when each
+# other command was let through once without changing what anybody reads: a user may lack the right to one of them. Only
+# the outcomes stand before it; if it is refused, they are made to expire, by the command that has just recorded them.
+# Behind it nothing can fail but to give a trace its end. A server that has no memory, that may not write, or that is no
+# primary refuses the first command that writes, or none.
 SAVE: Final = (
     _IS_AS_LOADED
     + """
 if not as_loaded then return 0 end
 local repeated = {}
 for first = 2, #KEYS, 1000 do
-  local found = redis.call('MGET', unpack(KEYS, first, math.min(first + 999, #KEYS)))
-  for i, outcome in ipairs(found) do
-    if outcome then
+  local last = math.min(first + 999, #KEYS)
+  local there = 0
+  for i, outcome in ipairs(redis.call('MGET', unpack(KEYS, first, last))) do
+    if outcome then there = there + 1 end
+    if outcome and outcome ~= '' then
       repeated[#repeated + 1] = first + i - 3
       repeated[#repeated + 1] = outcome
     end
   end
-end
-if #repeated > 0 then return repeated end
-if ARGV[10] then
-  local i = 1
-  for outcome in ARGV[10]:gmatch('[^\\n]+') do
-    i = i + 1
-    redis.call('SET', KEYS[i], outcome, 'PX', ARGV[9])
+  if redis.call('EXISTS', unpack(KEYS, first, last)) ~= there then
+    return redis.error_reply('WRONGTYPE an outcome would take the place of something else')
   end
 end
-if ARGV[7] == '1' then
-  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[8])
-else
-  redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
-  redis.call('HDEL', KEYS[1], 'value')
-end
-if ARGV[6] == '0' then
+if #repeated > 0 then return repeated end
+local has_life = 1
+if ARGV[7] == '0' then
+  redis.call('HDEL', KEYS[1], 'geventbatch:nothing')
+elseif ARGV[6] == '0' then
   redis.call('PERSIST', KEYS[1])
 elseif ARGV[6] ~= '' then
+  has_life = redis.call('PEXPIRE', KEYS[1], ARGV[6])
+end
+local recorded = 1
+if ARGV[10] then
+  for outcome in ARGV[10]:gmatch('[^\\n]+') do
+    recorded = recorded + 1
+    redis.call('SET', KEYS[recorded], outcome, 'PX', ARGV[9])
+  end
+end
+local saved
+if ARGV[7] == '1' then
+  saved = redis.pcall('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5], 'value', ARGV[8])
+else
+  saved = redis.pcall('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
+end
+if type(saved) == 'table' and saved.err then
+  for i = 2, recorded do redis.call('SET', KEYS[i], '', 'PX', 1) end
+  return redis.error_reply('NOTSAVED ' .. saved.err)
+end
+if ARGV[7] == '0' then
+  redis.call('HDEL', KEYS[1], 'value')
+  redis.pcall('PEXPIRE', KEYS[1], ARGV[6])
+elseif has_life == 0 then
   redis.call('PEXPIRE', KEYS[1], ARGV[6])
 end
 return 1
@@ -96,7 +120,7 @@ if saves:find(':' .. ARGV[6], 1, true) then return 'saved' end
 if saves:find('!' .. ARGV[6], 1, true) then return 'fenced' end
 if as_loaded then
   redis.call('HSET', KEYS[1], 'version', ARGV[4], 'saves', ARGV[5])
-  if ARGV[1] == '' and ARGV[3] == '0' then redis.call('PEXPIRE', KEYS[1], ARGV[8]) end
+  if ARGV[1] == '' and ARGV[3] == '0' then redis.pcall('PEXPIRE', KEYS[1], ARGV[8]) end
   return 'fenced'
 end
 if ARGV[7] ~= '' and saves:find(ARGV[7], 1, true) then return 'changed' end

@@ -6,32 +6,28 @@
 from __future__ import annotations
 
 import json
-import re
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 from uuid import UUID
 
 from redis import Redis, RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
 
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
-from geventbatch.stores._redis_save import Recorded, Save, State
+from geventbatch.stores._redis_names import has_tag
+from geventbatch.stores._redis_resources import Resources
 from geventbatch.stores._redis_scope import Scope
-from geventbatch.stores._redis_scripts import LOAD, TRACE_MILLISECONDS
-from geventbatch.stores._redis_server import Cluster, Server, exchange
+from geventbatch.stores._redis_server import Cluster, Server
 from geventbatch.stores._reuse import kept_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable
 
-    from geventbatch import Batch
     from geventbatch.stores._bulk_redis import BulkRedis
-    from geventbatch.stores._reuse import Kept, Reuse
+    from geventbatch.stores._reuse import Reuse
 
 R = TypeVar("R")
 
-TAG: Final = re.compile(rb"^[^{]*\{[^}]+\}")
-"""By what is between these braces, where they are, a cluster knows the slot of a key."""
+_LONGEST: Final = 2**62 // 1000
+"""Seconds, some million years: Redis has 64 bits for the millisecond in which something expires."""
 
 
 class RedisStore(Generic[R]):
@@ -92,27 +88,30 @@ class RedisStore(Generic[R]):
             raise TypeError(f"prefix is {prefix!r}, but must be a str")
         _check_functions(encode=encode, decode=decode)
         _check_missing(missing)
-        self._server = Cluster(client) if isinstance(client, RedisCluster) else Server(client)
-        self._prefix = prefix.encode()
-        self._encode: Callable[[R], str | bytes] = _json if encode is None else encode
-        self._decode: Callable[[bytes], R] = json.loads if decode is None else decode
-        self._missing = missing
-        self._ttl = None if ttl is None else _milliseconds("ttl", ttl)
-        self._kept: Kept[State] | None = kept_by(reuse_resource)
-        self._idempotency_ttl = None if idempotency_ttl is None else _milliseconds("idempotency_ttl", idempotency_ttl)
+        self._resources: Resources[R] = Resources(
+            server=Cluster(client) if isinstance(client, RedisCluster) else Server(client),
+            prefix=prefix.encode(),
+            encode=_json if encode is None else encode,
+            decode=json.loads if decode is None else decode,
+            missing=missing,
+            milliseconds=_milliseconds("ttl", ttl),
+            outcome_milliseconds=_milliseconds("idempotency_ttl", idempotency_ttl),
+            kept=kept_by(reuse_resource),
+        )
+        self._kept = self._resources.kept
 
     def __repr__(self) -> str:
         """Say where it keeps what."""
-        return f"<RedisStore {self._prefix.decode()!r} on {self._server!r}>"
+        return f"<RedisStore {self._resources.prefix.decode()!r} on {self._resources.server!r}>"
 
     def __call__(self, key: str) -> Scope[R]:
         """The resource scope of *key*. Switches: no; entering and leaving it does."""
-        return Scope(self, self.normalize_key(key))
+        return Scope(self._resources, self.normalize_key(key))
 
     @property
     def keeps_outcomes(self) -> bool:
         """Whether it records the outcomes of operations with an idempotency key."""
-        return self._idempotency_ttl is not None
+        return self._resources.outcome_milliseconds is not None
 
     @property
     def open_resources(self) -> BulkRedis[R]:
@@ -125,7 +124,7 @@ class RedisStore(Generic[R]):
         """
         from geventbatch.stores._bulk_redis import BulkRedis
 
-        return BulkRedis(self)
+        return BulkRedis(self, self._resources)
 
     def normalize_key(self, key: Hashable) -> str:
         """The text that *key* is in Redis, so that ``42`` and ``"42"`` are one. Switches: no.
@@ -152,8 +151,8 @@ class RedisStore(Generic[R]):
 
     def check_outcomes(self, key: Hashable) -> None:
         """Raise a `ValueError` if a cluster can keep no outcomes beside the resource at *key*. Switches: no."""
-        name = self._name(self.normalize_key(key))
-        if isinstance(self._server, Cluster) and b"}" in name and not TAG.search(name):
+        name = self._resources.name(self.normalize_key(key))
+        if isinstance(self._resources.server, Cluster) and b"}" in name and not has_tag(name):
             raise ValueError(
                 f"the key {key!r} is {name!r} in Redis: beside it a cluster can keep no outcomes of operations with an "
                 "idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys without one, or "
@@ -164,130 +163,6 @@ class RedisStore(Generic[R]):
         """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
         if self._kept is not None:
             self._kept.clear()
-
-    # -- for its scopes -------------------------------------------------------------------------------------
-
-    def take(self, key: str) -> State | None:
-        """What is kept, if it is."""
-        return None if self._kept is None else self._kept.take(key)
-
-    def keep(self, key: str, state: State) -> None:
-        """Keep what is there now; but what has no token, since a hash that is made anew may look the same."""
-        if self._kept is not None and state.value is not None and state.saves:
-            self._kept.put(key, state)
-
-    def load(self, key: str) -> State:
-        """What is in Redis."""
-        found = self._server.load(self._name(key))
-        return State.of(key, *found)
-
-    def resource_of(self, key: str, state: State) -> R:
-        """Decode it, or make it."""
-        if state.value is not None:
-            try:
-                return self._decode(state.value)
-            except Exception as error:
-                raise ValueError(
-                    f"the value of {key!r} in Redis cannot be decoded: {type(error).__name__}: {error}"
-                ) from error
-        if callable(self._missing):
-            return self._missing(key)
-        raise ResourceMissing(f"there is no {key!r} in Redis", key=key)
-
-    def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
-        """Write what the batch has made of it, if that is something else, and give what is there then."""
-        value = self.value_of(key, loaded, resource, batch)
-        if value == loaded.value and not batch.outcomes:
-            return loaded
-        save = Save(self._server, key, self._name(key), loaded, batch)
-        return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
-
-    def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
-        """What the batch has made of it."""
-        if not batch.completed:
-            return loaded.value
-        return None if batch.deleted else self._encoded(key, resource)
-
-    def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
-        """What is in Redis at each of them, or what went wrong there."""
-        commands = {key: ("EVAL", LOAD, 1, self._name(key)) for key in keys}
-        found: dict[str, State | Exception] = {}
-        for key, answer in self._exchange(commands, batch).items():
-            try:
-                # Alone, the client tries again, and looks where a key has moved to.
-                found[key] = self.load(key) if isinstance(answer, Exception) else State.of(key, *answer)
-            except Exception as error:
-                found[key] = error
-        return found
-
-    def save_all(self, changes: dict[str, tuple[State, bytes | None]], batch: Batch) -> dict[str, Exception]:
-        """Write these values, each if it is still as it was loaded; give what those fail with that were not."""
-        saves = {key: Save(self._server, key, self._name(key), loaded, batch) for key, (loaded, _) in changes.items()}
-        commands = {
-            key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
-            for key, (loaded, value) in changes.items()
-        }
-        failed: dict[str, Exception] = {}
-        for key, answer in self._exchange(commands, batch).items():
-            try:
-                saves[key].understand(answer, [])
-            except Exception as error:
-                failed[key] = error
-        return failed
-
-    def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
-        """Send them, to each node its own as one message, each once; give the answers, or errors in their place."""
-        answers: dict[str, Any] = {}
-        by_pool: dict[int, tuple[Any, dict[str, tuple[Any, ...]]]] = {}
-        for key, command in commands.items():
-            try:
-                pool = self._server.pool_of(self._name(key))
-            except (RedisError, RedisClusterException) as error:
-                answers[key] = NotSaved(f"no node for {key!r}, it was not saved: {error}")
-            else:
-                by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
-        for pool, some in by_pool.values():
-            answers |= exchange(pool, some, batch)
-        return answers
-
-    def compare(self, key: str, kept: State) -> None:
-        """Raise a `Conflict` unless it is there as it was kept."""
-        try:
-            there = self.load(key)
-        except (RedisError, RedisClusterException, ValueError) as error:
-            raise NotSaved(f"{key!r} cannot be compared: {error}") from error
-        if there != kept:
-            raise Conflict(f"{key!r} was changed by somebody else since this process has saved it")
-
-    def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
-        """What is recorded of operations with them."""
-        wanted = self._recorded_at(key, idempotency_keys).names
-        found = self._server.load_outcomes(self._name(key), list(wanted.values()))
-        return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told is not None}
-
-    def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> Recorded:
-        first = self._name(key)
-        if not TAG.search(first):
-            first = b"{%b}" % first  # which makes it a tag, unless there is a } in it (see `check_outcomes`)
-        names = {one: b"%b:idempotency:%b" % (first, one.encode()) for one in idempotency_keys}
-        return Recorded(names, self._idempotency_ttl or 0)
-
-    def _name(self, key: str) -> bytes:
-        return self._prefix + key.encode(errors="surrogateescape")
-
-    def _encoded(self, key: str, resource: R) -> bytes:
-        try:
-            value = self._encode(resource)
-            return value.encode() if isinstance(value, str) else bytes(value)
-        except Exception as error:
-            raise Rejected(f"{key!r} cannot be encoded any more, nothing was saved: {error}") from error
-
-    def _lives(self, loaded: State, value: bytes | None) -> str | int:
-        if value is None:
-            return TRACE_MILLISECONDS
-        if self._ttl is not None:
-            return self._ttl
-        return 0 if loaded.value is None else ""
 
 
 # -- options --------------------------------------------------------------------------------------------------
@@ -313,9 +188,11 @@ def _check_missing(missing: object) -> None:
         raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that makes the resource of a key')
 
 
-def _milliseconds(option: str, ttl: object) -> int:
+def _milliseconds(option: str, ttl: object) -> int | None:
+    if ttl is None:
+        return None
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         raise TypeError(f"{option} is {ttl!r}, but must be seconds or None")
     if not 0 < ttl < inf:
         raise ValueError(f"{option} is {ttl!r}, but must be more than 0 seconds, and finite, or None")
-    return max(1, round(ttl * 1000))
+    return max(1, round(min(ttl, _LONGEST) * 1000))

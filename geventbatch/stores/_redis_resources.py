@@ -1,0 +1,159 @@
+"""What the scopes of one store in Redis have in common: names, encodings, how long what is saved lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from redis.exceptions import RedisClusterException, RedisError
+
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._redis_names import outcome_name
+from geventbatch.stores._redis_save import Recorded, Save, State
+from geventbatch.stores._redis_scripts import LOAD, TRACE_MILLISECONDS
+from geventbatch.stores._redis_server import Server, exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from geventbatch import Batch
+    from geventbatch.stores._reuse import Kept
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(Generic[R]):
+    """What the scopes of one store have in common."""
+
+    server: Server
+    prefix: bytes
+    encode: Callable[[R], str | bytes]
+    decode: Callable[[bytes], R]
+    missing: Literal["raise"] | Callable[[str], R]
+    milliseconds: int | None
+    """That a resource lives after its last change."""
+    outcome_milliseconds: int | None
+    """That an outcome is kept."""
+    kept: Kept[State] | None
+
+    def take(self, key: str) -> State | None:
+        """What is kept, if it is."""
+        return None if self.kept is None else self.kept.take(key)
+
+    def keep(self, key: str, state: State) -> None:
+        """Keep what is there now; but what has no token, since a hash that is made anew may look the same."""
+        if self.kept is not None and state.value is not None and state.saves:
+            self.kept.put(key, state)
+
+    def load(self, key: str) -> State:
+        """What is in Redis."""
+        found = self.server.load(self.name(key))
+        return State.of(key, *found)
+
+    def resource_of(self, key: str, state: State) -> R:
+        """Decode it, or make it."""
+        if state.value is not None:
+            try:
+                return self.decode(state.value)
+            except Exception as error:
+                raise ValueError(
+                    f"the value of {key!r} in Redis cannot be decoded: {type(error).__name__}: {error}"
+                ) from error
+        if callable(self.missing):
+            return self.missing(key)
+        raise ResourceMissing(f"there is no {key!r} in Redis", key=key)
+
+    def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
+        """Write what the batch has made of it, if that is something else, and give what is there then."""
+        value = self.value_of(key, loaded, resource, batch)
+        if value == loaded.value and not batch.outcomes:
+            return loaded
+        save = Save(self.server, key, self.name(key), loaded, batch)
+        return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
+        """What the batch has made of it."""
+        if not batch.completed:
+            return loaded.value
+        return None if batch.deleted else self._encoded(key, resource)
+
+    def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
+        """What is in Redis at each of them, or what went wrong there."""
+        commands = {key: ("EVAL", LOAD, 1, self.name(key)) for key in keys}
+        found: dict[str, State | Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                # Alone, the client tries again, and looks where a key has moved to.
+                found[key] = self.load(key) if isinstance(answer, Exception) else State.of(key, *answer)
+            except Exception as error:
+                found[key] = error
+        return found
+
+    def save_all(self, changes: dict[str, tuple[State, bytes | None]], batch: Batch) -> dict[str, Exception]:
+        """Write these values, each if it is still as it was loaded; give what those fail with that were not."""
+        saves = {key: Save(self.server, key, self.name(key), loaded, batch) for key, (loaded, _) in changes.items()}
+        commands = {
+            key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
+            for key, (loaded, value) in changes.items()
+        }
+        failed: dict[str, Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                saves[key].understand(answer, [])
+            except Exception as error:
+                failed[key] = error
+        return failed
+
+    def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
+        """Send them, to each node its own as one message, each once; give the answers, or errors in their place."""
+        answers: dict[str, Any] = {}
+        by_pool: dict[int, tuple[Any, dict[str, tuple[Any, ...]]]] = {}
+        for key, command in commands.items():
+            try:
+                pool = self.server.pool_of(self.name(key))
+            except (RedisError, RedisClusterException) as error:
+                answers[key] = NotSaved(f"no node for {key!r}, it was not saved: {error}")
+            else:
+                by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
+        for pool, some in by_pool.values():
+            answers |= exchange(pool, some, batch)
+        return answers
+
+    def compare(self, key: str, kept: State) -> None:
+        """Raise a `Conflict` unless it is there as it was kept."""
+        try:
+            there = self.load(key)
+        except (RedisError, RedisClusterException, ValueError) as error:
+            raise NotSaved(f"{key!r} cannot be compared: {error}") from error
+        if there != kept:
+            raise Conflict(f"{key!r} was changed by somebody else since this process has saved it")
+
+    def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
+        """What is recorded of operations with them."""
+        wanted = self._recorded_at(key, idempotency_keys).names
+        found = self.server.load_outcomes(self.name(key), list(wanted.values()))
+        return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told}
+
+    def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> Recorded:
+        resource = self.name(key)
+        names = {one: outcome_name(resource, one.encode()) for one in idempotency_keys}
+        return Recorded(names, self.outcome_milliseconds or 0)
+
+    def name(self, key: str) -> bytes:
+        """What the hash of *key* is called."""
+        return self.prefix + key.encode(errors="surrogateescape")
+
+    def _encoded(self, key: str, resource: R) -> bytes:
+        try:
+            value = self.encode(resource)
+            return value.encode() if isinstance(value, str) else bytes(memoryview(value))
+        except Exception as error:
+            raise Rejected(f"{key!r} cannot be encoded any more, nothing was saved: {error}") from error
+
+    def _lives(self, loaded: State, value: bytes | None) -> str | int:
+        if value is None:
+            return TRACE_MILLISECONDS
+        if self.milliseconds is not None:
+            return self.milliseconds
+        return 0 if loaded.is_trace() else ""
