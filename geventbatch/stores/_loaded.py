@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified
 
 from geventbatch.errors import Conflict, Rejected
+from geventbatch.stores._bound import exact
+from geventbatch.stores._watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from sqlalchemy.orm import InstanceState, Session
+    from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from geventbatch.stores._mapping import Mapping
 
@@ -23,7 +24,6 @@ class Loaded:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     claimed: bool  # the row is ours to write
-    _mutable: dict[str, Any]  # copies of what was loaded and can change without SQLAlchemy's knowing
 
     def __init__(
         self, mapping: Mapping, key: Hashable, session: Session, resource: Any, token: Sequence[Any] | None
@@ -35,14 +35,11 @@ class Loaded:
         self.resource = resource
         self.claimed = mapping.locking
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
-        self._mutable = {}
+        self._watched = watched(session, mapping)
         if token is not None:
             self.identity = sa.inspect(resource).identity
-            loaded = self._values()
-            self._mutable = _copies(loaded)
-            # What a save compares, where it has to; and what was loaded of that.
-            self._compared = mapping.token or tuple(mapping.columns[name] for name in loaded)
-            self._token = tuple(token) or tuple({**loaded, **self._mutable}.values())
+            self._token = tuple(token)
+            self._watched.sees(resource)
 
     def changes(self) -> bool:
         """Whether the session has something to write."""
@@ -50,24 +47,23 @@ class Loaded:
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
 
     def flag_mutated(self) -> None:
-        """Tell SQLAlchemy of lists and dictionaries that were changed in place, which it does not see by itself."""
-        if self.resource not in self._session:
-            return
-        for name, value in self._values().items():
-            if isinstance(value, (list, dict, set, bytearray)) and (
-                name not in self._mutable or self._mutable[name] != value  # or nobody knows what the database has
-            ):
-                flag_modified(self.resource, name)
+        """Tell SQLAlchemy of what was changed so that it does not see it by itself."""
+        self._watched.flag(self._session)
 
     def has_flushed(self) -> None:
-        """What can change in place is now as it is in the database."""
-        self._mutable = _copies(self._values())
+        """What was flushed is now as it is in the database."""
+        self._watched.has_flushed()
 
     def rolled_back(self) -> None:
         """A savepoint: nobody knows any more what the database has."""
-        self._mutable = {}
+        self._watched.forget()
 
-    def refuse_expressions(self) -> None:
+    def flushes(self) -> None:
+        """A flush begins."""
+        self._refuse_expressions()
+        self._watched.flushes(self._session)
+
+    def _refuse_expressions(self) -> None:
         """An expression that one operation has assigned would be lost in that of the next one."""
         for name, value in self._values().items():
             if hasattr(value, "__clause_element__") or isinstance(value, sa.ClauseElement):
@@ -102,13 +98,26 @@ class Loaded:
         if self.claimed:
             return
         if self.identity is not None:
-            mapper = self._mapping.mapper
+            mapper: Mapper[Any] = sa.inspect(self.resource).mapper
+            named = self._mapping.columns_of(mapper).named
+            seen = self._watched.seen
             is_row = (column == value for column, value in zip(mapper.primary_key, self.identity, strict=True))
-            claim = sa.select(*self._compared).select_from(mapper.selectable).where(*is_row)
-            row = connection.execute(claim.with_for_update(of=mapper.local_table, key_share=True)).one_or_none()
-            if row is None or tuple(row) != self._token:
+            claim = sa.select(*self._mapping.token, *[named[name] for name in seen]).select_from(mapper.selectable)
+            row = connection.execute(
+                claim.where(*is_row).with_for_update(of=list(mapper.tables), key_share=True)
+            ).one_or_none()
+            if row is None or not self._is_same(mapper, row):
                 raise self.conflict()
         self.claimed = True
+
+    def _is_same(self, mapper: Mapper[Any], row: Sequence[Any]) -> bool:
+        if self._mapping.token:
+            return tuple(row) == self._token
+        in_place = self._mapping.columns_of(mapper).in_place
+        return not any(
+            in_place[name].differ(seen, value) if name in in_place else exact(seen) != exact(value)
+            for (name, seen), value in zip(self._watched.seen.items(), row, strict=True)
+        )
 
     def conflict(self) -> Conflict:
         """What a save is that finds another row than was loaded."""
@@ -118,8 +127,3 @@ class Loaded:
         """Of the columns that are loaded."""
         state: InstanceState[Any] = sa.inspect(self.resource)
         return {name: state.dict[name] for name in self._mapping.columns if name in state.dict}
-
-
-def _copies(values: dict[str, Any]) -> dict[str, Any]:
-    """Of those that can change in place."""
-    return {name: deepcopy(value) for name, value in values.items() if isinstance(value, (list, dict, set, bytearray))}

@@ -182,16 +182,14 @@ class MappedScope:
     def flushes(self) -> None:
         """The session is about to flush: count the version, once."""
         session = self._session
-        self._loaded.refuse_expressions()
+        self._loaded.flushes()
         if self._loaded.changes():
             self._loaded.touch()
         deletes = self._loaded.resource in session.deleted
         if not deletes and not (self._loaded.resource in session.dirty and session.is_modified(self._loaded.resource)):
             return
         mapping = self._mapping
-        if mapping.counts_itself:
-            self._loaded.claimed = True  # it compares the version in this flush
-        elif mapping.version is not None and not deletes and not self._counted:
+        if mapping.version is not None and not mapping.counts_itself and not deletes and not self._counted:
             self._counted = True
             setattr(self._loaded.resource, mapping.version, getattr(self._loaded.resource, mapping.version) + 1)
 
@@ -295,17 +293,13 @@ class MappedScope:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""
         session = self._session
         return (
-            self._claims_nothing()
+            self._loaded.claimed
             and not session.new
             and not session.deleted
             and not any(is_instance(row) for row in rows)
             and all(len(list(getattr(session.dispatch, name))) == 1 for name in _EVENTS)  # those are ours
             and not list(session.dispatch.after_flush)
         )
-
-    def _claims_nothing(self) -> bool:
-        session = self._session
-        return self._loaded.claimed or (self._mapping.counts_itself and session.is_modified(self._loaded.resource))
 
     def _delete(self) -> None:
         session = self._session

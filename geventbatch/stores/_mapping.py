@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
+
+from geventbatch.stores._bound import Columns
+from geventbatch.stores._watched import watch_refreshes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -34,8 +37,9 @@ class Mapping:
     counts_itself: bool
     """The mapper has a `version_id_col`."""
     token: tuple[sa.ColumnElement[Any], ...]
-    """What is compared at the save; where it is empty, all columns are."""
+    """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
     outcomes: OutcomeTable | None = None
+    _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
 
     @cached_property
     def name(self) -> str:
@@ -43,10 +47,23 @@ class Mapping:
         return str(self.mapper.class_.__name__)
 
     @cached_property
-    def columns(self) -> dict[str, sa.ColumnElement[Any]]:
-        """The columns of all attributes that are columns and nothing else."""
-        columns = {attribute.key: attribute.columns[0] for attribute in self.mapper.column_attrs}
-        return {name: column for name, column in columns.items() if isinstance(column, sa.Column)}
+    def columns(self) -> dict[str, sa.Column[Any]]:
+        """The columns of all attributes of the class that are columns and nothing else."""
+        return self.columns_of(self.mapper).named
+
+    def columns_of(self, mapper: Mapper[Any]) -> Columns:
+        """The columns of a class whose instances are in the session: of this one, of its children, of others."""
+        found = self._columns.get(mapper)
+        if found is None:
+            found = self._columns[mapper] = Columns(mapper, self.engine.dialect)
+            if found.in_place or (self.sees_all and mapper.isa(self.mapper)):
+                watch_refreshes(mapper.class_)
+        return found
+
+    @cached_property
+    def sees_all(self) -> bool:
+        """Whether a save compares the row with all that was loaded of it."""
+        return not self.locking and not self.token
 
     @cached_property
     def load(self) -> sa.Select[Any]:
@@ -108,16 +125,18 @@ def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
     return version
 
 
-def token_of(mapper: Mapper[Any], version: str | None, dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
-    """What tells whether a row was changed: its version, or PostgreSQL's xmin; nothing where there is neither."""
-    if version is not None:
-        return (_column(_attribute(mapper, version)),)
-    if mapper.version_id_col is not None:
-        return (mapper.version_id_col,)
-    if dialect.name == "postgresql" and isinstance(mapper.local_table, sa.Table) and not mapper.inherits:
-        name = dialect.identifier_preparer.quote(mapper.local_table.name)
-        return (sa.cast(sa.literal_column(f"{name}.xmin"), sa.Text),)
-    return ()
+def token_of(mapper: Mapper[Any], dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
+    """What tells whether a row was changed, or deleted and made anew: PostgreSQL's xmin; elsewhere nothing does."""
+    tables = [table for table in mapper.tables if isinstance(table, sa.Table)]
+    if dialect.name != "postgresql" or len(tables) != len(mapper.tables):
+        return ()
+    return tuple(sa.cast(_xmin(table), sa.Text).label(f"_xmin_{i}") for i, table in enumerate(tables))
+
+
+def _xmin(table: sa.Table) -> sa.ColumnElement[Any]:
+    column: sa.ColumnClause[Any] = sa.column("xmin")
+    column.table = table
+    return column
 
 
 def python_type(column: sa.ColumnElement[Any]) -> type | None:

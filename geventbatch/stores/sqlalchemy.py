@@ -33,6 +33,7 @@ from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._session import session_factory
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
 from geventbatch.stores._transaction import transaction_class
+from geventbatch.stores._watched import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -317,9 +318,10 @@ class SQLAlchemyStore(Generic[ResourceT]):
             locking=chosen == "lock",
             version=version_attribute(mapper, version),
             counts_itself=mapper.version_id_col is not None,
-            token=() if chosen == "lock" else token_of(mapper, version, engine.dialect),
+            token=() if chosen == "lock" else token_of(mapper, engine.dialect),
             outcomes=outcomes,
         )
+        watch(sessions, mapping)
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
         return SQLAlchemyStore(
