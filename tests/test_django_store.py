@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from django.db import DataError, IntegrityError, OperationalError, connections, transaction
+from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F
@@ -529,16 +529,6 @@ def test_after_a_peak_idle_connections_are_closed_when_they_are_old(postgres: st
     with Processor(open_resource=store, min_duration=0, max_duration=10) as processor:
         run_side_by_side(processor, names)
         wait_until(lambda: run_one_and_count() == 1)
-
-
-def test_a_key_that_django_knows_to_be_nowhere_has_a_transaction_too(postgres: str) -> None:
-    def change(resource: Ticket) -> None:
-        Entry.objects.using(postgres).create(text="not saved")
-
-    store = DjangoStore(Ticket, using=postgres, missing=lambda number: Ticket(number=number))
-    with Processor(open_resource=store, min_duration=0) as processor:
-        assert isinstance(answer_of(processor.run, 10**12, change), DataError)  # no such integer in PostgreSQL
-    assert not Entry.objects.using(postgres).exists()
 
 
 def test_a_statement_is_ended_by_the_server_before_the_deadline(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:

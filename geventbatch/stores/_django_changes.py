@@ -1,7 +1,8 @@
 """What a batch has changed in a model instance: its columns' values now, against those that were loaded.
 
-A value that nobody can change in place is kept as it is. Of any other (what a JSONField gives, say) an encoding is
-kept: two that differ although their values are equal cost an UPDATE, and a change can never be missed.
+Told by what the database would be sent. A value that nobody can change in place is kept as it is; of any other (what a
+JSONField gives, say) an encoding is kept: two that differ although the values are equal cost an UPDATE, and a change
+can never be missed.
 """
 
 from __future__ import annotations
@@ -9,58 +10,145 @@ from __future__ import annotations
 import pickle
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from django.core.files import File
+from django.db.models import Field, FileField
+
+from geventbatch.stores._django_fields import pk_fields
+
 if TYPE_CHECKING:
-    from django.db.models import Field, Model
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
 
 _IMMUTABLE: Final = frozenset(
     {bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID},
 )
+_COARSE: Final = frozenset({datetime, Decimal, float, time})
+"""Equal and not the same: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
+_BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
 
 
-def columns(model: type[Model]) -> list[Field[Any, Any]]:
+class _Untold:
+    """Equal to nothing."""
+
+
+@cache
+def columns(model: type[Model]) -> tuple[Field[Any, Any], ...]:
     """The fields of *model* that a batch may write: not its key, not what the database computes."""
-    return [
+    own = pk_fields(model)
+    return tuple(
         field
         for field in model._meta.concrete_fields
-        if not field.primary_key and not getattr(field, "generated", False)
+        if field not in own and not field.primary_key and not getattr(field, "generated", False)
+    )
+
+
+@cache
+def computed(model: type[Model]) -> tuple[Field[Any, Any], ...]:
+    """The columns that are written whenever another one is: they follow the clock, or a `pre_save` of their own."""
+    return tuple(field for field in columns(model) if _computes(field))
+
+
+def _computes(field: Field[Any, Any]) -> bool:
+    own: Any = type(field).pre_save
+    return bool(getattr(field, "auto_now", False)) or not str(own.__module__).startswith("django.db.models.fields")
+
+
+def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, object]:
+    """The values of all columns, in a form that later changes of the instance do not reach.
+
+    Raises:
+        TypeError: Of one, nobody could tell whether it has changed.
+    """
+    values = instance.__dict__
+    found = {}
+    for field in instance._meta.concrete_fields:
+        name = field.attname
+        if name in values:
+            value = values[name]
+            kept = found[name] = value if type(value) in _IMMUTABLE else _encoded(field, value, connection)
+            if isinstance(kept, _Untold):
+                raise TypeError(
+                    f"whether {field} has changed cannot be told: its value is a {type(value).__name__}, of which "
+                    "get_db_prep_save() gives nothing that is the same each time, and pickle nothing at all"
+                )
+    return found
+
+
+def same(state: dict[str, object], other: dict[str, object]) -> bool:
+    """Whether two states are of the same row."""
+    return state.keys() == other.keys() and not any(differ(value, other[name]) for name, value in state.items())
+
+
+def changed(instance: Model, loaded: dict[str, object], connection: BaseDatabaseWrapper) -> list[Field[Any, Any]]:
+    """The fields whose columns have to be written: those with another value, and then those that are computed."""
+    model, values = type(instance), instance.__dict__
+    found = [
+        field
+        for field in columns(model)
+        if field.attname in values and has_changed(field, values[field.attname], loaded, connection)
     ]
+    return found and [*found, *(field for field in computed(model) if field not in found)]
 
 
-def state_of(instance: Model) -> dict[str, object]:
-    """The values of all columns, in a form that later changes of the instance do not reach."""
-    values = instance.__dict__
-    return {
-        field.attname: _kept(field, values[field.attname])
-        for field in instance._meta.concrete_fields
-        if field.attname in values
-    }
-
-
-def changed(instance: Model, loaded: dict[str, object]) -> list[Field[Any, Any]]:
-    """The fields whose columns have to be written: those with another value, and then those that follow the clock."""
-    fields = columns(type(instance))
-    found = [field for field in fields if _has_changed(field, instance, loaded)]
-    return found and [field for field in fields if field in found or getattr(field, "auto_now", False)]
-
-
-def _has_changed(field: Field[Any, Any], instance: Model, loaded: dict[str, object]) -> bool:
-    values = instance.__dict__
-    if field.attname not in values:
-        return False
+def has_changed(
+    field: Field[Any, Any], value: object, loaded: dict[str, object], connection: BaseDatabaseWrapper
+) -> bool:
+    """Whether *value* is another one than was loaded."""
     if field.attname not in loaded:
         return True
-    before, after = loaded[field.attname], _kept(field, values[field.attname])
-    return type(before) is not type(after) or before != after
+    return differ(loaded[field.attname], kept(field, value, connection))
 
 
-def _kept(field: Field[Any, Any], value: object) -> object:
-    if type(value) in _IMMUTABLE:
-        return value
+def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
+    """Something that is the same for values that the database would not tell apart."""
+    return value if type(value) in _IMMUTABLE else _encoded(field, value, connection)
+
+
+def differ(one: object, other: object) -> bool:
+    """Whether two of what `kept` gives are of different values."""
+    if one is other:
+        return False
+    if type(one) is not type(other):
+        return True
+    return repr(one) != repr(other) if type(one) in _COARSE else one != other
+
+
+def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+    if type(value) in _BUILT_IN:
+        pickled = _pickled(value)
+        if pickled is not None:
+            return pickled
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, File) and not (isinstance(field, FileField) and getattr(value, "_committed", False)):
+        return _Untold()  # it is put into its storage with the save, under a name that nobody knows yet
     try:
-        plain = field.get_prep_value(value)  # a FieldFile is its name
-        return plain if type(plain) in _IMMUTABLE else pickle.dumps(plain)
+        bound, again = (_bound(field, value, connection) for _ in range(2))
     except Exception:
-        return object()  # equal to nothing: such as a value that the field refuses, which saving will say
+        return _Untold()  # such as a value that the field refuses, which saving will say
+    if not differ(bound, again):
+        return bound
+    found = _pickled(value)  # of what has another form each time, such as what is encrypted
+    return _Untold() if found is None else found
+
+
+def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+    """What the driver gets for *value*."""
+    found = field.get_db_prep_save(value, connection)
+    if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's Json
+        found = found.obj if found.dumps is None else found.dumps(found.obj)
+    if type(found) in _IMMUTABLE:
+        return found
+    pickled = _pickled(found)
+    return _Untold() if pickled is None else pickled
+
+
+def _pickled(value: object) -> bytes | None:
+    try:
+        return pickle.dumps(value)
+    except Exception:
+        return None

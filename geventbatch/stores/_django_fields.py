@@ -1,58 +1,34 @@
-"""Look-ups of a model's fields: the one that is the key, the one that counts the saves."""
+"""Look-ups of a model's fields."""
 
 from __future__ import annotations
 
-from datetime import date, datetime
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import (
-    BinaryField,
-    CharField,
-    DateField,
-    DateTimeField,
-    DecimalField,
-    Field,
-    ForeignKey,
-    IntegerField,
-    TextField,
-    UUIDField,
-)
+from django.db.models import Field, IntegerField
 
 if TYPE_CHECKING:
     from django.db.models import Model
 
 
-def key_field(model: type[Model], by: str) -> Field[Any, Any]:
-    field = model._meta.pk if by == "pk" else _field(model, "by", by)
-    if not field.unique:
-        raise ValueError(f"by is {by!r}, but must name a unique field of {model._meta.label}, or be 'pk'")
-    return field
+def pk_fields(model: type[Model]) -> list[Field[Any, Any]]:
+    """The fields of the primary key: of a composite one (since Django 5.2) several. Switches: no."""
+    found: Any = getattr(model._meta, "pk_fields", [model._meta.pk])
+    return list(found)
 
 
-def key_type(field: Field[Any, Any]) -> type | None:
-    """The type of the values of *field*; None when it is none of the usual ones."""
-    while isinstance(field, ForeignKey):
-        field = field.target_field
-    return next((kind for fields, kind in _KEY_TYPES.items() if isinstance(field, fields)), None)
-
-
-_KEY_TYPES: Final[dict[type[Field[Any, Any]], type]] = {
-    IntegerField: int,
-    CharField: str,
-    TextField: str,
-    UUIDField: UUID,
-    DecimalField: Decimal,
-    BinaryField: bytes,
-    DateTimeField: datetime,
-    DateField: date,
-}
+def check_names(model: type[Model]) -> None:
+    """Raise `ValueError` at a name that Django does not get into a statement with parameters. Switches: no."""
+    fields = model._meta.concrete_fields
+    names = [*(field.model._meta.db_table for field in fields), *(field.column for field in fields)]
+    for name in names:
+        if name is not None and "%" in name:
+            raise ValueError(f"{model._meta.label} has the name {name!r}, which Django cannot send: it has a % in it")
 
 
 def version_field(model: type[Model], version: str) -> Field[Any, Any]:
-    field = _field(model, "version", version)
+    """The field that counts the saves. Raises `ValueError` where it cannot. Switches: no."""
+    field = column(model, "version", version)
     if not isinstance(field, IntegerField):
         raise ValueError(  # noqa: TRY004 - the name is of the right type
             f"version is {version!r}, but must name an integer field of {model._meta.label}"
@@ -60,7 +36,8 @@ def version_field(model: type[Model], version: str) -> Field[Any, Any]:
     return field
 
 
-def _field(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
+def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
+    """The field *name* of *model*, which *argument* names. Raises `ValueError` where it is no column. Switches: no."""
     try:
         field: object = model._meta.get_field(name)
     except FieldDoesNotExist:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from django.db import Error
-from django.db.models import Field, Model
+from django.core.exceptions import EmptyResultSet
+from django.db import Error, router
+from django.db.models import Model, QuerySet
+from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
 
 from geventbatch.errors import Conflict, ResourceMissing
-from geventbatch.stores._django_changes import changed, state_of
+from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
+from geventbatch.stores._django_fields import pk_fields
+from geventbatch.stores._django_query import evaluate, own_tables, reads_beside, whole_rows
+from geventbatch.stores._django_saving import has_own_save, takes
+from geventbatch.stores._key import row_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import QuerySet
+    from django.db.models import Field
 
     from geventbatch.stores._django_transaction import Statement, Transaction
     from geventbatch.stores.django import DjangoStore
@@ -32,6 +38,9 @@ class Row(Generic[M]):
     # -- mutable state, from the load on --------------------------------------------------------------------
     instance: M
     loaded: dict[str, object]
+    """What `state_of` gives of the row; of a new one, nothing."""
+    key: Any
+    """As the row itself has it: a collation may find it by another one."""
     _xmin: str | None
 
     def __init__(
@@ -45,22 +54,47 @@ class Row(Generic[M]):
         """There is no such row yet."""
         self.locks = store.locks(connection)
         """It is locked from the load on."""
-        self._has_xmin = not self.locks and store.has_xmin(connection)
+        self._has_xmin = not self.locks and connection.vendor == "postgresql"
+        self._compares_all = not self.locks and not self._has_xmin
 
     # -- load -----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Have the instance. Switches: yes."""
-        rows = self._store.rows(self._key)
+        rows = whole_rows(self._store.rows())
+        first: list[Statement] = []
         if self.locks:
-            rows = self._locked(rows)
+            if reads_beside(rows):
+                first = self._lock_first()
+            else:
+                rows = self._locked(rows)
+        rows = rows.filter(**self._store.row_key.where(self._key))
         if self._has_xmin:
-            rows = rows.extra(select={_XMIN: f"{self._table}.xmin::text"})  # noqa: S610 - a name that we quote
-        with self._transaction.loading():
+            rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
+        with self._transaction.loading(*first):
             found = self._first(rows)
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(_XMIN, None)
-        self.loaded = state_of(self.instance)
+        self.loaded = {} if self.new else state_of(self.instance, self._connection)
+        self.key = self._key if self.new else row_key(self._key, self._store.row_key.of(self.instance))
+
+    def _lock_first(self) -> list[Statement]:
+        """What locks the row, so that a statement behind it reads nothing older than the lock."""
+        rows = self._locked(self._plain_rows().filter(**self._store.row_key.where(self._key)))
+        try:
+            sql, params = self._ids(rows).query.get_compiler(self._store.using).as_sql()
+        except EmptyResultSet:  # Django knows that there is no such row
+            return []
+        return [(sql, params)]
+
+    def _plain_rows(self) -> QuerySet[M]:
+        """All rows, whatever the managers of the model leave out or join."""
+        rows: QuerySet[M] = QuerySet(self._store.model, using=self._store.using)
+        return rows.order_by() if self._store.model._meta.ordering else rows
+
+    def _ids(self, rows: QuerySet[M]) -> Any:
+        """The primary keys of *rows*; of a model of several tables all columns, so that all tables are locked."""
+        return rows if self._store.model._meta.parents else rows.values_list("pk")
 
     def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
         """Lock as an UPDATE does: whoever inserts a row that refers to this one need not wait.
@@ -79,37 +113,65 @@ class Row(Generic[M]):
 
     def _make(self) -> M:
         store = self._store
-        label = store.model._meta.label
+        label, name = store.model._meta.label, store.row_key.name
         if not callable(store.missing):
-            raise ResourceMissing(f"there is no {label} with {store.key_field.name} {self._key!r}", key=self._key)
+            raise ResourceMissing(f"there is no {label} with {name} {self._key!r}", key=self._key)
         made = store.missing(self._key)
         if not isinstance(made, store.model):
             raise TypeError(f"missing gave {made!r} for key {self._key!r}, but must give an unsaved {label}")
-        value = getattr(made, store.key_field.attname)
-        if value is None or store.normalize_key(value) != self._key:
+        if not store.row_key.is_of(made, self._key):
             raise ValueError(
-                f"missing gave a {label} whose {store.key_field.name} is {value!r} for key {self._key!r}, but must "
+                f"missing gave a {label} whose {name} is {store.row_key.of(made)!r} for key {self._key!r}, but must "
                 "be that"
             )
         self.new = True
+        made._state.db = store.using  # what is related to it is looked for there
+        self._take_db_defaults(made)
         return made
 
-    @property
-    def _table(self) -> str:
-        return self._connection.ops.quote_name(self._store.model._meta.db_table)
+    def _take_db_defaults(self, made: M) -> None:
+        """Have the database say what it would put into the new row: an operation would read an expression."""
+        values = vars(made)
+        fields = [field for field in made._meta.concrete_fields if _is_db_default(field, values.get(field.attname))]
+        if fields:
+            found = evaluate(self._connection, [(values[field.attname], field) for field in fields], {})
+            for field, value in zip(fields, found, strict=True):
+                setattr(made, field.attname, value)
 
-    # -- save -----------------------------------------------------------------------------------------------
+    # -- what has changed -----------------------------------------------------------------------------------
 
     def changes(self) -> list[Field[Any, Any]]:
-        """The fields to write. Switches: no."""
-        fields = changed(self.instance, self.loaded)
+        """The fields to write. Switches: no.
+
+        Raises:
+            TypeError: An operation has assigned an expression.
+            ValueError: Or an instance that was not saved.
+        """
+        prepare: Any = getattr(self.instance, "_prepare_related_fields_for_save", None)
+        if prepare is not None:  # takes over the keys of what was saved after it was assigned
+            prepare(operation_name="save")
+        fields = changed(self.instance, self.loaded, self._connection)
         for field in fields:
-            if hasattr(getattr(self.instance, field.attname), "resolve_expression"):
+            if hasattr(vars(self.instance).get(field.attname), "resolve_expression"):
                 raise TypeError(
                     f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
                     "assign a value"
                 )
         return fields
+
+    def check_key(self) -> None:
+        """Refuse to write another row than the one that was loaded. Switches: no."""
+        if self.new:
+            if not self._store.row_key.is_of(self.instance, self._key):
+                raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
+            return
+        for field in {*pk_fields(self._store.model), *self._store.row_key.fields}:
+            before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
+            if differ(before, kept(field, value, self._connection)):
+                what = "the primary key" if field in pk_fields(self._store.model) else f"{field.name}, the key"
+                raise ValueError(f"an operation changed {what} of the resource, from {before!r} to {value!r}")
+
+    # -- write ----------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
         """Where nobody is kept out by a lock, have the row change too when only something beside it does.
@@ -117,8 +179,7 @@ class Row(Generic[M]):
         Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
         Switches: yes.
         """
-        fields = self.instance._meta.concrete_fields
-        beside = [one for one in fields if not one.primary_key and not getattr(one, "generated", False)][:1]
+        beside = list(columns(self._store.model)[:1])
         if not self.locks and self._store.version_field is not None:
             self.update([], commits=False)
         elif self._has_xmin and beside:
@@ -126,19 +187,14 @@ class Row(Generic[M]):
         else:
             self.verify()
 
-    def check_key(self) -> None:
-        """Refuse to write another row than the one that was loaded. Switches: no."""
-        before = self.loaded.get(self._store.model._meta.pk.attname)
-        if not self.new and self.instance.pk != before:
-            raise ValueError(
-                f"an operation changed the primary key of the resource, from {before!r} to {self.instance.pk!r}"
-            )
-
     def update(self, fields: Sequence[Field[Any, Any]], *, commits: bool, recording: Sequence[Statement] = ()) -> None:
-        """Write *fields*, in one message with what is *recording* outcomes if it `is_joined`. Switches: yes."""
+        """Write *fields*, in one message with what is *recording* outcomes if it `is_joined`. Switches: yes.
+
+        Where a `save` of the model's own or a signal may compute another column, all are written, as `save()` does.
+        """
         names = [field.name for field in fields]
         version = self._store.version_field
-        checks = []
+        checks: list[Statement] = []
         if self.is_joined:
             checks = [*recording, self._check()]
         else:
@@ -147,8 +203,33 @@ class Row(Generic[M]):
         if version is not None:
             setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
             names.append(version.name)
+        only: dict[str, Any] = {} if self._computes else {"update_fields": names}
         with self._transaction.saving(*checks, commits=commits):
-            type(self.instance).save(self.instance, using=self._store.using, update_fields=names)
+            type(self.instance).save(self.instance, using=self._store.using, **only)
+
+    def insert(self, *, commits: bool) -> None:
+        """Write the new row. Switches: yes."""
+        self._transaction.take_write_lock()
+        with self._transaction.saving(commits=commits and self._is_plain):
+            type(self.instance).save(self.instance, using=self._store.using, force_insert=True)
+
+    def delete(self) -> None:
+        """Delete it, if it is as it was loaded. Switches: yes.
+
+        Raises:
+            RuntimeError: The model's own `delete` would do so elsewhere.
+        """
+        self.verify()
+        instance, using = self.instance, self._store.using
+        model = type(instance)
+        if takes(model.delete, "using"):
+            model.delete(instance, using=using)
+        elif router.db_for_write(model, instance=instance) == using:
+            model.delete(instance)
+        else:
+            raise RuntimeError(
+                f"{model.__name__}.delete() takes no using=…, and the routers send it elsewhere than to {using!r}"
+            )
 
     @property
     def is_joined(self) -> bool:
@@ -158,24 +239,38 @@ class Row(Generic[M]):
     @property
     def _is_plain(self) -> bool:
         """Whether saving is one statement, and calls nothing of the user's that could do more."""
+        meta = self.instance._meta
+        return not (self._computes or meta.parents or meta.select_on_save)
+
+    @property
+    def _computes(self) -> bool:
+        """Whether saving calls something of the user's, which may write more columns than have changed."""
         model = type(self.instance)
-        own = model.save is not Model.save or model.save_base is not Model.save_base
-        heard = pre_save.has_listeners(model) or post_save.has_listeners(model)
-        return not (own or heard or model._meta.parents or model._meta.select_on_save)
+        return has_own_save(model) or pre_save.has_listeners(model) or post_save.has_listeners(model)
+
+    # -- is it as it was loaded? ----------------------------------------------------------------------------
+
+    @property
+    def _xmins(self) -> str:
+        """What PostgreSQL counts for us, in each of the tables."""
+        quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._store.model))
+        return " || ',' || ".join(f"{table}.xmin::text" for table in quoted)
 
     def _rows_as_loaded(self) -> QuerySet[M]:
         """The row, if it is as it was loaded as far as the database can tell."""
-        rows = self._store.row_of(self.instance)
+        rows = self._plain_rows().filter(pk=self.instance.pk)
         version = self._store.version_field
+        if self.locks:
+            return rows
         if self._has_xmin:
-            return rows.extra(where=[f"{self._table}.xmin::text = %s"], params=[self._xmin])  # noqa: S610 - as above
-        if version is not None and not self.locks:
-            return rows.filter(**{version.attname: self.loaded[version.attname]})
+            rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
+        if version is not None:
+            rows = rows.filter(**{version.attname: self.loaded[version.attname]})
         return rows
 
-    def _check(self) -> tuple[str, Sequence[object]]:
+    def _check(self) -> Statement:
         """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
-        rows = self._locked(self._rows_as_loaded()).values_list("pk")
+        rows = self._ids(self._locked(self._rows_as_loaded()))
         sql, params = rows.query.get_compiler(self._store.using).as_sql()
         checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CHANGED} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
@@ -187,20 +282,17 @@ class Row(Generic[M]):
         self._transaction.take_write_lock()
         with self._transaction.saving():
             found = self._first(self._locked(self._rows_as_loaded()))
-        by_row = self._store.version_field is None and not self._has_xmin
-        if found is None or (by_row and state_of(found) != self.loaded):
+        if found is None or (self._compares_all and not same(state_of(found, self._connection), self.loaded)):
             raise self.conflict()
 
     def conflict(self) -> Conflict:
         """What to raise when the row is not as it was loaded. Switches: no."""
         return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")
 
-    def insert(self, *, commits: bool) -> None:
-        """Write the new row. Switches: yes."""
-        self._transaction.take_write_lock()
-        with self._transaction.saving(commits=commits and self._is_plain):
-            type(self.instance).save(self.instance, using=self._store.using, force_insert=True)
-
     def is_conflict(self, error: Error) -> bool:
         """Whether *error* came from `_check`. Switches: no."""
         return _CHANGED in str(error)
+
+
+def _is_db_default(field: Field[Any, Any], value: object) -> bool:
+    return hasattr(value, "resolve_expression") and getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED

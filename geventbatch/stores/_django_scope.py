@@ -113,8 +113,8 @@ class Scope(Generic[M]):
 
     def _outcomes(self) -> Outcomes:
         store = self._store
-        name = f"{store.model._meta.db_table} by {store.key_field.attname}"
-        return Outcomes(store.outcome_table(self._connection), name, self._key)
+        name = f"{store.model._meta.db_table} by {store.row_key.attnames}"
+        return Outcomes(store.outcome_table(self._connection), name, self._row.key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
@@ -218,8 +218,7 @@ class Scope(Generic[M]):
         recording = [] if self._recording is None else [self._recording.statement()]
         if self._batch.deleted:
             if not row.new:
-                row.verify()
-                type(row.instance).delete(row.instance)
+                row.delete()
         elif row.new:
             row.insert(commits=not rows)
         elif fields:
@@ -239,7 +238,7 @@ class Scope(Generic[M]):
         self._transaction.roll_back(error)
         there = True  # also where nobody can look: the replay will see
         with suppress(Error):
-            there = self._store.rows(self._key).exists()
+            there = self._store.rows().filter(**self._store.row_key.where(self._key)).exists()
         if there:
             raise self._row.conflict() from error
         raise _sql.not_saved(error, self._key) from error

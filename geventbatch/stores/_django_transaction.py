@@ -83,13 +83,15 @@ class Transaction:
             self._stack.enter_context(self.connection.execute_wrapper(self._begin_to_write))
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
-        """Bound the statement in this block, and all after it, in the same round trip."""
+    def loading(self, *first: Statement) -> Iterator[None]:
+        """Bound the statement in this block, and all after it, in the same round trip, and send what comes *first*."""
         if self.nested or self.connection.vendor != "postgresql":
+            for statement in first:
+                send(self.connection, *statement)
             yield
             return
         bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), None)
-        before = [(_begin(self.connection.connection), None), bound] if self.pipelines else [bound]
+        before = [*([(_begin(self.connection.connection), None)] if self.pipelines else []), bound, *first]
         together = _Together(self, before)
         with self.connection.execute_wrapper(together):
             yield

@@ -5,23 +5,22 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from django.core.exceptions import ValidationError
 from django.db import connections
-from django.db.models import (
-    Model,
-)
+from django.db.models import Model
+from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
 from geventbatch.stores._django_connections import current, pool
-from geventbatch.stores._django_fields import key_field, key_type, version_field
+from geventbatch.stores._django_fields import check_names, version_field
+from geventbatch.stores._django_key import RowKey
+from geventbatch.stores._django_saving import check_save
 from geventbatch.stores._django_scope import Scope
 from geventbatch.stores._django_transaction import send
-from geventbatch.stores._key import normalize
 from geventbatch.stores._outcomes import OutcomeTable, seconds_to_keep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -53,13 +52,17 @@ class DjangoStore(Generic[M]):
 
     Args:
         model: A concrete model.
-        by: The field whose value is the key: "pk", or another unique one.
+        by: The field whose value is the key: "pk", or another unique one; or the names of several that are unique
+            together. Of several, and of a composite primary key, the key is a tuple.
         mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
             where the database can. "version" locks nothing, and replays the batch when another writer was faster.
         version: The name of an integer field that every save counts up, and mode "version" compares. Without one,
-            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere the whole row.
+            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere the whole row. It is
+            compared beside the version, too: a row that was deleted and made anew may have the same.
         missing: What a key without a row does: "raise" `ResourceMissing`, or what gives the new, unsaved instance for
             a key, which the batch inserts.
+        manager: The name of the manager that finds the rows, where some are hidden (deleted softly): one that it hides
+            counts as missing. Without one, it is the model's base manager. What it joins or defers is not taken over.
         using: The alias of the database.
         allow_atomic: Let `run` be called inside an `atomic()` block of the same database. The batch is then saved
             whether or not the block is rolled back, and waits for rows that the block has locked until its deadline.
@@ -72,8 +75,9 @@ class DjangoStore(Generic[M]):
         idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
     Raises:
-        TypeError: An argument is of a wrong type.
-        ValueError: *by* or *version* names no fitting field, *mode* no mode.
+        TypeError: An argument is of a wrong type, or the model's own `save` takes no ``using``.
+        ValueError: *by*, *version* or *manager* names nothing that fits, *mode* no mode, or a name in the database has
+            a % in it, which Django cannot send.
     Switches: no.
     """
 
@@ -81,10 +85,11 @@ class DjangoStore(Generic[M]):
         self,
         model: type[M],
         *,
-        by: str = "pk",
+        by: str | Sequence[str] = "pk",
         mode: Mode | None = None,
         version: str | None = None,
         missing: Literal["raise"] | Callable[[Any], M] = "raise",
+        manager: str | None = None,
         using: str = "default",
         allow_atomic: bool = False,
         conn_max_age: float = 60.0,
@@ -101,7 +106,9 @@ class DjangoStore(Generic[M]):
             raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
         self.model = model
         self.using = using
-        self.key_field = key_field(model, by)
+        check_names(model)
+        check_save(model, inserts=callable(missing))
+        self.row_key = RowKey(model, by, using)
         self.version_field = None if version is None else version_field(model, version)
         self.missing = missing
         self.allow_atomic = allow_atomic
@@ -109,11 +116,12 @@ class DjangoStore(Generic[M]):
         self.idempotency = None if idempotency is None else _outcome_model(idempotency)
         self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
         self._mode = mode
+        self._manager = None if manager is None else _manager(model, manager)
         self._pool = pool(using, conn_max_age)
 
     def __repr__(self) -> str:
         """Say whose rows by what."""
-        return f"<DjangoStore: {self.model._meta.label} by {self.key_field.name} in {self.using!r}>"
+        return f"<DjangoStore: {self.model._meta.label} by {self.row_key.name} in {self.using!r}>"
 
     def __call__(self, key: Any) -> AbstractContextManager[M]:
         """Give the scope of a batch on the row at *key*."""
@@ -127,15 +135,7 @@ class DjangoStore(Generic[M]):
             ValueError: Its type can, and its value is none.
         Switches: no.
         """
-        column = f"{self.model._meta.label}.{self.key_field.name}"
-        plain = normalize(key, column, key_type(self.key_field))
-        try:
-            value: Hashable = self.key_field.to_python(plain)
-        except (ValidationError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{key!r} is no key for the column {column}: {error}") from error
-        if value is None:
-            raise TypeError(f"{key!r} is no key for the column {column}")
-        return value
+        return self.row_key.normalize(key)
 
     def admit(self, key: Hashable) -> bool:
         """Whether an operation called here runs alone, on the connection that is there.
@@ -199,21 +199,15 @@ class DjangoStore(Generic[M]):
         name = connection.ops.quote_name(self.idempotency._meta.db_table)
         return OutcomeTable(name, connection.vendor, self.idempotency_ttl)
 
-    def rows(self, key: object) -> QuerySet[M]:
-        """The row at *key*, as a query on the batch's connection. Switches: no."""
-        return self.model._base_manager.using(self.using).filter(**{self.key_field.attname: key})
-
-    def row_of(self, instance: M) -> QuerySet[M]:
-        """The row of *instance*, likewise. Switches: no."""
-        return self.model._base_manager.using(self.using).filter(pk=instance.pk)
+    def rows(self) -> QuerySet[M]:
+        """All rows that there are for it, as a query on the batch's connection. Switches: no."""
+        manager: Any = self.model._base_manager if self._manager is None else getattr(self.model, self._manager)
+        rows: QuerySet[M] = manager.using(self.using)
+        return rows
 
     def locks(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether its batches lock their rows on *connection*. Switches: no."""
         return self._mode != "version" and bool(connection.features.has_select_for_update)
-
-    def has_xmin(self, connection: BaseDatabaseWrapper) -> bool:
-        """Whether PostgreSQL counts for us. It does for each table, so not for a model of several. Switches: no."""
-        return connection.vendor == "postgresql" and self.version_field is None and not self.model._meta.parents
 
 
 def _outcome_model(model: Any) -> type[OutcomeModel]:
@@ -222,6 +216,15 @@ def _outcome_model(model: Any) -> type[OutcomeModel]:
     if not isinstance(model, type) or not issubclass(model, OutcomeModel) or model._meta.abstract:
         raise TypeError(f"idempotency is {model!r}, but must be a subclass of OutcomeModel in an app of yours, or None")
     return model
+
+
+def _manager(model: type[Model], name: str) -> str:
+    found = getattr(model, name, None)
+    if not isinstance(found, BaseManager):
+        raise ValueError(  # noqa: TRY004 - the name is of the right type
+            f"manager is {name!r}, but must name a manager of {model._meta.label}"
+        )
+    return name
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:

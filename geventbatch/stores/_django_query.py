@@ -1,0 +1,78 @@
+"""Queries for the row of a batch: what a manager gives, but for what cannot be locked or would be too old."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import ExpressionWrapper, Model, QuerySet, Value
+from django.db.models.expressions import Col
+from django.db.models.functions import Cast
+from django.db.models.sql import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Field
+
+
+def own_tables(model: type[Model]) -> list[str]:
+    """The tables that have the columns of *model*: of its parents' too, where it inherits. Its own is the first."""
+    names = [model._meta.db_table, *(field.model._meta.db_table for field in model._meta.concrete_fields)]
+    return list(dict.fromkeys(names))
+
+
+def whole_rows(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """The same rows in no order, with all of their columns, and with nothing that is joined to them.
+
+    What is joined would be as old as the start of the statement, which has waited for the lock since. An operation that
+    asks for a related row reads it then.
+    """
+    query = rows.query
+    if query.select_related:
+        rows = rows.select_related(None)
+    if query.order_by or query.extra_order_by or (query.default_ordering and query.get_meta().ordering):
+        rows = rows.order_by()
+    if query.deferred_loading != (frozenset(), True):
+        rows = rows.defer(None)
+    return rows
+
+
+def reads_beside(rows: QuerySet[Any]) -> bool:
+    """Whether *rows* are more than those of their own tables: such cannot be locked, or are as old as the statement."""
+    query: Any = rows.query
+    if query.annotations or query.extra or query.distinct or query.group_by is not None or query.combinator:
+        return True
+    tables = {join.table_name for join in query.alias_map.values()}
+    return not tables <= set(own_tables(rows.model)) or any(_looks_beside(one) for one in _leaves(query.where))
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    for child in node.children:
+        if hasattr(child, "children"):
+            yield from _leaves(child)
+        else:
+            yield child
+
+
+def _looks_beside(lookup: Any) -> bool:
+    sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
+    return not isinstance(sides[0], Col) or hasattr(sides[1], "as_sql")
+
+
+def evaluate(
+    connection: BaseDatabaseWrapper, wanted: Sequence[tuple[Any, Field[Any, Any]]], given: dict[Field[Any, Any], Any]
+) -> list[Any]:
+    """What the database makes of the *wanted* expressions over *given* values, each as a value of its field.
+
+    Nothing is read from a table, and nothing is written. Switches: yes.
+    """
+    query: Any = Query(None)  # as Django's own Q.check does
+    for field, value in given.items():
+        known = Value(value, field)
+        query.add_annotation(
+            Cast(known, field) if connection.vendor == "postgresql" else known, field.name, select=False
+        )
+    for number, (expression, field) in enumerate(wanted):
+        query.add_annotation(ExpressionWrapper(expression, field), f"wanted_{number}")
+    return list(next(iter(query.get_compiler(using=connection.alias).results_iter())))

@@ -1,0 +1,193 @@
+"""Models of many shapes, for what DjangoStore takes. Their tables are made by the tests that need them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+from django.db.models import Count
+from django.db.models.functions import Now
+
+from tests.django_project.bank.models import Savings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+class Agent(models.Model):
+    name: models.CharField[str, str] = models.CharField(max_length=20)
+    active: models.BooleanField[bool, bool] = models.BooleanField(default=True)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Joined(models.Manager):  # type: ignore[type-arg]  # it takes none at run time
+    def get_queryset(self) -> Any:
+        return super().get_queryset().select_related("agent").defer("note")
+
+
+class Active(models.Manager):  # type: ignore[type-arg]
+    def get_queryset(self) -> Any:
+        return super().get_queryset().filter(agent__active=True)
+
+
+class Kept(models.Manager):  # type: ignore[type-arg]
+    def get_queryset(self) -> Any:
+        return super().get_queryset().filter(deleted=False)
+
+
+class Counted(models.Manager):  # type: ignore[type-arg]
+    def get_queryset(self) -> Any:
+        return super().get_queryset().annotate(branches=Count("branch"))
+
+
+class Nowhere(models.Manager):  # type: ignore[type-arg]
+    def get_queryset(self) -> Any:
+        return super().get_queryset().none()
+
+
+class Client(models.Model):
+    """Whose managers join, leave out, count and sort."""
+
+    number: models.CharField[str, str] = models.CharField(max_length=20, unique=True)
+    balance: models.IntegerField[int, int] = models.IntegerField(default=0)
+    note: models.TextField[str, str] = models.TextField(default="a note")
+    deleted: models.BooleanField[bool, bool] = models.BooleanField(default=False)
+    agent: models.ForeignKey[Agent | None, Agent | None] = models.ForeignKey(Agent, models.SET_NULL, null=True)
+
+    objects: models.Manager[Client] = models.Manager()
+    joined = Joined()
+    active = Active()
+    kept = Kept()
+    counted = Counted()
+    nowhere = Nowhere()
+
+    class Meta:
+        app_label = "bank"
+        base_manager_name = "joined"
+        ordering = ("agent__name",)
+
+
+class Branch(models.Model):
+    client: models.ForeignKey[Client, Client] = models.ForeignKey(Client, models.CASCADE)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Seat(models.Model):
+    """With a primary key of two columns, and two others that are unique together."""
+
+    pk = models.CompositePrimaryKey("line", "number")
+    line: models.CharField[str, str] = models.CharField(max_length=20)
+    number: models.IntegerField[int, int] = models.IntegerField()
+    coach: models.IntegerField[int, int] = models.IntegerField(default=1)
+    window: models.IntegerField[int, int] = models.IntegerField(default=1)
+    sold: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+        constraints = (models.UniqueConstraint(fields=("coach", "window"), name="one_seat"),)
+
+
+class Limited(models.Model):
+    """With values that the database gives to a new row."""
+
+    number: models.CharField[str, str] = models.CharField(max_length=20, unique=True)
+    balance: models.IntegerField[int, int] = models.IntegerField(default=0)
+    opened: models.DateTimeField[datetime, datetime] = models.DateTimeField(db_default=Now())
+    limit: models.IntegerField[int, int] = models.IntegerField(db_default=100)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Odd(models.Model):
+    """Whose names have to be quoted."""
+
+    number: models.IntegerField[int, int] = models.IntegerField(unique=True, db_column="the number; of it")
+    balance: models.IntegerField[int, int] = models.IntegerField(default=0, db_column="balance in €")
+
+    class Meta:
+        app_label = "bank"
+        db_table = "an odd table; select"
+
+
+class Percent(models.Model):
+    """Whose names Django cannot put into a statement with parameters."""
+
+    share: models.IntegerField[int, int] = models.IntegerField(default=0, db_column="share in %")
+
+    class Meta:
+        app_label = "bank"
+
+
+class Deaf(models.Model):
+    total: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+    def save(self) -> None:  # type: ignore[override]
+        super().save()
+
+
+class OneOfUs(Savings):
+    class Meta:
+        app_label = "bank"
+        proxy = True
+
+
+class Vault(models.Model):
+    """Whose primary key is that of another one."""
+
+    agent: models.OneToOneField[Agent, Agent] = models.OneToOneField(Agent, models.CASCADE, primary_key=True)
+    gold: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Order(models.Model):
+    """Whose own `save` computes a column."""
+
+    pieces: models.IntegerField[int, int] = models.IntegerField(default=0)
+    price: models.IntegerField[int, int] = models.IntegerField(default=7)
+    total: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.total = self.pieces * self.price
+        super().save(*args, **kwargs)
+
+
+class Heard(models.Model):
+    """Of which a listener computes a column."""
+
+    pieces: models.IntegerField[int, int] = models.IntegerField(default=0)
+    price: models.IntegerField[int, int] = models.IntegerField(default=7)
+    total: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Sum(models.IntegerField):  # type: ignore[type-arg]
+    """Which computes itself."""
+
+    def pre_save(self, model_instance: Any, add: bool) -> int:
+        value = int(model_instance.pieces * model_instance.price)
+        setattr(model_instance, self.attname, value)
+        return value
+
+
+class Computed(models.Model):
+    pieces: models.IntegerField[int, int] = models.IntegerField(default=0)
+    price: models.IntegerField[int, int] = models.IntegerField(default=7)
+    total: Any = Sum(default=0)
+
+    class Meta:
+        app_label = "bank"

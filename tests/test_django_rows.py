@@ -1,0 +1,111 @@
+"""What DjangoStore writes of a row, and to which database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from django.db import router
+from django.db.models.signals import post_save, pre_save
+
+from tests.callers import answer_of
+from tests.test_django_models import MODES, SERVERS, processing, tables
+
+from tests.django_project.bank.models import Account, Entry, Savings, Ticket  # isort: skip - after Django is set up
+from tests.django_project.bank.shapes import Computed, Heard, Order  # isort: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from django.db.models import Model
+
+
+@pytest.fixture
+def listener() -> Iterator[None]:
+    def compute(instance: Any, **_: Any) -> None:
+        instance.total = instance.pieces * instance.price
+
+    pre_save.connect(compute, sender=Heard)
+    yield
+    pre_save.disconnect(compute, sender=Heard)
+
+
+def order(resource: Any) -> int:
+    resource.pieces += 1
+    return int(resource.pieces)
+
+
+@pytest.mark.usefixtures("listener")
+@pytest.mark.parametrize(("server", "mode"), MODES)
+@pytest.mark.parametrize("model", [Order, Heard, Computed])
+def test_a_column_that_saving_computes_is_saved(server: str, mode: Any, model: Any, tmp_path: Path) -> None:
+    with tables(server, tmp_path, model) as alias:
+        row = model.objects.using(alias).create()
+        with processing(model, alias, mode=mode) as processor:
+            callers = [gevent.spawn(processor.run, row.pk, order) for _ in range(3)]
+            assert sorted(caller.get() for caller in callers) == [1, 2, 3]
+        assert model.objects.using(alias).get().total == 21
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_signal_is_told_that_all_is_saved_as_by_save(server: str, tmp_path: Path) -> None:
+    told = []
+
+    def hear(update_fields: Any, created: bool, **_: Any) -> None:
+        told.append((update_fields, created))
+
+    post_save.connect(hear, sender=Ticket)
+    try:
+        with tables(server, tmp_path, Ticket) as alias:
+            ticket = Ticket.objects.using(alias).create(number=1)
+            ticket.save(using=alias)
+            with processing(Ticket, alias) as processor:
+                processor.run(1, lambda one: setattr(one, "total", 5))
+    finally:
+        post_save.disconnect(hear, sender=Ticket)
+    assert told == [(None, True), (None, False), (None, False)]
+
+
+class Elsewhere:
+    """A router that sends whatever is not said otherwise to another database."""
+
+    def db_for_read(self, model: type[Model], **_: object) -> str:
+        return "elsewhere"
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "routers", [Elsewhere()])
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("server", SERVERS)
+def test_all_that_the_store_writes_goes_to_its_own_database(server: str, tmp_path: Path) -> None:
+    with tables(server, tmp_path, Account, Entry, Savings) as alias:
+        Account.objects.using(alias).create(name="a")
+        with processing(Account, alias, by="name", missing=lambda name: Account(name=name)) as processor:
+            processor.run("b", lambda one: setattr(one, "balance", 5))
+            processor.run("b", lambda one: setattr(one, "balance", 6))
+            processor.run("a", lambda one: one.delete())
+        assert list(Account.objects.using(alias).values_list("name", "balance")) == [("b", 6)]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_delete_of_the_models_own_that_would_go_elsewhere_is_refused(tmp_path: Path) -> None:
+    class Own(Account):
+        class Meta:
+            app_label = "bank"
+            proxy = True
+
+        def delete(self) -> Any:  # type: ignore[override]
+            return super().delete()
+
+    with tables("sqlite", tmp_path, Account, Entry, Savings) as alias:
+        Account.objects.using(alias).create(name="a")
+        with processing(Own, alias, by="name") as processor:
+            assert isinstance(answer_of(processor.run, "a", lambda one: one.delete()), RuntimeError)
+        assert Account.objects.using(alias).exists()
