@@ -355,15 +355,20 @@ def change_note(resource: Account) -> None:
 
 
 def test_statements_are_logged_where_django_does(postgres: str) -> None:
-    def turn_on(resource: Account) -> list[dict[str, str]]:
-        connection = connections[postgres]
+    def turn_on(connection: Any, **_: object) -> None:
         connection.force_debug_cursor = True
-        deposit(resource, 1)
-        return connection.queries
 
-    with processing(postgres) as processor:
-        processor.run("a", turn_on)
-        logged = processor.run("a", turn_on)
+    def read(resource: Account) -> list[dict[str, str]]:
+        deposit(resource, 1)
+        return connections[postgres].queries
+
+    connection_created.connect(turn_on)
+    try:
+        with processing(postgres) as processor:
+            processor.run("a", read)
+            logged = processor.run("a", read)
+    finally:
+        connection_created.disconnect(turn_on)
     told = " ".join(statement["sql"] for statement in logged)  # by some releases with what was sent beside them
     assert 'UPDATE "bank_account" SET "balance" = 1' in told
     assert "FOR NO KEY UPDATE" in told

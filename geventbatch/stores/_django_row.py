@@ -285,6 +285,29 @@ class Row(Generic[M]):
         if found is None or (self._compares_all and not same(state_of(found, self._connection), self.loaded)):
             raise self.conflict()
 
+    @property
+    def model(self) -> type[M]:
+        """Of which it is a row."""
+        return self._store.model
+
+    def check_untouched(self) -> None:
+        """Raise where an operation has changed the row itself, which is locked by now: the save would undo that.
+
+        Switches: yes.
+        """
+        with self._transaction.saving():
+            found = self._first(self._store.rows(self._key) if self.new else self._rows_as_loaded())
+        if self.new:
+            untouched = found is None
+        else:
+            now = {} if found is None else state_of(found)
+            untouched = found is not None and all(now.get(name) == value for name, value in self.loaded.items())
+        if not untouched:
+            raise RuntimeError(
+                f"an operation on {self._key!r} changed the row of its resource by a query or another instance, which "
+                "the save of the batch would write over: change the resource that the operation is given"
+            )
+
     def conflict(self) -> Conflict:
         """What to raise when the row is not as it was loaded. Switches: no."""
         return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")

@@ -15,7 +15,8 @@ from geventbatch._processor import current_batch
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_connections import current
-from geventbatch.stores._django_held import held_class
+from geventbatch.stores._django_guard import Guard
+from geventbatch.stores._django_held import computed, forget_read, held_class, take_related
 from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_transaction import Transaction, send
 from geventbatch.stores._outcomes import Outcomes, Recording
@@ -45,12 +46,15 @@ class Scope(Generic[M]):
     _transaction: Transaction
     _row: Row[M]
     _class: type[M]  # of the instance, but for while operations run
+    _computed: frozenset[str]  # what the instance had computed when it was loaded
 
     def __init__(self, store: DjangoStore[M], key: Any) -> None:
         self._store = store
         self._key = key
         self._batch: Batch = current_batch()
         self._before: BaseDatabaseWrapper | None = None
+        self.guard: Guard | None = None
+        """Looks after the connection, from the load on."""
         self._callbacks: list[Callable[[], object]] = []
         self._recording: Recording | None = None  # what is still to be recorded
 
@@ -83,7 +87,6 @@ class Scope(Generic[M]):
             return self._connection.connection is not None and not self._connection.in_atomic_block
         self._before = current(alias)
         self._connection, reused = self._store._pool.lend()
-        self._connection.on_commit = self._on_commit  # type: ignore[method-assign]  # until it is given back
         return reused
 
     def _load(self) -> None:
@@ -92,24 +95,37 @@ class Scope(Generic[M]):
         self._row = Row(self._store, self._key, self._connection, self._transaction)
         self._row.load()
         self._take_over()
-        if not self._row.locks:
-            self._transaction.watch()
 
     def _take_over(self) -> None:
-        """Have `save` and `delete` of the instance, inside an operation, leave it to this scope."""
+        """Have the scope know what operations do, and `save` and `delete` of the instance leave it to the scope."""
         instance: Any = self._row.instance
         self._class = type(self._row.instance)
+        self._computed = computed(instance, self._class)
         instance.__class__ = held_class(self._class)
+        self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
+        self.guard.put_on()
 
-    def _hand_back(self) -> None:
+    def _hand_back(self) -> NotSaved | None:
+        """Give what keeps it from being saved: operations may have done what no scope is asked about. Switches: no."""
+        guard = self._guard
+        verdict = guard.judge()
+        guard.next()
+        guard.take_off()
         instance: Any = self._row.instance
         instance.__class__ = self._class
+        return verdict
+
+    @property
+    def _guard(self) -> Guard:
+        assert self.guard is not None  # noqa: S101 - it was loaded
+        return self.guard
 
     # -- operations -----------------------------------------------------------------------------------------
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
-        return self._outcomes().find(partial(send, self._connection), keys)
+        with self._guard.aside():
+            return self._outcomes().find(partial(send, self._connection), keys)
 
     def _outcomes(self) -> Outcomes:
         store = self._store
@@ -118,45 +134,65 @@ class Scope(Generic[M]):
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
-        completed = self._batch.completed
-        self._connection.run_on_commit = [
-            entry for entry in self._connection.run_on_commit if getattr(entry[1], "completed", -1) != completed
-        ]
+        guard = self._guard
+        verdict = self._verdict(error)
+        guard.drop_hooks()
+        forget_read(self._row.instance, self._class, self._computed)
+        guard.next()
+        return verdict
+
+    def _verdict(self, error: Exception) -> NotSaved | None:
+        if error is self._transaction.over and isinstance(error, NotSaved):
+            return error
         kind = _sql.kind(error)
         raw: Any = self._connection.connection
         lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
         if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
             return _sql.not_saved(error, self._key)
-        if self._transaction.failed() is None:
-            return None
-        if kind in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
-            return Rejected(f"an operation on key {self._key!r} broke the transaction of its batch")
-        return _sql.not_saved(error, self._key)
+        found = self._guard.judge()
+        if found is None and self._guard.wrote:
+            return Rejected(f"an operation on key {self._key!r} has written by itself, and then raised")
+        if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
+            return _sql.not_saved(error, self._key)
+        return found
 
-    def _on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT002 - Django's own signature
-        if not callable(func):
-            raise TypeError("on_commit()'s callback must be a callable.")
-        connection = self._connection
-        entry: Any = (set(connection.savepoint_ids), _Callback(func, self._batch.completed), robust)
-        connection.run_on_commit.append(entry)
+    def operation_returned(self) -> NotSaved | None:
+        """What becomes of the batch after an operation that has used the database returned. Switches: no."""
+        instance, guard = self._row.instance, self._guard
+        verdict = guard.judge()
+        if verdict is None:
+            try:
+                take_related(instance)
+            except Exception as error:  # as `save` would have raised it
+                verdict = Rejected(f"{self._key!r} was not saved, nothing was written: {error}")
+                verdict.__cause__ = error
+        forget_read(instance, self._class, self._computed)
+        guard.next()
+        return verdict
+
+    def owns(self, value: object) -> bool:
+        """Whether *value* is the instance of the batch. Switches: no."""
+        return value is self._row.instance
 
     # -- save -----------------------------------------------------------------------------------------------
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._hand_back()
+        verdict = self._hand_back()
         if error is not None:
             self._leave(error)
             return
         try:
-            self._save()
+            self._save(verdict)
         except BaseException as failed:
             self._leave(failed)
             raise
         self._release()
 
-    def _save(self) -> None:
+    def _save(self, verdict: NotSaved | None) -> None:
+        if verdict is not None:
+            raise verdict
         transaction = self._transaction
         transaction.check()
         recording = self._recording = (
@@ -286,25 +322,15 @@ class Scope(Generic[M]):
     def _leave(self, error: BaseException) -> None:
         try:
             if hasattr(self, "_transaction"):
+                if self.guard is not None and self._transaction.is_begun:
+                    self.guard.close_blocks()
                 self._transaction.roll_back(error)
         finally:
             self._release()
 
     def _release(self) -> None:
         if not self._batch.alone:
-            self._connection.__dict__.pop("on_commit", None)
             self._store._pool.give_back(self._connection, self._before)
-
-
-class _Callback:
-    """What an operation gave to `on_commit`, and how many had completed before it in that attempt."""
-
-    def __init__(self, func: Callable[[], object], completed: int) -> None:
-        self._func = func
-        self.completed = completed
-
-    def __call__(self) -> object:
-        return self._func()
 
 
 def _by_model(rows: Sequence[object]) -> list[Model]:

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 _READS: Final = ("SELECT", "PRAGMA", "EXPLAIN")
 _WRITES: Final = ("INSERT", "UPDATE")
 _BOUNDED: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE")
+_IN_TRANS: Final = 1
+"""MySQL's SERVER_STATUS_IN_TRANS."""
+_NO_SAVEPOINT: Final = 1305
+"""MySQL's ER_SP_DOES_NOT_EXIST, of a savepoint too: it is gone with its transaction."""
 _INTRANS: Final = 2
 _INERROR: Final = 3
 _LONGEST_PAUSE: Final = 0.05
@@ -55,7 +59,9 @@ class Transaction:
         self.nested = connection.in_atomic_block
         """Its COMMIT is somebody else's."""
         self.wrote = False
-        """A statement that is no SELECT was sent, if anybody keeps an eye on it: see `watch`."""
+        """An operation has sent a statement that may have written something; on SQLite, the write lock was taken."""
+        self.over: Exception | None = None
+        """By what the server, or somebody else's change, has ended it: see `ended_by`."""
         self._batch = batch
         self._pipeline = pipeline
         self._atomic = transaction.atomic(using=connection.alias)
@@ -112,15 +118,6 @@ class Transaction:
         with self.connection.execute_wrapper(together):
             yield
 
-    def watch(self) -> None:
-        """Keep an eye on whether operations write by themselves."""
-        if not self._watches:
-            self._stack.enter_context(self.connection.execute_wrapper(self._see_writes))
-
-    @property
-    def _watches(self) -> bool:
-        return self._begin_to_write in self.connection.execute_wrappers
-
     @property
     def pipelines(self) -> bool:
         """Whether several statements can share a round trip: psycopg 3 puts the values into them by itself."""
@@ -129,10 +126,6 @@ class Transaction:
         return self._pipeline and client_cursor is not None and issubclass(_cursor_class(raw), client_cursor)
 
     # -- around what Django executes ------------------------------------------------------------------------
-
-    def _see_writes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        self.wrote = self.wrote or not _starts(sql, _READS)
-        return execute(sql, params, many, context)
 
     def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if not self.wrote and not _starts(sql, _READS):
@@ -170,6 +163,9 @@ class Transaction:
 
     def check(self) -> None:
         """Raise unless what was sent so far can be committed. Switches: no."""
+        over = self.ended_by()
+        if over is not None:
+            raise over
         failed = self.failed()
         if failed is not None:
             raise Rejected(f"{self._batch.key!r} was not saved: an operation's statement failed ({failed})") from failed
@@ -187,6 +183,43 @@ class Transaction:
         if self.connection.vendor == "postgresql" and raw is not None and self._is_broken(None):
             return transaction.TransactionManagementError("a statement was interrupted, and goes on in the server")
         return None
+
+    def has_raised(self, error: Exception) -> None:
+        """A statement has: the server may have ended the transaction, whoever swallows *error*. Switches: no."""
+        if self.over is not None:
+            return
+        raw: Any = self.connection.connection
+        gone = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
+        kind = _sql.kind(error)
+        ends = kind is _sql.Kind.CONFLICT or _code(error) == _NO_SAVEPOINT
+        if (self.connection.vendor == "mysql" and ends) or (kind is _sql.Kind.LOST and gone):
+            self.over = error
+
+    def ended_by(self) -> NotSaved | None:
+        """What to raise because something has ended it that no operation is to blame for. Switches: no."""
+        if self.over is None or isinstance(self.over, NotSaved):
+            return self.over
+        found = _sql.not_saved(self.over, self._batch.key)
+        if isinstance(found, Rejected) or _code(self.over) == _NO_SAVEPOINT:
+            found = Conflict(f"{self._batch.key!r} was not saved: the server has ended its transaction ({self.over})")
+        found.__cause__ = self.over
+        return found
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether neither `commit` nor `roll_back` has ended it."""
+        return self._begun
+
+    def has_ended(self) -> bool:
+        """Whether what was begun is no more, as far as the client knows. Switches: no."""
+        raw: Any = self.connection.connection
+        vendor = self.connection.vendor
+        if vendor == "postgresql":
+            return raw is not None and not raw.closed and raw.info.transaction_status == 0
+        if vendor == "sqlite":
+            return self.wrote and not self.nested and not raw.in_transaction
+        status = getattr(raw, "server_status", None)  # PyMySQL's
+        return vendor == "mysql" and isinstance(status, int) and not status & _IN_TRANS
 
     @property
     def may_be_committed(self) -> bool:
@@ -307,13 +340,15 @@ class _Together:
         if self._sent or many or (self._commits and not _starts(sql, _WRITES)):
             return execute(sql, params, many, context)
         self._sent = True
-        self._owner._may_be_committed = self._commits
         if not self._owner.pipelines:
             self._send_before()
             return execute(sql, params, many, context)
         cursor = context["cursor"].cursor
         statements = [*self._before, (sql, params), *([("COMMIT", None)] if self._commits else [])]
-        executed = execute(_joined(cursor, statements), None, many, context)
+        with self._owner.connection.wrap_database_errors:
+            message = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
+        self._owner._may_be_committed = self._commits
+        executed = execute(message, None, many, context)
         self._take_answers(cursor)
         return executed
 
@@ -366,6 +401,11 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
 
 def _starts(sql: object, words: tuple[str, ...]) -> bool:
     return isinstance(sql, str) and sql.lstrip()[:8].upper().startswith(words)
+
+
+def _code(error: BaseException) -> object:
+    """What a driver of MySQL's has numbered it by."""
+    return error.args[0] if error.args else None
 
 
 def _first(error: Error) -> Error:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
+from django.utils.functional import cached_property
 
 from geventbatch.integrations.django.models import OutcomeModel
 
@@ -99,9 +101,27 @@ class Savings(Account):
         app_label = "bank"
 
 
+class Card(models.Model):
+    """With a relation, and what is computed once for each instance."""
+
+    owner: models.ForeignKey[Account | None, Account | None] = models.ForeignKey(Account, models.CASCADE, null=True)
+    spent: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+    @cached_property
+    def twice(self) -> int:
+        return 2 * self.spent
+
+    @functools.cached_property
+    def thrice(self) -> int:
+        return 3 * self.spent
+
+
 class Outcome(OutcomeModel):
     class Meta:
         app_label = "bank"
 
 
-MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings, Outcome)
+MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings, Card, Outcome)

@@ -1,0 +1,361 @@
+"""A connection of Django's while operations run on it: what they send is seen, and what they may not do is refused.
+
+All operations of a batch share one transaction, and its session. So none of them may end it, leave a block of it open,
+or set something in it that the next one would meet. What Django itself offers for that (`close`, `set_rollback`) raises
+in the operation; what is sent as text is looked at before it is sent; what is left behind all the same is found when
+the operation has returned, and it alone is out.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import gevent
+from django.db import connections
+from django.db.backends.signals import connection_created
+from django.utils.functional import cached_property as django_cached_property
+
+from geventbatch._process import running
+from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores import _sql, _statements
+from geventbatch.stores._django_connections import current
+from geventbatch.stores._django_guarded import GUARD, IN_PLACE, guarded_class
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
+
+    from geventbatch import Batch
+    from geventbatch.stores._django_row import Row
+    from geventbatch.stores._django_transaction import Execute, Transaction
+
+_OF_DJANGO: Final = frozenset(
+    {
+        "autocommit",
+        "close_at",
+        "closed_in_transaction",
+        "commit_on_exit",
+        "connection",
+        "errors_occurred",
+        "health_check_done",
+        "in_atomic_block",
+        "needs_rollback",
+        "rollback_exc",
+        "run_commit_hooks_on_set_autocommit_on",
+        "run_on_commit",
+        "savepoint_state",
+    }
+)
+"""Attributes of a connection in which Django keeps how its transaction stands."""
+
+_NONE: Final[Any] = object()
+
+_READS: Final = frozenset(
+    {
+        *(
+            "CLOSE",
+            "DESC",
+            "DESCRIBE",
+            "EXPLAIN",
+            "FETCH",
+            "MOVE",
+            "PRAGMA",
+            "SELECT",
+            "SHOW",
+            "TABLE",
+            "VALUES",
+            "WITH",
+        ),
+        *("BEGIN", "COMMIT", "RELEASE", "ROLLBACK", "SAVEPOINT", "SET", "START"),  # which say nothing of rows
+    }
+)
+_WRITES: Final = re.compile(r"\b(?:(?<!for )(?<!key )update|insert|delete|merge|replace|into|analyze)\b", re.IGNORECASE)
+
+
+def writes(statement: str) -> bool:
+    """Whether *statement* may change a row, as far as its text says: a literal that looks so counts too."""
+    word = _statements.first_word(statement)
+    if word == "SELECT":
+        return " into " in statement.lower()
+    return word not in _READS or _WRITES.search(statement) is not None
+
+
+@cache
+def _tables(model: Hashable) -> re.Pattern[str]:
+    """The names of the tables that a row of *model* is in."""
+    models: list[Any] = [model, *cast("type[Model]", model)._meta.get_parent_list()]
+    names = {one._meta.db_table.rpartition(".")[2].strip('"`') for one in models}
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)", re.IGNORECASE)
+
+
+class Guard:
+    """Looks after the connection of one attempt."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, transaction: Transaction, batch: Batch, row: Row[Any]) -> None:
+        self.connection = connection
+        self._transaction = transaction
+        self._batch = batch
+        self._row = row
+        model: Any = row.model
+        self._tables = _tables(model)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._class: type[BaseDatabaseWrapper] | None = None  # there while it is put on
+        self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, which it watches too
+        self._blocks: tuple[list[Any], list[Any]] = ([], [])  # savepoints and blocks that were open before
+        self._knows = False  # from the client's side it can be told whether the transaction goes on
+        self._aside = 0  # what is sent is ours, or Django's own
+        # -- mutable state, of the operation at hand -------------------------------------------------------
+        self.wrote = False
+        self._wrong: Exception | None = None  # what it has done although it may not
+        self._hooks: list[set[Any]] = []  # the savepoints of its entries in `run_on_commit`, by which they are known
+        self._savepoints: dict[str | None, bool] = {}  # its own; whether it had written something before
+        self._before: dict[str, Any] | None = None  # the connection's attributes, from its first touch on
+        self._settings: dict[str, Any] | None = None  # those of the connection, likewise
+
+    # -- around the operations ------------------------------------------------------------------------------
+
+    def put_on(self) -> None:
+        """Look after the connection from now on. Switches: no."""
+        connection = self.connection
+        values = vars(connection)
+        values[GUARD] = self
+        values["execute_wrappers"].insert(0, self._executes)
+        self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
+        self._knows = not self._transaction.has_ended()
+        kind: Any = type(connection)
+        self._class = kind
+        connection.__class__ = guarded_class(kind)
+        if self._batch.alone:
+            for alias in connections.settings if len(connections.settings) > 1 else ():
+                other = current(alias)
+                if other is not None and alias != connection.alias and other.connection is not None:
+                    self.watch_elsewhere(other)
+
+    def take_off(self) -> None:
+        """Leave it as it is without. Switches: no."""
+        if self._class is None:
+            return
+        connection: Any = self.connection
+        connection.__class__, self._class = self._class, None
+        values = vars(connection)
+        del values[GUARD]
+        _remove(values["execute_wrappers"], self._executes)
+        for other in self._elsewhere:
+            _remove(other.execute_wrappers, self._refuse_elsewhere)
+        self._elsewhere = []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is sent in this block is not the operation's. Switches: no."""
+        self._aside += 1
+        try:
+            yield
+        finally:
+            self._aside -= 1
+
+    def next(self) -> None:
+        """The operation at hand is over, and has left nothing that need be judged. Switches: no."""
+        if self._before is not None:
+            self._restore(self._before)
+        self.wrote, self._wrong, self._before, self._settings = False, None, None, None
+        self._hooks, self._savepoints = [], {}
+
+    def drop_hooks(self) -> None:
+        """Never call what the operation at hand has given to `on_commit`. Switches: no."""
+        if self._hooks:
+            values = vars(self.connection)
+            dropped = {id(one) for one in self._hooks}
+            values["run_on_commit"] = [entry for entry in values["run_on_commit"] if id(entry[0]) not in dropped]
+
+    def judge(self) -> NotSaved | None:
+        """What the operation at hand has made of the transaction; None: it is sound. Switches: no."""
+        over = self._transaction.ended_by()
+        if over is not None:
+            return over
+        wrong = self._wrong or self._left_behind() or self._transaction.failed()
+        if wrong is None:
+            return None
+        return _because(Rejected, f"{self._batch.key!r} was not saved, nothing was written: {wrong}", wrong)
+
+    def _left_behind(self) -> BaseException | None:
+        connection, key = self.connection, self._batch.key
+        values = vars(connection)
+        if connection.connection is None or connection.closed_in_transaction:
+            return RuntimeError(
+                f"an operation on {key!r} closed the connection of its batch, and its transaction with it"
+            )
+        if not connection.in_atomic_block or (self._knows and self._transaction.has_ended()):
+            return RuntimeError(f"an operation on {key!r} ended the transaction of its batch, which the batch does")
+        if (values["savepoint_ids"], values["atomic_blocks"]) != self._blocks:
+            return RuntimeError(
+                f"an operation on {key!r} left a block of atomic() open, or ended one that is not its own: use it by a "
+                "with statement"
+            )
+        return None
+
+    def close_blocks(self) -> None:
+        """Forget the blocks that the operation at hand has left open, or ended. Switches: no."""
+        values = vars(self.connection)
+        values["savepoint_ids"][:], values["atomic_blocks"][:] = self._blocks
+        values["in_atomic_block"] = True
+
+    # -- what operations do to the connection ---------------------------------------------------------------
+
+    def touched(self) -> None:
+        """The operation at hand reads or sets what belongs to the session. Switches: no."""
+        if self._aside:
+            return
+        self._batch.ask_scope()
+        if self._before is None:
+            values = vars(self.connection)
+            self._before = {**values, "execute_wrappers": [*values["execute_wrappers"]]}
+
+    def touched_settings(self) -> None:
+        """It reads or sets those of the connection. Switches: no."""
+        if self._settings is None and not self._aside:
+            self._settings = copy.deepcopy(vars(self.connection)["settings_dict"])
+
+    def _restore(self, before: dict[str, Any]) -> None:
+        """What the operation has set on the connection itself must not reach the next one."""
+        values = vars(self.connection)
+        for name in [*values.keys() | before.keys()]:
+            if name in _OF_DJANGO or name in IN_PLACE:
+                continue
+            if name not in before:
+                if not isinstance(getattr(self._class, name, None), (cached_property, django_cached_property)):
+                    del values[name]
+            elif values.get(name, _NONE) is not before[name]:
+                values[name] = before[name]
+        values["execute_wrappers"][:] = before["execute_wrappers"]
+        values["settings_dict"] = before["settings_dict"]
+        if self._settings is not None and values["settings_dict"] != self._settings:
+            values["settings_dict"].clear()
+            values["settings_dict"].update(self._settings)
+            for name in ("timezone", "timezone_name"):
+                values.pop(name, None)
+
+    def refuse(self, what: str, instead: str) -> None:
+        """Raise, unless it is ours or Django's own: an operation may not do this."""
+        if not self._aside:
+            raise RuntimeError(
+                f"an operation on {self._batch.key!r} called {what} on the connection of its batch, which shares one "
+                f"transaction: {instead}"
+            )
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether no block of the operation's own is open."""
+        return len(vars(self.connection)["savepoint_ids"]) <= len(self._blocks[0])
+
+    def has_hooked(self) -> None:
+        """The operation at hand has given something to `on_commit`."""
+        self.touched()
+        self._hooks.append(vars(self.connection)["run_on_commit"][-1][0])
+
+    def has_savepoint(self, sid: str | None) -> None:
+        """It has one."""
+        self._savepoints[sid] = self.wrote
+
+    def owns_savepoint(self, sid: str | None) -> None:
+        """Raise unless it does: another operation's, or the batch's, must not be undone."""
+        if not self._aside and sid not in self._savepoints:
+            raise RuntimeError(
+                f"an operation on {self._batch.key!r} used the savepoint {sid!r}, which is not its own: it would undo "
+                "what others have done"
+            )
+
+    def is_rolled_back(self, sid: str | None) -> None:
+        """What it has written since that savepoint is undone."""
+        self.wrote = self._savepoints.get(sid, self.wrote)
+
+    # -- around what Django executes ------------------------------------------------------------------------
+
+    def _executes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if self._aside:
+            return self._executed(execute, sql, params, many, context)
+        self._batch.ask_scope()
+        text = self._text(sql)
+        mysql = self.connection.vendor == "mysql"
+        why = _sql.forbidden(text, mysql=mysql)
+        if why is not None:
+            raise RuntimeError(f"an operation on {self._batch.key!r} was refused a statement: {why}")
+        if not writes(text):
+            return self._executed(execute, sql, params, many, context)
+        own = self._tables.search(text) is not None
+        if own:
+            self._ask(self._row.verify)
+        self.wrote = True
+        if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
+            self._transaction.wrote = True
+        answer = self._executed(execute, sql, params, many, context)
+        if own:
+            self._ask(self._row.check_untouched)
+        return answer
+
+    def _executed(self, execute: Execute, *call: Any) -> Any:
+        try:
+            return execute(*call)
+        except Exception as error:
+            self._transaction.has_raised(error)
+            raise
+
+    def _ask(self, question: Callable[[], object]) -> None:
+        """What it raises counts although the operation may swallow it."""
+        try:
+            with self.aside():
+                question()
+        except Conflict as error:
+            self._transaction.over = self._transaction.over or error
+            raise
+        except Exception as error:
+            self._wrong = error
+            raise
+
+    def _text(self, sql: Any) -> str:
+        as_string = getattr(sql, "as_string", None)  # psycopg's own composables
+        if as_string is not None:
+            return cast("str", as_string(self.connection.connection))
+        return sql.decode("utf-8", "replace") if isinstance(sql, bytes) else str(sql)
+
+    # -- other databases ------------------------------------------------------------------------------------
+
+    def watch_elsewhere(self, other: BaseDatabaseWrapper) -> None:
+        """An operation uses another database."""
+        if self._class is not None and all(one is not other for one in self._elsewhere):
+            other.execute_wrappers.insert(0, self._refuse_elsewhere)
+            self._elsewhere.append(other)
+
+    def _refuse_elsewhere(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if running.get(gevent.getcurrent()) is self._batch and writes(self._text(sql)):
+            raise RuntimeError(
+                f"an operation on {self._batch.key!r} would write to the database {context['connection'].alias!r}, "
+                "which is not in the transaction of its batch: write there behind run(), or in transaction.on_commit()"
+            )
+        return execute(sql, params, many, context)
+
+
+def _because(kind: type[NotSaved], text: str, cause: BaseException) -> NotSaved:
+    error = kind(text)
+    error.__cause__ = cause
+    return error
+
+
+def _remove(wrappers: list[Any], wrapper: Any) -> None:
+    wrappers[:] = [one for one in wrappers if one != wrapper]
+
+
+def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
+    """Where an operation has connected to another database, watch that too."""
+    batch = running.get(gevent.getcurrent())
+    guard = None if batch is None else getattr(batch.scope, "guard", None)
+    if isinstance(guard, Guard) and connection is not guard.connection:
+        guard.watch_elsewhere(connection)
+
+
+connection_created.connect(_has_connected, dispatch_uid="geventbatch")

@@ -1,0 +1,103 @@
+"""The class of a connection of Django's while operations run on it: its guard is told what they do, or refuses it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+GUARD: Final = "geventbatch_guard"
+"""The attribute in which the connection has its guard."""
+
+IN_PLACE: Final = ("atomic_blocks", "execute_wrappers", "savepoint_ids", "settings_dict")
+"""Attributes that are changed in place, so that reading them counts as touching the session."""
+
+
+class _Guarded:
+    """What a connection does otherwise while operations run on it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self)[GUARD].touched()
+        if name in IN_PLACE:
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT002 - Django's own signature
+        this: Any = super()
+        this.on_commit(func, robust)
+        vars(self)[GUARD].has_hooked()
+
+    def savepoint(self) -> str | None:
+        guard, this = vars(self)[GUARD], cast("Any", super())
+        guard.touched()
+        with guard.aside():
+            sid: str | None = this.savepoint()
+        guard.has_savepoint(sid)
+        return sid
+
+    def savepoint_rollback(self, sid: str | None) -> None:
+        guard, this = vars(self)[GUARD], cast("Any", super())
+        guard.owns_savepoint(sid)
+        with guard.aside():
+            this.savepoint_rollback(sid)
+        guard.is_rolled_back(sid)
+
+    def savepoint_commit(self, sid: str | None) -> None:
+        guard, this = vars(self)[GUARD], cast("Any", super())
+        guard.owns_savepoint(sid)
+        with guard.aside():
+            this.savepoint_commit(sid)
+
+    def set_rollback(self, rollback: bool) -> None:
+        guard, this = vars(self)[GUARD], cast("Any", super())
+        guard.touched()
+        if rollback and guard.is_outermost:
+            guard.refuse("set_rollback(True)", "raise an exception, or use a block of atomic() of its own")
+        this.set_rollback(rollback)
+
+    def close(self) -> None:
+        this: Any = super()
+        vars(self)[GUARD].refuse("close()", "the batch gives it back")
+        this.close()
+
+    def commit(self) -> None:
+        this: Any = super()
+        vars(self)[GUARD].refuse("commit()", "the batch commits, once, after all of its operations")
+        this.commit()
+
+    def rollback(self) -> None:
+        this: Any = super()
+        vars(self)[GUARD].refuse("rollback()", "raise an exception, or use a block of atomic() of its own")
+        this.rollback()
+
+    def set_autocommit(self, *args: Any, **options: Any) -> None:
+        this: Any = super()
+        vars(self)[GUARD].refuse("set_autocommit()", "the batch commits, once, after all of its operations")
+        this.set_autocommit(*args, **options)
+
+
+def _reading(name: str) -> Any:
+    def read(self: Any) -> Any:
+        values = vars(self)
+        values[GUARD].touched()
+        if name == "settings_dict":
+            values[GUARD].touched_settings()
+        return values[name]
+
+    return property(read)
+
+
+for _name in IN_PLACE:
+    setattr(_Guarded, _name, _reading(_name))
+
+
+@cache
+def guarded_class(wrapper: Hashable) -> Any:
+    """The class of a connection while operations run on it."""
+    kind = cast("type[BaseDatabaseWrapper]", wrapper)
+    return type(kind.__name__, (_Guarded, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})

@@ -1,0 +1,292 @@
+"""What operations do through the resource of a `DjangoStore`, and beside it: as if each of them had run alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from django.db import connections
+from django.db.models import F, prefetch_related_objects
+
+from geventbatch import LoadFailed, Processor
+from geventbatch.stores import DjangoStore
+from tests.callers import answer_of
+from tests.test_django_store import _place, account, deposit, processing, together
+
+from tests.django_project.bank.models import Account, Card, Entry, Savings  # isort: skip - after Django is set up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(params=["sqlite", "postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with _place(request.param, tmp_path) as alias:
+        yield alias
+
+
+def between(alias: str, operation: Callable[[Account], object], **options: Any) -> Any:
+    """The answer of *operation* between two deposits, which are saved."""
+    with processing(alias, min_duration=0.01, **options) as processor:
+        answers = together(processor, lambda a: deposit(a, 1), operation, lambda a: deposit(a, 1))
+    assert (answers[0], answers[2], account(alias).balance) == (1, 2, 2), answers
+    return answers[1]
+
+
+# -- the resource's own row, behind its back ---------------------------------------------------------------------
+
+
+def update_by_query(resource: Account) -> None:
+    Account.objects.using(resource._state.db).filter(pk=resource.pk).update(balance=F("balance") + 100)
+
+
+def delete_by_query(resource: Account) -> None:
+    Account.objects.using(resource._state.db).filter(pk=resource.pk).delete()
+
+
+def update_by_text(resource: Account) -> None:
+    with connections[str(resource._state.db)].cursor() as cursor:
+        cursor.execute("UPDATE bank_account SET note = 'x'")
+
+
+def save_another_instance(resource: Account) -> None:
+    other = Account.objects.using(resource._state.db).get(pk=resource.pk)
+    other.balance += 100
+    other.save()
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_a_change_of_the_resources_own_row_behind_its_back_is_refused_to_its_own_operation(
+    alias: str, mode: str
+) -> None:
+    for operation in (update_by_query, delete_by_query, update_by_text, save_another_instance):
+        Account.objects.using(alias).update(balance=0)
+        error = between(alias, operation, mode=mode)
+        assert isinstance(error, RuntimeError), operation
+        assert "changed the row of its resource by a query or another instance" in str(error)
+    assert account(alias).note == ""
+
+
+def test_a_change_of_the_resources_own_row_that_is_swallowed_is_refused_too(alias: str) -> None:
+    def change(resource: Account) -> None:
+        with pytest.raises(RuntimeError):
+            update_by_query(resource)
+
+    assert isinstance(between(alias, change), RuntimeError)
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_other_rows_of_the_resources_own_table_may_be_changed(alias: str, mode: str) -> None:
+    Account.objects.using(alias).create(name="b")
+
+    def transfer(resource: Account) -> int:
+        return Account.objects.using(alias).filter(name="b").update(balance=F("balance") + 1)
+
+    assert between(alias, transfer, mode=mode) == 1
+    assert Account.objects.using(alias).get(name="b").balance == 1
+
+
+def test_the_row_of_a_new_resource_is_not_inserted_by_an_operation(alias: str) -> None:
+    store = DjangoStore(Account, by="name", using=alias, missing=lambda name: Account(name=name))
+
+    def insert(resource: Account) -> None:
+        Account.objects.using(alias).create(name=resource.name)
+
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        error, balance = together_on("new", processor, insert, lambda a: deposit(a, 1))
+    assert isinstance(error, RuntimeError)
+    assert balance == Account.objects.using(alias).get(name="new").balance == 1
+
+
+def together_on(key: object, processor: Processor[Any], *operations: Callable[[Any], object]) -> list[Any]:
+    callers = [gevent.spawn(answer_of, processor.run, key, operation) for operation in operations]
+    return [caller.get() for caller in callers]
+
+
+def done(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What *coroutine* returns, which waits for nothing."""
+    with pytest.raises(StopIteration) as ended:
+        coroutine.send(None)
+    return ended.value.value
+
+
+# -- save, delete and refresh of the resource --------------------------------------------------------------------
+
+
+def test_saving_and_deleting_the_resource_asynchronously_is_left_to_the_store_too(alias: str) -> None:
+    def save(resource: Account) -> int:
+        deposit(resource, 1)
+        done(resource.asave(update_fields=["balance"]))
+        return Account.objects.using(alias).get().balance
+
+    def delete(resource: Account) -> None:
+        done(resource.adelete())
+
+    with processing(alias, min_duration=0.01) as processor:
+        answers = together(processor, save, delete, lambda a: a.name)
+    assert answers[:2] == [0, None]
+    assert isinstance(answers[2], LoadFailed)
+    assert not Account.objects.using(alias).exists()
+
+
+REFRESHING: tuple[Callable[[Any], object], ...] = (
+    lambda a: a.refresh_from_db(),
+    lambda a: a.refresh_from_db(fields=["balance"]),
+    lambda a: a.refresh_from_db(fields=["entries", "balance"]),
+    lambda a: done(a.arefresh_from_db()),
+    lambda a: done(a.arefresh_from_db(fields=["note"])),
+)
+
+
+def test_reading_anew_what_is_loaded_is_refused_and_undoes_nothing(alias: str) -> None:
+    for operation in REFRESHING:
+        Account.objects.using(alias).update(balance=0)
+        error = between(alias, operation)
+        assert isinstance(error, RuntimeError)
+        assert "would undo what the operations before this one have changed" in str(error)
+
+
+def test_a_foreign_key_is_not_read_anew_by_the_name_of_its_relation(alias: str) -> None:
+    card = Card.objects.using(alias).create(owner=account(alias))
+    store = DjangoStore(Card, using=alias)
+
+    def change(resource: Card) -> None:
+        resource.owner = None
+
+    def refresh(resource: Card) -> None:
+        resource.refresh_from_db(fields=["owner"])
+
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        answers = together_on(card.pk, processor, change, refresh)
+    assert answers[0] is None
+    assert isinstance(answers[1], RuntimeError)
+    assert Card.objects.using(alias).get().owner is None
+
+
+def test_saving_the_resource_to_another_database_is_refused(alias: str) -> None:
+    for operation in (
+        lambda a: a.save(using="default"),
+        lambda a: a.save(False, False, "default"),
+        lambda a: a.delete(using="default"),
+        lambda a: a.refresh_from_db(using="default", fields=["entries"]),
+    ):
+        Account.objects.using(alias).update(balance=0)
+        error = between(alias, operation)
+        assert isinstance(error, RuntimeError)
+        assert "(using='default') on the resource of a batch" in str(error)
+    assert between_saves_itself(alias) is None
+
+
+def between_saves_itself(alias: str) -> Any:
+    Account.objects.using(alias).update(balance=0)
+    return between(alias, lambda a: a.save(using=alias))
+
+
+# -- what is read through the resource ---------------------------------------------------------------------------
+
+
+def card_of(alias: str) -> Card:
+    return Card.objects.using(alias).create(owner=account(alias))
+
+
+def test_a_related_object_is_read_anew_by_each_operation(alias: str) -> None:
+    card = card_of(alias)
+
+    def read(resource: Card) -> str:
+        assert resource.owner is not None
+        return resource.owner.note
+
+    def change(resource: Card) -> None:
+        assert resource.owner is not None
+        Account.objects.using(alias).filter(pk=resource.owner.pk).update(note="changed")
+
+    def change_in_memory_only(resource: Card) -> None:
+        assert resource.owner is not None
+        resource.owner.note = "of nobody"
+
+    store = DjangoStore(Card, using=alias)
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        answers = together_on(card.pk, processor, read, change, read, change_in_memory_only, read)
+    assert answers == ["", None, "changed", None, "changed"]
+
+
+def test_prefetched_objects_are_read_anew_by_each_operation(alias: str) -> None:
+    def prefetch(resource: Account) -> int:
+        prefetch_related_objects([resource], "entries")
+        return len(resource.entries.all())
+
+    def add(resource: Account) -> None:
+        Entry.objects.using(alias).create(account_id=resource.pk, text="x")
+
+    with processing(alias, min_duration=0.01) as processor:
+        assert together(processor, prefetch, add, lambda a: len(a.entries.all())) == [0, None, 1]
+
+
+def test_what_a_model_computes_once_is_computed_anew_for_each_operation(alias: str) -> None:
+    card = card_of(alias)
+
+    def spend(resource: Card) -> int:
+        resource.spent += 1
+        return resource.twice + resource.thrice
+
+    store = DjangoStore(Card, using=alias)
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        assert together_on(card.pk, processor, spend, spend, spend) == [5, 10, 15]
+
+
+def test_a_related_object_that_is_saved_behind_its_assignment_is_saved_with_the_resource(alias: str) -> None:
+    card = card_of(alias)
+
+    def give(resource: Card) -> None:
+        resource.owner = Account(name="new owner")
+        resource.owner.save(using=alias)
+
+    store = DjangoStore(Card, using=alias)
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        answers = together_on(card.pk, processor, give, lambda a: a.owner.name)
+    assert answers == [None, "new owner"]
+    found = Card.objects.using(alias).get().owner
+    assert found is not None
+    assert found.name == "new owner"
+
+
+def test_a_related_object_that_is_not_saved_is_the_error_of_the_operation_that_assigned_it(alias: str) -> None:
+    card = card_of(alias)
+
+    def give(resource: Card) -> None:
+        resource.owner = Account(name="new owner")
+
+    def spend(resource: Card) -> int:
+        resource.spent += 1
+        return resource.spent
+
+    store = DjangoStore(Card, using=alias)
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        answers = together_on(card.pk, processor, spend, give, spend)
+    assert answers[::2] == [1, 2]
+    assert isinstance(answers[1], ValueError)
+    assert "unsaved related object" in str(answers[1])
+
+
+def test_an_attribute_that_is_no_column_is_there_for_the_operations_behind_it(alias: str) -> None:
+    def mark(resource: Any) -> None:
+        resource.seen_by = "the first"
+
+    with processing(alias, min_duration=0.01) as processor:
+        assert together(processor, mark, lambda a: getattr(a, "seen_by", None)) == [None, "the first"]
+        assert processor.run("a", lambda a: getattr(a, "seen_by", None)) is None
+
+
+def test_the_parents_tables_of_a_resource_are_its_own_too(alias: str) -> None:
+    Savings.objects.using(alias).create(name="s")
+    store = DjangoStore(Savings, by="name", using=alias)
+
+    def change(resource: Savings) -> None:
+        Account.objects.using(alias).filter(name="s").update(balance=100)
+
+    with Processor(open_resource=store, min_duration=0.01) as processor:
+        answers = together_on("s", processor, change, lambda a: deposit(a, 1))
+    assert isinstance(answers[0], RuntimeError)
+    assert answers[1] == 1
