@@ -296,12 +296,14 @@ class Row(Generic[M]):
         Switches: yes.
         """
         with self._transaction.saving():
-            found = self._first(self._store.rows(self._key) if self.new else self._rows_as_loaded())
+            rows = self._rows_as_loaded()
+            if self.new:
+                rows = self._plain_rows().filter(**self._store.row_key.where(self._key))
+            found = self._first(rows)
         if self.new:
             untouched = found is None
         else:
-            now = {} if found is None else state_of(found)
-            untouched = found is not None and all(now.get(name) == value for name, value in self.loaded.items())
+            untouched = found is not None and same(state_of(found, self._connection), self.loaded)
         if not untouched:
             raise RuntimeError(
                 f"an operation on {self._key!r} changed the row of its resource by a query or another instance, which "
