@@ -118,10 +118,13 @@ class MappedScope:
         session.info[SCOPE] = self
         return transaction
 
-    def _fetch(self, _: Transaction) -> Any:
+    def _fetch(self, transaction: Transaction) -> Any:
         mapping = self._mapping
+        parameters = mapping.parameters(self._key)
         try:
-            return self._session.execute(mapping.load, mapping.parameters(self._key)).unique().one_or_none()
+            if mapping.lock is not None:
+                transaction.precede(mapping.lock, parameters)
+            return self._session.execute(mapping.load, parameters).unique().one_or_none()
         except (ValueError, TypeError, LookupError) as error:  # of a column's type
             raise ValueError(f"the {mapping.name} {self._key!r} cannot be decoded: {error}") from error
 

@@ -73,6 +73,19 @@ class Mapping:
         return found.with_for_update(of=entity, key_share=True) if self.locking else found
 
     @cached_property
+    def lock(self) -> sa.Select[Any] | None:
+        """Locks the row before it is loaded, where the load reads more than the row, which is then no older than that.
+
+        What a statement reads beside the rows that it locks is as old as its beginning, before it waited for them.
+        """
+        if not self.locking or not _reads_beside(self.load, self.mapper, self.engine.dialect):
+            return None
+        row: sa.Select[Any] = (
+            sa.select(sa.literal_column("1")).select_from(self.mapper.selectable).where(*self._is_row())
+        )
+        return row.with_for_update(of=list(self.mapper.tables), key_share=True)
+
+    @cached_property
     def look(self) -> sa.Select[Any]:
         """Fetches something when the row is there."""
         return sa.select(self.by[0]).where(*self._is_row())
@@ -137,6 +150,18 @@ def _xmin(table: sa.Table) -> sa.ColumnElement[Any]:
     column: sa.ColumnClause[Any] = sa.column("xmin")
     column.table = table
     return column
+
+
+def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect) -> bool:
+    """Whether *load* reads something else than columns of the tables of *mapper*: joined, or by an expression."""
+    compiled: Any = load.compile(dialect=dialect)
+    selects = 0
+    for part in sa.sql.visitors.iterate(compiled.compile_state.statement):
+        selects += isinstance(part, sa.SelectBase)
+        is_other_table = isinstance(part, sa.Table) and part not in mapper.tables
+        if is_other_table or isinstance(part, (sa.Alias, sa.TextClause, sa.sql.functions.FunctionElement)):
+            return True
+    return selects > 1
 
 
 def python_type(column: sa.ColumnElement[Any]) -> type | None:

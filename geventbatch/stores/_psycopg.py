@@ -52,6 +52,7 @@ class JoinedTransaction(PostgresTransaction):
 
     # -- mutable state ---------------------------------------------------------------------------------------
     before: list[str]  # to be sent with the next statement
+    precedes: bool  # what is executed is to be sent with the next statement
     collected: list[str] | None  # the statements of a save, while it is collected
     checked: int  # the next statement has to change so many rows; 0: whatever it says itself
 
@@ -59,7 +60,7 @@ class JoinedTransaction(PostgresTransaction):
         self._driver = cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
-        self.collected, self.checked = None, 0
+        self.precedes, self.collected, self.checked = False, None, 0
         self.before = [_begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
         # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
         self._driver.autocommit = True
@@ -67,6 +68,13 @@ class JoinedTransaction(PostgresTransaction):
 
     def before_writes(self) -> None:
         self.before = self.before or [_sql.postgres_bound(remaining())]  # unless BEGIN stands there, with a bound
+
+    def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        self.precedes = True
+        try:
+            super().precede(statement, parameters)
+        finally:
+            self.precedes = False
 
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         if self.collected is None:
@@ -182,6 +190,8 @@ class _Cursor(psycopg.Cursor[Any]):
             returns = _RETURNS.search(query) or not query.startswith(_WRITES)
             if returns and not self._expected:  # SQLAlchemy looks at what it returns
                 self._send(transaction.collected)
+        elif transaction.precedes:
+            transaction.before.append(transaction.join(query, params))
         elif transaction.before:
             transaction.before.append(transaction.join(query, params))
             self._send(transaction.before)

@@ -96,6 +96,10 @@ class Transaction:
 
     # -- the way of a batch ----------------------------------------------------------------------------------
 
+    def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        """Execute a statement whose answer nobody needs, at the latest right before the next one."""
+        self.connection.execute(statement, parameters)
+
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         """Execute a statement that changes one row, the one that was loaded, or so many.
 
