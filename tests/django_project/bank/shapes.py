@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from django.db import models
 from django.db.models import Count
@@ -12,6 +15,7 @@ from tests.django_project.bank.models import Savings
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from decimal import Decimal
 
 
 class Agent(models.Model):
@@ -188,6 +192,91 @@ class Computed(models.Model):
     pieces: models.IntegerField[int, int] = models.IntegerField(default=0)
     price: models.IntegerField[int, int] = models.IntegerField(default=7)
     total: Any = Sum(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Point:
+    """A value of one's own, which is equal to itself only."""
+
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"x": self.x}
+
+
+class PointField(models.TextField):  # type: ignore[type-arg]
+    """Points as texts; pickle would lose half of one."""
+
+    def from_db_value(self, value: str | None, *_: object) -> Point | None:
+        return None if value is None else Point(*map(int, value.split()))
+
+    def get_prep_value(self, value: Any) -> Any:
+        return value if value is None or isinstance(value, str) else f"{value.x} {value.y}"
+
+
+class PickledField(models.BinaryField):  # type: ignore[type-arg]
+    """Whatever pickle takes."""
+
+    def from_db_value(self, value: Any, *_: object) -> Any:
+        return None if value is None else pickle.loads(bytes(value))  # noqa: S301 - our own
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        return super().get_db_prep_value(pickle.dumps(value), connection, prepared)
+
+
+class SecretField(models.TextField):  # type: ignore[type-arg]
+    """A document that looks different each time it is written."""
+
+    def from_db_value(self, value: str | None, *_: object) -> Any:
+        return None if value is None else Secret(json.loads(value.partition(" ")[2]))
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        return f"{uuid4().hex} {json.dumps(value.plain if isinstance(value, Secret) else value)}"
+
+
+class Secret:
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+
+
+class Untold:
+    """Whether it has changed nobody can tell."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("it stays here")
+
+
+class UntoldField(models.TextField):  # type: ignore[type-arg]
+    def from_db_value(self, value: str | None, *_: object) -> Any:
+        return Untold()
+
+    def get_prep_value(self, value: Any) -> Any:
+        return uuid4().hex
+
+
+class Wide(models.Model):
+    """A column of every type that is the same everywhere."""
+
+    document: models.JSONField[Any, Any] = models.JSONField(default=dict)
+    share: models.FloatField[float, float] = models.FloatField(default=0.0)
+    price: models.DecimalField[Decimal, Decimal] = models.DecimalField(max_digits=10, decimal_places=2, default=0)
+    seen: models.DateTimeField[datetime, datetime] = models.DateTimeField(null=True)
+    blob: models.BinaryField[Any, Any] = models.BinaryField(default=b"")
+    paper: models.FileField = models.FileField(blank=True)
+    point: Any = PointField(default="1 2")
+    pickled: Any = PickledField(default=set)
+    secret: Any = SecretField(default=list)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Mystery(models.Model):
+    untold: Any = UntoldField(default="")
+    total: models.IntegerField[int, int] = models.IntegerField(default=0)
 
     class Meta:
         app_label = "bank"
