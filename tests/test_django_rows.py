@@ -12,7 +12,7 @@ from django.db.models.signals import post_save, pre_save
 from tests.callers import answer_of
 from tests.test_django_models import MODES, SERVERS, processing, tables
 
-from tests.django_project.bank.models import Account, Entry, Savings, Ticket  # isort: skip - after Django is set up
+from tests.django_project.bank.models import Ticket  # isort: skip - after Django is set up
 from tests.django_project.bank.shapes import Computed, Heard, Order  # isort: skip
 
 if TYPE_CHECKING:
@@ -85,18 +85,18 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("server", SERVERS)
 def test_all_that_the_store_writes_goes_to_its_own_database(server: str, tmp_path: Path) -> None:
-    with tables(server, tmp_path, Account, Entry, Savings) as alias:
-        Account.objects.using(alias).create(name="a")
-        with processing(Account, alias, by="name", missing=lambda name: Account(name=name)) as processor:
-            processor.run("b", lambda one: setattr(one, "balance", 5))
-            processor.run("b", lambda one: setattr(one, "balance", 6))
-            processor.run("a", lambda one: one.delete())
-        assert list(Account.objects.using(alias).values_list("name", "balance")) == [("b", 6)]
+    with tables(server, tmp_path, Ticket) as alias:
+        Ticket.objects.using(alias).create(number=1)
+        with processing(Ticket, alias, missing=lambda number: Ticket(number=number)) as processor:
+            processor.run(2, lambda one: setattr(one, "total", 5))
+            processor.run(2, lambda one: setattr(one, "total", 6))
+            processor.run(1, lambda one: one.delete())
+        assert list(Ticket.objects.using(alias).values_list("number", "total")) == [(2, 6)]
 
 
 @pytest.mark.usefixtures("elsewhere")
 def test_a_delete_of_the_models_own_that_would_go_elsewhere_is_refused(tmp_path: Path) -> None:
-    class Own(Account):
+    class Own(Ticket):
         class Meta:
             app_label = "bank"
             proxy = True
@@ -104,8 +104,8 @@ def test_a_delete_of_the_models_own_that_would_go_elsewhere_is_refused(tmp_path:
         def delete(self) -> Any:  # type: ignore[override]
             return super().delete()
 
-    with tables("sqlite", tmp_path, Account, Entry, Savings) as alias:
-        Account.objects.using(alias).create(name="a")
-        with processing(Own, alias, by="name") as processor:
-            assert isinstance(answer_of(processor.run, "a", lambda one: one.delete()), RuntimeError)
-        assert Account.objects.using(alias).exists()
+    with tables("sqlite", tmp_path, Ticket) as alias:
+        Ticket.objects.using(alias).create(number=1)
+        with processing(Own, alias) as processor:
+            assert isinstance(answer_of(processor.run, 1, lambda one: one.delete()), RuntimeError)
+        assert Ticket.objects.using(alias).exists()

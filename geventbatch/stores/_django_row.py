@@ -68,7 +68,7 @@ class Row(Generic[M]):
                 first = self._lock_first()
             else:
                 rows = self._locked(rows)
-        rows = rows.filter(**self._store.row_key.where(self._key))
+        rows = self._found_by_key(rows)
         if self._has_xmin:
             rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
         with self._transaction.loading(*first):
@@ -80,12 +80,15 @@ class Row(Generic[M]):
 
     def _lock_first(self) -> list[Statement]:
         """What locks the row, so that a statement behind it reads nothing older than the lock."""
-        rows = self._locked(self._plain_rows().filter(**self._store.row_key.where(self._key)))
+        rows = self._locked(self._found_by_key(self._plain_rows()))
         try:
             sql, params = self._ids(rows).query.get_compiler(self._store.using).as_sql()
         except EmptyResultSet:  # Django knows that there is no such row
             return []
         return [(sql, params)]
+
+    def _found_by_key(self, rows: QuerySet[M]) -> QuerySet[M]:
+        return rows.filter(**self._store.row_key.where(self._key))
 
     def _plain_rows(self) -> QuerySet[M]:
         """All rows, whatever the managers of the model leave out or join."""
@@ -295,10 +298,8 @@ class Row(Generic[M]):
 
         Switches: yes.
         """
+        rows = self._found_by_key(self._plain_rows()) if self.new else self._rows_as_loaded()
         with self._transaction.saving():
-            rows = self._rows_as_loaded()
-            if self.new:
-                rows = self._plain_rows().filter(**self._store.row_key.where(self._key))
             found = self._first(rows)
         if self.new:
             untouched = found is None
