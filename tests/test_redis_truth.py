@@ -11,7 +11,7 @@ import gevent
 import pytest
 import redis
 from gevent.server import StreamServer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -275,12 +275,14 @@ NAMES = st.lists(
 KEYS = st.lists(st.sampled_from(["a", ":", "idempotency", ":idempotency:", "{", "}", "-of:"]), min_size=1).map("".join)
 
 
+@settings(deadline=None)
 @given(st.tuples(NAMES, KEYS), st.tuples(NAMES, KEYS))
 def test_no_two_outcomes_have_one_name(one: tuple[str, str], other: tuple[str, str]) -> None:
     names = [outcome_name(resource.encode(), key.encode()) for resource, key in (one, other)]
     assert (names[0] == names[1]) == (one == other)
 
 
+@settings(deadline=None)
 @given(NAMES, KEYS)
 def test_an_outcome_is_in_the_slot_of_its_resource(resource: str, key: str) -> None:
     name = resource.encode()

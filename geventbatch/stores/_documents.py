@@ -17,6 +17,7 @@ from geventbatch import _process
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._json import check_lossless
 from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
 from geventbatch.stores._reuse import Kept, judging_nobody
 from geventbatch.stores._rows import insert_rows, is_instance
@@ -143,6 +144,10 @@ class Documents:
     decode: Callable[[Any], Any]
     missing: Literal["raise"] | Callable[[Any], Any]
     locking: bool
+    check: Callable[[Any], None] | None = None
+    """Raises what says what the encoding of a resource has lost."""
+    is_json: bool = False
+    """The column makes JSON of what is encoded."""
     outcomes: OutcomeTable | None = None
     kept: Kept[Row] | None = None
 
@@ -223,7 +228,7 @@ class DocumentScope:
         if batch.deleted:
             row = None
         elif batch.completed:
-            row = Row(self._encoded(), self._loaded.version)
+            row = Row(self._encoded(self._loaded.state), self._loaded.version)
         return self._change(row, beside=bool(beside))
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -308,9 +313,16 @@ class DocumentScope:
         transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
         return None if change is None else row
 
-    def _encoded(self) -> Any:
+    def _encoded(self, last: Any) -> Any:
+        """The state, which was *last* before."""
+        documents = self._documents
         try:
-            return self._documents.encode(self._resource)
+            state = documents.encode(self._resource)
+            if documents.is_json:
+                check_lossless(state)
+            elif documents.check is not None and state != last:
+                documents.check(self._resource)
+            return state
         except Exception as error:
             raise Rejected(
                 f"{self._key!r} was not saved, nothing was written: it cannot be encoded: {error}"

@@ -30,6 +30,8 @@ class Resources(Generic[R]):
     prefix: bytes
     encode: Callable[[R], str | bytes]
     decode: Callable[[bytes], R]
+    check: Callable[[Any], None] | None
+    """Raises what says what the encoding of a resource has lost."""
     missing: Literal["raise"] | Callable[[str], R]
     milliseconds: int | None
     """That a resource lives after its last change."""
@@ -76,7 +78,7 @@ class Resources(Generic[R]):
         """What the batch has made of it."""
         if not batch.completed:
             return loaded.value
-        return None if batch.deleted else self._encoded(key, resource)
+        return None if batch.deleted else self.encoded(key, resource, loaded.value)
 
     def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
         """What is in Redis at each of them, or what went wrong there."""
@@ -144,10 +146,14 @@ class Resources(Generic[R]):
         """What the hash of *key* is called."""
         return self.prefix + key.encode(errors="surrogateescape")
 
-    def _encoded(self, key: str, resource: R) -> bytes:
+    def encoded(self, key: str, resource: R, last: bytes | None) -> bytes:
+        """The value of *resource*, which was *last* before."""
         try:
-            value = self.encode(resource)
-            return value.encode() if isinstance(value, str) else bytes(memoryview(value))
+            made = self.encode(resource)
+            value = made.encode() if isinstance(made, str) else bytes(memoryview(made))
+            if self.check is not None and value != last:
+                self.check(resource)
+            return value
         except Exception as error:
             raise Rejected(f"{key!r} cannot be encoded any more, nothing was saved: {error}") from error
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
+from geventbatch.stores import _json
 from geventbatch.stores._redis_names import has_tag
 from geventbatch.stores._redis_resources import Resources
 from geventbatch.stores._redis_scope import Scope
@@ -54,8 +55,10 @@ class RedisStore(Generic[R]):
         client: A `redis.Redis` or `redis.RedisCluster`. It may be used for anything else as well.
         prefix: What the name of a hash begins with; the key follows.
         encode: Makes the value of a resource: a str or bytes. By default JSON. What it raises is the error of the
-            operations that made the resource so, and of no other.
-        decode: Makes the resource of the bytes of a value. By default JSON. What it raises fails the load.
+            operations that made the resource so, and of no other. So is what JSON would lose: a name that is no text,
+            a tuple.
+        decode: Makes the resource of the bytes of a value, exactly as it was. By default JSON. What it raises fails the
+            load.
         missing: "raise" raises `ResourceMissing` when there is no such resource; else what makes one, called with the
             key (a str).
         ttl: Seconds after its last change that a resource lives; None leaves that alone, so that it lives for ever.
@@ -91,8 +94,9 @@ class RedisStore(Generic[R]):
         self._resources: Resources[R] = Resources(
             server=Cluster(client) if isinstance(client, RedisCluster) else Server(client),
             prefix=prefix.encode(),
-            encode=_json if encode is None else encode,
+            encode=_json.encode_compact if encode is None else encode,
             decode=json.loads if decode is None else decode,
+            check=_json.check_of(decode or json.loads),
             missing=missing,
             milliseconds=_milliseconds("ttl", ttl),
             outcome_milliseconds=_milliseconds("idempotency_ttl", idempotency_ttl),
@@ -166,10 +170,6 @@ class RedisStore(Generic[R]):
 
 
 # -- options --------------------------------------------------------------------------------------------------
-
-
-def _json(resource: object) -> str:
-    return json.dumps(resource, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _check_client(client: object) -> None:

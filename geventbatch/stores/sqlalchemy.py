@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
+from geventbatch.stores import _json
 from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._documents import (
     Documents,
@@ -184,8 +185,10 @@ class SQLAlchemyStore(Generic[ResourceT]):
             engine: Where. Its pool gives each batch a connection.
             table: The name of the table; `create_table` makes it, or a migration that knows `table`.
             encode: Makes the state, what `state_type` takes, of a resource. What it raises is the fault of the
-                operation that made the resource so: that one's caller gets it.
-            decode: The other way round. What it raises is a `LoadFailed` that names the key.
+                operation that made the resource so: that one's caller gets it. What JSON would lose (a name that is no
+                text, a tuple) is such a fault too.
+            decode: The other way round, and exactly: what an operation leaves there is what the next one has to find,
+                in the same batch or not. What it raises is a `LoadFailed` that names the key.
             mode: "lock" (the default but on SQLite): the row is locked from load to COMMIT, and other writers of it
                 wait. "version": nothing is locked, and a save that finds another version than it has loaded is a
                 `Conflict`. Everybody who writes has to count the version up then.
@@ -231,10 +234,12 @@ class SQLAlchemyStore(Generic[ResourceT]):
             transaction=transaction_class(engine, pipeline=pipeline),
             statements=Statements(shown, engine.dialect.name, locking=chosen == "lock"),
             name=shown.fullname,
-            encode=encode,
+            encode=_json.encode if encode is json.dumps else encode,
             decode=decode,
             missing=missing,
             locking=chosen == "lock",
+            check=_json.check_of(decode),
+            is_json=isinstance(shown.c.state.type, sa.JSON),
             outcomes=outcomes,
             kept=kept,
         )

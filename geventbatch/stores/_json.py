@@ -1,0 +1,103 @@
+"""What JSON loses: documents of which the next load would not give what operations have made. Imports no vendor."""
+
+from __future__ import annotations
+
+import json
+from gc import get_referents
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+_CONTAINERS: Final = frozenset({dict, list})
+
+
+_encode: Final = json.JSONEncoder(check_circular=False).encode
+_encode_compact: Final = json.JSONEncoder(
+    check_circular=False, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+).encode
+
+
+def encode(resource: Any) -> str:
+    """What `json.dumps` gives, which looks at each container for a circle first."""
+    try:
+        return _encode(resource)
+    except RecursionError:
+        return json.dumps(resource)  # which says so, if there is one
+
+
+def encode_compact(resource: Any) -> str:
+    """The same without a space, and in no more ASCII than the texts are."""
+    try:
+        return _encode_compact(resource)
+    except RecursionError:
+        return json.dumps(resource, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def check_of(decode: object) -> Callable[[Any], None] | None:
+    """What looks for losses, however a resource is encoded; None where nobody knows what *decode* gives back."""
+    return check_lossless if decode is json.loads else None
+
+
+def check_lossless(resource: Any) -> None:
+    """Raise a `TypeError`, which names the culprit, unless what JSON gives back is equal to *resource*.
+
+    Names have to be texts, and what holds something has to be a dict or a list. (A tuple is equal to no list.) NaN,
+    which is equal to nothing, comes back.
+    """
+    # All of a level at once, by functions that look at its values without a turn of Python's for each: it is done with
+    # every save that changes something, and costs a fraction of encoding that.
+    level = [resource]
+    while level:
+        kinds = set(map(type, level))
+        if not kinds <= _CONTAINERS:
+            level = [plain for one in level if (plain := _container_of(one, resource)) is not None]
+        dicts = level if kinds == {dict} else [one for one in level if type(one) is dict]
+        try:
+            "".join(chain.from_iterable(dicts))
+        except TypeError:
+            raise _loss(resource) from None
+        values = get_referents(*level)
+        kinds = set(map(type, values)) - _PLAIN
+        level = [value for value in values if type(value) in kinds] if kinds else []
+
+
+def _container_of(value: Any, resource: Any) -> Any:
+    """A dict or a list that is equal to *value*; None when there is nothing in that to look at."""
+    if isinstance(value, (dict, list)):
+        return dict(value.items()) if isinstance(value, dict) else list(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return None
+    raise _loss(resource)
+
+
+def _loss(resource: Any) -> TypeError:
+    found = _found(resource, "")
+    assert found is not None  # noqa: S101 - who calls has seen it
+    return TypeError(
+        f"{found}. Nothing of this operation was saved: make it of what JSON has, or give the store functions encode= "
+        "and decode= that are each other's inverse"
+    )
+
+
+def _found(value: Any, path: str) -> str | None:
+    """Say what is lost in *value*, and where it is."""
+    where = f" of the document at {path}" if path else " of the document"
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                told = repr(next(iter(json.loads(json.dumps({name: 0})))))
+                return f"the name {name!r}{where} is no text, and JSON would give back {told} in its place"
+            if (found := _found(inner, f"{path}[{name!r}]")) is not None:
+                return found
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            if (found := _found(inner, f"{path}[{number}]")) is not None:
+                return found
+    elif isinstance(value, tuple):
+        return f"the tuple {value!r}{where} would come back from JSON as a list, which is not equal to it"
+    elif value is not None and not isinstance(value, (str, int, float)):
+        return f"the {type(value).__name__} {value!r}{where} would not come back from JSON"
+    return None
