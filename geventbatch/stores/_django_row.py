@@ -11,6 +11,7 @@ from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
 
 from geventbatch.errors import Conflict, ResourceMissing
+from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores._django_fields import pk_fields
 from geventbatch.stores._django_query import evaluate, own_tables, reads_beside, whole_rows
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 
 _XMIN: Final = "geventbatch_xmin"
-_CHANGED: Final = "geventbatch: the row has changed"
 
 
 class Row(Generic[M]):
@@ -275,7 +275,7 @@ class Row(Generic[M]):
         """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
         rows = self._ids(self._locked(self._rows_as_loaded()))
         sql, params = rows.query.get_compiler(self._store.using).as_sql()
-        checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_CHANGED} ' || count(*) AS integer) END"
+        checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{_sql.MARK} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
 
     def verify(self) -> None:
@@ -315,9 +315,9 @@ class Row(Generic[M]):
         """What to raise when the row is not as it was loaded. Switches: no."""
         return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")
 
-    def is_conflict(self, error: Error) -> bool:
+    def is_conflict(self, error: Exception) -> bool:
         """Whether *error* came from `_check`. Switches: no."""
-        return _CHANGED in str(error)
+        return _sql.is_marked(error)
 
 
 def _is_db_default(field: Field[Any, Any], value: object) -> bool:

@@ -203,16 +203,11 @@ class Scope(Generic[M]):
                 self._write()
             finally:  # COMMIT may be behind its last statement, and Django would call them in it
                 self._take_callbacks()
-        except Error as error:
-            self._check_repeated(error, recording)
-            self._refuse_duplicate(error)
-            transaction.settle(error)
-        except NotSaved:
-            raise
         except Exception as error:
-            if transaction.may_be_committed:
-                raise
-            raise Rejected(f"{self._key!r} was not saved, nothing was written: {error}") from error
+            if isinstance(error, Error):
+                self._check_repeated(error, recording)
+                self._refuse_duplicate(error)
+            transaction.settle(error)
         transaction.commit()
 
     def _take_callbacks(self) -> None:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager, suppress
-from random import random
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import Error, connections, transaction
+from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
-from geventbatch import _process
 from geventbatch.errors import Conflict, NotSaved, Rejected
-from geventbatch.stores import _sql
+from geventbatch.stores import _commit, _sql
+from geventbatch.stores._commit import polls
 from geventbatch.stores._django_connections import discard
 
 if TYPE_CHECKING:
@@ -35,17 +35,10 @@ if TYPE_CHECKING:
     Execute = Callable[..., Any]
     Statement = tuple[str, Sequence[object] | None]
 
-_READS: Final = ("SELECT", "PRAGMA", "EXPLAIN")
-_WRITES: Final = ("INSERT", "UPDATE")
-_BOUNDED: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE")
+_READS: Final = frozenset({"SELECT", "PRAGMA", "EXPLAIN"})
+_WRITES: Final = frozenset({"INSERT", "UPDATE"})
 _IN_TRANS: Final = 1
 """MySQL's SERVER_STATUS_IN_TRANS."""
-_NO_SAVEPOINT: Final = 1305
-"""MySQL's ER_SP_DOES_NOT_EXIST, of a savepoint too: it is gone with its transaction."""
-_INTRANS: Final = 2
-_INERROR: Final = 3
-_LONGEST_PAUSE: Final = 0.05
-"""Seconds between two looks at a busy SQLite, or at what became of a COMMIT."""
 _SOON: Final = 0.01
 """Seconds before the deadline in which no server is asked for anything any more."""
 
@@ -69,6 +62,7 @@ class Transaction:
         self._xid: str | None = None
         self._begun = False
         self._may_be_committed = False
+        self._committed = False  # as the server has said
 
     # -- begin ----------------------------------------------------------------------------------------------
 
@@ -128,7 +122,7 @@ class Transaction:
     # -- around what Django executes ------------------------------------------------------------------------
 
     def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if not self.wrote and not _starts(sql, _READS):
+        if not self.wrote and not _begins(sql, _READS):
             self.take_write_lock()
         return execute(sql, params, many, context)
 
@@ -137,8 +131,7 @@ class Transaction:
         if self.connection.vendor != "sqlite" or self.nested or self.wrote:
             return
         raw: Any = self.connection.connection
-        pause = 0.002
-        while True:
+        for _ in polls(inf):
             try:
                 with self.connection.wrap_database_errors:
                     raw.execute("BEGIN IMMEDIATE")
@@ -146,18 +139,17 @@ class Transaction:
             except Error as error:
                 if _sql.kind(error) is not _sql.Kind.CONFLICT or self._batch.remaining() < _SOON:
                     raise
-            _process.sleep(pause * (0.5 + random()))
-            pause = min(2 * pause, _LONGEST_PAUSE)
         self.connection.errors_occurred = False
         self.wrote = True
 
     def _bound_mysql(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if getattr(self.connection, "mysql_is_mariadb", False):
-            if _starts(sql, _BOUNDED):
-                sql = _sql.mariadb_prefix(self._batch.remaining()) + sql
-        elif _starts(sql, ("SELECT",)):
-            sql = f"SELECT {_sql.mysql_hint(self._batch.remaining())}{sql.lstrip()[6:]}"
-        return execute(sql, params, many, context)
+        if isinstance(sql, str):
+            sql = _sql.bounded_mysql(sql, self._batch.remaining(), mariadb=is_mariadb(self.connection))
+        try:
+            return execute(sql, params, many, context)
+        except Error as error:
+            self.has_raised(error)
+            raise
 
     # -- end ------------------------------------------------------------------------------------------------
 
@@ -178,7 +170,7 @@ class Transaction:
             reason = getattr(self.connection, "rollback_exc", None)
             return reason or transaction.TransactionManagementError("the transaction was marked for rollback")
         raw: Any = self.connection.connection
-        if self.connection.vendor == "postgresql" and raw is not None and raw.info.transaction_status == _INERROR:
+        if self.connection.vendor == "postgresql" and raw is not None and self._status() == _commit.FAILED:
             return transaction.TransactionManagementError("an earlier statement of the transaction has failed")
         if self.connection.vendor == "postgresql" and raw is not None and self._is_broken(None):
             return transaction.TransactionManagementError("a statement was interrupted, and goes on in the server")
@@ -190,9 +182,7 @@ class Transaction:
             return
         raw: Any = self.connection.connection
         gone = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
-        kind = _sql.kind(error)
-        ends = kind is _sql.Kind.CONFLICT or _code(error) == _NO_SAVEPOINT
-        if (self.connection.vendor == "mysql" and ends) or (kind is _sql.Kind.LOST and gone):
+        if _sql.has_ended(error) or (_sql.kind(error) is _sql.Kind.LOST and gone):
             self.over = error
 
     def ended_by(self) -> NotSaved | None:
@@ -200,7 +190,7 @@ class Transaction:
         if self.over is None or isinstance(self.over, NotSaved):
             return self.over
         found = _sql.not_saved(self.over, self._batch.key)
-        if isinstance(found, Rejected) or _code(self.over) == _NO_SAVEPOINT:
+        if _sql.has_ended(self.over):
             found = Conflict(f"{self._batch.key!r} was not saved: the server has ended its transaction ({self.over})")
         found.__cause__ = self.over
         return found
@@ -221,11 +211,6 @@ class Transaction:
         status = getattr(raw, "server_status", None)  # PyMySQL's
         return vendor == "mysql" and isinstance(status, int) and not status & _IN_TRANS
 
-    @property
-    def may_be_committed(self) -> bool:
-        """Whether COMMIT has been sent."""
-        return self._may_be_committed
-
     def commit(self) -> None:
         """Commit, if the last statement has not done it already; where it is nested, release the savepoint.
 
@@ -237,27 +222,40 @@ class Transaction:
         self._stack.close()
         if not self._begun:  # it was found out to be committed
             return
+        if not self._committed:
+            self.check()
         self._may_be_committed = True
         self._begun = False
+        self.connection.run_commit_hooks_on_set_autocommit_on = False
         try:
             self._atomic.__exit__(None, None, None)
-        except Error as error:
+        except Exception as error:
             self.settle(_first(error))
 
-    def settle(self, error: Error) -> None:
-        """Return if it was committed although *error* came out of COMMIT; else raise what is right. Switches: yes."""
-        key = self._batch.key
-        if not self._may_be_committed:
-            raise _sql.not_saved(error, key) from error
-        known = _sql.of_commit(error, key)
-        if known is not None:
-            raise known from error
-        outcome = self._ask_outcome(error)
-        if outcome == "aborted":
-            raise Conflict(f"{key!r} was not saved: its connection was lost in COMMIT, which was not done") from error
-        if outcome != "committed":
-            raise error
+    def settle(self, error: Exception) -> None:
+        """Return if it was committed although *error* came out of its save; else raise what is right. Switches: yes."""
+        told = self._told()
+        _commit.settle(error, self._batch.key, told=told, ask=self._ask_outcome, not_saved=self._not_saved)
         self.leave_broken()
+
+    def _not_saved(self, error: Exception) -> NotSaved:
+        of_connection = isinstance(error, (InterfaceError, OperationalError))
+        if of_connection or _sql.kind(error) is not _sql.Kind.OTHER:
+            return _sql.not_saved(error, self._batch.key)
+        return Rejected(f"{self._batch.key!r} was not saved, nothing was written: {error}")
+
+    def _told(self) -> bool | None:
+        """What this side knows of COMMIT: whether it was carried out. None: nothing."""
+        if self._committed or self.connection.run_commit_hooks_on_set_autocommit_on:
+            return True  # Django sets this when the driver has committed
+        if not self._may_be_committed:
+            return False
+        raw: Any = self.connection.connection
+        if raw is None:
+            return None
+        if self.connection.vendor == "sqlite":
+            return False if raw.in_transaction else None
+        return False if _commit.was_not_committed(raw) else None
 
     def roll_back(self, error: BaseException) -> None:
         """Undo it all because of *error*. A connection that cannot be used any more is closed, which rolls back.
@@ -299,18 +297,17 @@ class Transaction:
         return (
             self.connection.vendor == "postgresql"
             and raw is not None
-            and (raw.closed or raw.info.transaction_status not in {0, _INTRANS, _INERROR})
+            and (raw.closed or self._status() not in {_commit.IDLE, _commit.IN_TRANSACTION, _commit.FAILED})
         )
 
-    def _ask_outcome(self, error: Error) -> str | None:
+    def _status(self) -> int | None:
+        return _commit.transaction_status(self.connection.connection)
+
+    def _ask_outcome(self) -> bool | None:
         """Ask the server on another connection. None when it does not know, or cannot be asked."""
-        if self._xid is None or _sql.kind(error) is not _sql.Kind.LOST:
+        if self._xid is None:
             return None
-        while True:
-            outcome = self._ask_once(_sql.postgres_outcome(self._xid))
-            if outcome != "in progress" or self._batch.remaining() < _SOON:
-                return outcome
-            _process.sleep(_LONGEST_PAUSE * random())
+        return _commit.postgres_fate(self._xid, self._ask_once, self._batch.remaining() - _SOON)
 
     def _ask_once(self, question: str) -> str | None:
         asking = connections.create_connection(self.connection.alias)
@@ -319,7 +316,7 @@ class Transaction:
                 cursor.execute(question)
                 row = cursor.fetchone()
         except Error:  # it may be starting up again
-            return "in progress"
+            return _commit.NO_ANSWER
         else:
             return None if row is None else row[0]
         finally:
@@ -337,7 +334,7 @@ class _Together:
         self._sent = False
 
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if self._sent or many or (self._commits and not _starts(sql, _WRITES)):
+        if self._sent or many or (self._commits and not _begins(sql, _WRITES)):
             return execute(sql, params, many, context)
         self._sent = True
         if not self._owner.pipelines:
@@ -349,6 +346,7 @@ class _Together:
             message = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
         self._owner._may_be_committed = self._commits
         executed = execute(message, None, many, context)
+        self._owner._committed = self._commits
         self._take_answers(cursor)
         return executed
 
@@ -376,7 +374,10 @@ class _Together:
 
 
 def _joined(cursor: Any, statements: Sequence[Statement]) -> str:
-    return "; ".join(str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
+    """One text, of which the driver knows how to send it."""
+    text = _sql.joined([str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements])
+    text.encode(cursor.connection.info.encoding)  # a half of a surrogate pair is found out before anything is sent
+    return text
 
 
 def _cursor_class(raw: Any) -> type:
@@ -399,20 +400,23 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
         delattr(connection, method)
 
 
-def _starts(sql: object, words: tuple[str, ...]) -> bool:
-    return isinstance(sql, str) and sql.lstrip()[:8].upper().startswith(words)
+def _begins(sql: object, words: frozenset[str]) -> bool:
+    return isinstance(sql, str) and _sql.first_word(sql) in words
 
 
-def _code(error: BaseException) -> object:
-    """What a driver of MySQL's has numbered it by."""
-    return error.args[0] if error.args else None
+def is_mariadb(connection: Any) -> bool:
+    """Whether a connection to MySQL is one to MariaDB. Switches: the first time, to ask."""
+    known = getattr(connection, "mysql_is_mariadb", None)
+    if known is None:  # the backend of mysql-connector-python
+        known = "mariadb" in str(connection.connection.server_info).lower()
+    return bool(known)
 
 
-def _first(error: Error) -> Error:
+def _first(error: Exception) -> Exception:
     """The one that came out of COMMIT: what Django met while it cleaned up has it as its context."""
     found, one = error, error.__context__
     while one is not None:
-        if isinstance(one, Error):
+        if isinstance(one, Exception):
             found = one
         one = one.__context__
     return found

@@ -17,11 +17,12 @@ from geventbatch import _process
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._commit import polls
 from geventbatch.stores._json import check_lossless
 from geventbatch.stores._outcomes import Outcomes, OutcomeTable, Recording
 from geventbatch.stores._reuse import Kept, judging_nobody
 from geventbatch.stores._rows import insert_rows, is_instance
-from geventbatch.stores._transaction import Transaction, load, polls, remaining
+from geventbatch.stores._transaction import Transaction, load, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

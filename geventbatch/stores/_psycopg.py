@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
-from geventbatch.stores._transaction import PostgresTransaction, cause, remaining
+from geventbatch.stores._transaction import _COMMIT, _DONE, _SENT, PostgresTransaction, cause, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
 
 _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 
-_WRITES: Final = ("INSERT", "UPDATE", "DELETE")
-
-_NO_ROW: Final = "rows were changed in place of"
+_WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
+_CHANGES: Final = frozenset({"UPDATE", "DELETE"})
 
 _CHECKED: Final = (
-    "WITH changed AS (%s RETURNING 1) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
-    "ELSE CAST(count(*) || ' " + _NO_ROW + " another number' AS integer) END FROM changed"
+    "WITH changed AS (%s\n RETURNING 1) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
+    "ELSE CAST(count(*) || ' " + _sql.MARK + "' AS integer) END FROM changed"
 )
 """Fails, by a text that is no number, unless the statement changes exactly so many rows."""
 
@@ -92,33 +91,32 @@ class JoinedTransaction(PostgresTransaction):
             return
         try:
             statements = self._collect(writes, recording)
+            self.check_whole()
+            message = _encoded(self._driver, [*statements, "COMMIT"])
+            self._driver.pgconn.socket  # noqa: B018 - raises where the connection is closed
         except Exception as raised:
             self.check_repeated(raised, recording)
             raise self.not_saved(raised) from cause(raised)
+        self._commit = {_COMMIT: _SENT}
         try:
-            send(psycopg.Cursor(self._driver), [*statements, "COMMIT"])
+            psycopg.Cursor(self._driver).execute(message, prepare=False)
         except Exception as raised:
             self.check_repeated(raised, recording)
-            error = _wrapped(raised)
-            if _NO_ROW in str(error):
-                raise self.not_saved(error) from error
-            self.settle(error)
+            self.settle(_wrapped(raised))
         else:
-            self.committer()  # which finds nothing left to send
+            self._commit = {_COMMIT: _DONE}
+            try:
+                self.committer()  # which finds nothing left to send
+            except Exception as raised:
+                self.settle(raised)
 
     def has_lost(self, conflict: Conflict) -> bool:
-        return _NO_ROW in str(conflict.__cause__)
+        return conflict.__cause__ is not None and _sql.is_marked(conflict.__cause__)
 
     def not_saved(self, error: Exception) -> NotSaved:
-        if _NO_ROW in str(error):
+        if _sql.is_marked(error):
             return Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
         return super().not_saved(error)
-
-    def commit_now(self) -> None:
-        if self.has_failed():
-            # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
-            raise Rejected(f"{self.key!r} was not saved: a statement has failed, and who sent it went on")
-        super().commit_now()
 
     def end(self, error: BaseException | None = None) -> None:
         if self.in_time(error) and not self.connection.closed:
@@ -139,7 +137,7 @@ class JoinedTransaction(PostgresTransaction):
     def checks(self, query: str) -> int:
         """How many rows this statement has to change for each set of its parameters; 0: any number."""
         checked, self.checked = self.checked, 0
-        return checked or int(query.startswith(("UPDATE", "DELETE")) and not _RETURNS.search(query))
+        return checked or int(_sql.first_word(query) in _CHANGES and not _RETURNS.search(query))
 
     def join(self, query: str, params: Params | None) -> str:
         """Put the values into a statement."""
@@ -187,7 +185,7 @@ class _Cursor(psycopg.Cursor[Any]):
         transaction = self._transaction
         if transaction.collected is not None:
             self._collect(transaction.collected, query, [params])
-            returns = _RETURNS.search(query) or not query.startswith(_WRITES)
+            returns = _RETURNS.search(query) or _sql.first_word(query) not in _WRITES
             if returns and not self._expected:  # SQLAlchemy looks at what it returns
                 self._send(transaction.collected)
         elif transaction.precedes:
@@ -217,15 +215,19 @@ class _Cursor(psycopg.Cursor[Any]):
         collected += [self._transaction.join(query, each) for each in every]
 
     def _send(self, statements: list[str]) -> None:
-        joined = "; ".join(statements)
+        message = _encoded(self.connection, statements)
         statements.clear()
-        super().execute(joined.encode(self.connection.info.encoding), prepare=False)
+        super().execute(message, prepare=False)
         self._transaction.began(self)
 
 
 def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
     """Send them as one message, and wait for the answers."""
-    return cursor.execute("; ".join(statements).encode(cursor.connection.info.encoding), prepare=False)
+    return cursor.execute(_encoded(cursor.connection, statements), prepare=False)
+
+
+def _encoded(driver: psycopg.Connection[Any], statements: list[str]) -> bytes:
+    return _sql.joined(statements).encode(driver.info.encoding)
 
 
 def _begin(driver: psycopg.Connection[Any]) -> str:

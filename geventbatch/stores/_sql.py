@@ -1,219 +1,65 @@
 """What all SQL databases and their drivers have in common, whichever ORM stands before them. Imports no vendor.
 
-- `kind` says what an error of a driver means, bare or in an ORM's wrapper. The drivers: psycopg, psycopg2, sqlite3,
-  PyMySQL, mysqlclient.
-- `not_saved` makes of an error before COMMIT what a scope raises, `of_commit` of one that came out of COMMIT.
+- `kind` says what an error of a driver means, bare or in an ORM's wrapper (`_driver_errors`).
+- `not_saved` makes of an error before COMMIT what a scope raises, `of_commit` of one that came out of COMMIT;
+  `_commit.settle` finds out what became of that.
+- `forbidden` says why an operation may not send a statement (`_statements`).
 - `postgres_bound` and its neighbours give the statements with which a server ends a slow statement before the deadline.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from decimal import Decimal
-from enum import Enum
 from math import ceil
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from geventbatch.errors import Conflict, NotSaved, Rejected
-from geventbatch.stores import _statements
+from geventbatch.stores._driver_errors import (
+    OF_OPERATION,
+    Kind,
+    chain,
+    has_ended,
+    has_refused_commit,
+    is_duplicate,
+    is_lock_timeout,
+    kind,
+    message,
+    state,
+)
+from geventbatch.stores._statements import first_word, forbidden, start
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Sequence
 
-forbidden: Final = _statements.forbidden
-
-
-class Kind(Enum):
-    """What an error of a database means for a batch."""
-
-    CONFLICT = "somebody else was faster"
-    """A deadlock, a serialization failure, a busy SQLite: all again is right, since nothing was written."""
-
-    REJECTED = "the database refused what the operations made"
-    """A constraint, or a value that no column takes."""
-
-    TIMEOUT = "the database gave up a statement"
-    """Its own bound for a statement or a lock, or somebody cancelled it."""
-
-    POISONED = "an earlier statement of the transaction has failed"
-    """PostgreSQL refuses everything until ROLLBACK; somebody swallowed the error that says why."""
-
-    LOST = "the connection is lost"
-
-    OTHER = "an error that the store does not know"
-
-
-# -- what an error means --------------------------------------------------------------------------------------
-
-_STATES: Final = {
-    "40001": Kind.CONFLICT,  # serialization_failure
-    "40P01": Kind.CONFLICT,  # deadlock_detected
-    "40002": Kind.REJECTED,  # transaction_integrity_constraint_violation
-    "40003": Kind.LOST,  # statement_completion_unknown
-    "25P02": Kind.POISONED,  # in_failed_sql_transaction
-    "25P03": Kind.LOST,  # idle_in_transaction_session_timeout
-    "25P04": Kind.LOST,  # transaction_timeout
-    "55P03": Kind.TIMEOUT,  # lock_not_available
-    "57014": Kind.TIMEOUT,  # query_canceled
-    "57P01": Kind.LOST,  # admin_shutdown
-    "57P02": Kind.LOST,  # crash_shutdown
-    "57P03": Kind.LOST,  # cannot_connect_now
-    "57P04": Kind.LOST,  # database_dropped
-    "57P05": Kind.LOST,  # idle_session_timeout
-}
-
-_CLASSES: Final = {
-    "08": Kind.LOST,  # connection exceptions
-    "22": Kind.REJECTED,  # a value that is too long, out of range, no valid text
-    "23": Kind.REJECTED,  # constraints
-    "44": Kind.REJECTED,  # WITH CHECK OPTION
-}
-
-_MYSQL: Final = {
-    1020: Kind.CONFLICT,  # record has changed since last read (MariaDB's snapshot isolation)
-    1213: Kind.CONFLICT,  # deadlock
-    1614: Kind.CONFLICT,  # deadlock in XA
-    1205: Kind.TIMEOUT,  # lock wait timeout
-    1317: Kind.TIMEOUT,  # query interrupted
-    1969: Kind.TIMEOUT,  # MariaDB's max_statement_time
-    3024: Kind.TIMEOUT,  # MySQL's max_execution_time
-    3572: Kind.TIMEOUT,  # NOWAIT
-    3058: Kind.CONFLICT,  # deadlock of user locks
-    1048: Kind.REJECTED,  # column cannot be null
-    1062: Kind.REJECTED,  # duplicate entry
-    1216: Kind.REJECTED,  # no referenced row
-    1217: Kind.REJECTED,  # row is referenced
-    1264: Kind.REJECTED,  # out of range
-    1292: Kind.REJECTED,  # incorrect value
-    1364: Kind.REJECTED,  # no default value
-    1365: Kind.REJECTED,  # division by 0
-    1366: Kind.REJECTED,  # incorrect value for a column
-    1406: Kind.REJECTED,  # too long
-    1451: Kind.REJECTED,  # row is referenced
-    1452: Kind.REJECTED,  # no referenced row
-    1526: Kind.REJECTED,  # no partition for it
-    1557: Kind.REJECTED,  # foreign duplicate key
-    1586: Kind.REJECTED,  # duplicate entry
-    1690: Kind.REJECTED,  # out of range
-    3140: Kind.REJECTED,  # invalid JSON
-    3819: Kind.REJECTED,  # CHECK
-    4025: Kind.REJECTED,  # MariaDB's CHECK
-    0: Kind.LOST,  # PyMySQL: the connection is closed
-    1053: Kind.LOST,  # server shutdown
-    1077: Kind.LOST,  # normal shutdown
-    1079: Kind.LOST,  # shutdown complete
-    1152: Kind.LOST,  # aborted connection
-    1184: Kind.LOST,  # aborted connection
-    1927: Kind.LOST,  # connection was killed
-    2002: Kind.LOST,  # cannot connect
-    2003: Kind.LOST,  # cannot connect
-    2006: Kind.LOST,  # server has gone away
-    2013: Kind.LOST,  # lost connection during query
-    2014: Kind.LOST,  # commands out of sync
-    2027: Kind.LOST,  # malformed packet
-    2055: Kind.LOST,  # lost connection
-    4031: Kind.LOST,  # idle for too long
-}
-
-_MYSQL_DRIVERS: Final = ("pymysql", "MySQLdb")
-
-_SQLITE: Final = {
-    sqlite3.SQLITE_BUSY: Kind.CONFLICT,
-    sqlite3.SQLITE_LOCKED: Kind.CONFLICT,
-    sqlite3.SQLITE_CONSTRAINT: Kind.REJECTED,
-    sqlite3.SQLITE_TOOBIG: Kind.REJECTED,
-    sqlite3.SQLITE_MISMATCH: Kind.REJECTED,
-    sqlite3.SQLITE_INTERRUPT: Kind.TIMEOUT,
-}
-
-_SQLITE_NOT_COMMITTED: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
-"""COMMIT fails, and SQLite has rolled back or will."""
-
-_NAMES: Final = {
-    "PipelineAborted": Kind.POISONED,
-    "IntegrityError": Kind.REJECTED,
-    "DataError": Kind.REJECTED,
-    "InterfaceError": Kind.LOST,
-}
-"""For errors that a driver makes by itself, without a code; in the order of how exact they are."""
-
-
-def kind(error: BaseException) -> Kind:
-    """What *error*, a driver's or an ORM's around it, means."""
-    return next((found for one in _chain(error) if (found := _kind_of_one(one)) is not None), Kind.OTHER)
-
-
-def is_duplicate(error: BaseException) -> bool:
-    """Whether *error* says that a unique key is taken."""
-    for one in _chain(error):
-        if isinstance(one, sqlite3.Error):
-            return getattr(one, "sqlite_errorcode", 0) in {
-                sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
-                sqlite3.SQLITE_CONSTRAINT_UNIQUE,
-                sqlite3.SQLITE_CONSTRAINT_ROWID,
-            }
-        if _vendor(one) in _MYSQL_DRIVERS:  # whose errors may have an SQLSTATE too, which is less exact
-            return _mysql_code(one) in {1062, 1586}
-        if state(one) is not None:
-            return state(one) == "23505"
-    return False
-
-
-def state(error: BaseException) -> str | None:
-    """The SQLSTATE that PostgreSQL gave *error*, if it was the server's."""
-    found = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    return found if isinstance(found, str) else None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it wraps: SQLAlchemy's has an `orig`, Django's a cause."""
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        orig = getattr(one, "orig", None)
-        one = orig if isinstance(orig, BaseException) else one.__cause__
-
-
-def _kind_of_one(error: BaseException) -> Kind | None:
-    if isinstance(error, sqlite3.Error):
-        if _is_named(error, "InterfaceError"):  # a value of a type that it does not take
-            return Kind.REJECTED
-        return _SQLITE.get(_sqlite_code(error)) or _kind_by_name(error)
-    vendor = _vendor(error)
-    if vendor in _MYSQL_DRIVERS:
-        return _MYSQL.get(_mysql_code(error)) or _kind_by_name(error)
-    if vendor in {"psycopg", "psycopg2"}:
-        found = state(error)
-        if found is not None:
-            return _STATES.get(found) or _CLASSES.get(found[:2], Kind.OTHER)
-        # Without a state it is not from the server: the connection failed, or the driver refused a value.
-        return _kind_by_name(error) or (Kind.LOST if _is_named(error, "OperationalError") else Kind.OTHER)
-    return None
-
-
-def _kind_by_name(error: BaseException) -> Kind | None:
-    return next((found for name, found in _NAMES.items() if _is_named(error, name)), None)
-
-
-def _is_named(error: BaseException, name: str) -> bool:
-    return any(parent.__name__ == name for parent in type(error).__mro__)
-
-
-def _vendor(error: BaseException) -> str:
-    return type(error).__module__.partition(".")[0]
-
-
-def _mysql_code(error: BaseException) -> int:
-    code = error.args[0] if error.args else None
-    return code if isinstance(code, int) else -1
-
-
-def _sqlite_code(error: sqlite3.Error) -> int:
-    """The primary code; an error that Python's driver has made by itself has none."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return -1 if code is None else code & 0xFF
+__all__ = [
+    "MARK",
+    "Kind",
+    "bound_milliseconds",
+    "bound_seconds",
+    "bounded_mysql",
+    "chain",
+    "first_word",
+    "forbidden",
+    "has_ended",
+    "is_duplicate",
+    "is_lock_timeout",
+    "is_marked",
+    "joined",
+    "kind",
+    "mariadb_prefix",
+    "mysql_hint",
+    "mysql_lock_bound",
+    "not_saved",
+    "of_commit",
+    "postgres_bound",
+    "postgres_bound_and_xid",
+    "postgres_outcome",
+    "start",
+    "state",
+    "what_it_means",
+    "without_prefix",
+]
 
 
 # -- what a scope raises ---------------------------------------------------------------------------------------
@@ -225,42 +71,59 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
     why = f"{key!r} was not saved, nothing was written: {found.value} ({_first_line(error)})"
     if found is Kind.CONFLICT:
         return Conflict(why)
-    if found in {Kind.REJECTED, Kind.POISONED}:
-        return Rejected(why)
-    return NotSaved(why)
+    return Rejected(why) if found in OF_OPERATION else NotSaved(why)
 
 
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
     """The same for an error that came out of COMMIT. None when nobody can tell from it whether that was carried out."""
-    found = kind(error)
-    if found in {Kind.CONFLICT, Kind.REJECTED, Kind.POISONED} or _refused(error, found):
-        return not_saved(error, key)
-    return None
+    return not_saved(error, key) if has_refused_commit(error) else None
 
 
-def _refused(error: BaseException, found: Kind) -> bool:
-    """Whether the server has answered COMMIT by an error, so that it has not committed."""
-    if found is Kind.LOST:
-        return False
-    return any(
-        state(one) is not None or (isinstance(one, sqlite3.Error) and _sqlite_code(one) in _SQLITE_NOT_COMMITTED)
-        for one in _chain(error)
-    )
+def what_it_means(error: BaseException, key: Hashable, *, committing: bool = False) -> NotSaved | None:
+    """What a store of one's own raises (``from`` *error*) for an error of a database: what its scopes are to say.
 
+    Known are psycopg, psycopg2, pg8000, sqlite3, PyMySQL, mysqlclient, mysql-connector-python and MariaDB's connector,
+    bare or in the wrapper of SQLAlchemy, of Django or of any ORM that raises its error ``from`` the driver's.
 
-def of_operation(error: BaseException, key: Hashable) -> NotSaved | None:
-    """What `operation_raised` makes of an error that an operation's own SQL may have caused. None: it is no such thing.
+    Args:
+        error: What was raised.
+        key: That of the resource, for the message.
+        committing: Whether it came out of COMMIT. Else COMMIT has not been sent, and nothing was written.
 
-    After a `Rejected` the operation is out, also where it is the statement before that failed: a transaction that has
-    failed saves nothing.
+    Returns:
+        A `Conflict` (a deadlock, a serialization failure: all is replayed), a `Rejected` (a constraint, a value that
+        the database or the driver refuses: an operation is to blame), another `NotSaved` (the connection, the time);
+        None when nobody can tell: then raise *error* itself, and callers are told that it is unknown.
+    Switches: no.
     """
-    found = kind(error)
-    return None if found is Kind.OTHER else not_saved(error, key)
+    if committing:
+        return of_commit(error, key)
+    return None if kind(error) is Kind.OTHER else not_saved(error, key)
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+# -- several statements in one message -------------------------------------------------------------------------
+
+MARK: Final = f"the row is another one {token_hex(8)}"
+"""In the error of a statement that fails by intention. It is another one in each process, so that no text of a user's
+looks like it."""
+
+_NO_NUMBER: Final = "22P02"
+"""The SQLSTATE of a text that is to be a number, as *MARK* is."""
+
+
+def is_marked(error: BaseException) -> bool:
+    """Whether *error* is that of a statement that fails by intention, with *MARK*."""
+    return any(state(one) == _NO_NUMBER for one in chain(error)) and MARK in message(error)
+
+
+def joined(statements: Sequence[str]) -> str:
+    """Several statements as one message. Each begins on a line of its own: the one before may end in a comment."""
+    return "\n; ".join(statements)
 
 
 # -- bounds on the server --------------------------------------------------------------------------------------
@@ -321,6 +184,22 @@ _PREFIX: Final = "SET STATEMENT"
 def mariadb_prefix(remaining: float) -> str:
     """Put before a statement (no batch of them), it bounds that one, its waits for locks too, and leaves no trace."""
     return f"{_PREFIX} max_statement_time={bound_seconds(remaining):.3f} FOR "
+
+
+def bounded_mysql(statement: str, remaining: float, *, mariadb: bool) -> str:
+    """*statement* with its bound, where it can have one."""
+    begin, word = start(statement), first_word(statement)
+    if "(" in statement[:begin]:  # a UNION: neither of the two fits
+        return statement
+    if mariadb:
+        return mariadb_prefix(remaining) + statement if word in _BOUNDED else statement
+    if word != "SELECT":
+        return statement
+    behind = begin + len(word)
+    return f"{statement[:behind]} {mysql_hint(remaining)}{statement[behind:]}"
+
+
+_BOUNDED: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE"})
 
 
 def without_prefix(statement: str) -> str:

@@ -10,39 +10,53 @@ more, is discarded (`Transaction.discard`): its pool makes a new one for the nex
 from __future__ import annotations
 
 import sqlite3
-from random import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from weakref import WeakSet
 
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError, StatementError
+from sqlalchemy import Dialect, event
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    ResourceClosedError,
+    SQLAlchemyError,
+    StatementError,
+    TimeoutError,  # noqa: A004 - SQLAlchemy's name for it
+)
 
-from geventbatch import _process
-from geventbatch._clock import clock as _clock
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
-from geventbatch.stores import _sql
+from geventbatch.stores import _commit, _sql
+from geventbatch.stores._commit import polls
 from geventbatch.stores._key import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable
 
-    from sqlalchemy import Connection, CursorResult, Engine
+    from sqlalchemy import Connection, CursorResult, Engine, ExceptionContext
     from sqlalchemy.sql.base import Executable
 
     from geventbatch.stores._outcomes import Recording
-
-# libpq's PQTRANS_ACTIVE, _INERROR and _UNKNOWN, as psycopg and psycopg2 give them.
-_ACTIVE: Final = 1
-_FAILED: Final = 3
-_UNKNOWN: Final = 4
 
 LoadedT = TypeVar("LoadedT")
 
 _SHORTEST: Final = 0.001
 """Seconds: what `remaining` gives at the least."""
 
-_LONGEST_POLL: Final = 0.05
-"""Seconds between two looks at what became of a COMMIT, or at a busy SQLite."""
+_OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
+"""Errors of SQLAlchemy's own for which no operation is to blame: of its pool, of a connection."""
+
+_ENDED: Final = "geventbatch: ended"
+"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+
+_COMMIT: Final = "geventbatch: commit"
+"""Where it has how far the driver has come with the last COMMIT: None, `_SENT`, `_DONE`."""
+
+_SENT: Final = "sent"
+_DONE: Final = "done"
+
+_noting: Final[WeakSet[Dialect]] = WeakSet()
+"""The dialects whose COMMITs are noted."""
 
 
 class Transaction:
@@ -61,6 +75,7 @@ class Transaction:
         """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
         self.connection: Connection = engine.connect()
         self.committer: Callable[[], object] = self.connection.commit
+        self._commit: dict[Any, Any] = {_COMMIT: None}
         try:
             self.begin()
         except BaseException:
@@ -86,6 +101,10 @@ class Transaction:
         """Whether a statement has failed, so that the database refuses all that follow."""
         return False
 
+    def ended(self) -> Conflict | None:
+        """That the server has ended the transaction by itself, so that the next statement would begin another."""
+        return None
+
     def has_lost(self, conflict: Conflict) -> bool:  # noqa: ARG002 - for a child
         """Whether *conflict* says that a statement did not find the rows that it was to change."""
         return False
@@ -93,6 +112,10 @@ class Transaction:
     def ask_outcome(self) -> bool | None:
         """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
         return None if self.fence is None else self.fence()
+
+    def was_not_committed(self) -> bool:
+        """Whether the driver knows that the COMMIT that raised was not carried out."""
+        return False
 
     # -- the way of a batch ----------------------------------------------------------------------------------
 
@@ -130,10 +153,20 @@ class Transaction:
             if recording is not None:
                 recording.send(self.send)
             writes()
+            self.check_whole()
         except Exception as error:
             self.check_repeated(error, recording)
             raise self.not_saved(error) from cause(error)
         self.commit()
+
+    def check_whole(self) -> None:
+        """Raise when what was sent so far is not in the transaction that a COMMIT would commit now."""
+        ended = self.ended()
+        if ended is not None:
+            raise ended
+        if self.has_failed():
+            # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
+            raise Rejected(f"{self.key!r} was not saved: a statement has failed, and who sent it went on")
 
     def check_repeated(self, error: Exception, recording: Recording | None) -> None:
         """Raise what *error* is, if it is of what was to be recorded."""
@@ -149,6 +182,8 @@ class Transaction:
 
     def commit(self) -> None:
         """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""
+        self._commit = self.connection.info
+        self._commit[_COMMIT] = None
         try:
             self.commit_now()
         except Exception as error:
@@ -156,29 +191,27 @@ class Transaction:
 
     def settle(self, error: Exception) -> None:
         """Find out what became of a COMMIT that raised *error*: return when it was carried out, else raise."""
-        if isinstance(error, NotSaved):
-            raise error
-        failure = _sql.of_commit(error, self.key)
-        if failure is not None:
-            raise failure from error
-        self.discard()
-        committed = self.ask_outcome()
-        if committed is None:
-            raise error
-        if not committed:
-            raise Conflict(f"{self.key!r} was not saved: the connection was lost in COMMIT, which was not carried out")
+        _commit.settle(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
+
+    def told(self) -> bool | None:
+        """What this side knows of the COMMIT that raised: whether it was carried out. None: nothing."""
+        step = self._commit[_COMMIT]
+        if step == _DONE:  # and what is called after it has raised
+            return True
+        return False if step is None or self.was_not_committed() else None
+
+    def _ask(self) -> bool | None:
+        self.discard()  # it may be the last that the pool can give
+        return self.ask_outcome()
 
     def not_saved(self, error: Exception) -> NotSaved:
         """What *error*, which came before COMMIT was sent, is for a batch."""
         if isinstance(error, NotSaved):
             return error
-        if isinstance(error, StatementError) and not isinstance(error, DBAPIError):
-            return Rejected(f"{self.key!r} was not saved, nothing was written: {error.orig or error}")
-        if isinstance(error, PendingRollbackError):
-            return Rejected(f"{self.key!r} was not saved, nothing was written: {error}")
-        if isinstance(error, SQLAlchemyError) or _sql.kind(error) is not _sql.Kind.OTHER:
+        if _sql.kind(error) is not _sql.Kind.OTHER or isinstance(error, DBAPIError):
             return _sql.not_saved(error, self.key)
-        return Rejected(f"{self.key!r} was not saved, nothing was written: {error}")
+        why = f"{self.key!r} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
+        return NotSaved(why) if isinstance(error, _OF_EVERYBODY) else Rejected(why)
 
     def end(self, error: BaseException | None = None) -> None:
         """Give the connection back, after a rollback where there is something to roll back.
@@ -188,12 +221,19 @@ class Transaction:
         """
         if self.in_time(error) and not self.connection.closed:
             try:
+                self._roll_back_refused()
                 self.connection.close()
             except BaseException:
                 self.discard()
                 raise
         else:
             self.discard()
+
+    def _roll_back_refused(self) -> None:
+        """Roll back where a listener has refused a COMMIT: SQLAlchemy takes that for over, and rolls nothing back."""
+        begun = self.connection.get_transaction()
+        if begun is not None and not begun.is_active and not self.connection.invalidated:
+            self.connection.connection.rollback()
 
     def in_time(self, error: BaseException | None) -> bool:
         """Whether a statement may still be sent, after *error*."""
@@ -223,15 +263,21 @@ class PostgresTransaction(Transaction):
     def has_failed(self) -> bool:
         if self.connection.invalidated:
             return True
-        info = getattr(self.connection.connection.driver_connection, "info", None)
-        return getattr(info, "transaction_status", None) in {_ACTIVE, _FAILED, _UNKNOWN}
+        return self._status() in {_commit.ACTIVE, _commit.FAILED, _commit.UNKNOWN}
 
     def in_time(self, error: BaseException | None) -> bool:
         if self.connection.closed or self.connection.invalidated:
             return super().in_time(error)
-        info = getattr(self.connection.connection.driver_connection, "info", None)
         # A statement that an operation's own Timeout has interrupted goes on in the server.
-        return super().in_time(error) and getattr(info, "transaction_status", None) not in {_ACTIVE, _UNKNOWN}
+        return super().in_time(error) and self._status() not in {_commit.ACTIVE, _commit.UNKNOWN}
+
+    def was_not_committed(self) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return False
+        return _commit.was_not_committed(self.connection.connection.driver_connection)
+
+    def _status(self) -> int | None:
+        return _commit.transaction_status(self.connection.connection.driver_connection)
 
     def ask_outcome(self) -> bool | None:
         xid = self.xid()
@@ -244,16 +290,16 @@ class PostgresTransaction(Transaction):
 
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
     """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
-    question = _sql.postgres_outcome(xid)
-    for _ in polls(seconds):
+
+    def once(question: str) -> str | None:
         try:
             with engine.connect() as connection:
-                status = connection.exec_driver_sql(question).scalar()
-        except SQLAlchemyError:  # it is starting up again
-            continue
-        if status != "in progress":
-            return None if status is None else status == "committed"
-    return None
+                status: str | None = connection.exec_driver_sql(question).scalar()
+        except SQLAlchemyError:
+            return _commit.NO_ANSWER
+        return status
+
+    return _commit.postgres_fate(xid, once, seconds)
 
 
 class MySQLTransaction(Transaction):
@@ -263,6 +309,7 @@ class MySQLTransaction(Transaction):
     """
 
     def begin(self) -> None:
+        self.connection.info.pop(_ENDED, None)
         if not _is_mariadb(self.connection):
             self._bound_locks()
         event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
@@ -270,6 +317,19 @@ class MySQLTransaction(Transaction):
     def before_writes(self) -> None:
         if not _is_mariadb(self.connection):
             self._bound_locks()
+
+    def has_failed(self) -> bool:
+        return self.connection.invalidated or self.ended() is not None
+
+    def ended(self) -> Conflict | None:
+        if self.connection.closed or self.connection.invalidated:
+            return None
+        error = self.connection.info.get(_ENDED)
+        if error is None:
+            return None
+        conflict = Conflict(f"{self.key!r} was not saved: the server has ended the transaction of the batch ({error})")
+        conflict.__cause__ = error
+        return conflict
 
     def _bound_locks(self) -> None:
         statement = _sql.mysql_lock_bound(remaining())
@@ -280,13 +340,20 @@ class MySQLTransaction(Transaction):
     def _bounded(self, *call: Any) -> tuple[str, Any]:
         """Add the bound to a statement, as SQLAlchemy's event `before_cursor_execute` has it."""
         connection, _, statement, parameters, _, executemany = call
-        word = statement[:6].upper()
-        if not _is_mariadb(connection):
-            if word == "SELECT":
-                statement = f"SELECT {_sql.mysql_hint(remaining())}{statement[6:]}"
-        elif not executemany and word in {"SELECT", "INSERT", "UPDATE", "DELETE"}:
-            statement = _sql.mariadb_prefix(remaining()) + statement
+        mariadb = _is_mariadb(connection)
+        if not (mariadb and executemany):
+            statement = _sql.bounded_mysql(statement, remaining(), mariadb=mariadb)
         return statement, parameters
+
+
+def _sees_error(context: ExceptionContext) -> None:
+    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
+    error, connection = context.original_exception, context.connection
+    usable = connection is not None and not connection.closed and not connection.invalidated
+    if connection is not None and usable and _sql.has_ended(error):
+        connection.info.setdefault(_ENDED, error)
+    if not context.is_disconnect and _sql.kind(error) is _sql.Kind.LOST:
+        context.is_disconnect = True  # SQLAlchemy does not know all that mysql-connector-python says
 
 
 class SQLiteTransaction(Transaction):
@@ -299,7 +366,7 @@ class SQLiteTransaction(Transaction):
     writes_anywhere = False
 
     def before_writes(self) -> None:
-        driver = cast("sqlite3.Connection", self.connection.connection.driver_connection)
+        driver = self._driver()
         if driver.in_transaction:
             return
         ((patience,),) = driver.execute("PRAGMA busy_timeout")
@@ -311,6 +378,12 @@ class SQLiteTransaction(Transaction):
 
     def begin_to_write(self) -> None:
         self.before_writes()
+
+    def was_not_committed(self) -> bool:
+        return not self.connection.invalidated and self._driver().in_transaction
+
+    def _driver(self) -> sqlite3.Connection:
+        return cast("sqlite3.Connection", self.connection.connection.driver_connection)
 
     def _lock(self, driver: sqlite3.Connection) -> None:
         error: sqlite3.OperationalError | None = None
@@ -331,6 +404,7 @@ class SQLiteTransaction(Transaction):
 def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
     """The one for a database and its driver."""
     name = engine.dialect.name
+    _note_commits(engine.dialect)
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":
             from geventbatch.stores._psycopg import JoinedTransaction
@@ -338,8 +412,28 @@ def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
             return JoinedTransaction
         return PostgresTransaction
     if name in {"mysql", "mariadb"}:
+        if not event.contains(engine, "handle_error", _sees_error):
+            event.listen(engine, "handle_error", _sees_error)
         return MySQLTransaction
     return SQLiteTransaction if name == "sqlite" else Transaction
+
+
+def _note_commits(dialect: Dialect) -> None:
+    """Have each connection note how far the driver has come with a COMMIT: SQLAlchemy calls others before and after it.
+
+    (A listener of its own for each transaction would cost a tenth of a millisecond.)
+    """
+    if dialect in _noting:
+        return
+    _noting.add(dialect)
+    commit = dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        connection.info[_COMMIT] = _SENT
+        commit(connection)
+        connection.info[_COMMIT] = _DONE
+
+    vars(dialect)["do_commit"] = do_commit  # of this engine alone
 
 
 def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
@@ -367,7 +461,7 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
 
 def is_of_key(error: StatementError) -> bool:
     """Whether *error*, of a statement that has no other values than keys, says that one of them can be in no row."""
-    return not isinstance(error, DBAPIError) or _sql.kind(error) is _sql.Kind.REJECTED
+    return not isinstance(error, DBAPIError) or _sql.kind(error) in {_sql.Kind.REJECTED, _sql.Kind.UNSENT}
 
 
 def no_row(error: StatementError, key: Hashable) -> ResourceMissing:
@@ -392,18 +486,18 @@ def cause(error: Exception) -> BaseException | None:
         return error.__cause__
     if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig
-    return error
+    return exact(error)
 
 
-def polls(seconds: float) -> Iterator[None]:
-    """Once at once, and again after a few milliseconds until *seconds* are over."""
-    end = _clock.monotonic() + seconds
-    pause = 0.002
-    yield
-    while (left := end - _clock.monotonic()) > 0:
-        _process.sleep(min(left, pause * (0.5 + random())))
-        pause = min(2 * pause, _LONGEST_POLL)
-        yield
+def exact(error: Exception) -> Exception:
+    """*error*; an `IntegrityError` where the driver (pg8000) has another class for a constraint."""
+    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError) or error.orig is None:
+        return error
+    if not (_sql.state(error.orig) or "").startswith("23"):
+        return error
+    exacter = IntegrityError(error.statement, error.params, error.orig, connection_invalidated=False)
+    exacter.__cause__ = error.__cause__
+    return exacter
 
 
 def _is_mariadb(connection: Connection) -> bool:
