@@ -1,4 +1,4 @@
-"""Runs the suite in six processes side by side: most of it waits for servers, and a machine has two cores or more.
+"""Runs the suite in seven processes side by side: most of it waits for servers, and a machine has two cores or more.
 
     python -m tests [arguments of pytest]
 
@@ -13,13 +13,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 # Of about the same length: the contract of the stores on SQLAlchemy; on the others, with what else is about those; what
-# waits for servers to come and go; what asks databases; what keeps a core busy; and what is in none of them.
+# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is in none of them.
 GROUPS = (
     (["stores"], "sqlalchemy"),
     (["django", "django_store", "redis_store", "reuse", "stores"], "not (test_stores and sqlalchemy)"),
     (["benchmarks", "celery", "cluster", "docs", "fork", "gunicorn", "tickets_signals"], ""),
     (["bulk_stores", "flask", "sql", "sqlalchemy_store", "tickets", "wallet"], ""),
     (["signals", "simulation", "testing"], ""),
+    (["oracle"], ""),
 )
 
 NOTHING_CHOSEN = 5

@@ -1,0 +1,105 @@
+"""One example of the oracle, and the program that it is.
+
+Model and operations are Python's source. What the test runs is what is printed when it fails.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Lines = tuple[str, ...]
+
+HERE = Path(__file__).parent
+
+IMPORTS = """\
+import enum
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+"""
+
+
+@dataclass(frozen=True)
+class Orm:
+    """What is particular to programs on one ORM."""
+
+    world: str
+    """The module of its `World`."""
+    imports: str
+    main: str
+
+
+@dataclass(frozen=True, repr=False)
+class Example:
+    """A model, operations on it, and how they are run."""
+
+    orm: Orm
+    server: str
+    model: str
+    operations: tuple[Lines, ...]
+    batches: tuple[int, ...] = ()
+    between: tuple[tuple[int, Lines], ...] = ()
+    during: tuple[tuple[int, Lines], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    """Of the world."""
+
+    @property
+    def calls(self) -> str:
+        """The source of the operations and of what somebody else writes."""
+        functions = [_function(f"operation_{n}(r)", lines) for n, lines in enumerate(self.operations)]
+        functions += [_function(f"between_{n}(r)", lines) for n, lines in self.between]
+        functions += [_function(f"during_{n}(r)", lines) for n, lines in self.during]
+        return "\n\n".join(functions)
+
+    @property
+    def trial(self) -> str:
+        """The source of what is run."""
+        operations = ", ".join([f"operation_{n}" for n in range(len(self.operations))])
+        between = ", ".join([f"{n}: between_{n}" for n, _ in self.between])
+        during = ", ".join([f"{n}: during_{n}" for n, _ in self.during])
+        return f"Trial([{operations}], {self.batches!r}, {{{between}}}, {{{during}}})"
+
+    def program(self) -> str:
+        """All of it, to be saved and run in a clone."""
+        return "\n".join(
+            [
+                '"""Run this in a clone, with PYTHONPATH=. It prints PASS or FAIL last."""',
+                "from gevent import monkey",
+                "",
+                "monkey.patch_all()",
+                "",
+                IMPORTS,
+                self.orm.imports,
+                f"SERVER = {self.server!r}",
+                f"OPTIONS = {dict(self.options)!r}",
+                'PREFIX = ""',
+                "",
+                "# -- the model " + "-" * 80,
+                self.model,
+                "# -- the operations " + "-" * 80,
+                "",
+                self.calls,
+                "",
+                f"def trial():\n    return {self.trial}\n",
+                "# -- how they are judged " + "-" * 80,
+                _embedded("judge"),
+                _embedded(self.orm.world),
+                self.orm.main,
+            ]
+        )
+
+
+def _function(signature: str, lines: Lines) -> str:
+    body = "\n".join([f"    {line}" for line in lines]) or "    pass"
+    return f"def {signature}:\n{body}\n"
+
+
+def _embedded(name: str) -> str:
+    """The source of a module of this folder, without what a program has at its top."""
+    source = (HERE / f"{name}.py").read_text()
+    source = re.sub(r"^from tests\.oracle\..*\n", "", source, flags=re.MULTILINE)
+    return re.sub(r"^from __future__ .*\n", "", source, flags=re.MULTILINE).replace("if TYPE_CHECKING:", "if True:")

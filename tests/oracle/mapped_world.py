@@ -1,0 +1,152 @@
+"""What SQLAlchemy has for the judge: a plain session, the store of mapped classes. Failing programs have it in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.attributes import flag_modified
+
+from geventbatch import ResourceMissing
+from geventbatch.stores import SQLAlchemyStore
+from tests.oracle.judge import frozen, transaction_of_one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class PlainSession(Session):
+    """An application's own, which says what it has changed in place."""
+
+    def flush(self, objects: Any = None) -> None:
+        """Tell SQLAlchemy first of what was changed in place."""
+        for instance in self.identity_map.values():
+            loaded: dict[str, Any] = sa.inspect(instance).dict
+            mutable = self.info["mutable"].get(type(instance).__name__, {})
+            for name in mutable:
+                if name in loaded and loaded[name] is not None:
+                    flag_modified(instance, name)
+        super().flush(objects)
+
+
+class MappedWorld:
+    """A model, as its source has made it, in one database."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        other: sa.Engine,
+        model: dict[str, Any],
+        *,
+        mode: Any = None,
+        pipeline: bool = True,
+        session: dict[str, Any] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.other = other
+        self.model = model
+        self.key = model["KEY"]
+        self.ordered = model["ORDERED"]
+        self.atomic_foreign = mode != "version" and engine.dialect.name != "sqlite"
+        self._maker = sessionmaker(engine, **(session or {}))
+        self._store = SQLAlchemyStore.mapped(
+            self._maker if session else engine,
+            model["Thing"],
+            by=model["BY"],
+            version=model["VERSION"],
+            mode=mode,
+            pipeline=pipeline,
+        )
+
+    def store(self) -> Any:
+        """What a processor takes."""
+        return self._store
+
+    def fill(self) -> None:
+        """Have the rows that a trial begins with, and no others."""
+        with Session(self.other) as session:
+            for table in reversed(self._tables()):
+                session.execute(sa.delete(table))
+            self.model["fill"](session)
+            session.flush()
+            for table in self._tables():
+                if table.name.endswith("log"):  # what the triggers have written meanwhile
+                    session.execute(sa.delete(table))
+            session.commit()
+
+    def foreign(self, write: Callable[[Any], object]) -> None:
+        """Have somebody else write, by another connection."""
+        with self._plain(self.other) as session:
+            thing = self.model["Thing"]
+            resource = session.scalars(self.model["find"]().with_for_update(of=thing)).unique().one_or_none()
+            if resource is not None:
+                write(resource)
+            session.commit()
+
+    def alone(self, operations: Sequence[Any]) -> list[Any]:
+        """The answers of these, in one transaction by a plain session; errors are those of the last one."""
+        answers: list[Any] = []
+        try:
+            with self._plain(self.engine) as session, transaction_of_one() as (rows, deleted):
+                for operation in operations:
+                    resource = self._found(session)
+                    answers.append(frozen(operation(resource), ordered=self.ordered))
+                    if deleted:
+                        session.delete(resource)
+                        deleted.clear()
+                        session.flush()
+                session.flush()
+                self._insert(session, rows)
+                session.commit()
+        except Exception as error:
+            answers = [*answers[: len(operations) - 1], frozen(error)]
+        return answers
+
+    def _found(self, session: Session) -> Any:
+        resource = session.scalars(self.model["find"]()).unique().one_or_none()
+        if resource is None:
+            raise ResourceMissing("there is none", key=self.key)
+        return resource
+
+    def rows(self) -> dict[str, list[Any]]:
+        """All rows of all tables, frozen, without what counts or stamps saves."""
+        found: dict[str, list[Any]] = {}
+        with self.other.connect() as connection:
+            for table in self._tables():
+                if not table.name.endswith("log"):  # what triggers write
+                    found[table.name] = self._rows(connection, table)
+        return found
+
+    def _rows(self, connection: sa.Connection, table: sa.Table) -> list[Any]:
+        ignored = self.model["IGNORED"]
+        columns = [column for column in table.columns if column.name not in ignored]
+        ranked = table.name.endswith(("child", "other"))  # whose ids are a sequence's
+        query = sa.select(*columns).order_by(*table.primary_key)
+        try:
+            rows = [tuple(row) for row in connection.execute(query)]
+        except Exception:  # what is there is not of the column's type
+            connection.rollback()
+            raw = [sa.type_coerce(column, sa.types.NullType()) for column in columns]
+            rows = [tuple(row) for row in connection.execute(sa.select(*raw).order_by(*table.primary_key))]
+        shown = [frozen(list(row[1:] if ranked else row), ordered=self.ordered) for row in rows]
+        return sorted(shown, key=repr) if table.name.endswith("other") else shown
+
+    def _insert(self, session: Session, rows: Sequence[Any]) -> None:
+        for row in rows:
+            if isinstance(row, tuple):
+                table: Any = getattr(row[0], "__table__", row[0])
+                session.connection().execute(sa.insert(table), [row[1]])
+            elif isinstance(row, sa.Insert):
+                session.execute(row)
+            else:
+                session.add(row)
+        session.flush()
+
+    def _plain(self, engine: sa.Engine) -> PlainSession:
+        options = {name: value for name, value in self._maker.kw.items() if name not in {"bind", "class_", "info"}}
+        return PlainSession(engine, info={"mutable": self.model["MUTABLE"]}, **options)
+
+    def _tables(self) -> list[sa.Table]:
+        tables: list[sa.Table] = self.model["Base"].metadata.sorted_tables
+        return tables

@@ -1,0 +1,122 @@
+"""The oracle: made-up models and operations, run one by one and in batches, give the same (docs/as-if-alone.md).
+
+The same examples in each run; GEVENTBATCH_ORACLE_EXAMPLES=20000 tries so many others. A failure prints a program of its
+own, to be saved and run in a clone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.oracle import mapped
+from tests.oracle.judge import Mismatch
+from tests.oracle.known import known
+from tests.oracle.mutants import mutated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+    from tests.oracle.example import Example
+
+CHOSEN = os.environ.get("GEVENTBATCH_ORACLE_EXAMPLES")
+EXAMPLES = int(CHOSEN or 500)
+"""Of all tests that are run together."""
+
+SHARES = {(mapped, "sqlite"): 0.3, (mapped, "postgresql"): 0.3, (mapped, "mariadb"): 0.3}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_logged() -> Iterator[None]:
+    """Thousands of batches are refused on purpose."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+ROOT = __file__.rpartition("/tests/")[0]
+
+
+@pytest.mark.timeout(120 + EXAMPLES)
+@pytest.mark.parametrize(
+    ("orm", "server"),
+    [pytest.param(*case, marks=[pytest.mark.mariadb] if case[1] == "mariadb" else []) for case in SHARES],
+)
+def test_batches_of_made_up_operations_on_made_up_models_give_what_the_operations_alone_give(
+    orm: ModuleType, server: str, tmp_path: Path
+) -> None:
+    with orm.place(server, tmp_path) as place:
+        search(orm.examples(server), place.run, round(EXAMPLES * SHARES[orm, server]))
+
+
+class _Enough(BaseException):
+    """The time to look for a smaller example is over."""
+
+
+# -- and it can fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)
+def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program_that_fails_by_itself(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Mismatch) as found, mutated("forgotten rows"), mapped.place("sqlite", tmp_path) as place:
+        search(mapped.examples("sqlite"), place.run, 200)
+    program = tmp_path / "program.py"
+    program.write_text(str(found.value).partition("The program:")[2].strip())
+    assert ended(program, "forgotten rows") == (1, "FAIL")
+    assert ended(program, "") == (0, "PASS")
+
+
+def ended(program: Path, mutant: str) -> tuple[int, str]:
+    """How *program* ends, and what it prints last, with a store that is broken so."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.oracle.mutants", mutant, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.returncode, (ran.stdout.strip() or ran.stderr).rpartition("\n")[2]
+
+
+def search(examples: Any, run: Callable[[Example], None], count: int) -> None:
+    """Raise the program of the smallest example that gives a mismatch."""
+    found: dict[str, str] = {}
+    begun: list[float] = []
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=CHOSEN is None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(examples)
+    def one(example: Example) -> None:
+        if begun and time.monotonic() > begun[0] + 15:
+            raise _Enough
+        try:
+            run(example)
+        except Mismatch as mismatch:
+            if known(example, str(mismatch)) is None:
+                begun.append(time.monotonic())
+                found[example.program()] = str(mismatch)
+                raise
+
+    with suppress(Mismatch, _Enough):
+        one()
+    if found:
+        program = min(found, key=len)
+        raise Mismatch(f"{found[program]}\n\nThe program:\n\n{program}")
