@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from geventbatch.stores import _json
 from geventbatch.stores._bulk_documents import BulkDocuments
+from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import (
     Documents,
-    DocumentScope,
     KeyText,
     Statements,
     StateText,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from geventbatch import _attempts, _options
 from geventbatch.errors import NotSaved
-from geventbatch.stores import _documents, _redis_save, _redis_scripts, _sql, _transaction
+from geventbatch.stores import _document_scope, _documents, _redis_save, _redis_scripts, _sql, _transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def forget_idempotency_keys() -> None:
 
 def trust_what_is_kept() -> None:
     """Save what was made of a kept state whatever the version is: somebody else may have saved since."""
-    original = _documents.DocumentScope._change
+    original = _document_scope.DocumentScope._change
 
     def change(self: Any, row: Any, *, beside: bool) -> Any:
         if self.reused:
@@ -79,7 +79,7 @@ def trust_what_is_kept() -> None:
             self._loaded = self._loaded._replace(version=there and there.version)
         return original(self, row, beside=beside)
 
-    _replace(_documents.DocumentScope, "_change", change)
+    _replace(_document_scope.DocumentScope, "_change", change)
 
 
 def _replace(owner: Any, name: str, by: object) -> None:
