@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified
 
 from geventbatch.errors import Conflict, Rejected
+from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
 from geventbatch.stores._watched import watched
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from geventbatch.stores._mapping import Mapping
+    from geventbatch.stores._transaction import Transaction
 
 
 class Loaded:
@@ -36,6 +38,7 @@ class Loaded:
         self.claimed = mapping.locking
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
         self._watched = watched(session, mapping)
+        self._beside = Beside(mapping, session, self._watched)
         if token is not None:
             self.identity = sa.inspect(resource).identity
             self._token = tuple(token)
@@ -52,16 +55,23 @@ class Loaded:
 
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""
-        self._watched.has_flushed()
+        self._beside.are_ours(self._watched.has_flushed())
 
     def rolled_back(self) -> None:
         """A savepoint: nobody knows any more what the database has."""
         self._watched.forget()
+        self._beside.rolled_back()
 
-    def flushes(self) -> None:
-        """A flush begins."""
+    def flushes(self, transaction: Transaction) -> None:
+        """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource."""
         self._refuse_expressions()
         self._watched.flushes(self._session)
+        changed = self._beside.changed(self.resource, transaction)
+        if changed is not None:
+            raise Conflict(
+                f"{self._key!r} was not saved: somebody else changed the {changed.class_.__name__} {changed.identity} "
+                "since it was read"
+            )
 
     def _refuse_expressions(self) -> None:
         """An expression that one operation has assigned would be lost in that of the next one."""
@@ -93,26 +103,34 @@ class Loaded:
             getattr(self.resource, name)  # so that it is loaded
             flag_modified(self.resource, name)
 
-    def claim(self, connection: sa.Connection) -> None:
+    def claim(self, transaction: Transaction) -> None:
         """Lock the row, once, and see that it is as it was loaded: else it is a `Conflict`."""
         if self.claimed:
             return
         if self.identity is not None:
-            mapper: Mapper[Any] = sa.inspect(self.resource).mapper
-            named = self._mapping.columns_of(mapper).named
-            seen = self._watched.seen
-            is_row = (column == value for column, value in zip(mapper.primary_key, self.identity, strict=True))
-            claim = sa.select(*self._mapping.token, *[named[name] for name in seen]).select_from(mapper.selectable)
-            row = connection.execute(
-                claim.where(*is_row).with_for_update(of=list(mapper.tables), key_share=True)
-            ).one_or_none()
-            if row is None or not self._is_same(mapper, row):
-                raise self.conflict()
+            transaction.begin_to_write()
+            if self._mapping.token:
+                mapping = self._mapping
+                names = [f"_{i}" for i in range(len(self.identity) + len(self._token))]
+                transaction.change(mapping.claim, dict(zip(names, (*self.identity, *self._token), strict=True)))
+            else:
+                self._compare_all(transaction.connection)
         self.claimed = True
 
+    def needs_no_answer(self) -> bool:
+        """Whether the row is claimed, or will be by a statement that fails by itself where it is another one."""
+        return self.claimed or bool(self._mapping.token)
+
+    def _compare_all(self, connection: sa.Connection) -> None:
+        mapper: Mapper[Any] = sa.inspect(self.resource).mapper
+        named = self._mapping.columns_of(mapper).named
+        is_row = (column == value for column, value in zip(mapper.primary_key, self.identity or (), strict=True))
+        select = sa.select(*[named[name] for name in self._watched.seen]).select_from(mapper.selectable).where(*is_row)
+        row = connection.execute(select.with_for_update(of=list(mapper.tables), key_share=True)).one_or_none()
+        if row is None or not self._is_same(mapper, row):
+            raise self.conflict()
+
     def _is_same(self, mapper: Mapper[Any], row: Sequence[Any]) -> bool:
-        if self._mapping.token:
-            return tuple(row) == self._token
         in_place = self._mapping.columns_of(mapper).in_place
         return not any(
             in_place[name].differ(seen, value) if name in in_place else exact(seen) != exact(value)

@@ -185,7 +185,7 @@ class MappedScope:
     def flushes(self) -> None:
         """The session is about to flush: count the version, once."""
         session = self._session
-        self._loaded.flushes()
+        self._loaded.flushes(self._transaction)
         if self._loaded.changes():
             self._loaded.touch()
         deletes = self._loaded.resource in session.deleted
@@ -203,7 +203,7 @@ class MappedScope:
         if not self._writing:
             self._operation_writes()
         if "_loaded" in self.__dict__:
-            self._loaded.claim(self._transaction.connection)
+            self._loaded.claim(self._transaction)
 
     def _operation_writes(self) -> None:
         batch = current_batch()
@@ -296,7 +296,7 @@ class MappedScope:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""
         session = self._session
         return (
-            self._loaded.claimed
+            self._loaded.needs_no_answer()
             and not session.new
             and not session.deleted
             and not any(is_instance(row) for row in rows)

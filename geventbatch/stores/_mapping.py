@@ -36,7 +36,7 @@ class Mapping:
     """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
     counts_itself: bool
     """The mapper has a `version_id_col`."""
-    token: tuple[sa.ColumnElement[Any], ...]
+    token: tuple[sa.Label[Any], ...]
     """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
     outcomes: OutcomeTable | None = None
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
@@ -80,10 +80,20 @@ class Mapping:
         """
         if not self.locking or not _reads_beside(self.load, self.mapper, self.engine.dialect):
             return None
-        row: sa.Select[Any] = (
-            sa.select(sa.literal_column("1")).select_from(self.mapper.selectable).where(*self._is_row())
-        )
-        return row.with_for_update(of=list(self.mapper.tables), key_share=True)
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return self._locked(one.where(*self._is_row()))
+
+    @cached_property
+    def claim(self) -> sa.Select[Any]:
+        """Locks the row if it is as it was loaded, where there is a token: the primary key, and the token."""
+        expressions = [*self.mapper.primary_key, *[token.element for token in self.token]]
+        is_same = [part == sa.bindparam(f"_{i}", type_=part.type) for i, part in enumerate(expressions)]
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return self._locked(one.where(*is_same))
+
+    def _locked(self, row: sa.Select[Any]) -> sa.Select[Any]:
+        tables = list(self.mapper.tables)
+        return row.select_from(self.mapper.selectable).with_for_update(of=tables, key_share=True)
 
     @cached_property
     def look(self) -> sa.Select[Any]:
@@ -138,7 +148,7 @@ def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
     return version
 
 
-def token_of(mapper: Mapper[Any], dialect: sa.Dialect) -> tuple[sa.ColumnElement[Any], ...]:
+def token_of(mapper: Mapper[Any], dialect: sa.Dialect) -> tuple[sa.Label[Any], ...]:
     """What tells whether a row was changed, or deleted and made anew: PostgreSQL's xmin; elsewhere nothing does."""
     tables = [table for table in mapper.tables if isinstance(table, sa.Table)]
     if dialect.name != "postgresql" or len(tables) != len(mapper.tables):

@@ -38,10 +38,10 @@ _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
 _CHANGES: Final = frozenset({"UPDATE", "DELETE"})
 
 _CHECKED: Final = (
-    "WITH changed AS (%s\n RETURNING 1) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
+    "WITH changed AS (%s\n) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
     "ELSE CAST(count(*) || ' " + _sql.MARK + "' AS integer) END FROM changed"
 )
-"""Fails, by a text that is no number, unless the statement changes exactly so many rows."""
+"""Fails, by a text that is no number, unless the statement changes (or locks) exactly so many rows."""
 
 
 class JoinedTransaction(PostgresTransaction):
@@ -211,7 +211,8 @@ class _Cursor(psycopg.Cursor[Any]):
         rows = self._transaction.checks(query)
         self._expected = rows * len(every)
         if rows:
-            query = _CHECKED % (query, rows)
+            found = query if query.startswith("SELECT") else f"{query}\n RETURNING 1"
+            query = _CHECKED % (found, rows)
         collected += [self._transaction.join(query, each) for each in every]
 
     def _send(self, statements: list[str]) -> None:

@@ -68,11 +68,12 @@ class Watched:
         """A flush begins: what is to be known when it has ended."""
         self._flushed = [sa.inspect(instance) for instance in (*session.new, *session.dirty)]
 
-    def has_flushed(self) -> None:
-        """What was flushed is now as it is in the database."""
+    def has_flushed(self) -> list[InstanceState[Any]]:
+        """What was flushed, which is given, is now as it is in the database."""
         flushed, self._flushed = self._flushed, []
         for state in flushed:
             self.has_loaded(state)
+        return flushed
 
     def forget(self) -> None:
         """After a savepoint nobody knows any more what the database has: the resource is written as it is."""

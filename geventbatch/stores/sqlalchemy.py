@@ -60,8 +60,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
     A batch is one transaction on one connection of the engine's pool: entering takes it and loads, leaving saves,
     commits and gives it back. With psycopg 3 a load is one round trip. So is a save of a document, and one of a mapped
-    class in mode "lock" in which nothing is asked of the server: no other object was added to the session, and the rows
-    beside the resource are pairs.
+    class in which nothing is asked of the server: no other object was added to the session or changed in it, and the
+    rows beside the resource are pairs.
 
     What to set:
 
@@ -279,8 +279,15 @@ class SQLAlchemyStore(Generic[ResourceT]):
         replayed out. Delete the resource by ``object_session(resource).delete(resource)``, or by
         ``current_batch().delete()``, which has the operations behind it find none.
 
-        Lists and dictionaries in columns may be changed in place. When the batch has ended, its instances are
-        detached: an operation returns values, not instances whose attributes are loaded later.
+        Whatever a column has may be changed in place: lists, dictionaries, objects of one's own, composites, in the
+        resource and in other rows. What the column's type binds of it is compared, in type and in order. When the batch
+        has ended, its instances are detached: an operation returns values, not instances whose attributes are loaded
+        later.
+
+        Other rows that operations change are locked and compared when they are written: a row that somebody else has
+        changed since it was read is a `Conflict`. Where a load reads more than the row (``lazy="joined"``, a
+        `column_property`), the row is locked by a statement of its own before, in the same message where the driver is
+        psycopg 3.
 
         With autoflush (the default, but never on SQLite), a query sends what the operations before it have changed: a
         constraint that one of them violates may then be told to the operation that asks.
@@ -293,8 +300,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
             version: An attribute, a whole number, that counts the saves. Not needed for a class that has a
                 ``version_id_col``, which SQLAlchemy counts.
             mode: "lock" (the default but on SQLite): ``SELECT … FOR UPDATE``; other writers of the row wait.
-                "version": nothing is locked between load and save. The save then locks the row and compares the
-                version; where there is none, PostgreSQL's ``xmin``, elsewhere all columns. Another one is a `Conflict`.
+                "version": nothing is locked between load and save. The save then locks the row (of every table of the
+                class) and compares PostgreSQL's ``xmin``, elsewhere all columns that were loaded, the version among
+                them. Another row, one that was made anew included, is a `Conflict`.
             missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
                 unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
