@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Model
 
-_IMMUTABLE: Final = frozenset(
+IMMUTABLE: Final = frozenset(
     {bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID},
 )
 _COARSE: Final = frozenset({datetime, Decimal, float, time})
@@ -69,7 +69,7 @@ def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, obje
         name = field.attname
         if name in values:
             value = values[name]
-            kept = found[name] = value if type(value) in _IMMUTABLE else _encoded(field, value, connection)
+            kept = found[name] = value if type(value) in IMMUTABLE else _encoded(field, value, connection)
             if isinstance(kept, _Untold):
                 raise TypeError(
                     f"whether {field} has changed cannot be told: its value is a {type(value).__name__}, of which "
@@ -105,7 +105,7 @@ def has_changed(
 
 def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
     """Something that is the same for values that the database would not tell apart."""
-    return value if type(value) in _IMMUTABLE else _encoded(field, value, connection)
+    return value if type(value) in IMMUTABLE else _encoded(field, value, connection)
 
 
 def differ(one: object, other: object) -> bool:
@@ -141,7 +141,7 @@ def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) 
     found = field.get_db_prep_save(value, connection)
     if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's Json
         found = found.obj if found.dumps is None else found.dumps(found.obj)
-    if type(found) in _IMMUTABLE:
+    if type(found) in IMMUTABLE:
         return found
     pickled = _pickled(found)
     return _Untold() if pickled is None else pickled

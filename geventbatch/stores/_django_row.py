@@ -52,6 +52,8 @@ class Row(Generic[M]):
         self._transaction = transaction
         self.new = False
         """There is no such row yet."""
+        self.ours = False
+        """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
         self.locks = store.locks(connection)
         """It is locked from the load on."""
         self._has_xmin = not self.locks and connection.vendor == "postgresql"
@@ -176,11 +178,11 @@ class Row(Generic[M]):
 
     # -- write ----------------------------------------------------------------------------------------------
 
-    def touch(self) -> None:
+    def touch(self) -> bool:
         """Where nobody is kept out by a lock, have the row change too when only something beside it does.
 
         Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
-        Switches: yes.
+        Gives whether the row was written. Switches: yes.
         """
         beside = list(columns(self._store.model)[:1])
         if not self.locks and self._store.version_field is not None:
@@ -189,6 +191,8 @@ class Row(Generic[M]):
             self.update(beside, commits=False)
         else:
             self.verify()
+            return False
+        return True
 
     def update(self, fields: Sequence[Field[Any, Any]], *, commits: bool, recording: Sequence[Statement] = ()) -> None:
         """Write *fields*, in one message with what is *recording* outcomes if it `is_joined`. Switches: yes.
@@ -199,11 +203,11 @@ class Row(Generic[M]):
         version = self._store.version_field
         checks: list[Statement] = []
         if self.is_joined:
-            checks = [*recording, self._check()]
+            checks = [*recording] if self.ours else [*recording, self._check()]
         else:
             commits = False
             self.verify()
-        if version is not None:
+        if version is not None and not self.ours:
             setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
             names.append(version.name)
         only: dict[str, Any] = {} if self._computes else {"update_fields": names}
@@ -215,6 +219,11 @@ class Row(Generic[M]):
         self._transaction.take_write_lock()
         with self._transaction.saving(commits=commits and self._is_plain):
             type(self.instance).save(self.instance, using=self._store.using, force_insert=True)
+
+    def settle(self) -> None:
+        """It was written as the instance is now, and may be written again. Switches: no."""
+        self.new, self.ours = False, True
+        self.loaded = state_of(self.instance, self._connection)
 
     def delete(self) -> None:
         """Delete it, if it is as it was loaded. Switches: yes.
@@ -263,7 +272,7 @@ class Row(Generic[M]):
         """The row, if it is as it was loaded as far as the database can tell."""
         rows = self._plain_rows().filter(pk=self.instance.pk)
         version = self._store.version_field
-        if self.locks:
+        if self.locks or self.ours:
             return rows
         if self._has_xmin:
             rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
@@ -280,7 +289,7 @@ class Row(Generic[M]):
 
     def verify(self) -> None:
         """Lock the row and see whether it is as it was loaded, where it was not locked all the time. Switches: yes."""
-        if self.locks or self.new:
+        if self.locks or self.new or self.ours:
             return
         self._transaction.take_write_lock()
         with self._transaction.saving():
@@ -298,18 +307,24 @@ class Row(Generic[M]):
 
         Switches: yes.
         """
-        rows = self._found_by_key(self._plain_rows()) if self.new else self._rows_as_loaded()
         with self._transaction.saving():
-            found = self._first(rows)
-        if self.new:
-            untouched = found is None
-        else:
-            untouched = found is not None and same(state_of(found, self._connection), self.loaded)
+            if self.new:
+                untouched = not self.is_there()
+            else:
+                found = self._first(self._rows_as_loaded())
+                untouched = found is not None and same(state_of(found, self._connection), self.loaded)
         if not untouched:
             raise RuntimeError(
                 f"an operation on {self._key!r} changed the row of its resource by a query or another instance, which "
                 "the save of the batch would write over: change the resource that the operation is given"
             )
+
+    def is_there(self) -> bool:
+        """Whether there is a row at the key by now. Switches: yes."""
+        rows = self._found_by_key(self._plain_rows())
+        if self._connection.vendor == "mysql" and self._connection.in_atomic_block:  # else it looks at its snapshot
+            rows = self._locked(rows)
+        return rows.exists()
 
     def conflict(self) -> Conflict:
         """What to raise when the row is not as it was loaded. Switches: no."""

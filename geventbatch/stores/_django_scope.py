@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -18,11 +18,12 @@ from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import computed, forget_read, held_class, take_related
 from geventbatch.stores._django_row import Row
+from geventbatch.stores._django_steps import Steps, can_copy
 from geventbatch.stores._django_transaction import Transaction, send
 from geventbatch.stores._outcomes import Outcomes, Recording
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -55,6 +56,7 @@ class Scope(Generic[M]):
         self._before: BaseDatabaseWrapper | None = None
         self.guard: Guard | None = None
         """Looks after the connection, from the load on."""
+        self._steps: Steps[M] | None = None  # there where each operation is judged by itself
         self._callbacks: list[Callable[[], object]] = []
         self._recording: Recording | None = None  # what is still to be recorded
 
@@ -101,9 +103,13 @@ class Scope(Generic[M]):
         instance: Any = self._row.instance
         self._class = type(self._row.instance)
         self._computed = computed(instance, self._class)
-        instance.__class__ = held_class(self._class)
         self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
-        self.guard.put_on()
+        self._watch()
+
+    def _watch(self) -> None:
+        instance: Any = self._row.instance
+        instance.__class__ = held_class(self._class)
+        self._guard.put_on()
 
     def _hand_back(self) -> NotSaved | None:
         """Give what keeps it from being saved: operations may have done what no scope is asked about. Switches: no."""
@@ -114,6 +120,23 @@ class Scope(Generic[M]):
         instance: Any = self._row.instance
         instance.__class__ = self._class
         return verdict
+
+    @contextmanager
+    def _between(self) -> Iterator[NotSaved | None]:
+        """No operation runs in this block; raise what is right. Gives what keeps it from being saved. Switches: no."""
+        verdict = self._hand_back()
+        try:
+            yield verdict
+        except NotSaved:
+            raise
+        except Exception as error:
+            self._transaction.has_raised(error)
+            over = self._transaction.ended_by()
+            if over is not None:
+                raise over from over.__cause__
+            self._transaction.settle(error)
+        finally:
+            self._watch()
 
     @property
     def _guard(self) -> Guard:
@@ -173,6 +196,59 @@ class Scope(Generic[M]):
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch. Switches: no."""
         return value is self._row.instance
+
+    # -- step by step ---------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself. On SQLite, it would keep all other writers out meanwhile."""
+        connection = self._connection
+        has_savepoints = connection.vendor in {"postgresql", "mysql"} and connection.features.uses_savepoints
+        return has_savepoints and can_copy(self._row.instance)
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: yes."""
+        self._steps = Steps(self._row, self._connection, self._transaction, self._batch)
+        with self._between():
+            self._steps.begin()
+
+    def keep(self) -> None:
+        """Write what the operation before has changed, or raise why that cannot be. Switches: yes."""
+        steps = self._steps
+        assert steps is not None  # noqa: S101 - it has begun
+        with self._between() as verdict:
+            if verdict is not None:
+                raise verdict
+            try:
+                self._write_step(steps)
+            except Error as error:
+                self._refuse_duplicate_step(error, steps)
+                raise
+            steps.keep()
+
+    def undo(self) -> M:
+        """Go back to what was kept before. Switches: yes."""
+        steps = self._steps
+        assert steps is not None  # noqa: S101 - it has begun
+        with self._between():
+            over = self._transaction.ended_by()
+            if over is not None:
+                raise over
+            steps.undo(self._guard)
+        return self._row.instance
+
+    def _write_step(self, steps: Steps[M]) -> None:
+        if self._write_row(self._batch.rows[steps.kept :], commits=False):
+            self._row.settle()
+
+    def _refuse_duplicate_step(self, error: Error, steps: Steps[M]) -> None:
+        """Raise the Conflict that *error* says, as `_refuse_duplicate` does."""
+        if self._row.is_conflict(error):
+            raise self._row.conflict() from error
+        if self._row.new and _sql.is_duplicate(error):
+            steps.undo(self._guard)
+            if self._row.is_there():
+                raise self._row.conflict() from error
 
     # -- save -----------------------------------------------------------------------------------------------
 
@@ -237,26 +313,35 @@ class Scope(Generic[M]):
             recording.send(partial(send, self._connection))
 
     def _write(self) -> None:
-        row, rows = self._row, self._batch.rows
+        rows = self._batch.rows
         if not self._batch.completed:
             self._record()
             return
+        self._write_row(rows[0 if self._steps is None else self._steps.kept :], commits=True)
+
+    def _write_row(self, rows: list[object], *, commits: bool) -> bool:
+        """Write what has changed of the row, and *rows*. Give whether the row was written. Switches: yes."""
+        row = self._row
         row.check_key()
         fields = row.changes()
         wrote = self._transaction.wrote
         if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
             self._record()
         recording = [] if self._recording is None else [self._recording.statement()]
+        written = True
         if self._batch.deleted:
             if not row.new:
                 row.delete()
         elif row.new:
-            row.insert(commits=not rows)
+            row.insert(commits=commits and not rows)
         elif fields:
-            row.update(fields, commits=not rows, recording=recording)
-        elif rows or wrote:
-            row.touch()
-        self._add_rows(rows)
+            row.update(fields, commits=commits and not rows, recording=recording)
+        elif (rows or wrote) and not row.ours:
+            written = row.touch()
+        else:
+            written = False
+        self._add_rows(rows, commits=commits)
+        return written
 
     def _refuse_duplicate(self, error: Error) -> None:
         """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
@@ -269,17 +354,17 @@ class Scope(Generic[M]):
         self._transaction.roll_back(error)
         there = True  # also where nobody can look: the replay will see
         with suppress(Error):
-            there = self._store.rows().filter(**self._store.row_key.where(self._key)).exists()
+            there = self._row.is_there()
         if there:
             raise self._row.conflict() from error
         raise _sql.not_saved(error, self._key) from error
 
-    def _add_rows(self, rows: Sequence[object]) -> None:
+    def _add_rows(self, rows: Sequence[object], *, commits: bool) -> None:
         if rows:
             self._transaction.take_write_lock()
         groups = [(model, list(group)) for model, group in groupby(_by_model(rows), key=type)]
         for number, (model, group) in enumerate(groups, 1):
-            self._add_group(model, group, commits=number == len(groups))
+            self._add_group(model, group, commits=commits and number == len(groups))
 
     def _add_group(self, model: type[Model], group: list[Model], *, commits: bool) -> None:
         if model._meta.parents:  # what bulk_create cannot do
