@@ -20,8 +20,8 @@ class Problem:
     """Something that makes batches slow, or wrong after a fork.
 
     Attributes:
-        name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'psycopg', 'psycopg2', 'mysqlclient' or
-            'mysql-connector'.
+        name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'forked-connections', 'psycopg', 'psycopg2',
+            'mysqlclient' or 'mysql-connector'.
         what: What is wrong, and what comes of it.
         mend: The line, or the change, that mends it.
     """
@@ -73,6 +73,16 @@ def _fork() -> Iterator[Problem]:
             "fork-unpatched",
             "gevent has patched this process, but not os.fork: a child would share its parent's event loop.",
             "Call gevent.monkey.patch_all() without os=False.",
+        )
+    inherited: list[str] = getattr(sys.modules.get("geventbatch.stores._engines"), "inherited", list)()
+    inherited += getattr(sys.modules.get("geventbatch.stores._django_connections"), "inherited", list)()
+    if inherited:
+        yield Problem(
+            "forked-connections",
+            f"The process that this one was forked from had used {', '.join(inherited)}: its connections are here too. "
+            "Stores have put them aside, but other code that used them before a store did has shared them.",
+            "Close them before the fork: engine.dispose(), django.db.connections.close_all(); or put them aside in the "
+            "child, first of all: engine.dispose(close=False).",
         )
     if _process.here.forked_late:
         yield Problem(

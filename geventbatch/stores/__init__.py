@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 from geventbatch.stores._reuse import Reuse
 
 if TYPE_CHECKING:
+    from geventbatch.stores._sql import what_it_means
     from geventbatch.stores.django import DjangoStore
     from geventbatch.stores.redis import RedisStore
     from geventbatch.stores.sqlalchemy import SQLAlchemyStore
 
-__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore"]
+__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore", "what_it_means"]
 
-_MODULES: Final = {"DjangoStore": "django", "RedisStore": "redis", "SQLAlchemyStore": "sqlalchemy"}
+_MODULES: Final = {
+    "DjangoStore": "django",
+    "RedisStore": "redis",
+    "SQLAlchemyStore": "sqlalchemy",
+    "what_it_means": "_sql",
+}
 
 
 def __getattr__(name: str) -> Any:

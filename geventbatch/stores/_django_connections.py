@@ -6,14 +6,20 @@ a batch is lent one, and gives it back at its end: there are never more than bat
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import gevent
 from django.db import connections
+from django.db.backends.signals import connection_created
+from django.db.utils import load_backend
+from django.dispatch import receiver
 
 from geventbatch import _process
+from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -24,6 +30,58 @@ def current(alias: str) -> BaseDatabaseWrapper | None:
     handler: Any = connections
     found: BaseDatabaseWrapper | None = getattr(handler._connections, alias, None)  # by `all`, each `run` took 10 µs
     return found
+
+
+def check_backend(alias: str) -> None:
+    """Warn of a database whose errors nobody knows. Switches: no."""
+    settings = connections.settings.get(alias)
+    if settings is None:  # Django will say so
+        return
+    vendor = load_backend(settings["ENGINE"]).DatabaseWrapper.vendor
+    if vendor not in {"postgresql", "mysql", "sqlite"}:
+        _sql.tell_of_driver("DjangoStore", f"the database {alias!r} ({settings['ENGINE']})")
+
+
+_put_aside: list[tuple[str, object]] = []
+"""The parent's connections and pools, each with its alias: to close one here, or to let it go, would end it there."""
+
+_epochs: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
+"""In which epoch each wrapper has last connected."""
+
+_imported: int = _process.here.epoch
+
+
+@receiver(connection_created, weak=False, dispatch_uid="geventbatch")
+def _connected(connection: BaseDatabaseWrapper, **_: object) -> None:
+    _epochs[connection] = _process.here.epoch
+
+
+def own(alias: str) -> BaseDatabaseWrapper:
+    """The connection of this greenlet; another one in place of one that the parent has opened. Switches: no."""
+    connection: BaseDatabaseWrapper = connections[alias]
+    if connection.connection is not None and _epochs.get(connection, _imported) != _process.here.epoch:
+        _put_aside.append((alias, connection))
+        connection = connections[alias] = connections.create_connection(alias)
+    return connection
+
+
+def inherited() -> list[str]:
+    """The databases to which the parent had connections when this process was forked, as far as that is known."""
+    if not _process.here.epoch:
+        return []
+    left = [one.alias for one, epoch in _epochs.items() if epoch != _process.here.epoch]
+    return sorted({f"Django's database {alias!r}" for alias in [*left, *(alias for alias, _ in _put_aside)]})
+
+
+def _forked() -> None:
+    """Have Django make other pools of its own in place of the parent's, whose threads are there. No I/O here."""
+    backend: Any = sys.modules.get("django.db.backends.postgresql.base")
+    pools: dict[str, object] = getattr(backend and backend.DatabaseWrapper, "_connection_pools", {})
+    _put_aside.extend(pools.items())
+    pools.clear()
+
+
+_process.after_fork(_forked)
 
 
 _pools: dict[tuple[str, float], Pool] = {}
@@ -52,7 +110,6 @@ class Pool:
         self._epoch = _process.here.epoch
         self._idle: list[BaseDatabaseWrapper] = []
         self._idle_since: list[float] = []  # of each of them
-        self._inherited: list[BaseDatabaseWrapper] = []  # the parent's: closing one here would end it there
         self._checked = False
 
     def __len__(self) -> int:
@@ -62,13 +119,15 @@ class Pool:
     def lend(self) -> tuple[BaseDatabaseWrapper, bool]:
         """Make a connection this greenlet's; and say whether it may have been closed by the server meanwhile.
 
+        A pool of Django's own may give such a one.
+
         Switches: the first time in a process.
         """
         self._notice_fork()
         self._check_greenlets()
         connection = self._pop() or self._make()
         connection.close_if_unusable_or_obsolete()
-        reused = connection.connection is not None
+        reused = connection.connection is not None or _is_pooled(connection)
         connections[self._alias] = connection
         return connection, reused
 
@@ -88,6 +147,14 @@ class Pool:
             self._drop_oldest()
         else:
             discard(connection)
+
+    def renew(self, connection: BaseDatabaseWrapper) -> None:
+        """The server has ended connections at rest, of which *connection* was one: close all those. Switches: yes."""
+        self.close()
+        if _is_pooled(connection):
+            # Else the next one that it gives may be another such. It makes new ones in their place.
+            with suppress(Exception):
+                connection.pool.check()  # type: ignore[attr-defined] # Django 5.1 has it, its types have not
 
     def close(self) -> None:
         """Close those that are idle."""
@@ -124,7 +191,7 @@ class Pool:
     def _notice_fork(self) -> None:
         if self._epoch != _process.here.epoch:
             self._epoch = _process.here.epoch
-            self._inherited += self._idle
+            _put_aside.extend((self._alias, one) for one in self._idle)
             self._idle, self._idle_since = [], []
 
     def _check_greenlets(self) -> None:
@@ -139,6 +206,11 @@ class Pool:
                 "in gunicorn.conf.py)"
             )
         self._checked = True
+
+
+def _is_pooled(connection: BaseDatabaseWrapper) -> bool:
+    """Whether Django has a pool of its own for it, which keeps connections that are at rest."""
+    return connection.vendor == "postgresql" and bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
 def is_sound(connection: BaseDatabaseWrapper) -> bool:

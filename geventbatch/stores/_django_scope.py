@@ -8,13 +8,13 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from django.db import Error, connections
+from django.db import Error
 from django.db.models import Model
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
-from geventbatch.stores._django_connections import current
+from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import computed, forget_read, held_class, take_related
 from geventbatch.stores._django_row import Row
@@ -54,6 +54,7 @@ class Scope(Generic[M]):
         self._key = key
         self._batch: Batch = current_batch()
         self._before: BaseDatabaseWrapper | None = None
+        self._renewed = False  # the connections that were at rest
         self.guard: Guard | None = None
         """Looks after the connection, from the load on."""
         self._steps: Steps[M] | None = None  # there where each operation is judged by itself
@@ -68,8 +69,9 @@ class Scope(Generic[M]):
             self._load()
         except Error as error:
             self._leave(error)
-            if reused and _sql.kind(error) is _sql.Kind.LOST:  # by a server that has ended idle connections
-                self._store.stopped()  # all of them
+            if reused and not self._renewed and _sql.kind(error) is _sql.Kind.LOST:
+                self._renewed = True
+                self._store._pool.renew(self._connection)  # the server has ended it, and others that were idle
                 return self.__enter__()
             if _sql.kind(error) is _sql.Kind.CONFLICT:
                 raise _sql.not_saved(error, self._key) from error
@@ -83,7 +85,7 @@ class Scope(Generic[M]):
         """Get a connection. True when the server may have closed it meanwhile."""
         alias = self._store.using
         if self._batch.alone:
-            self._connection = connections[alias]
+            self._connection = own(alias)
             if not self._connection.in_atomic_block:
                 self._connection.close_if_unusable_or_obsolete()
             return self._connection.connection is not None and not self._connection.in_atomic_block

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
+from geventbatch.stores import _engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -84,7 +85,7 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
     """
     for attempt in range(1, attempts + 1):
         try:
-            with engine.begin() as connection:
+            with _engines.own(engine).begin() as connection:
                 table.create(connection, checkfirst=True)
             return
         except DBAPIError:

@@ -9,6 +9,8 @@ the time, or of a conflict.
 from __future__ import annotations
 
 import sqlite3
+import sys
+import warnings
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,6 +52,13 @@ OF_OPERATION: Final = frozenset({Kind.REJECTED, Kind.REFUSED, Kind.UNSENT, Kind.
 POSTGRES_DRIVERS: Final = frozenset({"psycopg", "psycopg2", "pg8000"})
 MYSQL_DRIVERS: Final = frozenset({"pymysql", "MySQLdb", "mysql", "mariadb"})
 """By the first part of the name of their modules."""
+
+_UNKNOWN_DRIVER: Final = (
+    "{store}: geventbatch does not know the errors of {driver}. So a constraint that one operation violates fails its "
+    "whole batch, a deadlock and a raced insert are not replayed, and after a COMMIT that raised it is unknown whether "
+    "anything was saved. Use a driver that it knows (psycopg, psycopg2, pg8000, PyMySQL, mysqlclient, "
+    "mysql-connector-python, MariaDB's connector, sqlite3); or live with that, and silence this RuntimeWarning."
+)
 
 _STATES: Final = {
     "40002": Kind.REJECTED,  # transaction_integrity_constraint_violation
@@ -213,16 +222,19 @@ def is_duplicate(error: BaseException) -> bool:
     return False
 
 
+def tell_of_driver(store: str, driver: str) -> None:
+    """Warn of a driver whose errors nobody knows, where a store is made with it."""
+    frame, ours = sys._getframe(), 1  # noqa: SLF001 - how many of the innermost are ours
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
+        frame, ours = frame.f_back, ours + 1
+    warnings.warn(_UNKNOWN_DRIVER.format(store=store, driver=driver), RuntimeWarning, stacklevel=ours)
+
+
 def has_ended(error: BaseException) -> bool:
     """Whether *error* says that MySQL has ended the whole transaction, so that the next statement begins another."""
     return any(
         _vendor(one) in MYSQL_DRIVERS and (_mysql_code(one) in _ENDED or _is_of_savepoint(one)) for one in chain(error)
     )
-
-
-def is_lock_timeout(error: BaseException) -> bool:
-    """Whether it is MySQL's 1205, with which ``innodb_rollback_on_timeout`` has it end the whole transaction too."""
-    return any(_vendor(one) in MYSQL_DRIVERS and _mysql_code(one) == 1205 for one in chain(error))  # noqa: PLR2004
 
 
 def has_refused_commit(error: BaseException) -> bool:

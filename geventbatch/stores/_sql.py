@@ -22,10 +22,10 @@ from geventbatch.stores._driver_errors import (
     has_ended,
     has_refused_commit,
     is_duplicate,
-    is_lock_timeout,
     kind,
     message,
     state,
+    tell_of_driver,
 )
 from geventbatch.stores._statements import first_word, forbidden, start
 
@@ -43,7 +43,6 @@ __all__ = [
     "forbidden",
     "has_ended",
     "is_duplicate",
-    "is_lock_timeout",
     "is_marked",
     "joined",
     "kind",
@@ -57,6 +56,7 @@ __all__ = [
     "postgres_outcome",
     "start",
     "state",
+    "tell_of_driver",
     "what_it_means",
     "without_prefix",
 ]

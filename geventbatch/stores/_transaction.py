@@ -26,7 +26,7 @@ from sqlalchemy.exc import (
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
-from geventbatch.stores import _commit, _sql
+from geventbatch.stores import _commit, _engines, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._key import shortened
 
@@ -45,6 +45,11 @@ _SHORTEST: Final = 0.001
 
 _OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
 """Errors of SQLAlchemy's own for which no operation is to blame: of its pool, of a connection."""
+
+_DRIVERS: Final = frozenset(
+    {"psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "pysqlite"}
+)
+"""Of which the errors are known, as SQLAlchemy calls them."""
 
 _ENDED: Final = "geventbatch: ended"
 """Where a connection has, in its `info`, the error with which the server has ended its transaction."""
@@ -73,7 +78,7 @@ class Transaction:
         self.key = key
         self.fence: Callable[[], bool | None] | None = None
         """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
-        self.connection: Connection = engine.connect()
+        self.connection: Connection = _engines.own(engine).connect()
         self.committer: Callable[[], object] = self.connection.commit
         self._commit: dict[Any, Any] = {_COMMIT: None}
         try:
@@ -404,6 +409,9 @@ class SQLiteTransaction(Transaction):
 def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
     """The one for a database and its driver."""
     name = engine.dialect.name
+    if engine.dialect.driver not in _DRIVERS:
+        _sql.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
+    _engines.remember(engine)
     _note_commits(engine.dialect)
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from django.db import connections
 from django.db.models import Model
 from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
-from geventbatch.stores._django_connections import current, pool
+from geventbatch.stores._django_connections import check_backend, current, own, pool
 from geventbatch.stores._django_fields import check_names, version_field
 from geventbatch.stores._django_key import RowKey
 from geventbatch.stores._django_saving import check_save
@@ -106,6 +105,7 @@ class DjangoStore(Generic[M]):
             raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
         self.model = model
         self.using = using
+        check_backend(using)
         check_names(model)
         check_save(model, inserts=callable(missing))
         self.row_key = RowKey(model, by, using)
@@ -183,7 +183,7 @@ class DjangoStore(Generic[M]):
             ValueError: The store records none.
         Switches: yes.
         """
-        connection = connections[self.using]
+        connection = own(self.using)
         table = self.outcome_table(connection)
         with atomic(using=self.using):
             return table.purge(partial(send, connection), limit)

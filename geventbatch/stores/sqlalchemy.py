@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
-from geventbatch.stores import _json
+from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import (
@@ -411,7 +411,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         outcomes = self._outcomes
         if outcomes is None:
             raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
-        with self._engine.begin() as connection:
+        with _engines.own(self._engine).begin() as connection:
             return outcomes.purge(connection.exec_driver_sql, limit)
 
 
