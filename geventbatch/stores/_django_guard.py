@@ -358,4 +358,4 @@ def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
         guard.watch_elsewhere(connection)
 
 
-connection_created.connect(_has_connected, dispatch_uid="geventbatch")
+connection_created.connect(_has_connected, dispatch_uid="geventbatch: guard")

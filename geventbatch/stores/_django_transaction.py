@@ -416,7 +416,7 @@ def _first(error: Exception) -> Exception:
     """The one that came out of COMMIT: what Django met while it cleaned up has it as its context."""
     found, one = error, error.__context__
     while one is not None:
-        if isinstance(one, Exception):
+        if isinstance(one, Exception) and one is not found.__cause__:  # the driver's, of which Django has made its own
             found = one
         one = one.__context__
     return found
