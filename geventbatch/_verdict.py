@@ -68,8 +68,6 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
 
 def _take_back(batch: Batch, operation: Operation[Any], verdict: NotSaved) -> bool:
     """What *operation* returned does not count."""
-    batch.completed -= 1
-    batch.forget_operation()
     error = rejected(verdict)
     operation.error = error
     return _obey(batch, operation, verdict, error)

@@ -23,7 +23,7 @@ from geventbatch.errors import Repeated, Undecided
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from geventbatch.testing import VirtualTime
 
@@ -280,6 +280,7 @@ def test_in_steps_an_operation_that_raises_is_undone_and_costs_no_load(clock: Vi
     assert ledger.kept["k"] == [2, 3, 4]
     assert ledger.rows == ["row 4"]
     assert ledger.times("load") <= 12
+    assert (ledger.times("keep"), ledger.times("undo")) == (5, 52)
 
 
 def test_in_steps_an_error_that_is_named_clean_is_undone_too(clock: VirtualTime, ledger: Ledger) -> None:
@@ -383,7 +384,7 @@ def test_an_operation_that_cannot_be_undone_is_out_and_the_rest_is_replayed(
     clock: VirtualTime, ledger: Ledger, error: Exception
 ) -> None:
     ledger.bad = {0, 1, 2}
-    ledger.raises["undo"] = [error]
+    ledger.raises["undo"] = [error] * 3
     with ledger.processor() as processor:
         answers = run_all(clock, processor, appends(range(6)))
     assert kinds(answers) == [Refused, Refused, Refused, 3, 4, 5]
@@ -462,6 +463,22 @@ def test_in_steps_who_was_answered_before_gets_that_answer_though_the_store_woul
     assert sorted(ledger.outcomes) == ["again", "new-2"]
 
 
+def test_where_all_have_raised_a_refused_record_is_of_whom_it_records(clock: VirtualTime, ledger: Ledger) -> None:
+    def refuse(resource: list[Any], number: int) -> None:
+        raise Own(number)
+
+    ledger.has_steps = False
+    ledger.raises["save"] = [Rejected("too long"), None, Rejected("too long")]
+    with ledger.processor(clean_errors=(Own,)) as processor:
+        callers = [
+            gevent.spawn(answer_of, partial(processor.run, idempotency_key=f"key-{number}"), "k", refuse, number)
+            for number in range(2)
+        ]
+        clock.advance(50)
+        assert kinds(caller.get(block=False) for caller in callers) == [Own, Rejected]
+    assert list(ledger.outcomes) == ["key-0"]
+
+
 # -- a verdict that judges nobody -----------------------------------------------------------------------------
 
 
@@ -526,6 +543,27 @@ def test_only_an_operation_that_is_doubted_is_looked_at(clock: VirtualTime, ledg
         run_all(clock, processor, appends([4]))
     assert ledger.times("looked") == 1
     assert ledger.kept["k"] == [1, 2, 3, 4]
+
+
+def test_in_steps_only_an_operation_that_is_doubted_is_looked_at_and_those_behind_it_are_kept(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    ledger.bad = {2, 3}
+    ledger.verdicts = {Own: Undecided("a flush")}
+    with ledger.processor() as processor:
+        answers = run_all(clock, processor, [(raise_it, Own()), (append_looked_at, 1), *appends([2, 3, 4])])
+    assert kinds(answers) == [Own, 1, Refused, Refused, 4]
+    assert (ledger.times("looked"), ledger.times("keep")) == (1, 4)
+
+
+def test_a_scope_that_doubts_its_own_load_or_save_is_not_asked(clock: VirtualTime, ledger: Ledger) -> None:
+    def doubt() -> None:
+        current_batch().ask_scope()
+
+    ledger.raises["load"], ledger.raises["save"] = [doubt], [doubt]
+    with ledger.processor() as processor:
+        assert run_all(clock, processor, appends([1, 2])) == [1, 2]
+    assert ledger.times("looked") == 0
 
 
 @pytest.mark.parametrize("kind", [Rejected, Undecided])
@@ -637,9 +675,7 @@ def test_with_batching_off_the_scope_of_many_keys_looks_too(ledger: Ledger) -> N
 # -- many keys ------------------------------------------------------------------------------------------------------
 
 
-def run_bulk(
-    clock: VirtualTime, processor: Processor[list[Any]], calls: Iterable[tuple[str, Callable[..., Any], Any]]
-) -> list[Any]:
+def run_bulk(clock: VirtualTime, processor: Processor[list[Any]], calls: Iterable[tuple[Any, ...]]) -> list[Any]:
     callers = [gevent.spawn(answer_of, processor.run, *call) for call in calls]
     clock.advance(50)
     return [caller.get(block=False) for caller in callers]
@@ -665,6 +701,21 @@ def test_what_an_operation_did_to_the_transaction_of_a_bulk_replays_all_of_its_k
     else:
         assert kinds(answers) == [1, 9, 2, 3]
         assert ledger.kept == {"a": [1, 9], "b": [2], "c": [3]}
+
+
+def test_nothing_is_applied_any_more_in_the_transaction_of_a_bulk_that_was_spoiled(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    rounds: list[int] = []
+
+    def note(resource: list[Any]) -> None:
+        rounds.append(ledger.times("load"))
+
+    ledger.looked = [Rejected("the transaction is aborted")]
+    calls: list[tuple[Any, ...]] = [("a", append_looked_at, 9), ("b", note)]
+    with Processor(open_resources=partial(Shelf, ledger), min_duration=0, max_duration=5) as processor:
+        assert kinds(run_bulk(clock, processor, calls)) == [Rejected, None]
+    assert rounds == [3]
 
 
 def test_a_lost_connection_of_a_bulk_ends_the_batch_that_met_it_and_replays_the_others(
