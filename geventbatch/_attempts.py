@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 
 from geventbatch import _process
+from geventbatch._answer import PLAIN, own_answer
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
@@ -43,6 +44,8 @@ _log: Final = logging.getLogger("geventbatch")
 _FIRST_BACKOFF: Final = 0.005
 _LONGEST_BACKOFF: Final = 0.1
 
+
+_PLAIN: Final = PLAIN
 
 _run_in: Final = Context.run  # without a bound method for each operation
 
@@ -280,6 +283,8 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
         operation.state = STARTED
         try:
             operation.value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
+            if type(operation.value) not in _PLAIN:
+                operation.value = own_answer(batch, operation, resource, operation.value)
         except BaseException as error:
             if judge(batch, operation, error):
                 return False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from geventbatch._batch import Batch
     from geventbatch._failure import Failure
+    from geventbatch._operation import Operation
     from geventbatch._options import Options
 
 _log: Final = logging.getLogger("geventbatch")
@@ -133,6 +134,17 @@ def lost(batch: Batch, error: BaseException | None = None) -> None:
         _warn(batch, told, late)
     elif late <= 0:  # else it has returned as it should, and the failure of the batch is told
         _warn(batch, "its worker is not used again; another takes its place")
+
+
+def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
+    """*operation* returned an instance of *kind* that belongs to its batch."""
+    _warn(
+        batch,
+        "%s returned its %s, which is the batch's own: operations behind it go on changing it, and its caller may read "
+        "what was never saved, or use a session that is closed. Return values of it; this is told once",
+        name_of(operation.callable),
+        kind.__qualname__,
+    )
 
 
 def watcher_failed(watcher: object, error: Exception) -> None:

@@ -61,6 +61,7 @@ class State:
         self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
         self.stopping = stopping
         self.ended = False  # nothing runs any more
+        self.told_of_own = False  # that an operation returned what is the batch's own
         self.stopped = Event()  # nothing runs any more, and everybody has been woken
 
     def __repr__(self) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventbatch._clock import clock as _clock
-from geventbatch._failure import rejected, save_failed
+from geventbatch._failure import rejected, save_failed, shown
 from geventbatch._process import here
 from geventbatch._turns import took
 from geventbatch._verdict import ends_greenlet, has_steps, put_out, without_our_frame
-from geventbatch.errors import Conflict, Rejected
+from geventbatch.errors import Conflict, NotSaved, Rejected
 
 if TYPE_CHECKING:
     from geventbatch._batch import Batch
@@ -111,5 +111,13 @@ class Steps:
         elif raised is not None and ends and not isinstance(raised, Rejected):
             batch.spent = not isinstance(raised, Exception)
             batch.broken = raised
-            batch.end(save_failed(batch.key, raised))
+            batch.end(save_failed(batch.key, _not_saved(raised)))
         return raised
+
+
+def _not_saved(error: BaseException) -> BaseException:
+    if isinstance(error, NotSaved):
+        return error
+    told = NotSaved(f"nothing was committed yet when a step failed: {shown(error)}")
+    told.__cause__ = error
+    return told

@@ -38,6 +38,7 @@ from geventbatch import (
     current_batch,
 )
 from geventbatch._pace import pace
+from geventbatch.errors import Undecided
 from geventbatch.testing import virtual_time
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class HalfWay(Exception):
     """An operation raises it in the middle of its change."""
 
 
+class Flushed(Exception):
+    """The operation had the store send what was before it, which was refused."""
+
+
 class StoreError(Exception):
     """The store, or what waits inside of an operation, has failed."""
 
@@ -129,7 +134,7 @@ class Choices(Brief):
     min_duration: float = 0.0
     max_duration: float = 1.0
     workers: int = 1
-    form: Literal["scope", "pair", "bulk"] = "scope"
+    form: Literal["scope", "steps", "pair", "bulk"] = "scope"
     narrow: bool = False  # clean_errors are Refused alone
     max_batches: int | None = None
     max_batch_size: int | None = None
@@ -177,6 +182,7 @@ class Story:
     errors: list[BaseException] = field(default_factory=list)  # of its loads and saves
     settled: set[int] = field(default_factory=set)  # calls whose outcome is certain, whatever becomes of the rest
     parted: bool = False  # the store has refused to save all at once
+    stepwise: bool = False  # the latest visit is judged step by step
 
 
 @dataclass(eq=False, slots=True)
@@ -187,6 +193,7 @@ class Visit:
     applied: list[Call] = field(default_factory=list)
     completed: int = 0
     offending: list[Call] = field(default_factory=list)  # what they made is refused by the store
+    trespassing: list[Call] = field(default_factory=list)  # they did what they may not
     may_be_saved: bool = False  # its save has begun, and met no conflict
     saved: bool = False
 
@@ -254,6 +261,38 @@ class Scope:
         return self.life.leave(self.key, self.resource)
 
 
+class StepScope(Scope):
+    """One that can be judged step by step, and that looks at what operations do."""
+
+    steps = True
+    kept: Resource | None
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> bool:
+        self.kept = None  # no cycle
+        return super().__exit__(kind, error, tb)
+
+    def begin_steps(self) -> None:
+        self.resource.visit.story.stepwise = True
+        self.kept = self.life.copy_of(self.resource)
+        self.life.step(self.key, "begin_steps", self.resource)
+
+    def keep(self) -> None:
+        self.life.step(self.key, "keep", self.resource)
+        self.kept = self.life.copy_of(self.resource)
+
+    def undo(self) -> Resource:
+        assert self.kept is not None
+        self.resource = self.life.copy_of(self.kept)
+        self.life.step(self.key, "undo", self.resource)
+        return self.resource
+
+    def operation_raised(self, error: BaseException) -> NotSaved | None:
+        return Undecided("of what was before") if isinstance(error, Flushed) else None
+
+    def operation_returned(self) -> NotSaved | None:
+        return self.life.look(self.resource.visit)
+
+
 class Store:
     """The saved identities of each key, with a version that tells when somebody else has written."""
 
@@ -295,6 +334,7 @@ class World:
         self.loads: defaultdict[str, deque[Act]] = defaultdict(deque)  # planned
         self.saves: defaultdict[str, deque[Act]] = defaultdict(deque)
         self.leaves: defaultdict[str, deque[Act]] = defaultdict(deque)
+        self.steps: defaultdict[str, deque[Act]] = defaultdict(deque)
         self.closing = False  # nobody waits any more
         self.atomic = False  # nothing may run now
         self._spawning = False
@@ -486,7 +526,7 @@ class Life:
         return KEYS.index(key) % workers
 
     def open(self, key: str) -> Scope:
-        return Scope(self, key)
+        return StepScope(self, key) if self.choices.form == "steps" else Scope(self, key)
 
     def load_one(self, keys: list[str]) -> dict[str, Any]:
         (key,) = keys
@@ -631,7 +671,9 @@ class Life:
             if not isinstance(error, TimeoutError) or error.retry_safe != (error.phase != "save"):
                 return f"its phase is {error.phase!r}"
         elif isinstance(error, SaveFailed):
-            if error.retry_safe != isinstance(cause, NotSaved) or call.story is None or cause not in call.story.errors:
+            known = () if call.story is None else call.story.errors
+            of_a_step = isinstance(cause, NotSaved) and cause.__cause__ in known
+            if error.retry_safe != isinstance(cause, NotSaved) or not (cause in known or of_a_step):
                 return f"its cause is {cause!r}"
         elif isinstance(error, LoadFailed):
             # Out of attempts, a Conflict of a load is a failed load only then: who came while it backed off waits too.
@@ -722,6 +764,7 @@ class Life:
         self._enter(story, "load")
         story.loading = True
         visit = story.visit = Visit(story)
+        story.stepwise = False
         if not story.alone:
             self.visits[key] = visit
         act = self._plan(self.world.loads, key, self.choices.load)
@@ -800,6 +843,51 @@ class Life:
             visit.completed = 0  # what is left has nothing to be saved
         raise Rejected("a constraint") from offence
 
+    def copy_of(self, resource: Resource) -> Resource:
+        copy = Resource(resource.visit, list(resource.entries), resource.version)
+        self.world.refs.append(weakref.ref(copy))
+        return copy
+
+    def step(self, key: str, what: str, resource: Resource) -> None:
+        """Do a step of the scope, which is refused if it has to keep what offends."""
+        story = self._story(key)
+        self._enter(story, what)
+        act = self._plan(self.world.steps, key, QUICK) if what != "undo" else QUICK
+        visit = resource.visit
+        try:
+            if visit is not story.visit or not story.stepwise:
+                self.world.wrong(f"{what} of {key!r} in an attempt that is not judged step by step")
+            self._wait(story, act.first, act.guard)
+            self._end(story, act.end)
+            if what == "keep":
+                self._check_step(visit)
+        except BaseException as error:
+            story.errors.append(error)
+            if isinstance(error, Conflict):
+                story.conflict_at = self.world.clock.now()
+            raise
+        finally:
+            story.active -= 1
+
+    def _check_step(self, visit: Visit) -> None:
+        if visit.offending:
+            (culprit,) = visit.offending
+            self._refuse(culprit, visit)
+            visit.offending.clear()
+            raise Rejected("a constraint") from culprit.raised
+
+    def look(self, visit: Visit) -> NotSaved:
+        culprit = visit.trespassing.pop()
+        self._refuse(culprit, visit)
+        culprit.broken = not visit.story.stepwise
+        verdict = Rejected("it may not do that")
+        verdict.__cause__ = culprit.raised
+        return verdict
+
+    def _refuse(self, culprit: Call, visit: Visit) -> None:
+        culprit.raised, culprit.last = StoreError("it offends"), None
+        visit.completed -= 1
+
     def _check_save(self, story: Story, resource: Resource) -> None:
         visit = resource.visit
         if MARK.get() is not story.mark:
@@ -866,11 +954,14 @@ class Life:
             if isinstance(error, self.clean_errors) and call.number in resource.entries:
                 resource.entries.remove(call.number)
             elif isinstance(error, (Exception, gevent.Timeout)) and not isinstance(error, self.clean_errors):
-                call.broken = True
+                call.broken = not story.stepwise and not isinstance(error, Flushed)
             call.raised = error
             raise
         if act.end == "offend":
             resource.visit.offending.append(call)
+        elif act.end == "trespass" and self.choices.form == "steps":
+            current_batch().ask_scope()
+            resource.visit.trespassing.append(call)
         resource.visit.completed += 1
         call.last = object()
         return call.last
@@ -881,6 +972,9 @@ class Life:
         elif end == "stop and wait":
             self.refused("stop()", self.processor.stop)
             self.stopping = True
+        elif end == "query":
+            if self.choices.form == "steps" and call.visit is not None and call.visit.offending:
+                raise Flushed
         elif end == "run inside":
             self.refused("run()", lambda: self.processor.run(call.key, lambda _: None))
         else:

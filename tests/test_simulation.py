@@ -68,6 +68,16 @@ LEAVES = st.sampled_from(
     _acts(("", "yield", "short", "long", "hang", "grind"), ("ok", "fail", "suppress", "timeout", "collapse", "exit"))
 )
 
+STEPS_ACTS = st.sampled_from(
+    [
+        *[Act()] * 20,
+        *_acts(("yield", "short", "long", "hang", "grind"), ("ok",)),
+        *_acts(("", "short"), ("conflict", "conflict", "not saved", "fail", "timeout", "collapse", "exit")),
+    ]
+)
+
+OFFENCES = ("ok", "ok", "offend", "offend", "query", "query", "trespass", "half-way", "half-way", "refuse")
+
 _PLAIN = _acts(("", "yield", "short", "work"), ("ok",))
 
 _OPERATIONS = [
@@ -76,6 +86,7 @@ _OPERATIONS = [
     *_acts(("long", "hang"), ("ok", "refuse", "half-way")),
     *_acts(("toil", "grind"), ("ok",)) * 4,
     *_acts(("", "short"), ("offend",)) * 4,
+    *_acts(("", "short"), ("query", "trespass")) * 2,
     *_acts(("", "short"), ("collapse", "exit", "run inside")),
     *_acts(("",), ("stop", "stop and wait")),
 ]
@@ -98,7 +109,7 @@ CHOICES = st.builds(
     min_duration=st.sampled_from([0.0, 0.0, 0.05, 0.2, 0.2]),
     max_duration=st.sampled_from([1.0, 0.25]),
     workers=st.sampled_from([1, 2]),
-    form=st.sampled_from(["scope", "pair", "bulk"]),
+    form=st.sampled_from(["scope", "steps", "pair", "bulk"]),
     narrow=st.booleans(),
     max_batches=st.sampled_from([None, None, 1, 2]),
     max_batch_size=st.sampled_from([None, None, 1, 3]),
@@ -192,6 +203,15 @@ class Simulation(RuleBasedStateMachine):
         for number in range(4):
             self.world.life.call(key, (Act(end="offend" if number == culprit else "ok"),), None, None)
         self.world.saves[key].extend([Act(), Act(), act])
+        self.world.turn(2)
+
+    @precondition(_is_on)
+    @rule(key=st.sampled_from(KEYS), ends=st.lists(st.sampled_from(OFFENCES), min_size=3, max_size=8), act=STEPS_ACTS)
+    def run_with_culprits(self, key: str, ends: list[str], act: Act) -> None:
+        """Several of them, so that the batch goes step by step, where it can, and something happens to a step."""
+        for end in ends:
+            self.world.life.call(key, (Act(end=end),), None, None)
+        self.world.steps[key].extend([Act(), act])
         self.world.turn(2)
 
     @precondition(_is_stopping)

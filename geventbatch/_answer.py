@@ -1,0 +1,97 @@
+"""What an operation returned, as its caller gets it: with nothing in it that the operations behind it will change.
+
+It is not compiled: compiled code would not notice that it goes too deep.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from geventbatch import _report
+from geventbatch._failure import shown
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+PLAIN: Final = frozenset(
+    {type(None), int, str, bool, float, bytes, complex, date, datetime, time, timedelta, Decimal, UUID}
+)
+"""Types of which hardly any operation returns another. Nothing has to be done about them."""
+
+
+def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: Any) -> Any:
+    """Give *value*, with the lists, dicts and sets in it copied: the resource goes on without its caller.
+
+    What else belongs to the batch cannot be copied; the operator is told, once.
+    """
+    copying = _Copying()
+    try:
+        answer = copying.copy(value)
+    except RecursionError:
+        raise RecursionError(
+            f"the operation on key {shown(batch.key)} returned lists or dicts that lie too deep in one another "
+            "to be copied, and so nothing of it was saved"
+        ) from None
+    if copying.others and not batch.state.told_of_own:
+        _tell_of_own(batch, operation, resource, copying.others)
+    return answer
+
+
+class _Copying:
+    """Copies containers in containers, and collects what else there is."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.others: list[Any] = []
+        self._copies: dict[int, Any] = {}  # by the identity of what they are copied from
+
+    def copy(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        if kind not in _CONTAINERS:
+            self.others.append(value)
+            return value
+        found = self._copies.get(id(value))
+        if found is not None:
+            return found
+        return self._copy_tuple(value) if kind is tuple else self._copy_changeable(value)
+
+    def _copy_changeable(self, value: Any) -> Any:
+        copy = self._copies[id(value)] = value.copy()
+        if type(value) is set:  # what it holds can be no container
+            self.others += [one for one in copy if type(one) not in PLAIN]
+            return copy
+        for place, one in enumerate(value) if type(value) is list else value.items():
+            if type(one) not in PLAIN:
+                copy[place] = self.copy(one)
+        return copy
+
+    def _copy_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        copy = tuple([self.copy(one) for one in value])
+        if all(one is other for one, other in zip(copy, value, strict=True)):
+            copy = value
+        return self._copies.setdefault(id(value), copy)  # type: ignore[no-any-return] # one that holds itself is there
+
+
+_CONTAINERS: Final = frozenset({list, dict, set, tuple})
+
+
+def _tell_of_own(batch: Batch, operation: Operation[Any], resource: Any, others: list[Any]) -> None:
+    owns: Any = getattr(batch.scope, "owns", None)
+    for other in others:
+        if other is resource or (owns is not None and _asked(batch, owns, other)):
+            batch.state.told_of_own = True
+            _report.returned_own(batch, operation, type(other))
+            return
+
+
+def _asked(batch: Batch, owns: Any, value: Any) -> bool:
+    try:
+        return bool(batch.context.run(owns, value))
+    except Exception:
+        return False
