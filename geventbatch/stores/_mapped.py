@@ -320,7 +320,7 @@ class MappedScope:
         if self._loaded.identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
             mapping = self._mapping
             there: object = True
-            with suppress(DBAPIError), mapping.engine.connect() as connection:
+            with suppress(DBAPIError), mapping.connect(self._key) as connection:
                 there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
             if there is not None:
                 raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from cause

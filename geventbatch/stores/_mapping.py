@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 
 from geventbatch.stores._bound import Columns
+from geventbatch.stores._tenants import prepare
 from geventbatch.stores._watched import watch_refreshes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from sqlalchemy.orm import Mapper, Session
     from sqlalchemy.orm.attributes import InstrumentedAttribute
@@ -39,6 +41,10 @@ class Mapping:
     token: tuple[sa.Label[Any], ...]
     """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
     outcomes: OutcomeTable | None = None
+    prepare: Callable[[sa.Connection, Any], object] | None = None
+    """Has a connection find the tables of a key's tenant."""
+    has_tenants: bool = False
+    """A key is a pair: the tenant, and the row's own."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
 
     @cached_property
@@ -100,12 +106,21 @@ class Mapping:
         """Fetches something when the row is there."""
         return sa.select(self.by[0]).where(*self._is_row())
 
+    @contextmanager
+    def connect(self, key: Hashable) -> Iterator[sa.Connection]:
+        """Another connection than the batch's, to look at what it has left."""
+        with self.engine.connect() as connection:
+            if self.prepare is not None:
+                prepare(connection, key, self.prepare)
+            yield connection
+
     def _is_row(self) -> list[sa.ColumnElement[bool]]:
         return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
 
     def parameters(self, key: Any) -> dict[str, Any]:
         """Those of `load`."""
-        values = key if len(self.by) > 1 else (key,)
+        own = key[1] if self.has_tenants else key
+        values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
 
 

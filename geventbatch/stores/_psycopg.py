@@ -65,6 +65,9 @@ class JoinedTransaction(PostgresTransaction):
         self._driver.autocommit = True
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
 
+    def begin_again(self) -> None:
+        self.before = [_begin(self._driver)]
+
     def before_writes(self) -> None:
         self.before = self.before or [_sql.postgres_bound(remaining())]  # unless BEGIN stands there, with a bound
 

@@ -80,6 +80,8 @@ class Transaction:
         """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
         self.connection: Connection = _engines.own(engine).connect()
         self.committer: Callable[[], object] = self.connection.commit
+        self.prepare: Callable[[], object] | None = None
+        """Has the connection find the tables of the key's tenant."""
         self._commit: dict[Any, Any] = {_COMMIT: None}
         try:
             self.begin()
@@ -94,6 +96,9 @@ class Transaction:
 
     def before_writes(self) -> None:
         """Bound the statements of the save, for which less time is left."""
+
+    def begin_again(self) -> None:
+        """What follows is in a transaction too, after a rollback."""
 
     def begin_to_write(self) -> None:
         """Something is written after a rollback."""
@@ -173,11 +178,17 @@ class Transaction:
             # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
             raise Rejected(f"{self.key!r} was not saved: a statement has failed, and who sent it went on")
 
+    def _roll_back(self) -> None:
+        self.connection.rollback()
+        if self.prepare is not None:  # what it has set is gone
+            self.begin_again()
+            self.prepare()
+
     def check_repeated(self, error: Exception, recording: Recording | None) -> None:
         """Raise what *error* is, if it is of what was to be recorded."""
         if recording is None:
             return
-        found = recording.check(error, self.send, self.connection.rollback, self.begin_to_write)
+        found = recording.check(error, self.send, self._roll_back, self.begin_to_write)
         if found is not None:
             try:
                 self.connection.commit()  # if some have expired and were deleted

@@ -33,6 +33,7 @@ from geventbatch.stores._mapping import (
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._session import session_factory
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
+from geventbatch.stores._tenants import prepared
 from geventbatch.stores._transaction import transaction_class
 from geventbatch.stores._watched import watch
 
@@ -99,6 +100,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         outcomes: OutcomeTable | None = None,
         kept: Kept[Any] | None = None,
         bulk: BulkDocuments | None = None,
+        tenant: Callable[[], Hashable] | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
         if missing != "raise" and not callable(missing):
@@ -110,6 +112,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self._outcomes = outcomes
         self._kept = kept
         self._bulk = bulk
+        self._tenant = tenant
         self._engine = engine
         self._open_scope = open_scope
         self._columns = [key_column(column, engine.dialect) for column in columns]
@@ -268,6 +271,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         mode: Mode | None = None,
         missing: Literal["raise"] | Callable[[Any], EntityT] = "raise",
         pipeline: bool = True,
+        tenant: Callable[[], Hashable] | None = None,
+        prepare_connection: Callable[[sa.Connection, Any], object] | None = None,
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[EntityT]:
@@ -306,33 +311,44 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
                 unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
             pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
+            tenant: Called at the door of `run`, in its caller's greenlet: whose row it is, where each tenant has tables
+                of its own. The key of the batch is then the pair of that and the row's key.
+            prepare_connection: Called with the batch's connection and the key, inside the transaction and before the
+                load: to set ``search_path``, a role, or what row-level security asks for. On PostgreSQL, what its SET
+                sets is gone with the transaction (it is sent as SET LOCAL); elsewhere it stays on the connection until
+                the next batch sets it anew. It costs a round trip. What a request has set on a connection of its own
+                reaches no batch.
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
             idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
         Raises:
-            ValueError: *by* or *version* are not such attributes.
+            ValueError: *by* or *version* are not such attributes; or *tenant* is given without *prepare_connection*.
 
         Switches: no.
         """
         mapper: Any = sa.inspect(entity)
         engine, sessions = session_factory(bind, mapper)
         chosen = _mode(engine, mode)
+        if tenant is not None and prepare_connection is None:
+            raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
         refuse_joined(mapper)
         attributes = key_attributes(mapper, by)
         outcomes = outcome_table(idempotency, engine, idempotency_ttl)
         mapping = Mapping(
             engine=engine,
             sessions=sessions,
-            transaction=transaction_class(engine, pipeline=pipeline),
+            transaction=prepared(transaction_class(engine, pipeline=pipeline), prepare_connection),
             mapper=mapper,
             by=attributes,
-            missing=missing,
+            missing=missing if tenant is None or not callable(missing) else lambda key: missing(key[1]),
             locking=chosen == "lock",
             version=version_attribute(mapper, version),
             counts_itself=mapper.version_id_col is not None,
             token=() if chosen == "lock" else token_of(mapper, engine.dialect),
             outcomes=outcomes,
+            prepare=prepare_connection,
+            has_tenants=tenant is not None,
         )
         watch(sessions, mapping)
         scope: Any = partial(MappedScope, mapping)
@@ -346,6 +362,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing=missing,
             idempotency=idempotency,
             outcomes=outcomes,
+            tenant=tenant,
         )
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
@@ -372,12 +389,15 @@ class SQLAlchemyStore(Generic[ResourceT]):
     def normalize_key(self, key: Hashable) -> Hashable:
         """The value of the column that *key* stands for: 42 and "42" are one row, and one batch.
 
+        Where there are tenants: the pair of the caller's, and that.
+
         Raises:
             TypeError: Its type cannot stand for one.
             ValueError: Its type can, and its value does not.
-        Switches: no.
+        Switches: no (as ``tenant`` does).
         """
-        return normalize_all(key, self._columns)
+        found = normalize_all(key, self._columns)
+        return found if self._tenant is None else (self._tenant(), found)
 
     def stopped(self) -> None:
         """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
