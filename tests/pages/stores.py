@@ -3,17 +3,22 @@
 import sqlite3
 import tempfile
 from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 
 from geventbatch import Processor, current_batch
 from tests.pages.trains import DJANGO_TRAIN as REPLACED
 from tests.pages.trains import Train, TrainModel, engine
 
 client = redis.Redis()
+
+current_tenant: ContextVar[str] = ContextVar("current_tenant")
+SCHEMAS = {"north": "north", "south": "south"}
 
 _directory = tempfile.TemporaryDirectory()
 path = Path(_directory.name) / "accounts.sqlite"
