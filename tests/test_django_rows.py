@@ -50,6 +50,16 @@ def test_a_column_that_saving_computes_is_saved(server: str, mode: Any, model: A
 
 
 @pytest.mark.parametrize("server", SERVERS)
+def test_an_operation_finds_what_save_computes_as_it_was_loaded(server: str, tmp_path: Path) -> None:
+    with tables(server, tmp_path, Order) as alias:
+        row = Order.objects.using(alias).create()
+        with processing(Order, alias) as processor:
+            callers = [gevent.spawn(processor.run, row.pk, one) for one in (order, lambda one: (one.pieces, one.total))]
+            assert callers[1].get() == (1, 0)
+            assert processor.run(row.pk, lambda one: one.total) == 7
+
+
+@pytest.mark.parametrize("server", SERVERS)
 def test_a_signal_is_told_that_all_is_saved_as_by_save(server: str, tmp_path: Path) -> None:
     told = []
 

@@ -84,17 +84,17 @@ def _forked() -> None:
 _process.after_fork(_forked)
 
 
-_pools: dict[tuple[str, float], Pool] = {}
+_pools: dict[tuple[str, float, object], Pool] = {}
 
 
-def pool(alias: str, max_age: float) -> Pool:
-    """The pool that all stores of a database share. Switches: no."""
-    return _pools.setdefault((alias, max_age), Pool(alias, max_age))
+def pool(alias: str, max_age: float, prepare: object = None) -> Pool:
+    """The pool that all stores of a database share, but those that *prepare* their connections. Switches: no."""
+    return _pools.setdefault((alias, max_age, prepare), Pool(alias, max_age))
 
 
 def close_idle(alias: str | None = None) -> None:
     """Close the idle connections of all stores, or of those of one database. Switches: no."""
-    for (name, _), one in list(_pools.items()):
+    for (name, *_), one in list(_pools.items()):
         if alias in {None, name}:
             one.close()
 

@@ -15,6 +15,7 @@ from django.db.models.base import ModelBase
 from django.utils.functional import cached_property
 
 from geventbatch._processor import current_batch
+from geventbatch.stores._django_values import watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ def held_class(model: type[Model]) -> type[Model]:
         "refresh_from_db": _refresh,
         "arefresh_from_db": _arefresh,
     }
+    methods |= watched(model)
     methods |= {name: _Watched(found) for name, found in _relations(model)}
     methods |= {name: _Computed(_standing(model, name)) for name in _computed(model)}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import ExpressionWrapper, Model, QuerySet, Value
@@ -76,3 +77,17 @@ def evaluate(
     for number, (expression, field) in enumerate(wanted):
         query.add_annotation(ExpressionWrapper(expression, field), f"wanted_{number}")
     return list(next(iter(query.get_compiler(using=connection.alias).results_iter())))
+
+
+@cache
+def generated_fields(model: type[Model]) -> tuple[Field[Any, Any], ...]:
+    """Those of *model* that the database computes of others. Switches: no."""
+    return tuple(field for field in model._meta.concrete_fields if getattr(field, "generated", False))
+
+
+@cache
+def generated_from(field: Any) -> tuple[Field[Any, Any], ...]:
+    """The fields that the expression of a `GeneratedField` reads. Switches: no."""
+    meta = field.model._meta
+    names = dict.fromkeys(reference[0] for reference in field.model._get_expr_references(field.expression))
+    return tuple(meta.pk if name == "pk" else meta.get_field(name) for name in names)

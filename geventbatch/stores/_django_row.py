@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from django.core.exceptions import EmptyResultSet
@@ -9,17 +10,28 @@ from django.db import Error, router
 from django.db.models import Model, QuerySet
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
+from django.db.transaction import atomic
 
-from geventbatch.errors import Conflict, ResourceMissing
+from geventbatch.errors import Conflict, ResourceMissing, Undecided
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores._django_fields import pk_fields
-from geventbatch.stores._django_query import evaluate, own_tables, reads_beside, whole_rows
+from geventbatch.stores._django_query import (
+    evaluate,
+    generated_fields,
+    generated_from,
+    own_tables,
+    reads_beside,
+    whole_rows,
+)
 from geventbatch.stores._django_saving import has_own_save, takes
+from geventbatch.stores._django_tenants import prepare
+from geventbatch.stores._django_transaction import send
 from geventbatch.stores._key import row_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field
@@ -48,12 +60,15 @@ class Row(Generic[M]):
     ) -> None:
         self._store = store
         self._key = key
+        self._part = store.key_of_row(key)
         self._connection = connection
         self._transaction = transaction
         self.new = False
         """There is no such row yet."""
         self.ours = False
         """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
+        self._uncomputed: Exception | None = None  # of `generated`
+        self._generated: dict[str, tuple[list[object], Any]] = {}  # values that it is of, and what they give
         self.locks = store.locks(connection)
         """It is locked from the load on."""
         self._has_xmin = not self.locks and connection.vendor == "postgresql"
@@ -73,12 +88,32 @@ class Row(Generic[M]):
         rows = self._found_by_key(rows)
         if self._has_xmin:
             rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
-        with self._transaction.loading(*first):
+        if self._store.prepare_connection is None:
+            with self._transaction.loading(*first):
+                found = self._first(rows)
+        else:
+            self.prepare()
+            for statement in first:
+                send(self._connection, *statement)
             found = self._first(rows)
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(_XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
-        self.key = self._key if self.new else row_key(self._key, self._store.row_key.of(self.instance))
+        if not self.new:
+            self._note_generated()
+        part = self._part if self.new else row_key(self._part, self._store.row_key.of(self.instance))
+        self.key = part if self._store.tenant is None else (self._key[0], part)
+
+    def prepare(self) -> None:
+        """Have the connection find the tables of the key, if the store is told how. Switches: yes."""
+        hook = self._store.prepare_connection
+        if hook is None:
+            return
+        if not self._transaction.has_begun:  # it was rolled back
+            self._transaction.begin()
+        with self._transaction.loading():
+            pass
+        prepare(self._connection, self._key, hook)
 
     def _lock_first(self) -> list[Statement]:
         """What locks the row, so that a statement behind it reads nothing older than the lock."""
@@ -90,7 +125,7 @@ class Row(Generic[M]):
         return [(sql, params)]
 
     def _found_by_key(self, rows: QuerySet[M]) -> QuerySet[M]:
-        return rows.filter(**self._store.row_key.where(self._key))
+        return rows.filter(**self._store.row_key.where(self._part))
 
     def _plain_rows(self) -> QuerySet[M]:
         """All rows, whatever the managers of the model leave out or join."""
@@ -121,10 +156,10 @@ class Row(Generic[M]):
         label, name = store.model._meta.label, store.row_key.name
         if not callable(store.missing):
             raise ResourceMissing(f"there is no {label} with {name} {self._key!r}", key=self._key)
-        made = store.missing(self._key)
+        made = store.missing(self._part)
         if not isinstance(made, store.model):
             raise TypeError(f"missing gave {made!r} for key {self._key!r}, but must give an unsaved {label}")
-        if not store.row_key.is_of(made, self._key):
+        if not store.row_key.is_of(made, self._part):
             raise ValueError(
                 f"missing gave a {label} whose {name} is {store.row_key.of(made)!r} for key {self._key!r}, but must "
                 "be that"
@@ -142,6 +177,44 @@ class Row(Generic[M]):
             found = evaluate(self._connection, [(values[field.attname], field) for field in fields], {})
             for field, value in zip(fields, found, strict=True):
                 setattr(made, field.attname, value)
+
+    def generated(self, field: Any) -> Any:
+        """The value that the database would generate for *field* now. Switches: yes, where others have changed."""
+        others, values = generated_from(field), vars(self.instance)
+        now = [kept(one, values.get(one.attname), self._connection) for one in others]
+        before = self._generated.get(field.attname)
+        if before is not None and not any(map(differ, before[0], now)):
+            return before[1]
+        given = {one: values.get(one.attname) for one in others}
+        try:
+            with self._undone_if_refused():
+                (found,) = evaluate(self._connection, [(field.expression, field.output_field)], given)
+        except Exception as error:
+            self._uncomputed = error
+            raise
+        self._generated[field.attname] = now, found
+        return found
+
+    def uncomputed(self) -> Undecided | None:
+        """Whether the database has refused to compute something: perhaps for what an earlier operation had made.
+
+        It is said once. Switches: no.
+        """
+        error, self._uncomputed = self._uncomputed, None
+        if error is None:
+            return None
+        verdict = Undecided(f"{self._key!r} was not saved, nothing was written: {error}")
+        verdict.__cause__ = error
+        return verdict
+
+    def _undone_if_refused(self) -> AbstractContextManager[object]:
+        """PostgreSQL would take no further statement."""
+        return atomic(using=self._store.using) if self._connection.vendor == "postgresql" else nullcontext()
+
+    def _note_generated(self) -> None:
+        for field in generated_fields(self._store.model):
+            of = [self.loaded[one.attname] for one in generated_from(field)]
+            self._generated[field.attname] = of, vars(self.instance)[field.attname]
 
     # -- what has changed -----------------------------------------------------------------------------------
 
@@ -167,7 +240,7 @@ class Row(Generic[M]):
     def check_key(self) -> None:
         """Refuse to write another row than the one that was loaded. Switches: no."""
         if self.new:
-            if not self._store.row_key.is_of(self.instance, self._key):
+            if not self._store.row_key.is_of(self.instance, self._part):
                 raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
             return
         for field in {*pk_fields(self._store.model), *self._store.row_key.fields}:

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from django.db import Error
-from django.db.models import Model
+from django.db.models import Field, Model
 
 from geventbatch._processor import current_batch
 from geventbatch.errors import NotSaved, Rejected
@@ -20,6 +20,7 @@ from geventbatch.stores._django_held import computed, forget_read, held_class, t
 from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_steps import Steps, can_copy
 from geventbatch.stores._django_transaction import Transaction, send
+from geventbatch.stores._django_values import settle
 from geventbatch.stores._outcomes import Outcomes, Recording
 
 if TYPE_CHECKING:
@@ -174,7 +175,9 @@ class Scope(Generic[M]):
         lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
         if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
             return _sql.not_saved(error, self._key)
-        found = self._guard.judge()
+        undecided, found = self._row.uncomputed(), self._guard.judge()
+        if undecided is not None and (found is None or isinstance(found, Rejected)):
+            return undecided
         if found is None and self._guard.wrote:
             return Rejected(f"an operation on key {self._key!r} has written by itself, and then raised")
         if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
@@ -184,16 +187,22 @@ class Scope(Generic[M]):
     def operation_returned(self) -> NotSaved | None:
         """What becomes of the batch after an operation that has used the database returned. Switches: no."""
         instance, guard = self._row.instance, self._guard
-        verdict = guard.judge()
+        verdict = guard.judge() or self._row.uncomputed()
         if verdict is None:
             try:
                 take_related(instance)
+                settle(instance, self._class, self._connection)
             except Exception as error:  # as `save` would have raised it
                 verdict = Rejected(f"{self._key!r} was not saved, nothing was written: {error}")
                 verdict.__cause__ = error
         forget_read(instance, self._class, self._computed)
         guard.next()
         return verdict
+
+    def generated(self, field: Field[Any, Any]) -> Any:
+        """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
+        with self._guard.aside():
+            return self._row.generated(field)
 
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch. Switches: no."""
@@ -298,7 +307,7 @@ class Scope(Generic[M]):
         """Raise what *error* is, if it is of what was to be recorded."""
         if recording is None:
             return
-        sending, roll_back = partial(send, self._connection), partial(self._transaction.roll_back, error)
+        sending, roll_back = partial(send, self._connection), partial(self._roll_back, error)
         found = recording.check(error, sending, roll_back, self._transaction.begin_to_write)
         if found is not None:
             try:
@@ -306,6 +315,12 @@ class Scope(Generic[M]):
             except Error as failed:
                 raise _sql.not_saved(failed, self._key) from failed
             raise found from None
+
+    def _roll_back(self, error: BaseException) -> None:
+        """Undo it all, and be able to look for what was in the way. Switches: yes."""
+        self._transaction.roll_back(error)
+        if self._connection.connection is not None:
+            self._row.prepare()
 
     def _record(self) -> None:
         """Send what is to be recorded."""
@@ -353,7 +368,7 @@ class Scope(Generic[M]):
             return
         if self._transaction.nested:
             return
-        self._transaction.roll_back(error)
+        self._roll_back(error)
         there = True  # also where nobody can look: the replay will see
         with suppress(Error):
             there = self._row.is_there()

@@ -113,6 +113,11 @@ class Transaction:
             yield
 
     @property
+    def has_begun(self) -> bool:
+        """It has, and has not ended, as far as Django knows."""
+        return self._begun
+
+    @property
     def pipelines(self) -> bool:
         """Whether several statements can share a round trip: psycopg 3 puts the values into them by itself."""
         raw: Any = self.connection.connection

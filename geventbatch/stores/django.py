@@ -15,6 +15,7 @@ from geventbatch.stores._django_fields import check_names, version_field
 from geventbatch.stores._django_key import RowKey
 from geventbatch.stores._django_saving import check_save
 from geventbatch.stores._django_scope import Scope
+from geventbatch.stores._django_tenants import Place, watch
 from geventbatch.stores._django_transaction import send
 from geventbatch.stores._outcomes import OutcomeTable, seconds_to_keep
 
@@ -69,6 +70,11 @@ class DjangoStore(Generic[M]):
             requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
         pipeline: Where the driver is psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one
             round trip each. False where something between here and the server takes no pipelines.
+        tenant: Called at the door of `run`, in its caller's greenlet: whose row it is, where each tenant has a schema
+            of its own. The key of the batch is then the pair of that and the row's key.
+        prepare_connection: Called with the batch's connection of Django's and the key, inside the transaction and
+            before the load: to set ``search_path``, a role, or what row-level security asks for. On PostgreSQL, what
+            its SET sets is gone with the transaction (it is sent as SET LOCAL). It costs two round trips.
         idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key; None:
             such operations are refused.
         idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
@@ -93,6 +99,8 @@ class DjangoStore(Generic[M]):
         allow_atomic: bool = False,
         conn_max_age: float = 60.0,
         pipeline: bool = True,
+        tenant: Callable[[], Hashable] | None = None,
+        prepare_connection: Callable[[BaseDatabaseWrapper, Any], object] | None = None,
         idempotency: type[OutcomeModel] | None = None,
         idempotency_ttl: float | None = None,
     ) -> None:
@@ -117,7 +125,14 @@ class DjangoStore(Generic[M]):
         self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
         self._mode = mode
         self._manager = None if manager is None else _manager(model, manager)
-        self._pool = pool(using, conn_max_age)
+        self._pool = pool(using, conn_max_age, prepare_connection)
+        self.prepare_connection = prepare_connection
+        self.tenant = tenant
+        if tenant is not None and prepare_connection is None:
+            raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
+        self._place = None if prepare_connection is not None else Place(using, self._pool)
+        if self._place is not None:
+            watch(using)
 
     def __repr__(self) -> str:
         """Say whose rows by what."""
@@ -133,9 +148,14 @@ class DjangoStore(Generic[M]):
         Raises:
             TypeError: Its type cannot be such a key.
             ValueError: Its type can, and its value is none.
-        Switches: no.
+        Switches: no (as ``tenant`` does).
         """
-        return self.row_key.normalize(key)
+        found = self.row_key.normalize(key)
+        return found if self.tenant is None else (self.tenant(), found)
+
+    def key_of_row(self, key: Any) -> Any:
+        """What of a batch's *key* the row has, without the tenant. Switches: no."""
+        return key if self.tenant is None else key[1]
 
     def admit(self, key: Hashable) -> bool:
         """Whether an operation called here runs alone, on the connection that is there.
@@ -143,11 +163,14 @@ class DjangoStore(Generic[M]):
         So it does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
 
         Raises:
-            RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*).
-        Switches: no.
+            RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*), or with a
+                connection that finds other tables than the batch would.
+        Switches: the first time, to connect.
         """
         connection = current(self.using)
         alone = not monkey.is_module_patched("threading")
+        if connection is not None and self._place is not None and not alone:
+            self._place.check(connection, key)
         if connection is None or not _in_transaction(connection):
             return alone
         if connection.in_atomic_block and all(

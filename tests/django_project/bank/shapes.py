@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from django.db import models
 from django.db.models import Count
-from django.db.models.functions import Now
+from django.db.models.functions import Now, Upper
 
 from tests.django_project.bank.models import Savings
 
@@ -277,6 +277,45 @@ class Wide(models.Model):
 class Mystery(models.Model):
     untold: Any = UntoldField(default="")
     total: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Train(models.Model):
+    """Of which the database computes a column."""
+
+    places: models.IntegerField[int, int] = models.IntegerField(default=2)
+    sold: models.IntegerField[int, int] = models.IntegerField(default=0)
+    cars: models.IntegerField[int, int] = models.IntegerField(default=1)
+    name: models.CharField[str, str] = models.CharField(max_length=20, default="ice")
+    left: Any = models.GeneratedField(
+        expression=models.F("places") - models.F("sold"), output_field=models.IntegerField(), db_persist=True
+    )
+    each: Any = models.GeneratedField(
+        expression=models.F("places") / models.F("cars"), output_field=models.IntegerField(), db_persist=True
+    )
+    shown: Any = models.GeneratedField(
+        expression=Upper("name"), output_field=models.CharField(max_length=20), db_persist=True
+    )
+
+    class Meta:
+        app_label = "bank"
+
+
+class Form(models.Model):
+    """What a view puts values of all types into."""
+
+    number: models.IntegerField[Any, Any] = models.IntegerField(default=0)
+    text: models.CharField[Any, Any] = models.CharField(max_length=20, default="")
+    yes: models.BooleanField[Any, Any] = models.BooleanField(default=False)
+    price: models.DecimalField[Any, Any] = models.DecimalField(max_digits=10, decimal_places=2, default=0)
+    share: models.FloatField[Any, Any] = models.FloatField(default=0.0)
+    day: models.DateField[Any, Any] = models.DateField(null=True)
+    seen: models.DateTimeField[Any, Any] = models.DateTimeField(null=True)
+    length: models.DurationField[Any, Any] = models.DurationField(null=True)
+    uuid: models.UUIDField[Any, Any] = models.UUIDField(null=True)
+    document: models.JSONField[Any, Any] = models.JSONField(default=dict)
 
     class Meta:
         app_label = "bank"

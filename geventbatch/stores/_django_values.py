@@ -1,0 +1,240 @@
+"""What the next operation finds in a field: what it would load, had the one before been saved.
+
+An operation may assign "12" to an IntegerField: its column has 12. So where a value is not of the type that a load
+gives, the scope is asked when the operation has returned, and puts it right (or finds that no save would take it). In a
+JSON document, a tuple is a list, and a number that is a name is a text. What the database computes of other columns is
+computed by the database, once they have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import (
+    BooleanField,
+    CharField,
+    DateField,
+    DateTimeField,
+    DecimalField,
+    DurationField,
+    Field,
+    FloatField,
+    ForeignKey,
+    IntegerField,
+    JSONField,
+    TextField,
+    TimeField,
+    UUIDField,
+)
+from django.db.models.query_utils import DeferredAttribute
+
+from geventbatch._processor import current_batch
+from geventbatch.stores._django_changes import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
+
+_TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
+    (BooleanField, bool),
+    (CharField, str),
+    (DateTimeField, datetime),  # which is a DateField too
+    (DateField, date),
+    (DecimalField, Decimal),
+    (DurationField, timedelta),
+    (FloatField, float),
+    (IntegerField, int),
+    (TextField, str),
+    (TimeField, time),
+    (UUIDField, UUID),
+)
+_ATOMS: Final = frozenset({bool, float, int, str, type(None)})
+
+
+def watched(model: type[Model]) -> dict[str, Any]:
+    """What a class that inherits from *model* needs to have its values looked at, by its name. Switches: no."""
+    found: dict[str, Any] = {}
+    for field in model._meta.concrete_fields:
+        standing = _standing(model, field.attname)
+        if type(standing) is DeferredAttribute:  # else it is looked after by somebody else
+            if getattr(field, "generated", False):
+                found[field.attname] = _Generated(field)
+            elif _is_document(field):
+                found[field.attname] = _Document(standing, field.attname)
+    checks = {name: is_natural for name, field, is_natural in _settled(model) if not _is_document(field)}
+    return {**found, "__setattr__": _setter(model, checks)}
+
+
+def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper) -> None:
+    """Have every value be what a load would give for it.
+
+    Raises:
+        Exception: What saving would raise: the column takes no such value.
+    Switches: no.
+    """
+    values = vars(instance)
+    for name, field, is_natural in _settled(model):
+        value = values.get(name)
+        if value is None or hasattr(value, "resolve_expression"):
+            continue
+        if not is_natural(value):
+            field.get_db_prep_save(value, connection)  # raises as saving would
+            values[name] = _as_loaded(_target(field), value, connection)
+
+
+@cache
+def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[Any], bool]], ...]:
+    found: list[tuple[str, Field[Any, Any], Callable[[Any], bool]]] = []
+    for field in columns(model):
+        kind = natural(field)
+        if kind is not None:
+            found.append((field.attname, field, _is_natural(field, kind)))
+        elif _is_document(field):
+            found.append((field.attname, field, _is_plain))
+    return tuple(found)
+
+
+# -- the types ------------------------------------------------------------------------------------------------
+
+
+def natural(field: Field[Any, Any]) -> type | None:
+    """The type of what a load gives for *field*; None where that is the user's own, or may be of several."""
+    field = _target(field)
+    own = hasattr(field, "from_db_value") or not _is_djangos(field, "to_python", "get_prep_value", "get_db_prep_value")
+    return None if own else next((kind for fields, kind in _TYPES if isinstance(field, fields)), None)
+
+
+def _is_djangos(field: Field[Any, Any], *methods: str) -> bool:
+    return all(getattr(type(field), method).__module__.startswith("django.") for method in methods)
+
+
+def _is_document(field: Field[Any, Any]) -> bool:
+    return isinstance(field, JSONField) and _is_djangos(field, "from_db_value", "get_prep_value", "get_db_prep_value")
+
+
+def _target(field: Field[Any, Any]) -> Field[Any, Any]:
+    while isinstance(field, ForeignKey):
+        field = field.target_field
+    return field
+
+
+def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
+    """What tells a value that a load gives as it is."""
+    if kind is Decimal:
+        exponent = -cast("Any", _target(field)).decimal_places
+        return lambda value: type(value) is Decimal and value.as_tuple().exponent == exponent
+    if kind is datetime:
+        zone = UTC if settings.USE_TZ else None
+        return lambda value: type(value) is datetime and value.tzinfo is zone
+    return lambda value: type(value) is kind
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a document comes back from its JSON as it is."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind is dict and all(type(name) is str and _is_plain(part) for name, part in value.items())
+
+
+# -- what a load would give -------------------------------------------------------------------------------------
+
+
+def _as_loaded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> Any:
+    if isinstance(field, JSONField):
+        return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
+    found = field.to_python(field.get_prep_value(value))
+    if isinstance(field, DecimalField):
+        return _quantized(found, field, connection)
+    if isinstance(field, DateTimeField):
+        return found.astimezone(UTC) if settings.USE_TZ and found.tzinfo is not None else found
+    if isinstance(found, str):
+        return str.__str__(found)
+    return int(found) if isinstance(field, IntegerField) else found
+
+
+def _quantized(value: Any, field: Any, connection: BaseDatabaseWrapper) -> Any:
+    """With the places of its column, as the database rounds; SQLite's numbers are rounded by Django."""
+    rounding = ROUND_HALF_EVEN if connection.vendor == "sqlite" else ROUND_HALF_UP
+    if field.decimal_places is None or not value.is_finite() or value.adjusted() >= field.max_digits:
+        return value  # saving will say
+    return value.quantize(Decimal(1).scaleb(-field.decimal_places), rounding=rounding, context=None)
+
+
+# -- looking --------------------------------------------------------------------------------------------------
+
+
+def _standing(model: type[Model], name: str) -> Any:
+    return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
+
+
+def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool]]) -> Any:
+    """The `__setattr__` that has the scope be asked when a value is assigned that no load would give."""
+    parent: Any = model.__setattr__
+
+    def set_attribute(self: Model, name: str, value: Any) -> None:
+        parent(self, name, value)
+        is_natural = checks.get(name)
+        if is_natural is not None and value is not None and not is_natural(value):
+            _ask()
+
+    return set_attribute
+
+
+class _Document:
+    """In place of a document's field: who has it may change it."""
+
+    def __init__(self, standing: Any, name: str) -> None:
+        self._standing = standing
+        self._name = name
+
+    def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
+        values: Any = None if instance is None else vars(instance)
+        if values is None or self._name not in values:
+            return self._standing.__get__(instance, owner)
+        _ask()
+        return values[self._name]
+
+    def __set__(self, instance: Model, value: Any) -> None:
+        _ask()
+        vars(instance)[self._name] = value
+
+    def __delete__(self, instance: Model) -> None:
+        del vars(instance)[self._name]
+
+
+class _Generated:
+    """In place of what the database computes of other columns."""
+
+    def __init__(self, field: Field[Any, Any]) -> None:
+        self._field = field
+
+    def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
+        if instance is None:
+            return self
+        scope: Any = current_batch().scope
+        return scope.generated(self._field)
+
+    def __set__(self, instance: Model, value: Any) -> None:
+        vars(instance)[self._field.attname] = value
+
+    def __delete__(self, instance: Model) -> None:
+        vars(instance).pop(self._field.attname, None)
+
+
+def _ask() -> None:
+    try:
+        batch = current_batch()
+    except RuntimeError:  # in a greenlet of the operation's own
+        return
+    batch.ask_scope()

@@ -1,0 +1,162 @@
+"""What an operation on a Django model finds is what it would have loaded, had the one before it been saved."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import gevent
+import pytest
+from django.db import DataError
+
+from tests.callers import answer_of
+from tests.test_django_models import SERVERS, processing, tables
+
+from tests.django_project.bank.shapes import Form, Train  # isort: skip - after Django is set up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from geventbatch import Processor
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Size(IntEnum):
+    LARGE = 3
+
+
+def answers_of(processor: Processor[Any], key: Any, *operations: Callable[[Any], object]) -> list[Any]:
+    callers = [gevent.spawn(answer_of, processor.run, key, operation) for operation in operations]
+    return [caller.get() for caller in callers]
+
+
+def assigning(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda row: setattr(row, name, value)
+
+
+def reading(name: str) -> Callable[[Any], Any]:
+    return lambda row: getattr(row, name)
+
+
+ASSIGNED = [
+    ("number", "12"),
+    ("number", True),
+    ("number", 3.7),
+    ("number", Size.LARGE),
+    ("text", 5),
+    ("text", Colour.RED),
+    ("yes", 1),
+    ("yes", "True"),
+    ("price", "12"),
+    ("price", 1),
+    ("price", 0.25),
+    ("price", Decimal("0.123")),
+    ("share", "1.5"),
+    ("share", 1),
+    ("day", "2026-06-01"),
+    ("day", datetime(2026, 6, 1, 12, tzinfo=UTC)),
+    ("seen", "2026-06-01T12:00:00Z"),
+    ("seen", datetime(2026, 6, 1, 12, tzinfo=timezone(timedelta(hours=2)))),
+    ("uuid", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+    ("uuid", UUID(int=5)),
+    ("document", {1: (1, 2), None: Colour.RED}),
+    ("document", [True, 1, 1.0, (None,)]),
+]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_the_next_operation_finds_what_the_column_makes_of_a_value(server: str, tmp_path: Path) -> None:
+    with tables(server, tmp_path, Form) as alias:
+        for name, value in ASSIGNED:
+            form = Form.objects.using(alias).create()
+            alone = Form.objects.using(alias).get(pk=form.pk)
+            setattr(alone, name, value)
+            alone.save(using=alias)
+            expected = getattr(Form.objects.using(alias).get(pk=form.pk), name)
+            Form.objects.using(alias).update(**{name: getattr(Form(), name)})
+            with processing(Form, alias) as processor:
+                _, found = answers_of(processor, form.pk, assigning(name, value), reading(name))
+            there = getattr(Form.objects.using(alias).get(pk=form.pk), name)
+            assert (name, value, repr(found), repr(there)) == (name, value, repr(expected), repr(expected))
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_document_changed_in_place_is_what_its_json_is(server: str, tmp_path: Path) -> None:
+    def number(row: Any) -> None:
+        row.document["names"] = {1: (2,)}
+
+    with tables(server, tmp_path, Form) as alias:
+        form = Form.objects.using(alias).create()
+        with processing(Form, alias) as processor:
+            _, found = answers_of(processor, form.pk, number, lambda row: dict(row.document))
+    assert found == {"names": {"1": [2]}}
+
+
+WRONG = [("number", "twelve"), ("price", "NaN"), ("yes", "perhaps"), ("day", "today"), ("uuid", "no"), ("share", "x")]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_that_no_column_takes_is_the_error_of_who_assigned_it_as_it_is_of_save(
+    server: str, name: str, value: Any, tmp_path: Path
+) -> None:
+    with tables(server, tmp_path, Form) as alias:
+        form = Form.objects.using(alias).create()
+        alone = Form.objects.using(alias).get()
+        setattr(alone, name, value)
+        expected = answer_of(alone.save, using=alias)
+        with processing(Form, alias) as processor:
+            before, refused, found = answers_of(
+                processor, form.pk, assigning("text", "a"), assigning(name, value), reading("text")
+            )
+        assert (before, found) == (None, "a")
+        assert (type(refused), str(refused)) == (type(expected), str(expected))
+        assert Form.objects.using(alias).get().text == "a"
+
+
+def sell(train: Any) -> int:
+    if train.left <= 0:
+        raise ValueError("sold out")
+    train.sold += 1
+    return int(train.left)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_column_that_the_database_computes_is_that_of_the_values_at_hand(server: str, tmp_path: Path) -> None:
+    def rename(train: Any) -> tuple[Any, Any]:
+        before, train.name = train.shown, "tgv"
+        return before, train.shown
+
+    with tables(server, tmp_path, Train) as alias:
+        train = Train.objects.using(alias).create()
+        with processing(Train, alias) as processor:
+            *answers, names = answers_of(processor, train.pk, *[sell] * 5, rename)
+        assert answers[:2] == [1, 0]
+        assert [type(one) for one in answers[2:]] == [ValueError] * 3
+        assert names == ("ICE", "TGV")
+        assert Train.objects.using(alias).get().left == 0
+
+
+def test_what_the_database_cannot_compute_is_the_error_of_who_made_it_so(tmp_path: Path) -> None:
+    with tables("postgresql", tmp_path, Train) as alias:
+        train = Train.objects.using(alias).create()
+        with processing(Train, alias) as processor:
+            refused, each, left = answers_of(processor, train.pk, assigning("cars", 0), reading("each"), sell)
+        assert isinstance(refused, DataError)
+        assert (each, left) == (2, 1)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_new_row_has_what_the_database_computes(server: str, tmp_path: Path) -> None:
+    with (
+        tables(server, tmp_path, Train) as alias,
+        processing(Train, alias, missing=lambda key: Train(pk=key, places=5)) as processor,
+    ):
+        assert answers_of(processor, 1, sell, sell) == [4, 3]
