@@ -310,7 +310,7 @@ def test_the_lost_answer_to_a_save_without_a_load_is_found_out(adapter: Adapter,
 
 @over(lambda case: case.name == "sqlalchemy-document-reuse-postgresql")
 def test_a_save_without_a_load_begins_its_transaction(adapter: Adapter, warm: Processor[Any]) -> None:  # noqa: F811
-    rule = proxy_of(adapter).cut_before(b"BEGIN; SET LOCAL")
+    rule = proxy_of(adapter).cut_before(b"BEGIN\n; SET LOCAL")
     assert warm.run("k", adapter.add, 1) == 12
     assert rule.met == 1
 

@@ -20,8 +20,10 @@ from geventbatch import Processor, ResourceMissing, worker_number_for_key
 from geventbatch.stores import RedisStore, SQLAlchemyStore
 from geventbatch.stores._key import KeyColumn, row_key
 from geventbatch.stores._key_columns import key_column
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.callers import answer_of
+from tests.test_stores import spawned
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -201,3 +203,113 @@ def test_a_text_that_the_database_does_not_know_as_a_value_of_the_column_is_miss
     with Processor(open_resource=store, min_duration=0, max_duration=30) as processor:
         assert isinstance(answer_of(processor.run, "no such value", repr), ResourceMissing)
     assert made == []
+
+
+# -- a database that takes several texts for one ----------------------------------------------------------------
+
+
+def folding(engine: sa.Engine) -> Any:
+    """A type of a column that takes "Ann" and "ann" for one key."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE EXTENSION citext")
+        return postgresql.CITEXT()
+    return sa.String(80, collation="NOCASE" if engine.dialect.name == "sqlite" else "utf8mb4_general_ci")
+
+
+def add(resource: dict[str, int]) -> int:
+    resource["total"] += 1
+    return resource["total"]
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_an_idempotency_key_belongs_to_the_row_whatever_its_key_was_written_like(engine: sa.Engine, mode: Any) -> None:
+    if engine.dialect.name == "sqlite":
+        mode = "version"
+    store = SQLAlchemyStore.documents(
+        engine,
+        "folding",
+        mode=mode,
+        missing=lambda _: {"total": 0},
+        key_type=folding(engine),
+        idempotency=idempotency_table("outcomes_of_folding"),
+    )
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0, max_duration=30) as processor:
+        assert processor.run("Ann", add, idempotency_key="a") == 1
+        assert processor.run("ann", add, idempotency_key="a") == 1
+        assert processor.run("ANN", add, idempotency_key="b") == 2
+        assert processor.run("ann", add, idempotency_key="b") == 2
+        assert processor.run("Ann", add) == 3
+
+
+class Folding(DeclarativeBase):
+    pass
+
+
+class Folded(Folding):
+    __tablename__ = "trains_that_fold"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(
+        sa.String(80, collation="NOCASE")
+        .with_variant(postgresql.CITEXT(), "postgresql")
+        .with_variant(mysql.VARCHAR(80, collation="utf8mb4_general_ci"), "mysql", "mariadb"),
+        unique=True,
+    )
+    seats: Mapped[int]
+
+
+def test_so_does_one_of_a_mapped_row(engine: sa.Engine) -> None:
+    folding(engine)
+    Folding.metadata.create_all(engine)
+    outcomes = idempotency_table("outcomes_of_folding")
+    store = SQLAlchemyStore.mapped(
+        engine, Folded, by="name", missing=lambda name: Folded(name=name, seats=0), idempotency=outcomes
+    )
+    store.create_table()
+
+    def take(train: Folded) -> int:
+        train.seats += 1
+        return train.seats
+
+    with Processor(open_resource=store, min_duration=0, max_duration=30) as processor:
+        assert processor.run("North", take, idempotency_key="a") == 1
+        assert processor.run("north", take, idempotency_key="a") == 1
+        assert processor.run("NORTH", take, idempotency_key="b") == 2
+        assert processor.run("North", take, idempotency_key="b") == 2
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_a_bulk_has_no_row_twice_and_answers_all_who_ask_for_it(engine: sa.Engine, mode: Any) -> None:
+    if engine.dialect.name == "sqlite":
+        mode = "version"
+    store = SQLAlchemyStore.documents(
+        engine, "folding", mode=mode, missing=lambda _: {"total": 0}, key_type=folding(engine)
+    )
+    store.create_table()
+    opens = store.open_resources
+    with Processor(open_resources=opens, min_duration=0, max_duration=30, workers=1, max_batches=1) as processor:
+        for turn in range(3):
+            callers = {key: spawned(processor.run, key, add) for key in ("Ann", "ann", "bob", "Cy", "ANN")}
+            answers = {key: caller.get() for key, caller in callers.items()}
+            assert sorted(answers[key] for key in ("Ann", "ann", "ANN")) == [3 * turn + 1, 3 * turn + 2, 3 * turn + 3]
+            assert answers["bob"] == answers["Cy"] == turn + 1
+    with engine.connect() as connection:
+        assert len(connection.execute(sa.select(store.table)).all()) == 3
+
+
+def test_in_bulk_a_key_that_the_database_does_not_take_fails_alone(engine: sa.Engine) -> None:
+    kind = postgresql.INET() if engine.dialect.name == "postgresql" else sa.Enum(*"123456789", validate_strings=True)
+    store = SQLAlchemyStore.documents(engine, "kinds", missing=lambda _: {"total": 0}, key_type=kind)
+    store.create_table()
+    good = [f"10.0.0.{number}" if engine.dialect.name == "postgresql" else str(number) for number in range(1, 10)]
+    opens = store.open_resources
+    with Processor(open_resources=opens, min_duration=0, max_duration=30, workers=1, max_batches=1) as processor:
+        for turn in (1, 2):
+            asked = [*good[:5], "nothing", *good[5:], "neither"]
+            callers = {key: spawned(processor.run, key, add) for key in asked}
+            answers = {key: caller.get() for key, caller in callers.items()}
+            assert [answers[key] for key in good] == [turn] * 9
+            for key in ("nothing", "neither"):
+                assert isinstance(answers[key], ResourceMissing)
+                assert answers[key].key == key

@@ -10,25 +10,26 @@ databases get the statements of one document after the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from geventbatch._processor import current_batch
-from geventbatch.errors import Conflict, PartlySaved
+from geventbatch.errors import Conflict, PartlySaved, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._bulk_statements import fits, load_all, statements_for_all
 from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import Row
 from geventbatch.stores._key import KeyColumn, normalize_all
+from geventbatch.stores._key_columns import folds
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
     from types import TracebackType
-
-    import sqlalchemy as sa
 
     from geventbatch.stores._bulk_statements import Together
     from geventbatch.stores._documents import Documents
@@ -47,8 +48,10 @@ class BulkDocuments:
         self._columns = columns
         single, dialect = documents.statements, documents.engine.dialect.name
         has_arrays = dialect == "postgresql" and all(fits(column) for column in (table.c.key, table.c.state))
-        self._load = load_all(table, arrays=has_arrays, locking=documents.locking)
-        statements = statements_for_all(table) if has_arrays else ()
+        load = load_all(table, single.selected, arrays=has_arrays, locking=documents.locking)
+        by_row = sa.select(table.c.key, *single.selected).where(table.c.key == sa.bindparam("_key"))
+        self._loads: Final = Loads(load, by_row, folds=folds(table.c.key))
+        statements = statements_for_all(table, single.mark) if has_arrays else ()
         together = dict(zip((single.update, single.delete, single.add), statements, strict=False))
         self._together: Final[dict[Any, Any]] = together  # by the statement for one document
 
@@ -57,11 +60,21 @@ class BulkDocuments:
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkDocumentScope:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkDocumentScope(self._documents, self._load, self._together, list(keys))
+        return BulkDocumentScope(self._documents, self._loads, self._together, list(keys))
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """As `SQLAlchemyStore.normalize_key`. Switches: no."""
         return normalize_all(key, self._columns)
+
+
+class Loads(NamedTuple):
+    """The statements of a load."""
+
+    many: Any
+    one: Any
+    """With the key as the row has it."""
+    folds: bool
+    """The database may take several keys for one."""
 
 
 class BulkDocumentScope:
@@ -78,19 +91,19 @@ class BulkDocumentScope:
     def __init__(
         self,
         documents: Documents,
-        statement: sa.Select[*tuple[Any, ...]],
+        loads: Loads,
         together: dict[Any, Any],
         keys: list[Hashable],
     ) -> None:
         self._documents = documents
-        self._statement = statement
+        self._loads = loads
         self._together = together
         self._keys = keys
         self._name = f"{len(keys)} documents of {documents.name}"
 
     def __enter__(self) -> dict[Hashable, Any]:
         try:
-            self._transaction, found = load(self._begun, self._fetch)
+            found = self._load(self._keys)
             self._scopes = {}
             self._resources = {key: made for key in self._keys if (made := self._made(key, found.get(key))) is not None}
         except BaseException as error:
@@ -115,18 +128,64 @@ class BulkDocumentScope:
     def _begun(self) -> Transaction:
         return self._documents.transaction(self._documents.engine, self._name)
 
-    def _fetch(self, transaction: Transaction) -> dict[Hashable, Row]:
-        rows = transaction.connection.execute(self._statement, {"_keys": self._keys})
-        found = {row.key: Row(row.state, row.version) for row in rows}
-        for key in found.keys() - set(self._keys):
-            raise TypeError(
-                f"{self._documents.name} gave the key {key!r}, which none of {self._keys!r} is equal to: in bulk, keys "
-                "have to be as their column has them"
-            )
+    def _load(self, keys: list[Hashable]) -> dict[Hashable, Row | Exception]:
+        """Load what is there at *keys*; what the load of one of them raises stands in its place."""
+        try:
+            self._transaction, found = load(self._begun, partial(self._fetch, keys))
+        except ResourceMissing as error:  # the database takes one of the keys for no value of its column
+            refused = self._refused(keys, error)
+            left = [key for key in keys if key not in refused]
+            return {**refused, **(self._load(left) if left else {})}
         return found
 
-    def _made(self, key: Hashable, row: Row | None) -> Any:
+    def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Row | Exception]:
+        """Find those of *keys* that the database does not take, by loads of each half."""
+        if len(keys) == 1:
+            return {keys[0]: ResourceMissing(*error.args, key=keys[0])}
+        refused: dict[Hashable, Row | Exception] = {}
+        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+            try:
+                transaction, _ = load(self._begun, partial(self._fetch, half))
+            except ResourceMissing as of_half:
+                refused |= self._refused(half, of_half)
+            else:
+                transaction.end()
+        return refused
+
+    def _fetch(self, keys: list[Hashable], transaction: Transaction) -> dict[Hashable, Row | Exception]:
+        row_of = self._documents.statements.row_of
+        rows = transaction.connection.execute(self._loads.many, {"_keys": keys})
+        found: dict[Hashable, Row | Exception] = {row.key: row_of(row) for row in rows}
+        unmatched = [key for key in keys if key not in found]
+        if unmatched and (self._loads.folds or len(found) + len(unmatched) > len(keys)):
+            self._match(transaction, unmatched, found)
+        return found
+
+    def _match(
+        self, transaction: Transaction, unmatched: list[Hashable], found: dict[Hashable, Row | Exception]
+    ) -> None:
+        """Ask which row each of *unmatched* is, where the database takes several values for one.
+
+        What has found a row by the form in which that has its key is the first one of it. A bulk has each row once.
+        """
+        matched = {key: found[key] for key in self._keys if key in found}
+        taken = set(matched)
+        for key in unmatched:
+            row = transaction.connection.execute(self._loads.one, {"_key": key}).one_or_none()
+            if row is None:
+                continue
+            if row.key in taken:
+                matched[key] = Conflict(f"{key!r} is the row {row.key!r}, as another key of the bulk is")
+            else:
+                taken.add(row.key)
+                matched[key] = self._documents.statements.row_of(row)
+        found.clear()
+        found.update(matched)
+
+    def _made(self, key: Hashable, row: Row | Exception | None) -> Any:
         """The resource, or what its load raised; None when it is missing, and none is made."""
+        if isinstance(row, Exception):
+            return row
         scope = DocumentScope(self._documents, key)
         if row is None and self._documents.missing == "raise":
             return None
@@ -196,8 +255,8 @@ class BulkDocumentScope:
         if self._together:
             for statement, some in self._grouped(changes):
                 asked, parameters = statement.of(some)
-                saved = connection.execute(asked.returning(statement.key), parameters).scalars()
-                lost |= some.keys() - set(saved)
+                saved = connection.execute(asked.returning(statement.key), parameters).scalars().all()
+                lost |= some.keys() - set(saved) if len(saved) < len(some) else set()
         else:
             lost |= {key for key in sorted(changes, key=str) if not self._is_written(*changes[key])}
         insert_rows(connection, [row for key, some in rows.items() if key not in lost for row in some])

@@ -14,6 +14,7 @@ from geventbatch.stores import _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._documents import Row
 from geventbatch.stores._json import check_lossless
+from geventbatch.stores._key import row_key
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._reuse import judging_nobody
 from geventbatch.stores._rows import insert_rows, is_instance
@@ -80,7 +81,7 @@ class DocumentScope:
         if batch.deleted:
             row = None
         elif batch.completed:
-            row = Row(self._encoded(self._loaded.state), self._loaded.version)
+            row = self._loaded._replace(state=self._encoded(self._loaded.state))
         return self._change(row, beside=bool(beside))
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -92,7 +93,8 @@ class DocumentScope:
     def _outcomes(self) -> Outcomes:
         documents = self._documents
         assert documents.outcomes is not None  # noqa: S101 - else no operation has such a key
-        return Outcomes(documents.outcomes, documents.name, self._key)
+        key = self._key if self._loaded.key is None else row_key(self._key, self._loaded.key)
+        return Outcomes(documents.outcomes, documents.name, key)
 
     def _reuse(self) -> bool:
         """Take what is kept, if it is."""
@@ -114,11 +116,11 @@ class DocumentScope:
             kept.put(self._key, row)
 
     def _fetch(self) -> Row:
-        statement = self._documents.statements.load
+        statements = self._documents.statements
         self._transaction, row = load(
-            self._begun, lambda begun: begun.connection.execute(statement, {"_key": self._key}).one_or_none()
+            self._begun, lambda begun: begun.connection.execute(statements.load, {"_key": self._key}).one_or_none()
         )
-        return Row(None, None) if row is None else Row(row.state, row.version)
+        return Row(None, None) if row is None else statements.row_of(row)
 
     def _begun(self) -> Transaction:
         return self._documents.transaction(self._documents.engine, self._key)
@@ -184,6 +186,8 @@ class DocumentScope:
         """What is there after the save, and what to send; None when the document stays as it is."""
         statements, loaded = self._documents.statements, self._loaded
         is_loaded = {"_key": self._key, "_version": loaded.version}
+        if statements.mark.column is not None:
+            is_loaded["_mark"] = loaded.mark
         if row is None:
             return None, None if loaded.version is None else (statements.delete, is_loaded)
         # Anything but a text or bytes may be the very object that was loaded, and changed since. And what is saved
@@ -192,7 +196,7 @@ class DocumentScope:
         same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
         if loaded.version is not None and same and (self._documents.locking or not beside):
             return row, None
-        row = Row(row.state, self._documents.version_after(loaded.version))
+        row = row._replace(version=self._documents.version_after(loaded.version))
         values = {"_state": row.state, "_new": row.version}
         if loaded.version is None:
             return row, (statements.add, {"_key": self._key, **values})

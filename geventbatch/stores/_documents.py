@@ -97,18 +97,31 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
 class Statements:
     """What is sent for a document, made once for each store."""
 
-    def __init__(self, table: sa.Table, dialect: str, *, locking: bool) -> None:
+    def __init__(self, table: sa.Table, dialect: str, *, locking: bool, mark: Mark, tells_key: bool = False) -> None:
         columns = table.c
         is_key = columns.key == sa.bindparam("_key")
-        is_loaded = sa.and_(is_key, columns.version == sa.bindparam("_version"))
-        load = sa.select(columns.state, columns.version).where(is_key)
+        has_version = sa.and_(is_key, columns.version == sa.bindparam("_version"))
+        is_loaded = has_version if mark.column is None else sa.and_(has_version, mark.column == sa.bindparam("_mark"))
+        beside = [sa.type_coerce(columns.key, columns.key.type).label("row_key")] if tells_key else []
+        if mark.is_selected:
+            beside.append(mark.column.label("mark"))
+        self.mark: Final = mark
+        self.tells_key: Final = tells_key
+        self.selected: Final = (columns.state, columns.version, *beside)
+        load = sa.select(*self.selected).where(is_key)
         self.load: Final = load.with_for_update() if locking else load
-        self.update: Final = (
-            sa.update(table).where(is_loaded).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
-        )
-        self.fence: Final = sa.update(table).where(is_loaded).values(version=sa.bindparam("_new"))
+        update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
+        self.update: Final = update.where(is_loaded)
+        self.update_again: Final = update.where(has_version)  # in the same transaction, and so locked
+        self.fence: Final = sa.update(table).where(has_version).values(version=sa.bindparam("_new"))
         self.delete: Final = sa.delete(table).where(is_loaded)
+        self.delete_again: Final = sa.delete(table).where(has_version)
         self.add: Final = _insert(table, dialect)
+
+    def row_of(self, found: Any) -> Row:
+        """What was selected."""
+        mark = found.mark if self.mark.is_selected else found.state if self.mark.column is not None else None
+        return Row(found.state, found.version, mark, found.row_key if self.tells_key else None)
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
@@ -166,3 +179,30 @@ class Row(NamedTuple):
 
     state: Any
     version: int | None  # None: there is none
+    mark: Any = None
+    key: Any = None  # as the row has it, where a store needs that
+
+
+class Mark(NamedTuple):
+    """What tells, beside the version, a row from one that was deleted and made anew, whose version begins again."""
+
+    column: Any = None
+    """None: nobody can do that meanwhile, or versions never come again."""
+    is_selected: bool = False
+    """It is loaded beside the state; else it is the state."""
+
+
+def mark_of(table: sa.Table, dialect: sa.Dialect) -> Mark:
+    """PostgreSQL's xmin; elsewhere what was loaded, in the form that the database has."""
+    state = table.c.state
+    if dialect.name == "postgresql":
+        name = dialect.identifier_preparer.quote(table.name)
+        return Mark(sa.cast(sa.literal_column(f"{name}.xmin"), sa.Text), is_selected=True)
+    if dialect.name not in {"sqlite", "mysql", "mariadb"}:
+        return Mark()
+    if isinstance(state.type, StateText) or type(state.type) in {sa.Text, sa.String, sa.LargeBinary}:
+        return Mark(state)
+    kind = state.type.impl_instance if isinstance(state.type, TypeDecorator) else state.type
+    if isinstance(kind, sa.LargeBinary):
+        return Mark(sa.type_coerce(state, sa.LargeBinary()), is_selected=True)
+    return Mark(sa.cast(state, sa.Text), is_selected=True)

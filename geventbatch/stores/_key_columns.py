@@ -25,6 +25,11 @@ def key_column(column: sa.ColumnElement[Any], dialect: sa.Dialect) -> KeyColumn:
     return KeyColumn(str(column), python_type(column), **_limits(column.type, dialect.name))
 
 
+def folds(column: sa.ColumnElement[Any]) -> bool:
+    """Whether it may take several texts for one: by its collation, or as CITEXT and CHAR do."""
+    return python_type(column) is str and not isinstance(column.type, KeyText)
+
+
 def _limits(kind: TypeEngine[Any], database: str) -> dict[str, Any]:
     limited = database in _LIMITED
     if isinstance(kind, KeyText):

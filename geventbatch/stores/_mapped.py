@@ -54,6 +54,7 @@ class MappedScope:
     _session: Session
     _root: SessionTransaction | None  # what the session has to be in still when it is saved
     _loaded: Loaded
+    _row_key: Hashable  # as the row has it: a collation may find it by another one
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
@@ -72,6 +73,7 @@ class MappedScope:
             self._root = self._session.get_transaction()
             resource, token = (self._made(), None) if row is None else (row[0], row[1:])
             self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
+            self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
         except BaseException as error:
             self._end(error)
             raise
@@ -290,7 +292,7 @@ class MappedScope:
         mapping = self._mapping
         assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
         columns = ", ".join([attribute.key for attribute in mapping.by])
-        return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._key)
+        return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._row_key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 
 from geventbatch.stores._bound import Columns
+from geventbatch.stores._key import row_key
 from geventbatch.stores._tenants import prepare
 from geventbatch.stores._watched import watch_refreshes
 
@@ -116,6 +117,22 @@ class Mapping:
 
     def _is_row(self) -> list[sa.ColumnElement[bool]]:
         return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
+
+    def key_of(self, resource: Any, asked: Hashable) -> Hashable:
+        """The key that the row of *resource* has, which was found by the one that was *asked* for."""
+        if self.outcomes is None:  # nobody wants to know
+            return asked
+        if self.has_tenants:
+            tenant, own = cast("tuple[Hashable, Hashable]", asked)
+            return tenant, self._own_key_of(resource, own)
+        return self._own_key_of(resource, asked)
+
+    def _own_key_of(self, resource: Any, asked: Any) -> Hashable:
+        values = vars(resource)
+        if len(self.by) == 1:
+            return row_key(asked, values.get(self.by[0].key, asked))  # type: ignore[no-any-return]
+        found = [values.get(one.key, part) for one, part in zip(self.by, asked, strict=True)]
+        return row_key(asked, found)  # type: ignore[no-any-return]
 
     def parameters(self, key: Any) -> dict[str, Any]:
         """Those of `load`."""

@@ -14,13 +14,15 @@ from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import (
     Documents,
     KeyText,
+    Mark,
     Statements,
     StateText,
     create_table,
     documents_table,
+    mark_of,
 )
 from geventbatch.stores._key import normalize_all
-from geventbatch.stores._key_columns import key_column
+from geventbatch.stores._key_columns import folds, key_column
 from geventbatch.stores._mapped import MappedScope
 from geventbatch.stores._mapping import (
     Mapping,
@@ -235,7 +237,13 @@ class SQLAlchemyStore(Generic[ResourceT]):
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline),
-            statements=Statements(shown, engine.dialect.name, locking=chosen == "lock"),
+            statements=Statements(
+                shown,
+                engine.dialect.name,
+                locking=chosen == "lock",
+                mark=mark_of(shown, engine.dialect) if chosen == "version" and kept is None else Mark(),
+                tells_key=outcomes is not None and folds(shown.c.key),
+            ),
             name=shown.fullname,
             encode=_json.encode if encode is json.dumps else encode,
             decode=decode,

@@ -23,9 +23,8 @@ def detect_no_conflicts() -> None:
     """Save over what somebody else has saved meanwhile, without a lock too."""
     original = _documents.Statements.__init__
 
-    def init(self: Any, table: sa.Table, dialect: str, *, locking: bool) -> None:
-        del locking
-        original(self, table, dialect, locking=False)
+    def init(self: Any, table: sa.Table, dialect: str, **options: Any) -> None:
+        original(self, table, dialect, **{**options, "locking": False})
         saves = sa.update(table).where(table.c.key == sa.bindparam("_key"))
         self.update = saves.values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
 
