@@ -29,7 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from geventbatch import BatchError, BatchTimeout, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore, _sql
-from geventbatch.stores._transaction import outcome
+from geventbatch.stores._postgres import outcome
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
 from tests.callers import answer_of

@@ -32,12 +32,27 @@ def current(alias: str) -> BaseDatabaseWrapper | None:
     return found
 
 
-def check_backend(alias: str) -> None:
-    """Warn of a database whose errors nobody knows. Switches: no."""
+def check_backend(alias: str, *, locking: bool) -> None:
+    """Warn of a database whose errors nobody knows, and refuse a level of isolation where batches lock. Switches: no.
+
+    Raises:
+        ValueError: The level is REPEATABLE READ or SERIALIZABLE.
+    """
     settings = connections.settings.get(alias)
     if settings is None:  # Django will say so
         return
     vendor = load_backend(settings["ENGINE"]).DatabaseWrapper.vendor
+    level = settings["OPTIONS"].get("isolation_level")
+    if vendor == "postgresql" and level is not None:
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        level = IsolationLevel(level).name
+    insisted = str(level).replace("_", " ").upper()
+    if locking and vendor != "sqlite" and insisted in {"REPEATABLE READ", "SERIALIZABLE"}:
+        raise ValueError(
+            f'mode "lock" is for READ COMMITTED, but OPTIONS of the database {alias!r} has isolation_level {insisted}: '
+            'who has waited for a row that was locked would get an error. Pass mode="version", or take it out'
+        )
     if vendor not in {"postgresql", "mysql", "sqlite"}:
         _sql.tell_of_driver("DjangoStore", f"the database {alias!r} ({settings['ENGINE']})")
 

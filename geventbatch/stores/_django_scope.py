@@ -95,7 +95,9 @@ class Scope(Generic[M]):
         return reused
 
     def _load(self) -> None:
-        self._transaction = Transaction(self._connection, self._batch, pipeline=self._store.pipeline)
+        self._transaction = Transaction(
+            self._connection, self._batch, pipeline=self._store.pipeline, locking=self._store.locks(self._connection)
+        )
         self._transaction.begin()
         self._row = Row(self._store, self._key, self._connection, self._transaction)
         self._row.load()

@@ -46,7 +46,7 @@ _SOON: Final = 0.01
 class Transaction:
     """One attempt's transaction."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch, *, pipeline: bool) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch, *, pipeline: bool, locking: bool = False) -> None:
         """Belong to *batch*, on *connection*; nothing is sent before `begin`."""
         self.connection = connection
         self.nested = connection.in_atomic_block
@@ -57,6 +57,8 @@ class Transaction:
         """By what the server, or somebody else's change, has ended it: see `ended_by`."""
         self._batch = batch
         self._pipeline = pipeline
+        self._locking = locking
+        self._level: list[Any] = []  # of the connection, while it has another one
         self._atomic = transaction.atomic(using=connection.alias)
         self._stack = ExitStack()  # of the wrappers around what Django executes
         self._xid: str | None = None
@@ -77,10 +79,27 @@ class Transaction:
         if self.pipelines:
             raw: Any = self.connection.connection
             raw.autocommit = True  # so that psycopg leaves BEGIN to `loading`: it would wait for it
+        elif self.connection.vendor == "postgresql" and self._locking:
+            self._read_committed()
         if self.connection.vendor == "mysql":
             self._stack.enter_context(self.connection.execute_wrapper(self._bound_mysql))
         if lazily:
             self._stack.enter_context(self.connection.execute_wrapper(self._begin_to_write))
+
+    def _read_committed(self) -> None:
+        """Have the driver begin so. Nothing is sent."""
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        raw: Any = self.connection.connection
+        if raw.isolation_level != IsolationLevel.READ_COMMITTED:
+            self._level = [raw.isolation_level]
+            raw.isolation_level = IsolationLevel.READ_COMMITTED
+
+    def _give_level_back(self) -> None:
+        raw: Any = self.connection.connection
+        if self._level and raw is not None:
+            with suppress(Exception):  # else the connection is broken, and nobody uses it again
+                raw.isolation_level = self._level.pop()
 
     @contextmanager
     def loading(self, *first: Statement) -> Iterator[None]:
@@ -91,7 +110,8 @@ class Transaction:
             yield
             return
         bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), None)
-        before = [*([(_begin(self.connection.connection), None)] if self.pipelines else []), bound, *first]
+        begin = _sql.BEGIN if self._locking else _begin(self.connection.connection)
+        before = [*([(begin, None)] if self.pipelines else []), bound, *first]
         together = _Together(self, before)
         with self.connection.execute_wrapper(together):
             yield
@@ -236,6 +256,7 @@ class Transaction:
             self._atomic.__exit__(None, None, None)
         except Exception as error:
             self.settle(_first(error))
+        self._give_level_back()
 
     def settle(self, error: Exception) -> None:
         """Return if it was committed although *error* came out of its save; else raise what is right. Switches: yes."""
@@ -275,6 +296,7 @@ class Transaction:
             self._begun = False
             with suppress(Error):
                 self._atomic.__exit__(type(error), error, error.__traceback__)
+            self._give_level_back()
 
     def begin_to_write(self) -> None:
         """Something is written after a rollback, and is to be committed. Switches: yes."""

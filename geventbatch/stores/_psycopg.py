@@ -21,7 +21,8 @@ from sqlalchemy.exc import DBAPIError
 
 from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
-from geventbatch.stores._transaction import _COMMIT, _DONE, _SENT, PostgresTransaction, cause, remaining
+from geventbatch.stores._postgres import PostgresTransaction
+from geventbatch.stores._transaction import COMMIT, DONE, SENT, cause, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,7 +61,8 @@ class JoinedTransaction(PostgresTransaction):
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
         self.precedes, self.collected, self.checked = False, None, 0
-        self.before = [_begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
+        self._prepare_nothing()
+        self.before = [_sql.BEGIN if self.locking else _begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
         # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
         self._driver.autocommit = True
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
@@ -100,14 +102,14 @@ class JoinedTransaction(PostgresTransaction):
         except Exception as raised:
             self.check_repeated(raised, recording)
             raise self.not_saved(raised) from cause(raised)
-        self._commit = {_COMMIT: _SENT}
+        self._commit = {COMMIT: SENT}
         try:
             psycopg.Cursor(self._driver).execute(message, prepare=False)
         except Exception as raised:
             self.check_repeated(raised, recording)
             self.settle(_wrapped(raised))
         else:
-            self._commit = {_COMMIT: _DONE}
+            self._commit = {COMMIT: DONE}
             try:
                 self.committer()  # which finds nothing left to send
             except Exception as raised:

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
 __all__ = [
+    "BEGIN",
+    "LEVEL",
     "MARK",
+    "READ_COMMITTED",
     "Kind",
     "bound_milliseconds",
     "bound_seconds",
@@ -158,11 +161,25 @@ PostgreSQL 15 they are read from a file, which takes too long.
 """
 
 
-def postgres_bound_and_xid(remaining: float) -> str:
-    """The same, and give the transaction's id (in the second column) to ask `postgres_outcome` for, in one."""
+LEVEL: Final = "read committed"
+"""As PostgreSQL calls it."""
+
+READ_COMMITTED: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+"""For a transaction in which nothing was sent yet."""
+
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+"""For one that locks its row: what it reads behind that is not older."""
+
+
+def postgres_bound_and_xid(remaining: float, *, level: bool = False) -> str:
+    """The same, and give the transaction's id (in the second column) to ask `postgres_outcome` for, in one.
+
+    With *level*, give its level of isolation in the third.
+    """
+    more = ", current_setting('transaction_isolation')" if level else ""
     return (
         f"SELECT set_config('statement_timeout', '{bound_milliseconds(remaining)}', true), "
-        f"pg_current_xact_id() || ' ' || {_LAST_CRASH} AS pg_current_xact_id"
+        f"pg_current_xact_id() || ' ' || {_LAST_CRASH} AS pg_current_xact_id{more}"
     )
 
 

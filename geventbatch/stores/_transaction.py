@@ -10,16 +10,15 @@ more, is discarded (`Transaction.discard`): its pool makes a new one for the nex
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from weakref import WeakSet
 
-from sqlalchemy import Dialect, event
 from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
     IntegrityError,
     ResourceClosedError,
-    SQLAlchemyError,
     StatementError,
     TimeoutError,  # noqa: A004 - SQLAlchemy's name for it
 )
@@ -33,7 +32,7 @@ from geventbatch.stores._key import shortened
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from sqlalchemy import Connection, CursorResult, Engine, ExceptionContext
+    from sqlalchemy import Connection, CursorResult, Dialect, Engine
     from sqlalchemy.sql.base import Executable
 
     from geventbatch.stores._outcomes import Recording
@@ -51,14 +50,11 @@ _DRIVERS: Final = frozenset(
 )
 """Of which the errors are known, as SQLAlchemy calls them."""
 
-_ENDED: Final = "geventbatch: ended"
-"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+COMMIT: Final = "geventbatch: commit"
+"""Where it has how far the driver has come with the last COMMIT: None, `SENT`, `DONE`."""
 
-_COMMIT: Final = "geventbatch: commit"
-"""Where it has how far the driver has come with the last COMMIT: None, `_SENT`, `_DONE`."""
-
-_SENT: Final = "sent"
-_DONE: Final = "done"
+SENT: Final = "sent"
+DONE: Final = "done"
 
 _noting: Final[WeakSet[Dialect]] = WeakSet()
 """The dialects whose COMMITs are noted."""
@@ -73,16 +69,18 @@ class Transaction:
     writes_anywhere = True
     """A statement that writes locks no more than the rows it writes, so that operations may send some."""
 
-    def __init__(self, engine: Engine, key: Hashable) -> None:
+    def __init__(self, engine: Engine, key: Hashable, *, locking: bool = False) -> None:
         self.engine = engine
         self.key = key
+        self.locking = locking
+        """It is READ COMMITTED: what is read behind the lock is not older than that."""
         self.fence: Callable[[], bool | None] | None = None
         """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
         self.connection: Connection = _engines.own(engine).connect()
         self.committer: Callable[[], object] = self.connection.commit
         self.prepare: Callable[[], object] | None = None
         """Has the connection find the tables of the key's tenant."""
-        self._commit: dict[Any, Any] = {_COMMIT: None}
+        self._commit: dict[Any, Any] = {COMMIT: None}
         try:
             self.begin()
         except BaseException:
@@ -199,7 +197,7 @@ class Transaction:
     def commit(self) -> None:
         """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""
         self._commit = self.connection.info
-        self._commit[_COMMIT] = None
+        self._commit[COMMIT] = None
         try:
             self.commit_now()
         except Exception as error:
@@ -211,8 +209,8 @@ class Transaction:
 
     def told(self) -> bool | None:
         """What this side knows of the COMMIT that raised: whether it was carried out. None: nothing."""
-        step = self._commit[_COMMIT]
-        if step == _DONE:  # and what is called after it has raised
+        step = self._commit[COMMIT]
+        if step == DONE:  # and what is called after it has raised
             return True
         return False if step is None or self.was_not_committed() else None
 
@@ -264,114 +262,6 @@ class Transaction:
         self.connection.close()
 
 
-class PostgresTransaction(Transaction):
-    """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
-
-    _xid: str | None = None
-
-    def begin(self) -> None:
-        row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining())).one()
-        self._xid = row[1]
-
-    def before_writes(self) -> None:
-        self.connection.exec_driver_sql(_sql.postgres_bound(remaining()))
-
-    def has_failed(self) -> bool:
-        if self.connection.invalidated:
-            return True
-        return self._status() in {_commit.ACTIVE, _commit.FAILED, _commit.UNKNOWN}
-
-    def in_time(self, error: BaseException | None) -> bool:
-        if self.connection.closed or self.connection.invalidated:
-            return super().in_time(error)
-        # A statement that an operation's own Timeout has interrupted goes on in the server.
-        return super().in_time(error) and self._status() not in {_commit.ACTIVE, _commit.UNKNOWN}
-
-    def was_not_committed(self) -> bool:
-        if self.connection.closed or self.connection.invalidated:
-            return False
-        return _commit.was_not_committed(self.connection.connection.driver_connection)
-
-    def _status(self) -> int | None:
-        return _commit.transaction_status(self.connection.connection.driver_connection)
-
-    def ask_outcome(self) -> bool | None:
-        xid = self.xid()
-        return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
-
-    def xid(self) -> str | None:
-        """The transaction's id; None before it is known."""
-        return self._xid
-
-
-def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
-    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
-
-    def once(question: str) -> str | None:
-        try:
-            with engine.connect() as connection:
-                status: str | None = connection.exec_driver_sql(question).scalar()
-        except SQLAlchemyError:
-            return _commit.NO_ANSWER
-        return status
-
-    return _commit.postgres_fate(xid, once, seconds)
-
-
-class MySQLTransaction(Transaction):
-    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session; MariaDB any statement by itself.
-
-    The setting stays. It is sent only when it is another one than the connection's last.
-    """
-
-    def begin(self) -> None:
-        self.connection.info.pop(_ENDED, None)
-        if not _is_mariadb(self.connection):
-            self._bound_locks()
-        event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
-
-    def before_writes(self) -> None:
-        if not _is_mariadb(self.connection):
-            self._bound_locks()
-
-    def has_failed(self) -> bool:
-        return self.connection.invalidated or self.ended() is not None
-
-    def ended(self) -> Conflict | None:
-        if self.connection.closed or self.connection.invalidated:
-            return None
-        error = self.connection.info.get(_ENDED)
-        if error is None:
-            return None
-        conflict = Conflict(f"{self.key!r} was not saved: the server has ended the transaction of the batch ({error})")
-        conflict.__cause__ = error
-        return conflict
-
-    def _bound_locks(self) -> None:
-        statement = _sql.mysql_lock_bound(remaining())
-        if self.connection.info.get("geventbatch") != statement:
-            self.connection.exec_driver_sql(statement)
-            self.connection.info["geventbatch"] = statement
-
-    def _bounded(self, *call: Any) -> tuple[str, Any]:
-        """Add the bound to a statement, as SQLAlchemy's event `before_cursor_execute` has it."""
-        connection, _, statement, parameters, _, executemany = call
-        mariadb = _is_mariadb(connection)
-        if not (mariadb and executemany):
-            statement = _sql.bounded_mysql(statement, remaining(), mariadb=mariadb)
-        return statement, parameters
-
-
-def _sees_error(context: ExceptionContext) -> None:
-    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
-    error, connection = context.original_exception, context.connection
-    usable = connection is not None and not connection.closed and not connection.invalidated
-    if connection is not None and usable and _sql.has_ended(error):
-        connection.info.setdefault(_ENDED, error)
-    if not context.is_disconnect and _sql.kind(error) is _sql.Kind.LOST:
-        context.is_disconnect = True  # SQLAlchemy does not know all that mysql-connector-python says
-
-
 class SQLiteTransaction(Transaction):
     """SQLite, whose driver blocks the whole process: the write lock is held from the first write to COMMIT.
 
@@ -417,10 +307,16 @@ class SQLiteTransaction(Transaction):
         return None  # asking would block the process
 
 
-def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
-    """The one for a database and its driver."""
+def transaction_class(
+    engine: Engine, *, pipeline: bool, locking: bool = False
+) -> Callable[[Engine, Hashable], Transaction]:
+    """The one for a database, its driver, and the mode."""
+    return partial(_class(engine, pipeline=pipeline), locking=locking)
+
+
+def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
     name = engine.dialect.name
-    if engine.dialect.driver not in _DRIVERS:
+    if engine.dialect.driver.partition(",")[0] not in _DRIVERS:  # "pysqlite, joined" for a test
         _sql.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
     _engines.remember(engine)
     _note_commits(engine.dialect)
@@ -429,11 +325,14 @@ def transaction_class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
             from geventbatch.stores._psycopg import JoinedTransaction
 
             return JoinedTransaction
+        from geventbatch.stores._postgres import PostgresTransaction
+
         return PostgresTransaction
     if name in {"mysql", "mariadb"}:
-        if not event.contains(engine, "handle_error", _sees_error):
-            event.listen(engine, "handle_error", _sees_error)
-        return MySQLTransaction
+        from geventbatch.stores import _mysql
+
+        _mysql.watch(engine)
+        return _mysql.MySQLTransaction
     return SQLiteTransaction if name == "sqlite" else Transaction
 
 
@@ -448,9 +347,9 @@ def _note_commits(dialect: Dialect) -> None:
     commit = dialect.do_commit
 
     def do_commit(connection: Any) -> None:
-        connection.info[_COMMIT] = _SENT
+        connection.info[COMMIT] = SENT
         commit(connection)
-        connection.info[_COMMIT] = _DONE
+        connection.info[COMMIT] = DONE
 
     vars(dialect)["do_commit"] = do_commit  # of this engine alone
 
@@ -517,10 +416,6 @@ def exact(error: Exception) -> Exception:
     exacter = IntegrityError(error.statement, error.params, error.orig, connection_invalidated=False)
     exacter.__cause__ = error.__cause__
     return exacter
-
-
-def _is_mariadb(connection: Connection) -> bool:
-    return bool(getattr(connection.dialect, "is_mariadb", False))
 
 
 def remaining() -> float:

@@ -113,7 +113,7 @@ class DjangoStore(Generic[M]):
             raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
         self.model = model
         self.using = using
-        check_backend(using)
+        check_backend(using, locking=mode != "version")
         check_names(model)
         check_save(model, inserts=callable(missing))
         self.row_key = RowKey(model, by, using)

@@ -236,7 +236,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         outcomes = outcome_table(idempotency, engine, idempotency_ttl)
         documents = Documents(
             engine=engine,
-            transaction=transaction_class(engine, pipeline=pipeline),
+            transaction=transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"),
             statements=Statements(
                 shown,
                 engine.dialect.name,
@@ -346,7 +346,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
         mapping = Mapping(
             engine=engine,
             sessions=sessions,
-            transaction=prepared(transaction_class(engine, pipeline=pipeline), prepare_connection),
+            transaction=prepared(
+                transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"), prepare_connection
+            ),
             mapper=mapper,
             by=attributes,
             missing=missing if tenant is None or not callable(missing) else lambda key: missing(key[1]),
@@ -445,13 +447,20 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
 def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:
     own = vars(engine.dialect).get("_on_connect_isolation_level")  # what `create_engine` was told
-    if "AUTOCOMMIT" in {own, engine.get_execution_options().get("isolation_level")}:
+    levels = {own, engine.get_execution_options().get("isolation_level")}
+    if "AUTOCOMMIT" in levels:
         raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
     has_locks = engine.dialect.name != "sqlite"
     if mode is None:
-        return "lock" if has_locks else "version"
+        mode = "lock" if has_locks else "version"
     if mode not in {"lock", "version"}:
         raise ValueError(f"mode={mode!r}: pass 'lock', 'version' or None")
     if mode == "lock" and not has_locks:
         raise ValueError("mode='lock': SQLite has no row locks; pass 'version' or None")
+    insisted = levels & {"REPEATABLE READ", "SERIALIZABLE"}
+    if mode == "lock" and insisted:
+        raise ValueError(
+            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={insisted.pop()!r}: who has "
+            "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
+        )
     return mode

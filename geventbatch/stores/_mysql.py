@@ -1,0 +1,91 @@
+"""A transaction of SQLAlchemy's on MySQL or MariaDB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event
+
+from geventbatch.errors import Conflict
+from geventbatch.stores import _sql
+from geventbatch.stores._transaction import Transaction, remaining
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, ExceptionContext
+
+_ENDED: Final = "geventbatch: ended"
+"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+
+_LEVEL: Final = "geventbatch: level"
+"""Where it has that its session is READ COMMITTED."""
+
+
+class MySQLTransaction(Transaction):
+    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session; MariaDB any statement by itself.
+
+    The setting stays. It is sent only when it is another one than the connection's last. READ COMMITTED, which a
+    connection has from the first batch on that locks, stays too.
+    """
+
+    def begin(self) -> None:
+        if self.locking and _LEVEL not in self.connection.info:
+            # Where a log of statements is kept, it can be no other one.
+            name = "tx_isolation" if _is_mariadb(self.connection) else "transaction_isolation"
+            of_statements = "@@log_bin AND @@binlog_format = 'STATEMENT'"
+            self.connection.exec_driver_sql(f"SET SESSION {name} = IF({of_statements}, @@{name}, 'READ-COMMITTED')")
+            self.connection.info[_LEVEL] = True
+        self.connection.info.pop(_ENDED, None)
+        if not _is_mariadb(self.connection):
+            self._bound_locks()
+        event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
+
+    def before_writes(self) -> None:
+        if not _is_mariadb(self.connection):
+            self._bound_locks()
+
+    def has_failed(self) -> bool:
+        return self.connection.invalidated or self.ended() is not None
+
+    def ended(self) -> Conflict | None:
+        if self.connection.closed or self.connection.invalidated:
+            return None
+        error = self.connection.info.get(_ENDED)
+        if error is None:
+            return None
+        conflict = Conflict(f"{self.key!r} was not saved: the server has ended the transaction of the batch ({error})")
+        conflict.__cause__ = error
+        return conflict
+
+    def _bound_locks(self) -> None:
+        statement = _sql.mysql_lock_bound(remaining())
+        if self.connection.info.get("geventbatch") != statement:
+            self.connection.exec_driver_sql(statement)
+            self.connection.info["geventbatch"] = statement
+
+    def _bounded(self, *call: Any) -> tuple[str, Any]:
+        """Add the bound to a statement, as SQLAlchemy's event `before_cursor_execute` has it."""
+        connection, _, statement, parameters, _, executemany = call
+        mariadb = _is_mariadb(connection)
+        if not (mariadb and executemany):
+            statement = _sql.bounded_mysql(statement, remaining(), mariadb=mariadb)
+        return statement, parameters
+
+
+def _sees_error(context: ExceptionContext) -> None:
+    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
+    error, connection = context.original_exception, context.connection
+    usable = connection is not None and not connection.closed and not connection.invalidated
+    if connection is not None and usable and _sql.has_ended(error):
+        connection.info.setdefault(_ENDED, error)
+    if not context.is_disconnect and _sql.kind(error) is _sql.Kind.LOST:
+        context.is_disconnect = True  # SQLAlchemy does not know all that mysql-connector-python says
+
+
+def watch(engine: Engine) -> None:
+    """See the errors of its connections."""
+    if not event.contains(engine, "handle_error", _sees_error):
+        event.listen(engine, "handle_error", _sees_error)
+
+
+def _is_mariadb(connection: Connection) -> bool:
+    return bool(getattr(connection.dialect, "is_mariadb", False))

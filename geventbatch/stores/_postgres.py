@@ -1,0 +1,96 @@
+"""A transaction of SQLAlchemy's on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from geventbatch.stores import _commit, _sql
+from geventbatch.stores._transaction import Transaction, remaining
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+_LEVEL: Final = "geventbatch: level"
+"""Where a connection has, in its `info`, that its own level of isolation is another one than READ COMMITTED."""
+
+
+class PostgresTransaction(Transaction):
+    """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
+
+    _xid: str | None = None
+    _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
+
+    def begin(self) -> None:
+        self._prepare_nothing()
+        if self.locking and self.connection.info.get(_LEVEL):
+            self.connection.exec_driver_sql(_sql.READ_COMMITTED)
+        row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining(), level=self.locking)).one()
+        self._xid = row[1]
+        if self.locking and row[2] != _sql.LEVEL:  # the server, or the role, has another one for all
+            self.connection.info[_LEVEL] = True
+            self.connection.rollback()
+            self.begin()
+
+    def before_writes(self) -> None:
+        self.connection.exec_driver_sql(_sql.postgres_bound(remaining()))
+
+    def end(self, error: BaseException | None = None) -> None:
+        if not self.connection.closed and not self.connection.invalidated:
+            self._prepare_again()
+        super().end(error)
+
+    def _prepare_nothing(self) -> None:
+        """Behind a pooler, the session in which psycopg has prepared a statement is another client's by then."""
+        driver: Any = self.connection.connection.driver_connection
+        threshold = getattr(driver, "prepare_threshold", None)
+        if threshold is not None:
+            self._threshold = threshold
+            driver.prepare_threshold = None
+
+    def _prepare_again(self) -> None:
+        driver: Any = self.connection.connection.driver_connection
+        if self._threshold is not None and driver is not None:  # else it is gone
+            driver.prepare_threshold = self._threshold
+
+    def has_failed(self) -> bool:
+        if self.connection.invalidated:
+            return True
+        return self._status() in {_commit.ACTIVE, _commit.FAILED, _commit.UNKNOWN}
+
+    def in_time(self, error: BaseException | None) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return super().in_time(error)
+        # A statement that an operation's own Timeout has interrupted goes on in the server.
+        return super().in_time(error) and self._status() not in {_commit.ACTIVE, _commit.UNKNOWN}
+
+    def was_not_committed(self) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return False
+        return _commit.was_not_committed(self.connection.connection.driver_connection)
+
+    def _status(self) -> int | None:
+        return _commit.transaction_status(self.connection.connection.driver_connection)
+
+    def ask_outcome(self) -> bool | None:
+        xid = self.xid()
+        return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
+
+    def xid(self) -> str | None:
+        """The transaction's id; None before it is known."""
+        return self._xid
+
+
+def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
+    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
+
+    def once(question: str) -> str | None:
+        try:
+            with engine.connect() as connection:
+                status: str | None = connection.exec_driver_sql(question).scalar()
+        except SQLAlchemyError:
+            return _commit.NO_ANSWER
+        return status
+
+    return _commit.postgres_fate(xid, once, seconds)
