@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError
+from django.db import IntegrityError, transaction
 from django.db.models.signals import post_save, pre_delete, pre_save
 
 from geventbatch import Processor, current_batch
@@ -218,3 +218,15 @@ def test_signals_are_sent_once_for_a_save_of_many_operations(alias: str) -> None
     with heard(post_save, note):
         assert answers_of(alias, *[add] * 5) == [1, 2, 3, 4, 5]
     assert seen == [5]
+
+
+@pytest.mark.parametrize("signal", [pre_save, post_save], ids=["pre_save", "post_save"])
+def test_a_block_that_a_receiver_of_a_signal_leaves_open_is_not_taken_for_a_save(alias: str, signal: Any) -> None:
+    def leave_open(instance: Account, **_: object) -> None:
+        if instance.note == "bad":
+            transaction.atomic(using=instance._state.db).__enter__()
+
+    with heard(signal, leave_open):
+        error = between(alias, partial(assign, name="note", value="bad"))
+    assert isinstance(error, RuntimeError)
+    assert "left a block of atomic() open" in str(error)

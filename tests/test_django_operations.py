@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import F, prefetch_related_objects
 
 from geventbatch import LoadFailed, Processor
 from geventbatch.stores import DjangoStore
 from tests.callers import answer_of
+from tests.django_project.start import execute
 from tests.test_django_store import _place, account, deposit, processing, together
 
 from tests.django_project.bank.models import Account, Card, Entry, Savings  # isort: skip - after Django is set up
@@ -290,3 +291,44 @@ def test_the_parents_tables_of_a_resource_are_its_own_too(alias: str) -> None:
         answers = together_on("s", processor, change, lambda a: deposit(a, 1))
     assert isinstance(answers[0], RuntimeError)
     assert answers[1] == 1
+
+
+# -- triggers ----------------------------------------------------------------------------------------------------
+
+
+COUNTED = {
+    "sqlite": "CREATE TRIGGER counted AFTER INSERT ON bank_entry BEGIN "
+    "UPDATE bank_account SET note = note || '+' WHERE id = NEW.account_id; END",
+    "postgresql": "CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "UPDATE bank_account SET note = note || '+' WHERE id = NEW.account_id; RETURN NEW; END $$; "
+    "CREATE TRIGGER counted AFTER INSERT ON bank_entry FOR EACH ROW EXECUTE FUNCTION counted()",
+    "mariadb": "CREATE TRIGGER counted AFTER INSERT ON bank_entry FOR EACH ROW "
+    "UPDATE bank_account SET note = CONCAT(note, '+') WHERE id = NEW.account_id",
+}
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_what_a_trigger_writes_to_the_resources_row_is_kept_and_blamed_on_nobody(
+    alias: str, request: pytest.FixtureRequest, mode: str
+) -> None:
+    execute(alias, COUNTED[request.node.callspec.params["alias"]])
+    Account.objects.using(alias).create(name="b")
+
+    def add_entry(resource: Account) -> None:
+        Entry.objects.using(alias).create(account_id=resource.pk, text=f"x{Entry.objects.using(alias).count()}")
+
+    def add_and_undo(resource: Account) -> None:
+        with transaction.atomic(using=alias):
+            add_entry(resource)
+            transaction.set_rollback(True, using=alias)
+
+    def transfer(resource: Account) -> int:
+        return Account.objects.using(alias).filter(name="b").update(balance=F("balance") + 1)
+
+    with processing(alias, min_duration=0.01, mode=mode) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        answers = together(processor, lambda a: deposit(a, 1), add_and_undo, add_entry, transfer, add_entry)
+        assert answers == [1, None, None, 1, None]
+    assert [metric.attempts for metric in metrics] == [1]
+    found = account(alias)
+    assert (found.balance, found.note) == (1, "++")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import re
 from contextlib import contextmanager
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
 from django.db import connections
@@ -22,6 +22,7 @@ from django.utils.functional import cached_property as django_cached_property
 from geventbatch._process import running
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _sql, _statements
+from geventbatch.stores._django_changes import same
 from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_guarded import GUARD, IN_PLACE, guarded_class
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from geventbatch import Batch
     from geventbatch.stores._django_row import Row
     from geventbatch.stores._django_transaction import Execute, Transaction
+
+T = TypeVar("T")
 
 _OF_DJANGO: Final = frozenset(
     {
@@ -107,14 +110,16 @@ class Guard:
         # -- mutable state ---------------------------------------------------------------------------------
         self._class: type[BaseDatabaseWrapper] | None = None  # there while it is put on
         self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, which it watches too
-        self._blocks: tuple[list[Any], list[Any]] = ([], [])  # savepoints and blocks that were open before
+        self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks that were open before
         self._knows = False  # from the client's side it can be told whether the transaction goes on
         self._aside = 0  # what is sent is ours, or Django's own
         # -- mutable state, of the operation at hand -------------------------------------------------------
         self.wrote = False
         self._wrong: Exception | None = None  # what it has done although it may not
         self._hooks: list[set[Any]] = []  # the savepoints of its entries in `run_on_commit`, by which they are known
-        self._savepoints: dict[str | None, bool] = {}  # its own; whether it had written something before
+        self._savepoints: dict[
+            str | None, tuple[bool, bool]
+        ] = {}  # its own; whether it had written, and claimed the row
         self._before: dict[str, Any] | None = None  # the connection's attributes, from its first touch on
         self._settings: dict[str, Any] | None = None  # those of the connection, likewise
 
@@ -126,8 +131,9 @@ class Guard:
         values = vars(connection)
         values[GUARD] = self
         values["execute_wrappers"].insert(0, self._executes)
-        self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
-        self._knows = not self._transaction.has_ended()
+        if self._blocks is None:
+            self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
+            self._knows = not self._transaction.has_ended()
         kind: Any = type(connection)
         self._class = kind
         connection.__class__ = guarded_class(kind)
@@ -178,12 +184,13 @@ class Guard:
         over = self._transaction.ended_by()
         if over is not None:
             return over
-        wrong = self._wrong or self._left_behind() or self._transaction.failed()
+        wrong = self._wrong or self.left_behind() or self._transaction.failed()
         if wrong is None:
             return None
         return _because(Rejected, f"{self._batch.key!r} was not saved, nothing was written: {wrong}", wrong)
 
-    def _left_behind(self) -> BaseException | None:
+    def left_behind(self) -> BaseException | None:
+        """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
         connection, key = self.connection, self._batch.key
         values = vars(connection)
         if connection.connection is None or connection.closed_in_transaction:
@@ -202,8 +209,9 @@ class Guard:
     def close_blocks(self) -> None:
         """Forget the blocks that the operation at hand has left open, or ended. Switches: no."""
         values = vars(self.connection)
-        values["savepoint_ids"][:], values["atomic_blocks"][:] = self._blocks
-        values["in_atomic_block"] = True
+        if self._blocks is not None:
+            values["savepoint_ids"][:], values["atomic_blocks"][:] = self._blocks
+            values["in_atomic_block"] = True
 
     # -- what operations do to the connection ---------------------------------------------------------------
 
@@ -251,7 +259,7 @@ class Guard:
     @property
     def is_outermost(self) -> bool:
         """Whether no block of the operation's own is open."""
-        return len(vars(self.connection)["savepoint_ids"]) <= len(self._blocks[0])
+        return self._blocks is not None and len(vars(self.connection)["savepoint_ids"]) <= len(self._blocks[0])
 
     def has_hooked(self) -> None:
         """The operation at hand has given something to `on_commit`."""
@@ -260,7 +268,7 @@ class Guard:
 
     def has_savepoint(self, sid: str | None) -> None:
         """It has one."""
-        self._savepoints[sid] = self.wrote
+        self._savepoints[sid] = (self.wrote, self._row.claimed)
 
     def owns_savepoint(self, sid: str | None) -> None:
         """Raise unless it does: another operation's, or the batch's, must not be undone."""
@@ -271,8 +279,8 @@ class Guard:
             )
 
     def is_rolled_back(self, sid: str | None) -> None:
-        """What it has written since that savepoint is undone."""
-        self.wrote = self._savepoints.get(sid, self.wrote)
+        """What it has written and locked since that savepoint is undone."""
+        self.wrote, self._row.claimed = self._savepoints.get(sid, (self.wrote, self._row.claimed))
 
     # -- around what Django executes ------------------------------------------------------------------------
 
@@ -287,16 +295,24 @@ class Guard:
             raise RuntimeError(f"an operation on {self._batch.key!r} was refused a statement: {why}")
         if not writes(text):
             return self._executed(execute, sql, params, many, context)
+        self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
         own = self._tables.search(text) is not None
-        if own:
-            self._ask(self._row.verify)
+        before = self._ask(self._row.now) if own else {}
         self.wrote = True
         if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
             self._transaction.wrote = True
         answer = self._executed(execute, sql, params, many, context)
         if own:
-            self._ask(self._row.check_untouched)
+            self._ask(partial(self._check_untouched, before))
         return answer
+
+    def _check_untouched(self, before: dict[str, object]) -> None:
+        """Raise where the statement has changed the resource's own row, which the save would undo."""
+        if not same(self._row.now(), before):
+            raise RuntimeError(
+                f"an operation on {self._batch.key!r} changed the row of its resource by a query or another instance, "
+                "which the save of the batch would write over: change the resource that the operation is given"
+            )
 
     def _executed(self, execute: Execute, *call: Any) -> Any:
         try:
@@ -305,11 +321,11 @@ class Guard:
             self._transaction.has_raised(error)
             raise
 
-    def _ask(self, question: Callable[[], object]) -> None:
-        """What it raises counts although the operation may swallow it."""
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Give what it gives. What it raises counts although the operation may swallow it."""
         try:
             with self.aside():
-                question()
+                return question()
         except Conflict as error:
             self._transaction.over = self._transaction.over or error
             raise

@@ -67,6 +67,8 @@ class Row(Generic[M]):
         """There is no such row yet."""
         self.ours = False
         """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
+        self.claimed = False
+        """It was locked later than at the load, and was as it was loaded."""
         self._uncomputed: Exception | None = None  # of `generated`
         self._generated: dict[str, tuple[list[object], Any]] = {}  # values that it is of, and what they give
         self.locks = store.locks(connection)
@@ -276,7 +278,7 @@ class Row(Generic[M]):
         version = self._store.version_field
         checks: list[Statement] = []
         if self.is_joined:
-            checks = [*recording] if self.ours else [*recording, self._check()]
+            checks = [*recording] if self._is_held else [*recording, self._check()]
         else:
             commits = False
             self.verify()
@@ -345,7 +347,7 @@ class Row(Generic[M]):
         """The row, if it is as it was loaded as far as the database can tell."""
         rows = self._plain_rows().filter(pk=self.instance.pk)
         version = self._store.version_field
-        if self.locks or self.ours:
+        if self._is_held:
             return rows
         if self._has_xmin:
             rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
@@ -362,7 +364,7 @@ class Row(Generic[M]):
 
     def verify(self) -> None:
         """Lock the row and see whether it is as it was loaded, where it was not locked all the time. Switches: yes."""
-        if self.locks or self.new or self.ours:
+        if self._is_held or self.new:
             return
         self._transaction.take_write_lock()
         with self._transaction.saving():
@@ -370,27 +372,22 @@ class Row(Generic[M]):
         if found is None or (self._compares_all and not same(state_of(found, self._connection), self.loaded)):
             raise self.conflict()
 
+        self.claimed = True
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether nobody else can have changed it."""
+        return self.locks or self.ours or self.claimed
+
     @property
     def model(self) -> type[M]:
         """Of which it is a row."""
         return self._store.model
 
-    def check_untouched(self) -> None:
-        """Raise where an operation has changed the row itself, which is locked by now: the save would undo that.
-
-        Switches: yes.
-        """
-        with self._transaction.saving():
-            if self.new:
-                untouched = not self.is_there()
-            else:
-                found = self._first(self._rows_as_loaded())
-                untouched = found is not None and same(state_of(found, self._connection), self.loaded)
-        if not untouched:
-            raise RuntimeError(
-                f"an operation on {self._key!r} changed the row of its resource by a query or another instance, which "
-                "the save of the batch would write over: change the resource that the operation is given"
-            )
+    def now(self) -> dict[str, object]:
+        """What `state_of` gives of the row as the transaction sees it; nothing where there is none. Switches: yes."""
+        found = self._first(self._found_by_key(self._plain_rows()))
+        return {} if found is None else state_of(found, self._connection)
 
     def is_there(self) -> bool:
         """Whether there is a row at the key by now. Switches: yes."""

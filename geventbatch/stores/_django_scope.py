@@ -237,6 +237,7 @@ class Scope(Generic[M]):
             except Error as error:
                 self._refuse_duplicate_step(error, steps)
                 raise
+            self._check_save()
             steps.keep()
 
     def undo(self) -> M:
@@ -297,7 +298,18 @@ class Scope(Generic[M]):
                 self._check_repeated(error, recording)
                 self._refuse_duplicate(error)
             transaction.settle(error)
+        self._check_save()
         transaction.commit()
+
+    def _check_save(self) -> None:
+        """Raise when a receiver of a signal, or a `save` of the model's own, has ended the transaction, or a block."""
+        if self._transaction.is_committed:
+            return
+        wrong = self._guard.left_behind()
+        if wrong is not None and self._transaction.has_ended():
+            raise wrong  # part of it may be saved
+        if wrong is not None:
+            raise Rejected(f"{self._key!r} was not saved, nothing was written: {wrong}") from wrong
 
     def _take_callbacks(self) -> None:
         """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""

@@ -64,7 +64,7 @@ class Steps(Generic[M]):
         connection.run_on_commit = [*self._hooks]
         self._transaction.wrote = self._wrote
         row = self.row
-        row.loaded, row.new, row.ours = self._row
+        row.loaded, row.new, row.ours, row.claimed = self._row
         values = vars(row.instance)
         state = row.instance._state
         values.clear()
@@ -77,7 +77,7 @@ class Steps(Generic[M]):
         self.kept = len(self._batch.rows)
         self._values = _copied(row.instance, vars(row.instance))
         self._adding = row.instance._state.adding
-        self._row = (row.loaded, row.new, row.ours)
+        self._row = (row.loaded, row.new, row.ours, row.claimed)
         self._hooks = [*self._connection.run_on_commit]
         self._wrote = self._transaction.wrote
 

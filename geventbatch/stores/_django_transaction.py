@@ -225,6 +225,11 @@ class Transaction:
         """Whether neither `commit` nor `roll_back` has ended it."""
         return self._begun
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether COMMIT was sent with a statement before, and the server has confirmed it; or it was found out."""
+        return self._committed or not self._begun
+
     def has_ended(self) -> bool:
         """Whether what was begun is no more, as far as the client knows. Switches: no."""
         raw: Any = self.connection.connection
