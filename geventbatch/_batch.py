@@ -52,7 +52,7 @@ class Batch:
     """One key's load, operations, save and answers.
 
     Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
-    `completed`, `outcomes`, `bulk` and `ask_scope`. The rest is the library's own.
+    `completed`, `outcomes`, `bulk`, `ask_scope` and `cut`. The rest is the library's own.
     """
 
     __slots__ = (
@@ -70,6 +70,7 @@ class Batch:
         "conflict",
         "conflicts",
         "context",
+        "cut_off",
         "deadline",
         "deleted",
         "doubted",
@@ -131,6 +132,7 @@ class Batch:
     rows_added: Any  # pairs: what, and how many operations had returned by then; -1 in the load
     outcomes: Any  # a dict of texts by idempotency key, for the store to record with the save (see `_idempotency`)
     deleted: bool  # the last operation that returned deletes the resource
+    cut_off: bool  # what is behind it is applied to what the next load gives, as also behind such a deletion
     halted: bool  # no operation is to be applied any more; or there is something to see to behind each, or this one
     doubted: bool  # the scope has to look at what the operation at hand has done
     steps: Steps | None  # what judges the attempt step by step
@@ -184,7 +186,7 @@ class Batch:
         )
         self.scope = self.verdict = self.mates = self.steps = None
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
-        self.doubted = self.stepwise = False
+        self.doubted = self.stepwise = self.cut_off = False
         self.open = True
         self.waiting = self.size = self.completed = self.reads = self.attempts = self.conflicts = self.rejections = 0
         # Each its own, from the first one on.
@@ -260,6 +262,14 @@ class Batch:
         """
         if self.phase == "operations":
             self.doubted = self.halted = True
+
+    def cut(self) -> None:
+        """Have the operations behind the one at hand applied to what the next load gives. For a scope to call.
+
+        It does nothing in a load or a save. Switches: no.
+        """
+        if self.phase == "operations":
+            self.cut_off = self.halted = True
 
     # -- callers come and go ------------------------------------------------------------------------------
 
@@ -338,7 +348,7 @@ class Batch:
         """Forget what the attempt before has left."""
         self.completed = 0
         self.broken = self.verdict = self.steps = None
-        self.deleted = self.doubted = False
+        self.deleted = self.doubted = self.cut_off = False
         self.halted = self.ended
         self.rows_added = self.outcomes = _NONE
 
@@ -346,7 +356,7 @@ class Batch:
         """The operation at hand has raised: what it wanted of the store is void."""
         while self.rows_added and self.rows_added[-1][0] == self.completed:
             self.rows_added.pop()
-        self.deleted = self.doubted = False
+        self.deleted = self.doubted = self.cut_off = False
         self.halted = self.ended or self.steps is not None
 
     # -- the outcome --------------------------------------------------------------------------------------

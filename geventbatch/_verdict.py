@@ -54,13 +54,13 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
     steps = batch.steps
     if batch.doubted:
         batch.doubted = False
-        batch.halted = batch.deleted or steps is not None
+        batch.halted = batch.deleted or batch.cut_off or steps is not None
         verdict = _ask(batch, "operation_returned")
         if isinstance(verdict, Rejected) and steps is not None:
             return not steps.refuse(batch, operation, verdict)
         if verdict is not None:
             return _take_back(batch, operation, verdict)
-    if batch.deleted:
+    if batch.deleted or batch.cut_off:
         cut_after(batch, operation)
         return True
     return steps is not None and operation.error is None and not steps.keep(batch, operation)

@@ -16,6 +16,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from geventbatch.stores._derived import of_all, of_row
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,6 +48,8 @@ class Columns:
             composite.key: tuple(part.key for part in composite.props) for composite in mapper.composites
         }
         """The attributes that are objects made of several columns, with the attributes of those."""
+        self.of_row, self.of_all = of_row(mapper), of_all(mapper)
+        """The attributes that the database computes; see `_derived`."""
         parts = {name for names in self.composites.values() for name in names}
         self.bound: dict[str, Bound] = {name: Bound(column, dialect) for name, column in self.named.items()}
         self.in_place: dict[str, Bound] = {

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified
 
+from geventbatch._processor import current_batch
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
+from geventbatch.stores._derived import forget, is_incomplete
 from geventbatch.stores._watched import watched
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class Loaded:
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
         self._watched = watched(session, mapping)
         self._beside = Beside(mapping, session, self._watched)
+        if mapping.derives or token is None:
+            batch = current_batch()
+            batch.doubted = batch.halted = True  # so that it is asked behind the first operation
         if token is not None:
             self.identity = sa.inspect(resource).identity
             self._token = tuple(token)
@@ -48,6 +53,29 @@ class Loaded:
         """Whether the session has something to write."""
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+
+    def operation_returned(self, transaction: Transaction) -> None:
+        """Have the operations behind the one at hand read what the database computes of what it has changed.
+
+        Switches: no.
+        """
+        batch = current_batch()
+        state: InstanceState[Any] = sa.inspect(self.resource)
+        if state.pending and batch.steps is None and is_incomplete(state):
+            batch.cut()
+        if self._mapping.derives or state.pending:
+            batch.ask_scope()
+        if self._mapping.derives:
+            self.flag_mutated()
+            if self.changes():
+                forget(self._mapping, self._session)
+                if not transaction.writes_anywhere:
+                    batch.cut()
+
+    def operation_raised(self) -> None:
+        """See to those behind an operation that has raised too. Switches: no."""
+        if self._mapping.derives or sa.inspect(self.resource).pending:
+            current_batch().ask_scope()
 
     def flag_mutated(self) -> None:
         """Tell SQLAlchemy of what was changed so that it does not see it by itself."""

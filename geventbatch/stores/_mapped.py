@@ -96,6 +96,7 @@ class MappedScope:
         """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
         turn = current_batch().completed
         refused = self._refusal(error, turn)
+        self._loaded.operation_raised()
         if refused is None:
             mine = [added for when, added in self._added if when == turn]
             self._added = [(when, added) for when, added in self._added if when != turn]
@@ -103,6 +104,11 @@ class MappedScope:
                 if added in self._session.new:
                     self._session.expunge(added)
         return refused
+
+    def operation_returned(self) -> NotSaved | None:
+        """Have what is behind the operation find what the database computes of what it has changed. Switches: no."""
+        self._loaded.operation_returned(self._transaction)
+        return None
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""

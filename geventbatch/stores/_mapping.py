@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 
+from geventbatch.stores import _engines
 from geventbatch.stores._bound import Columns
+from geventbatch.stores._derived import has_derived
 from geventbatch.stores._key import row_key
 from geventbatch.stores._tenants import prepare
 from geventbatch.stores._watched import watch_refreshes
@@ -110,10 +112,15 @@ class Mapping:
     @contextmanager
     def connect(self, key: Hashable) -> Iterator[sa.Connection]:
         """Another connection than the batch's, to look at what it has left."""
-        with self.engine.connect() as connection:
+        with _engines.own(self.engine).connect() as connection:
             if self.prepare is not None:
                 prepare(connection, key, self.prepare)
             yield connection
+
+    @cached_property
+    def derives(self) -> bool:
+        """Whether the database computes something that operations may read."""
+        return has_derived(self.mapper)
 
     def _is_row(self) -> list[sa.ColumnElement[bool]]:
         return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]

@@ -1,0 +1,81 @@
+"""Attributes that the database computes of the rows as they are: what operations read of them is not what they were.
+
+A generated column, a `column_property`, a relationship that is only looked at: SQLAlchemy loads them once. What is
+behind an operation that has changed something finds them as if that had been saved: they are loaded anew, behind a
+flush; or, where operations write nothing, the batch is cut there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from geventbatch.stores._mapping import Mapping
+
+
+def has_derived(mapper: Mapper[Any]) -> bool:
+    """Whether *mapper*, or one that its relationships lead to, has such attributes."""
+    seen: set[Mapper[Any]] = set()
+    todo = [mapper]
+    while todo:
+        found = todo.pop()
+        if found not in seen:
+            seen.add(found)
+            todo += [*found.self_and_descendants, *[relation.mapper for relation in found.relationships]]
+    return any(of_row(found) or of_all(found) for found in seen)
+
+
+def of_row(mapper: Mapper[Any]) -> frozenset[str]:
+    """The attributes that are computed of the row's other columns: when the row is written."""
+    return frozenset(
+        attribute.key
+        for attribute in mapper.column_attrs
+        for column in attribute.columns
+        if isinstance(column, sa.Column) and (column.computed is not None or column.server_onupdate is not None)
+    )
+
+
+def of_all(mapper: Mapper[Any]) -> frozenset[str]:
+    """Those that are computed when they are read, of whatever they ask for."""
+    expressions = {
+        attribute.key for attribute in mapper.column_attrs if not isinstance(attribute.columns[0], sa.Column)
+    }
+    return frozenset(expressions | {relation.key for relation in mapper.relationships if relation.viewonly})
+
+
+def is_incomplete(state: InstanceState[Any]) -> bool:
+    """Whether a new row will have more than its instance has: keys and defaults, of this side or of the server."""
+    return any(
+        isinstance(column, sa.Column)
+        and attribute.key not in state.dict
+        and (
+            column.default is not None
+            or column.server_default is not None
+            or column is getattr(column.table, "autoincrement_column", None)
+        )
+        for attribute in state.mapper.column_attrs
+        for column in attribute.columns
+    )
+
+
+def forget(mapping: Mapping, session: Session) -> None:
+    """Have what is computed of what the session has changed loaded anew when it is read."""
+    for instance, names in _stale(mapping, session):
+        Session.expire(session, instance, names)
+
+
+def _stale(mapping: Mapping, session: Session) -> Iterator[tuple[object, list[str]]]:
+    for instance in list(session.identity_map.values()):
+        state: InstanceState[Any] = sa.inspect(instance)
+        columns = mapping.columns_of(state.mapper)
+        names = columns.of_all | columns.of_row if state.modified else columns.of_all
+        loaded = [name for name in names if name in state.dict]
+        if loaded:
+            yield instance, loaded
