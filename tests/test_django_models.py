@@ -19,8 +19,20 @@ from tests.callers import answer_of
 from tests.django_project.start import database, options_of, place
 from tests.servers import wait_until
 
-from tests.django_project.bank.models import Account, Savings, Ticket  # isort: skip - after Django is set up
-from tests.django_project.bank.shapes import Agent, Branch, Client, Deaf, Limited, Odd, OneOfUs, Percent, Seat, Vault  # isort: skip
+from tests.django_project.bank.models import Account, Outcome, Savings, Ticket  # isort: skip - after Django is set up
+from tests.django_project.bank.shapes import (
+    Agent,
+    Branch,
+    Client,
+    Deaf,
+    Folded,
+    Limited,
+    Odd,
+    OneOfUs,
+    Percent,
+    Seat,
+    Vault,
+)  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -235,6 +247,18 @@ def test_a_primary_key_that_is_another_rows_is_a_key(server: str, tmp_path: Path
             with processing(Vault, alias, by=by) as processor:
                 assert processor.run(str(agent.pk), dig) == "a"
         assert Vault.objects.using(alias).get().gold == 2
+
+
+def test_an_idempotency_key_is_recorded_under_the_key_that_the_row_has(tmp_path: Path) -> None:
+    def add(row: Any) -> int:
+        row.total += 1
+        return int(row.total)
+
+    with tables("sqlite", tmp_path, Folded, Outcome) as alias:
+        Folded.objects.using(alias).create(name="Ann")
+        with processing(Folded, alias, by="name", idempotency=Outcome) as processor:
+            assert [processor.run(name, add, idempotency_key="one") for name in ("Ann", "ANN", "ann")] == [1, 1, 1]
+        assert Folded.objects.using(alias).get().total == 1
 
 
 # -- what the database gives -------------------------------------------------------------------------------------

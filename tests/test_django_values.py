@@ -11,11 +11,13 @@ from uuid import UUID
 import gevent
 import pytest
 from django.db import DataError
+from psycopg.types.range import Range
 
 from tests.callers import answer_of
 from tests.test_django_models import SERVERS, processing, tables
 
 from tests.django_project.bank.shapes import Form, Train  # isort: skip - after Django is set up
+from tests.django_project.bank.shapes_of_postgres import Series  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,3 +162,27 @@ def test_a_new_row_has_what_the_database_computes(server: str, tmp_path: Path) -
         processing(Train, alias, missing=lambda key: Train(pk=key, places=5)) as processor,
     ):
         assert answers_of(processor, 1, sell, sell) == [4, 3]
+
+
+def test_the_next_operation_finds_an_array_as_its_column_has_it(tmp_path: Path) -> None:
+    def fill(series: Any) -> None:
+        series.numbers = ("1", True, None)
+        series.flags = [[1, 0]]
+        series.document.append({1: (2,)})
+
+    with tables("postgresql", tmp_path, Series) as alias:
+        series = Series.objects.using(alias).create()
+        with processing(Series, alias) as processor:
+            _, numbers, flags, document = answers_of(
+                processor, series.pk, fill, reading("numbers"), reading("flags"), reading("document")
+            )
+    assert (repr(numbers), repr(flags), repr(document)) == ("[1, 1, None]", "[[True, False]]", "[{'1': [2]}]")
+
+
+def test_a_range_is_found_as_it_was_assigned(tmp_path: Path) -> None:
+    with tables("postgresql", tmp_path, Series) as alias:
+        series = Series.objects.using(alias).create()
+        with processing(Series, alias) as processor:
+            _, found = answers_of(processor, series.pk, assigning("span", Range(1, 5, "[]")), reading("span"))
+            assert found == Range(1, 5, "[]")
+            assert processor.run(series.pk, reading("span")) == Range(1, 6)

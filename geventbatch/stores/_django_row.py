@@ -27,6 +27,7 @@ from geventbatch.stores._django_query import (
 from geventbatch.stores._django_saving import has_own_save, takes
 from geventbatch.stores._django_tenants import prepare
 from geventbatch.stores._django_transaction import send
+from geventbatch.stores._django_values import check_assigned
 from geventbatch.stores._key import row_key
 
 if TYPE_CHECKING:
@@ -232,11 +233,7 @@ class Row(Generic[M]):
             prepare(operation_name="save")
         fields = changed(self.instance, self.loaded, self._connection)
         for field in fields:
-            if hasattr(vars(self.instance).get(field.attname), "resolve_expression"):
-                raise TypeError(
-                    f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
-                    "assign a value"
-                )
+            check_assigned(field, vars(self.instance).get(field.attname))
         return fields
 
     def check_key(self) -> None:

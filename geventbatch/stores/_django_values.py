@@ -83,11 +83,19 @@ def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper)
     values = vars(instance)
     for name, field, is_natural in _settled(model):
         value = values.get(name)
-        if value is None or hasattr(value, "resolve_expression"):
-            continue
-        if not is_natural(value):
+        if value is not None and not is_natural(value):
+            check_assigned(field, value)
             field.get_db_prep_save(value, connection)  # raises as saving would
             values[name] = _as_loaded(_target(field), value, connection)
+
+
+def check_assigned(field: Field[Any, Any], value: object) -> None:
+    """Raise `TypeError` at an expression. Switches: no."""
+    if hasattr(value, "resolve_expression"):
+        raise TypeError(
+            f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
+            "assign a value"
+        )
 
 
 @cache
@@ -98,7 +106,7 @@ def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[
         if kind is not None:
             found.append((field.attname, field, _is_natural(field, kind)))
         elif _is_document(field):
-            found.append((field.attname, field, _is_plain))
+            found.append((field.attname, field, _is_plain_in(field)))
     return tuple(found)
 
 
@@ -116,7 +124,10 @@ def _is_djangos(field: Field[Any, Any], *methods: str) -> bool:
     return all(getattr(type(field), method).__module__.startswith("django.") for method in methods)
 
 
-def _is_document(field: Field[Any, Any]) -> bool:
+def _is_document(field: Any) -> bool:
+    """Whether it has what is changed in place: a JSON document, or an array of PostgreSQL's."""
+    if type(field).__module__ == "django.contrib.postgres.fields.array":
+        return natural(field.base_field) is not None or _is_document(field.base_field)
     return isinstance(field, JSONField) and _is_djangos(field, "from_db_value", "get_prep_value", "get_db_prep_value")
 
 
@@ -129,12 +140,24 @@ def _target(field: Field[Any, Any]) -> Field[Any, Any]:
 def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     """What tells a value that a load gives as it is."""
     if kind is Decimal:
-        exponent = -cast("Any", _target(field)).decimal_places
+        places = cast("Any", _target(field)).decimal_places
+        if places is None:
+            return lambda value: type(value) is Decimal
+        exponent = -places
         return lambda value: type(value) is Decimal and value.as_tuple().exponent == exponent
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
     return lambda value: type(value) is kind
+
+
+def _is_plain_in(field: Any) -> Callable[[Any], bool]:
+    if isinstance(field, JSONField):
+        return _is_plain
+    base = field.base_field
+    kind = natural(base)
+    of_each = _is_plain_in(base) if kind is None else _is_natural(base, kind)
+    return lambda value: type(value) is list and all(one is None or of_each(one) for one in value)
 
 
 def _is_plain(value: Any) -> bool:
@@ -150,17 +173,24 @@ def _is_plain(value: Any) -> bool:
 # -- what a load would give -------------------------------------------------------------------------------------
 
 
-def _as_loaded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> Any:
+def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
+    if value is None:
+        return None
+    if hasattr(field, "base_field"):
+        return [_as_loaded(field.base_field, one, connection) for one in value]
     if isinstance(field, JSONField):
         return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
-    found = field.to_python(field.get_prep_value(value))
+    return _plainly(field, field.to_python(field.get_prep_value(value)), connection)
+
+
+def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
     if isinstance(field, DecimalField):
-        return _quantized(found, field, connection)
+        return _quantized(value, field, connection)
     if isinstance(field, DateTimeField):
-        return found.astimezone(UTC) if settings.USE_TZ and found.tzinfo is not None else found
-    if isinstance(found, str):
-        return str.__str__(found)
-    return int(found) if isinstance(field, IntegerField) else found
+        return value.astimezone(UTC) if settings.USE_TZ and value.tzinfo is not None else value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(field, IntegerField) else value
 
 
 def _quantized(value: Any, field: Any, connection: BaseDatabaseWrapper) -> Any:

@@ -319,3 +319,13 @@ class Form(models.Model):
 
     class Meta:
         app_label = "bank"
+
+
+class Folded(models.Model):
+    """Whose key is one for "Ann" and "ANN"."""
+
+    name: models.CharField[str, str] = models.CharField(max_length=20, unique=True, db_collation="NOCASE")
+    total: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
