@@ -1,7 +1,7 @@
-"""The engines of stores in a child of a fork: no connection that the parent has opened is used there.
+"""The engines of stores: what they see of their connections, and what becomes of them in a child of a fork.
 
-The pool that an engine had at the fork is put aside, and kept for ever: to close one of its connections, or to let it
-go, may end it for the parent too.
+No connection that the parent has opened is used in a child. The pool that an engine had at the fork is put aside, and
+kept for ever: to close one of its connections, or to let it go, may end it for the parent too.
 """
 
 from __future__ import annotations
@@ -9,18 +9,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from sqlalchemy import event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from geventbatch import _process
+from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Pool
+    from sqlalchemy import Engine, ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores: in which epoch each was last seen, with which pool."""
 
 _put_aside: Final[list[tuple[str, Pool]]] = []
 """The parent's pools, each with the address of its engine."""
+
+
+ENDED: Final = "geventbatch: ended"
+"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+
+
+def watch(engine: Engine) -> None:
+    """See the errors of its connections."""
+    if not event.contains(engine, "handle_error", _sees_error):
+        event.listen(engine, "handle_error", _sees_error)
+
+
+def _sees_error(context: ExceptionContext) -> None:
+    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
+    error, connection = context.original_exception, context.connection
+    usable = connection is not None and not connection.closed and not connection.invalidated
+    if connection is not None and usable and _sql.has_ended(error):
+        connection.info.setdefault(ENDED, error)
+    # SQLAlchemy does not know all that mysql-connector-python says, nor what pg8000 leaves as its socket has raised it.
+    if not context.is_disconnect and (_sql.kind(error) is _sql.Kind.LOST or isinstance(error, OSError)):
+        context.is_disconnect = True
 
 
 def remember(engine: Engine) -> None:

@@ -8,13 +8,11 @@ from sqlalchemy import event
 
 from geventbatch.errors import Conflict
 from geventbatch.stores import _sql
+from geventbatch.stores._engines import ENDED
 from geventbatch.stores._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, ExceptionContext
-
-_ENDED: Final = "geventbatch: ended"
-"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+    from sqlalchemy import Connection
 
 _LEVEL: Final = "geventbatch: level"
 """Where it has that its session is READ COMMITTED."""
@@ -34,7 +32,7 @@ class MySQLTransaction(Transaction):
             of_statements = "@@log_bin AND @@binlog_format = 'STATEMENT'"
             self.connection.exec_driver_sql(f"SET SESSION {name} = IF({of_statements}, @@{name}, 'READ-COMMITTED')")
             self.connection.info[_LEVEL] = True
-        self.connection.info.pop(_ENDED, None)
+        self.connection.info.pop(ENDED, None)
         if not _is_mariadb(self.connection):
             self._bound_locks()
         event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
@@ -49,7 +47,7 @@ class MySQLTransaction(Transaction):
     def ended(self) -> Conflict | None:
         if self.connection.closed or self.connection.invalidated:
             return None
-        error = self.connection.info.get(_ENDED)
+        error = self.connection.info.get(ENDED)
         if error is None:
             return None
         conflict = Conflict(f"{self.key!r} was not saved: the server has ended the transaction of the batch ({error})")
@@ -69,22 +67,6 @@ class MySQLTransaction(Transaction):
         if not (mariadb and executemany):
             statement = _sql.bounded_mysql(statement, remaining(), mariadb=mariadb)
         return statement, parameters
-
-
-def _sees_error(context: ExceptionContext) -> None:
-    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
-    error, connection = context.original_exception, context.connection
-    usable = connection is not None and not connection.closed and not connection.invalidated
-    if connection is not None and usable and _sql.has_ended(error):
-        connection.info.setdefault(_ENDED, error)
-    if not context.is_disconnect and _sql.kind(error) is _sql.Kind.LOST:
-        context.is_disconnect = True  # SQLAlchemy does not know all that mysql-connector-python says
-
-
-def watch(engine: Engine) -> None:
-    """See the errors of its connections."""
-    if not event.contains(engine, "handle_error", _sees_error):
-        event.listen(engine, "handle_error", _sees_error)
 
 
 def _is_mariadb(connection: Connection) -> bool:

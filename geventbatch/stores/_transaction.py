@@ -224,8 +224,9 @@ class Transaction:
             return error
         if _sql.kind(error) is not _sql.Kind.OTHER or isinstance(error, DBAPIError):
             return _sql.not_saved(error, self.key)
+        of_everybody = isinstance(error, _OF_EVERYBODY) or (isinstance(error, OSError) and self.connection.invalidated)
         why = f"{self.key!r} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
-        return NotSaved(why) if isinstance(error, _OF_EVERYBODY) else Rejected(why)
+        return NotSaved(why) if of_everybody else Rejected(why)
 
     def end(self, error: BaseException | None = None) -> None:
         """Give the connection back, after a rollback where there is something to roll back.
@@ -320,6 +321,8 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
         _sql.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
     _engines.remember(engine)
     _note_commits(engine.dialect)
+    if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # whose own knowledge is enough
+        _engines.watch(engine)
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":
             from geventbatch.stores._psycopg import JoinedTransaction
@@ -329,10 +332,9 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
 
         return PostgresTransaction
     if name in {"mysql", "mariadb"}:
-        from geventbatch.stores import _mysql
+        from geventbatch.stores._mysql import MySQLTransaction
 
-        _mysql.watch(engine)
-        return _mysql.MySQLTransaction
+        return MySQLTransaction
     return SQLiteTransaction if name == "sqlite" else Transaction
 
 
@@ -373,6 +375,9 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
             if _sql.kind(error) is _sql.Kind.CONFLICT:
                 raise Conflict(f"it could not be loaded: {error.orig}") from error
             if attempt == 2 or not error.connection_invalidated:  # noqa: PLR2004 - the second is the last
+                raise
+        except OSError:  # of the socket, as pg8000 leaves it
+            if attempt == 2:  # noqa: PLR2004 - likewise
                 raise
     raise AssertionError
 
