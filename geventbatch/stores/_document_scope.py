@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
@@ -17,8 +18,8 @@ from geventbatch.stores._json import check_lossless
 from geventbatch.stores._key import row_key
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._reuse import judging_nobody
-from geventbatch.stores._rows import insert_rows, is_instance
-from geventbatch.stores._transaction import Transaction, load, remaining
+from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores._transaction import Transaction, cause, load, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
     from geventbatch._batch import Batch
     from geventbatch.stores._documents import Documents
+
+_SAVEPOINT: Final = sa.text("SAVEPOINT geventbatch")
+_RELEASE: Final = sa.text("RELEASE SAVEPOINT geventbatch")
+_ROLLBACK: Final = sa.text("ROLLBACK TO SAVEPOINT geventbatch")
 
 
 class DocumentScope:
@@ -38,11 +43,17 @@ class DocumentScope:
     reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
     _transaction: Transaction  # not there before the save of what is reused
     _resource: Any
-    _loaded: Row
+    _loaded: Row  # and what of it is written in the transaction already
+    _before: int | None  # the version that was loaded
+    _written: bool  # something is, in an attempt that goes step by step
+    _rows_written: int  # of those beside
+    _snapshot: str | bytes | None  # of the state behind the last step
+    _has_savepoint: bool
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
         self._documents = documents
         self._key = key
+        self._written, self._rows_written = False, 0
 
     def __enter__(self) -> Any:
         self.reused = self._reuse()
@@ -69,7 +80,8 @@ class DocumentScope:
     def take(self, loaded: Row) -> Any:
         """Give the resource of what was loaded."""
         self._loaded = loaded
-        self._resource = self._made() if loaded.version is None else self._decoded()
+        self._before = loaded.version
+        self._resource = self._made() if loaded.version is None else self._decoded(loaded.state)
         return self._resource
 
     def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
@@ -88,6 +100,69 @@ class DocumentScope:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
         return self._outcomes().find(self._transaction.send, keys)
 
+    # -- step by step ----------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself. On SQLite it would keep all other writers out meanwhile."""
+        return self._documents.has_steps and not self.reused
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: yes."""
+        self._has_savepoint = False
+        self._snapshot = None if self._loaded.version is None else self._documents.snapshot(self._loaded.state)
+        try:
+            self._transaction.before_writes()
+        except Exception as error:
+            raise self._transaction.not_saved(error) from cause(error)
+
+    def keep(self) -> None:
+        """Write what an operation has made of the document, and its rows, behind a savepoint. Switches: yes."""
+        batch = current_batch()
+        rows = batch.rows[self._rows_written :]
+        state = self._encoded(self._loaded.state)
+        snapshot = self._documents.snapshot(state)
+        row, change = None, None
+        if snapshot != self._snapshot or (rows and not self._documents.locking):
+            row, change = self._change(self._loaded._replace(state=state), beside=True)
+        if change is None and not rows:
+            return
+        self._write_step(change, rows)
+        if row is not None:
+            self._loaded, self._snapshot = row, snapshot
+        self._written = True
+        self._rows_written = len(batch.rows)
+
+    def undo(self) -> Any:
+        """Give the resource as it was behind the last step: in the database it is so already. Switches: no."""
+        if self._loaded.version is None:
+            self._resource = self._made()
+        else:
+            self._resource = self._decoded(self._documents.restored(self._snapshot))
+        return self._resource
+
+    def _write_step(self, change: tuple[Any, dict[str, Any]] | None, rows: list[object]) -> None:
+        transaction = self._transaction
+        try:
+            if self._has_savepoint:
+                transaction.precede(_RELEASE, {})
+            transaction.precede(_SAVEPOINT, {})
+            self._has_savepoint = True
+            if change is not None:
+                self._send(*change)
+            insert_rows_behind(transaction.connection, rows)
+        except Exception as error:
+            refused = transaction.not_saved(error)
+            if isinstance(refused, Rejected):
+                self._roll_back_step()
+            raise refused from cause(error)
+
+    def _roll_back_step(self) -> None:
+        try:
+            self._transaction.connection.execute(_ROLLBACK)
+        except Exception as error:
+            raise self._transaction.not_saved(error) from cause(error)
+
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _outcomes(self) -> Outcomes:
@@ -103,6 +178,7 @@ class DocumentScope:
         if found is None:
             return False
         self._loaded = found
+        self._before = found.version
         try:
             self._resource = self._documents.decode(found.state)
         except Exception:
@@ -131,9 +207,9 @@ class DocumentScope:
             raise ResourceMissing(f"there is no {self._key!r} in {self._documents.name}", key=self._key)
         return missing(self._key)
 
-    def _decoded(self) -> Any:
+    def _decoded(self, state: Any) -> Any:
         try:
-            return self._documents.decode(self._loaded.state)
+            return self._documents.decode(state)
         except Exception as error:
             raise ValueError(
                 f"the state of {self._key!r} in {self._documents.name} cannot be decoded: {error}"
@@ -142,13 +218,13 @@ class DocumentScope:
     def _save(self) -> Row | None:
         """Save, and give what is there then, if its version is one that this process has made."""
         batch = current_batch()
-        rows = batch.rows
+        rows = batch.rows[self._rows_written :]
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         row: Row | None = self._loaded
         change = None
         if batch.completed or self.reused:
             row, change = self.change_of(batch, rows or (self.reused and recording is not None))
-        if change is None and not rows and recording is None:
+        if change is None and not rows and recording is None and not self._written:
             if not self.reused:
                 return None
             self._compare()
@@ -156,7 +232,8 @@ class DocumentScope:
         if self.reused:
             self._begin()
         transaction = self._transaction
-        if change is not None and self._documents.kept is not None:
+        is_written = change is not None or self._written
+        if is_written and self._documents.kept is not None:
             transaction.fence = partial(self._fence, row)
 
         def write() -> None:
@@ -165,7 +242,7 @@ class DocumentScope:
             insert_rows(transaction.connection, rows)
 
         transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
-        return None if change is None else row
+        return row if is_written else None
 
     def _encoded(self, last: Any) -> Any:
         """The state, which was *last* before."""
@@ -188,19 +265,23 @@ class DocumentScope:
         is_loaded = {"_key": self._key, "_version": loaded.version}
         if statements.mark.column is not None:
             is_loaded["_mark"] = loaded.mark
+        update, delete = statements.update, statements.delete
+        if self._written:  # its version is counted
+            update, delete = statements.update_again, statements.delete_again
         if row is None:
-            return None, None if loaded.version is None else (statements.delete, is_loaded)
+            return None, None if loaded.version is None else (delete, is_loaded)
         # Anything but a text or bytes may be the very object that was loaded, and changed since. And what is saved
         # beside the document is right only beside the one that it was made for: where it is not locked, its version is
         # counted for that.
         same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
         if loaded.version is not None and same and (self._documents.locking or not beside):
             return row, None
-        row = row._replace(version=self._documents.version_after(loaded.version))
+        if not self._written or loaded.version is None:
+            row = row._replace(version=self._documents.version_after(loaded.version))
         values = {"_state": row.state, "_new": row.version}
         if loaded.version is None:
             return row, (statements.add, {"_key": self._key, **values})
-        return row, (statements.update, {**is_loaded, **values})
+        return row, (update, {**is_loaded, **values})
 
     def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
         try:
@@ -240,8 +321,8 @@ class DocumentScope:
         """
         documents, statements = self._documents, self._documents.statements
         saved = None if row is None else row.version
-        fence = documents.version_after(self._loaded.version)
-        values = {"_key": self._key, "_version": self._loaded.version, "_new": fence}
+        fence = documents.version_after(self._before)
+        values = {"_key": self._key, "_version": self._before, "_new": fence}
         for _ in polls(remaining()):
             try:
                 with documents.engine.begin() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from secrets import randbelow
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -12,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
-from geventbatch.stores import _engines
+from geventbatch.stores import _engines, _json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -154,8 +155,18 @@ class Documents:
     """Raises what says what the encoding of a resource has lost."""
     is_json: bool = False
     """The column makes JSON of what is encoded."""
+    has_steps: bool = False
+    """A save can be taken back in part, and a state be kept that no operation changes."""
     outcomes: OutcomeTable | None = None
     kept: Kept[Row] | None = None
+
+    def snapshot(self, state: Any) -> str | bytes:
+        """The state as nobody can change it."""
+        return _json.encode(state) if self.is_json else state
+
+    def restored(self, snapshot: Any) -> Any:
+        """The state of such a one."""
+        return json.loads(snapshot) if self.is_json else snapshot
 
     def version_after(self, version: int | None) -> int:
         """What the next save writes: 1 more, or 1 for what is new.

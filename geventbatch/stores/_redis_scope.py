@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from geventbatch import current_batch
@@ -25,6 +26,7 @@ class Scope(Generic[R]):
     # -- mutable state ---------------------------------------------------------------------------------------
     reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
     _loaded: State
+    _last: State  # behind the last step
     _resource: R
 
     def __init__(self, resources: Resources[R], key: str) -> None:
@@ -37,6 +39,29 @@ class Scope(Generic[R]):
             self._loaded = self._resources.load(self._key)
             self._resource = self._resources.resource_of(self._key, self._loaded)
         return self._resource
+
+    # -- step by step: nothing is sent before the save -------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself."""
+        return not self.reused
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: no."""
+        self._last = self._loaded
+
+    def keep(self) -> None:
+        """Encode what an operation has made. Switches: no."""
+        value = self._resources.encoded(self._key, self._resource, self._last.value)
+        self._last = replace(self._last, value=value)
+
+    def undo(self) -> R:
+        """Give the resource as it was behind the last step. Switches: no."""
+        self._resource = self._resources.resource_of(self._key, self._last)
+        return self._resource
+
+    # ---------------------------------------------------------------------------------------------------------
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""

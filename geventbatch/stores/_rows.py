@@ -34,6 +34,16 @@ def insert_rows(connection: Connection, rows: Sequence[object], session: Session
             connection.execute(insert(table[0]).inline(), [dict(_pair(pair)[1]) for pair in pairs])
 
 
+def insert_rows_behind(connection: Connection, rows: Sequence[object]) -> None:
+    """The same, where no session is to roll back all of the transaction when it fails."""
+    if not any(is_instance(row) for row in rows):
+        insert_rows(connection, rows)
+        return
+    with Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as session:
+        insert_rows(connection, rows, session)
+        session.commit()
+
+
 def is_instance(row: object) -> bool:
     """Whether *row* is an instance of a mapped class."""
     return isinstance(inspect(row, raiseerr=False), InstanceState)

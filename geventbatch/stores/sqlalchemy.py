@@ -221,7 +221,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         """
         chosen = _mode(engine, mode)
         kept = kept_by(reuse_resource, chosen)
-        if kept is not None and state_type is not None and python_type(sa.Column(state_type)) not in {str, bytes}:
+        if kept is not None and state_type is not None and not _is_text(sa.Column(state_type)):
             raise ValueError(
                 f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
                 "or a LargeBinary and functions that encode and decode, or no reuse_resource"
@@ -234,6 +234,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             schema,
         )
         outcomes = outcome_table(idempotency, engine, idempotency_ttl)
+        is_json = isinstance(shown.c.state.type, sa.JSON)
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"),
@@ -250,7 +251,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing=missing,
             locking=chosen == "lock",
             check=_json.check_of(decode),
-            is_json=isinstance(shown.c.state.type, sa.JSON),
+            is_json=is_json,
+            has_steps=engine.dialect.name in _WITH_SAVEPOINTS and (is_json or _is_text(shown.c.state)),
             outcomes=outcomes,
             kept=kept,
         )
@@ -443,6 +445,15 @@ class SQLAlchemyStore(Generic[ResourceT]):
             raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
         with _engines.own(self._engine).begin() as connection:
             return outcomes.purge(connection.exec_driver_sql, limit)
+
+
+_WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
+"""Databases in which a batch may hold what it has written while its operations go on."""
+
+
+def _is_text(state: sa.Column[Any]) -> bool:
+    """Whether its values are texts or bytes, which nobody changes in place."""
+    return isinstance(state.type, StateText) or python_type(state) in {str, bytes}
 
 
 def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:
