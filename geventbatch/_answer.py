@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from geventbatch import _report
-from geventbatch._failure import shown
+from geventbatch._shown import shown
 
 if TYPE_CHECKING:
     from geventbatch._batch import Batch

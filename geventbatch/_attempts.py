@@ -8,7 +8,6 @@ left, and `Batch.end` has been called before `run` returns.
 
 from __future__ import annotations
 
-import logging
 from contextvars import Context
 from math import inf
 from random import random
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from geventbatch import _process
+from geventbatch import _process, _report
 from geventbatch._answer import PLAIN, own_answer
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
@@ -26,7 +25,7 @@ from geventbatch._process import here, running
 from geventbatch._scope import PairScope
 from geventbatch._steps import begin_steps
 from geventbatch._turns import BRIEF, see_to_window, shut, take_breath, take_turns, took
-from geventbatch._verdict import ends_greenlet, is_reused, judge, look, without_our_frame
+from geventbatch._verdict import ends_greenlet, is_reused, judge, look, traceback_of, without_our_frame
 from geventbatch.errors import Conflict, NothingToSave, Rejected, Repeated
 
 if TYPE_CHECKING:
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from geventbatch._operation import Operation
 
     _Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], object]
-
-_log: Final = logging.getLogger("geventbatch")
 
 _FIRST_BACKOFF: Final = 0.005
 _LONGEST_BACKOFF: Final = 0.1
@@ -94,7 +91,7 @@ def run_after(batch: Batch) -> None:
             except (Exception, gevent.Timeout) as error:
                 if batch.lane is None and isinstance(error, gevent.Timeout):
                     raise  # taken for the caller's own
-                _log.exception("after the batch of key %r was saved and answered", batch.key)
+                _report.error("after the batch of key %s was saved and answered", batch.key, error=error)
             if batch.epoch != here.epoch:
                 _process.park()
     finally:
@@ -126,7 +123,8 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
         batch.over()
         _abort(batch, error)
     if batch.ended:  # and `over` was asked since the last function of the user's
-        _leave(batch, leave, killed or batch.broken or TimeoutError("the deadline of the batch has passed"))
+        reason = batch.broken if killed is None else killed
+        _leave(batch, leave, TimeoutError("the deadline of the batch has passed") if reason is None else reason)
         batch.broken = None  # whose traceback leads back here
         return False
     if batch.verdict is not None and not isinstance(batch.verdict, Rejected):
@@ -158,20 +156,21 @@ def _compares(batch: Batch) -> bool:
 
 def _give_up(batch: Batch, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
     """Leave the scope for *reason*, without saving. True when the batch is to be replayed."""
-    if reason is batch.verdict and not isinstance(reason, (Conflict, Rejected)):
-        batch.end(save_failed(batch.key, reason, doing="an operation"))
+    verdict = batch.verdict
+    if verdict is not None and not isinstance(verdict, (Conflict, Rejected)):
+        batch.end(save_failed(batch.key, verdict, doing="an operation"))
     _leave(batch, leave, reason)
     batch.broken = None  # whose traceback leads back here
     if batch.over():
         return False
-    return back_off(batch, delay(batch, reason)) if isinstance(reason, Conflict) else replay
+    return back_off(batch, delay(batch, batch.verdict)) if isinstance(batch.verdict, Conflict) else replay
 
 
 def _leave(batch: Batch, leave: _Exit, reason: BaseException) -> None:
     """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
     begun = _clock.monotonic()
     try:
-        batch.context.run(leave, type(reason), reason, reason.__traceback__)
+        batch.context.run(leave, type(reason), reason, traceback_of(reason))
     except BaseException as error:
         batch.over()
         if error is not reason and ends_greenlet(batch, error):
@@ -200,11 +199,11 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
         batch.begin_attempt()
     batch.attempts += 1
     begun = batch.now
-    enter = batch.context.run
     try:
         scope: Any
         if batch.state.subscriptions:
-            batch.state.announce([batch], batch.context)
+            batch.context = batch.state.announce([batch], batch.context)
+        enter = batch.context.run
         pair = batch.state.pair
         if pair is not None:
             batch.scope = scope = PairScope(pair, batch.key)

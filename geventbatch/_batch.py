@@ -22,6 +22,7 @@ from geventbatch._metrics import BatchMetric
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN, common_name
 from geventbatch._pace import WIDTH, pace
 from geventbatch._process import here
+from geventbatch._shown import shown
 from geventbatch.errors import LoadFailed
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Batch:
         left = "" if self.deadline == inf or self.ended else f", {self.remaining():.3f} s left"
         taking = ", open" if self.open else ""
         return (
-            f"<Batch {self.key!r}: {state}{taking}, {len(self.operations)} operations, {self.waiting} waiting, "
+            f"<Batch {shown(self.key)}: {state}{taking}, {len(self.operations)} operations, {self.waiting} waiting, "
             f"attempt {self.attempts}{left}>"
         )
 

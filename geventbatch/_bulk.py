@@ -24,7 +24,7 @@ from geventbatch._failure import load_failed, save_failed
 from geventbatch._pace import pace
 from geventbatch._parts import is_left, settle
 from geventbatch._turns import take_breath, took
-from geventbatch._verdict import ends_greenlet, without_our_frame
+from geventbatch._verdict import ends_greenlet, traceback_of, without_our_frame
 from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class _Round:
             batch.context = self._context
         open_resources: Any = first.state.options.open_resources
         try:
-            first.state.announce(self._batches, self._context)
+            self._announce()
             scope = self._context.run(open_resources, list(self._at_hand))
             for batch in self._batches:
                 batch.scope = scope
@@ -205,6 +205,11 @@ class _Round:
             took(first, "load", now - begun)
         first.over()
         return True
+
+    def _announce(self) -> None:
+        self._context = self._batches[0].state.announce(self._batches, self._context)
+        for batch in self._batches:
+            batch.context = self._context
 
     def _look_at_resources(self) -> None:
         fault = fault_of(self._resources, self._at_hand)
@@ -278,7 +283,7 @@ class _Round:
                 self._leave_out(batch)
             elif self._spoiled or batch.broken is not None or not _attempts.has_news(batch):
                 replay = (self._spoiled or batch.broken is not None) and (batch.open or is_left(batch))
-                self._reason = batch.broken or self._reason
+                self._reason = self._reason if batch.broken is None else batch.broken
                 batch.broken = None  # whose traceback leads back here
                 self._replay(batch, 0.0 if replay or settle(batch) else None)
                 self._leave_out(batch)
@@ -350,7 +355,7 @@ class _Round:
         """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
         first = self._batches[0]
         try:
-            self._context.run(self._leave, type(reason), reason, reason.__traceback__)
+            self._context.run(self._leave, type(reason), reason, traceback_of(reason))
         except BaseException as error:
             first.over()
             if error is not reason and ends_greenlet(first, error):

@@ -15,6 +15,7 @@ import gevent
 
 from geventbatch import _process
 from geventbatch._scope import IMMUTABLE, ImmutableWarning
+from geventbatch._shown import shown
 from geventbatch.errors import PartlySaved, ResourceMissing
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class BulkPair:
         """Load, and look at what came of it."""
         found = self.load_resources(keys)
         if not isinstance(found, Mapping):
-            raise TypeError(f"load_resources gave {found!r}, but must give a mapping of keys to their resources")
+            raise TypeError(f"load_resources gave {shown(found)}, but must give a mapping of keys to their resources")
         for resource in found.values():
             if type(resource) in IMMUTABLE:
                 self._warning.warn("load_resources", resource)
@@ -110,10 +111,12 @@ class OneOfBulk:
 def fault_of(resources: Any, keys: Container[Hashable]) -> TypeError | None:
     """Say what is wrong with what was loaded for *keys*, if anything is."""
     if not isinstance(resources, MutableMapping):
-        return TypeError(f"the load of a bulk gave {resources!r}, but must give a dict of keys and their resources")
+        return TypeError(
+            f"the load of a bulk gave {shown(resources)}, but must give a dict of keys and their resources"
+        )
     for key in resources:
         if key not in keys:  # it would be saved beside its own batch
-            return TypeError(f"the load of a bulk gave the key {key!r}, for which it was not asked")
+            return TypeError(f"the load of a bulk gave the key {shown(key)}, for which it was not asked")
     return None
 
 
@@ -122,19 +125,23 @@ def loaded(resources: Any, key: Hashable) -> Any:
 
     It is not raised here: its traceback would hold the resources of the others.
     """
-    return resources[key] if key in resources else ResourceMissing(f"there is nothing at {key!r}", key=key)
+    return resources[key] if key in resources else ResourceMissing(f"there is nothing at {shown(key)}", key=key)
 
 
 def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
     """Give what became of those of *keys* that were not saved. Raises `TypeError` when that is not clear."""
     errors: Any = lost.errors
     if not isinstance(errors, Mapping):
-        raise TypeError(f"PartlySaved has {errors!r}, but must have a mapping of keys to their exceptions") from lost
+        raise TypeError(
+            f"PartlySaved has {shown(errors)}, but must have a mapping of keys to their exceptions"
+        ) from lost
     for key, error in errors.items():
         if key not in keys:
             raise TypeError(
-                f"PartlySaved names the key {key!r}, which is not among those that were to be saved"
+                f"PartlySaved names the key {shown(key)}, which is not among those that were to be saved"
             ) from lost
         if not isinstance(error, Exception):
-            raise TypeError(f"PartlySaved has {error!r} for the key {key!r}, but must have an exception") from lost
+            raise TypeError(
+                f"PartlySaved has {shown(error)} for the key {shown(key)}, but must have an exception"
+            ) from lost
     return errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from geventbatch._shown import shown
 from geventbatch.errors import (
     BatchAborted,
     BatchTimeout,
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 
 _NOTHING = "nothing was saved, it is safe to run the operation again"
 _UNKNOWN = "it is unknown whether anything was saved: look at the resource before you run the operation again"
-
-
-def shown(value: object) -> str:
-    """Its `repr`, or what it would be but for its class."""
-    try:
-        return repr(value)
-    except Exception:
-        return object.__repr__(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +60,7 @@ def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str =
 
 def rejected(error: NotSaved) -> BaseException:
     """Give what the store said, for the caller of the culprit."""
-    return error.__cause__ or error
+    return error if error.__cause__ is None else error.__cause__
 
 
 def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...]) -> Failure:

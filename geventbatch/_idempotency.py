@@ -20,10 +20,11 @@ from gevent import getcurrent
 from geventbatch import _process
 from geventbatch._alone import Start
 from geventbatch._clock import clock as _clock
-from geventbatch._failure import load_failed, shown
+from geventbatch._failure import load_failed
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._pace import pace
 from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
+from geventbatch._shown import shown
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class Once:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
         except Exception as error:  # of an attribute that is not there, for one
             raise NotPlain(
-                f"the operation with the idempotency key {self.key!r} on key {batch.key!r} returned something that "
-                f"cannot be recorded ({error}), and so nothing of it was saved: return {ALLOWED}"
+                f"the operation with the idempotency key {self.key!r} on key {shown(batch.key)} returned something "
+                f"that cannot be recorded ({error}), and so nothing of it was saved: return {ALLOWED}"
             ) from error.with_traceback(None)
         return value
 
@@ -101,8 +102,8 @@ class Once:
         """Return what *record* says, or raise it."""
         if record[:_PRINT] != self.fingerprint:
             raise IdempotencyKeyReused(
-                f"batch of key {batch.key!r}: the idempotency key {self.key!r} was used before, for another operation "
-                "or with other arguments; nothing of this one was saved",
+                f"batch of key {shown(batch.key)}: the idempotency key {self.key!r} was used before, for another "
+                "operation or with other arguments; nothing of this one was saved",
                 key=batch.key,
                 idempotency_key=self.key,
             )
@@ -111,8 +112,9 @@ class Once:
             found = decode(told) if kind == _VALUE else _decoded_error(told, batch.state.options.clean_errors)
         except Exception as error:
             raise BatchError(
-                f"batch of key {batch.key!r}: the operation with the idempotency key {self.key!r} was answered before, "
-                f"and is not applied again; but what it was answered cannot be given again: {told[:500]} ({error})"
+                f"batch of key {shown(batch.key)}: the operation with the idempotency key {self.key!r} was answered "
+                f"before, and is not applied again; but what it was answered cannot be given again: "
+                f"{told[:500]} ({error})"
             ) from error.with_traceback(None)
         if kind == _VALUE:
             return found
@@ -235,12 +237,14 @@ def _decoded_error(told: str, clean_errors: tuple[type[BaseException], ...]) -> 
 
 def _refuse_key(key: object) -> NoReturn:
     if not isinstance(key, str):
-        raise TypeError(f"idempotency_key is {key!r}, but must be a str")
-    raise ValueError(f"idempotency_key is {key!r}, but must be 1 to {LONGEST} visible ASCII characters, without spaces")
+        raise TypeError(f"idempotency_key is {shown(key)}, but must be a str")
+    raise ValueError(
+        f"idempotency_key is {shown(key)}, but must be 1 to {LONGEST} visible ASCII characters, without spaces"
+    )
 
 
 def _refuse_operation(key: str, operation: object, error: Exception) -> NoReturn:
     raise TypeError(
-        f"run() was given the idempotency_key {key!r}, but cannot tell {operation!r} with its arguments from others: "
-        f"{error}. Pass what it depends on as arguments, each {ALLOWED}"
+        f"run() was given the idempotency_key {key!r}, but cannot tell {shown(operation)} with its arguments "
+        f"from others: {error}. Pass what it depends on as arguments, each {ALLOWED}"
     ) from error

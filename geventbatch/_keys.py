@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 from zlib import crc32
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -57,8 +59,8 @@ def _encode(key: object) -> bytes:
         parts = [_encode(part) for part in key]
         return b"t" + b"".join(b"%d:%b" % (len(part), part) for part in parts)
     raise TypeError(
-        f"key {key!r} is of the type {type(key).__name__}, for which the default worker_number_for_key knows no number "
-        "that is the same in every process: make keys of str, bytes, int, UUID and tuples of them, or pass a "
+        f"key {shown(key)} is of the type {type(key).__name__}, for which the default worker_number_for_key knows no "
+        "number that is the same in every process: make keys of str, bytes, int, UUID and tuples of them, or pass a "
         "worker_number_for_key of your own"
     )
 

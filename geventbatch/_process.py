@@ -16,6 +16,8 @@ from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Hub
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from weakref import ref
@@ -204,8 +206,8 @@ def check_not_inside(state: State) -> None:
     inside = enclosing(state)
     if inside is not None:
         raise RuntimeError(
-            f"run() was called inside a batch of the same processor (key {inside.key!r}), which would wait for itself: "
-            "call it after the batch, or make the change inside this operation"
+            f"run() was called inside a batch of the same processor (key {shown(inside.key)}), which would wait for "
+            "itself: call it after the batch, or make the change inside this operation"
         )
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch import _process
 from geventbatch._clock import clock
-from geventbatch._failure import shown
 from geventbatch._later import MOST, Later
 from geventbatch._operation import attribute, name_of, unwrapped
+from geventbatch._shown import shown
 from geventbatch.errors import ResourceMissing
 
 if TYPE_CHECKING:
@@ -145,6 +145,25 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
         name_of(operation.callable),
         kind.__qualname__,
     )
+
+
+def error(told: str, *values: object, error: BaseException) -> None:
+    """*error* has come to nobody who could be told; *told* says where, with a ``%s`` for each of *values*."""
+    _reporter.tell(logging.ERROR, lambda: _log.error(told, *map(shown, values), exc_info=error))
+
+
+def watcher_waits(watcher: object) -> None:
+    """*watcher* waits where a batch begins, which goes on without it. That is told once a minute."""
+    if is_due("waits", id(watcher)):
+        _reporter.tell(
+            logging.WARNING,
+            lambda: _log.warning(
+                "%s waits where a batch begins (a span processor's on_start, say), which is not waited for: the load "
+                "and the save are not inside of its span; told again in %g s, if it goes on",
+                shown(watcher),
+                AGAIN,
+            ),
+        )
 
 
 def watcher_failed(watcher: object, error: Exception) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
@@ -60,7 +62,7 @@ class ImmutableWarning:
         if not self._given:
             self._given = True
             warnings.warn(
-                f"{name} gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that "
+                f"{name} gave {shown(resource)}, a {type(resource).__name__}, which no operation can change, so that "
                 "nothing can be saved in it: let it give an object, a dict or a list that operations change in place",
                 RuntimeWarning,
                 stacklevel=2,

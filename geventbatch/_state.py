@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
 from geventbatch import _process, _report
+from geventbatch._aside import call_aside
 from geventbatch._counts import Counts
 from geventbatch._lane import Lane
 from geventbatch._options import refuse_key
@@ -16,6 +17,7 @@ from geventbatch._pace import WIDTH, pace
 from geventbatch._process import here
 from geventbatch._scope import Pair
 from geventbatch._shard import Shard
+from geventbatch._shown import shown
 from geventbatch._slots import Slots
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
     from geventbatch._metrics import BatchMetric, Watcher
     from geventbatch._operation import Operation
     from geventbatch._options import Options
-
-
-_log: Final = logging.getLogger("geventbatch")
 
 
 class State:
@@ -176,11 +175,13 @@ class State:
         ask: Any = self.options.worker_number_for_key  # so that compiled code leaves it to us to check the number
         number = ask(key, workers)
         if type(number) is not int and (isinstance(number, bool) or not isinstance(number, int)):
-            raise TypeError(f"worker_number_for_key gave {number!r} for the key {key!r}, but must give an int")
+            raise TypeError(
+                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give an int"
+            )
         if not 0 <= number < workers:
             raise ValueError(
-                f"worker_number_for_key gave {number!r} for the key {key!r}, but must give a number from 0 to "
-                f"{workers - 1}, since workers is {workers}"
+                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give a number from "
+                f"0 to {workers - 1}, since workers is {workers}"
             )
         shard = self.shards.get(number)
         if shard is None:
@@ -229,7 +230,10 @@ class State:
             shard.stop()
         self.shards.clear()
         for subscription in self._watchers():
-            subscription.close()
+            try:
+                subscription.close()
+            except Exception as error:
+                _report.watcher_failed(subscription, error)
         self._tell_store()
         if batched and not pace.idle():
             pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
@@ -241,8 +245,8 @@ class State:
         if door is not None and door.stopped is not None:
             try:
                 door.stopped()
-            except Exception:
-                _log.exception("when the processor had stopped")
+            except Exception as error:
+                _report.error("when %s had stopped", self.options.name, error=error)
 
     # -- what is seen of it ---------------------------------------------------------------------------------
 
@@ -274,15 +278,20 @@ class State:
                 lane = lane.beside
         return found
 
-    def announce(self, batches: list[Batch], context: Context) -> None:
-        """Show the watchers that want to know *batches*, which are about to be loaded together in *context*."""
+    def announce(self, batches: list[Batch], context: Context) -> Context:
+        """Show the watchers that want to know *batches*, which are about to be loaded together in *context*.
+
+        Give the context as they leave it. Who waits is not waited for.
+        """
         for subscription in self._watchers():
             begin: Any = getattr(subscription, "begin", None)
             if begin is not None:
-                try:
-                    context.run(begin, batches)
-                except Exception as error:
-                    _report.watcher_failed(subscription, error)
+                inside = call_aside(context, partial(_report.watcher_failed, subscription), begin, batches)
+                if inside is None:
+                    _report.watcher_waits(subscription)
+                else:
+                    context = inside
+        return context
 
     def publish(self, metric: BatchMetric, batch: Batch) -> None:
         """Show *metric*, of *batch*, to every watcher."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventbatch._clock import clock as _clock
-from geventbatch._failure import rejected, save_failed, shown
+from geventbatch._failure import rejected, save_failed
 from geventbatch._process import here
+from geventbatch._shown import shown
 from geventbatch._turns import took
-from geventbatch._verdict import ends_greenlet, has_steps, put_out, without_our_frame
+from geventbatch._verdict import ends_greenlet, has_steps, is_a, put_out, without_our_frame
 from geventbatch.errors import Conflict, NotSaved, Rejected
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Steps:
         try:
             batch.context.run(function)
         except BaseException as error:
-            if batch.over() or ends_greenlet(batch, error) or not isinstance(error, (Exception, gevent.Timeout)):
+            if batch.over() or ends_greenlet(batch, error) or not is_a(error, (Exception, gevent.Timeout)):
                 raise
             raised = without_our_frame(error)
         batch.now = _clock.monotonic()

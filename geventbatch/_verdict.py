@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import GreenletExit
 
-from geventbatch._failure import rejected, shown
+from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
 from geventbatch._parts import cut_after
+from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=BaseException)
 
 KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
+
+traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # not what a class of the user's makes of it
 
 _LOADS: Final = 4
 """Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
@@ -30,7 +33,7 @@ def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool
     That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
     that raise there are out together: a hundred broken operations do not cost a hundred loads.
     """
-    if batch.over() or not isinstance(error, (Exception, gevent.Timeout)):
+    if batch.over() or not is_a(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
     operation.error = without_our_frame(error)
@@ -100,7 +103,8 @@ def put_out(batch: Batch, operation: Operation[Any], error: BaseException) -> No
     idempotency = batch.state.options.idempotency
     if idempotency is not None and idempotency.once_of(operation) is not None:
         batch.asked = [*batch.asked, operation]
-    batch.broken = batch.broken or error
+    if batch.broken is None:
+        batch.broken = error
 
 
 # -- what the scope says --------------------------------------------------------------------------------------
@@ -137,18 +141,24 @@ def _is_clean(batch: Batch, error: BaseException) -> bool:
     options = batch.state.options
     if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
         return False
-    return isinstance(error, options.clean_errors)
+    return is_a(error, options.clean_errors)
 
 
 def ends_greenlet(batch: Batch, error: BaseException) -> bool:
     """Whether *error* is for the greenlet that runs *batch*, rather than for the batch."""
     # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
     # its alarm, is taken for the caller's, who waits for it to come.
-    if isinstance(error, KILLS):
+    if is_a(error, KILLS):
         return True
-    return (
-        batch.lane is None and isinstance(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
-    )
+    return batch.lane is None and is_a(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
+
+
+def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether ``except`` takes *error* for one of *kinds*; without asking it for its class, which may be a property."""
+    try:
+        return issubclass(type(error), kinds)
+    except Exception:
+        return False
 
 
 def without_our_frame(error: E) -> E:
@@ -156,4 +166,5 @@ def without_our_frame(error: E) -> E:
 
     It would keep them alive, and a log that shows the variables of frames would show them.
     """
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    trace: Any = traceback_of(error)
+    return BaseException.with_traceback(error, trace and trace.tb_next)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
@@ -156,7 +158,7 @@ class PartlySaved(Exception):
 
     def __init__(self, errors: Mapping[Any, Exception]) -> None:
         """Keep them."""
-        super().__init__(f"not saved: {', '.join(map(repr, errors))}")
+        super().__init__(f"not saved: {', '.join(map(shown, errors))}")
         self.errors = errors
 
 
@@ -179,6 +181,6 @@ class NothingToSave(Exception):
 def not_started(key: Hashable, seconds: float) -> str:
     """Say what an `OperationCancelled` says."""
     return (
-        f"the operation on key {key!r} did not start within its start_timeout of {seconds:g} s; nothing of it was "
+        f"the operation on key {shown(key)} did not start within its start_timeout of {seconds:g} s; nothing of it was "
         "saved, it is safe to run it again"
     )

@@ -195,12 +195,16 @@ class _Watcher:
         for batch in batches:
             if batch not in self._spans and not batch.ended:
                 parent = _span_context(batch.operations[0]) if batch.alone else _NOWHERE
-                self._spans[batch] = self._recorder.tracer.start_span(
+                span = self._recorder.tracer.start_span(
                     f"batch {self.name}", context=parent, attributes={"geventbatch.processor": self.name}
                 )
+                if batch.ended or self._off:  # a span processor has waited for longer than the batch
+                    _record_later(_Ended(self, span, time.time_ns()))
+                else:
+                    self._spans[batch] = span
         # It is not detached: this context is of the load and the save alone, and ends with them.
-        span = self._spans.get(batches[0], _trace.INVALID_SPAN)
-        _context.attach(_trace.set_span_in_context(span, _NOWHERE))
+        its = self._spans.get(batches[0], _trace.INVALID_SPAN)
+        _context.attach(_trace.set_span_in_context(its, _NOWHERE))
 
     def end(self, batch: Batch, metric: BatchMetric) -> None:
         """Have the span of *batch* ended. Switches: no."""
@@ -267,8 +271,12 @@ class _Waiting:
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         span, self._span = self._span, None
-        if span is not None and span.is_recording():  # its caller may have left, and ended it
-            self._watcher.tell_wait(span, _clock.monotonic() - self._since)
+        if span is not None:
+            try:
+                if span.is_recording():  # its caller may have left, and ended it
+                    self._watcher.tell_wait(span, _clock.monotonic() - self._since)
+            except Exception as error:
+                _report.watcher_failed(self._watcher, error)
         return self.__wrapped__(resource, *args)
 
 

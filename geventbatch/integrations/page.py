@@ -28,9 +28,9 @@ from weakref import WeakKeyDictionary, WeakMethod, finalize
 from geventbatch import _process
 from geventbatch._check import check
 from geventbatch._clock import clock
-from geventbatch._failure import shown
 from geventbatch._live import live_batch
 from geventbatch._processor import Processor
+from geventbatch._shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -7,9 +7,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from geventbatch._failure import shown
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.testing._seam import Around, around_scopes, each_of
 from geventbatch.testing._values import changeable, copied, difference, state_of
 
