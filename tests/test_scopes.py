@@ -643,6 +643,7 @@ def test_a_store_hears_once_that_its_processor_has_stopped(
     assert processor.stop()
     assert processor.stop()
     assert store.ended == 1
+    clock.advance(1)  # it is told in a greenlet of its own
     assert "Broken: in the end" in caplog.text
 
 
