@@ -18,6 +18,7 @@ from geventbatch.stores import SQLAlchemyStore, _commit
 from tests.adapters.base import case_named
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.callers import answer_of
+from tests.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -255,6 +256,7 @@ def test_a_hook_that_raises_after_commit_is_logged_with_the_key_and_the_batch_is
             together = [gevent.spawn(processor.run, "a", count) for _ in range(3)]
             assert [one.get() for one in together] == [1, 2, 3]
         assert called
+        wait_until(lambda: bool(caplog.records))
         assert any("batch of key 'a', which was saved: OSError" in record.message for record in caplog.records)
         with Session(engine) as session:
             assert session.get_one(Seat, "a").n == 3

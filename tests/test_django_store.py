@@ -872,7 +872,7 @@ def test_callbacks_of_signals_of_the_save_run_after_it_and_fail_nobody(
     try:
         with caplog.at_level(logging.ERROR, "geventbatch"), processing(alias, batching=batching) as processor:
             assert processor.run("a", change) == 1
-            wait_until(lambda: seen)
+            wait_until(lambda: seen and caplog.records)
     finally:
         post_save.disconnect(saved, sender=Account)
     assert seen == [1]
@@ -1042,6 +1042,7 @@ def test_what_a_wrapper_raises_after_a_commit_in_the_same_message_is_logged_and_
     assert answers == [1, 2, 3]
     assert runs == [1, 2, 3]
     assert account(postgres).balance == 3
+    wait_until(lambda: caplog.records)
     assert [record.message for record in caplog.records] == [
-        "what is called after COMMIT raised, for the batch of key 'a', which was saved: LookupError: "
+        "what is called after COMMIT raised, for the batch of key 'a', which was saved: LookupError()"
     ]

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+import sqlalchemy as sa
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 from geventbatch import BatchTimeout, LoadFailed, NotSaved, PartlySaved, Processor, Rejected, SaveFailed, current_batch
 from geventbatch._shown import shown
 from geventbatch.integrations import opentelemetry
+from geventbatch.stores.sqlalchemy import SQLAlchemyStore
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from geventbatch.testing import VirtualTime
@@ -343,3 +346,20 @@ def test_the_deadline_is_no_watcher_s_to_use_up(clock: VirtualTime) -> None:
     with Processor(load_resource=lambda _: gevent.sleep(100), min_duration=0, max_duration=1) as processor:
         (answer,) = run_all(clock, processor, (append, 1))
     assert isinstance(answer, BatchTimeout)
+
+
+# -- stores ------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_cannot_be_shown_has_its_own_errors_in_a_store(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'documents.sqlite'}")
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {})
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0) as processor:
+        calls = [(dict.__setitem__, "bad", object()), (dict.__setitem__, "good", 1)]
+        callers = [gevent.spawn(answer_of, processor.run, OddKey("odd"), *call) for call in calls]
+        refused, answer = [caller.get() for caller in callers]
+        assert isinstance(refused, TypeError)
+        assert answer is None
+        assert processor.run("odd", dict) == {"good": 1}
+    engine.dispose()

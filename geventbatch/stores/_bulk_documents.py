@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, PartlySaved, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._bulk_statements import fits, load_all, statements_for_all
@@ -175,7 +176,7 @@ class BulkDocumentScope:
             if row is None:
                 continue
             if row.key in taken:
-                matched[key] = Conflict(f"{key!r} is the row {row.key!r}, as another key of the bulk is")
+                matched[key] = Conflict(f"{shown(key)} is the row {row.key!r}, as another key of the bulk is")
             else:
                 taken.add(row.key)
                 matched[key] = self._documents.statements.row_of(row)
@@ -231,7 +232,9 @@ class BulkDocumentScope:
             self._begin_again()
         lost: set[Hashable] = set()
         self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
-        return {key: Conflict(f"{key!r} was not saved: somebody else changed it since it was loaded") for key in lost}
+        return {
+            key: Conflict(f"{shown(key)} was not saved: somebody else changed it since it was loaded") for key in lost
+        }
 
     def _begin_again(self) -> None:
         try:

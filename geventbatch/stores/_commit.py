@@ -12,19 +12,18 @@
 
 from __future__ import annotations
 
-import logging
 from random import random
 from typing import TYPE_CHECKING, Final
 
-from geventbatch import _process
+from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-_log: Final = logging.getLogger("geventbatch")
 
 _LONGEST_POLL: Final = 0.05
 """Seconds between two looks at what became of a COMMIT, or at a busy SQLite."""
@@ -67,7 +66,7 @@ def settle(
         raise error
     if not committed:
         raise Conflict(
-            f"{key!r} was not saved: the connection was lost in COMMIT, which was not carried out"
+            f"{shown(key)} was not saved: the connection was lost in COMMIT, which was not carried out"
         ) from error
     if _sql.kind(error) is not _sql.Kind.LOST:
         _tell_of_hook(error, key)
@@ -78,13 +77,8 @@ def _raised(not_saved: Callable[[Exception], NotSaved] | None, error: Exception,
 
 
 def _tell_of_hook(error: Exception, key: Hashable) -> None:
-    _log.error(
-        "what is called after COMMIT raised, for the batch of key %r, which was saved: %s: %s",
-        key,
-        type(error).__name__,
-        error,
-        exc_info=error,
-    )
+    told = "what is called after COMMIT raised, for the batch of key %s, which was saved: %s"
+    _report.error(told, key, error, error=error)
 
 
 def postgres_fate(xid: str, once: Callable[[str], str | None], seconds: float) -> bool | None:

@@ -20,6 +20,7 @@ from django.db.backends.signals import connection_created
 from django.utils.functional import cached_property as django_cached_property
 
 from geventbatch._process import running
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _sql, _statements
 from geventbatch.stores._django_changes import same
@@ -187,7 +188,7 @@ class Guard:
         wrong = self._wrong or self.left_behind() or self._transaction.failed()
         if wrong is None:
             return None
-        return _because(Rejected, f"{self._batch.key!r} was not saved, nothing was written: {wrong}", wrong)
+        return _because(Rejected, f"{shown(self._batch.key)} was not saved, nothing was written: {wrong}", wrong)
 
     def left_behind(self) -> BaseException | None:
         """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
@@ -195,14 +196,16 @@ class Guard:
         values = vars(connection)
         if connection.connection is None or connection.closed_in_transaction:
             return RuntimeError(
-                f"an operation on {key!r} closed the connection of its batch, and its transaction with it"
+                f"an operation on {shown(key)} closed the connection of its batch, and its transaction with it"
             )
         if not connection.in_atomic_block or (self._knows and self._transaction.has_ended()):
-            return RuntimeError(f"an operation on {key!r} ended the transaction of its batch, which the batch does")
+            return RuntimeError(
+                f"an operation on {shown(key)} ended the transaction of its batch, which the batch does"
+            )
         if (values["savepoint_ids"], values["atomic_blocks"]) != self._blocks:
             return RuntimeError(
-                f"an operation on {key!r} left a block of atomic() open, or ended one that is not its own: use it by a "
-                "with statement"
+                f"an operation on {shown(key)} left a block of atomic() open, or ended one that is not its own: use it "
+                "by a with statement"
             )
         return None
 
@@ -252,8 +255,8 @@ class Guard:
         """Raise, unless it is ours or Django's own: an operation may not do this."""
         if not self._aside:
             raise RuntimeError(
-                f"an operation on {self._batch.key!r} called {what} on the connection of its batch, which shares one "
-                f"transaction: {instead}"
+                f"an operation on {shown(self._batch.key)} called {what} on the connection of its batch, which shares "
+                f"one transaction: {instead}"
             )
 
     @property
@@ -274,8 +277,8 @@ class Guard:
         """Raise unless it does: another operation's, or the batch's, must not be undone."""
         if not self._aside and sid not in self._savepoints:
             raise RuntimeError(
-                f"an operation on {self._batch.key!r} used the savepoint {sid!r}, which is not its own: it would undo "
-                "what others have done"
+                f"an operation on {shown(self._batch.key)} used the savepoint {sid!r}, which is not its own: it would "
+                "undo what others have done"
             )
 
     def is_rolled_back(self, sid: str | None) -> None:
@@ -292,7 +295,7 @@ class Guard:
         mysql = self.connection.vendor == "mysql"
         why = _sql.forbidden(text, mysql=mysql)
         if why is not None:
-            raise RuntimeError(f"an operation on {self._batch.key!r} was refused a statement: {why}")
+            raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
         if not writes(text):
             return self._executed(execute, sql, params, many, context)
         self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
@@ -310,8 +313,9 @@ class Guard:
         """Raise where the statement has changed the resource's own row, which the save would undo."""
         if not same(self._row.now(), before):
             raise RuntimeError(
-                f"an operation on {self._batch.key!r} changed the row of its resource by a query or another instance, "
-                "which the save of the batch would write over: change the resource that the operation is given"
+                f"an operation on {shown(self._batch.key)} changed the row of its resource by a query or another "
+                "instance, which the save of the batch would write over: change the resource that the operation "
+                "is given"
             )
 
     def _executed(self, execute: Execute, *call: Any) -> Any:
@@ -350,8 +354,9 @@ class Guard:
     def _refuse_elsewhere(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if running.get(gevent.getcurrent()) is self._batch and writes(self._text(sql)):
             raise RuntimeError(
-                f"an operation on {self._batch.key!r} would write to the database {context['connection'].alias!r}, "
-                "which is not in the transaction of its batch: write there behind run(), or in transaction.on_commit()"
+                f"an operation on {shown(self._batch.key)} would write to the database "
+                f"{context['connection'].alias!r}, which is not in the transaction of its batch: write there behind "
+                "run(), or in transaction.on_commit()"
             )
         return execute(sql, params, many, context)
 

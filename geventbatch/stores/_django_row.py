@@ -12,6 +12,7 @@ from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
 from django.db.transaction import atomic
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, ResourceMissing, Undecided
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
@@ -152,20 +153,22 @@ class Row(Generic[M]):
         except Error:
             raise
         except Exception as error:  # of a field that makes a value of what the column holds
-            raise ValueError(f"the {self._store.model._meta.label} {self._key!r} cannot be read: {error}") from error
+            raise ValueError(
+                f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {error}"
+            ) from error
 
     def _make(self) -> M:
         store = self._store
         label, name = store.model._meta.label, store.row_key.name
         if not callable(store.missing):
-            raise ResourceMissing(f"there is no {label} with {name} {self._key!r}", key=self._key)
+            raise ResourceMissing(f"there is no {label} with {name} {shown(self._key)}", key=self._key)
         made = store.missing(self._part)
         if not isinstance(made, store.model):
-            raise TypeError(f"missing gave {made!r} for key {self._key!r}, but must give an unsaved {label}")
+            raise TypeError(f"missing gave {shown(made)} for key {shown(self._key)}, but must give an unsaved {label}")
         if not store.row_key.is_of(made, self._part):
             raise ValueError(
-                f"missing gave a {label} whose {name} is {store.row_key.of(made)!r} for key {self._key!r}, but must "
-                "be that"
+                f"missing gave a {label} whose {name} is {shown(store.row_key.of(made))} for key {shown(self._key)}, "
+                "but must be that"
             )
         self.new = True
         made._state.db = store.using  # what is related to it is looked for there
@@ -206,7 +209,7 @@ class Row(Generic[M]):
         error, self._uncomputed = self._uncomputed, None
         if error is None:
             return None
-        verdict = Undecided(f"{self._key!r} was not saved, nothing was written: {error}")
+        verdict = Undecided(f"{shown(self._key)} was not saved, nothing was written: {error}")
         verdict.__cause__ = error
         return verdict
 
@@ -395,7 +398,7 @@ class Row(Generic[M]):
 
     def conflict(self) -> Conflict:
         """What to raise when the row is not as it was loaded. Switches: no."""
-        return Conflict(f"{self._key!r} was changed by somebody else since it was loaded; nothing was written")
+        return Conflict(f"{shown(self._key)} was changed by somebody else since it was loaded; nothing was written")
 
     def is_conflict(self, error: Exception) -> bool:
         """Whether *error* came from `_check`. Switches: no."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.db import Error
 from django.db.models import Field, Model
 
+from geventbatch import _report
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_connections import current, own
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from geventbatch.stores.django import DjangoStore
 
 M = TypeVar("M", bound=Model)
-
-_log: Final = logging.getLogger("geventbatch")
 
 
 class Scope(Generic[M]):
@@ -181,7 +180,7 @@ class Scope(Generic[M]):
         if undecided is not None and (found is None or isinstance(found, Rejected)):
             return undecided
         if found is None and self._guard.wrote:
-            return Rejected(f"an operation on key {self._key!r} has written by itself, and then raised")
+            return Rejected(f"an operation on key {shown(self._key)} has written by itself, and then raised")
         if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
             return _sql.not_saved(error, self._key)
         return found
@@ -195,7 +194,7 @@ class Scope(Generic[M]):
                 take_related(instance)
                 settle(instance, self._class, self._connection)
             except Exception as error:  # as `save` would have raised it
-                verdict = Rejected(f"{self._key!r} was not saved, nothing was written: {error}")
+                verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {error}")
                 verdict.__cause__ = error
         forget_read(instance, self._class, self._computed)
         guard.next()
@@ -309,7 +308,7 @@ class Scope(Generic[M]):
         if wrong is not None and self._transaction.has_ended():
             raise wrong  # part of it may be saved
         if wrong is not None:
-            raise Rejected(f"{self._key!r} was not saved, nothing was written: {wrong}") from wrong
+            raise Rejected(f"{shown(self._key)} was not saved, nothing was written: {wrong}") from wrong
 
     def _take_callbacks(self) -> None:
         """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""
@@ -427,8 +426,9 @@ class Scope(Generic[M]):
         for callback in self._callbacks:
             try:
                 callback()
-            except Exception:
-                _log.exception("an on_commit callback of the batch of key %r, which was saved, failed", self._key)
+            except Exception as error:
+                told = "an on_commit callback of the batch of key %s, which was saved, failed"
+                _report.error(told, self._key, error=error)
 
     def _leave(self, error: BaseException) -> None:
         try:
@@ -449,6 +449,6 @@ def _by_model(rows: Sequence[object]) -> list[Model]:
     order: dict[type[Model], list[Model]] = {}
     for row in rows:
         if not isinstance(row, Model):
-            raise TypeError(f"add_row was given {row!r}, but DjangoStore inserts unsaved model instances")
+            raise TypeError(f"add_row was given {shown(row)}, but DjangoStore inserts unsaved model instances")
         order.setdefault(type(row), []).append(row)
     return [row for group in order.values() for row in group]

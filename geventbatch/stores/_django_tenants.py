@@ -16,6 +16,7 @@ import gevent
 from django.db import Error
 from django.db.backends.signals import connection_created
 
+from geventbatch._shown import shown
 from geventbatch.stores._django_connections import current
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ class Place:
             gevent.spawn(self._look).join()
         if self._found is not None and self._found != mine:
             raise RuntimeError(
-                f"run() was called on key {key!r} by a caller whose connection to {self._alias!r} finds other tables "
-                f"({_told(mine)}) than the batch's ({_told(self._found)}), as with a schema for each tenant: give the "
-                "store tenant=…, which says whose they are, and prepare_connection=…, which sets that for a batch"
+                f"run() was called on key {shown(key)} by a caller whose connection to {self._alias!r} finds other "
+                f"tables ({_told(mine)}) than the batch's ({_told(self._found)}), as with a schema for each tenant: "
+                "give the store tenant=…, which says whose they are, and prepare_connection=…, which sets that for "
+                "a batch"
             )
 
     def _look(self) -> None:

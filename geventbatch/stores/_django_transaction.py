@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _commit, _sql
 from geventbatch.stores._commit import polls
@@ -185,9 +186,11 @@ class Transaction:
             raise over
         failed = self.failed()
         if failed is not None:
-            raise Rejected(f"{self._batch.key!r} was not saved: an operation's statement failed ({failed})") from failed
+            raise Rejected(
+                f"{shown(self._batch.key)} was not saved: an operation's statement failed ({failed})"
+            ) from failed
         if self.connection.closed_in_transaction or self.connection.connection is None:
-            raise NotSaved(f"{self._batch.key!r} was not saved: its connection was closed by an operation")
+            raise NotSaved(f"{shown(self._batch.key)} was not saved: its connection was closed by an operation")
 
     def failed(self) -> BaseException | None:
         """Why nothing can be committed any more; None when it can. Switches: no."""
@@ -216,7 +219,9 @@ class Transaction:
             return self.over
         found = _sql.not_saved(self.over, self._batch.key)
         if _sql.has_ended(self.over):
-            found = Conflict(f"{self._batch.key!r} was not saved: the server has ended its transaction ({self.over})")
+            found = Conflict(
+                f"{shown(self._batch.key)} was not saved: the server has ended its transaction ({self.over})"
+            )
         found.__cause__ = self.over
         return found
 
@@ -273,7 +278,7 @@ class Transaction:
         of_connection = isinstance(error, (InterfaceError, OperationalError))
         if of_connection or _sql.kind(error) is not _sql.Kind.OTHER:
             return _sql.not_saved(error, self._batch.key)
-        return Rejected(f"{self._batch.key!r} was not saved, nothing was written: {error}")
+        return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {error}")
 
     def _told(self) -> bool | None:
         """What this side knows of COMMIT: whether it was carried out. None: nothing."""

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._commit import polls
@@ -204,7 +205,7 @@ class DocumentScope:
     def _made(self) -> Any:
         missing = self._documents.missing
         if missing == "raise":
-            raise ResourceMissing(f"there is no {self._key!r} in {self._documents.name}", key=self._key)
+            raise ResourceMissing(f"there is no {shown(self._key)} in {self._documents.name}", key=self._key)
         return missing(self._key)
 
     def _decoded(self, state: Any) -> Any:
@@ -212,7 +213,7 @@ class DocumentScope:
             return self._documents.decode(state)
         except Exception as error:
             raise ValueError(
-                f"the state of {self._key!r} in {self._documents.name} cannot be decoded: {error}"
+                f"the state of {shown(self._key)} in {self._documents.name} cannot be decoded: {error}"
             ) from error
 
     def _save(self) -> Row | None:
@@ -256,7 +257,7 @@ class DocumentScope:
             return state
         except Exception as error:
             raise Rejected(
-                f"{self._key!r} was not saved, nothing was written: it cannot be encoded: {error}"
+                f"{shown(self._key)} was not saved, nothing was written: it cannot be encoded: {error}"
             ) from error
 
     def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
@@ -288,7 +289,7 @@ class DocumentScope:
             self._transaction.change(statement, parameters)
         except IntegrityError as error:
             if self._loaded.version is None and _sql.is_duplicate(error):
-                raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from error
+                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error
             raise
 
     def _end(self, error: BaseException | None) -> None:
@@ -311,7 +312,7 @@ class DocumentScope:
         except Exception as error:
             raise _sql.not_saved(error, self._key) from error
         if there.version != self._loaded.version:
-            raise Conflict(f"{self._key!r} was changed by somebody else since this process has saved it")
+            raise Conflict(f"{shown(self._key)} was changed by somebody else since this process has saved it")
 
     def _fence(self, row: Row | None) -> bool | None:
         """Whether *row* was saved, by the COMMIT whose answer is lost; if not, see to it that it never will be.

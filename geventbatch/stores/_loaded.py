@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
@@ -97,8 +98,8 @@ class Loaded:
         changed = self._beside.changed(self.resource, transaction)
         if changed is not None:
             raise Conflict(
-                f"{self._key!r} was not saved: somebody else changed the {changed.class_.__name__} {changed.identity} "
-                "since it was read"
+                f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
+                "{changed.identity} since it was read"
             )
 
     def _refuse_expressions(self) -> None:
@@ -106,7 +107,7 @@ class Loaded:
         for name, value in self._values().items():
             if hasattr(value, "__clause_element__") or isinstance(value, sa.ClauseElement):
                 raise Rejected(
-                    f"{self._key!r} was not saved: an operation has assigned the SQL expression {value!r} to "
+                    f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {value!r} to "
                     f"{name}, but must assign a value"
                 )
 
@@ -167,7 +168,7 @@ class Loaded:
 
     def conflict(self) -> Conflict:
         """What a save is that finds another row than was loaded."""
-        return Conflict(f"{self._key!r} was not saved: somebody else changed it since it was loaded")
+        return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")
 
     def _values(self) -> dict[str, Any]:
         """Of the columns that are loaded."""

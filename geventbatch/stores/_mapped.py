@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._loaded import Loaded
@@ -134,15 +135,15 @@ class MappedScope:
                 transaction.precede(mapping.lock, parameters)
             return self._session.execute(mapping.load, parameters).unique().one_or_none()
         except (ValueError, TypeError, LookupError) as error:  # of a column's type
-            raise ValueError(f"the {mapping.name} {self._key!r} cannot be decoded: {error}") from error
+            raise ValueError(f"the {mapping.name} {shown(self._key)} cannot be decoded: {error}") from error
 
     def _made(self) -> Any:
         mapping = self._mapping
         if mapping.missing == "raise":
-            raise ResourceMissing(f"there is no {mapping.name} {self._key!r}", key=self._key)
+            raise ResourceMissing(f"there is no {mapping.name} {shown(self._key)}", key=self._key)
         resource = mapping.missing(self._key)
         if not isinstance(resource, mapping.mapper.class_):
-            raise TypeError(f"missing made {resource!r} for {self._key!r}: it has to be a {mapping.name}")
+            raise TypeError(f"missing made {shown(resource)} for {shown(self._key)}: it has to be a {mapping.name}")
         for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
             if getattr(resource, attribute.key) is None:
                 setattr(resource, attribute.key, value)
@@ -157,8 +158,8 @@ class MappedScope:
         """Something is to be committed: a savepoint, or all, which is for the batch to do."""
         if not self._writing and not self._session.in_nested_transaction():
             raise RuntimeError(
-                f"an operation on {self._key!r} called commit() on its batch's session: the batch commits, once, after "
-                "all of its operations"
+                f"an operation on {shown(self._key)} called commit() on its batch's session: the batch commits, once, "
+                "after all of its operations"
             )
 
     def has_added(self, instance: object) -> None:
@@ -217,8 +218,8 @@ class MappedScope:
         batch = current_batch()
         if not self._transaction.writes_anywhere and not batch.alone:
             raise RuntimeError(
-                f"an operation on {self._key!r} would write to SQLite, and lock all of it while other greenlets run: "
-                "add to the session, or to current_batch().add_row, what the batch is to write when it saves"
+                f"an operation on {shown(self._key)} would write to SQLite, and lock all of it while other greenlets "
+                "run: add to the session, or to current_batch().add_row, what the batch is to write when it saves"
             )
         # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
         # raises; but for what it has added or deleted itself.
@@ -240,7 +241,7 @@ class MappedScope:
                 return refused
         # What it has marked as deleted cannot be told from what others have.
         if self._spoils == turn or self._session.deleted or not self._is_whole():
-            return Rejected(f"{error!r} left the transaction of {self._key!r} so that it cannot be saved")
+            return Rejected(f"{shown(error)} left the transaction of {shown(self._key)} so that it cannot be saved")
         return None
 
     def _is_raced(self, error: Exception) -> bool:
@@ -267,8 +268,8 @@ class MappedScope:
         session = self._session
         if not self._is_whole():
             raise Rejected(
-                f"{self._key!r} was not saved: an operation ended the transaction of the batch, or went on after a "
-                "statement had failed"
+                f"{shown(self._key)} was not saved: an operation ended the transaction of the batch, or went on after "
+                "a statement had failed"
             )
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         if not batch.completed:  # whatever is in the session, nobody has made it
@@ -331,7 +332,7 @@ class MappedScope:
             with suppress(DBAPIError), mapping.connect(self._key) as connection:
                 there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
             if there is not None:
-                raise Conflict(f"{self._key!r} was not saved: somebody else has inserted it meanwhile") from cause
+                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict
 from geventbatch.stores import _sql
 from geventbatch.stores._engines import ENDED
@@ -50,7 +51,9 @@ class MySQLTransaction(Transaction):
         error = self.connection.info.get(ENDED)
         if error is None:
             return None
-        conflict = Conflict(f"{self.key!r} was not saved: the server has ended the transaction of the batch ({error})")
+        conflict = Conflict(
+            f"{shown(self.key)} was not saved: the server has ended the transaction of the batch ({error})"
+        )
         conflict.__cause__ = error
         return conflict
 

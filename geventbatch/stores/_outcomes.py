@@ -19,6 +19,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._plain import encode
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores import _sql
 
@@ -101,7 +102,7 @@ class Outcomes:
         try:
             name = encode([store, _canonical(key)])
         except Exception:  # a key of a type of the user's own
-            name = f"{store} {key!r}"
+            name = f"{store} {shown(key)}"
         self.key = key
         self.table = table
         self.prefix = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + ":"
@@ -188,13 +189,13 @@ class Recording:
         key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
         if found:
-            told = f"{key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
+            told = f"{shown(key)} was not saved: {len(found)} of its idempotency keys are recorded already"
             return Repeated(told, outcomes=found)
         begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]
         deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"
         if send(deletion, expired).rowcount or self._is_ours(error):  # else somebody else has deleted them meanwhile
-            return Conflict(f"{key!r} was not saved: outcomes were in the way that have expired")
+            return Conflict(f"{shown(key)} was not saved: outcomes were in the way that have expired")
         return None
 
     def _is_ours(self, error: BaseException) -> bool:

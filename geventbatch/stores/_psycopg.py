@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import psycopg
 from sqlalchemy.exc import DBAPIError
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
 from geventbatch.stores._postgres import PostgresTransaction
@@ -120,7 +121,7 @@ class JoinedTransaction(PostgresTransaction):
 
     def not_saved(self, error: Exception) -> NotSaved:
         if _sql.is_marked(error):
-            return Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
+            return Conflict(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
         return super().not_saved(error)
 
     def end(self, error: BaseException | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from redis.exceptions import RedisClusterException, RedisError
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._redis_names import outcome_name
 from geventbatch.stores._redis_save import Recorded, Save, State
@@ -60,11 +61,11 @@ class Resources(Generic[R]):
                 return self.decode(state.value)
             except Exception as error:
                 raise ValueError(
-                    f"the value of {key!r} in Redis cannot be decoded: {type(error).__name__}: {error}"
+                    f"the value of {shown(key)} in Redis cannot be decoded: {type(error).__name__}: {error}"
                 ) from error
         if callable(self.missing):
             return self.missing(key)
-        raise ResourceMissing(f"there is no {key!r} in Redis", key=key)
+        raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
 
     def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
         """Write what the batch has made of it, if that is something else, and give what is there then."""
@@ -115,7 +116,7 @@ class Resources(Generic[R]):
             try:
                 pool = self.server.pool_of(self.name(key))
             except (RedisError, RedisClusterException) as error:
-                answers[key] = NotSaved(f"no node for {key!r}, it was not saved: {error}")
+                answers[key] = NotSaved(f"no node for {shown(key)}, it was not saved: {error}")
             else:
                 by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
         for pool, some in by_pool.values():
@@ -127,9 +128,9 @@ class Resources(Generic[R]):
         try:
             there = self.load(key)
         except (RedisError, RedisClusterException, ValueError) as error:
-            raise NotSaved(f"{key!r} cannot be compared: {error}") from error
+            raise NotSaved(f"{shown(key)} cannot be compared: {error}") from error
         if there != kept:
-            raise Conflict(f"{key!r} was changed by somebody else since this process has saved it")
+            raise Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
 
     def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
         """What is recorded of operations with them."""
@@ -155,7 +156,7 @@ class Resources(Generic[R]):
                 self.check(resource)
             return value
         except Exception as error:
-            raise Rejected(f"{key!r} cannot be encoded any more, nothing was saved: {error}") from error
+            raise Rejected(f"{shown(key)} cannot be encoded any more, nothing was saved: {error}") from error
 
     def _lives(self, loaded: State, value: bytes | None) -> str | int:
         if value is None:

@@ -21,6 +21,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores._redis_scripts import KEPT_SAVES, RESOLVE, SAVE, TRACE_MILLISECONDS
 from geventbatch.stores._redis_server import PART, answer, lent
@@ -75,7 +76,9 @@ class State:
     @classmethod
     def of(cls, key: str, value: bytes | None, version: bytes | None, saves: bytes | None) -> State:
         if version is not None and not (version.isdigit() and len(version) <= _LONGEST_VERSION):
-            raise ValueError(f"the version of {key!r} in Redis cannot be decoded: it is {version!r}, and no number")
+            raise ValueError(
+                f"the version of {shown(key)} in Redis cannot be decoded: it is {version!r}, and no number"
+            )
         return cls(value, version or b"", saves or b"")
 
     def is_trace(self) -> bool:
@@ -137,16 +140,16 @@ class Save:
         if isinstance(answer, NotSaved):
             raise answer
         if isinstance(answer, (AskError, TryAgainError)):  # loading again finds the new place
-            raise Conflict(f"{self._key!r} is moving to another node, nothing was saved: {answer}") from answer
+            raise Conflict(f"{shown(self._key)} is moving to another node, nothing was saved: {answer}") from answer
         if isinstance(answer, ResponseError) and _has_written_nothing(answer):
-            raise NotSaved(f"Redis refused to save {self._key!r}, nothing was written: {answer}") from answer
+            raise NotSaved(f"Redis refused to save {shown(self._key)}, nothing was written: {answer}") from answer
         if isinstance(answer, RedisError):
             self._resolve(answer)
         elif isinstance(answer, list):
             found = {
                 idempotency_keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)
             }
-            told = f"{self._key!r} was not saved: {len(found)} of its idempotency keys are recorded already"
+            told = f"{shown(self._key)} was not saved: {len(found)} of its idempotency keys are recorded already"
             raise Repeated(told, outcomes=found)
         elif not answer:
             raise self._conflict()
@@ -174,14 +177,14 @@ class Save:
             if answer == b"unknown":
                 break
             if answer == b"fenced" and isinstance(lost, ResponseError):  # again it would be the same
-                raise NotSaved(f"{self._key!r} was not saved, nothing was written: {lost}") from lost
+                raise NotSaved(f"{shown(self._key)} was not saved, nothing was written: {lost}") from lost
             raise self._conflict() from lost
-        lost.add_note(f"It is unknown whether {self._key!r} was saved.")
+        lost.add_note(f"It is unknown whether {shown(self._key)} was saved.")
         raise lost
 
     def _conflict(self) -> Conflict:
         version = int(self._loaded.version or 0)
-        return Conflict(f"{self._key!r} was changed since version {version}, nothing was saved")
+        return Conflict(f"{shown(self._key)} was changed since version {version}, nothing was saved")
 
     def _ask(self, script: str, *arguments: object, beside: tuple[bytes, ...] = ()) -> object:
         """Send a script, once, with the keys *beside* that of the resource, and give what it returns.
@@ -208,7 +211,7 @@ class Save:
         try:
             return self._server.pool_of(self._name)
         except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
-            raise NotSaved(f"no node for {self._key!r}, it was not saved: {error}") from error
+            raise NotSaved(f"no node for {shown(self._key)}, it was not saved: {error}") from error
 
 
 def _has_written_nothing(error: ResponseError) -> bool:

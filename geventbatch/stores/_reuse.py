@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from geventbatch._clock import clock
 from geventbatch._process import here
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def judging_nobody(key: Hashable) -> Iterator[None]:
     except (Conflict, Repeated):
         raise
     except NotSaved as error:
-        raise Conflict(f"{key!r} was not saved, and is loaded now: {error}") from error
+        raise Conflict(f"{shown(key)} was not saved, and is loaded now: {error}") from error
 
 
 def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:

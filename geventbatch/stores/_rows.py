@@ -9,6 +9,8 @@ from sqlalchemy import Insert, Table, insert, inspect
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.state import InstanceState
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -60,7 +62,8 @@ def _pair(row: object) -> tuple[Any, Mapping[str, Any]]:
     if isinstance(row, tuple) and len(row) == 2 and (isinstance(row[0], (Table, type))):  # noqa: PLR2004 - a pair
         return row
     raise TypeError(
-        f"add_row() was given {row!r}: pass a mapped instance, a pair of a Table and a dict, or an insert() statement"
+        f"add_row() was given {shown(row)}: pass a mapped instance, a pair of a Table and a dict, or an insert() "
+        "statement"
     )
 
 

@@ -14,6 +14,7 @@ from math import ceil
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores._driver_errors import (
     OF_OPERATION,
@@ -71,7 +72,7 @@ __all__ = [
 def not_saved(error: BaseException, key: Hashable) -> NotSaved:
     """What a scope raises (``from`` *error*) for an error that came before COMMIT was sent: nothing was written."""
     found = kind(error)
-    why = f"{key!r} was not saved, nothing was written: {found.value} ({_first_line(error)})"
+    why = f"{shown(key)} was not saved, nothing was written: {found.value} ({_first_line(error)})"
     if found is Kind.CONFLICT:
         return Conflict(why)
     return Rejected(why) if found in OF_OPERATION else NotSaved(why)

@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
 )
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _commit, _engines, _sql
 from geventbatch.stores._commit import polls
@@ -138,7 +139,7 @@ class Transaction:
         """
         options = {"preserve_rowcount": True}
         if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
-            raise Conflict(f"{self.key!r} was not saved: somebody else changed it since it was loaded")
+            raise Conflict(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
 
     def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
         """Execute a statement that is in the form of the driver."""
@@ -174,7 +175,7 @@ class Transaction:
             raise ended
         if self.has_failed():
             # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
-            raise Rejected(f"{self.key!r} was not saved: a statement has failed, and who sent it went on")
+            raise Rejected(f"{shown(self.key)} was not saved: a statement has failed, and who sent it went on")
 
     def _roll_back(self) -> None:
         self.connection.rollback()
@@ -225,7 +226,7 @@ class Transaction:
         if _sql.kind(error) is not _sql.Kind.OTHER or isinstance(error, DBAPIError):
             return _sql.not_saved(error, self.key)
         of_everybody = isinstance(error, _OF_EVERYBODY) or (isinstance(error, OSError) and self.connection.invalidated)
-        why = f"{self.key!r} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
+        why = f"{shown(self.key)} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
         return NotSaved(why) if of_everybody else Rejected(why)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -302,7 +303,7 @@ class SQLiteTransaction(Transaction):
                 if _sql.kind(busy) is not _sql.Kind.CONFLICT:
                     raise
                 error = busy
-        raise NotSaved(f"{self.key!r} was not saved: another process holds SQLite's write lock") from error
+        raise NotSaved(f"{shown(self.key)} was not saved: another process holds SQLite's write lock") from error
 
     def ask_outcome(self) -> bool | None:
         return None  # asking would block the process

@@ -10,6 +10,7 @@ from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
+from geventbatch._shown import shown
 from geventbatch.stores._django_connections import check_backend, current, own, pool
 from geventbatch.stores._django_fields import check_names, version_field
 from geventbatch.stores._django_key import RowKey
@@ -180,7 +181,7 @@ class DjangoStore(Generic[M]):
         if self.allow_atomic:
             return alone
         raise RuntimeError(
-            f"run() was called on key {key!r} inside a transaction of the database {self.using!r} (atomic(), or "
+            f"run() was called on key {shown(key)} inside a transaction of the database {self.using!r} (atomic(), or "
             "ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch would wait for "
             "rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view with "
             "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"

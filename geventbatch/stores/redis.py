@@ -12,6 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
+from geventbatch._shown import shown
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import has_tag
 from geventbatch.stores._redis_resources import Resources
@@ -146,11 +147,13 @@ class RedisStore(Generic[R]):
         elif isinstance(key, UUID):
             text = UUID.__str__(key)
         else:
-            raise TypeError(f"the key {key!r} is a {type(key).__name__}; a RedisStore takes str, int, UUID and bytes")
+            raise TypeError(
+                f"the key {shown(key)} is a {type(key).__name__}; a RedisStore takes str, int, UUID and bytes"
+            )
         try:
             text.encode(errors="surrogateescape")
         except UnicodeEncodeError as error:
-            raise ValueError(f"the key {key!r} has no UTF-8 form, so it is no key in Redis: {error}") from error
+            raise ValueError(f"the key {shown(key)} has no UTF-8 form, so it is no key in Redis: {error}") from error
         return text
 
     def check_outcomes(self, key: Hashable) -> None:
@@ -158,9 +161,9 @@ class RedisStore(Generic[R]):
         name = self._resources.name(self.normalize_key(key))
         if isinstance(self._resources.server, Cluster) and b"}" in name and not has_tag(name):
             raise ValueError(
-                f"the key {key!r} is {name!r} in Redis: beside it a cluster can keep no outcomes of operations with an "
-                "idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys without one, or "
-                "with a tag, as in {tag}rest"
+                f"the key {shown(key)} is {name!r} in Redis: beside it a cluster can keep no outcomes of operations "
+                "with an idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys "
+                "without one, or with a tag, as in {tag}rest"
             )
 
     def stopped(self) -> None:
