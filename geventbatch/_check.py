@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import warnings
 from dataclasses import dataclass
@@ -125,10 +126,12 @@ def _mysql() -> Iterator[Problem]:
             "mysqlclient (MySQLdb) waits in C, so that a statement blocks every greenlet.",
             "Use PyMySQL: pymysql.install_as_MySQLdb() before anything imports MySQLdb.",
         )
-    if "_mysql_connector" in sys.modules:
+    extension: Any = sys.modules.get("mysql.connector.connection_cext")  # loaded also where nobody uses it
+    blocks = getattr(extension, "CMySQLConnection", None)
+    if blocks is not None and any(issubclass(type(one), blocks) for one in gc.get_objects()):
         yield Problem(
             "mysql-connector",
-            "mysql-connector-python has loaded its C extension, whose statements block every greenlet.",
+            "mysql-connector-python has connected by its C extension, whose statements block every greenlet.",
             "Connect with use_pure=True.",
         )
 

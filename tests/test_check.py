@@ -48,12 +48,15 @@ def looked(imports: str = "", before: str = PATCHED) -> tuple[list[str], list[st
 
 def modules(monkeypatch: pytest.MonkeyPatch, **members: dict[str, Any]) -> None:
     """Have these modules be imported, as far as one can see, and no other driver."""
-    for name in ("psycopg", "psycopg.waiting", "psycopg2.extensions", "MySQLdb._mysql", "_mysql_connector"):
+    for name in ("psycopg", "psycopg.waiting", "psycopg2.extensions", "MySQLdb._mysql", CEXT):
         monkeypatch.delitem(sys.modules, name, raising=False)
     for name, its in members.items():
         module = ModuleType(name)
         vars(module).update(its)
         monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+
+
+CEXT = "mysql.connector.connection_cext"
 
 
 def wait_c() -> None:
@@ -91,7 +94,6 @@ def test_of_drivers_that_wait_in_gevents_way_there_is_nothing_to_say(
             "psycogreen.gevent.patch_psycopg()",
         ),
         ({"MySQLdb___mysql": {}}, "mysqlclient", "pymysql.install_as_MySQLdb()"),
-        ({"_mysql_connector": {}}, "mysql-connector", "use_pure=True"),
     ],
 )
 def test_a_driver_that_blocks_is_named_with_what_mends_it(
@@ -102,6 +104,21 @@ def test_a_driver_that_blocks_is_named_with_what_mends_it(
     assert problem.name == name
     assert mend in problem.mend
     assert "every greenlet" in problem.what
+
+
+def test_mysql_connector_is_named_when_a_connection_is_one_of_its_extension_and_not_because_that_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class CMySQLConnection:
+        """As the extension's."""
+
+    modules(monkeypatch, mysql__connector__connection_cext={"CMySQLConnection": CMySQLConnection})
+    assert check() == []
+    connection = CMySQLConnection()
+    (problem,) = check()
+    assert problem.name == "mysql-connector"
+    assert "use_pure=True" in problem.mend
+    del connection
 
 
 def test_a_driver_that_blocks_is_warned_of_at_the_first_run_only() -> None:

@@ -25,6 +25,7 @@ from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _commit, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._django_connections import discard
+from geventbatch.stores._django_levels import is_mariadb, leave, read_committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ class Transaction:
         self._batch = batch
         self._pipeline = pipeline
         self._locking = locking
-        self._level: list[Any] = []  # of the connection, while it has another one
+        self._give_level_back: Callable[[], object] = leave
         self._atomic = transaction.atomic(using=connection.alias)
         self._stack = ExitStack()  # of the wrappers around what Django executes
         self._xid: str | None = None
@@ -80,27 +81,12 @@ class Transaction:
         if self.pipelines:
             raw: Any = self.connection.connection
             raw.autocommit = True  # so that psycopg leaves BEGIN to `loading`: it would wait for it
-        elif self.connection.vendor == "postgresql" and self._locking:
-            self._read_committed()
+        elif self._locking:
+            self._give_level_back = read_committed(self.connection)
         if self.connection.vendor == "mysql":
             self._stack.enter_context(self.connection.execute_wrapper(self._bound_mysql))
         if lazily:
             self._stack.enter_context(self.connection.execute_wrapper(self._begin_to_write))
-
-    def _read_committed(self) -> None:
-        """Have the driver begin so. Nothing is sent."""
-        from django.db.backends.postgresql.psycopg_any import IsolationLevel
-
-        raw: Any = self.connection.connection
-        if raw.isolation_level != IsolationLevel.READ_COMMITTED:
-            self._level = [raw.isolation_level]
-            raw.isolation_level = IsolationLevel.READ_COMMITTED
-
-    def _give_level_back(self) -> None:
-        raw: Any = self.connection.connection
-        if self._level and raw is not None:
-            with suppress(Exception):  # else the connection is broken, and nobody uses it again
-                raw.isolation_level = self._level.pop()
 
     @contextmanager
     def loading(self, *first: Statement) -> Iterator[None]:
@@ -439,14 +425,6 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
 
 def _begins(sql: object, words: frozenset[str]) -> bool:
     return isinstance(sql, str) and _sql.first_word(sql) in words
-
-
-def is_mariadb(connection: Any) -> bool:
-    """Whether a connection to MySQL is one to MariaDB. Switches: the first time, to ask."""
-    known = getattr(connection, "mysql_is_mariadb", None)
-    if known is None:  # the backend of mysql-connector-python
-        known = "mariadb" in str(connection.connection.server_info).lower()
-    return bool(known)
 
 
 def _first(error: Exception) -> Exception:

@@ -28,10 +28,7 @@ class MySQLTransaction(Transaction):
 
     def begin(self) -> None:
         if self.locking and _LEVEL not in self.connection.info:
-            # Where a log of statements is kept, it can be no other one.
-            name = "tx_isolation" if _is_mariadb(self.connection) else "transaction_isolation"
-            of_statements = "@@log_bin AND @@binlog_format = 'STATEMENT'"
-            self.connection.exec_driver_sql(f"SET SESSION {name} = IF({of_statements}, @@{name}, 'READ-COMMITTED')")
+            self.connection.exec_driver_sql(_sql.mysql_read_committed(mariadb=_is_mariadb(self.connection)))
             self.connection.info[_LEVEL] = True
         self.connection.info.pop(ENDED, None)
         if not _is_mariadb(self.connection):

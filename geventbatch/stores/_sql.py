@@ -53,6 +53,7 @@ __all__ = [
     "mariadb_prefix",
     "mysql_hint",
     "mysql_lock_bound",
+    "mysql_read_committed",
     "not_saved",
     "of_commit",
     "postgres_bound",
@@ -228,6 +229,13 @@ def without_prefix(statement: str) -> str:
 def mysql_hint(remaining: float) -> str:
     """Put behind the word SELECT, it bounds that statement. MySQL bounds no others, but by their waits for locks."""
     return f"/*+ MAX_EXECUTION_TIME({bound_milliseconds(remaining)}) */"
+
+
+def mysql_read_committed(*, mariadb: bool) -> str:
+    """Have the session be READ COMMITTED from now on, but where a log of statements is kept, which takes no such."""
+    name = "tx_isolation" if mariadb else "transaction_isolation"
+    of_statements = "@@log_bin AND @@binlog_format = 'STATEMENT'"
+    return f"SET SESSION {name} = IF({of_statements}, @@{name}, 'READ-COMMITTED')"
 
 
 def mysql_lock_bound(remaining: float) -> str:
