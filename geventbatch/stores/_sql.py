@@ -164,12 +164,12 @@ PostgreSQL 15 they are read from a file, which takes too long.
 
 
 LEVEL: Final = "read committed"
-"""As PostgreSQL calls it."""
+"""As PostgreSQL calls it. In small letters: then only a COMMIT reads so, for who looks at what is sent."""
 
-READ_COMMITTED: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+READ_COMMITTED: Final = f"SET TRANSACTION ISOLATION LEVEL {LEVEL}"
 """For a transaction in which nothing was sent yet."""
 
-BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+BEGIN: Final = f"BEGIN ISOLATION LEVEL {LEVEL}"
 """For one that locks its row: what it reads behind that is not older."""
 
 
