@@ -135,6 +135,39 @@ def test_an_operation_that_raises_is_not_blamed_for_what_those_before_it_wrote(a
     assert entries(alias) == ["of somebody"]
 
 
+def test_rows_that_are_copied_by_an_operation_that_raised_are_not_committed(postgres: str) -> None:
+    def copy_rows(resource: Account) -> None:
+        with (
+            connections[postgres].cursor() as cursor,
+            cursor.copy("COPY bank_entry (text) FROM STDIN") as copying,
+        ):
+            copying.write_row(["copied"])
+
+    def copy_and_raise(resource: Account) -> None:
+        copy_rows(resource)
+        raise KeyError
+
+    assert isinstance(between(postgres, copy_and_raise, clean_errors=(KeyError,)), list)
+    assert entries(postgres) == []
+    with processing(postgres) as processor:
+        processor.run("a", copy_rows)
+    assert entries(postgres) == ["copied"]
+
+
+@pytest.mark.mariadb
+def test_what_a_procedure_wrote_for_an_operation_that_raised_is_not_committed(tmp_path: Path) -> None:
+    with _place("mariadb", tmp_path) as alias:
+        send(alias, "CREATE PROCEDURE write_entry() INSERT INTO bank_entry (text) VALUES ('of a procedure')")
+
+        def call(resource: Account) -> None:
+            with connections[alias].cursor() as cursor:
+                cursor.callproc("write_entry")
+            raise KeyError
+
+        between(alias, call, clean_errors=(KeyError,))
+        assert entries(alias) == []
+
+
 # -- what ends the transaction, or leaves it half ended ----------------------------------------------------------
 
 

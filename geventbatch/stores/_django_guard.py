@@ -11,13 +11,12 @@ from __future__ import annotations
 import copy
 import re
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
 from django.db import connections
 from django.db.backends.signals import connection_created
-from django.utils.functional import cached_property as django_cached_property
 
 from geventbatch._process import running
 from geventbatch._shown import shown
@@ -236,10 +235,10 @@ class Guard:
         """What the operation has set on the connection itself must not reach the next one."""
         values = vars(self.connection)
         for name in [*values.keys() | before.keys()]:
-            if name in _OF_DJANGO or name in IN_PLACE:
+            if name in _OF_DJANGO or name in IN_PLACE or name.startswith("_"):
                 continue
             if name not in before:
-                if not isinstance(getattr(self._class, name, None), (cached_property, django_cached_property)):
+                if not hasattr(self._class, name):  # else it is computed once for each connection
                     del values[name]
             elif values.get(name, _NONE) is not before[name]:
                 values[name] = before[name]
@@ -298,16 +297,26 @@ class Guard:
             raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
         if not writes(text):
             return self._executed(execute, sql, params, many, context)
-        self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
         own = self._tables.search(text) is not None
+        self._writes()
         before = self._ask(self._row.now) if own else {}
-        self.wrote = True
-        if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
-            self._transaction.wrote = True
         answer = self._executed(execute, sql, params, many, context)
         if own:
             self._ask(partial(self._check_untouched, before))
         return answer
+
+    def _writes(self) -> None:
+        """The operation is about to."""
+        self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
+        self.wrote = True
+        if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
+            self._transaction.wrote = True
+
+    def writes_unseen(self) -> None:
+        """The operation is about to write, perhaps, by what Django shows to nobody."""
+        if not self._aside:
+            self._batch.ask_scope()
+            self._writes()
 
     def _check_untouched(self, before: dict[str, object]) -> None:
         """Raise where the statement has changed the resource's own row, which the save would undo."""

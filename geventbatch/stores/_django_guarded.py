@@ -27,6 +27,14 @@ class _Guarded:
         else:
             super().__setattr__(name, value)
 
+    def make_cursor(self, cursor: Any) -> Any:
+        this: Any = super()
+        return _watched(this.make_cursor(cursor))
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        this: Any = super()
+        return _watched(this.make_debug_cursor(cursor))
+
     def on_commit(self, func: Any, robust: bool = False) -> None:  # noqa: FBT002 - Django's own signature
         this: Any = super()
         this.on_commit(func, robust)
@@ -79,6 +87,38 @@ class _Guarded:
         this: Any = super()
         vars(self)[GUARD].refuse("set_autocommit()", "the batch commits, once, after all of its operations")
         this.set_autocommit(*args, **options)
+
+
+class _WatchedCursor:
+    """What a cursor does that Django shows to no wrapper around what it executes."""
+
+    def callproc(self, *args: Any, **options: Any) -> Any:
+        this: Any = super()
+        _writes_unseen(self)
+        return this.callproc(*args, **options)
+
+    def copy(self, *args: Any, **options: Any) -> Any:
+        this: Any = super()
+        _writes_unseen(self)
+        return (getattr(this, "copy", None) or this.__getattr__("copy"))(*args, **options)
+
+
+def _writes_unseen(cursor: Any) -> None:
+    guard = vars(cursor.db).get(GUARD)
+    if guard is not None:
+        guard.writes_unseen()
+
+
+def _watched(cursor: Any) -> Any:
+    kind: Any = type(cursor)
+    cursor.__class__ = _watched_class(kind)
+    return cursor
+
+
+@cache
+def _watched_class(kind: Hashable) -> Any:
+    parent = cast("type[object]", kind)
+    return type(parent.__name__, (_WatchedCursor, parent), {"__module__": parent.__module__})
 
 
 def _reading(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models.base import ModelBase
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from django.db.models import Model
-
-_PREFETCHED: Final = "_prefetched_objects_cache"
 
 
 @cache
@@ -160,10 +158,14 @@ def _standing(model: type[Model], name: str) -> Any:
     return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
 
 
-def computed(instance: Model, model: type[Model]) -> frozenset[str]:
-    """What *model* computes once, and has computed already. Switches: no."""
-    values = vars(instance)
-    return frozenset([name for name in _computed(model) if name in values])
+def beside(instance: Model, model: type[Model]) -> frozenset[str]:
+    """The names of what the instance of *model* has beside its columns. Switches: no."""
+    return frozenset(vars(instance).keys() - _columns(model))
+
+
+@cache
+def _columns(model: type[Model]) -> frozenset[str]:
+    return frozenset([field.attname for field in model._meta.concrete_fields])
 
 
 def take_related(instance: Model) -> None:
@@ -179,10 +181,8 @@ def take_related(instance: Model) -> None:
 
 
 def forget_read(instance: Model, model: type[Model], before: frozenset[str]) -> None:
-    """Forget the related objects, and what *model* has computed, but what is in *before*. Switches: no."""
+    """Forget related objects, and all that is beside the columns of *model*, but what is in *before*. Switches: no."""
     values = vars(instance)
-    values.pop(_PREFETCHED, None)
     vars(instance._state).pop("fields_cache", None)
-    for name in _computed(model):
-        if name not in before:
-            values.pop(name, None)
+    for name in values.keys() - _columns(model) - before:
+        del values[name]

@@ -17,7 +17,7 @@ from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
-from geventbatch.stores._django_held import computed, forget_read, held_class, take_related
+from geventbatch.stores._django_held import beside, forget_read, held_class, take_related
 from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_steps import Steps, can_copy
 from geventbatch.stores._django_transaction import Transaction, send
@@ -47,7 +47,7 @@ class Scope(Generic[M]):
     _transaction: Transaction
     _row: Row[M]
     _class: type[M]  # of the instance, but for while operations run
-    _computed: frozenset[str]  # what the instance had computed when it was loaded
+    _beside: frozenset[str]  # the names of what the instance had beside its columns when it was loaded
 
     def __init__(self, store: DjangoStore[M], key: Any) -> None:
         self._store = store
@@ -106,7 +106,7 @@ class Scope(Generic[M]):
         """Have the scope know what operations do, and `save` and `delete` of the instance leave it to the scope."""
         instance: Any = self._row.instance
         self._class = type(self._row.instance)
-        self._computed = computed(instance, self._class)
+        self._beside = beside(instance, self._class)
         self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
         self._watch()
 
@@ -164,7 +164,7 @@ class Scope(Generic[M]):
         guard = self._guard
         verdict = self._verdict(error)
         guard.drop_hooks()
-        forget_read(self._row.instance, self._class, self._computed)
+        forget_read(self._row.instance, self._class, self._beside)
         guard.next()
         return verdict
 
@@ -196,7 +196,7 @@ class Scope(Generic[M]):
             except Exception as error:  # as `save` would have raised it
                 verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {error}")
                 verdict.__cause__ = error
-        forget_read(instance, self._class, self._computed)
+        forget_read(instance, self._class, self._beside)
         guard.next()
         return verdict
 

@@ -69,7 +69,8 @@ def watched(model: type[Model]) -> dict[str, Any]:
                 found[field.attname] = _Generated(field)
             elif _is_document(field):
                 found[field.attname] = _Document(standing, field.attname)
-    checks = {name: is_natural for name, field, is_natural in _settled(model) if not _is_document(field)}
+    checks: dict[str, Callable[[Any], bool] | None] = {field.attname: None for field in model._meta.concrete_fields}
+    checks |= {name: is_natural for name, field, is_natural in _settled(model) if not _is_document(field)}
     return {**found, "__setattr__": _setter(model, checks)}
 
 
@@ -208,17 +209,22 @@ def _standing(model: type[Model], name: str) -> Any:
     return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
 
 
-def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool]]) -> Any:
+def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool] | None]) -> Any:
     """The `__setattr__` that has the scope be asked when a value is assigned that no load would give."""
     parent: Any = model.__setattr__
 
     def set_attribute(self: Model, name: str, value: Any) -> None:
         parent(self, name, value)
-        is_natural = checks.get(name)
+        is_natural = checks.get(name, _is_of_no_column)
         if is_natural is not None and value is not None and not is_natural(value):
             _ask()
 
     return set_attribute
+
+
+def _is_of_no_column(value: object) -> bool:  # noqa: ARG001 - as the others
+    """An attribute that no load gives."""
+    return False
 
 
 class _Document:
