@@ -110,7 +110,7 @@ class Adapter(ABC):
     proxy: Proxy | None = None
     """What the store's connections lead through, in a case that ``has_proxy``."""
 
-    commit_marker: bytes = b"COMMIT"
+    commit_marker: bytes = b"COMMIT\x00"  # others say READ COMMITTED
     """What is in the message with which the store commits, as the proxy sees it, and in no other."""
 
     commit_answer: bytes = b"COMMIT"
