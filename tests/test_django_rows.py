@@ -13,7 +13,7 @@ from tests.callers import answer_of
 from tests.test_django_models import MODES, SERVERS, processing, tables
 
 from tests.django_project.bank.models import Ticket  # isort: skip - after Django is set up
-from tests.django_project.bank.shapes import Computed, Heard, Order  # isort: skip
+from tests.django_project.bank.shapes import Computed, Counting, Heard, Order, Seat  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,19 @@ def test_an_operation_finds_what_save_computes_as_it_was_loaded(server: str, tmp
             callers = [gevent.spawn(processor.run, row.pk, one) for one in (order, lambda one: (one.pieces, one.total))]
             assert callers[1].get() == (1, 0)
             assert processor.run(row.pk, lambda one: one.total) == 7
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_save_that_an_operation_calls_computes_although_no_field_has_changed(server: str, tmp_path: Path) -> None:
+    def seat(row: Any) -> None:
+        Seat.objects.using(row._state.db).create(line="north", number=1)
+        row.save()
+
+    with tables(server, tmp_path, Counting, Seat) as alias:
+        row = Counting.objects.using(alias).create()
+        with processing(Counting, alias) as processor:
+            processor.run(row.pk, seat)
+        assert Counting.objects.using(alias).get().seats == 1
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from psycopg.types.range import Range
 from tests.callers import answer_of
 from tests.test_django_models import SERVERS, processing, tables
 
-from tests.django_project.bank.shapes import Form, Train  # isort: skip - after Django is set up
+from tests.django_project.bank.shapes import Form, Sums, Train  # isort: skip - after Django is set up
 from tests.django_project.bank.shapes_of_postgres import Series  # isort: skip
 
 if TYPE_CHECKING:
@@ -144,6 +144,23 @@ def test_a_column_that_the_database_computes_is_that_of_the_values_at_hand(serve
         assert [type(one) for one in answers[2:]] == [ValueError] * 3
         assert names == ("ICE", "TGV")
         assert Train.objects.using(alias).get().left == 0
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_the_database_computes_has_the_type_that_a_load_gives(server: str, tmp_path: Path) -> None:
+    names = ("cost", "many", "shown", "next_day", "inner", "share")
+
+    def change(row: Any) -> list[str]:
+        row.number, row.price, row.name, row.day = 4, Decimal("2.50"), "b", date(2026, 6, 1)
+        row.document["a"] = [1, True]
+        return [repr(getattr(row, name)) for name in names]
+
+    with tables(server, tmp_path, Sums) as alias:
+        sums = Sums.objects.using(alias).create()
+        with processing(Sums, alias) as processor:
+            answer = processor.run(sums.pk, change)
+        found = Sums.objects.using(alias).get()
+        assert answer == [repr(getattr(found, name)) for name in names]
 
 
 def test_what_the_database_cannot_compute_is_the_error_of_who_made_it_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ computes once for each instance. Each of them would have an instance of its own,
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,6 +52,9 @@ def held_class(model: type[Model]) -> type[Model]:
 def _save_later(self: Model, *args: object, **options: object) -> None:
     """Do nothing: the store saves when all operations have run. Switches: no."""
     _check_using(self, "save", args[2] if len(args) > 2 else options.get("using"))  # noqa: PLR2004 - the third
+    with suppress(RuntimeError):  # in a greenlet of the operation's own
+        scope: Any = current_batch().scope
+        scope.save_asked()
 
 
 async def _asave_later(self: Model, *args: object, **options: object) -> None:

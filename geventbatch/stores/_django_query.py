@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import ExpressionWrapper, Model, QuerySet, Value
 from django.db.models.expressions import Col
-from django.db.models.functions import Cast
-from django.db.models.sql import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Field
+    from django.db.models import Model, QuerySet
 
 
 def own_tables(model: type[Model]) -> list[str]:
@@ -59,35 +54,3 @@ def _leaves(node: Any) -> Iterator[Any]:
 def _looks_beside(lookup: Any) -> bool:
     sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
     return not isinstance(sides[0], Col) or hasattr(sides[1], "as_sql")
-
-
-def evaluate(
-    connection: BaseDatabaseWrapper, wanted: Sequence[tuple[Any, Field[Any, Any]]], given: dict[Field[Any, Any], Any]
-) -> list[Any]:
-    """What the database makes of the *wanted* expressions over *given* values, each as a value of its field.
-
-    Nothing is read from a table, and nothing is written. Switches: yes.
-    """
-    query: Any = Query(None)  # as Django's own Q.check does
-    for field, value in given.items():
-        known = Value(value, field)
-        query.add_annotation(
-            Cast(known, field) if connection.vendor == "postgresql" else known, field.name, select=False
-        )
-    for number, (expression, field) in enumerate(wanted):
-        query.add_annotation(ExpressionWrapper(expression, field), f"wanted_{number}")
-    return list(next(iter(query.get_compiler(using=connection.alias).results_iter())))
-
-
-@cache
-def generated_fields(model: type[Model]) -> tuple[Field[Any, Any], ...]:
-    """Those of *model* that the database computes of others. Switches: no."""
-    return tuple(field for field in model._meta.concrete_fields if getattr(field, "generated", False))
-
-
-@cache
-def generated_from(field: Any) -> tuple[Field[Any, Any], ...]:
-    """The fields that the expression of a `GeneratedField` reads. Switches: no."""
-    meta = field.model._meta
-    names = dict.fromkeys(reference[0] for reference in field.model._get_expr_references(field.expression))
-    return tuple(meta.pk if name == "pk" else meta.get_field(name) for name in names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from django.core.exceptions import EmptyResultSet
@@ -10,21 +9,14 @@ from django.db import Error, router
 from django.db.models import Model, QuerySet
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
-from django.db.transaction import atomic
 
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, ResourceMissing, Undecided
+from geventbatch.errors import Conflict, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores._django_fields import pk_fields
-from geventbatch.stores._django_query import (
-    evaluate,
-    generated_fields,
-    generated_from,
-    own_tables,
-    reads_beside,
-    whole_rows,
-)
+from geventbatch.stores._django_generated import Generated, evaluate
+from geventbatch.stores._django_query import own_tables, reads_beside, whole_rows
 from geventbatch.stores._django_saving import has_own_save, takes
 from geventbatch.stores._django_tenants import prepare
 from geventbatch.stores._django_transaction import send
@@ -33,7 +25,6 @@ from geventbatch.stores._key import row_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field
@@ -71,8 +62,9 @@ class Row(Generic[M]):
         """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
         self.claimed = False
         """It was locked later than at the load, and was as it was loaded."""
-        self._uncomputed: Exception | None = None  # of `generated`
-        self._generated: dict[str, tuple[list[object], Any]] = {}  # values that it is of, and what they give
+        self.save_asked = False
+        """An operation has called `save`."""
+        self.generated = Generated(connection)
         self.locks = store.locks(connection)
         """It is locked from the load on."""
         self._has_xmin = not self.locks and connection.vendor == "postgresql"
@@ -100,11 +92,15 @@ class Row(Generic[M]):
             for statement in first:
                 send(self._connection, *statement)
             found = self._first(rows)
+        if not isinstance(found, self._store.model | None):
+            raise TypeError(
+                f"the manager of {self._store.model._meta.label} gave {shown(found)}, which is no row of it"
+            )
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(_XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
         if not self.new:
-            self._note_generated()
+            self.generated.note(self.instance, self.loaded)
         part = self._part if self.new else row_key(self._part, self._store.row_key.of(self.instance))
         self.key = part if self._store.tenant is None else (self._key[0], part)
 
@@ -184,44 +180,6 @@ class Row(Generic[M]):
             for field, value in zip(fields, found, strict=True):
                 setattr(made, field.attname, value)
 
-    def generated(self, field: Any) -> Any:
-        """The value that the database would generate for *field* now. Switches: yes, where others have changed."""
-        others, values = generated_from(field), vars(self.instance)
-        now = [kept(one, values.get(one.attname), self._connection) for one in others]
-        before = self._generated.get(field.attname)
-        if before is not None and not any(map(differ, before[0], now)):
-            return before[1]
-        given = {one: values.get(one.attname) for one in others}
-        try:
-            with self._undone_if_refused():
-                (found,) = evaluate(self._connection, [(field.expression, field.output_field)], given)
-        except Exception as error:
-            self._uncomputed = error
-            raise
-        self._generated[field.attname] = now, found
-        return found
-
-    def uncomputed(self) -> Undecided | None:
-        """Whether the database has refused to compute something: perhaps for what an earlier operation had made.
-
-        It is said once. Switches: no.
-        """
-        error, self._uncomputed = self._uncomputed, None
-        if error is None:
-            return None
-        verdict = Undecided(f"{shown(self._key)} was not saved, nothing was written: {error}")
-        verdict.__cause__ = error
-        return verdict
-
-    def _undone_if_refused(self) -> AbstractContextManager[object]:
-        """PostgreSQL would take no further statement."""
-        return atomic(using=self._store.using) if self._connection.vendor == "postgresql" else nullcontext()
-
-    def _note_generated(self) -> None:
-        for field in generated_fields(self._store.model):
-            of = [self.loaded[one.attname] for one in generated_from(field)]
-            self._generated[field.attname] = of, vars(self.instance)[field.attname]
-
     # -- what has changed -----------------------------------------------------------------------------------
 
     def changes(self) -> list[Field[Any, Any]]:
@@ -285,7 +243,7 @@ class Row(Generic[M]):
         if version is not None and not self.ours:
             setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
             names.append(version.name)
-        only: dict[str, Any] = {} if self._computes else {"update_fields": names}
+        only: dict[str, Any] = {} if self.computes else {"update_fields": names}
         with self._transaction.saving(*checks, commits=commits):
             type(self.instance).save(self.instance, using=self._store.using, **only)
 
@@ -297,7 +255,7 @@ class Row(Generic[M]):
 
     def settle(self) -> None:
         """It was written as the instance is now, and may be written again. Switches: no."""
-        self.new, self.ours = False, True
+        self.new, self.ours, self.save_asked = False, True, False
         self.loaded = state_of(self.instance, self._connection)
 
     def delete(self) -> None:
@@ -327,10 +285,10 @@ class Row(Generic[M]):
     def _is_plain(self) -> bool:
         """Whether saving is one statement, and calls nothing of the user's that could do more."""
         meta = self.instance._meta
-        return not (self._computes or meta.parents or meta.select_on_save)
+        return not (self.computes or meta.parents or meta.select_on_save)
 
     @property
-    def _computes(self) -> bool:
+    def computes(self) -> bool:
         """Whether saving calls something of the user's, which may write more columns than have changed."""
         model = type(self.instance)
         return has_own_save(model) or pre_save.has_listeners(model) or post_save.has_listeners(model)

@@ -176,7 +176,7 @@ class Scope(Generic[M]):
         lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
         if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
             return _sql.not_saved(error, self._key)
-        undecided, found = self._row.uncomputed(), self._guard.judge()
+        undecided, found = self._row.generated.refused(self._key), self._guard.judge()
         if undecided is not None and (found is None or isinstance(found, Rejected)):
             return undecided
         if found is None and self._guard.wrote:
@@ -188,7 +188,7 @@ class Scope(Generic[M]):
     def operation_returned(self) -> NotSaved | None:
         """What becomes of the batch after an operation that has used the database returned. Switches: no."""
         instance, guard = self._row.instance, self._guard
-        verdict = guard.judge() or self._row.uncomputed()
+        verdict = guard.judge() or self._row.generated.refused(self._key)
         if verdict is None:
             try:
                 take_related(instance)
@@ -203,7 +203,11 @@ class Scope(Generic[M]):
     def generated(self, field: Field[Any, Any]) -> Any:
         """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
         with self._guard.aside():
-            return self._row.generated(field)
+            return self._row.generated.value(self._row.instance, field)
+
+    def save_asked(self) -> None:
+        """An operation has called `save`, which computes something although no field has changed. Switches: no."""
+        self._row.save_asked = True
 
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch. Switches: no."""
@@ -364,7 +368,7 @@ class Scope(Generic[M]):
                 row.delete()
         elif row.new:
             row.insert(commits=commits and not rows)
-        elif fields:
+        elif fields or (row.save_asked and row.computes):
             row.update(fields, commits=commits and not rows, recording=recording)
         elif (rows or wrote) and not row.ours:
             written = row.touch()

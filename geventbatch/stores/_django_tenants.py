@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import gevent
-from django.db import Error
 from django.db.backends.signals import connection_created
 
 from geventbatch._shown import shown
@@ -80,7 +79,7 @@ class Place:
             )
 
     def _look(self) -> None:
-        with suppress(Error):  # the load will say so
+        with suppress(Exception):  # the load will say so
             connection, _ = self._pool.lend()
             try:
                 connection.ensure_connection()

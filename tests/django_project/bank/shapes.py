@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from django.db import models
 from django.db.models import Count
-from django.db.models.functions import Now, Upper
+from django.db.models.fields.json import KT
+from django.db.models.functions import Coalesce, Concat, Now, Upper
 
 from tests.django_project.bank.models import Savings
 
@@ -329,3 +330,49 @@ class Folded(models.Model):
 
     class Meta:
         app_label = "bank"
+
+
+class Sums(models.Model):
+    """With columns of many types that the database computes."""
+
+    number: models.IntegerField[int, int] = models.IntegerField(default=3)
+    price: models.DecimalField[Decimal, Decimal] = models.DecimalField(max_digits=10, decimal_places=2, default=1)
+    name: models.CharField[str, str] = models.CharField(max_length=20, default="a")
+    day: models.DateField[Any, Any] = models.DateField(null=True)
+    document: models.JSONField[Any, Any] = models.JSONField(default=dict)
+    cost: Any = models.GeneratedField(
+        expression=models.F("price") * models.F("number"),
+        output_field=models.DecimalField(max_digits=12, decimal_places=2),
+        db_persist=True,
+    )
+    many: Any = models.GeneratedField(
+        expression=cast("Any", models.Q(number__gt=3)), output_field=models.BooleanField(), db_persist=True
+    )
+    shown: Any = models.GeneratedField(
+        expression=Concat("name", models.Value(": "), "name"), output_field=models.TextField(), db_persist=True
+    )
+    next_day: Any = models.GeneratedField(
+        expression=Coalesce("day", "day"), output_field=models.DateField(null=True), db_persist=True
+    )
+    inner: Any = models.GeneratedField(
+        expression=KT("document__a"), output_field=models.TextField(null=True), db_persist=True
+    )
+    share: Any = models.GeneratedField(
+        expression=models.F("number") / 2.0, output_field=models.FloatField(), db_persist=True
+    )
+
+    class Meta:
+        app_label = "bank"
+
+
+class Counting(models.Model):
+    """Whose own `save` counts rows beside it."""
+
+    seats: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.seats = Seat.objects.using(kwargs.get("using") or self._state.db).count()
+        super().save(*args, **kwargs)
