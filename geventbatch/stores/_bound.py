@@ -58,6 +58,12 @@ class Columns:
             if not isinstance(column.type, (*_PLAIN, *_LOOSE)) or name in parts
         }
         """Whose values may change in place, or compare in a way of their own."""
+        self.enums: dict[str, frozenset[str]] = {
+            name: frozenset(column.type.enums)
+            for name, column in self.named.items()
+            if isinstance(column.type, sa.Enum) and not column.type.validate_strings
+        }
+        """What their columns can have: where the database takes any text, nobody could load the row any more."""
         self.loose: frozenset[str] = frozenset(
             name for name, column in self.named.items() if isinstance(column.type, _LOOSE) and name not in parts
         )

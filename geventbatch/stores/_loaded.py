@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -93,7 +94,7 @@ class Loaded:
 
     def flushes(self, transaction: Transaction) -> None:
         """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource."""
-        self._refuse_expressions()
+        self._refuse_values()
         self._watched.flushes(self._session)
         changed = self._beside.changed(self.resource, transaction)
         if changed is not None:
@@ -102,9 +103,16 @@ class Loaded:
                 "{changed.identity} since it was read"
             )
 
-    def _refuse_expressions(self) -> None:
+    def _refuse_values(self) -> None:
         """An expression that one operation has assigned would be lost in that of the next one."""
+        enums = self._mapping.columns_of(sa.inspect(self.resource).mapper).enums
         for name, value in self._values().items():
+            if name in enums and isinstance(value, str) and value not in enums[name] and not isinstance(value, Enum):
+                error = ValueError(
+                    f"{value!r} of {name} is no value of its Enum: it could not be read back (assign one of "
+                    f"{sorted(enums[name])})"
+                )
+                raise Rejected(f"{self._key!r} was not saved: {error}") from error
             if hasattr(value, "__clause_element__") or isinstance(value, sa.ClauseElement):
                 raise Rejected(
                     f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {value!r} to "

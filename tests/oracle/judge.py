@@ -27,6 +27,7 @@ Operation = Any
 
 REFUSALS = (
     (RuntimeError, r"an operation on .* would write to SQLite"),
+    (ValueError, r"is no value of its Enum: it could not be read back"),
     (RuntimeError, r"an operation on .* called commit\(\) on its batch's session"),
 )
 """How a store refuses what it cannot keep as if alone (docs/as-if-alone.md): kind of error, and what it says."""

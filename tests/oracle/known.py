@@ -31,14 +31,11 @@ KNOWN: tuple[Known, ...] = (
         told=r"in a batch \('raised', '(builtins\.\w+Error|tests\.oracle\.judge|sqlalchemy)",
     ),
     Known("refused for all by an error that is not recognised", told="SaveFailed"),
-    Known("values are compared by ==", source="JSON|PickleType|Seats|ARRAY"),
     Known("what is not flushed is forgotten, or not seen by a query", source=r"session\(r\)\."),
     Known(
         "what operations have violated is not told to them",
         told=r"alone \('raised', 'sqlalchemy.exc.\w+'\), in a batch",
     ),
-    Known("what the server computes is stale", source=r"(sa\.Computed|double|set_by_server)"),
-    Known("children", source="class Child"),
 )
 
 
