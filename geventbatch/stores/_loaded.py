@@ -100,7 +100,7 @@ class Loaded:
         if changed is not None:
             raise Conflict(
                 f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
-                "{changed.identity} since it was read"
+                f"{changed.identity} since it was read"
             )
 
     def _refuse_values(self) -> None:

@@ -1,47 +1,46 @@
 """Instances of the user's own mapped classes: a Session per batch, on its own connection and in its own transaction.
 
-What an operation may do, and what becomes of it when the operation raises:
-
-- It may change the resource, and, through `object_session(resource)`, query, add other objects and change those.
-  It must not end the session or its transaction: a commit is refused, and after a rollback the operation is broken.
-- What an operation has added is taken out again when it raises. That it has left everything else as it was is what
-  `clean_errors` promise; an operation that cannot promise that raises something that is not among them, and is replayed
-  out. So is every operation that raises after it has written to the database (a flush, a statement of its own), and
-  every one that leaves the transaction or the session failed.
-- In SQLite a first write locks the whole database until COMMIT, and other greenlets run in between. So operations write
-  nothing there: the session does not flush by itself before a query, and a statement that writes is refused.
+An operation may change the resource, and, through `object_session(resource)`, query, add other objects and change
+those. What it may do there, and what becomes of it when it raises, is for `Conduct`. This scope loads, and saves what
+the session holds then, in the transaction that it has begun.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._conduct import Conduct
+from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._loaded import Loaded
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
-from geventbatch.stores._session import SCOPE
+from geventbatch.stores._steps import Steps
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Sequence
     from types import TracebackType
 
-    from sqlalchemy.orm import Session, SessionTransaction
-
+    from geventbatch.errors import NotSaved
     from geventbatch.stores._mapping import Mapping
+    from geventbatch.stores._session import BatchSession
 
 _EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
 """Of a session, in which others may want to add something to it."""
+
+_log: Final = logging.getLogger("geventbatch")
 
 
 class MappedScope:
@@ -52,37 +51,31 @@ class MappedScope:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction
-    _session: Session
-    _root: SessionTransaction | None  # what the session has to be in still when it is saved
+    _session: BatchSession
+    _conduct: Conduct
     _loaded: Loaded
     _row_key: Hashable  # as the row has it: a collation may find it by another one
+    _steps: Steps | None
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
         self._key = key
-        self._added: list[tuple[int, object]] = []  # with how many operations had returned before
-        self._wrote = -1  # when an operation last wrote: how many had returned before
-        self._spoils = -1  # when an operation last wrote what would stay if it raised: likewise
-        self._flushing = False  # now
-        self._writing = False  # the load, or the save
-        self._counted = False  # the version, for this batch
+        self._steps = None
 
     def __enter__(self) -> Any:
-        self._writing = True
         try:
             self._transaction, row = load(self._begin, self._fetch)
-            self._root = self._session.get_transaction()
             resource, token = (self._made(), None) if row is None else (row[0], row[1:])
             self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
             self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
+            self._conduct.begin(self._loaded)
         except BaseException as error:
             self._end(error)
             raise
-        self._writing = False
         return resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._writing = True
+        self._conduct.ours = True
         try:
             if error is None:
                 self._save()
@@ -91,25 +84,49 @@ class MappedScope:
             if isinstance(raised, Rejected):
                 self._look_again(raised)
             raise
-        self._end(error)
+        if error is not None:
+            self._end(error)
+            return
+        try:
+            self._end(None)
+        except Exception:
+            _log.exception("after the batch of key %r was saved, its connection or a listener raised", self._key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
-        turn = current_batch().completed
-        refused = self._refusal(error, turn)
-        self._loaded.operation_raised()
-        if refused is None:
-            mine = [added for when, added in self._added if when == turn]
-            self._added = [(when, added) for when, added in self._added if when != turn]
-            for added in mine:
-                if added in self._session.new:
-                    self._session.expunge(added)
-        return refused
+        return self._conduct.raised(error)
 
     def operation_returned(self) -> NotSaved | None:
-        """Have what is behind the operation find what the database computes of what it has changed. Switches: no."""
-        self._loaded.operation_returned(self._transaction)
-        return None
+        """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
+        return self._conduct.returned()
+
+    def owns(self, value: object) -> bool:
+        """Whether *value* is an instance of the batch's session. Switches: no."""
+        return isinstance(sa.inspect(value, raiseerr=False), InstanceState) and value in self._session
+
+    # -- step by step ------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether an attempt can go step by step: where an operation may write, so that nobody waits for long."""
+        return self._transaction.writes_anywhere
+
+    def begin_steps(self) -> None:
+        """Judge the operations to come one by one. Switches: yes."""
+        with self._conduct.own():
+            self._steps = Steps(self._conduct, self._loaded, self._made, self._is_inserted)
+
+    def keep(self) -> None:
+        """Write what the operation at hand has changed; see `Steps`. Switches: yes."""
+        assert self._steps is not None  # noqa: S101 - they have begun
+        with self._conduct.own():
+            self._steps.keep()
+
+    def undo(self) -> Any:
+        """Go back to what was there before it. Switches: yes."""
+        assert self._steps is not None  # noqa: S101 - as above
+        with self._conduct.own():
+            return self._steps.undo()
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
@@ -120,11 +137,13 @@ class MappedScope:
     def _begin(self) -> Transaction:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
-        event.listen(transaction.connection, "before_cursor_execute", self._executes)
-        event.listen(transaction.connection, "commit", lambda _: self.refuse_commit())
         self._close_session()  # of a first try, on a connection that was lost
-        session = self._session = mapping.sessions(bind=transaction.connection)
-        session.info[SCOPE] = self
+        session = self._session = cast("BatchSession", mapping.sessions(bind=transaction.connection))
+        conduct = self._conduct = Conduct(mapping, self._key, session, transaction)
+        session.begin_watch(conduct)
+        HeldConnection.hold(transaction.connection, conduct)
+        event.listen(transaction.connection, "before_cursor_execute", conduct.executes)
+        event.listen(transaction.connection, "commit", lambda _: conduct.refuse_commit())
         return transaction
 
     def _fetch(self, transaction: Transaction) -> Any:
@@ -152,137 +171,29 @@ class MappedScope:
         self._session.add(resource)
         return resource
 
-    # -- operations ------------------------------------------------------------------------------------------
-
-    def refuse_commit(self) -> None:
-        """Something is to be committed: a savepoint, or all, which is for the batch to do."""
-        if not self._writing and not self._session.in_nested_transaction():
-            raise RuntimeError(
-                f"an operation on {shown(self._key)} called commit() on its batch's session: the batch commits, once, "
-                "after all of its operations"
-            )
-
-    def has_added(self, instance: object) -> None:
-        """An operation has added *instance*."""
-        if not self._writing:
-            self._added.append((current_batch().completed, instance))
-
-    @contextmanager
-    def flushing(self) -> Iterator[None]:
-        """The session flushes, as far as the user knows it to have something to flush."""
-        if "_loaded" in self.__dict__:
-            self._loaded.flag_mutated()
-        self._flushing = True
-        try:
-            yield
-        finally:
-            self._flushing = False
-
-    def is_forgotten(self) -> None:
-        """What the session has loaded is about to be loaded anew."""
-        if not self._writing:
-            self._session.flush()
-
-    def rolled_back(self) -> None:
-        """A savepoint is gone."""
-        self._loaded.rolled_back()
-
-    def has_flushed(self) -> None:
-        """The database has what the session has."""
-        self._loaded.has_flushed()
-
-    def flushes(self) -> None:
-        """The session is about to flush: count the version, once."""
-        session = self._session
-        self._loaded.flushes(self._transaction)
-        if self._loaded.changes():
-            self._loaded.touch()
-        deletes = self._loaded.resource in session.deleted
-        if not deletes and not (self._loaded.resource in session.dirty and session.is_modified(self._loaded.resource)):
-            return
-        mapping = self._mapping
-        if mapping.version is not None and not mapping.counts_itself and not deletes and not self._counted:
-            self._counted = True
-            setattr(self._loaded.resource, mapping.version, getattr(self._loaded.resource, mapping.version) + 1)
-
-    def _executes(self, _: Any, __: Any, statement: str, *___: Any) -> None:
-        """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
-        if _sql.without_prefix(statement).lstrip()[:6].upper().startswith(("SELECT", "SET ")):
-            return
-        if not self._writing:
-            self._operation_writes()
-        if "_loaded" in self.__dict__:
-            self._loaded.claim(self._transaction)
-
-    def _operation_writes(self) -> None:
-        batch = current_batch()
-        if not self._transaction.writes_anywhere and not batch.alone:
-            raise RuntimeError(
-                f"an operation on {shown(self._key)} would write to SQLite, and lock all of it while other greenlets "
-                "run: add to the session, or to current_batch().add_row, what the batch is to write when it saves"
-            )
-        # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
-        # raises; but for what it has added or deleted itself.
-        added = any(when == batch.completed and one in self._session.new for when, one in self._added)
-        self._wrote = max(self._wrote, 0)
-        if not self._flushing or added or self._session.deleted:
-            self._spoils = batch.completed
-
-    def _refusal(self, error: Exception, turn: int) -> NotSaved | None:
-        if isinstance(error, NotSaved):
-            return error
-        if isinstance(error, StaleDataError) or self._is_raced(error):
-            return self._loaded.conflict()
-        if isinstance(error, (DBAPIError, PendingRollbackError)):
-            refused = self._transaction.not_saved(error)
-            found = _sql.kind(error)
-            lost = self._transaction.connection.invalidated
-            if found is _sql.Kind.CONFLICT or (found is _sql.Kind.LOST and lost):  # else it is of another server
-                return refused
-        # What it has marked as deleted cannot be told from what others have.
-        if self._spoils == turn or self._session.deleted or not self._is_whole():
-            return Rejected(f"{shown(error)} left the transaction of {shown(self._key)} so that it cannot be saved")
-        return None
-
-    def _is_raced(self, error: Exception) -> bool:
-        """Whether a query of an operation has flushed the new row, which somebody else has inserted by then."""
-        return (
-            self._loaded.identity is None
-            and isinstance(error, IntegrityError)
-            and _sql.is_duplicate(error)
-            and not sa.inspect(self._loaded.resource).persistent
-        )
-
-    def _is_whole(self) -> bool:
-        """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
-        session = self._session
-        below = self._transaction.connection.get_transaction()
-        if below is None or not below.is_active:  # a commit of the Connection was refused, half way
-            return False
-        return session.get_transaction() is self._root and session.is_active and not self._transaction.has_failed()
-
     # -- save ------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         batch = current_batch()
-        session = self._session
-        if not self._is_whole():
-            raise Rejected(
-                f"{shown(self._key)} was not saved: an operation ended the transaction of the batch, or went on after "
-                "a statement had failed"
-            )
+        session, conduct = self._session, self._conduct
+        unfit = conduct.unfit()
+        if unfit is not None:
+            raise unfit
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         if not batch.completed:  # whatever is in the session, nobody has made it
             self._transaction.write(lambda: None, recording)
             return
+        self._end_savepoints()
         if batch.deleted:
             self._delete()
         rows = batch.rows
         self._loaded.flag_mutated()
-        if rows or self._wrote >= 0:
-            self._loaded.touch()
+        if rows or conduct.wrote:
+            self._touch()
         elif not self._transaction.writes_anywhere and not self._loaded.changes() and recording is None:
             return  # elsewhere a SELECT may have called a function that writes, so it is committed
+        if self._steps is not None:
+            rows = rows[self._steps.rows :]
         transaction = self._transaction
         transaction.committer = session.commit
 
@@ -291,9 +202,23 @@ class MappedScope:
                 session.flush()
                 insert_rows(transaction.connection, rows, session)
             except StaleDataError as error:
+                if conduct.rewrote:
+                    raise Rejected(f"{shown(self._key)} was not saved: {error}") from error
                 raise self._loaded.conflict() from error
 
         transaction.write(write, recording, collected=self._is_collected(rows))
+
+    def _end_savepoints(self) -> None:
+        """Those of the steps, and those that an operation has left open, which would end with COMMIT too."""
+        while (nested := self._session.get_nested_transaction()) is not None:
+            with self._session.silence():
+                nested.commit()
+
+    def _touch(self) -> None:
+        if self._conduct.rewrote and not self._mapping.locking and not self._is_inserted():
+            self._session.expunge(self._loaded.resource)  # a statement of an operation has deleted the row
+        else:
+            self._loaded.touch()
 
     def _outcomes(self) -> Outcomes:
         mapping = self._mapping
@@ -327,12 +252,20 @@ class MappedScope:
         """
         cause = rejected.__cause__
         if self._loaded.identity is None and isinstance(cause, IntegrityError) and _sql.is_duplicate(cause):
-            mapping = self._mapping
-            there: object = True
-            with suppress(DBAPIError), mapping.connect(self._key) as connection:
-                there = connection.execute(mapping.look, mapping.parameters(self._key)).first()
-            if there is not None:
+            there = True
+            with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
+                there = self._is_there(connection)
+            if there:
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
+
+    def _is_there(self, connection: sa.Connection) -> bool:
+        """Whether there is a row at the key."""
+        mapping = self._mapping
+        return connection.execute(mapping.look, mapping.parameters(self._key)).first() is not None
+
+    def _is_inserted(self) -> bool:
+        """The same, as the batch's own transaction sees it."""
+        return self._is_there(self._transaction.connection)
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)

@@ -57,6 +57,12 @@ _COMMITTING: Final = re.compile(
     r"|UNINSTALL)\b"
 )
 
+_READS: Final = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "SET"})
+_MAY_READ: Final = frozenset({"WITH", "EXPLAIN"})
+_WRITING: Final = re.compile(
+    r"\b(?:INSERT|DELETE|MERGE|REPLACE) (?:INTO|FROM|LOW_|DELAYED|IGNORE|QUICK)|(?<!FOR )(?<!KEY )\bUPDATE\b"
+)
+
 _OF_TRANSACTION: Final = (
     "{} would begin or end the transaction that all operations of the batch share: the batch does that, and a "
     "savepoint is the ORM's (begin_nested(), atomic())"
@@ -90,6 +96,16 @@ def forbidden(statement: str, *, mysql: bool = False) -> str | None:
             before a statement that changes a table's definition.
     """
     return (_remembered if len(statement) <= _REMEMBERED else _forbidden)(statement, mysql)
+
+
+def reads(statement: str) -> bool:
+    """Whether *statement* is one that only reads; what the functions in it do is not seen. Switches: no."""
+    if statement.startswith("SELECT"):
+        return True
+    word = first_word(statement)
+    if word not in _MAY_READ:
+        return word in _READS
+    return _WRITING.search(" ".join(_NO_CODE.sub(_left, statement).upper().split())) is None
 
 
 def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lru_cache` is quicker so

@@ -292,7 +292,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         change those; what the session holds is flushed and committed once, at the end. An operation that raises has to
         have left all objects as they were, as always; what it has added is taken out again. If it has flushed, it is
         replayed out. Delete the resource by ``object_session(resource).delete(resource)``, or by
-        ``current_batch().delete()``, which has the operations behind it find none.
+        ``current_batch().delete()``: the operations behind it find none then.
 
         Whatever a column has may be changed in place: lists, dictionaries, objects of one's own, composites, in the
         resource and in other rows. What the column's type binds of it is compared, in type and in order. When the batch
@@ -304,8 +304,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
         `column_property`), the row is locked by a statement of its own before, in the same message where the driver is
         psycopg 3.
 
-        With autoflush (the default, but never on SQLite), a query sends what the operations before it have changed: a
-        constraint that one of them violates may then be told to the operation that asks.
+        A statement of an operation finds what those before it have changed, but on SQLite, where nothing can be written
+        before the batch saves. What would end the transaction, set something in the session of the database, or forget
+        what others have changed, is a RuntimeError in the operation that does it.
 
         Args:
             bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`) whose options

@@ -1,0 +1,131 @@
+"""An attempt that goes step by step: a savepoint of the session behind each operation that returned.
+
+SQLAlchemy's own savepoints go back in memory too: what was changed is loaded again, what was added is taken out. Of the
+listeners of the user's, none hears that they are committed, since nothing is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
+
+from geventbatch._processor import current_batch
+from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores import _sql
+from geventbatch.stores._rows import insert_rows
+from geventbatch.stores._transaction import cause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import InstanceState
+
+    from geventbatch.stores._conduct import Conduct
+    from geventbatch.stores._loaded import Loaded
+
+
+class Steps:
+    """Of one attempt."""
+
+    def __init__(self, conduct: Conduct, loaded: Loaded, made: Callable[[], Any], look: Callable[[], bool]) -> None:
+        """Of what was loaded; *made* makes the resource where no row is, *look* looks whether one is there by now."""
+        self._conduct = conduct
+        self._transaction = conduct.transaction
+        self._session = conduct.session
+        self._loaded = loaded
+        self._made = made
+        self._look = look
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.rows = 0  # of `Batch.rows`, that are inserted already
+        self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
+        self._mark = loaded.claimed, conduct.counted  # what else there is to go back to
+        self._plain = self._found_plain()  # attributes of the resource that are no columns, nor anything mapped
+        self._begin()
+
+    def keep(self) -> None:
+        """Write what the operation at hand has changed. Raises a `NotSaved`."""
+        loaded, session = self._loaded, self._session
+        rows = current_batch().rows[self.rows :]
+        loaded.flag_mutated()
+        if not rows and not self._conduct.acted and not loaded.changes():
+            self._plain = self._found_plain()
+            return
+        try:
+            session.flush()
+            insert_rows(self._transaction.connection, rows, session)
+        except Exception as error:
+            self._conduct.acted = True
+            raise self._refused(error) from cause(error)
+        self._release()
+        self.rows += len(rows)
+        self._is_new = False
+        self._plain = self._found_plain()
+        self._begin()
+
+    def undo(self) -> Any:
+        """Go back to the last step. Give the resource. Raises what the database says to that."""
+        loaded, conduct = self._loaded, self._conduct
+        loaded.flag_mutated()
+        if conduct.acted or loaded.changes() or conduct.nested is None:
+            self._roll_back()
+            if self._is_new:
+                self._session.expunge_all()
+                loaded.resource = self._made()
+                self._plain = self._found_plain()
+            else:
+                self._session.expire_all()
+            self._begin()
+        self._put_plain_back()
+        return loaded.resource
+
+    def _begin(self) -> None:
+        """Go on behind a savepoint, which a new resource is not in before some operation has returned."""
+        session, loaded = self._session, self._loaded
+        if self._is_new:
+            session.expunge_all()
+        with session.silence():
+            self._conduct.nested = session.begin_nested()
+        self._mark = loaded.claimed, self._conduct.counted
+        if self._is_new:
+            session.add(loaded.resource)
+        self._conduct.acted = False
+
+    def _release(self) -> None:
+        nested, self._conduct.nested = self._conduct.nested, None
+        assert nested is not None  # noqa: S101 - there is always one
+        with self._session.silence():
+            nested.commit()
+
+    def _roll_back(self) -> None:
+        nested, self._conduct.nested = self._conduct.nested, None
+        if nested is not None:
+            nested.rollback()
+        self._loaded.claimed, self._conduct.counted = self._mark
+
+    def _refused(self, error: Exception) -> NotSaved:
+        """What *error* is, which came of what an operation had changed."""
+        if isinstance(error, StaleDataError):
+            if self._conduct.rewrote:
+                return Rejected(f"what an operation had changed was not there any more: {error}")
+            return self._loaded.conflict()
+        if self._is_new and isinstance(error, IntegrityError) and _sql.is_duplicate(error):
+            self._roll_back()
+            if self._look():
+                return Conflict("somebody else has inserted it meanwhile")
+        return self._transaction.not_saved(error)
+
+    def _found_plain(self) -> dict[str, Any]:
+        state: InstanceState[Any] = sa.inspect(self._loaded.resource)
+        mapped = state.mapper.attrs
+        return {
+            name: value for name, value in state.dict.items() if name not in mapped and name != "_sa_instance_state"
+        }
+
+    def _put_plain_back(self) -> None:
+        held: dict[str, Any] = sa.inspect(self._loaded.resource).dict
+        for name in set(self._found_plain()) - set(self._plain):
+            del held[name]
+        held.update(self._plain)
