@@ -398,7 +398,8 @@ class _Together:
 
 def _joined(cursor: Any, statements: Sequence[Statement]) -> str:
     """One text, of which the driver knows how to send it."""
-    text = _sql.joined([str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements])
+    texts = (str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
+    text = _sql.SEPARATOR.join(texts)
     text.encode(cursor.connection.info.encoding)  # a half of a surrogate pair is found out before anything is sent
     return text
 

@@ -54,9 +54,11 @@ def remember(engine: Engine) -> None:
 
 def own(engine: Engine) -> Engine:
     """*engine*, with a pool that is this process's own. Switches: no."""
-    remember(engine)
-    epoch, pool = _known[engine]
-    if epoch != _process.here.epoch:
+    known = _known.get(engine)
+    if known is None:
+        remember(engine)
+    elif known[0] != _process.here.epoch:
+        pool = known[1]
         if engine.pool is pool and not _is_memory(pool):  # else somebody has renewed it before us
             _put_aside.append((repr(engine.url), pool))
             engine.dispose(close=False)

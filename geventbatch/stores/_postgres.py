@@ -23,7 +23,7 @@ class PostgresTransaction(Transaction):
     _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
 
     def begin(self) -> None:
-        self._prepare_nothing()
+        self._prepare_nothing(self.connection.connection.driver_connection)
         if self.locking and self.connection.info.get(_LEVEL):
             self.connection.exec_driver_sql(_sql.READ_COMMITTED)
         row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining(), level=self.locking)).one()
@@ -38,39 +38,38 @@ class PostgresTransaction(Transaction):
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.connection.closed and not self.connection.invalidated:
-            self._prepare_again()
+            self._prepare_again(self.connection.connection.driver_connection)
         super().end(error)
 
-    def _prepare_nothing(self) -> None:
+    def _prepare_nothing(self, driver: Any) -> None:
         """Behind a pooler, the session in which psycopg has prepared a statement is another client's by then."""
-        driver: Any = self.connection.connection.driver_connection
         threshold = getattr(driver, "prepare_threshold", None)
         if threshold is not None:
             self._threshold = threshold
             driver.prepare_threshold = None
 
-    def _prepare_again(self) -> None:
-        driver: Any = self.connection.connection.driver_connection
+    def _prepare_again(self, driver: Any) -> None:
         if self._threshold is not None and driver is not None:  # else it is gone
             driver.prepare_threshold = self._threshold
 
     def has_failed(self) -> bool:
         if self.connection.invalidated:
             return True
-        return self._status() in {_commit.ACTIVE, _commit.FAILED, _commit.UNKNOWN}
+        return self.status() in {_commit.ACTIVE, _commit.FAILED, _commit.UNKNOWN}
 
     def in_time(self, error: BaseException | None) -> bool:
         if self.connection.closed or self.connection.invalidated:
             return super().in_time(error)
         # A statement that an operation's own Timeout has interrupted goes on in the server.
-        return super().in_time(error) and self._status() not in {_commit.ACTIVE, _commit.UNKNOWN}
+        return super().in_time(error) and self.status() not in {_commit.ACTIVE, _commit.UNKNOWN}
 
     def was_not_committed(self) -> bool:
         if self.connection.closed or self.connection.invalidated:
             return False
         return _commit.was_not_committed(self.connection.connection.driver_connection)
 
-    def _status(self) -> int | None:
+    def status(self) -> int | None:
+        """Of the transaction, as the driver knows it: `_commit.IDLE` and so on."""
         return _commit.transaction_status(self.connection.connection.driver_connection)
 
     def ask_outcome(self) -> bool | None:

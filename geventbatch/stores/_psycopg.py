@@ -62,7 +62,7 @@ class JoinedTransaction(PostgresTransaction):
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
         self.precedes, self.collected, self.checked = False, None, 0
-        self._prepare_nothing()
+        self._prepare_nothing(self._driver)
         self.before = [_sql.BEGIN if self.locking else _begin(self._driver), _sql.postgres_bound_and_xid(remaining())]
         # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
         self._driver.autocommit = True
@@ -125,20 +125,26 @@ class JoinedTransaction(PostgresTransaction):
         return super().not_saved(error)
 
     def end(self, error: BaseException | None = None) -> None:
-        if self.in_time(error) and not self.connection.closed:
-            try:
-                self._driver.rollback()  # nothing after COMMIT
-                self._driver.autocommit = self._autocommit
-                self._driver.cursor_factory = self._cursor_factory
-            except BaseException as failed:
-                self.discard()
-                if not isinstance(failed, Exception):  # the deadline, or a kill
-                    raise
-        super().end(error)
+        if self.connection.closed or not self.in_time(error):
+            self.discard()
+            return
+        try:
+            self._driver.rollback()  # nothing after COMMIT
+            self._driver.autocommit = self._autocommit
+            self._driver.cursor_factory = self._cursor_factory
+            self._prepare_again(self._driver)
+            self.connection.close()
+        except BaseException as failed:
+            self.discard()
+            if not isinstance(failed, Exception):  # the deadline, or a kill
+                raise
 
     def discard(self) -> None:
         self._driver.cursor_factory = self._cursor_factory  # which leads back to here
         super().discard()
+
+    def status(self) -> int | None:
+        return self._driver.pgconn.transaction_status
 
     def checks(self, query: str) -> int:
         """How many rows this statement has to change for each set of its parameters; 0: any number."""
@@ -191,8 +197,10 @@ class _Cursor(psycopg.Cursor[Any]):
         transaction = self._transaction
         if transaction.collected is not None:
             self._collect(transaction.collected, query, [params])
+            if self._expected:
+                return self
             returns = _RETURNS.search(query) or _sql.first_word(query) not in _WRITES
-            if returns and not self._expected:  # SQLAlchemy looks at what it returns
+            if returns:  # SQLAlchemy looks at what it returns
                 self._send(transaction.collected)
         elif transaction.precedes:
             transaction.before.append(transaction.join(query, params))
@@ -217,7 +225,7 @@ class _Cursor(psycopg.Cursor[Any]):
         rows = self._transaction.checks(query)
         self._expected = rows * len(every)
         if rows:
-            found = query if query.startswith("SELECT") else f"{query}\n RETURNING 1"
+            found = query if _sql.first_word(query) == "SELECT" else f"{query}\n RETURNING 1"
             query = _CHECKED % (found, rows)
         collected += [self._transaction.join(query, each) for each in every]
 
@@ -234,7 +242,7 @@ def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[A
 
 
 def _encoded(driver: psycopg.Connection[Any], statements: list[str]) -> bytes:
-    return _sql.joined(statements).encode(driver.info.encoding)
+    return _sql.SEPARATOR.join(statements).encode(driver.info.encoding)
 
 
 def _begin(driver: psycopg.Connection[Any]) -> str:

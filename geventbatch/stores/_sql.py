@@ -31,13 +31,14 @@ from geventbatch.stores._driver_errors import (
 from geventbatch.stores._statements import first_word, forbidden, start
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable
 
 __all__ = [
     "BEGIN",
     "LEVEL",
     "MARK",
     "READ_COMMITTED",
+    "SEPARATOR",
     "Kind",
     "bound_milliseconds",
     "bound_seconds",
@@ -48,7 +49,6 @@ __all__ = [
     "has_ended",
     "is_duplicate",
     "is_marked",
-    "joined",
     "kind",
     "mariadb_prefix",
     "mysql_hint",
@@ -126,9 +126,8 @@ def is_marked(error: BaseException) -> bool:
     return any(state(one) == _NO_NUMBER for one in chain(error)) and MARK in message(error)
 
 
-def joined(statements: Sequence[str]) -> str:
-    """Several statements as one message. Each begins on a line of its own: the one before may end in a comment."""
-    return "\n; ".join(statements)
+SEPARATOR: Final = "\n; "
+"""Between several statements in one message. Each begins on a line of its own: the one before may end in a comment."""
 
 
 # -- bounds on the server --------------------------------------------------------------------------------------
