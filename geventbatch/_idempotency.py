@@ -23,7 +23,8 @@ from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._pace import pace
-from geventbatch._plain import ALLOWED, decode, describe, encode, found_at, path_of
+from geventbatch._plain import ALLOWED, decode, describe, encode
+from geventbatch._plain_errors import decode_error, encode_error
 from geventbatch._shown import shown
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
@@ -86,17 +87,27 @@ class Once:
         try:
             value = self.operation(resource, *args)
         except batch.state.options.clean_errors as error:
-            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{_encoded_error(error)}"
+            try:
+                told = encode_error(error, batch.state.options.clean_errors)
+            except Exception as why:
+                instead = "raise one with arguments and attributes that are each"
+                raise self._not_plain(batch, f"raised {shown(error)}, which", why, instead) from error.with_traceback(
+                    None
+                )
+            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{told}"
             del batch  # no cycle through the error
             raise
         try:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
         except Exception as error:  # of an attribute that is not there, for one
-            raise NotPlain(
-                f"the operation with the idempotency key {self.key!r} on key {shown(batch.key)} returned something "
-                f"that cannot be recorded ({error}), and so nothing of it was saved: return {ALLOWED}"
-            ) from error.with_traceback(None)
+            raise self._not_plain(batch, "returned something that", error, "return") from error.with_traceback(None)
         return value
+
+    def _not_plain(self, batch: Batch, what: str, why: Exception, instead: str) -> NotPlain:
+        return NotPlain(
+            f"the operation with the idempotency key {self.key!r} on key {shown(batch.key)} {what} cannot be recorded "
+            f"({why}), and so nothing of it was saved: {instead} {ALLOWED}"
+        )
 
     def recall(self, batch: Batch, record: str) -> Any:
         """Return what *record* says, or raise it."""
@@ -109,7 +120,7 @@ class Once:
             )
         kind, told = record[_PRINT], record[_PRINT + 1 :]
         try:
-            found = decode(told) if kind == _VALUE else _decoded_error(told, batch.state.options.clean_errors)
+            found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.clean_errors)
         except Exception as error:
             raise BatchError(
                 f"batch of key {shown(batch.key)}: the operation with the idempotency key {self.key!r} was answered "
@@ -204,32 +215,6 @@ def ask(batch: Batch) -> None:
     else:
         if not batch.over():
             settle_repeated(batch, asked, found)
-
-
-def _encoded_error(error: BaseException) -> str:
-    """Its class, its arguments and its attributes; or only how it looks, if those are no plain values."""
-    try:
-        return encode([path_of(type(error)), error.args, _attributes(error)])
-    except Exception:
-        return encode([path_of(type(error)), shown(error)])
-
-
-def _attributes(error: BaseException) -> dict[str, Any]:
-    return {name: value for name, value in error.__dict__.items() if name != "__notes__"}
-
-
-def _decoded_error(told: str, clean_errors: tuple[type[BaseException], ...]) -> BaseException:
-    path, *parts = decode(told)
-    if len(parts) == 1:
-        raise ValueError("it had arguments that cannot be recorded")
-    kind = found_at(path)
-    if not (isinstance(kind, type) and issubclass(kind, clean_errors)):
-        raise TypeError(f"{path} is not among clean_errors")
-    args, attributes = parts
-    error: BaseException = kind.__new__(kind, *args)  # no __init__, which may want others than are in `args`
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
 
 
 # -- at the door --------------------------------------------------------------------------------------------

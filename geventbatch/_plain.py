@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from functools import partial
 from importlib import import_module
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,10 +115,87 @@ def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
         return _tagged_dict(value, otherwise)
     if isinstance(value, Enum) or is_dataclass(kind):
         return _tagged_instance(value, otherwise)
+    return _tagged_other(kind, value, otherwise)
+
+
+def _tagged_other(kind: type, value: Any, otherwise: Callable[[object], Any]) -> Any:
+    # What tells arguments from others stays what it was: it is compared with what was recorded long ago.
+    returned = otherwise is _refuse
     if isinstance(value, str):  # a subclass, such as a text that is marked as safe
-        return str.__str__(value)
+        return _tagged_text(value) if returned else str.__str__(value)
     tag = _TAG_OF.get(kind)
-    return otherwise(value) if tag is None else {tag: _TAGS[tag][1](value)}
+    if tag is None:
+        return otherwise(value)
+    zoned = returned and kind in {datetime, time} and (value.tzinfo is not None or value.fold)
+    return {tag: _zoned(value) if zoned else _TAGS[tag][1](value)}
+
+
+def _tagged_text(value: str) -> dict[str, Any]:
+    kind: Any = type(value)
+    attributes = getattr(value, "__dict__", {})
+    text = str.__str__(value)
+    made = _text(path_of(kind), text, attributes)
+    if type(made) is not kind or _slots_of(kind) or str.__str__(made) != text:
+        _refuse(value)
+    return {"~text": [path_of(kind), text, {name: _tagged(one) for name, one in attributes.items()}]}
+
+
+def _text(path: str, told: str, attributes: dict[str, Any]) -> Any:
+    kind = found_at(path)
+    made: Any = str.__new__(kind, told)
+    if attributes:
+        made.__dict__.update(attributes)
+    return made
+
+
+def _slots_of(kind: type) -> set[str]:
+    """Names of what instances keep beside their ``__dict__``."""
+    members = (name for one in kind.__mro__ for name, what in vars(one).items() if type(what) is MemberDescriptorType)
+    return set(members)
+
+
+def _zoned(value: Any) -> Any:
+    """A text where that tells the zone, else a list: the time without its zone, the zone, the fold."""
+    zone = value.tzinfo
+    if type(zone) is timezone and _own_name(zone) is None and not value.fold:
+        return value.isoformat()
+    return [value.replace(tzinfo=None, fold=0).isoformat(), _told_zone(value, zone), value.fold]
+
+
+def _own_name(zone: timezone) -> str | None:
+    name = zone.tzname(None)
+    return None if name == timezone(zone.utcoffset(None)).tzname(None) else name
+
+
+def _told_zone(value: Any, zone: Any) -> Any:
+    """Its name, the parts of a fixed offset with its own name, or None."""
+    if zone is None:
+        return None
+    if type(zone) is timezone:
+        offset = zone.utcoffset(None)
+        return [offset.days, offset.seconds, offset.microseconds, _own_name(zone)]
+    if type(zone) is ZoneInfo and zone.key:
+        found = ZoneInfo(zone.key)
+        if value.replace(tzinfo=found).utcoffset() == value.utcoffset():
+            return zone.key
+    raise TypeError(f"a {path_of(type(zone))} is no zone that can be found again: take a ZoneInfo or timezone.utc")
+
+
+def _zone(told: Any) -> Any:
+    if told is None:
+        return None
+    if isinstance(told, str):
+        return ZoneInfo(told)
+    days, seconds, microseconds, name = told
+    offset = timedelta(days, seconds, microseconds)
+    return timezone(offset) if name is None else timezone(offset, name)
+
+
+def _moment(kind: Any, told: Any) -> Any:
+    if isinstance(told, str):
+        return kind.fromisoformat(told)
+    moment, zone, fold = told
+    return kind.fromisoformat(moment).replace(tzinfo=_zone(zone), fold=fold)
 
 
 def _tagged_dict(value: dict[Any, Any], otherwise: Callable[[object], Any]) -> dict[str, Any]:
@@ -131,21 +209,28 @@ def _tagged_instance(value: Any, otherwise: Callable[[object], Any]) -> Any:
     kind = type(value)
     if "<" in kind.__qualname__:  # nobody could find it again
         return otherwise(value)
+    if otherwise is _refuse and found_at(path_of(kind)) is not kind:
+        raise TypeError(f"{path_of(kind)} is another class")
     if isinstance(value, Enum):
         # Flags of several have no name that could be looked up.
         return {"~enum": [path_of(kind), value.name if value.name in kind.__members__ else [_tagged(value.value)]]}
     own = {one.name: getattr(value, one.name) for one in fields(value)}
-    if otherwise is _refuse:
-        _made(kind, own)  # it raises for one that could not be made again, such as an ORM's
+    # Making one raises for what could not be made again, such as an ORM's.
+    if otherwise is _refuse and _attributes_of(_made(kind, own)) != _attributes_of(value):
+        raise TypeError(f"a {path_of(kind)} with attributes that are no fields would not come back as it is")
     return {"~dataclass": [path_of(kind), {name: _tagged(one, otherwise) for name, one in own.items()}]}
+
+
+def _attributes_of(value: Any) -> set[str]:
+    return set(getattr(value, "__dict__", ()))
 
 
 _TAGS: Final[dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]]] = {
     "~bytes": (bytes, lambda value: b64encode(value).decode(), b64decode),
     "~decimal": (Decimal, str, Decimal),
-    "~datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "~datetime": (datetime, datetime.isoformat, partial(_moment, datetime)),
     "~date": (date, date.isoformat, date.fromisoformat),
-    "~time": (time, time.isoformat, time.fromisoformat),
+    "~time": (time, time.isoformat, partial(_moment, time)),
     "~timedelta": (
         timedelta,
         lambda value: [value.days, value.seconds, value.microseconds],
@@ -166,6 +251,8 @@ def _untagged(found: dict[str, Any]) -> Any:
         return tuple(value)
     if tag == "~dict":
         return {name: one for name, one in value}  # noqa: C416 - a dict of lists is none
+    if tag == "~text":
+        return _text(*value)
     return _instance(*value) if tag in {"~enum", "~dataclass"} else _TAGS[tag][2](value)
 
 

@@ -335,14 +335,28 @@ def test_a_clean_error_comes_back_with_all_its_attributes_and_each_caller_has_it
     assert all(error.__cause__ is None for error in errors)
 
 
-def test_an_error_whose_arguments_cannot_be_recorded_is_not_applied_again_and_is_named(keeping: Keeping) -> None:
+def test_an_error_whose_arguments_cannot_be_recorded_is_refused_to_its_own_caller_and_not_recorded(
+    keeping: Keeping, store: Store
+) -> None:
     with opened(keeping) as processor:
-        (first,) = answers([call(processor, "a", fail_oddly)])
-        (second,) = answers([call(processor, "a", fail_oddly)])
-    assert isinstance(first, Odd)
-    assert isinstance(second, BatchError)
-    assert "tests.plain:Odd" in str(second)
-    assert "'a'" in str(second)
+        refused, other = answers([call(processor, "a", fail_oddly), call(processor, "b", add, 1)])
+    assert isinstance(refused, TypeError)
+    assert isinstance(refused.__cause__, Odd)
+    assert "'a'" in str(refused)
+    assert "nothing of it was saved" in str(refused)
+    assert other == 1
+    assert list(keeping.recorded) == ["b"]
+    assert store.kept["k"] == [1]
+
+
+def test_an_error_that_was_recorded_by_how_it_looks_as_once_is_named_and_not_applied_again(keeping: Keeping) -> None:
+    with opened(keeping) as processor:
+        assert isinstance(answers([call(processor, "a", refuse_seat)])[0], Taken)
+        keeping.recorded["a"] = keeping.recorded["a"][:25] + '["tests.plain:Odd","Odd(<object>)"]'
+        (error,) = answers([call(processor, "a", refuse_seat)])
+    assert isinstance(error, BatchError)
+    assert "tests.plain:Odd" in str(error)
+    assert "'a'" in str(error)
 
 
 def test_an_error_that_is_not_among_clean_errors_any_more_is_named_and_not_made(keeping: Keeping) -> None:
