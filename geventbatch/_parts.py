@@ -62,7 +62,8 @@ def split(batch: Batch, error: Rejected) -> bool:
     takes ten refused saves; after the second one the attempts go step by step, where the scope can (see `_steps`).
     """
     batch.rejections += 1
-    batch.stepwise = batch.stepwise or batch.rejections > 1
+    if batch.rejections > 1:
+        go_step_by_step(batch)
     part = current_part(batch)
     started = [operation for operation in part if operation.state == STARTED]
     # Where all have raised, what is refused is the record of an outcome.
@@ -73,10 +74,29 @@ def split(batch: Batch, error: Rejected) -> bool:
     if len(suspects) == 1:
         suspects[0].error = rejected(error)
         suspects[0].state = SETTLED
-        if len(started) == 1:
+        apply_again(batch, suspects[0])
+        if not is_left(batch):
             return settle(batch)
     else:
         half = part.index(suspects[len(suspects) // 2])
         batch.parts = [*batch.parts[:-1], part[half:], part[:half]]
     batch.phase = "load"
     return True
+
+
+def go_step_by_step(batch: Batch) -> None:
+    """Judge all attempts from now on step by step, where the scope can; those too that were thrown out before."""
+    if not batch.stepwise:
+        batch.stepwise = True
+        apply_again(batch)
+
+
+def apply_again(batch: Batch, culprit: Operation[Any] | None = None) -> None:
+    """Have those behind *culprit* (or all) that were thrown out applied once more.
+
+    What they raised may have come of what it had changed, and that is not saved.
+    """
+    behind = 0 if culprit is None else batch.operations.index(culprit) + 1
+    for operation in batch.operations[behind:]:
+        if operation.state == BROKEN:
+            operation.state = STARTED
