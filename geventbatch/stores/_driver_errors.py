@@ -271,6 +271,17 @@ def message(error: BaseException) -> str:
     return ""
 
 
+def table_of(error: BaseException) -> str | None:
+    """The table of which PostgreSQL says that a row of it is refused."""
+    for one in chain(error):
+        if _vendor(one) == "pg8000" and one.args and isinstance(one.args[0], dict):
+            return one.args[0].get("t")
+        told = getattr(getattr(one, "diag", None), "table_name", None)
+        if isinstance(told, str):
+            return told
+    return None
+
+
 def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what it wraps: SQLAlchemy's has an `orig`, Django's a cause."""
     seen: set[int] = set()

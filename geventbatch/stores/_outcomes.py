@@ -202,6 +202,8 @@ class Recording:
 
     def _is_ours(self, error: BaseException) -> bool:
         """Whether *error* names one of our ids; SQLite's names the column."""
+        if (table := _sql.table_of(error)) is not None:  # which PostgreSQL tells apart from what is in the rows
+            return table == self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
         told = str(getattr(error, "orig", error))
         column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
         return self._outcomes.prefix in told or column in told

@@ -26,6 +26,7 @@ from geventbatch.stores._driver_errors import (
     kind,
     message,
     state,
+    table_of,
     tell_of_driver,
 )
 from geventbatch.stores._statements import first_word, forbidden, start
@@ -61,6 +62,7 @@ __all__ = [
     "postgres_outcome",
     "start",
     "state",
+    "table_of",
     "tell_of_driver",
     "what_it_means",
     "without_prefix",
