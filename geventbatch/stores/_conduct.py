@@ -56,7 +56,7 @@ class Conduct:
     counted: bool  # the version, for this batch
     nested: SessionTransaction | None  # the savepoint that is open between operations
     acted: bool  # some operation has done something that was to be looked at, since the last step
-    _savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # of the session, and what they are below
+    savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # of the session, and what they are below
     _root: SessionTransaction | None  # the transaction that the operations have to stay in
     _below: sa.RootTransaction | None  # likewise, of the connection
     _options: Any  # of the connection
@@ -83,7 +83,7 @@ class Conduct:
         self.ours = True
         self.wrote = self.rewrote = self.counted = self.acted = self.flushing = False
         self.nested = None
-        self._savepoints = WeakKeyDictionary()
+        self.savepoints = WeakKeyDictionary()
         self._flushed = 0
         self._added = []
         self._forget()
@@ -231,7 +231,7 @@ class Conduct:
     def _savepoint(self) -> sa.NestedTransaction | None:
         """The innermost of the connection, that the session has begun."""
         nested = self.session.get_nested_transaction()
-        return None if nested is None else self._savepoints.get(nested)
+        return None if nested is None else self.savepoints.get(nested)
 
     def _listeners(self) -> int:
         heard = self.session.__dict__.get("dispatch")
@@ -310,7 +310,7 @@ class Conduct:
         """It is sent."""
         found = self.connection.get_nested_transaction()
         assert found is not None  # noqa: S101 - as above
-        self._savepoints[nested] = found
+        self.savepoints[nested] = found
 
     def has_added(self, instance: object) -> None:
         """An operation has added *instance*."""

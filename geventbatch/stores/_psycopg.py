@@ -13,6 +13,7 @@ asked them to, or wait for less:
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -26,7 +27,7 @@ from geventbatch.stores._postgres import PostgresTransaction
 from geventbatch.stores._transaction import COMMIT, DONE, SENT, cause, remaining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Self
 
     from psycopg.abc import Params
@@ -75,9 +76,14 @@ class JoinedTransaction(PostgresTransaction):
         self.before = self.before or [_sql.postgres_bound(remaining())]  # unless BEGIN stands there, with a bound
 
     def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        with self.holding_back():
+            super().precede(statement, parameters)
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
         self.precedes = True
         try:
-            super().precede(statement, parameters)
+            yield
         finally:
             self.precedes = False
 

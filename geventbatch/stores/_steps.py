@@ -43,6 +43,7 @@ class Steps:
         self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
         self._mark = loaded.claimed, conduct.counted  # what else there is to go back to
         self._plain = self._found_plain()  # attributes of the resource that are no columns, nor anything mapped
+        loaded.claim(self._transaction)  # behind a savepoint, the lock would be given up with it
         self._begin()
 
     def keep(self) -> None:
@@ -86,7 +87,7 @@ class Steps:
         session, loaded = self._session, self._loaded
         if self._is_new:
             session.expunge_all()
-        with session.silence():
+        with session.silence(), self._transaction.holding_back():
             self._conduct.nested = session.begin_nested()
         self._mark = loaded.claimed, self._conduct.counted
         if self._is_new:
@@ -96,13 +97,17 @@ class Steps:
     def _release(self) -> None:
         nested, self._conduct.nested = self._conduct.nested, None
         assert nested is not None  # noqa: S101 - there is always one
-        with self._session.silence():
+        with self._session.silence(), self._transaction.holding_back():
             nested.commit()
 
     def _roll_back(self) -> None:
         nested, self._conduct.nested = self._conduct.nested, None
         if nested is not None:
+            savepoint: Any = self._conduct.savepoints[nested]
             nested.rollback()
+            connection = self._transaction.connection
+            with self._transaction.holding_back():  # each that is only rolled back to would make the next one slower
+                connection.dialect.do_release_savepoint(connection, savepoint._savepoint)  # noqa: SLF001 - its name
         self._loaded.claimed, self._conduct.counted = self._mark
 
     def _refused(self, error: Exception) -> NotSaved:

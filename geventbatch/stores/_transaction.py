@@ -10,6 +10,7 @@ more, is discarded (`Transaction.discard`): its pool makes a new one for the nex
 from __future__ import annotations
 
 import sqlite3
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from weakref import WeakSet
@@ -31,7 +32,7 @@ from geventbatch.stores._commit import polls
 from geventbatch.stores._key import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from sqlalchemy import Connection, CursorResult, Dialect, Engine
     from sqlalchemy.sql.base import Executable
@@ -131,6 +132,11 @@ class Transaction:
     def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
         """Execute a statement whose answer nobody needs, at the latest right before the next one."""
         self.connection.execute(statement, parameters)
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """What is executed in the block, of which nobody needs an answer, may be sent with the next statement."""
+        yield
 
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         """Execute a statement that changes one row, the one that was loaded, or so many.
