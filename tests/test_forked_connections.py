@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.django_project.start import place
-from tests.redis_server import redis_url
+from tests.redis_server import cluster_url, connected, redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,3 +58,13 @@ def test_a_connection_of_djangos_that_was_used_before_the_fork_is_left_to_the_pa
 
 def test_a_client_of_redis_that_was_used_before_the_fork_works_in_the_children_and_in_the_parent() -> None:
     assert run("redis", redis_url()) == ["[] True"] * 2 + ["parent []"]
+
+
+def test_so_does_a_client_of_a_cluster_with_a_store_that_keeps_what_it_saves() -> None:
+    try:
+        assert run("redis_cluster", cluster_url()) == ["['forked-late'] True"] * 2 + ["parent []"]
+    finally:
+        with connected(cluster_url()) as client:
+            client.delete("child 1")
+            client.delete("child 2")
+            client.delete("of the parent")

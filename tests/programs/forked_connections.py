@@ -74,6 +74,18 @@ def redis(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]
     return store, client.ping, add_to_document
 
 
+def redis_cluster(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
+    import redis as driver
+
+    from geventbatch.stores import RedisStore, Reuse
+
+    client = driver.RedisCluster.from_url(address)
+    store = RedisStore(client, missing=lambda _: {"n": 0}, reuse_resource=Reuse())
+    processor = Processor(open_resource=store, min_duration=0, max_duration=20)
+    processor.run("of the parent", add_to_document)
+    return store, partial(processor.run, "of the parent", add_to_document), add_to_document
+
+
 def add_to_document(document: dict[str, int]) -> int:
     document["n"] += 1
     return document["n"]
@@ -102,7 +114,9 @@ def child(store: Any, add: Callable[[Any], int], number: int) -> None:
 
 
 def main(form: str, address: str) -> None:
-    store, use, add = {"sqlalchemy": sqlalchemy, "django": django, "redis": redis}[form](address)
+    store, use, add = {"sqlalchemy": sqlalchemy, "django": django, "redis": redis, "redis_cluster": redis_cluster}[
+        form
+    ](address)
     children = []
     for number in (1, 2):
         pid = os.fork()
