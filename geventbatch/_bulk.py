@@ -347,6 +347,7 @@ class _Round:
         """Find the key for which the store refused all of them: by a round of each half."""
         for batch in batches:
             batch.phase = "operations"
+            batch.rejections += 1
         middle = len(batches) // 2
         self._bulk.again(batches[middle:])
         self._bulk.again(batches[:middle])

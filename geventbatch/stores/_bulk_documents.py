@@ -18,14 +18,15 @@ from sqlalchemy.exc import IntegrityError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, PartlySaved, ResourceMissing
+from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._bulk_statements import fits, load_all, statements_for_all
 from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import Row
 from geventbatch.stores._key import KeyColumn, normalize_all
 from geventbatch.stores._key_columns import folds
-from geventbatch.stores._rows import insert_rows, is_instance
+from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores._savepoint import Savepoint
 from geventbatch.stores._transaction import Transaction, load
 
 if TYPE_CHECKING:
@@ -66,6 +67,14 @@ class BulkDocuments:
     def normalize_key(self, key: Hashable) -> Hashable:
         """As `SQLAlchemyStore.normalize_key`. Switches: no."""
         return normalize_all(key, self._columns)
+
+
+class Lost(Conflict):
+    """Of one key: the transaction goes on."""
+
+
+def _conflict(key: Hashable) -> Conflict:
+    return Conflict(f"{shown(key)} was not saved: somebody else changed it since it was loaded")
 
 
 class Loads(NamedTuple):
@@ -218,7 +227,9 @@ class BulkDocumentScope:
             failed |= self._write(changes, rows)
         return failed
 
-    def _write(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> dict[Hashable, Conflict]:
+    def _write(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> dict[Hashable, NotSaved]:
+        if any(batch.rejections for batch in current_batch().bulk.values()):
+            return self._write_by_steps(changes, rows)
         collects = self._transaction.collects and not any(is_instance(row) for some in rows.values() for row in some)
         locking = self._documents.locking
         inserts = any(statement is self._documents.statements.add for statement, _ in changes.values())
@@ -232,9 +243,29 @@ class BulkDocumentScope:
             self._begin_again()
         lost: set[Hashable] = set()
         self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
-        return {
-            key: Conflict(f"{shown(key)} was not saved: somebody else changed it since it was loaded") for key in lost
-        }
+        return {key: _conflict(key) for key in lost}
+
+    def _write_by_steps(
+        self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]
+    ) -> dict[Hashable, NotSaved]:
+        """Write each key behind a savepoint, since the database has refused something of some key before."""
+        failed: dict[Hashable, NotSaved] = {}
+
+        def write_all() -> None:
+            savepoint = Savepoint(self._transaction)
+            for key in sorted({*changes, *(key for key, some in rows.items() if some)}, key=str):
+                try:
+                    savepoint.write(partial(self._write_one, key, changes.get(key), rows[key]))
+                except (Lost, Rejected) as error:
+                    failed[key] = error
+
+        self._transaction.write(write_all, collected=False)
+        return failed
+
+    def _write_one(self, key: Hashable, change: _Change | None, rows: list[object]) -> None:
+        if change is not None and not self._is_written(*change):
+            raise Lost(*_conflict(key).args)
+        insert_rows_behind(self._transaction.connection, rows)
 
     def _begin_again(self) -> None:
         try:

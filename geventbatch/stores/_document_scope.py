@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
@@ -20,6 +19,7 @@ from geventbatch.stores._key import row_key
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._reuse import judging_nobody
 from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores._savepoint import Savepoint
 from geventbatch.stores._transaction import Transaction, cause, load, remaining
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from geventbatch._batch import Batch
     from geventbatch.stores._documents import Documents
-
-_SAVEPOINT: Final = sa.text("SAVEPOINT geventbatch")
-_RELEASE: Final = sa.text("RELEASE SAVEPOINT geventbatch")
-_ROLLBACK: Final = sa.text("ROLLBACK TO SAVEPOINT geventbatch")
 
 
 class DocumentScope:
@@ -49,7 +45,7 @@ class DocumentScope:
     _written: bool  # something is, in an attempt that goes step by step
     _rows_written: int  # of those beside
     _snapshot: str | bytes | None  # of the state behind the last step
-    _has_savepoint: bool
+    _savepoint: Savepoint
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
         self._documents = documents
@@ -110,7 +106,7 @@ class DocumentScope:
 
     def begin_steps(self) -> None:
         """Be ready to go back to what was loaded. Switches: yes."""
-        self._has_savepoint = False
+        self._savepoint = Savepoint(self._transaction)
         self._snapshot = None if self._loaded.version is None else self._documents.snapshot(self._loaded.state)
         try:
             self._transaction.before_writes()
@@ -128,7 +124,7 @@ class DocumentScope:
             row, change = self._change(self._loaded._replace(state=state), beside=True)
         if change is None and not rows:
             return
-        self._write_step(change, rows)
+        self._savepoint.write(partial(self._write_step, change, rows))
         if row is not None:
             self._loaded, self._snapshot = row, snapshot
         self._written = True
@@ -143,26 +139,9 @@ class DocumentScope:
         return self._resource
 
     def _write_step(self, change: tuple[Any, dict[str, Any]] | None, rows: list[object]) -> None:
-        transaction = self._transaction
-        try:
-            if self._has_savepoint:
-                transaction.precede(_RELEASE, {})
-            transaction.precede(_SAVEPOINT, {})
-            self._has_savepoint = True
-            if change is not None:
-                self._send(*change)
-            insert_rows_behind(transaction.connection, rows)
-        except Exception as error:
-            refused = transaction.not_saved(error)
-            if isinstance(refused, Rejected):
-                self._roll_back_step()
-            raise refused from cause(error)
-
-    def _roll_back_step(self) -> None:
-        try:
-            self._transaction.connection.execute(_ROLLBACK)
-        except Exception as error:
-            raise self._transaction.not_saved(error) from cause(error)
+        if change is not None:
+            self._send(*change)
+        insert_rows_behind(self._transaction.connection, rows)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
