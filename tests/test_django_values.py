@@ -101,7 +101,17 @@ def test_a_document_changed_in_place_is_what_its_json_is(server: str, tmp_path: 
     assert found == {"names": {"1": [2]}}
 
 
-WRONG = [("number", "twelve"), ("price", "NaN"), ("yes", "perhaps"), ("day", "today"), ("uuid", "no"), ("share", "x")]
+WRONG = [
+    ("number", "twelve"),
+    ("price", "NaN"),
+    ("yes", "perhaps"),
+    ("day", "today"),
+    ("uuid", "no"),
+    ("share", "x"),
+    ("length", "x"),
+    ("text", "\ud800"),
+    ("document", {"a": object()}),
+]
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -9,6 +9,7 @@ computed by the database, once they have changed.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from functools import cache
@@ -149,7 +150,17 @@ def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
+    if kind is str:
+        return lambda value: type(value) is str and (value.isascii() or _has_utf8(value))
     return lambda value: type(value) is kind
+
+
+def _has_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_plain_in(field: Any) -> Callable[[Any], bool]:
@@ -181,16 +192,19 @@ def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
         return [_as_loaded(field.base_field, one, connection) for one in value]
     if isinstance(field, JSONField):
         return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
-    return _plainly(field, field.to_python(field.get_prep_value(value)), connection)
+    with suppress(Exception):  # else it is for the database to say
+        value = field.to_python(field.get_prep_value(value))
+    return _plainly(field, value, connection)
 
 
 def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
+    if isinstance(value, str):
+        value.encode()  # raises at half of a surrogate pair, as the driver would
+        return str.__str__(value)
     if isinstance(field, DecimalField):
         return _quantized(value, field, connection)
-    if isinstance(field, DateTimeField):
+    if isinstance(value, datetime):
         return value.astimezone(UTC) if settings.USE_TZ and value.tzinfo is not None else value
-    if isinstance(value, str):
-        return str.__str__(value)
     return int(value) if isinstance(field, IntegerField) else value
 
 
