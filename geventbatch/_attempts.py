@@ -8,6 +8,7 @@ left, and `Batch.end` has been called before `run` returns.
 
 from __future__ import annotations
 
+import sys
 from contextvars import Context
 from math import inf
 from random import random
@@ -25,7 +26,7 @@ from geventbatch._process import here, running
 from geventbatch._scope import PairScope
 from geventbatch._steps import begin_steps
 from geventbatch._turns import BRIEF, see_to_window, shut, take_breath, take_turns, took
-from geventbatch._verdict import ends_greenlet, is_reused, judge, look, traceback_of, without_our_frame
+from geventbatch._verdict import ends_greenlet, is_reused, judge, kill_behind, look, traceback_of, without_our_frame
 from geventbatch.errors import Conflict, NothingToSave, Rejected, Repeated
 
 if TYPE_CHECKING:
@@ -324,7 +325,7 @@ def _save(batch: Batch, leave: _Exit) -> bool:
         took(batch, "save", seconds)
     if raised is not None:
         try:
-            return back_off(batch, save_raised(batch, raised))
+            return back_off(batch, save_raised(batch, kill_behind(batch, raised, sys.exc_info()[1])))
         finally:
             del raised  # no cycle through the error
     if batch.epoch != here.epoch:

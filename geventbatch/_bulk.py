@@ -11,6 +11,7 @@ since a pause (guarantee 10) moves it.
 
 from __future__ import annotations
 
+import sys
 from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from geventbatch._failure import load_failed, save_failed
 from geventbatch._pace import pace
 from geventbatch._parts import is_left, settle
 from geventbatch._turns import take_breath, took
-from geventbatch._verdict import ends_greenlet, traceback_of, without_our_frame
+from geventbatch._verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
 from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
 
 if TYPE_CHECKING:
@@ -311,6 +312,8 @@ class _Round:
             batch.save_duration += now - begun
         took(batches[0], "save", now - begun)
         batches[0].over()
+        if raised is not None:
+            raised = kill_behind(batches[0], raised, sys.exc_info()[1])
         try:
             if raised is not None and ends_greenlet(batches[0], raised):
                 raise raised

@@ -154,6 +154,28 @@ def ends_greenlet(batch: Batch, error: BaseException) -> bool:
     return batch.lane is None and is_a(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
 
 
+def kill_behind(batch: Batch, error: BaseException, handled: BaseException | None) -> BaseException:
+    """Give what has ended the greenlet, where *error* only took its place, else *error*.
+
+    What cleans up behind a kill may raise in its turn: Django's ``atomic`` does. *handled* is what somebody handled
+    already when all that began, and is no matter of the batch's.
+    """
+    links, seen = [error], 0
+    while links and seen < _LINKS:
+        link = links.pop()
+        seen += 1
+        if link is handled:
+            continue
+        if ends_greenlet(batch, link):
+            return link
+        links += [one for one in (link.__context__, link.__cause__) if one is not None]
+    return error
+
+
+_LINKS: Final = 50
+"""Errors behind an error that are looked at."""
+
+
 def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     """Whether ``except`` takes *error* for one of *kinds*; without asking it for its class, which may be a property."""
     try:
