@@ -671,7 +671,9 @@ class Life:
             if not isinstance(error, TimeoutError) or error.retry_safe != (error.phase != "save"):
                 return f"its phase is {error.phase!r}"
         elif isinstance(error, SaveFailed):
-            known = () if call.story is None else call.story.errors
+            # Who waits behind one that had the batch begin again has not started yet.
+            known = [one for story in self.stories.values() for one in story.errors]
+            known = known if call.story is None else call.story.errors
             of_a_step = isinstance(cause, NotSaved) and cause.__cause__ in known
             if error.retry_safe != isinstance(cause, NotSaved) or not (cause in known or of_a_step):
                 return f"its cause is {cause!r}"

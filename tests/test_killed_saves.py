@@ -123,6 +123,7 @@ def _open(error: BaseException, _: object) -> Replaces:
 
 
 def test_who_runs_an_operation_while_he_cleans_up_behind_a_kill_is_not_killed_again() -> None:
+    outcome: Any = None
     with Processor(open_resource=partial(_open, LookupError("plain")), min_duration=0, batching=False) as processor:
         try:
             raising(gevent.GreenletExit("mine"))()
