@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -466,3 +467,32 @@ def test_a_number_that_is_equal_and_written_otherwise_is_saved(postgres: Bed) ->
     assert postgres.together(Columns, 1, changes) == [None]
     columns = postgres.read(sa.select(Columns))
     assert (str(columns.price), repr(columns.level)) == ("1.00", "0.0" if postgres.pipeline else "-0.0")
+
+
+class Colour(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+
+
+class Painted(Base):
+    __tablename__ = "changed_painted"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    colour: Mapped[Colour] = mapped_column(sa.Enum(Colour, native_enum=False, length=20))
+    coats: Mapped[int] = mapped_column(default=0)
+
+
+def test_a_text_that_the_enum_of_its_column_cannot_read_back_is_refused_to_its_own_operation(bed: Bed) -> None:
+    bed.add(Painted(id=1, colour=Colour.RED))
+
+    def paint(painted: Painted) -> None:
+        painted.colour = cast("Any", "green")  # which SQLAlchemy writes, and then fails to load
+
+    def count(painted: Painted) -> int:
+        painted.coats += 1
+        return painted.coats
+
+    refused, *others = bed.together(Painted, 1, paint, count, count)
+    assert isinstance(refused, ValueError)
+    assert "is no value of its Enum" in str(refused)
+    assert others == [1, 2]
+    assert bed.read(sa.select(Painted.coats)) == 2
