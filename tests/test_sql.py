@@ -183,6 +183,22 @@ def test_what_comes_out_of_commit_is_told_to_be_not_saved_only_when_it_certainly
     assert type(_sql.of_commit(error, "ICE 1")) is expected
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (postgres("40001"), Conflict),
+        (postgres("42P01"), NotSaved),  # its table is not there
+        (postgres("25P02"), NotSaved),
+        (postgres(None), NotSaved),
+    ],
+    ids=str,
+)
+def test_what_is_said_to_a_statement_of_the_stores_own_blames_no_operation(
+    error: Exception, expected: type[NotSaved]
+) -> None:
+    assert type(_sql.of_store(error, "ICE 1")) is expected
+
+
 @pytest.mark.parametrize("remaining", [0.001, 0.01, 0.2, 1.0, 5.0, 60.0])
 def test_a_server_is_bounded_to_less_than_what_remains_and_never_to_nothing(remaining: float) -> None:
     milliseconds = _sql.bound_milliseconds(remaining)

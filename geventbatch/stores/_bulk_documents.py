@@ -272,7 +272,7 @@ class BulkDocumentScope:
             self._end(None)
             self._transaction = self._begun()
         except Exception as error:
-            raise _sql.not_saved(error, self._name) from error
+            raise _sql.of_store(error, self._name) from error
 
     def _write_all(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> None:
         for statement, some in self._grouped(changes):

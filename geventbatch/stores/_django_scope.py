@@ -330,7 +330,7 @@ class Scope(Generic[M]):
             try:
                 self._transaction.commit()  # if some have expired and were deleted
             except Error as failed:
-                raise _sql.not_saved(failed, self._key) from failed
+                raise _sql.of_store(failed, self._key) from failed
             raise found from None
 
     def _roll_back(self, error: BaseException) -> None:

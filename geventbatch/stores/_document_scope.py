@@ -282,14 +282,14 @@ class DocumentScope:
         try:
             self._transaction = self._begun()
         except Exception as error:
-            raise _sql.not_saved(error, self._key) from error
+            raise _sql.of_store(error, self._key) from error
 
     def _compare(self) -> None:
         """Raise a `Conflict` unless it is there as it was kept."""
         try:
             there = self._fetch()
         except Exception as error:
-            raise _sql.not_saved(error, self._key) from error
+            raise _sql.of_store(error, self._key) from error
         if there.version != self._loaded.version:
             raise Conflict(f"{shown(self._key)} was changed by somebody else since this process has saved it")
 

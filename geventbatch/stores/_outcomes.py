@@ -183,9 +183,7 @@ class Recording:
         except NotSaved:
             raise
         except Exception as failed:
-            found = _sql.not_saved(failed, self._outcomes.key)
-            # The store's own statement says nothing of what operations made.
-            raise (found if isinstance(found, Conflict) else NotSaved(*found.args)) from failed
+            raise _sql.of_store(failed, self._outcomes.key) from failed
 
     def _in_the_way(self, error: BaseException, send: Send, begin_to_write: Callable[[], object]) -> NotSaved | None:
         key, table = self._outcomes.key, self._outcomes.table

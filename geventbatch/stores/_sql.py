@@ -57,6 +57,7 @@ __all__ = [
     "mysql_read_committed",
     "not_saved",
     "of_commit",
+    "of_store",
     "postgres_bound",
     "postgres_bound_and_xid",
     "postgres_outcome",
@@ -79,6 +80,12 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
     if found is Kind.CONFLICT:
         return Conflict(why)
     return Rejected(why) if found in OF_OPERATION else NotSaved(why)
+
+
+def of_store(error: BaseException, key: Hashable) -> NotSaved:
+    """The same for a statement of the store's own, which has nothing of what operations made: it blames none of them."""
+    found = not_saved(error, key)
+    return found if isinstance(found, Conflict) else NotSaved(*found.args)
 
 
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
