@@ -83,7 +83,7 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
 
 
 def of_store(error: BaseException, key: Hashable) -> NotSaved:
-    """The same for a statement of the store's own, which has nothing of what operations made: it blames none of them."""
+    """The same for a statement of the store's own, which has nothing of what operations made: none is to blame."""
     found = not_saved(error, key)
     return found if isinstance(found, Conflict) else NotSaved(*found.args)
 
