@@ -209,3 +209,20 @@ def test_a_row_that_is_new_is_not_compared(bed: Bed) -> None:
 
     assert bed.together(Train, 1, grows, grows) == [3, 4]
     assert [one for one in bed.statements if "beside_wagons" in one and one.rstrip().endswith("UPDATE")] == []
+
+
+def test_a_row_that_the_operation_itself_has_rewritten_by_a_statement_is_no_conflict(bed: Bed) -> None:
+    if bed.server == "sqlite":  # where an operation writes nothing by itself
+        return
+    runs: list[int] = []
+
+    def rewrites(train: Train) -> int:
+        runs.append(1)
+        wagon = found(train, Wagon, 1)
+        session_of(train).connection().execute(sa.text("UPDATE beside_wagons SET taken = 5"))
+        wagon.taken = 7
+        return int(wagon.taken)
+
+    assert bed.together(Train, 1, rewrites) == [7]
+    assert len(runs) == 1
+    assert bed.read(sa.select(Wagon.taken).where(Wagon.id == 1)) == 7

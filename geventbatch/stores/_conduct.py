@@ -460,7 +460,7 @@ class Conduct:
         """The session is about to flush: count the version, once."""
         loaded, mapping, session = self._loaded, self._mapping, self.session
         assert loaded is not None  # noqa: S101 - as above
-        loaded.flushes(self.transaction)
+        loaded.flushes(self.transaction, rewrote=self.rewrote)
         if loaded.changes():
             loaded.touch()
         deletes = loaded.resource in session.deleted

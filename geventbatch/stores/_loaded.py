@@ -92,12 +92,15 @@ class Loaded:
         self._watched.forget()
         self._beside.rolled_back()
 
-    def flushes(self, transaction: Transaction) -> None:
-        """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource."""
+    def flushes(self, transaction: Transaction, *, rewrote: bool = False) -> None:
+        """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource.
+
+        Where the operation *rewrote* rows by a statement of its own, it may have been that.
+        """
         self._refuse_values()
         self._watched.flushes(self._session)
         changed = self._beside.changed(self.resource, transaction)
-        if changed is not None:
+        if changed is not None and not rewrote:
             raise Conflict(
                 f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
                 f"{changed.identity} since it was read"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -45,7 +45,9 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
-    batch_session = type("BatchSession", (BatchSession, parent), {})
+    binds = options.get("binds")
+    routes = Session(engine, binds=binds) if binds else None
+    batch_session = type("BatchSession", (BatchSession, parent), {"routes": routes, "own": engine})
     maker = sessionmaker(class_=batch_session, **{**options, **own})
     event.listen(maker, "before_commit", lambda session: _conduct(session).refuse_commit())
     event.listen(maker, "before_flush", lambda session, *_: _conduct(session).flushes())
@@ -124,6 +126,10 @@ class BatchSession(Session):
     """Of a batch: on its connection, whatever the user's own class is bound to."""
 
     conduct: Conduct | None = None
+    routes: ClassVar[Session | None] = None
+    """Says where the user's own sessions have what, where that is not one database."""
+    own: ClassVar[sa.Engine | None] = None
+    """The batch's."""
 
     autoflush: Any = _Setting()
     expire_on_commit: Any = _Setting()
@@ -137,8 +143,14 @@ class BatchSession(Session):
         self.__dict__["info"] = Info(conduct, self.info)
         self.conduct = conduct
 
-    def get_bind(self, *_: Any, **__: Any) -> Any:
-        """The connection of the batch."""
+    def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
+        """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
+        if self.routes is not None and self.routes.get_bind(mapper, clause=clause) is not self.own:
+            found = self.routes.get_bind(mapper, clause=clause)
+            raise RuntimeError(
+                f"{clause if mapper is None else mapper} is in another database ({found!r}) than the batch, whose "
+                "transaction is only in its own: use another session for it, which is committed by itself"
+            )
         return self.bind if self.conduct is None else self.conduct.connection
 
     # -- the transaction, which is the batch's -----------------------------------------------------------------
