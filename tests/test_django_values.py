@@ -10,7 +10,7 @@ from uuid import UUID
 
 import gevent
 import pytest
-from django.db import DataError
+from django.db import DataError, connections
 from psycopg.types.range import Range
 
 from tests.callers import answer_of
@@ -163,7 +163,7 @@ def test_what_the_database_computes_has_the_type_that_a_load_gives(server: str, 
 
     def change(row: Any) -> list[str]:
         row.number, row.price, row.name, row.day = 4, Decimal("2.50"), "b", date(2026, 6, 1)
-        row.document["a"] = [1, True]
+        row.document["a"] = 1
         return [repr(getattr(row, name)) for name in names]
 
     with tables(server, tmp_path, Sums) as alias:
@@ -214,3 +214,13 @@ def test_a_range_is_found_as_it_was_assigned(tmp_path: Path) -> None:
             _, found = answers_of(processor, series.pk, assigning("span", Range(1, 5, "[]")), reading("span"))
             assert found == Range(1, 5, "[]")
             assert processor.run(series.pk, reading("span")) == Range(1, 6)
+
+
+def test_on_sqlite_a_decimal_number_is_saved_with_the_places_of_its_column(tmp_path: Path) -> None:
+    with tables("sqlite", tmp_path, Sums) as alias:
+        sums = Sums.objects.using(alias).create()
+        with processing(Sums, alias) as processor:
+            processor.run(sums.pk, assigning("price", Decimal("0.125")))
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT price FROM bank_sums")
+            assert float(cursor.fetchone()[0]) == 0.12

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from django.db.models import DecimalField, ExpressionWrapper, Model, Value
+from django.db.models import CharField, DecimalField, ExpressionWrapper, Model, TextField, Value
 from django.db.models.functions import Cast
 from django.db.models.sql import Query
 from django.db.transaction import atomic
@@ -101,9 +101,19 @@ def evaluate(
         known = Value(value, field)
         query.add_annotation(Cast(known, field) if connection.vendor == "postgresql" else known, name, select=False)
     for number, (expression, field) in enumerate(wanted):
-        query.add_annotation(ExpressionWrapper(expression, field), f"wanted_{number}")
+        query.add_annotation(_as_column(ExpressionWrapper(expression, field), field, connection), f"wanted_{number}")
     found = next(iter(query.get_compiler(using=connection.alias).results_iter()))
     return [_with_places(value, field) for value, (_, field) in zip(found, wanted, strict=True)]
+
+
+def _as_column(expression: Any, field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Any:
+    """With the type of the column, to which the database converts what it puts there.
+
+    Not to a limited text on PostgreSQL: a cast would cut off what the column refuses.
+    """
+    is_text = isinstance(field, CharField | TextField)
+    converts = {"postgresql": not is_text, "sqlite": is_text}.get(connection.vendor, False)
+    return Cast(expression, field) if converts else expression
 
 
 def _with_places(value: Any, field: Field[Any, Any]) -> Any:
