@@ -169,6 +169,7 @@ def test_whatever_comes_before_commit_says_that_nothing_was_written(error: Excep
         (pg8000.dbapi.InterfaceError("in failed transaction block"), Rejected),
         (pg8000.dbapi.InterfaceError("network error"), type(None)),
         (mysql(1213), Conflict),
+        (mysql(3101), Conflict),
         (mysql(2013), type(None)),
         (mysql(1180), type(None)),
         (mysql(1146), type(None)),

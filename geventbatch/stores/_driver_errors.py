@@ -98,6 +98,7 @@ _MYSQL: Final = {
     1412: Kind.CONFLICT,  # table definition has changed
     1614: Kind.CONFLICT,  # deadlock in XA
     3058: Kind.CONFLICT,  # deadlock of user locks
+    3101: Kind.CONFLICT,  # rolled back in COMMIT: another node of the group was faster
     1205: Kind.TIMEOUT,  # lock wait timeout
     1317: Kind.TIMEOUT,  # query interrupted
     1969: Kind.TIMEOUT,  # MariaDB's max_statement_time
@@ -153,7 +154,7 @@ _CLIENTS_OWN: Final = range(2_000, 3_000)
 _NO_SAVEPOINT: Final = 1305
 """MySQL: there is no procedure, function, or savepoint of that name."""
 
-_ENDED: Final = frozenset({1020, 1213, 1614})
+_ENDED: Final = frozenset({1020, 1213, 1614, 3101})
 """With these, MySQL has rolled back the whole transaction."""
 
 _SQLITE: Final = {

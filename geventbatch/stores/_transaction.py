@@ -179,6 +179,8 @@ class Transaction:
         ended = self.ended()
         if ended is not None:
             raise ended
+        if self.connection.invalidated:
+            raise NotSaved(f"{shown(self.key)} was not saved: its connection was lost in an operation, which went on")
         if self.has_failed():
             # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
             raise Rejected(f"{shown(self.key)} was not saved: a statement has failed, and who sent it went on")
@@ -356,9 +358,11 @@ def _note_commits(dialect: Dialect) -> None:
     commit = dialect.do_commit
 
     def do_commit(connection: Any) -> None:
-        connection.info[COMMIT] = SENT
+        found = getattr(connection, "info", None)
+        info: dict[Any, Any] = found if isinstance(found, dict) else {}  # psycopg's own has another one
+        info[COMMIT] = SENT
         commit(connection)
-        connection.info[COMMIT] = DONE
+        info[COMMIT] = DONE
 
     vars(dialect)["do_commit"] = do_commit  # of this engine alone
 
