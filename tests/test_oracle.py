@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.oracle import mapped
+from tests.oracle import documents, mapped
 from tests.oracle.judge import Mismatch
 from tests.oracle.known import known
 from tests.oracle.mutants import mutated
@@ -33,7 +33,13 @@ CHOSEN = os.environ.get("GEVENTBATCH_ORACLE_EXAMPLES")
 EXAMPLES = int(CHOSEN or 500)
 """Of all tests that are run together."""
 
-SHARES = {(mapped, "sqlite"): 0.3, (mapped, "postgresql"): 0.3, (mapped, "mariadb"): 0.3}
+SHARES = {
+    (mapped, "sqlite"): 0.25,
+    (mapped, "postgresql"): 0.25,
+    (mapped, "mariadb"): 0.25,
+    (documents, "sqlite"): 0.15,  # and Redis
+    (documents, "postgresql"): 0.15,
+}
 
 
 @pytest.fixture(autouse=True)

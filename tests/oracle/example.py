@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 Lines = tuple[str, ...]
+Course = tuple[tuple[int, ...], tuple[tuple[int, Lines], ...], tuple[tuple[int, Lines], ...]]
 
 HERE = Path(__file__).parent
 
@@ -73,8 +76,8 @@ class Example:
                 "monkey.patch_all()",
                 "",
                 IMPORTS,
-                self.orm.imports,
                 f"SERVER = {self.server!r}",
+                self.orm.imports,
                 f"OPTIONS = {dict(self.options)!r}",
                 'PREFIX = ""',
                 "",
@@ -91,6 +94,43 @@ class Example:
                 self.orm.main,
             ]
         )
+
+
+@st.composite
+def operation(
+    draw: st.DrawFn,
+    *,
+    plain: st.SearchStrategy[Lines],
+    bad: st.SearchStrategy[Lines],
+    answer: st.SearchStrategy[Lines],
+    guards: tuple[Lines, Lines],
+) -> Lines:
+    """The lines of an operation: at most one bad value is in it, since nobody says which of two is told first.
+
+    *guards* raise something clean, and something else, by what the resource is.
+    """
+    clean, dirty = guards
+    first = draw(st.sampled_from([(), (), (), clean, ("raise Clean('no')",)]))
+    body = draw(st.lists(plain, max_size=3))
+    if draw(st.sampled_from([False, False, False, True])):
+        body.insert(draw(st.integers(0, len(body))), draw(bad))
+    last = draw(st.sampled_from([*[()] * 8, ("raise Dirty('no')",), dirty, ("delete()",)]))
+    return (*first, *(line for one in body for line in one), *last, *draw(answer))
+
+
+@st.composite
+def course(draw: st.DrawFn, made: int, foreign: st.SearchStrategy[Lines]) -> Course:
+    """In one batch, or in several, with somebody else beside them."""
+    if draw(st.sampled_from([False, True])):
+        return (), (), ()
+    batches: tuple[int, ...] = draw(st.lists(st.integers(1, 3), max_size=2).map(tuple))
+    between: tuple[tuple[int, Lines], ...] = ()
+    during: tuple[tuple[int, Lines], ...] = ()
+    if batches and made > batches[0] and draw(st.sampled_from([False, True])):
+        between = ((1, draw(foreign)),)
+    if draw(st.sampled_from([False, True])):
+        during = ((draw(st.integers(0, made - 1)), draw(foreign)),)
+    return batches, between, during
 
 
 def _function(signature: str, lines: Lines) -> str:

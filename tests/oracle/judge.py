@@ -28,6 +28,11 @@ Operation = Any
 REFUSALS = (
     (RuntimeError, r"an operation on .* would write to SQLite"),
     (ValueError, r"is no value of its Enum: it could not be read back"),
+    (RuntimeError, r"an operation on .* was refused a statement"),
+    (RuntimeError, r"an operation on .* changed the row of its resource by a query or another instance"),
+    (RuntimeError, r"refresh_from_db\(\) on the resource of a batch"),
+    (TypeError, r"an operation assigned an expression to"),
+    (TypeError, r"Nothing of this operation was saved: make it of what JSON has"),
     (RuntimeError, r"an operation on .* called commit\(\) on its batch's session"),
 )
 """How a store refuses what it cannot keep as if alone (docs/as-if-alone.md): kind of error, and what it says."""
@@ -41,6 +46,20 @@ class Dirty(Exception):
     """An operation raises it wherever it likes."""
 
 
+@dataclass
+class Alone:
+    """What comes of operations in one transaction; an error is that of the last one."""
+
+    answers: list[Any] = field(default_factory=list)
+    refused: bool = False
+    """All of them had returned, and the save has raised."""
+
+    def fail(self, error: BaseException, count: int) -> None:
+        """One of so many operations, or the save of all, has raised it."""
+        self.refused = len(self.answers) == count
+        self.answers[count - 1 :] = [frozen(error)]
+
+
 class World(Protocol):
     """What one ORM has."""
 
@@ -50,8 +69,8 @@ class World(Protocol):
     def fill(self) -> None:
         """Have the rows that a trial begins with, and no others."""
 
-    def alone(self, operations: Sequence[Operation]) -> list[Any]:
-        """The answers of these, in one transaction by the ORM's plain means; errors are those of the last one."""
+    def alone(self, operations: Sequence[Operation]) -> Alone:
+        """What comes of these, in one transaction by the ORM's plain means."""
 
     def foreign(self, write: Callable[[Any], object]) -> None:
         """Have somebody else write, by another connection."""
@@ -95,6 +114,8 @@ class Outcome:
 
     answers: tuple[Any, ...]
     rows: dict[str, list[Any]]
+    refused: frozenset[int] = frozenset()
+    """Operations that returned alone, and could not be saved so."""
 
 
 class Undecided(Exception):
@@ -112,11 +133,13 @@ def frozen(value: Any, *, ordered: bool = True) -> Any:
     """What can be compared and shown of *value*: its exact type and all that is in it."""
     if isinstance(value, BaseException):
         return _frozen_error(value)
+    if isinstance(value, memoryview):  # of a driver: what it is told to be is bytes
+        value = bytes(value)
     if isinstance(value, (dict, list, tuple, set, frozenset)):
         return (type(value).__name__, *_frozen_parts(value, ordered=ordered))
     if isinstance(value, enum.Enum) or value is None or _has_repr(value):
         return (type(value).__name__, _shown(value))
-    return (type(value).__name__, frozen(vars(value), ordered=ordered))
+    return (type(value).__name__, frozen(getattr(value, "__dict__", None), ordered=ordered))
 
 
 def _frozen_parts(value: Any, *, ordered: bool) -> list[Any]:
@@ -135,7 +158,7 @@ def _has_repr(value: object) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value.astimezone(UTC).isoformat()  # which zone it is told in is the driver's
-    return repr(bytes(value)) if isinstance(value, memoryview) else repr(value)
+    return repr(value)
 
 
 def _frozen_error(error: BaseException) -> tuple[Any, ...]:
@@ -219,6 +242,7 @@ def one_by_one(world: World, trial: Trial, left_out: set[int], after: dict[int, 
     """
     world.fill()
     answers: list[Any] = [None] * len(trial.operations)
+    refused: set[int] = set()
     for number, part in enumerate(trial.parts()):
         if number in trial.between:
             world.foreign(trial.between[number])
@@ -230,11 +254,12 @@ def one_by_one(world: World, trial: Trial, left_out: set[int], after: dict[int, 
                     world.foreign(write)
             for group in _groups([one for one in turn if one not in left_out], joined):
                 found = world.alone([trial.operations[one] for one in group])
-                if len(found) < len(group) or (len(group) > 1 and _is_error(found[-1])):
+                if len(group) > 1 and _is_error(found.answers[-1]):
                     raise Undecided
-                for one, answer in zip(group, found, strict=True):
+                refused.update(group if found.refused else ())
+                for one, answer in zip(group, found.answers, strict=True):
                     answers[one] = answer
-    return Outcome(tuple(answers), world.rows())
+    return Outcome(tuple(answers), world.rows(), frozenset(refused))
 
 
 def _groups(numbers: Sequence[int], joined: set[int]) -> Iterator[list[int]]:
@@ -291,7 +316,7 @@ def _healed(world: World, trial: Trial, refused: set[int], after: dict[int, int]
             one
             for part in trial.parts()
             for one in part[:-1]
-            if one not in refused | joined and _is_judged(alone.answers[one]) and not _is_error(found.answers[one])
+            if one in alone.refused - joined and not _is_error(found.answers[one])
         }
         if not healed:
             return alone
@@ -302,15 +327,9 @@ def _is_error(answer: Any) -> bool:
     return isinstance(answer, tuple) and answer[:1] == ("raised",)
 
 
-def _is_judged(answer: Any) -> bool:
-    return _is_error(answer) and re.search(r"IntegrityError|DataError|StatementError", answer[1]) is not None
-
-
 def _same(alone: Outcome, found: Outcome, refused: set[int]) -> bool:
-    answers = [
-        (one, two) for n, (one, two) in enumerate(zip(alone.answers, found.answers, strict=True)) if n not in refused
-    ]
-    return alone.rows == found.rows and all(one == two for one, two in answers)
+    pairs = enumerate(zip(alone.answers, found.answers, strict=True))
+    return alone.rows == found.rows and all(one == two for number, (one, two) in pairs if number not in refused)
 
 
 def _are_batches(batched: InBatches) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import NullPool
 
 from tests.adapters.sqlalchemy import PLACES, fresh
-from tests.oracle.example import Example, Orm
+from tests.oracle.example import Example, Orm, course
 from tests.oracle.judge import Clean, Dirty, Trial, add_row, delete, judge
 from tests.oracle.mapped_model import render
 from tests.oracle.mapped_operations import SHAPES, foreign, operations
@@ -147,16 +147,14 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         options["pipeline"] = draw(st.sampled_from([True, True, False]))
     if draw(st.sampled_from([False, False, False, True])):
         options["session"] = {"autoflush": False}
-    batches: tuple[int, ...] = ()
-    between: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    during: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    if draw(st.sampled_from([False, True])):  # in several batches, with somebody else beside them
-        batches = draw(st.lists(st.integers(1, 3), max_size=2).map(tuple))
-        if batches and len(made) > batches[0] and draw(st.sampled_from([False, True])):
-            between = ((1, draw(foreign(shape))),)
-        if draw(st.sampled_from([False, True])):
-            during = ((draw(st.integers(0, len(made) - 1)), draw(foreign(shape))),)
-    return Example(ORM, server, render(shape, server), made, batches, between, during, tuple(sorted(options.items())))
+    return Example(
+        ORM,
+        server,
+        render(shape, server),
+        made,
+        *draw(course(len(made), foreign(shape))),
+        tuple(sorted(options.items())),
+    )
 
 
 class Place:

