@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session
 
-from geventbatch import Processor
+from geventbatch import Processor, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -55,7 +54,7 @@ def take(stock: Stock, pieces: int) -> int:
     return stock.left
 
 
-def in_one_batch(engine: sa.Engine, *operations: tuple[Callable[..., object], Any]) -> list[Any]:
+def in_one_batch(engine: sa.Engine, *operations: tuple[Any, ...]) -> list[Any]:
     store = SQLAlchemyStore.mapped(engine, Stock, version="saves")
     with Processor(open_resource=store, min_duration=0, max_duration=10) as processor:
         callers = [gevent.spawn(answer_of, processor.run, 1, *operation) for operation in operations]
@@ -76,3 +75,32 @@ def test_what_is_done_at_each_write_is_done_once_for_a_batch(engine: sa.Engine) 
 def test_a_constraint_judges_the_state_that_is_saved_and_not_the_ones_between(engine: sa.Engine) -> None:
     assert in_one_batch(engine, (take, 7), (take, -3)) == [-2, 1]
     assert rows(engine, 'SELECT "left" FROM stocks') == [(1,)]
+
+
+def test_rows_given_to_add_row_are_not_found_by_queries_before_the_save(engine: sa.Engine) -> None:
+    def remember(stock: Stock) -> None:
+        current_batch().add_row(Written(left=stock.left + 100))
+
+    def count(stock: Stock) -> int | None:
+        session = object_session(stock)
+        assert session is not None
+        return session.scalar(sa.select(sa.func.count()).select_from(Written))
+
+    assert in_one_batch(engine, (remember,), (count,)) == [None, 0]  # one by one: 1
+    assert rows(engine, 'SELECT "left" FROM written WHERE "left" > 100') == [(105,)]
+
+
+def test_one_list_in_two_places_of_a_document_is_one_until_the_save(engine: sa.Engine) -> None:
+    def share(document: dict[str, list[int]]) -> None:
+        document["copy"] = document["first"]
+
+    def append(document: dict[str, list[int]]) -> list[int]:
+        document["first"].append(2)
+        return document["copy"]
+
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {"first": [1]})
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0, max_duration=10) as processor:
+        callers = [gevent.spawn(answer_of, processor.run, "a", one) for one in (share, append)]
+        assert [caller.get() for caller in callers] == [None, [1, 2]]  # one by one: [1]
+        assert processor.run("a", append) == [1, 2]  # as it is loaded, "copy" is a list of its own

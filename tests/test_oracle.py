@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.oracle import documents, mapped
+from tests.oracle import django_orm, documents, mapped
 from tests.oracle.judge import Mismatch
 from tests.oracle.known import known
 from tests.oracle.mutants import mutated
@@ -34,11 +34,14 @@ EXAMPLES = int(CHOSEN or 500)
 """Of all tests that are run together."""
 
 SHARES = {
-    (mapped, "sqlite"): 0.25,
+    (mapped, "sqlite"): 0.2,
     (mapped, "postgresql"): 0.25,
     (mapped, "mariadb"): 0.25,
-    (documents, "sqlite"): 0.15,  # and Redis
-    (documents, "postgresql"): 0.15,
+    (documents, "sqlite"): 0.1,  # and Redis
+    (documents, "postgresql"): 0.1,
+    (django_orm, "sqlite"): 0.15,
+    (django_orm, "postgresql"): 0.2,
+    (django_orm, "mariadb"): 0.2,
 }
 
 

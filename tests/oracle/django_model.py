@@ -57,10 +57,18 @@ KINDS = (
         ("{c} += Decimal('0.25')",),
         ("Decimal('1e30')", "'abc'", "object()"),
     ),
-    Kind("char", "models.CharField:max_length=10", ("'a'", "''", "'é'"), ("{c} = {c}[:5] + 'x'",), ("'x' * 11", "chr(0)", "chr(0xD800)")),
+    Kind(
+        "char",
+        "models.CharField:max_length=10",
+        ("'a'", "''", "'é'"),
+        ("{c} = {c}[:5] + 'x'",),
+        ("'x' * 11", "chr(0)", "chr(0xD800)"),
+    ),
     Kind("text", "models.TextField", ("'a'", "'b' * 300"), ("{c} += 'x'",), ("chr(0)", "chr(0xDFFF)")),
     Kind("boolean", "models.BooleanField", ("True", "False"), ("{c} = not {c}",), ("'x'",)),
-    Kind("date", "models.DateField", ("date(2026, 1, 2)", "date(1, 1, 1)"), ("{c} += timedelta(days=1)",), ("'x'", "5")),
+    Kind(
+        "date", "models.DateField", ("date(2026, 1, 2)", "date(1, 1, 1)"), ("{c} += timedelta(days=1)",), ("'x'", "5")
+    ),
     Kind("time", "models.TimeField", ("time(1, 2, 3)", "time(0)"), (), ("'x'",)),
     Kind(
         "datetime",
@@ -74,11 +82,27 @@ KINDS = (
     Kind("uuid", "models.UUIDField", ("UUID(int=1)", "UUID(int=2**127)"), (), ("'x'",)),
     Kind("json", "models.JSONField", _JSON.values, _JSON.changes, _JSON.bad, ordered=False),
     Kind("ip", "models.GenericIPAddressField", ("'10.0.0.1'", "'::1'"), (), ("'x'",)),
-    Kind("choices", "models.CharField:max_length=10, choices=Colour.choices", ("'r'", "'b'"), (), ("'x' * 11",), _COLOUR),
+    Kind(
+        "choices", "models.CharField:max_length=10, choices=Colour.choices", ("'r'", "'b'"), (), ("'x' * 11",), _COLOUR
+    ),
     Kind("slug", "models.SlugField", ("'a'", "'b-c'"), (), ("'x' * 51",)),
     Kind("cents", "Cents", ("Decimal('1.5')", "Decimal('0')"), ("{c} += Decimal('0.25')",), ("'x'", "[1]"), _CENTS),
-    Kind("object", "SeatsField", ("Seats({'1': 'Ann'})", "Seats({})"), ("{c}.taken['2'] = 'Bo'", "{c}.taken.clear()"), ("5",), _SEATS),
-    Kind("array", "ArrayField:models.IntegerField()", ("[1, 2]", "[]"), ("{c}.append(3)", "{c}.reverse()"), ("['x']", "[2**40]"), servers=POSTGRES),
+    Kind(
+        "object",
+        "SeatsField",
+        ("Seats({'1': 'Ann'})", "Seats({})"),
+        ("{c}.taken['2'] = 'Bo'", "{c}.taken.clear()"),
+        ("5",),
+        _SEATS,
+    ),
+    Kind(
+        "array",
+        "ArrayField:models.IntegerField()",
+        ("[1, 2]", "[]"),
+        ("{c}.append(3)", "{c}.reverse()"),
+        ("['x']", "[2**40]"),
+        servers=POSTGRES,
+    ),
 )
 
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -108,9 +132,9 @@ class Shape:
 SHAPES = {
     server: st.builds(
         Shape,
-        columns=st.lists(
-            st.sampled_from([kind.name for kind in KINDS if server in kind.servers]), max_size=3
-        ).map(tuple),
+        columns=st.lists(st.sampled_from([kind.name for kind in KINDS if server in kind.servers]), max_size=3).map(
+            tuple
+        ),
         key=st.sampled_from(["id", "name", "by"]),
         version=st.booleans(),
         children=st.booleans(),
@@ -132,13 +156,24 @@ def render(shape: Shape) -> str:
         names.append("Child")
         lines += ["", "class Child(models.Model):", "    m = models.IntegerField(default=0)"]
         lines += ["    text = models.CharField(max_length=10, null=True)"]
-        lines += ["    thing = models.ForeignKey(Thing, models.CASCADE, related_name='children', null=True)", *_meta("child"), ""]
+        lines += [
+            "    thing = models.ForeignKey(Thing, models.CASCADE, related_name='children', null=True)",
+            *_meta("child"),
+            "",
+        ]
     lines += [f"MODELS = [{', '.join(names)}]", "", *_facts(shape), "", *_fill(shape)]
     return "\n".join(lines)
 
 
 def _meta(table: str, *more: str) -> list[str]:
-    return ["", "    class Meta:", "        app_label = 'oracle'", "        apps = REGISTRY", f"        db_table = PREFIX + '{table}'", *(f"        {one}" for one in more)]
+    return [
+        "",
+        "    class Meta:",
+        "        app_label = 'oracle'",
+        "        apps = REGISTRY",
+        f"        db_table = PREFIX + '{table}'",
+        *(f"        {one}" for one in more),
+    ]
 
 
 _KEYS = {
@@ -149,7 +184,8 @@ _KEYS = {
 
 _EXTRA_LINES = {
     "computes": "total = models.IntegerField(default=0)",
-    "generated": "generated = models.GeneratedField(expression=models.F('n') * 3, output_field=models.IntegerField(), db_persist=True)",
+    "generated": "generated = models.GeneratedField("
+    "expression=models.F('n') * 3, output_field=models.IntegerField(), db_persist=True)",
     "stamped": "stamped = models.DateTimeField(auto_now=True)",
     "set_by_server": "set_by_server = models.CharField(max_length=20, db_default='there')",
     "unique": "unique = models.IntegerField(unique=True, null=True)",
@@ -161,10 +197,20 @@ def _thing(shape: Shape) -> list[str]:
     key = _KEYS[shape.key]
     lines = []
     if shape.parent:
-        lines += ["", "class Ground(models.Model):", f"    {key}", "    above = models.IntegerField(default=0)", *_meta("ground"), ""]
+        lines += [
+            "",
+            "class Ground(models.Model):",
+            f"    {key}",
+            "    above = models.IntegerField(default=0)",
+            *_meta("ground"),
+            "",
+        ]
     lines += ["", f"class Thing({'Ground' if shape.parent else 'models.Model'}):"]
     lines += [] if shape.parent else [f"    {key}"]
-    lines += ["    n = models.IntegerField(default=0)", "    note = models.CharField(max_length=20, null=True, default='')"]
+    lines += [
+        "    n = models.IntegerField(default=0)",
+        "    note = models.CharField(max_length=20, null=True, default='')",
+    ]
     for i, kind in enumerate(shape.kinds):
         field, _, arguments = kind.type.partition(":")
         lines.append(f"    c{i} = {field}({arguments}{', ' if arguments else ''}null=True)")
@@ -173,7 +219,12 @@ def _thing(shape: Shape) -> list[str]:
     check = ["constraints = [models.CheckConstraint(condition=models.Q(n__gte=0), name=PREFIX + 'least')]"]
     lines += _meta("thing", *(check if "check" in shape.extras else []))
     if "computes" in shape.extras:
-        lines += ["", "    def save(self, *args, **kwargs):", "        self.total = (self.n or 0) * 7 if isinstance(self.n, int) else 0", "        super().save(*args, **kwargs)"]
+        lines += [
+            "",
+            "    def save(self, *args, **kwargs):",
+            "        self.total = (self.n or 0) * 7 if isinstance(self.n, int) else 0",
+            "        super().save(*args, **kwargs)",
+        ]
     return [*lines, ""]
 
 
@@ -198,13 +249,17 @@ def _facts(shape: Shape) -> list[str]:
 def _fill(shape: Shape) -> list[str]:
     first = ["n=5", "note='x'", *(f"c{i}={kind.values[0]}" for i, kind in enumerate(shape.kinds))]
     first += ["unique=1"] if "unique" in shape.extras else []
-    keys = {"id": ("id=1", "id=2"), "name": ("name='a'", "name='b'"), "by": ("id=1, code='a'", "id=2, code='b'")}[shape.key]
+    keys = {"id": ("id=1", "id=2"), "name": ("name='a'", "name='b'"), "by": ("id=1, code='a'", "id=2, code='b'")}[
+        shape.key
+    ]
     second = ["n=0", *(["unique=2"] if "unique" in shape.extras else [])]
     lines = ["", "def fill():", "    others().bulk_create([Other(id=1, text='first'), Other(id=2, text='second')])"]
     lines += [f"    thing = Thing({keys[0]}, {', '.join(first)})", "    thing.save(using=USING, force_insert=True)"]
     lines += [f"    Thing({keys[1]}, {', '.join(second)}).save(using=USING, force_insert=True)"]
     if shape.children:
-        lines += [f"    Child(thing=thing, m={m}, text='{text}').save(using=USING)" for m, text in ((1, "one"), (2, "two"))]
+        lines += [
+            f"    Child(thing=thing, m={m}, text='{text}').save(using=USING)" for m, text in ((1, "one"), (2, "two"))
+        ]
     return [*lines, ""]
 
 
@@ -223,7 +278,13 @@ def operations(shape: Shape) -> st.SearchStrategy[tuple[Lines, ...]]:
 
 
 def _plain(shape: Shape) -> st.SearchStrategy[Lines]:
-    found: list[Lines] = [("r.n += 1",), ("r.n += 1",), ("r.n -= 3",), ("r.note = 'y'",), ("r.note = (r.note or '') + 'z'",)]
+    found: list[Lines] = [
+        ("r.n += 1",),
+        ("r.n += 1",),
+        ("r.n -= 3",),
+        ("r.note = 'y'",),
+        ("r.note = (r.note or '') + 'z'",),
+    ]
     for i, kind in enumerate(shape.kinds):
         found += [(f"r.c{i} = {value}",) for value in kind.values]
         found += [(change.replace("{c}", f"r.c{i}"),) for change in kind.changes] * 2
@@ -280,7 +341,13 @@ def _of_the_orm(shape: Shape) -> list[Lines]:
 
 
 def _bad(shape: Shape) -> st.SearchStrategy[Lines]:
-    found: list[Lines] = [("r.n = None",), ("r.n = 2**40",), ("r.note = 'x' * 21",), ("r.note = chr(0)",), ("r.n = 'many'",)]
+    found: list[Lines] = [
+        ("r.n = None",),
+        ("r.n = 2**40",),
+        ("r.note = 'x' * 21",),
+        ("r.note = chr(0)",),
+        ("r.n = 'many'",),
+    ]
     found += [("add_row(Other(text='x' * 11, m=0))",), ("add_row(Other(text='null', m=None))",)]
     found += [("others().create(id=1, text='twice')",), ("others().create(text=chr(0))",)]
     for i, kind in enumerate(shape.kinds):
@@ -290,7 +357,7 @@ def _bad(shape: Shape) -> st.SearchStrategy[Lines]:
 
 def _answer(shape: Shape) -> st.SearchStrategy[Lines]:
     names = ["n", "note", *(f"c{i}" for i in range(len(shape.columns)))]
-    names += [name for name in ("unique", "set_by_server", "generated", "other_id") if name.removesuffix("_id") in shape.extras]
+    names += [name for name in ("unique", "set_by_server", "other_id") if name.removesuffix("_id") in shape.extras]
     names += ["above"] if shape.parent else []
     found: list[Lines] = [(), *((f"return r.{name}",) for name in names), ("return [r.n, r.note]",)]
     if shape.columns:

@@ -80,7 +80,7 @@ REGISTRY = Apps()
 USING = "default"
 '''
 
-MAIN = '''
+MAIN = """
 def main():
     with connections[USING].schema_editor() as editor:
         for one in MODELS:
@@ -96,7 +96,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 ORM = Orm(world="django_world", imports=IMPORTS, main=MAIN)
 

@@ -41,6 +41,9 @@ class DjangoWorld:
                 for one in reversed(self.model["MODELS"]):
                     cursor.execute(f"DELETE FROM {one._meta.db_table}")  # noqa: S608 - names of our own
             self.model["fill"]()
+            if connections[self.using].vendor == "postgresql":
+                with connections[self.using].cursor() as cursor:
+                    cursor.execute(f"SELECT setval(pg_get_serial_sequence('{self.model['PREFIX']}other', 'id'), 100)")
 
     def foreign(self, write: Callable[[Any], object]) -> None:
         """Have somebody else write, by another connection."""

@@ -147,7 +147,7 @@ _STATEMENTS: list[Lines] = [
     ("r['list'][1:2] = [[2.0]]",),
     ("r['list'].reverse()",),
     ("r['text'] += 'é'",),
-    ("r['new'] = r['names']",),
+    ("r['new'] = dict(r['names'])",),
     ("r.pop('new', None)",),
     ("r['names']['1'] = 'text'",),
     ("r['big'] = 2**70",),

@@ -112,9 +112,12 @@ def operation(
     clean, dirty = guards
     first = draw(st.sampled_from([(), (), (), clean, ("raise Clean('no')",)]))
     body = draw(st.lists(plain, max_size=3))
+    ends: list[Lines] = [*[()] * 8, ("raise Dirty('no')",), dirty]
     if draw(st.sampled_from([False, False, False, True])):
         body.insert(draw(st.integers(0, len(body))), draw(bad))
-    last = draw(st.sampled_from([*[()] * 8, ("raise Dirty('no')",), dirty, ("delete()",)]))
+    else:
+        ends.append(("delete()",))  # with which nothing else of the resource is saved
+    last = draw(st.sampled_from(ends))
     return (*first, *(line for one in body for line in one), *last, *draw(answer))
 
 

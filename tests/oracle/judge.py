@@ -26,14 +26,19 @@ Operation = Any
 """Takes the resource, and gives its answer."""
 
 REFUSALS = (
-    (RuntimeError, r"an operation on .* would write to SQLite"),
-    (ValueError, r"is no value of its Enum: it could not be read back"),
+    # SQLite, which is locked as a whole from a first write on.
+    (RuntimeError, r"an operation on .* would (write|begin a savepoint) to SQLite"),
+    (RuntimeError, r"an operation on .* would load .* anew, and forget what operations have changed"),
+    # What would end the transaction, reach the other operations, or change the row behind the resource's back.
+    (RuntimeError, r"an operation on .* called commit\(\) on its batch's session"),
+    (RuntimeError, r"an operation on .* took .* out of its batch's session"),
     (RuntimeError, r"an operation on .* was refused a statement"),
     (RuntimeError, r"an operation on .* changed the row of its resource by a query or another instance"),
     (RuntimeError, r"refresh_from_db\(\) on the resource of a batch"),
     (TypeError, r"an operation assigned an expression to"),
+    # What would not come back as it is.
+    (ValueError, r"is no value of its Enum: it could not be read back"),
     (TypeError, r"Nothing of this operation was saved: make it of what JSON has"),
-    (RuntimeError, r"an operation on .* called commit\(\) on its batch's session"),
 )
 """How a store refuses what it cannot keep as if alone (docs/as-if-alone.md): kind of error, and what it says."""
 
@@ -162,6 +167,8 @@ def _shown(value: Any) -> str:
 
 
 def _frozen_error(error: BaseException) -> tuple[Any, ...]:
+    if type(error).__name__ == "StatementError":  # around what a column's type has raised
+        error = getattr(error, "orig", None) or error
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}"
     return ("raised", name, str(error)) if isinstance(error, (Clean, Dirty)) else ("raised", name)

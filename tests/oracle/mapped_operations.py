@@ -89,7 +89,6 @@ def _of_children(shape: Shape) -> list[Lines]:
             "    session(r).flush()",
             "    session(r).refresh(r, ['children'])",
         ),
-        ("r.children.sort(key=lambda child: -child.m)",),
         ("r.children = r.children[1:]",),
         ("r.n = sum(child.m for child in r.children)",),
     ]
