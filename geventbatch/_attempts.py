@@ -272,7 +272,7 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
     batch: Batch, operations: list[Operation[Any]], resource: Any, due: float
 ) -> bool:
     """Apply *operations*, each once; from *due* on look at the time. False when the attempt ends here."""
-    monotonic = _clock.monotonic
+    monotonic, plain = _clock.monotonic, _PLAIN
     if batch.steps is not None:
         if not batch.steps.look_for(batch, operations):
             return False
@@ -282,9 +282,8 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
             continue
         operation.state = STARTED
         try:
-            operation.value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
-            if type(operation.value) not in _PLAIN:
-                operation.value = own_answer(batch, operation, resource, operation.value)
+            value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
+            operation.value = value if type(value) in plain else own_answer(batch, operation, resource, value)
         except BaseException as error:
             if judge(batch, operation, error):
                 return False
