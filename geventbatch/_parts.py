@@ -62,8 +62,7 @@ def split(batch: Batch, error: Rejected) -> bool:
     takes ten refused saves; after the second one the attempts go step by step, where the scope can (see `_steps`).
     """
     batch.rejections += 1
-    if batch.rejections > 1:
-        go_step_by_step(batch)
+    batch.stepwise = batch.stepwise or batch.rejections > 1
     part = current_part(batch)
     started = [operation for operation in part if operation.state == STARTED]
     # Where all have raised, what is refused is the record of an outcome.
@@ -82,13 +81,6 @@ def split(batch: Batch, error: Rejected) -> bool:
         batch.parts = [*batch.parts[:-1], part[half:], part[:half]]
     batch.phase = "load"
     return True
-
-
-def go_step_by_step(batch: Batch) -> None:
-    """Judge all attempts from now on step by step, where the scope can; those too that were thrown out before."""
-    if not batch.stepwise:
-        batch.stepwise = True
-        apply_again(batch)
 
 
 def apply_again(batch: Batch, culprit: Operation[Any] | None = None) -> None:

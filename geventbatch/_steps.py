@@ -13,10 +13,12 @@ import gevent
 
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import rejected, save_failed
+from geventbatch._operation import SETTLED
+from geventbatch._parts import apply_again
 from geventbatch._process import here
 from geventbatch._shown import shown
 from geventbatch._turns import took
-from geventbatch._verdict import ends_greenlet, has_steps, is_a, put_out, without_our_frame
+from geventbatch._verdict import ends_greenlet, has_steps, is_a, without_our_frame
 from geventbatch.errors import Conflict, NotSaved, Rejected
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def begin_steps(batch: Batch, resource: Any) -> bool:
     """Go step by step in the attempt at hand, if its scope can. False when the attempt ends here."""
     if not has_steps(batch):
         return True
+    apply_again(batch)  # each is judged by itself from now on
     batch.steps = Steps(batch.scope, resource)
     batch.halted = True
     return batch.steps.begin(batch)
@@ -84,7 +87,8 @@ class Steps:
             self._recorded = len(batch.outcomes)
             return not batch.over()
         if not isinstance(failed, Conflict):
-            put_out(batch, operation, failed)
+            operation.state = SETTLED
+            batch.broken = failed
         return False
 
     def _undo(self) -> None:

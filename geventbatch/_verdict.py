@@ -9,7 +9,7 @@ from gevent import GreenletExit
 
 from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
-from geventbatch._parts import cut_after, go_step_by_step
+from geventbatch._parts import cut_after
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
 
@@ -82,7 +82,7 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, err
     if verdict is not None and not isinstance(verdict, Rejected):
         return True
     if isinstance(verdict, Undecided) and has_steps(batch):
-        go_step_by_step(batch)
+        batch.stepwise = True
         batch.broken = error
         return True
     if is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
@@ -93,8 +93,7 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, err
         batch.exact -= 1
         return batch.exact >= 0
     batch.rejections += 1
-    if batch.rejections > _LOADS and has_steps(batch):
-        go_step_by_step(batch)
+    batch.stepwise = batch.stepwise or batch.rejections > _LOADS
     return True  # the transaction is spoiled: nothing can be tried on in it
 
 

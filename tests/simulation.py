@@ -184,6 +184,12 @@ class Story:
     parted: bool = False  # the store has refused to save all at once
     stepwise: bool = False  # the latest visit is judged step by step
 
+    def apply_again(self, culprit: int | None = None) -> None:
+        """Those behind a culprit that were thrown out may have raised for what it had made; steps judge all anew."""
+        numbers = list(self.calls)  # in the order of the batch, as they were started
+        for number in numbers[0 if culprit is None else numbers.index(culprit) + 1 :]:
+            self.calls[number].broken = False
+
 
 @dataclass(eq=False, slots=True)
 class Visit:
@@ -273,6 +279,7 @@ class StepScope(Scope):
 
     def begin_steps(self) -> None:
         self.resource.visit.story.stepwise = True
+        self.resource.visit.story.apply_again()
         self.kept = self.life.copy_of(self.resource)
         self.life.step(self.key, "begin_steps", self.resource)
 
@@ -842,6 +849,7 @@ class Life:
             (culprit,) = visit.offending
             culprit.raised = offence
             story.settled.add(culprit.number)
+            story.apply_again(culprit.number)
             visit.completed = 0  # what is left has nothing to be saved
         raise Rejected("a constraint") from offence
 
