@@ -90,7 +90,7 @@ class DocumentScope:
         if batch.deleted:
             row = None
         elif batch.completed:
-            row = self._loaded._replace(state=self._encoded(self._loaded.state))
+            row = _with_state(self._loaded, self._encoded(self._loaded.state))
         return self._change(row, beside=bool(beside))
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
@@ -121,7 +121,7 @@ class DocumentScope:
         snapshot = self._documents.snapshot(state)
         row, change = None, None
         if snapshot != self._snapshot or (rows and not self._documents.locking):
-            row, change = self._change(self._loaded._replace(state=state), beside=True)
+            row, change = self._change(_with_state(self._loaded, state), beside=True)
         if change is None and not rows:
             return
         self._savepoint.write(partial(self._write_step, change, rows))
@@ -257,7 +257,7 @@ class DocumentScope:
         if loaded.version is not None and same and (self._documents.locking or not beside):
             return row, None
         if not self._written or loaded.version is None:
-            row = row._replace(version=self._documents.version_after(loaded.version))
+            row = Row(row.state, self._documents.version_after(loaded.version), row.mark, row.key)
         values = {"_state": row.state, "_new": row.version}
         if loaded.version is None:
             return row, (statements.add, {"_key": self._key, **values})
@@ -314,3 +314,7 @@ class DocumentScope:
                 return None
             return bool(there.version == saved)
         return None
+
+
+def _with_state(row: Row, state: Any) -> Row:
+    return Row(state, row.version, row.mark, row.key)  # `_replace` takes a microsecond
