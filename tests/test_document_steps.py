@@ -228,9 +228,10 @@ def test_five_hundred_of_a_thousand_may_be_refused_by_a_check(place: Place) -> N
         return int(document["seats"]["sold"])
 
     with processor(store, min_duration=0) as opened:
-        begun = time.perf_counter()
+        place.loads, begun = 0, time.process_time()
         answers = together(opened, *[(put, number) for number in range(1000)])
-        assert time.perf_counter() - begun < 5
+        assert time.process_time() - begun < 5  # on a machine that has other things to do, too
+        assert place.loads <= 5
         assert [answer for answer in answers if isinstance(answer, int)] == list(range(1, 501))
         assert sum(isinstance(answer, sa.exc.DBAPIError) for answer in answers) == 500
         assert opened.run("k", lambda document: document) == {"seats": {"sold": 500}}
