@@ -24,6 +24,11 @@ def url() -> str:
 
 @cache
 def _own_url() -> str:
+    return started()
+
+
+def started(*options: str) -> str:
+    """One with these options, which ends with this process."""
     directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
     files = directory / "files"
     user = "root" if os.getuid() == 0 else str(os.getuid())
@@ -43,6 +48,7 @@ def _own_url() -> str:
                 f"--socket={socket}",
                 "--skip-networking",
                 "--innodb-flush-log-at-trx-commit=0",
+                *options,
             ],
             stdout=log,
             stderr=log,

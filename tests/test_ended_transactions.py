@@ -35,10 +35,11 @@ class Foreign:
         self.entries = sa.table(entries, sa.column("text"))
         self.purses = sa.table(purses, sa.column("name"), sa.column("total", sa.Integer))
         self.is_theirs = self.entries.c.text == "theirs"
+        self.looking = f"SELECT text FROM {entries} WHERE text = 'theirs'"  # noqa: S608 - of our own
         self.statement = f"UPDATE {entries} SET text = 'theirs too' WHERE text = 'theirs'"  # noqa: S608 - of our own
         database = connections[opened._direct].settings_dict["NAME"] if self.is_django else opened.place.database
         url = sa.make_url(mariadb.url()).set(drivername="mysql+pymysql", database=database)
-        self.engine = sa.create_engine(url, poolclass=NullPool)
+        self.engine = sa.create_engine(url, poolclass=NullPool, isolation_level="READ COMMITTED")  # it locks no gaps
         self.batch_has_its_lock = Event()
         self.has_its_lock = Event()
 
@@ -112,4 +113,54 @@ def test_a_deadlock_that_an_operation_swallows_has_the_batch_replayed(
         assert answers == [1001, 1002]
         assert adapter.get("k") == 1002
         assert runs == ["first", "second"] * 2
+        assert adapter.rows().count("first") == 1
+
+
+@pytest.fixture(scope="module")
+def server_that_rolls_back() -> str:
+    return mariadb.started("--innodb-rollback-on-timeout")
+
+
+@pytest.mark.parametrize("name", ["sqlalchemy-mapped-lock-mariadb", "django-lock-mariadb"])
+def test_a_wait_for_a_lock_that_was_too_long_and_has_ended_all_has_the_batch_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_that_rolls_back: str, name: str
+) -> None:
+    monkeypatch.setenv("GEVENTBATCH_TEST_MARIADB_URL", server_that_rolls_back)
+    case = case_named(name)
+    with case.fresh(tmp_path) as address, case.opens(address) as adapter:
+        foreign = Foreign(name, adapter)
+        adapter.put("k", 0)
+        holds, swallowed, released = Event(), Event(), Event()
+        with foreign.engine.begin() as connection:
+            connection.execute(sa.insert(foreign.entries), {"text": "theirs"})
+
+        def hold() -> None:
+            with foreign.engine.begin() as connection:
+                connection.execute(sa.update(foreign.entries).where(foreign.is_theirs).values(text="mine"))
+                holds.set()
+                swallowed.wait()
+            released.set()
+
+        def first(resource: Any) -> int:
+            adapter.insert(resource, "first")
+            foreign.execute(resource, "SELECT 1")  # which flushes
+            return adapter.add(resource, 1)
+
+        def second(resource: Any) -> int:
+            if swallowed.is_set():
+                released.wait()
+            try:
+                foreign.execute(resource, f"{foreign.looking} FOR UPDATE NOWAIT")
+            except Exception:
+                swallowed.set()
+            return adapter.add(resource, 1)
+
+        writer = gevent.spawn(hold)
+        holds.wait()
+        with adapter.processor(min_duration=0.05, max_duration=20) as processor:
+            callers = [gevent.spawn(processor.run, "k", operation) for operation in (first, second)]
+            assert [caller.get() for caller in callers] == [1, 2]
+        writer.get()
+        assert swallowed.is_set()
+        assert adapter.get("k") == 2
         assert adapter.rows().count("first") == 1

@@ -66,6 +66,7 @@ class Transaction:
         self._xid: str | None = None
         self._begun = False
         self._may_be_committed = False
+        self._in_doubt: Exception | None = None  # with which MySQL may have ended it
         self._committed = False  # as the server has said
 
     # -- begin ----------------------------------------------------------------------------------------------
@@ -198,13 +199,24 @@ class Transaction:
         gone = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
         if _sql.has_ended(error) or (_sql.kind(error) is _sql.Kind.LOST and gone):
             self.over = error
+        elif _sql.may_have_ended(error):
+            self._in_doubt = error
+
+    def _resolve_doubt(self) -> None:
+        """Ask MySQL whether it has ended the transaction with a wait that was too long. Switches: yes, after one."""
+        error, self._in_doubt = self._in_doubt, None
+        if error is not None and self.over is None:
+            with self.connection.cursor() as cursor:
+                cursor.execute(_sql.MYSQL_ENDS)
+                if cursor.fetchone()[0]:
+                    self.over = error
 
     def ended_by(self) -> NotSaved | None:
         """What to raise because something has ended it that no operation is to blame for. Switches: no."""
         if self.over is None or isinstance(self.over, NotSaved):
             return self.over
         found = _sql.not_saved(self.over, self._batch.key)
-        if _sql.has_ended(self.over):
+        if _sql.has_ended(self.over) or _sql.may_have_ended(self.over):
             found = Conflict(
                 f"{shown(self._batch.key)} was not saved: the server has ended its transaction ({self.over})"
             )
@@ -244,6 +256,7 @@ class Transaction:
         if not self._begun:  # it was found out to be committed
             return
         if not self._committed:
+            self._resolve_doubt()
             self.check()
         self._may_be_committed = True
         self._begun = False

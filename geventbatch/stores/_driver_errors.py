@@ -154,6 +154,9 @@ _CLIENTS_OWN: Final = range(2_000, 3_000)
 _NO_SAVEPOINT: Final = 1305
 """MySQL: there is no procedure, function, or savepoint of that name."""
 
+_LOCK_TIMEOUT: Final = 1205
+"""MySQL rolls back the statement; or, with ``innodb_rollback_on_timeout``, the whole transaction."""
+
 _ENDED: Final = frozenset({1020, 1213, 1614, 3101})
 """With these, MySQL has rolled back the whole transaction."""
 
@@ -236,6 +239,11 @@ def has_ended(error: BaseException) -> bool:
     return any(
         _vendor(one) in MYSQL_DRIVERS and (_mysql_code(one) in _ENDED or _is_of_savepoint(one)) for one in chain(error)
     )
+
+
+def may_have_ended(error: BaseException) -> bool:
+    """Whether it is MySQL's 1205, with which it ends the transaction too where the server is set so."""
+    return any(_vendor(one) in MYSQL_DRIVERS and _mysql_code(one) == _LOCK_TIMEOUT for one in chain(error))
 
 
 def has_refused_commit(error: BaseException) -> bool:

@@ -28,6 +28,9 @@ _put_aside: Final[list[tuple[str, Pool]]] = []
 ENDED: Final = "geventbatch: ended"
 """Where a connection has, in its `info`, the error with which the server has ended its transaction."""
 
+IN_DOUBT: Final = "geventbatch: in doubt"
+"""Where it has the error with which the server may have done so."""
+
 
 def watch(engine: Engine) -> None:
     """See the errors of its connections."""
@@ -41,6 +44,8 @@ def _sees_error(context: ExceptionContext) -> None:
     usable = connection is not None and not connection.closed and not connection.invalidated
     if connection is not None and usable and _sql.has_ended(error):
         connection.info.setdefault(ENDED, error)
+    elif connection is not None and usable and _sql.may_have_ended(error):
+        connection.info[IN_DOUBT] = error
     # SQLAlchemy does not know all that mysql-connector-python says, nor what pg8000 leaves as its socket has raised it.
     if not context.is_disconnect and (_sql.kind(error) is _sql.Kind.LOST or isinstance(error, OSError)):
         context.is_disconnect = True

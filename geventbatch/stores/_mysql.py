@@ -9,7 +9,7 @@ from sqlalchemy import event
 from geventbatch._shown import shown
 from geventbatch.errors import Conflict
 from geventbatch.stores import _sql
-from geventbatch.stores._engines import ENDED
+from geventbatch.stores._engines import ENDED, IN_DOUBT
 from geventbatch.stores._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class MySQLTransaction(Transaction):
             self.connection.exec_driver_sql(_sql.mysql_read_committed(mariadb=_is_mariadb(self.connection)))
             self.connection.info[_LEVEL] = True
         self.connection.info.pop(ENDED, None)
+        self.connection.info.pop(IN_DOUBT, None)
         if not _is_mariadb(self.connection):
             self._bound_locks()
         event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
@@ -41,6 +42,12 @@ class MySQLTransaction(Transaction):
 
     def has_failed(self) -> bool:
         return self.connection.invalidated or self.ended() is not None
+
+    def check_whole(self) -> None:
+        error = None if self.connection.invalidated else self.connection.info.pop(IN_DOUBT, None)
+        if error is not None and self.connection.exec_driver_sql(_sql.MYSQL_ENDS).scalar():
+            self.connection.info.setdefault(ENDED, error)
+        super().check_whole()
 
     def ended(self) -> Conflict | None:
         if self.connection.closed or self.connection.invalidated:

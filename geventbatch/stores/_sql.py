@@ -24,6 +24,7 @@ from geventbatch.stores._driver_errors import (
     has_refused_commit,
     is_duplicate,
     kind,
+    may_have_ended,
     message,
     state,
     table_of,
@@ -38,6 +39,7 @@ __all__ = [
     "BEGIN",
     "LEVEL",
     "MARK",
+    "MYSQL_ENDS",
     "READ_COMMITTED",
     "SEPARATOR",
     "Kind",
@@ -52,6 +54,7 @@ __all__ = [
     "is_marked",
     "kind",
     "mariadb_prefix",
+    "may_have_ended",
     "mysql_hint",
     "mysql_lock_bound",
     "mysql_read_committed",
@@ -237,6 +240,10 @@ def without_prefix(statement: str) -> str:
 def mysql_hint(remaining: float) -> str:
     """Put behind the word SELECT, it bounds that statement. MySQL bounds no others, but by their waits for locks."""
     return f"/*+ MAX_EXECUTION_TIME({bound_milliseconds(remaining)}) */"
+
+
+MYSQL_ENDS: Final = "SELECT @@innodb_rollback_on_timeout"
+"""Asks whether a wait for a lock that was too long has ended the whole transaction."""
 
 
 def mysql_read_committed(*, mariadb: bool) -> str:
