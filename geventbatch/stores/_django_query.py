@@ -39,6 +39,8 @@ def reads_beside(rows: QuerySet[Any]) -> bool:
     query: Any = rows.query
     if query.annotations or query.extra or query.distinct or query.group_by is not None or query.combinator:
         return True
+    if not query.alias_map and not query.where.children:  # a manager that does nothing of the kind, as most do
+        return False
     tables = {join.table_name for join in query.alias_map.values()}
     return not tables <= set(own_tables(rows.model)) or any(_looks_beside(one) for one in _leaves(query.where))
 

@@ -57,6 +57,8 @@ _TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
     (TimeField, time),
     (UUIDField, UUID),
 )
+_WHOLE: Final = frozenset({bool, date, float, int, time, timedelta, UUID})
+"""Of these, any value comes back from a load as it is."""
 _ATOMS: Final = frozenset({bool, float, int, str, type(None)})
 
 
@@ -226,9 +228,12 @@ def _standing(model: type[Model], name: str) -> Any:
 def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool] | None]) -> Any:
     """The `__setattr__` that has the scope be asked when a value is assigned that no load would give."""
     parent: Any = model.__setattr__
+    kinds = {field.attname: kind for field in columns(model) if (kind := natural(field)) in _WHOLE}
 
     def set_attribute(self: Model, name: str, value: Any) -> None:
         parent(self, name, value)
+        if type(value) is kinds.get(name):
+            return
         is_natural = checks.get(name, _is_of_no_column)
         if is_natural is not None and value is not None and not is_natural(value):
             _ask()
