@@ -9,7 +9,7 @@ import pytest
 from django.db import connections, transaction
 from django.db.models import F, prefetch_related_objects
 
-from geventbatch import LoadFailed, Processor
+from geventbatch import LoadFailed, Processor, current_batch
 from geventbatch.stores import DjangoStore
 from tests.callers import answer_of
 from tests.django_project.start import execute
@@ -295,6 +295,15 @@ def test_the_parents_tables_of_a_resource_are_its_own_too(alias: str) -> None:
         answers = together_on("s", processor, change, lambda a: deposit(a, 1))
     assert isinstance(answers[0], RuntimeError)
     assert answers[1] == 1
+
+
+def test_a_row_that_was_added_is_not_found_by_a_query_before_the_save(alias: str) -> None:
+    def add_entry(resource: Account) -> None:
+        current_batch().add_row(Entry(text="added"))
+
+    with processing(alias, min_duration=0.01) as processor:
+        assert together(processor, add_entry, lambda _: Entry.objects.using(alias).count()) == [None, 0]
+    assert Entry.objects.using(alias).count() == 1
 
 
 # -- triggers ----------------------------------------------------------------------------------------------------

@@ -287,6 +287,37 @@ def test_what_ends_or_breaks_the_transaction_is_refused_alone_too_and_leaves_its
             assert account(alias).balance == 2
 
 
+def commit_below(alias: str) -> None:
+    raw: Any = connections[alias].connection
+    raw.commit()
+
+
+def roll_back_below(alias: str) -> None:
+    raw: Any = connections[alias].connection
+    raw.rollback()
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_the_drivers_own_connection_ends_is_not_taken_for_saved(
+    tmp_path: Path, *, server: str, goes_on: bool
+) -> None:
+    with _place(server, tmp_path) as alias:
+        for end in (roll_back_below, commit_below):
+
+            def change(resource: Account, end: Callable[[str], None] = end) -> None:
+                Entry.objects.using(alias).create(text="before")
+                end(alias)
+                if goes_on:
+                    Entry.objects.using(alias).create(text="behind")
+
+            Account.objects.using(alias).update(balance=0)
+            error = between(alias, change)[1]
+            assert isinstance(error, RuntimeError)
+            assert "ended the transaction of its batch" in str(error)
+            assert entries(alias) == (["before"] if end is commit_below else [])
+
+
 def test_a_block_that_is_left_open_is_refused_by_name(alias: str) -> None:
     error = between(alias, leave_open)[1]
     assert isinstance(error, RuntimeError)

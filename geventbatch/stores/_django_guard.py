@@ -181,6 +181,10 @@ class Guard:
 
     def judge(self) -> NotSaved | None:
         """What the operation at hand has made of the transaction; None: it is sound. Switches: no."""
+        with self.aside():
+            return self._judged()
+
+    def _judged(self) -> NotSaved | None:
         over = self._transaction.ended_by()
         if over is not None:
             return over
@@ -189,7 +193,7 @@ class Guard:
             return None
         return _because(Rejected, f"{shown(self._batch.key)} was not saved, nothing was written: {wrong}", wrong)
 
-    def left_behind(self) -> BaseException | None:
+    def left_behind(self) -> Exception | None:
         """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
         connection, key = self.connection, self._batch.key
         values = vars(connection)
@@ -290,6 +294,10 @@ class Guard:
         if self._aside:
             return self._executed(execute, sql, params, many, context)
         self._batch.ask_scope()
+        if self._knows and self._transaction.has_ended():  # by the driver's own connection; this would begin another
+            self._wrong = self._wrong or self.left_behind()
+            if self._wrong is not None:
+                raise self._wrong
         text = self._text(sql)
         mysql = self.connection.vendor == "mysql"
         why = _sql.forbidden(text, mysql=mysql)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 GUARD: Final = "geventbatch_guard"
 """The attribute in which the connection has its guard."""
 
-IN_PLACE: Final = ("atomic_blocks", "execute_wrappers", "savepoint_ids", "settings_dict")
+IN_PLACE: Final = ("atomic_blocks", "connection", "execute_wrappers", "savepoint_ids", "settings_dict")
 """Attributes that are changed in place, so that reading them counts as touching the session."""
 
 

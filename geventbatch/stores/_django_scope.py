@@ -162,7 +162,8 @@ class Scope(Generic[M]):
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
         guard = self._guard
-        verdict = self._verdict(error)
+        with guard.aside():
+            verdict = self._verdict(error)
         guard.drop_hooks()
         forget_read(self._row.instance, self._class, self._beside)
         guard.next()
@@ -191,8 +192,9 @@ class Scope(Generic[M]):
         verdict = guard.judge() or self._row.generated.refused(self._key)
         if verdict is None:
             try:
-                take_related(instance)
-                settle(instance, self._class, self._connection)
+                with guard.aside():
+                    take_related(instance)
+                    settle(instance, self._class, self._connection)
             except Exception as error:  # as `save` would have raised it
                 verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {error}")
                 verdict.__cause__ = error
