@@ -55,6 +55,17 @@ def cut_after(batch: Batch, last: Operation[Any]) -> None:
         batch.parts = [*batch.parts[:-1], part[behind:], part[:behind]]
 
 
+def cut_before(batch: Batch, first: Operation[Any]) -> bool:
+    """Leave *first*, and what is behind it, to a part of their own. False when nobody before it has returned."""
+    part = current_part(batch)
+    behind = part.index(first)
+    if not any(operation.state == STARTED and operation.error is None for operation in part[:behind]):
+        return False
+    batch.close()
+    batch.parts = [*batch.parts[:-1], part[behind:], part[:behind]]
+    return True
+
+
 def split(batch: Batch, error: Rejected) -> bool:
     """Halve the part at hand, which the store refused with *error*; True for another attempt, else the batch has ended.
 

@@ -9,7 +9,7 @@ from gevent import GreenletExit
 
 from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
-from geventbatch._parts import cut_after
+from geventbatch._parts import cut_after, cut_before
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
 
@@ -81,8 +81,7 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, err
     batch.verdict = verdict
     if verdict is not None and not isinstance(verdict, Rejected):
         return True
-    if isinstance(verdict, Undecided) and has_steps(batch):
-        batch.stepwise = True
+    if isinstance(verdict, Undecided) and _goes_on_differently(batch, operation):
         batch.broken = error
         return True
     if is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
@@ -95,6 +94,14 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, err
     batch.rejections += 1
     batch.stepwise = batch.stepwise or batch.rejections > _LOADS
     return True  # the transaction is spoiled: nothing can be tried on in it
+
+
+def _goes_on_differently(batch: Batch, operation: Operation[Any]) -> bool:
+    """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
+    if has_steps(batch):
+        batch.stepwise = True
+        return True
+    return batch.mates is None and not is_reused(batch) and cut_before(batch, operation)
 
 
 def put_out(batch: Batch, operation: Operation[Any], error: BaseException) -> None:

@@ -140,7 +140,8 @@ class Rejected(NotSaved):
 class Undecided(Rejected):
     """For a scope's verdict on an operation: what was refused then is perhaps what *earlier* operations had made.
 
-    The batch is replayed step by step, and finds the culprit. A scope that has no steps has this operation be it.
+    The batch is replayed step by step, and finds the culprit. Where the scope has no steps, what is before this
+    operation is saved first, and it is applied to what the next load gives.
     """
 
 

@@ -595,21 +595,41 @@ def test_a_scope_that_doubts_its_own_load_or_save_is_not_asked(clock: VirtualTim
     assert ledger.times("looked") == 0
 
 
-@pytest.mark.parametrize("kind", [Rejected, Undecided])
 @pytest.mark.parametrize("caused", [True, False])
 def test_an_operation_that_did_what_it_may_not_is_out_with_what_the_scope_says_and_the_rest_replayed(
-    clock: VirtualTime, ledger: Ledger, kind: type[Rejected], caused: bool
+    clock: VirtualTime, ledger: Ledger, caused: bool
 ) -> None:
     ledger.has_steps = False
-    verdict = kind("it sent COMMIT")
+    verdict = Rejected("it sent COMMIT")
     verdict.__cause__ = RuntimeError("it called commit()") if caused else None
     ledger.looked = [None, verdict, None, None]
     with ledger.processor() as processor:
         answers = run_all(clock, processor, [(append_looked_at, mark) for mark in (1, 2, 3)])
-    assert kinds(answers) == [1, RuntimeError if caused else kind, 3]
+    assert kinds(answers) == [1, RuntimeError if caused else Rejected, 3]
     assert ledger.kept["k"] == [1, 3]
     assert ledger.rows == ["row 1", "row 3"]
     assert ledger.times("load") == 2
+
+
+def test_without_steps_what_is_before_an_undecided_operation_is_saved_first(clock: VirtualTime, ledger: Ledger) -> None:
+    ledger.has_steps = False
+    ledger.looked = [None, Undecided("it asked for what came before"), None, None, None]
+    with ledger.processor() as processor:
+        answers = run_all(clock, processor, [(append_looked_at, mark) for mark in (1, 2, 3)])
+    assert answers == [1, 2, 3]
+    assert ledger.kept["k"] == [1, 2, 3]
+    assert ledger.rows == ["row 1", "row 2", "row 3"]
+    assert ledger.times("load") == 3
+    assert ledger.times("save") == 2
+
+
+def test_without_steps_an_undecided_operation_that_nobody_is_before_is_out(clock: VirtualTime, ledger: Ledger) -> None:
+    ledger.has_steps = False
+    ledger.looked = [Undecided("it asked for what came before"), None]
+    with ledger.processor() as processor:
+        answers = run_all(clock, processor, [(append_looked_at, mark) for mark in (1, 2)])
+    assert kinds(answers) == [Undecided, 2]
+    assert ledger.kept["k"] == [2]
 
 
 def test_in_steps_it_is_undone_and_costs_no_load(clock: VirtualTime, ledger: Ledger) -> None:

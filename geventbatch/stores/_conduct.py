@@ -61,12 +61,14 @@ class Conduct:
     _below: sa.RootTransaction | None  # likewise, of the connection
     _options: Any  # of the connection
     _heard: int  # listeners of this session alone
+    _autoflush: bool  # as the user's own sessions have it
     flushing: bool  # now
     _flushed: int  # all that so many operations have changed is in the database
     _added: list[tuple[int, object]]  # by operations, with how many operations had returned before
     # -- mutable state: the operation at hand ----------------------------------------------------------------
     _seen: bool  # it is to be looked at
     _spoils: bool  # it wrote what would stay if it raised
+    _early: bool  # it is to be applied again when what those before have changed is written
     _broke: RuntimeError | None  # what it has done that it may not
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent what those before had changed
     _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: where, by which name, what was there
@@ -95,6 +97,7 @@ class Conduct:
         self._below = self.connection.get_transaction()
         self._options = self.connection.get_execution_options()
         self._heard = self._listeners()
+        self._autoflush = self.session.autoflush
         self.ours = False
 
     @contextmanager
@@ -138,7 +141,7 @@ class Conduct:
                 dict.pop(where, name, None)
             else:
                 dict.__setitem__(where, name, value)
-        self._seen = self._spoils = False
+        self._seen = self._spoils = self._early = False
         self._broke = self._failed = None
         self._set = []
 
@@ -205,6 +208,10 @@ class Conduct:
 
     def _misfit(self) -> Rejected | None:
         """What the operation at hand has left behind that would reach others."""
+        if self._early:
+            return Undecided(
+                f"an operation on {shown(self.key)} is to be applied behind what those before have changed"
+            )
         if self._broke is not None:
             return _rejected(self._broke)
         if self.connection.get_nested_transaction() is not self._savepoint():
@@ -353,25 +360,10 @@ class Conduct:
             if kept or (self._loaded is not None and one is self._loaded.resource):
                 raise self._refused(f"would take {_shown(one)} out of its batch's session, in which it is to be saved")
 
-    def forgets(self, instance: object | None = None) -> None:
-        """What the session holds, of *instance* or of all, is about to be loaded anew: have it written first."""
-        if self.ours:
-            return
-        if self.transaction.writes_anywhere or current_batch().alone:
-            self.session.flush()
-            return
-        assert self._loaded is not None  # noqa: S101 - as above
-        self._loaded.flag_mutated()
-        held: list[object] = [*self.session.dirty, *self.session.new]
-        if instance is not None:
-            state: InstanceState[Any] = sa.inspect(instance)
-            cascaded = [one for one, *_ in state.mapper.cascade_iterator("refresh-expire", state)]
-            held = [one for one in (instance, *cascaded) if sa.inspect(one).modified or one in self.session.new]
-        if held:
-            raise self._refused(
-                f"would load {_shown(held[0])} anew, and forget what operations have "
-                "changed: in SQLite nothing can be written before the batch saves"
-            )
+    def forgets(self) -> None:
+        """What the session holds is about to be loaded anew: what others have changed must not be forgotten."""
+        if not self.ours and self._has_others():
+            raise self._comes_too_early("loads anew what those before it have changed")
 
     def asks(self, statement: Any, options: dict[str, Any]) -> None:
         """An operation executes *statement* in the session, which may load anew what that holds."""
@@ -408,7 +400,7 @@ class Conduct:
             why = forbidden(statement, mysql=self._mysql)
             if why is not None:
                 raise self._refused(f"sent what it may not send: {why}")
-            self.flush_others()
+            self.flush_others(statement)
         if reads(statement):
             return
         self._refuse_on_sqlite("write")
@@ -424,18 +416,41 @@ class Conduct:
         elif any(when == batch.completed and one in self.session.new for when, one in self._added):
             self._spoils = True
 
-    def flush_others(self) -> None:
-        """Have in the transaction what the operations before have changed, as a statement of this one has to find it.
+    def flush_others(self, statement: str | None = None) -> None:
+        """Have in the transaction what the operations before have changed, as *statement* of this one has to find it.
 
-        Not in SQLite: see `forgets`.
+        In SQLite, where it cannot be, and where this one has said that it flushes nothing, it has to be saved first.
         """
-        if self.ours or self._flushed == current_batch().completed or not self.transaction.writes_anywhere:
+        if self.ours or not self._has_others():
             return
-        assert self._loaded is not None  # noqa: S101 - as above
-        self._loaded.flag_mutated()
-        if self._loaded.changes():
+        if self.transaction.writes_anywhere and self.session.autoflush == self._autoflush:
             self.session.flush()
+        elif statement is None or self._names_changed(statement):
+            raise self._comes_too_early("asks for what those before it have changed")
+
+    def has_written(self) -> None:
+        """All that the operations before have changed is in the transaction."""
         self._flushed = current_batch().completed
+
+    def _has_others(self) -> bool:
+        """Whether the session holds changes of those before the operation at hand that are not in the transaction."""
+        if self._loaded is None or self._flushed == current_batch().completed:
+            return False
+        self._loaded.flag_mutated()
+        return self._loaded.changes()
+
+    def _comes_too_early(self, what: str) -> RuntimeError:
+        """The operation at hand is to be applied behind what those before have changed, when that is written."""
+        self._early = True
+        self.sees()
+        return self._refused(f"{what}: it is applied again when that is written")
+
+    def _names_changed(self, statement: str) -> bool:
+        """Whether *statement* names a table of which something is changed."""
+        changed = (*self.session.new, *self.session.dirty, *self.session.deleted)
+        return any(
+            getattr(table, "name", "") in statement for one in changed for table in sa.inspect(one).mapper.tables
+        )
 
     @contextmanager
     def flush(self) -> Iterator[None]:

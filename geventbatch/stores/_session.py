@@ -214,12 +214,12 @@ class BatchSession(Session):
 
     def refresh(self, instance: object, *args: Any, **options: Any) -> None:
         """Write first what the operations before have changed, which would be forgotten."""
-        _conduct(self).forgets(instance)
+        _conduct(self).forgets()
         super().refresh(instance, *args, **options)
 
     def expire(self, instance: object, *args: Any, **options: Any) -> None:
         """Likewise."""
-        _conduct(self).forgets(instance)
+        _conduct(self).forgets()
         super().expire(instance, *args, **options)
 
     def expire_all(self) -> None:

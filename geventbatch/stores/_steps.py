@@ -50,6 +50,7 @@ class Steps:
         """Write what the operation at hand has changed. Raises a `NotSaved`."""
         loaded, session = self._loaded, self._session
         rows = current_batch().rows[self.rows :]
+        self._conduct.has_written()
         loaded.flag_mutated()
         if not rows and not self._conduct.acted and not loaded.changes():
             self._plain = self._found_plain()
@@ -69,6 +70,7 @@ class Steps:
     def undo(self) -> Any:
         """Go back to the last step. Give the resource. Raises what the database says to that."""
         loaded, conduct = self._loaded, self._conduct
+        conduct.has_written()
         loaded.flag_mutated()
         if conduct.acted or loaded.changes() or conduct.nested is None:
             self._roll_back()

@@ -304,9 +304,10 @@ class SQLAlchemyStore(Generic[ResourceT]):
         `column_property`), the row is locked by a statement of its own before, in the same message where the driver is
         psycopg 3.
 
-        A statement of an operation finds what those before it have changed, but on SQLite, where nothing can be written
-        before the batch saves. What would end the transaction, set something in the session of the database, or forget
-        what others have changed, is a RuntimeError in the operation that does it.
+        A statement of an operation finds what those before it have changed; on SQLite, where nothing can be written
+        before the batch saves, that is saved first, and the operation is applied to what the next load gives. What
+        would end the transaction, or set something in the session of the database, is a RuntimeError in the operation
+        that does it.
 
         Args:
             bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`) whose options
