@@ -87,6 +87,27 @@ def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program
     assert ended(program, "") == (0, "PASS")
 
 
+@pytest.mark.variants
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("mutant", "orm", "server"),
+    [
+        ("compared by ==", mapped, "sqlite"),
+        ("refreshed without a flush", mapped, "sqlite"),
+        ("added stays though raised", mapped, "sqlite"),
+        ("computed is stale", mapped, "postgresql"),
+        ("answers are aliases", documents, "sqlite"),
+        ("applied in another order", documents, "sqlite"),
+        ("applied in another order", django_orm, "sqlite"),
+    ],
+)
+def test_a_broken_library_is_found_within_the_usual_number_of_examples(
+    mutant: str, orm: ModuleType, server: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Mismatch), mutated(mutant), orm.place(server, tmp_path) as place:
+        search(orm.examples(server), place.run, EXAMPLES, patience=0)
+
+
 def ended(program: Path, mutant: str) -> tuple[int, str]:
     """How *program* ends, and what it prints last, with a store that is broken so."""
     ran = subprocess.run(
@@ -99,7 +120,7 @@ def ended(program: Path, mutant: str) -> tuple[int, str]:
     return ran.returncode, (ran.stdout.strip() or ran.stderr).rpartition("\n")[2]
 
 
-def search(examples: Any, run: Callable[[Example], None], count: int) -> None:
+def search(examples: Any, run: Callable[[Example], None], count: int, patience: float = 15) -> None:
     """Raise the program of the smallest example that gives a mismatch."""
     found: dict[str, str] = {}
     begun: list[float] = []
@@ -114,7 +135,7 @@ def search(examples: Any, run: Callable[[Example], None], count: int) -> None:
     )
     @given(examples)
     def one(example: Example) -> None:
-        if begun and time.monotonic() > begun[0] + 15:
+        if begun and time.monotonic() > begun[0] + patience:
             raise _Enough
         try:
             run(example)

@@ -274,7 +274,7 @@ def operations(shape: Shape) -> st.SearchStrategy[tuple[Lines, ...]]:
         answer=_answer(shape),
         guards=(("if r.n > 6:", "    raise Clean('enough')"), ("if r.n > 5:", "    raise Dirty('much')")),
     )
-    return st.lists(one, min_size=1, max_size=6).map(tuple)
+    return st.lists(one, min_size=2, max_size=6).map(tuple)
 
 
 def _plain(shape: Shape) -> st.SearchStrategy[Lines]:

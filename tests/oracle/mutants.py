@@ -13,26 +13,53 @@ import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
+from geventbatch import _attempts
 from geventbatch._batch import Batch
+from geventbatch.stores import _loaded
+from geventbatch.stores._bound import Bound
+from geventbatch.stores._conduct import Conduct
 
 
 @contextmanager
 def mutated(name: str) -> Iterator[None]:
     """Break the library so, until the block is left."""
-    owner, attribute, broken = MUTANTS[name]
-    whole = owner.__dict__[attribute]
-    setattr(owner, attribute, broken(whole))
+    whole = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in MUTANTS[name]]
+    for owner, attribute, broken in MUTANTS[name]:
+        setattr(owner, attribute, broken(owner.__dict__[attribute]))
     try:
         yield
     finally:
-        setattr(owner, attribute, whole)
+        for owner, attribute, before in whole:
+            setattr(owner, attribute, before)
 
 
-MUTANTS: dict[str, tuple[Any, str, Any]] = {
-    "forgotten rows": (Batch, "rows", lambda _: property(lambda _: [])),
+def _added_first(add: Any) -> Any:
+    def broken(batch: Batch, operation: Any) -> None:
+        add(batch, operation)
+        batch.operations.insert(0, batch.operations.pop())
+
+    return broken
+
+
+def _nothing(_: Any) -> Any:
+    return lambda *_: None
+
+
+MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
+    "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
+    "compared by ==": [(Bound, "exact", lambda _: lambda _, value: deepcopy(value))],
+    "refreshed without a flush": [(Conduct, "forgets", _nothing), (Conduct, "asks", _nothing)],
+    "added stays though raised": [(Conduct, "_take_out", _nothing)],
+    "computed is stale": [(_loaded, "forget", _nothing)],
+    "answers are aliases": [
+        (_attempts, "own_answer", lambda _: lambda _batch, _operation, _resource, value: value),
+    ],
+    "applied in another order": [(Batch, "add", _added_first)],
 }
+"""What is broken in each: of whom, which attribute, and what makes the broken one of the whole one."""
 
 
 if __name__ == "__main__":
