@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._conduct import Conduct
 from geventbatch.stores._held_connection import HeldConnection
@@ -27,7 +27,7 @@ from geventbatch.stores._loaded import Loaded
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._steps import Steps
-from geventbatch.stores._transaction import Transaction, load
+from geventbatch.stores._transaction import Transaction, cause, load
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -202,17 +202,28 @@ class MappedScope:
                 session.flush()
                 insert_rows(transaction.connection, rows, session)
             except StaleDataError as error:
-                if conduct.rewrote:
-                    raise Rejected(f"{shown(self._key)} was not saved: {error}") from error
-                raise self._loaded.conflict() from error
+                raise self._stale(error) from error
 
         transaction.write(write, recording, collected=self._is_collected(rows))
 
     def _end_savepoints(self) -> None:
-        """Those of the steps, and those that an operation has left open, which would end with COMMIT too."""
-        while (nested := self._session.get_nested_transaction()) is not None:
-            with self._session.silence():
-                nested.commit()
+        """Those of the steps, and those that an operation has left open, which would end with COMMIT too.
+
+        Each is flushed as it ends: what is said to a value then is that of a save, too.
+        """
+        try:
+            while (nested := self._session.get_nested_transaction()) is not None:
+                with self._session.silence():
+                    nested.commit()
+        except StaleDataError as error:
+            raise self._stale(error) from error
+        except Exception as error:
+            raise self._transaction.not_saved(error) from cause(error)
+
+    def _stale(self, error: StaleDataError) -> NotSaved:
+        if self._conduct.rewrote:
+            return Rejected(f"{shown(self._key)} was not saved: {error}")
+        return self._loaded.conflict()
 
     def _touch(self) -> None:
         if self._conduct.rewrote and not self._mapping.locking and not self._is_inserted():
