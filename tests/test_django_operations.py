@@ -345,3 +345,35 @@ def test_what_a_trigger_writes_to_the_resources_row_is_kept_and_blamed_on_nobody
     assert [metric.attempts for metric in metrics] == [1]
     found = account(alias)
     assert (found.balance, found.note) == (1, "++")
+
+
+# -- others of its class -----------------------------------------------------------------------------------------
+
+
+def made_by_type(resource: Account) -> Account:
+    return type(resource)(name="b", balance=7)
+
+
+def made_by_class(resource: Account) -> Account:
+    return resource.__class__(name="b", balance=7)
+
+
+@pytest.mark.parametrize("make", [made_by_type, made_by_class])
+def test_another_one_that_an_operation_makes_of_the_resources_class_is_an_ordinary_one(
+    alias: str, make: Callable[[Account], Account]
+) -> None:
+    def split(resource: Account) -> bool:
+        other = make(resource)
+        other.save(using=resource._state.db)
+        return type(other) is Account
+
+    assert between(alias, split) is True
+    assert Account.objects.using(alias).get(name="b").balance == 7
+
+
+def test_another_one_is_compared_with_the_class_of_the_resource_as_alone(alias: str) -> None:
+    def compare(resource: Account) -> list[bool]:
+        other = Account(name="b")
+        return [isinstance(other, type(resource)), isinstance(other, resource.__class__), resource.__class__ is Account]
+
+    assert between(alias, compare) == [True, True, True]

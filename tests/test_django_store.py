@@ -76,7 +76,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     execute = CursorWrapper._execute  # type: ignore[attr-defined]
 
     def remember(self: Any, sql: Any, *args: Any) -> Any:
-        statements.extend(str(sql).split("; "))
+        statements.extend(one.removeprefix("WITH written AS (") for one in str(sql).split("; "))
         return execute(self, sql, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", remember)

@@ -19,7 +19,7 @@ from geventbatch._processor import current_batch
 from geventbatch.stores._django_values import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from django.db.models import Model
 
@@ -41,9 +41,29 @@ def held_class(model: type[Model]) -> type[Model]:
     methods |= watched(model)
     methods |= {name: _Watched(found) for name, found in _relations(model)}
     methods |= {name: _Computed(_standing(model, name)) for name in _computed(model)}
+    methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, _set_class)}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
-    made: Any = type.__new__(ModelBase, model.__name__, (model,), {**methods, **names})
+    made: Any = type.__new__(_Held, model.__name__, (model,), {**methods, **names})
     return cast("type[Model]", made)
+
+
+class _Held(ModelBase):
+    """The type of such a class: operations compare others with it, and make others of it, as with the model."""
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self.__mro__[1])
+
+
+def _making(model: type[Model]) -> Callable[..., Model]:
+    def make(_: object, *values: object, **named: object) -> Model:
+        """Make another one, as ``type(self)(…)`` and the model's class methods do: an ordinary instance."""
+        return model(*values, **named)
+
+    return make
+
+
+def _set_class(self: Model, kind: type[Model]) -> None:
+    vars(object)["__class__"].__set__(self, kind)
 
 
 # -- save, delete, refresh_from_db ------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ class Scope(Generic[M]):
             return
         most = self._connection.ops.bulk_batch_size([*model._meta.concrete_fields], group)
         commits = commits and len(group) <= most and len({row.pk is None for row in group}) == 1
-        with self._transaction.saving(commits=commits):
+        with self._transaction.saving(commits=commits, rows=len(group)):
             model._base_manager.using(self._store.using).bulk_create(group)
 
     # -- the end --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from geventbatch.stores import _commit, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._django_connections import discard
 from geventbatch.stores._django_levels import is_mariadb, leave, read_committed
+from geventbatch.stores._django_messages import Together, begins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     Statement = tuple[str, Sequence[object] | None]
 
 _READS: Final = frozenset({"SELECT", "PRAGMA", "EXPLAIN"})
-_WRITES: Final = frozenset({"INSERT", "UPDATE"})
 _IN_TRANS: Final = 1
 """MySQL's SERVER_STATUS_IN_TRANS."""
 _SOON: Final = 0.01
@@ -65,9 +65,9 @@ class Transaction:
         self._stack = ExitStack()  # of the wrappers around what Django executes
         self._xid: str | None = None
         self._begun = False
-        self._may_be_committed = False
+        self.may_be_committed = False
         self._in_doubt: Exception | None = None  # with which MySQL may have ended it
-        self._committed = False  # as the server has said
+        self.committed = False  # as the server has said
 
     # -- begin ----------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Transaction:
         bound = (_sql.postgres_bound_and_xid(self._batch.remaining()), None)
         begin = _sql.BEGIN if self._locking else _begin(self.connection.connection)
         before = [*([(begin, None)] if self.pipelines else []), bound, *first]
-        together = _Together(self, before)
+        together = Together(self, before)
         with self.connection.execute_wrapper(together):
             yield
         together.send()  # where Django has found out by itself that there is no such row
@@ -110,13 +110,17 @@ class Transaction:
             raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
 
     @contextmanager
-    def saving(self, *checks: Statement, commits: bool = False) -> Iterator[None]:
-        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it *commits*."""
+    def saving(self, *checks: Statement, commits: bool = False, rows: int = 1) -> Iterator[None]:
+        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it *commits*.
+
+        Then it fails unless it writes so many *rows*: a trigger may leave some out, or a policy hide them, which Django
+        would find out behind COMMIT.
+        """
         if self.nested or not self.pipelines:
             yield
             return
         before = [(_sql.postgres_bound(self._batch.remaining()), None), *checks]
-        together = _Together(self, before, commits=commits)
+        together = Together(self, before, commits=rows if commits else 0)
         with self.connection.execute_wrapper(together):
             yield
 
@@ -135,7 +139,7 @@ class Transaction:
     # -- around what Django executes ------------------------------------------------------------------------
 
     def _begin_to_write(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if not self.wrote and not _begins(sql, _READS):
+        if not self.wrote and not begins(sql, _READS):
             self.take_write_lock()
         return execute(sql, params, many, context)
 
@@ -231,7 +235,7 @@ class Transaction:
     @property
     def is_committed(self) -> bool:
         """Whether COMMIT was sent with a statement before, and the server has confirmed it; or it was found out."""
-        return self._committed or not self._begun
+        return self.committed or not self._begun
 
     def has_ended(self) -> bool:
         """Whether what was begun is no more, as far as the client knows. Switches: no."""
@@ -255,10 +259,10 @@ class Transaction:
         self._stack.close()
         if not self._begun:  # it was found out to be committed
             return
-        if not self._committed:
+        if not self.committed:
             self._resolve_doubt()
             self.check()
-        self._may_be_committed = True
+        self.may_be_committed = True
         self._begun = False
         self.connection.run_commit_hooks_on_set_autocommit_on = False
         try:
@@ -281,9 +285,9 @@ class Transaction:
 
     def _told(self) -> bool | None:
         """What this side knows of COMMIT: whether it was carried out. None: nothing."""
-        if self._committed or self.connection.run_commit_hooks_on_set_autocommit_on:
+        if self.committed or self.connection.run_commit_hooks_on_set_autocommit_on:
             return True  # Django sets this when the driver has committed
-        if not self._may_be_committed:
+        if not self.may_be_committed:
             return False
         raw: Any = self.connection.connection
         if raw is None:
@@ -359,64 +363,6 @@ class Transaction:
             discard(asking)
 
 
-class _Together:
-    """Sends the next statement of Django's in one message with those before and after it; or one after the other."""
-
-    def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: bool = False) -> None:
-        self.answers: list[tuple[Any, ...]] = []
-        self._owner = owner
-        self._before = before
-        self._commits = commits
-        self._sent = False
-
-    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if self._sent or many or (self._commits and not _begins(sql, _WRITES)):
-            return execute(sql, params, many, context)
-        self._sent = True
-        if not self._owner.pipelines:
-            self._send_before()
-            return execute(sql, params, many, context)
-        cursor = context["cursor"].cursor
-        statements = [*self._before, (sql, params), *([("COMMIT", None)] if self._commits else [])]
-        with self._owner.connection.wrap_database_errors:
-            message = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
-        self._owner._may_be_committed = self._commits
-        executed = execute(message, None, many, context)
-        self._owner._committed = self._commits
-        self._take_answers(cursor)
-        return executed
-
-    def send(self) -> None:
-        """Send those before it, if nothing was sent yet. Switches: yes."""
-        if not self._sent:
-            self._sent = True
-            self._send_before()
-
-    def _send_before(self) -> None:
-        raw: Any = self._owner.connection.connection
-        cursor = raw.cursor()
-        with self._owner.connection.wrap_database_errors:
-            for statement, params in self._before:
-                cursor.execute(statement, params)
-                if cursor.description is not None:
-                    self.answers.append(cursor.fetchone())
-
-    def _take_answers(self, cursor: Any) -> None:
-        """Leave *cursor* at the answer to Django's own statement."""
-        for _ in self._before:
-            if cursor.description is not None:
-                self.answers.append(cursor.fetchone())
-            cursor.nextset()
-
-
-def _joined(cursor: Any, statements: Sequence[Statement]) -> str:
-    """One text, of which the driver knows how to send it."""
-    texts = (str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
-    text = _sql.SEPARATOR.join(texts)
-    text.encode(cursor.connection.info.encoding)  # a half of a surrogate pair is found out before anything is sent
-    return text
-
-
 def _cursor_class(raw: Any) -> type:
     factory = getattr(raw, "cursor_factory", None)
     return factory if isinstance(factory, type) else object
@@ -435,10 +381,6 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
         yield
     finally:
         delattr(connection, method)
-
-
-def _begins(sql: object, words: frozenset[str]) -> bool:
-    return isinstance(sql, str) and _sql.first_word(sql) in words
 
 
 def _first(error: Exception) -> Exception:

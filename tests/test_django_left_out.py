@@ -1,0 +1,137 @@
+"""What a trigger or a policy leaves out of a save is not answered as saved."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from django.db import DatabaseError
+
+from geventbatch import Processor, current_batch
+from geventbatch.stores import DjangoStore
+from geventbatch.stores._django_connections import close_idle
+from tests.callers import answer_of
+from tests.django_project.start import database, execute, options_of, place
+
+from tests.django_project.bank.models import Account, Entry, Outcome  # isort: skip - after Django is set up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LEAVES_OUT = """
+    CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN IF NEW.{column} = {value} THEN RETURN NULL; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION leave_out()
+"""
+
+WAYS: Any = [
+    pytest.param({}, id="lock"),
+    pytest.param({"mode": "version"}, id="version"),
+    pytest.param({"pipeline": False}, id="no pipeline"),
+]
+
+
+@contextmanager
+def tables(directory: Path, *statements: str) -> Iterator[str]:
+    with (
+        place("postgresql", directory, models=(Account, Entry, Outcome)) as address,
+        database(address, create=False, options=options_of(address)) as alias,
+    ):
+        for statement in statements:
+            execute(alias, statement)
+        yield alias
+        close_idle(alias)
+
+
+@contextmanager
+def processing(alias: str, **options: Any) -> Iterator[Processor[Account]]:
+    batching = options.pop("batching", True)
+    store = DjangoStore(Account, by="name", using=alias, idempotency=Outcome, **options)
+    with Processor(open_resource=store, min_duration=0.02, max_duration=20, batching=batching) as processor:
+        yield processor
+
+
+def deposit(account: Account, amount: int) -> int:
+    account.balance += amount
+    return int(account.balance)
+
+
+def add(account: Account, text: str) -> str:
+    current_batch().add_row(Entry(account=account, text=text))
+    return text
+
+
+def answers(processor: Processor[Account], operation: Any, *values: object, **options: Any) -> list[Any]:
+    callers = [gevent.spawn(answer_of, processor.run, "a", operation, one, **options) for one in values]
+    return [caller.get() for caller in callers]
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_change_that_a_trigger_leaves_out_is_not_answered_as_saved(
+    options: dict[str, Any], batching: bool, tmp_path: Path
+) -> None:
+    left_out = LEAVES_OUT.format(column="balance", value=100, table="bank_account")
+    with tables(tmp_path, left_out) as alias, processing(alias, batching=batching, **options) as processor:
+        Account.objects.using(alias).create(name="a")
+        for _ in range(2):
+            assert isinstance(answer_of(processor.run, "a", deposit, 100, idempotency_key="one"), DatabaseError)
+        assert Account.objects.using(alias).get().balance == 0
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_change_that_a_trigger_leaves_out_is_the_error_of_its_own_operation(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    left_out = LEAVES_OUT.format(column="balance", value=101, table="bank_account")
+    with tables(tmp_path, left_out) as alias, processing(alias, **options) as processor:
+        Account.objects.using(alias).create(name="a")
+        found = answers(processor, deposit, 1, 100)
+        assert found[0] == 1
+        assert isinstance(found[1], DatabaseError)
+        assert processor.run("a", deposit, 1) == 2
+        assert Account.objects.using(alias).get().balance == 2
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_row_that_a_trigger_leaves_out_is_the_error_of_the_operation_that_added_it(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    left_out = LEAVES_OUT.format(column="text", value="'bad'", table="bank_entry")
+    with tables(tmp_path, left_out) as alias, processing(alias, **options) as processor:
+        Account.objects.using(alias).create(name="a")
+        found = answers(processor, add, "one", "bad", "two")
+        assert (found[0], found[2]) == ("one", "two")
+        assert isinstance(found[1], Exception)
+        assert [entry.text for entry in Entry.objects.using(alias).order_by("pk")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_new_resource_that_a_trigger_leaves_out_is_not_answered_as_saved(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    left_out = LEAVES_OUT.format(column="name", value="'b'", table="bank_account")
+    with tables(tmp_path, left_out) as alias:
+        with processing(alias, missing=lambda name: Account(name=name), **options) as processor:
+            assert isinstance(answer_of(processor.run, "b", deposit, 1), Exception)
+            assert processor.run("a", deposit, 1) == 1
+        assert [account.name for account in Account.objects.using(alias).all()] == ["a"]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_rows_that_are_inserted_with_commit_have_their_keys(options: dict[str, Any], tmp_path: Path) -> None:
+    added: list[Entry] = []
+
+    def keep(account: Account, text: str) -> None:
+        entry = Entry(account=account, text=text)
+        added.append(entry)
+        current_batch().add_row(entry)
+
+    with tables(tmp_path) as alias, processing(alias, **options) as processor:
+        Account.objects.using(alias).create(name="a")
+        answers(processor, keep, "one", "two", "three")
+        there = dict(Entry.objects.using(alias).values_list("pk", "text"))
+        assert {entry.pk: entry.text for entry in added} == there
