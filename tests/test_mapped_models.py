@@ -18,10 +18,11 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from tests.mapped import EVERYWHERE, Bed, opened
+from tests.mapped import EVERYWHERE, ON_POSTGRES, Bed, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 class Base(DeclarativeBase):
@@ -100,6 +101,34 @@ class Employee(Base):
 class Manager(Employee):
     budget: Mapped[int | None] = mapped_column()
     __mapper_args__ = {"polymorphic_identity": "manager"}  # noqa: RUF012
+
+
+class Shown(DeclarativeBase):
+    pass
+
+
+class Stock(Shown):
+    __tablename__ = "models_stocks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(10))
+    version: Mapped[int] = mapped_column(default=1)
+    count: Mapped[int] = mapped_column(default=0)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "stock"}  # noqa: RUF012
+
+
+class Spare(Stock):
+    __mapper_args__ = {"polymorphic_identity": "spare"}  # noqa: RUF012
+
+
+class StockView(DeclarativeBase):
+    pass
+
+
+class Seen(StockView):
+    __tablename__ = "models_seen"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    count: Mapped[int]
 
 
 @pytest.fixture(scope="module", params=EVERYWHERE)
@@ -184,3 +213,51 @@ def test_an_instance_of_a_class_below_in_the_same_table_works(bed: Bed, entity: 
     assert bed.together(entity, 1, spends, spends) == [4, 3]
     assert bed.read(sa.select(Manager.budget)) == 3
     assert bed.read(sa.select(Manager.days)) == 2
+
+
+@pytest.mark.parametrize("setting", ON_POSTGRES)
+@pytest.mark.parametrize("version", [None, "version"])
+def test_a_view_is_a_resource_and_what_somebody_else_has_changed_is_noticed(
+    setting: tuple[Any, ...], version: str | None, tmp_path: Path
+) -> None:
+    with opened(setting, Shown, tmp_path) as bed:
+        bed.add(Stock(id=1))
+        bed.write(sa.text("CREATE VIEW models_seen AS SELECT id, version, count FROM models_stocks"))
+        somebody = [] if bed.mode == "lock" else [10]
+
+        def take(seen: Seen) -> int:
+            seen.count += 1
+            if somebody:
+                bed.write(sa.update(Stock).values(count=somebody.pop()))
+            return seen.count
+
+        before = 10 if somebody else 0
+        assert bed.together(Seen, 1, take, take, version=version) == [before + 1, before + 2]
+        assert bed.read(sa.select(Stock.count)) == before + 2
+        assert bed.read(sa.select(Stock.version)) == (1 if version is None else 2)
+
+
+def change_id(stock: Stock) -> None:
+    stock.id = 2
+
+
+def change_kind(stock: Stock) -> None:
+    stock.kind = "spare"
+
+
+@pytest.mark.parametrize("setting", EVERYWHERE)
+@pytest.mark.parametrize("change", [change_id, change_kind])
+def test_what_a_load_finds_the_row_by_is_not_changed(
+    setting: tuple[Any, ...], change: Callable[[Stock], None], tmp_path: Path
+) -> None:
+    def count(stock: Stock) -> int:
+        stock.count += 1
+        return stock.count
+
+    with opened(setting, Shown, tmp_path) as bed:
+        bed.add(Stock(id=1))
+        first, refused, last = bed.together(Stock, 1, count, change, count)
+        assert (first, last) == (1, 2)
+        assert isinstance(refused, ValueError)
+        assert "by which the operations behind it are to find the row" in str(refused)
+        assert bed.read(sa.select(Stock.count).where(Stock.id == 1, Stock.kind == "stock")) == 2

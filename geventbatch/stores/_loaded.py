@@ -42,6 +42,7 @@ class Loaded:
         self.claimed = mapping.locking
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
         self._watched = watched(session, mapping)
+        self._found_by = self._finding()
         self._beside = Beside(mapping, session, self._watched)
         if mapping.derives or token is None:
             batch = current_batch()
@@ -108,6 +109,13 @@ class Loaded:
 
     def _refuse_values(self) -> None:
         """An expression that one operation has assigned would be lost in that of the next one."""
+        for name, value in self._finding().items():
+            if value != self._found_by.get(name, value):
+                error = ValueError(
+                    f"an operation on {shown(self._key)} has changed {name}, by which the operations behind it are to "
+                    "find the row: do it outside of a batch"
+                )
+                raise Rejected(str(error)) from error
         enums = self._mapping.columns_of(sa.inspect(self.resource).mapper).enums
         for name, value in self._values().items():
             if name in enums and isinstance(value, str) and value not in enums[name] and not isinstance(value, Enum):
@@ -121,6 +129,11 @@ class Loaded:
                     f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {value!r} to "
                     f"{name}, but must assign a value"
                 )
+
+    def _finding(self) -> dict[str, Any]:
+        """The attributes by which a load finds the row, and knows its class."""
+        values = sa.inspect(self.resource).dict
+        return {name: values[name] for name in self._mapping.finding if name in values}
 
     def touch(self) -> None:
         """Where nobody is kept out by a lock, have the row changed too when only something beside it is.

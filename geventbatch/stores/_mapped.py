@@ -64,7 +64,7 @@ class MappedScope:
 
     def __enter__(self) -> Any:
         try:
-            self._transaction, row = load(self._begin, self._fetch)
+            self._transaction, row = self._load()
             resource, token = (self._made(), None) if row is None else (row[0], row[1:])
             self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
             self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
@@ -133,6 +133,16 @@ class MappedScope:
         return self._outcomes().find(self._transaction.send, keys)
 
     # -- load ------------------------------------------------------------------------------------------------
+
+    def _load(self) -> tuple[Transaction, Any]:
+        mapping = self._mapping
+        try:
+            return load(self._begin, self._fetch)
+        except DBAPIError as error:
+            if not (mapping.token and _sql.has_no_xmin(error)):
+                raise
+            mapping.forget_token()
+        return load(self._begin, self._fetch)
 
     def _begin(self) -> Transaction:
         mapping = self._mapping

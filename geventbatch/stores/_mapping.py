@@ -41,7 +41,7 @@ class Mapping:
     """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
     counts_itself: bool
     """The mapper has a `version_id_col`."""
-    token: tuple[sa.Label[Any], ...]
+    token: tuple[sa.Label[Any], ...]  # mutable, once: see `forget_token`
     """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
     outcomes: OutcomeTable | None = None
     prepare: Callable[[sa.Connection, Any], object] | None = None
@@ -104,6 +104,13 @@ class Mapping:
         tables = list(self.mapper.tables)
         return row.select_from(self.mapper.selectable).with_for_update(of=tables, key_share=True)
 
+    def forget_token(self) -> None:
+        """The relation has none, as views of PostgreSQL: compare what was loaded."""
+        self.token = ()
+        for name in ("load", "claim", "sees_all"):
+            vars(self).pop(name, None)
+        self._columns.clear()
+
     @cached_property
     def look(self) -> sa.Select[Any]:
         """Fetches something when the row is there."""
@@ -116,6 +123,14 @@ class Mapping:
             if self.prepare is not None:
                 prepare(connection, key, self.prepare)
             yield connection
+
+    @cached_property
+    def finding(self) -> tuple[str, ...]:
+        """The attributes by which a load finds the row, and knows its class."""
+        kind = self.mapper.polymorphic_on
+        known = kind is not None and kind in self.mapper.columns.values()
+        names = [attribute.key for attribute in self.by]
+        return (*names, self.mapper.get_property_by_column(cast("sa.Column[Any]", kind)).key) if known else (*names,)
 
     @cached_property
     def derives(self) -> bool:

@@ -50,6 +50,7 @@ __all__ = [
     "first_word",
     "forbidden",
     "has_ended",
+    "has_no_xmin",
     "is_duplicate",
     "is_marked",
     "kind",
@@ -136,6 +137,14 @@ _NO_NUMBER: Final = "22P02"
 def is_marked(error: BaseException) -> bool:
     """Whether *error* is that of a statement that fails by intention, with *MARK*."""
     return any(state(one) == _NO_NUMBER for one in chain(error)) and MARK in message(error)
+
+
+_NO_COLUMN: Final = "42703"
+
+
+def has_no_xmin(error: BaseException) -> bool:
+    """Whether *error* says that what was to be loaded has no `xmin`: it is no table, but a view."""
+    return any(state(one) == _NO_COLUMN for one in chain(error)) and "xmin" in message(error)
 
 
 SEPARATOR: Final = "\n; "
