@@ -27,7 +27,7 @@ KNOWN: tuple[Known, ...] = (
         source=r"^sqlite.*class Base.*session\(r\)\.(get|scalar|scalars|delete)\(",
     ),
     Known(
-        "open, mapped operations: without autoflush, a query of an operation finds what that operation itself has changed, too",
+        "open, mapped operations: without autoflush, a query of an operation finds what it has changed itself",
         source=r"session\(r\)\.(get|scalar|scalars)\(.*'autoflush': False",
     ),
     Known(
