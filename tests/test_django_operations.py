@@ -15,7 +15,7 @@ from tests.callers import answer_of
 from tests.django_project.start import execute
 from tests.test_django_store import _place, account, deposit, processing, together
 
-from tests.django_project.bank.models import Account, Card, Entry, Savings  # isort: skip - after Django is set up
+from tests.django_project.bank.models import Account, Card, Entry, Noting, Savings  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -282,6 +282,25 @@ def test_an_attribute_that_is_no_column_is_not_there_for_the_operations_behind_i
             None,
             "the first",
         ]
+
+
+def test_what_a_save_of_the_models_own_writes_of_an_attribute_is_not_lost(alias: str) -> None:
+    def note(resource: Any, word: str, *, refused: bool = False) -> None:
+        Entry.objects.using(alias).count()  # so that the store looks at what it has left
+        resource.balance += 1
+        if refused:
+            resource.balance -= 1
+            raise ValueError(word)
+        resource.__dict__.setdefault("noted", []).append(word)
+
+    Account.objects.using(alias).update_or_create(name="a")
+    with Processor(open_resource=DjangoStore(Noting, by="name", using=alias), min_duration=0.01) as processor:
+        answers = together_on(
+            "a", processor, lambda a: note(a, "one"), lambda a: note(a, "no", refused=True), lambda a: note(a, "two")
+        )
+    assert answers[::2] == [None, None]
+    assert isinstance(answers[1], ValueError)
+    assert account(alias).note == "one two"
 
 
 def test_the_parents_tables_of_a_resource_are_its_own_too(alias: str) -> None:

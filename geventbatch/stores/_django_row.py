@@ -243,7 +243,7 @@ class Row(Generic[M]):
         if version is not None and not self.ours:
             setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
             names.append(version.name)
-        only: dict[str, Any] = {} if self.computes else {"update_fields": names}
+        only: dict[str, Any] = {} if self.computes(type(self.instance)) else {"update_fields": names}
         with self._transaction.saving(*checks, commits=commits):
             type(self.instance).save(self.instance, using=self._store.using, **only)
 
@@ -285,12 +285,11 @@ class Row(Generic[M]):
     def _is_plain(self) -> bool:
         """Whether saving is one statement, and calls nothing of the user's that could do more."""
         meta = self.instance._meta
-        return not (self.computes or meta.parents or meta.select_on_save)
+        return not (self.computes(type(self.instance)) or meta.parents or meta.select_on_save)
 
-    @property
-    def computes(self) -> bool:
+    @staticmethod
+    def computes(model: type[Model]) -> bool:
         """Whether saving calls something of the user's, which may write more columns than have changed."""
-        model = type(self.instance)
         return has_own_save(model) or pre_save.has_listeners(model) or post_save.has_listeners(model)
 
     # -- is it as it was loaded? ----------------------------------------------------------------------------

@@ -165,7 +165,7 @@ class Scope(Generic[M]):
         with guard.aside():
             verdict = self._verdict(error)
         guard.drop_hooks()
-        forget_read(self._row.instance, self._class, self._beside)
+        self._forget_read()
         guard.next()
         return verdict
 
@@ -198,9 +198,14 @@ class Scope(Generic[M]):
             except Exception as error:  # as `save` would have raised it
                 verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {error}")
                 verdict.__cause__ = error
-        forget_read(instance, self._class, self._beside)
+        self._forget_read()
         guard.next()
         return verdict
+
+    def _forget_read(self) -> None:
+        """Have the next operation read anew what is beside the columns; but for what a save of the model's may need."""
+        if not self._row.computes(self._class):
+            forget_read(self._row.instance, self._class, self._beside)
 
     def generated(self, field: Field[Any, Any]) -> Any:
         """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
@@ -370,7 +375,7 @@ class Scope(Generic[M]):
                 row.delete()
         elif row.new:
             row.insert(commits=commits and not rows)
-        elif fields or (row.save_asked and row.computes):
+        elif fields or (row.save_asked and row.computes(self._class)):
             row.update(fields, commits=commits and not rows, recording=recording)
         elif (rows or wrote) and not row.ours:
             written = row.touch()

@@ -125,3 +125,14 @@ class Outcome(OutcomeModel):
 
 
 MODELS: tuple[type[models.Model], ...] = (Account, Purse, Entry, Ticket, Audited, Savings, Card, Outcome)
+
+
+class Noting(Account):
+    """An account whose save writes what operations have left in an attribute that is no column."""
+
+    class Meta:
+        proxy = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.note = " ".join(self.__dict__.get("noted", ()))
+        super().save(*args, **kwargs)
