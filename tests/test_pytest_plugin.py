@@ -92,14 +92,14 @@ def test_a_fault_never_happens(processor, geventbatch_faults):
     geventbatch_faults(processor).lose_answer()
 
 def test_check(geventbatch_clock, processor, geventbatch_check):
-    assert processor.run("k", give) is kept
+    assert processor.run("k", give) == kept
     geventbatch_check(processor)
     with pytest.raises(ImpureOperation):
         processor.run("k", give)
 
 def test_check_with_options(geventbatch_clock, processor, geventbatch_check):
     geventbatch_check(processor, skip=["shares"])
-    assert processor.run("k", give) is kept
+    assert processor.run("k", give) == kept
 
 @pytest.mark.usefixtures("geventbatch_checked")
 def test_checked(geventbatch_clock):
