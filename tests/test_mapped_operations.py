@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import make_transient, sessionmaker
+from sqlalchemy.orm import Session, make_transient, sessionmaker
 
 from geventbatch import ResourceMissing, current_batch
 from tests.mapped_trains import SERVERS, SQLITE, Booking, Form, Place, Train, places, session_of, take
@@ -216,6 +216,40 @@ def test_a_listener_that_an_operation_added_and_then_raised_is_never_called(plac
     assert isinstance(answers[1], LookupError)
     assert called == []
     assert place.taken == 2
+
+
+def test_a_listener_is_refused_too_where_each_session_has_one_of_its_own_for_that(place: Place) -> None:
+    called: list[str] = []
+
+    class Listening(Session):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            sa.event.listen(self, "after_commit", lambda _: called.append("the application's"))
+
+    def listen(train: Train) -> None:
+        take(train, 100)
+        sa.event.listen(session_of(train), "after_commit", lambda _: called.append("an operation's"))
+
+    answers = place.run((take,), (listen,), (take,), bind=sessionmaker(place.engine, class_=Listening))
+    assert answers[::2] == [1, 2]
+    assert "added a listener" in str(answers[1])
+    assert place.taken == 2
+    assert set(called) == {"the application's"}
+
+
+def test_who_swallows_a_refusal_does_not_have_the_next_one_take_its_blame(place: Place) -> None:
+    def commit(train: Train) -> None:
+        with suppress(RuntimeError):
+            session_of(train).commit()
+
+    def look_and_raise(train: Train) -> None:
+        raise KeyError(train.name)
+
+    answers = place.run((take,), (commit,), (look_and_raise,), (take,), clean_errors=(KeyError,))
+    assert answers[:2] == [1, None]
+    assert isinstance(answers[2], KeyError)
+    assert answers[3] == 2
+    assert place.attempts() == [1]
 
 
 def test_what_the_application_sets_when_a_transaction_begins_is_set_for_savepoints_too(opened: Any) -> None:

@@ -18,14 +18,13 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
-from sqlalchemy.orm import SessionEvents
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
-from geventbatch.stores import _sql
+from geventbatch.stores import _listeners, _sql
 from geventbatch.stores._statements import forbidden, reads
 
 if TYPE_CHECKING:
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
     from geventbatch.stores._transaction import Transaction
 
 _SAVEPOINTS: Final = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
-
-_EVENTS: Final = tuple(name for name in vars(SessionEvents) if not name.startswith(("_", "dispatch")))
-"""Of sessions."""
 
 _ABSENT: Final = object()
 
@@ -96,7 +92,7 @@ class Conduct:
         self._root = self.session.get_transaction()
         self._below = self.connection.get_transaction()
         self._options = self.connection.get_execution_options()
-        self._heard = self._listeners()
+        self._heard = _listeners.count(self.session)
         self._autoflush = self.session.autoflush
         self.ours = False
 
@@ -220,7 +216,7 @@ class Conduct:
             return self._misdeed(
                 "set execution options of the connection", "pass them to execute(), for that statement only"
             )
-        if self._listeners() != self._heard:
+        if _listeners.count(self.session) != self._heard:
             return self._misdeed(
                 "added a listener to its batch's session", "have it listen to the sessionmaker, where the store is made"
             )
@@ -239,10 +235,6 @@ class Conduct:
         """The innermost of the connection, that the session has begun."""
         nested = self.session.get_nested_transaction()
         return None if nested is None else self.savepoints.get(nested)
-
-    def _listeners(self) -> int:
-        heard = self.session.__dict__.get("dispatch")
-        return 0 if heard is None else sum(len(getattr(heard, name).listeners) for name in _EVENTS)
 
     def _misdeed(self, what: str, instead: str) -> Rejected:
         return _rejected(RuntimeError(f"an operation on {shown(self.key)} {what}: {instead}"))
@@ -300,6 +292,7 @@ class Conduct:
     def _refused(self, what: str) -> RuntimeError:
         """What the operation at hand gets, of which nothing is to be saved unless it goes on without *what*."""
         self._spoils = True
+        self.sees()
         return RuntimeError(f"an operation on {shown(self.key)} {what}")
 
     def refuse_commit(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
@@ -18,6 +19,16 @@ class HeldConnection(sa.Connection):
     """Closed and given up by its batch only."""
 
     conduct: Conduct
+
+    @staticmethod
+    def watch(engine: sa.Engine) -> None:
+        """Have what is sent on those of *engine* told to their conducts.
+
+        (A listener of its own for each connection would cost a batch as much as loading the row.)
+        """
+        if not event.contains(engine, "before_cursor_execute", _executes):
+            event.listen(engine, "before_cursor_execute", _executes)
+            event.listen(engine, "commit", _commits)
 
     @classmethod
     def hold(cls, connection: sa.Connection, conduct: Conduct) -> None:
@@ -64,3 +75,13 @@ class HeldConnection(sa.Connection):
         """What is kept with the driver's connection."""
         with self.conduct.own():
             return super().info
+
+
+def _executes(connection: sa.Connection, *about: Any) -> None:
+    if type(connection) is HeldConnection:
+        connection.conduct.executes(connection, *about)
+
+
+def _commits(connection: sa.Connection) -> None:
+    if type(connection) is HeldConnection:
+        connection.conduct.refuse_commit()

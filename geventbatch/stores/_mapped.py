@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.exc import StaleDataError
@@ -152,8 +151,6 @@ class MappedScope:
         conduct = self._conduct = Conduct(mapping, self._key, session, transaction)
         session.begin_watch(conduct)
         HeldConnection.hold(transaction.connection, conduct)
-        event.listen(transaction.connection, "before_cursor_execute", conduct.executes)
-        event.listen(transaction.connection, "commit", lambda _: conduct.refuse_commit())
         return transaction
 
     def _fetch(self, transaction: Transaction) -> Any:

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 
+from geventbatch.stores import _listeners
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy.orm import SessionTransaction
 
     from geventbatch.stores._conduct import Conduct
-
-_DISPATCH: Final = vars(Session)["dispatch"]
 
 _TRANSACTION: Final = "the batch ends its transaction, once, after all of its operations"
 _SAVEPOINT: Final = f"{_TRANSACTION}; use `with session.begin_nested()` for what you may want to undo"
@@ -76,21 +76,6 @@ class _Setting:
         session.__dict__[self._name] = value
 
 
-class _Dispatch:
-    """The listeners of a session. Whoever asks for them in an operation may be about to add one."""
-
-    def __get__(self, session: BatchSession | None, owner: type[Session]) -> Any:
-        if session is None:
-            return _DISPATCH.__get__(None, owner)
-        if session.conduct is not None:
-            session.conduct.sees()
-        found = session.__dict__.get("dispatch")
-        return _DISPATCH.__get__(session, owner) if found is None else found
-
-    def __set__(self, session: BatchSession, value: object) -> None:
-        session.__dict__["dispatch"] = value
-
-
 class Info(dict[Any, Any]):
     """The `info` of a session, in which an operation sets something for itself only."""
 
@@ -136,12 +121,12 @@ class BatchSession(Session):
     bind: Any = _Setting()
     twophase: Any = _Setting()
     execution_options: Any = _Setting(Session.execution_options)
-    dispatch: Any = _Dispatch()
 
     def begin_watch(self, conduct: Conduct) -> None:
         """From now on *conduct* is told what happens in it."""
         self.__dict__["info"] = Info(conduct, self.info)
         self.conduct = conduct
+        _listeners.watch(self, conduct)
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
         """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
@@ -288,15 +273,12 @@ class BatchSession(Session):
     @contextmanager
     def silence(self) -> Iterator[None]:
         """Tell no listener that savepoints of the library's own are committed: `after_commit` is for the save."""
-        heard = self.__dict__.get("dispatch")
+        heard = self.__dict__["dispatch"]
         self.__dict__["dispatch"] = _SILENT
         try:
             yield
         finally:
-            if heard is None:
-                del self.__dict__["dispatch"]
-            else:
-                self.__dict__["dispatch"] = heard
+            self.__dict__["dispatch"] = heard
 
 
 class _Nobody:

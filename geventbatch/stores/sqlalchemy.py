@@ -21,6 +21,7 @@ from geventbatch.stores._documents import (
     documents_table,
     mark_of,
 )
+from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._key import normalize_all
 from geventbatch.stores._key_columns import folds, key_column
 from geventbatch.stores._mapped import MappedScope
@@ -365,6 +366,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             has_tenants=tenant is not None,
         )
         watch(sessions, mapping)
+        HeldConnection.watch(engine)
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
         return SQLAlchemyStore(
