@@ -141,7 +141,7 @@ def test_a_batch_that_only_looks_writes_nothing(server: str, mode: Any, tmp_path
             assert [one for one in sent if one.startswith(("UPDATE", "BEGIN IMMEDIATE"))] == []
             processor.run(wide.pk, turn)
             (update,) = [one for one in sent if one.startswith("UPDATE")]
-    assert re.findall(r'"(\w+)" = ', update.partition(" WHERE ")[0]) == ["share"]
+    assert re.findall(r'["`](\w+)["`] = ', update.partition(" WHERE ")[0]) == ["share"]
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SERVERS = ("sqlite", "postgresql")
-MODES = (("sqlite", "version"), ("postgresql", "lock"), ("postgresql", "version"))
+MODES: Any = (
+    ("sqlite", "version"),
+    ("postgresql", "lock"),
+    ("postgresql", "version"),
+    pytest.param("mariadb", "lock", marks=pytest.mark.mariadb),
+    pytest.param("mariadb", "version", marks=pytest.mark.mariadb),
+)
 
 
 class Line(str, Enum):  # noqa: UP042 - as many have it

@@ -26,7 +26,7 @@ from geventbatch import (
     _process,
     current_batch,
 )
-from geventbatch.stores import DjangoStore, _django_connections
+from geventbatch.stores import DjangoStore, _django_connections, _sql
 from geventbatch.stores._django_connections import close_idle
 from tests.callers import answer_of
 from tests.django_project.start import database, endpoint, options_of, place
@@ -76,7 +76,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     execute = CursorWrapper._execute  # type: ignore[attr-defined]
 
     def remember(self: Any, sql: Any, *args: Any) -> Any:
-        statements.extend(one.removeprefix("WITH written AS (") for one in str(sql).split("; "))
+        statements.extend(_sql.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
         return execute(self, sql, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", remember)
