@@ -16,7 +16,7 @@ from geventbatch import Processor, ResourceMissing
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
 from tests.callers import answer_of
-from tests.django_project.start import database, options_of, place
+from tests.django_project.start import database, execute, options_of, place
 from tests.servers import wait_until
 
 from tests.django_project.bank.models import Account, Outcome, Savings, Ticket  # isort: skip - after Django is set up
@@ -31,6 +31,7 @@ from tests.django_project.bank.shapes import (
     OneOfUs,
     Percent,
     Seat,
+    Shown,
     Vault,
 )  # isort: skip
 
@@ -360,6 +361,58 @@ def make_anew(alias: str) -> None:
     Ticket.objects.using(alias).all().delete()
     Ticket.objects.using(alias).create(number=1, version=1, total=100)
     connections[alias].close()
+
+
+@contextmanager
+def view(directory: Path) -> Iterator[str]:
+    with tables("postgresql", directory, Account, Outcome) as alias:
+        execute(
+            alias, "CREATE VIEW bank_shown AS SELECT id, name, balance, 0 + length(note) AS number FROM bank_account"
+        )
+        Account.objects.using(alias).create(name="a")
+        yield alias
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+@pytest.mark.parametrize("mode", ["lock", "version"])
+@pytest.mark.parametrize("version", [None, "balance"])
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_row_of_a_view_is_loaded_and_saved(
+    mode: Any, version: str | None, pipeline: bool, batching: bool, tmp_path: Path
+) -> None:
+    """A view of PostgreSQL has no xmin."""
+
+    def rename(row: Any) -> str:
+        row.name += "b"
+        return str(row.name)
+
+    with view(tmp_path) as alias, processing(Shown, alias, mode=mode, version=version, pipeline=pipeline) as processor:
+        processor.batching = batching
+        pk = Account.objects.using(alias).get().pk
+        assert [processor.run(pk, rename) for _ in range(2)] == ["ab", "abb"]
+        assert Account.objects.using(alias).get().name == "abb"
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_what_somebody_else_has_changed_in_a_row_of_a_view_is_a_conflict(pipeline: bool, tmp_path: Path) -> None:
+    with view(tmp_path) as alias:
+        attempts: list[int] = []
+
+        def elsewhere() -> None:
+            Account.objects.using(alias).update(balance=100)
+            connections[alias].close()
+
+        def add(row: Any) -> int:
+            attempts.append(row.balance)
+            if len(attempts) == 1:
+                gevent.spawn(elsewhere).join()
+            row.balance += 1
+            return int(row.balance)
+
+        with processing(Shown, alias, by="name", mode="version", pipeline=pipeline) as processor:
+            assert processor.run("a", add) == 101
+        assert attempts == [0, 100]
+        assert Account.objects.using(alias).get().balance == 101
 
 
 def test_names_that_django_cannot_send_are_refused() -> None:

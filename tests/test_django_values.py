@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,7 +22,6 @@ from tests.django_project.bank.shapes_of_postgres import Series  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from geventbatch import Processor
 
@@ -70,6 +70,11 @@ ASSIGNED = [
     ("uuid", UUID(int=5)),
     ("document", {1: (1, 2), None: Colour.RED}),
     ("document", [True, 1, 1.0, (None,)]),
+    ("blob", bytearray(b"a")),
+    ("blob", memoryview(b"a")),
+    ("address", "::FFFF:10.0.0.1"),
+    ("address", "2001:DB8::0:1"),
+    ("path", Path("/tmp/a")),  # noqa: S108 - never read
 ]
 
 
@@ -111,6 +116,7 @@ WRONG = [
     ("length", "x"),
     ("text", "\ud800"),
     ("document", {"a": object()}),
+    ("blob", "a"),
 ]
 
 
@@ -205,6 +211,17 @@ def test_the_next_operation_finds_an_array_as_its_column_has_it(tmp_path: Path) 
                 processor, series.pk, fill, reading("numbers"), reading("flags"), reading("document")
             )
     assert (repr(numbers), repr(flags), repr(document)) == ("[1, 1, None]", "[[True, False]]", "[{'1': [2]}]")
+
+
+def test_postgresqls_order_of_names_and_form_of_numbers_come_with_the_next_load(tmp_path: Path) -> None:
+    with tables("postgresql", tmp_path, Form) as alias:
+        form = Form.objects.using(alias).create()
+        with processing(Form, alias) as processor:
+            _, found = answers_of(
+                processor, form.pk, assigning("document", {"bb": 1e16, "a": -0.0}), lambda row: repr(row.document)
+            )
+            assert found == "{'bb': 1e+16, 'a': -0.0}"
+            assert processor.run(form.pk, lambda row: repr(row.document)) == "{'a': 0.0, 'bb': 10000000000000000}"
 
 
 def test_a_range_is_found_as_it_was_assigned(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Row(Generic[M]):
         self.generated = Generated(connection)
         self.locks = store.locks(connection)
         """It is locked from the load on."""
-        self._has_xmin = not self.locks and connection.vendor == "postgresql"
+        self._has_xmin = not self.locks and connection.vendor == "postgresql" and store.has_xmin
         self._compares_all = not self.locks and not self._has_xmin
 
     # -- load -----------------------------------------------------------------------------------------------
@@ -279,7 +279,8 @@ class Row(Generic[M]):
     @property
     def is_joined(self) -> bool:
         """Whether an UPDATE is one message with what has to be sent before it."""
-        return self._transaction.pipelines and not self._transaction.nested and self._is_plain
+        is_checked = self._is_held or not self._compares_all
+        return self._transaction.pipelines and not self._transaction.nested and self._is_plain and is_checked
 
     @property
     def _is_plain(self) -> bool:

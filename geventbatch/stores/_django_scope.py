@@ -73,6 +73,9 @@ class Scope(Generic[M]):
                 self._renewed = True
                 self._store._pool.renew(self._connection)  # the server has ended it, and others that were idle
                 return self.__enter__()
+            if self._store.has_xmin and _sql.has_no_xmin(error):
+                self._store.has_xmin = False
+                return self.__enter__()
             if _sql.kind(error) is _sql.Kind.CONFLICT:
                 raise _sql.not_saved(error, self._key) from error
             raise

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db.models import (
+    BinaryField,
     BooleanField,
     CharField,
     DateField,
@@ -25,8 +26,10 @@ from django.db.models import (
     DecimalField,
     DurationField,
     Field,
+    FilePathField,
     FloatField,
     ForeignKey,
+    GenericIPAddressField,
     IntegerField,
     JSONField,
     TextField,
@@ -45,19 +48,22 @@ if TYPE_CHECKING:
     from django.db.models import Model
 
 _TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
+    (BinaryField, bytes),
     (BooleanField, bool),
     (CharField, str),
     (DateTimeField, datetime),  # which is a DateField too
     (DateField, date),
     (DecimalField, Decimal),
     (DurationField, timedelta),
+    (FilePathField, str),
     (FloatField, float),
+    (GenericIPAddressField, str),
     (IntegerField, int),
     (TextField, str),
     (TimeField, time),
     (UUIDField, UUID),
 )
-_WHOLE: Final = frozenset({bool, date, float, int, time, timedelta, UUID})
+_WHOLE: Final = frozenset({bool, bytes, date, float, int, time, timedelta, UUID})
 """Of these, any value comes back from a load as it is."""
 _ATOMS: Final = frozenset({bool, float, int, str, type(None)})
 
@@ -129,10 +135,16 @@ def _is_djangos(field: Field[Any, Any], *methods: str) -> bool:
 
 
 def _is_document(field: Any) -> bool:
-    """Whether it has what is changed in place: a JSON document, or an array of PostgreSQL's."""
+    """Whether it has what is changed in place: a JSON document, or an array or an hstore of PostgreSQL's."""
+    if _is_hstore(field):
+        return True
     if type(field).__module__ == "django.contrib.postgres.fields.array":
         return natural(field.base_field) is not None or _is_document(field.base_field)
     return isinstance(field, JSONField) and _is_djangos(field, "from_db_value", "get_prep_value", "get_db_prep_value")
+
+
+def _is_hstore(field: Any) -> bool:
+    return type(field).__module__ == "django.contrib.postgres.fields.hstore"
 
 
 def _target(field: Field[Any, Any]) -> Field[Any, Any]:
@@ -152,6 +164,8 @@ def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
+    if isinstance(_target(field), GenericIPAddressField):  # which writes those of version 6 in one form
+        return lambda value: type(value) is str and ":" not in value
     if kind is str:
         return lambda value: type(value) is str and (value.isascii() or _has_utf8(value))
     return lambda value: type(value) is kind
@@ -168,6 +182,8 @@ def _has_utf8(value: str) -> bool:
 def _is_plain_in(field: Any) -> Callable[[Any], bool]:
     if isinstance(field, JSONField):
         return _is_plain
+    if _is_hstore(field):
+        return _has_texts
     base = field.base_field
     kind = natural(base)
     of_each = _is_plain_in(base) if kind is None else _is_natural(base, kind)
@@ -184,6 +200,13 @@ def _is_plain(value: Any) -> bool:
     return kind is dict and all(type(name) is str and _is_plain(part) for name, part in value.items())
 
 
+def _has_texts(value: Any) -> bool:
+    """Whether an hstore comes back as it is."""
+    if type(value) is not dict:
+        return False
+    return all(type(name) is str and (part is None or type(part) is str) for name, part in value.items())
+
+
 # -- what a load would give -------------------------------------------------------------------------------------
 
 
@@ -194,9 +217,16 @@ def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
         return [_as_loaded(field.base_field, one, connection) for one in value]
     if isinstance(field, JSONField):
         return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
+    if _is_hstore(field) or isinstance(field, GenericIPAddressField):
+        return field.get_prep_value(value)
     with suppress(Exception):  # else it is for the database to say
-        value = field.to_python(field.get_prep_value(value))
+        value = _bytes(value) if isinstance(field, BinaryField) else field.to_python(field.get_prep_value(value))
     return _plainly(field, value, connection)
+
+
+def _bytes(value: Any) -> Any:
+    """What is taken for them: of a text, saving will say that it is not."""
+    return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
 def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:

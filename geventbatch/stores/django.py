@@ -58,8 +58,8 @@ class DjangoStore(Generic[M]):
         mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
             where the database can. "version" locks nothing, and replays the batch when another writer was faster.
         version: The name of an integer field that every save counts up, and mode "version" compares. Without one,
-            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere the whole row. It is
-            compared beside the version, too: a row that was deleted and made anew may have the same.
+            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere (and of a view) the
+            whole row. It is compared beside the version, too: a row that was deleted and made anew may have the same.
         missing: What a key without a row does: "raise" `ResourceMissing`, or what gives the new, unsaved instance for
             a key, which the batch inserts.
         manager: The name of the manager that finds the rows, where some are hidden (deleted softly): one that it hides
@@ -124,6 +124,8 @@ class DjangoStore(Generic[M]):
         self.pipeline = pipeline
         self.idempotency = None if idempotency is None else _outcome_model(idempotency)
         self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
+        self.has_xmin = True
+        """Whether PostgreSQL has one of its rows. A view has none, which the first load finds out."""
         self._mode = mode
         self._manager = None if manager is None else _manager(model, manager)
         self._pool = pool(using, conn_max_age, prepare_connection)

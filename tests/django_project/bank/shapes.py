@@ -317,9 +317,25 @@ class Form(models.Model):
     length: models.DurationField[Any, Any] = models.DurationField(null=True)
     uuid: models.UUIDField[Any, Any] = models.UUIDField(null=True)
     document: models.JSONField[Any, Any] = models.JSONField(default=dict)
+    blob: models.BinaryField[Any, Any] = models.BinaryField(default=b"")
+    address: models.GenericIPAddressField[Any, Any] = models.GenericIPAddressField(null=True)
+    path: models.FilePathField[Any, Any] = models.FilePathField(path="/tmp", default="")  # noqa: S108 - never read
 
     class Meta:
         app_label = "bank"
+
+
+class Shown(models.Model):
+    """A view of accounts."""
+
+    name: models.CharField[str, str] = models.CharField(max_length=50, unique=True)
+    balance: models.IntegerField[int, int] = models.IntegerField(default=0)
+    number: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+        managed = False
+        db_table = "bank_shown"
 
 
 class Folded(models.Model):
