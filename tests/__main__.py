@@ -1,4 +1,4 @@
-"""Runs the suite in seven processes side by side: most of it waits for servers, and a machine has two cores or more.
+"""Runs the suite in nine processes side by side: most of it waits for servers, and a machine has two cores or more.
 
     python -m tests [arguments of pytest]
 
@@ -13,14 +13,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 # Of about the same length: the contract of the stores on SQLAlchemy; on the others, with what else is about those; what
-# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is in none of them.
+# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is about Django models; about mapped classes; what is in none of them.
 GROUPS = (
     (["stores"], "sqlalchemy"),
-    (["django", "django_store", "redis_store", "reuse", "stores"], "not (test_stores and sqlalchemy)"),
+    (["django", "redis_store", "reuse", "stores"], "not (test_stores and sqlalchemy)"),
     (["benchmarks", "celery", "cluster", "docs", "fork", "gunicorn", "tickets_signals"], ""),
     (["bulk_stores", "flask", "sql", "sqlalchemy_store", "tickets", "wallet"], ""),
     (["signals", "simulation", "testing"], ""),
     (["oracle"], ""),
+    (["django_*", "drivers", "ended_transactions"], ""),
+    (["anew", "bulk_refusals", "commit", "document_*", "isolation", "mapped_*", "row_keys"], ""),
 )
 
 NOTHING_CHOSEN = 5
@@ -29,14 +31,14 @@ NOTHING_CHOSEN = 5
 
 def groups() -> list[list[str]]:
     """What each process is told."""
-    apart = [[*map(_path, names), *(["-k", chosen] if chosen else [])] for names, chosen in GROUPS]
-    taken = {_path(name) for names, _ in GROUPS for name in names}
+    apart = [[*_paths(names), *(["-k", chosen] if chosen else [])] for names, chosen in GROUPS]
+    taken = {path for names, _ in GROUPS for path in _paths(names)}
     rest = sorted(str(path) for path in HERE.glob("test_*.py") if str(path) not in taken)
     return [*apart, rest]
 
 
-def _path(name: str) -> str:
-    return str(HERE / f"test_{name}.py")
+def _paths(names: list[str]) -> list[str]:
+    return [str(path) for name in names for path in sorted(HERE.glob(f"test_{name}.py"))]
 
 
 def main() -> int:
