@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -25,6 +25,7 @@ from geventbatch.stores import _sql, _statements
 from geventbatch.stores._django_changes import same
 from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_guarded import GUARD, IN_PLACE, guarded_class
+from geventbatch.stores._functions import Functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -95,6 +96,17 @@ def _tables(model: Hashable) -> re.Pattern[str]:
     models: list[Any] = [model, *cast("type[Model]", model)._meta.get_parent_list()]
     names = {one._meta.db_table.rpartition(".")[2].strip('"`') for one in models}
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)", re.IGNORECASE)
+
+
+_functions: Final[dict[tuple[str, str], Functions]] = {}
+
+
+def _functions_of(connection: BaseDatabaseWrapper) -> Functions:
+    place = connection.alias, connection.vendor
+    found = _functions.get(place)
+    if found is None:
+        found = _functions[place] = Functions(connection.vendor)
+    return found
 
 
 class Guard:
@@ -303,15 +315,26 @@ class Guard:
         why = _sql.forbidden(text, mysql=mysql)
         if why is not None:
             raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
-        if not writes(text):
+        calls = not writes(text)
+        if calls and not self._calls_what_writes(text):
             return self._executed(execute, sql, params, many, context)
-        own = self._tables.search(text) is not None
+        own = calls or self._tables.search(text) is not None
         self._writes()
         before = self._ask(self._row.now) if own else {}
         answer = self._executed(execute, sql, params, many, context)
         if own:
             self._ask(partial(self._check_untouched, before))
         return answer
+
+    def _calls_what_writes(self, query: str) -> bool:
+        """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
+        return not self._batch.alone and _functions_of(self.connection).may_write(query, self._first_column)
+
+    def _first_column(self, question: str, parameters: list[str]) -> list[str]:
+        raw: Any = self.connection.connection  # past the wrappers of the operation's own
+        with self.connection.wrap_database_errors, closing(raw.cursor()) as cursor:
+            cursor.execute(question, parameters)
+            return [name for name, *_ in cursor.fetchall()]
 
     def _writes(self) -> None:
         """The operation is about to."""

@@ -1,0 +1,54 @@
+"""Functions of the user's that a query calls: on the server, each of them may write, and its text does not tell."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CALLED: Final = re.compile(r"\b([a-z_]\w*)[\"`]?\s*\(", re.IGNORECASE)
+_REMEMBERED: Final = 1_000
+
+_OWN: Final = {
+    "postgresql": (
+        "SELECT DISTINCT lower(proname) FROM pg_proc WHERE lower(proname) = ANY(string_to_array(%s, ',')) "
+        "AND provolatile = 'v' AND pronamespace <> 'pg_catalog'::regnamespace"
+    ),
+    "mysql": (
+        "SELECT DISTINCT lower(routine_name) FROM information_schema.routines WHERE routine_type = 'FUNCTION' "
+        "AND FIND_IN_SET(lower(routine_name), %s)"
+    ),
+}
+"""Which of some names are those of functions that may write."""
+
+_SENDS: Final = "pg_notify"
+"""The one of PostgreSQL's own whose effect is undone with its transaction."""
+
+
+class Functions:
+    """What is known of the functions of one database, by the names that its queries call."""
+
+    def __init__(self, vendor: str) -> None:
+        self._question = _OWN.get(vendor)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._known: dict[str, bool] = {_SENDS: True}
+
+    def may_write(self, query: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
+        """Whether *query* calls one that may. Switches: yes, at a name that was never called before.
+
+        Args:
+            query: Its text.
+            ask: Sends a question to the server, and gives the first column of the answer.
+        """
+        if self._question is None or "(" not in query:
+            return False
+        names = {name.lower() for name in _CALLED.findall(query)}
+        unknown = [name for name in names if name not in self._known]
+        if unknown:
+            if len(self._known) > _REMEMBERED:
+                self._known = {_SENDS: True}
+            found = ask(self._question, [",".join(unknown)])
+            self._known |= {name: name in found for name in unknown}
+        return any(self._known[name] for name in names)
