@@ -13,8 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 # Of about the same length: the contract of the stores on SQLAlchemy; on the others, with what else is about those; what
-# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is about Django models;
-# about mapped classes and documents; and what is in none of them.
+# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is about Django
+# models; about mapped classes and documents; and what is in none of them.
 GROUPS = (
     (["stores"], "sqlalchemy"),
     (["django", "redis_store", "reuse", "stores"], "not (test_stores and sqlalchemy)"),
