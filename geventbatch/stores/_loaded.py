@@ -30,6 +30,7 @@ class Loaded:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     claimed: bool  # the row is ours to write
+    _written: bool  # and it is written, or is by the flush to come
 
     def __init__(
         self, mapping: Mapping, key: Hashable, session: Session, resource: Any, token: Sequence[Any] | None
@@ -40,6 +41,7 @@ class Loaded:
         self._session = session
         self.resource = resource
         self.claimed = mapping.locking
+        self._written = False
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
         self._watched = watched(session, mapping)
         self._found_by = self._finding()
@@ -91,6 +93,7 @@ class Loaded:
     def rolled_back(self) -> None:
         """A savepoint: nobody knows any more what the database has."""
         self._watched.forget()
+        self._written = False
         self._beside.rolled_back()
 
     def flushes(self, transaction: Transaction, *, rewrote: bool = False) -> None:
@@ -141,9 +144,10 @@ class Loaded:
         Else another process that has loaded the same would not notice.
         """
         mapping, session = self._mapping, self._session
-        if mapping.locking or self.identity is None or self.resource not in session:
+        if self._written or mapping.locking or self.identity is None or self.resource not in session:
             return
-        if self.resource in session.deleted or session.is_modified(self.resource, include_collections=False):
+        self._written = True
+        if self.resource in session.deleted or self._updates():
             return
         counted = (*mapping.mapper.primary_key, mapping.mapper.version_id_col)
         others = (
@@ -155,6 +159,12 @@ class Loaded:
         if name is not None:
             getattr(self.resource, name)  # so that it is loaded
             flag_modified(self.resource, name)
+
+    def _updates(self) -> bool:
+        """Whether a flush writes the row itself: what has come to it by a relationship alone may be in other rows."""
+        state: InstanceState[Any] = sa.inspect(self.resource)
+        changed = self._mapping.columns.keys() & state.committed_state.keys()
+        return any(state.attrs[name].history.has_changes() for name in changed)
 
     def claim(self, transaction: Transaction) -> None:
         """Lock the row, once, and see that it is as it was loaded: else it is a `Conflict`."""
