@@ -317,6 +317,15 @@ class Conduct:
         if not self.ours:
             self._added.append((current_batch().completed, instance))
 
+    def deletes(self, *instances: object) -> None:
+        """An operation is about to delete *instances*: what those before have added is in the database, if alone."""
+        turn = current_batch().completed
+        mine = [added for when, added in self._added if when == turn]
+        if self.ours or any(one is added for one in instances for added in mine):  # which SQLAlchemy refuses
+            return
+        if self._loaded is not None and self._loaded.adds():
+            self.flush_others()
+
     def has_deleted(self) -> None:
         """An operation has marked something as deleted."""
         if self.ours:

@@ -59,6 +59,14 @@ class Loaded:
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
 
+    def adds(self) -> bool:
+        """Whether something was added that is not in the database, or moved, so that a deletion would not find it."""
+        session = self._session
+        return any(one is not self.resource for one in session.new) or any(
+            state.committed_state.keys() & state.mapper.relationships.keys()
+            for state in (sa.inspect(one) for one in (*session.new, *session.dirty))
+        )
+
     def operation_returned(self, transaction: Transaction) -> None:
         """Have the operations behind the one at hand read what the database computes of what it has changed.
 

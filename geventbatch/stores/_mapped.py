@@ -191,7 +191,8 @@ class MappedScope:
             self._transaction.write(lambda: None, recording)
             return
         self._end_savepoints()
-        if batch.deleted:
+        late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds what is to go with it only in the database
+        if batch.deleted and not late:
             self._delete()
         rows = batch.rows
         self._loaded.flag_mutated()
@@ -206,6 +207,9 @@ class MappedScope:
 
         def write() -> None:
             try:
+                if late:
+                    session.flush()
+                    self._delete()
                 session.flush()
                 insert_rows(transaction.connection, rows, session)
             except StaleDataError as error:

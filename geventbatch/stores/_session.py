@@ -244,12 +244,15 @@ class BatchSession(Session):
         super().expunge_all()
 
     def delete(self, instance: object) -> None:
-        """See whether it is the resource, which the operations behind must not find then."""
+        """Write first what was added to it; see whether it is the resource, which those behind must not find then."""
+        _conduct(self).deletes(instance)
         super().delete(instance)
         _conduct(self).has_deleted()
 
     def delete_all(self, instances: Any) -> None:
         """Likewise."""
+        instances = list(instances)
+        _conduct(self).deletes(*instances)
         super().delete_all(instances)
         _conduct(self).has_deleted()
 

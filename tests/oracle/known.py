@@ -31,11 +31,6 @@ KNOWN: tuple[Known, ...] = (
         source=r"session\(r\)\.(get|scalar|scalars)\(.*'autoflush': False",
     ),
     Known(
-        "open, mapped rows, on SQLite: a child that was added and not flushed outlives delete(), an orphan",
-        source=r"^sqlite.*delete-orphan.*delete\(\)",
-        told="child: alone",
-    ),
-    Known(
         "open, core (guarantee 18): what raised stays out of the replay, though somebody else has written since",
         source=r"def during_",
         told=r"in a batch \('raised', 'tests\.oracle\.judge\.",

@@ -93,6 +93,7 @@ class MappedWorld:
                     resource = self._found(session)
                     found.answers.append(frozen(operation(resource), ordered=self.ordered))
                     if deleted:
+                        session.flush()  # so that what it has added is deleted with it
                         session.delete(resource)
                         deleted.clear()
                         session.flush()
@@ -104,7 +105,10 @@ class MappedWorld:
         return found
 
     def _found(self, session: Session) -> Any:
-        resource = session.scalars(self.model["find"]()).unique().one_or_none()
+        if session.autoflush:
+            session.flush()
+        with session.no_autoflush:  # `PlainSession` would write what is just being loaded
+            resource = session.scalars(self.model["find"]()).unique().one_or_none()
         if resource is None:
             raise ResourceMissing("there is none", key=self.key)
         return resource
