@@ -27,7 +27,7 @@ def copied(resource: Any) -> Any:
     if not _is_model(resource):
         return deepcopy(resource)
     kind: Any = type(resource)
-    twin = kind.__new__(kind)
+    twin = object.__new__(kind)  # the class makes instances of the model itself
     twin.__dict__.update(deepcopy(vars(resource)))
     return twin
 
