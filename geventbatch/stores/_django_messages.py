@@ -87,7 +87,7 @@ def _checked(sql: str, rows: int) -> str:
     """One that gives the same and fails, by a text that is no number, unless it writes so many *rows*."""
     returns = " RETURNING " in sql
     counted = f"CASE count(*) WHEN {rows} THEN 1 ELSE CAST(count(*) || ' {_OTHER_ROWS}' AS integer) END"
-    written = f"WITH written AS ({sql}{'' if returns else ' RETURNING 1'}\n)"  # a comment may be its end
+    written = f"WITH written AS ({sql}{'' if returns else chr(10) + 'RETURNING 1'}\n)"  # a comment may be its end
     if not returns:
         return f"{written} SELECT {counted} FROM written"  # noqa: S608 - a statement that Django has made
     checked = f"(SELECT {counted} AS checked FROM written) AS counted"  # noqa: S608 - as above
