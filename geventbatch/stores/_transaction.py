@@ -418,8 +418,6 @@ def cause(error: Exception) -> BaseException | None:
     """What an error is raised ``from``: itself, or the cause that it came with."""
     if isinstance(error, NotSaved):
         return error.__cause__
-    if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
-        return error.orig
     return exact(error)
 
 

@@ -167,8 +167,6 @@ def _shown(value: Any) -> str:
 
 
 def _frozen_error(error: BaseException) -> tuple[Any, ...]:
-    if type(error).__name__ == "StatementError":  # around what a column's type has raised
-        error = getattr(error, "orig", None) or error
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}"
     return ("raised", name, str(error)) if isinstance(error, (Clean, Dirty)) else ("raised", name)
