@@ -16,6 +16,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from geventbatch.stores._as_loaded import by_attribute
 from geventbatch.stores._derived import of_all, of_row
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Columns:
             if isinstance(column.type, sa.Enum) and not column.type.validate_strings
         }
         """What their columns can have: where the database takes any text, nobody could load the row any more."""
+        self.as_loaded = by_attribute(mapper, dialect)
+        """What a load makes of their values."""
         self.loose: frozenset[str] = frozenset(
             name for name, column in self.named.items() if isinstance(column.type, _LOOSE) and name not in parts
         )

@@ -25,6 +25,7 @@ from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
 from geventbatch.stores import _listeners, _sql
+from geventbatch.stores._as_loaded import given
 from geventbatch.stores._statements import forbidden, reads
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Conduct:
     _early: bool  # it is to be applied again when what those before have changed is written
     _broke: RuntimeError | None  # what it has done that it may not
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent what those before had changed
+    _given: list[tuple[InstanceState[Any], str]]  # attributes that have got what a load may give otherwise
     _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: where, by which name, what was there
 
     def __init__(self, mapping: Mapping, key: Hashable, session: BatchSession, transaction: Transaction) -> None:
@@ -111,9 +113,10 @@ class Conduct:
         """Why the operation at hand, which has returned, does not count. Switches: no."""
         with self.own():
             unfit = self.unfit() or self._misfit()
+            given = self._given
             self._forget()
             if unfit is None and self._loaded is not None:
-                self._loaded.operation_returned(self.transaction)
+                self._loaded.operation_returned(self.transaction, given)
             return unfit
 
     def raised(self, error: Exception) -> NotSaved | None:
@@ -139,6 +142,7 @@ class Conduct:
                 dict.__setitem__(where, name, value)
         self._seen = self._spoils = self._early = False
         self._broke = self._failed = None
+        self._given = []
         self._set = []
 
     def _refusal(self, error: Exception) -> NotSaved | None:
@@ -316,6 +320,15 @@ class Conduct:
         """An operation has added *instance*."""
         if not self.ours:
             self._added.append((current_batch().completed, instance))
+            state: InstanceState[Any] = sa.inspect(instance)
+            for _, name in given(state, self._mapping.columns_of(state.mapper).as_loaded):
+                self.is_given(state, name)
+
+    def is_given(self, state: InstanceState[Any], name: str) -> None:
+        """An operation has assigned something to attribute *name* that a load may give otherwise."""
+        if not self.ours and not self.flushing:
+            self.sees()
+            self._given.append((state, name))
 
     def deletes(self, *instances: object) -> None:
         """An operation is about to delete *instances*: what those before have added is in the database, if alone."""

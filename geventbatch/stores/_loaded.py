@@ -11,6 +11,7 @@ from sqlalchemy.orm.attributes import flag_modified
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.errors import Conflict, Rejected
+from geventbatch.stores._as_loaded import given as of_new
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
 from geventbatch.stores._derived import forget, is_incomplete
@@ -67,13 +68,18 @@ class Loaded:
             for state in (sa.inspect(one) for one in (*session.new, *session.dirty))
         )
 
-    def operation_returned(self, transaction: Transaction) -> None:
-        """Have the operations behind the one at hand read what the database computes of what it has changed.
+    def operation_returned(self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]]) -> None:
+        """Have the operations behind the one at hand find what a load would give of what it has changed.
 
+        That is what the database computes, and the values that it was *given*, as the database keeps them.
         Switches: no.
         """
         batch = current_batch()
         state: InstanceState[Any] = sa.inspect(self.resource)
+        if state.pending:
+            given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
+        for one, name in given:
+            self._watched.make_as_loaded(one, name, transaction.zone())
         if state.pending and batch.steps is None and is_incomplete(state):
             batch.cut()
         if self._mapping.derives or state.pending:

@@ -10,6 +10,8 @@ from geventbatch.stores import _commit, _sql
 from geventbatch.stores._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from sqlalchemy import Engine
 
 _LEVEL: Final = "geventbatch: level"
@@ -62,6 +64,11 @@ class PostgresTransaction(Transaction):
             return super().in_time(error)
         # A statement that an operation's own Timeout has interrupted goes on in the server.
         return super().in_time(error) and self.status() not in {_commit.ACTIVE, _commit.UNKNOWN}
+
+    def zone(self) -> tzinfo | None:
+        info = getattr(self.connection.connection.driver_connection, "info", None)
+        found: tzinfo | None = getattr(info, "timezone", None)
+        return found
 
     def was_not_committed(self) -> bool:
         if self.connection.closed or self.connection.invalidated:

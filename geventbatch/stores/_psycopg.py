@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
+from psycopg.types.numeric import FloatDumper
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch._shown import shown
@@ -159,7 +160,11 @@ class JoinedTransaction(PostgresTransaction):
 
     def join(self, query: str, params: Params | None) -> str:
         """Put the values into a statement."""
-        return psycopg.ClientCursor(self._driver).mogrify(cast("bytes", query), params)
+        cursor = psycopg.ClientCursor(self._driver)
+        values = params.values() if isinstance(params, dict) else params or ()
+        if any(isinstance(value, float) for value in values):
+            cursor.adapters.register_dumper(float, _Float)
+        return cursor.mogrify(cast("bytes", query), params)
 
     def began(self, cursor: psycopg.Cursor[Any]) -> None:
         """Take what *cursor* was told about the transaction, and leave it at the answer to the last statement."""
@@ -184,6 +189,13 @@ class JoinedTransaction(PostgresTransaction):
 
 _TOLD: Final = ("set_config", "pg_current_xact_id")
 """The columns of what `_sql.postgres_bound_and_xid` gives."""
+
+
+class _Float(FloatDumper):
+    """Says that it is one: a bare number in a text is a decimal one, which has no -0.0 and is rounded otherwise."""
+
+    def quote(self, obj: Any) -> bytes:
+        return b"'%s'::float8" % bytes(self.dump(obj) or b"")
 
 
 class _Cursor(psycopg.Cursor[Any]):

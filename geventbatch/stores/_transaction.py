@@ -33,6 +33,7 @@ from geventbatch.stores._key import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
+    from datetime import tzinfo
 
     from sqlalchemy import Connection, CursorResult, Dialect, Engine
     from sqlalchemy.sql.base import Executable
@@ -113,6 +114,10 @@ class Transaction:
 
     def ended(self) -> Conflict | None:
         """That the server has ended the transaction by itself, so that the next statement would begin another."""
+        return None
+
+    def zone(self) -> tzinfo | None:
+        """That in which the driver gives moments; None: it is not known, or there is none."""
         return None
 
     def has_lost(self, conflict: Conflict) -> bool:  # noqa: ARG002 - for a child

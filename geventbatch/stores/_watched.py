@@ -16,6 +16,7 @@ from geventbatch.stores._bound import exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import tzinfo
 
     from sqlalchemy.orm import InstanceState, Session
 
@@ -63,6 +64,19 @@ class Watched:
                 self._flag_in_place(state, instance, known)
         for instance in session.dirty:
             self._flag_loose(sa.inspect(instance), instance)
+
+    def make_as_loaded(self, state: InstanceState[Any], name: str, zone: tzinfo | None) -> None:
+        """Have attribute *name* be what a load would give of what was assigned to it."""
+        columns, values = self._mapping.columns_of(state.mapper), state.dict
+        if name not in values:
+            return
+        value = values[name]
+        found = columns.as_loaded[name](value, zone)
+        values[name] = found
+        if columns.composites and exact(found) != exact(value):
+            for composite, parts in columns.composites.items():
+                if name in parts:  # it is made of them again
+                    values.pop(composite, None)
 
     def flushes(self, session: Session) -> None:
         """A flush begins: what is to be known when it has ended."""

@@ -300,6 +300,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
         has ended, its instances are detached: an operation returns values, not instances whose attributes are loaded
         later.
 
+        What an operation has assigned is found by those behind it as a load would give it: an amount with the places of
+        its column, a day without the time, ``"5"`` as a number.
+
         Other rows that operations change are locked and compared when they are written: a row that somebody else has
         changed since it was read is a `Conflict`. Where a load reads more than the row (``lazy="joined"``, a
         `column_property`), the row is locked by a statement of its own before, in the same message where the driver is

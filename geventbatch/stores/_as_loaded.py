@@ -1,0 +1,223 @@
+"""Values of mapped columns as a load gives them, where an operation has assigned others.
+
+The database keeps what fits the column: an amount with its places, a day without the time, the number that a text of
+digits stands for. The operations behind are to find that. What is not known for sure is left as it was assigned.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timedelta
+from decimal import ROUND_HALF_UP, Decimal, localcontext
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import tzinfo
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+_KNOWN: Final = (sa.Integer, sa.Numeric, sa.Float, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
+_SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum)
+
+_WHOLE: Final = re.compile(r"\s*[+-]?[0-9]+\s*")
+_DECIMAL: Final = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]+)?\s*")
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+_NUMERIC_OID: Final = 1700
+_FLOAT_OID: Final = 701
+"""What SQLAlchemy's types ask for on PostgreSQL."""
+
+_MYSQL: Final = ("mysql", "mariadb")
+
+_told: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
+"""Of which attributes of which classes it is told when they are assigned."""
+
+
+class AsLoaded:
+    """Of one column."""
+
+    def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:
+        kind: Any = column.type.dialect_impl(dialect)
+        variants: Any = getattr(column.type, "_variant_mapping", {})
+        # As it was declared: the driver's own may be no CHAR any more, nor a Float.
+        self._type: Any = _below(variants.get(dialect.name, column.type))
+        self._dialect = dialect.name
+        self._of: Any = dialect  # it knows MariaDB after its first connection only
+        is_float = isinstance(self._type, sa.Float)
+        self._bind: Callable[[Any], Any] | None = kind.bind_processor(dialect)
+        self._result: Callable[[Any], Any] | None = kind.result_processor(
+            dialect, _FLOAT_OID if is_float else _NUMERIC_OID
+        )
+        if isinstance(kind, sa.Time) and self._dialect in _MYSQL:
+            self._result = None  # it is for the driver's intervals
+        self._keep = _keeper(self._type)
+
+    def __call__(self, value: Any, zone: tzinfo | None) -> Any:
+        """What a load gives where *value* was saved; *zone* is that of the database's session, if it is known."""
+        if value is None or not isinstance(value, _SCALARS):
+            return value
+        try:
+            found = value if self._bind is None else self._bind(value)
+            found = self._keep(self, found, zone)
+            return found if self._result is None else self._result(found)
+        except Exception:  # the flush raises it again, as the error of who has brought the value
+            return value
+
+    # -- what the database makes of what is bound ---------------------------------------------------------------
+
+    def _whole(self, value: Any, _: tzinfo | None) -> Any:
+        if isinstance(value, str):
+            return int(value) if _WHOLE.fullmatch(value) else value
+        if isinstance(value, bool) and self._dialect == "postgresql":
+            other = isinstance(self._type, (sa.BigInteger, sa.SmallInteger))
+            return value if other else int(value)  # of those it takes none
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+        if self._dialect == "sqlite" or not isinstance(value, (float, Decimal)):
+            return value
+        return round(value) if isinstance(value, float) else int(value.quantize(Decimal(1), ROUND_HALF_UP))
+
+    def _number(self, value: Any, _: tzinfo | None) -> Any:
+        if self._dialect == "sqlite":  # whose numbers are rounded when they are loaded
+            return value
+        if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+            return value
+        if isinstance(value, float) and self._dialect == "postgresql":
+            value = format(value, ".15g")
+        found = Decimal(repr(value) if isinstance(value, float) else value)
+        scale = self._type.scale
+        if scale is None and (self._dialect == "postgresql" or not found.is_finite()):
+            return found
+        with localcontext(prec=1100):
+            return found.quantize(Decimal(1).scaleb(-(scale or 0)), ROUND_HALF_UP) if found.is_finite() else found
+
+    def _float(self, value: Any, _: tzinfo | None) -> Any:
+        return float(value) if isinstance(value, (int, Decimal)) else value
+
+    def _text(self, value: Any, _: tzinfo | None) -> Any:
+        if isinstance(value, bool):
+            return str(value).lower() if self._dialect == "postgresql" else str(int(value))
+        if isinstance(value, int):
+            return str(value)
+        if not isinstance(value, str) or not isinstance(self._type, sa.CHAR) or self._dialect == "sqlite":
+            return value
+        return value.ljust(self._type.length or 1) if self._dialect == "postgresql" else value.rstrip(" ")
+
+    def _day(self, value: Any, zone: tzinfo | None) -> Any:
+        if self._dialect == "sqlite":
+            return value
+        if isinstance(value, datetime):
+            return self._local(value, zone).date()
+        return date.fromisoformat(value) if isinstance(value, str) and _DAY.fullmatch(value) else value
+
+    def _moment(self, value: Any, zone: tzinfo | None) -> Any:
+        if self._dialect == "sqlite" or not isinstance(value, date):
+            return value
+        moment = value if isinstance(value, datetime) else datetime.combine(value, time())
+        if self._dialect != "postgresql":
+            return self._to_the_second(moment.replace(tzinfo=None))
+        if not self._type.timezone:
+            return self._local(moment, zone)
+        if moment.tzinfo is not None:
+            return moment if zone is None else moment.astimezone(zone)
+        found = moment.replace(tzinfo=zone, fold=0)
+        is_one = zone is not None and found.utcoffset() == found.replace(fold=1).utcoffset()
+        return found if is_one else value
+
+    def _local(self, moment: datetime, zone: tzinfo | None) -> datetime:
+        """Without its own zone."""
+        if moment.tzinfo is None or self._dialect != "postgresql":
+            return moment.replace(tzinfo=None)
+        if zone is None:
+            raise LookupError(moment)  # nobody knows
+        return moment.astimezone(zone).replace(tzinfo=None)
+
+    def _hour(self, value: Any, _: tzinfo | None) -> Any:
+        if self._dialect not in _MYSQL or not isinstance(value, time):
+            return value
+        return self._to_the_second(datetime.combine(date(2000, 1, 1), value)).time()
+
+    def _to_the_second(self, moment: datetime) -> datetime:
+        fsp = getattr(self._type, "fsp", None) or 0
+        if fsp or not moment.microsecond:
+            return moment
+        half = timedelta(0) if self._of.is_mariadb else timedelta(microseconds=500_000)
+        return (moment + half).replace(microsecond=0)
+
+    def _id(self, value: Any, _: tzinfo | None) -> Any:
+        if self._dialect == "postgresql" and isinstance(value, str) and self._type.as_uuid:
+            return UUID(value)
+        return value
+
+    def _same(self, value: Any, _: tzinfo | None) -> Any:
+        return value
+
+
+_KEEPERS: Final = (
+    (sa.Float, AsLoaded._float),  # noqa: SLF001 - of this module
+    (sa.Numeric, AsLoaded._number),  # noqa: SLF001
+    (sa.Integer, AsLoaded._whole),  # noqa: SLF001
+    ((sa.Enum, sa.Boolean), AsLoaded._same),  # noqa: SLF001
+    (sa.String, AsLoaded._text),  # noqa: SLF001
+    (sa.DateTime, AsLoaded._moment),  # noqa: SLF001
+    (sa.Time, AsLoaded._hour),  # noqa: SLF001
+    (sa.Date, AsLoaded._day),  # noqa: SLF001
+    (sa.Uuid, AsLoaded._id),  # noqa: SLF001
+)
+
+
+def _keeper(kind: Any) -> Callable[[AsLoaded, Any, tzinfo | None], Any]:
+    return next((keep for kinds, keep in _KEEPERS if isinstance(kind, kinds)), AsLoaded._same)  # noqa: SLF001
+
+
+# -- which are looked at -------------------------------------------------------------------------------------------
+
+
+def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, AsLoaded]:
+    """What makes the values of *mapper*'s attributes as loaded; from now on conducts are told of those assigned."""
+    found = {
+        attribute.key: AsLoaded(column, dialect)
+        for attribute in mapper.column_attrs
+        if isinstance(column := attribute.columns[0], sa.Column) and isinstance(_below(column.type), _KNOWN)
+    }
+    told = _told.setdefault(mapper.class_, set())
+    for name in found.keys() - told:
+        told.add(name)
+        attribute = getattr(mapper.class_, name)
+        event.listen(attribute, "set", _listener(name, fine(attribute.property.columns[0].type)), raw=True)
+    return found
+
+
+def fine(kind: Any) -> frozenset[type]:
+    """The types of Python's whose values come back as they are, from whatever database."""
+    if isinstance(kind, (sa.Enum, TypeDecorator, sa.CHAR)):
+        return frozenset({type(None), getattr(kind, "enum_class", None) or type(None)})
+    exact = ((sa.Boolean, bool), (sa.Integer, int), (sa.Float, float), (sa.String, str), (sa.Date, date))
+    return frozenset({type(None), *(one for kinds, one in exact if isinstance(kind, kinds))})
+
+
+def _below(kind: Any) -> Any:
+    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+
+
+def _listener(name: str, same: frozenset[type]) -> Callable[..., None]:
+    def is_assigned(state: InstanceState[Any], value: object, *_: object) -> None:
+        if type(value) not in same:
+            conduct = getattr(state.session, "conduct", None)
+            if conduct is not None:
+                conduct.is_given(state, name)
+
+    return is_assigned
+
+
+def given(state: InstanceState[Any], names: dict[str, AsLoaded]) -> Iterator[tuple[InstanceState[Any], str]]:
+    """The attributes of a new instance that have a value."""
+    return ((state, name) for name in names if state.dict.get(name) is not None)
