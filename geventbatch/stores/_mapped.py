@@ -69,7 +69,7 @@ class MappedScope:
             self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
             self._conduct.begin(self._loaded)
         except BaseException as error:
-            self._end(error)
+            self._give_up(error)
             raise
         return resource
 
@@ -79,12 +79,12 @@ class MappedScope:
             if error is None:
                 self._save()
         except BaseException as raised:
-            self._end(raised)
+            self._give_up(raised)
             if isinstance(raised, Rejected):
                 self._look_again(raised)
             raise
         if error is not None:
-            self._end(error)
+            self._give_up(error)
             return
         try:
             self._end(None)
@@ -288,6 +288,13 @@ class MappedScope:
     def _is_inserted(self) -> bool:
         """The same, as the batch's own transaction sees it."""
         return self._is_there(self._transaction.connection)
+
+    def _give_up(self, error: BaseException) -> None:
+        """End without a save. What is raised then is only told: it is *error* that says what became of the batch."""
+        try:
+            self._end(error)
+        except Exception:
+            _log.exception("after the batch of key %r was given up, its connection or a listener raised", self._key)
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)
