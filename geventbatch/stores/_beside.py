@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import LoaderCallableStatus, RelationshipDirection
+from sqlalchemy.orm.attributes import instance_state
 
 from geventbatch.stores._bound import exact
 
@@ -34,13 +35,13 @@ class Beside:
         self._watched = watched
         self._ours = {}
 
-    def changed(self, resource: object, transaction: Transaction) -> InstanceState[Any] | None:
-        """Lock what a flush is to change beside *resource*; give an instance that somebody else has changed.
+    def changed(self, resource: object, dirty: Iterable[object], transaction: Transaction) -> InstanceState[Any] | None:
+        """Lock what a flush is to change of what is *dirty* beside *resource*; give what somebody else has changed.
 
         Rows with a version that SQLAlchemy counts are left to it.
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
-        for state in self._to_change(resource):
+        for state in self._to_change(resource, dirty):
             if state not in self._ours and state.mapper.version_id_col is None:
                 by_mapper.setdefault(state.mapper, []).append(state)
         if by_mapper:
@@ -69,10 +70,10 @@ class Beside:
             depth, nested = depth + 1, nested.parent
         return depth
 
-    def _to_change(self, resource: object) -> Iterator[InstanceState[Any]]:
+    def _to_change(self, resource: object, dirty: Iterable[object]) -> Iterator[InstanceState[Any]]:
         session = self._session
-        for instance in session.dirty:
-            state: InstanceState[Any] = sa.inspect(instance)
+        for instance in dirty:
+            state: InstanceState[Any] = instance_state(instance)
             if instance is not resource and session.is_modified(instance, include_collections=False):
                 yield state
             for relation in state.mapper.relationships:
@@ -80,14 +81,14 @@ class Beside:
                     yield from self._moved(state, relation.key)
         for instance in session.deleted:
             if instance is not resource:
-                yield cast("InstanceState[Any]", sa.inspect(instance))
+                yield instance_state(instance)
 
     def _moved(self, state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:
         """What has come into a collection or has left it, and gets another foreign key."""
         if relation in state.committed_state:
             history = state.attrs[relation].history
             for child in (*(history.added or ()), *(history.deleted or ())):
-                found = sa.inspect(child)
+                found = instance_state(child)
                 if found.persistent:
                     yield found
 

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
@@ -181,7 +182,7 @@ class Conduct:
             and loaded.identity is None
             and isinstance(error, IntegrityError)
             and _sql.is_duplicate(error)
-            and not sa.inspect(loaded.resource).persistent
+            and not instance_state(loaded.resource).persistent
         )
 
     def unfit(self) -> NotSaved | None:
@@ -266,7 +267,7 @@ class Conduct:
         for one in (*self.session.dirty, *self.session.new):
             if id(one) in ours:
                 continue
-            state: InstanceState[Any] = sa.inspect(one)
+            state: InstanceState[Any] = instance_state(one)
             for relationship in state.mapper.relationships:
                 if relationship.key in state.dict and any(
                     id(added) in ours for added in state.attrs[relationship.key].history.added or ()
@@ -353,7 +354,7 @@ class Conduct:
         """The session does not hold *instance* any more."""
         if self.ours or self._loaded is None:
             return
-        if instance is self._loaded.resource or sa.inspect(instance).modified:
+        if instance is self._loaded.resource or instance_state(instance).modified:
             self.sees()
             self._broke = RuntimeError(
                 f"an operation on {shown(self.key)} took {_shown(instance)} out of its batch's session, in which it is "
@@ -369,7 +370,7 @@ class Conduct:
         session, turn = self.session, current_batch().completed
         mine = [added for when, added in self._added if when == turn]
         for one in (instance, *others):
-            kept = one in session.deleted or sa.inspect(one).modified
+            kept = one in session.deleted or instance_state(one).modified
             if one in session.new:  # SQLAlchemy itself takes out what is removed from all that may hold it
                 kept = not any(one is added for added in mine) and not _is_orphan(one)
             if kept or (self._loaded is not None and one is self._loaded.resource):
@@ -464,7 +465,7 @@ class Conduct:
         """Whether *statement* names a table of which something is changed."""
         changed = (*self.session.new, *self.session.dirty, *self.session.deleted)
         return any(
-            getattr(table, "name", "") in statement for one in changed for table in sa.inspect(one).mapper.tables
+            getattr(table, "name", "") in statement for one in changed for table in instance_state(one).mapper.tables
         )
 
     @contextmanager
@@ -491,12 +492,11 @@ class Conduct:
         loaded, mapping, session = self._loaded, self._mapping, self.session
         assert loaded is not None  # noqa: S101 - as above
         loaded.flushes(self.transaction, rewrote=self.rewrote)
-        if loaded.changes():
+        if not mapping.locking and loaded.changes():
             loaded.touch()
-        deletes = loaded.resource in session.deleted
-        if not deletes and not (loaded.resource in session.dirty and session.is_modified(loaded.resource)):
+        if mapping.version is None or mapping.counts_itself or self.counted or loaded.resource in session.deleted:
             return
-        if mapping.version is not None and not mapping.counts_itself and not deletes and not self.counted:
+        if loaded.resource in session.dirty and session.is_modified(loaded.resource):
             self.counted = True
             setattr(loaded.resource, mapping.version, getattr(loaded.resource, mapping.version) + 1)
 
@@ -527,7 +527,7 @@ class Conduct:
 
 
 def _is_orphan(instance: object) -> bool:
-    state: InstanceState[Any] = sa.inspect(instance)
+    state: InstanceState[Any] = instance_state(instance)
     return bool(state.mapper._is_orphan(state))  # noqa: SLF001 - nothing public tells
 
 
@@ -538,5 +538,5 @@ def _rejected(error: RuntimeError) -> Rejected:
 
 
 def _shown(instance: object) -> str:
-    state: InstanceState[Any] = sa.inspect(instance)
+    state: InstanceState[Any] = instance_state(instance)
     return f"the {type(instance).__name__} {state.identity or ''}".strip()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +74,7 @@ def forget(mapping: Mapping, session: Session) -> None:
 
 def _stale(mapping: Mapping, session: Session) -> Iterator[tuple[object, list[str]]]:
     for instance in list(session.identity_map.values()):
-        state: InstanceState[Any] = sa.inspect(instance)
+        state: InstanceState[Any] = instance_state(instance)
         columns = mapping.columns_of(state.mapper)
         names = columns.of_all | columns.of_row if state.modified else columns.of_all
         loaded = [name for name in names if name in state.dict]

@@ -73,8 +73,12 @@ class HeldConnection(sa.Connection):
     @property
     def info(self) -> dict[Any, Any]:
         """What is kept with the driver's connection."""
-        with self.conduct.own():
+        conduct = self.conduct
+        before, conduct.ours = conduct.ours, True
+        try:
             return super().info
+        finally:
+            conduct.ours = before
 
 
 def _executes(connection: sa.Connection, *about: Any) -> None:

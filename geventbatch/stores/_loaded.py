@@ -6,7 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm.attributes import flag_modified
+from sqlalchemy.orm.attributes import flag_modified, instance_state
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
@@ -51,7 +51,7 @@ class Loaded:
             batch = current_batch()
             batch.doubted = batch.halted = True  # so that it is asked behind the first operation
         if token is not None:
-            self.identity = sa.inspect(resource).identity
+            self.identity = instance_state(resource).identity
             self._token = tuple(token)
             self._watched.sees(resource)
 
@@ -65,7 +65,7 @@ class Loaded:
         session = self._session
         return any(one is not self.resource for one in session.new) or any(
             state.committed_state.keys() & state.mapper.relationships.keys()
-            for state in (sa.inspect(one) for one in (*session.new, *session.dirty))
+            for state in (instance_state(one) for one in (*session.new, *session.dirty))
         )
 
     def operation_returned(self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]]) -> None:
@@ -75,7 +75,7 @@ class Loaded:
         Switches: no.
         """
         batch = current_batch()
-        state: InstanceState[Any] = sa.inspect(self.resource)
+        state: InstanceState[Any] = instance_state(self.resource)
         if state.pending:
             given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
         for one, name in given:
@@ -93,7 +93,7 @@ class Loaded:
 
     def operation_raised(self) -> None:
         """See to those behind an operation that has raised too. Switches: no."""
-        if self._mapping.derives or sa.inspect(self.resource).pending:
+        if self._mapping.derives or instance_state(self.resource).pending:
             current_batch().ask_scope()
 
     def flag_mutated(self) -> None:
@@ -116,8 +116,9 @@ class Loaded:
         Where the operation *rewrote* rows by a statement of its own, it may have been that.
         """
         self._refuse_values()
-        self._watched.flushes(self._session)
-        changed = self._beside.changed(self.resource, transaction)
+        dirty = list(self._session.dirty)
+        self._watched.flushes(self._session, dirty)
+        changed = self._beside.changed(self.resource, dirty, transaction)
         if changed is not None and not rewrote:
             raise Conflict(
                 f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
@@ -126,15 +127,19 @@ class Loaded:
 
     def _refuse_values(self) -> None:
         """An expression that one operation has assigned would be lost in that of the next one."""
-        for name, value in self._finding().items():
-            if value != self._found_by.get(name, value):
+        state: InstanceState[Any] = instance_state(self.resource)
+        columns = self._mapping.columns_of(state.mapper)
+        enums, values, found_by = columns.enums, state.dict, self._found_by
+        for name in state.committed_state:  # which have changed
+            if name not in columns.named or name not in values:
+                continue
+            value = values[name]
+            if name in found_by and value != found_by[name]:
                 error = ValueError(
                     f"an operation on {shown(self._key)} has changed {name}, by which the operations behind it are to "
                     "find the row: do it outside of a batch"
                 )
                 raise Rejected(str(error)) from error
-        enums = self._mapping.columns_of(sa.inspect(self.resource).mapper).enums
-        for name, value in self._values().items():
             if name in enums and isinstance(value, str) and value not in enums[name] and not isinstance(value, Enum):
                 error = ValueError(
                     f"{value!r} of {name} is no value of its Enum: it could not be read back (assign one of "
@@ -149,7 +154,7 @@ class Loaded:
 
     def _finding(self) -> dict[str, Any]:
         """The attributes by which a load finds the row, and knows its class."""
-        values = sa.inspect(self.resource).dict
+        values = instance_state(self.resource).dict
         return {name: values[name] for name in self._mapping.finding if name in values}
 
     def touch(self) -> None:
@@ -176,7 +181,7 @@ class Loaded:
 
     def _updates(self) -> bool:
         """Whether a flush writes the row itself: what has come to it by a relationship alone may be in other rows."""
-        state: InstanceState[Any] = sa.inspect(self.resource)
+        state: InstanceState[Any] = instance_state(self.resource)
         changed = self._mapping.columns.keys() & state.committed_state.keys()
         return any(state.attrs[name].history.has_changes() for name in changed)
 
@@ -199,7 +204,7 @@ class Loaded:
         return self.claimed or bool(self._mapping.token)
 
     def _compare_all(self, connection: sa.Connection) -> None:
-        mapper: Mapper[Any] = sa.inspect(self.resource).mapper
+        mapper: Mapper[Any] = instance_state(self.resource).mapper
         named = self._mapping.columns_of(mapper).named
         is_row = (column == value for column, value in zip(mapper.primary_key, self.identity or (), strict=True))
         select = sa.select(*[named[name] for name in self._watched.seen]).select_from(mapper.selectable).where(*is_row)
@@ -217,8 +222,3 @@ class Loaded:
     def conflict(self) -> Conflict:
         """What a save is that finds another row than was loaded."""
         return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")
-
-    def _values(self) -> dict[str, Any]:
-        """Of the columns that are loaded."""
-        state: InstanceState[Any] = sa.inspect(self.resource)
-        return {name: state.dict[name] for name in self._mapping.columns if name in state.dict}

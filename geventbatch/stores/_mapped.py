@@ -195,11 +195,10 @@ class MappedScope:
         if batch.deleted and not late:
             self._delete()
         rows = batch.rows
-        self._loaded.flag_mutated()
         if rows or conduct.wrote:
             self._touch()
-        elif not self._transaction.writes_anywhere and not self._loaded.changes() and recording is None:
-            return  # elsewhere a SELECT may have called a function that writes, so it is committed
+        elif recording is None and self._is_idle():
+            return
         if self._steps is not None:
             rows = rows[self._steps.rows :]
         transaction = self._transaction
@@ -236,7 +235,15 @@ class MappedScope:
             return Rejected(f"{shown(self._key)} was not saved: {error}")
         return self._loaded.conflict()
 
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to commit. Where operations may write, a SELECT may have called what does."""
+        if self._transaction.writes_anywhere:
+            return False
+        self._loaded.flag_mutated()
+        return not self._loaded.changes()
+
     def _touch(self) -> None:
+        self._loaded.flag_mutated()
         if self._conduct.rewrote and not self._mapping.locking and not self._is_inserted():
             self._session.expunge(self._loaded.resource)  # a statement of an operation has deleted the row
         else:

@@ -49,12 +49,12 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     routes = Session(engine, binds=binds) if binds else None
     batch_session = type("BatchSession", (BatchSession, parent), {"routes": routes, "own": engine})
     maker = sessionmaker(class_=batch_session, **{**options, **own})
-    event.listen(maker, "before_commit", lambda session: _conduct(session).refuse_commit())
-    event.listen(maker, "before_flush", lambda session, *_: _conduct(session).flushes())
-    event.listen(maker, "after_flush_postexec", lambda session, _: _conduct(session).has_flushed())
-    event.listen(maker, "after_soft_rollback", lambda session, _: _conduct(session).rolled_back())
-    event.listen(maker, "transient_to_pending", lambda session, instance: _conduct(session).has_added(instance))
-    event.listen(maker, "persistent_to_detached", lambda session, instance: _conduct(session).has_lost(instance))
+    event.listen(maker, "before_commit", lambda session: session.conduct.refuse_commit())
+    event.listen(maker, "before_flush", lambda session, *_: session.conduct.flushes())
+    event.listen(maker, "after_flush_postexec", lambda session, _: session.conduct.has_flushed())
+    event.listen(maker, "after_soft_rollback", lambda session, _: session.conduct.rolled_back())
+    event.listen(maker, "transient_to_pending", lambda session, instance: session.conduct.has_added(instance))
+    event.listen(maker, "persistent_to_detached", lambda session, instance: session.conduct.has_lost(instance))
     return cast("Callable[..., BatchSession]", maker)
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm.attributes import flag_modified, set_attribute
+from sqlalchemy.orm.attributes import flag_modified, instance_state, set_attribute
 
 from geventbatch.stores._bound import exact
 
@@ -41,7 +40,7 @@ class Watched:
 
     def sees(self, resource: object) -> None:
         """Keep what was loaded of *resource*, to be compared with what is in the database when it is saved."""
-        self._resource = sa.inspect(resource)
+        self._resource = instance_state(resource)
         self._see(self._resource, None)
 
     def has_loaded(self, state: InstanceState[Any], names: Iterable[str] | None = None) -> None:
@@ -63,7 +62,7 @@ class Watched:
             if instance is not None and instance in session and instance not in session.new:
                 self._flag_in_place(state, instance, known)
         for instance in session.dirty:
-            self._flag_loose(sa.inspect(instance), instance)
+            self._flag_loose(instance_state(instance), instance)
 
     def make_as_loaded(self, state: InstanceState[Any], name: str, zone: tzinfo | None) -> None:
         """Have attribute *name* be what a load would give of what was assigned to it."""
@@ -78,9 +77,9 @@ class Watched:
                 if name in parts:  # it is made of them again
                     values.pop(composite, None)
 
-    def flushes(self, session: Session) -> None:
-        """A flush begins: what is to be known when it has ended."""
-        self._flushed = [sa.inspect(instance) for instance in (*session.new, *session.dirty)]
+    def flushes(self, session: Session, dirty: Iterable[object]) -> None:
+        """A flush begins, which may write what is *dirty*: what is to be known when it has ended."""
+        self._flushed = [instance_state(instance) for instance in (*session.new, *dirty)]
 
     def has_flushed(self) -> list[InstanceState[Any]]:
         """What was flushed, which is given, is now as it is in the database."""
@@ -153,7 +152,7 @@ def watch(sessions: Any, mapping: Mapping) -> None:
     """Have the sessions that *sessions*, a `sessionmaker`, makes watch what they load."""
 
     def has_loaded(session: Session, instance: object) -> None:
-        watched(session, mapping).has_loaded(cast("InstanceState[Any]", sa.inspect(instance)))
+        watched(session, mapping).has_loaded(instance_state(instance))
 
     event.listen(sessions, "loaded_as_persistent", has_loaded)
 
