@@ -59,6 +59,8 @@ def remember(engine: Engine) -> None:
 
 def own(engine: Engine) -> Engine:
     """*engine*, with a pool that is this process's own. Switches: no."""
+    if not _process.here.epoch:  # this is no child of a fork
+        return engine
     known = _known.get(engine)
     if known is None:
         remember(engine)

@@ -57,6 +57,8 @@ class KeyColumn:
         Switches: no.
         """
         kind = self.kind
+        if kind is str and type(key) is str and len(key) <= self.longest and key.isprintable():
+            return key  # as nearly all are
         value: Any = key
         if type(key) is not kind:
             convert = _CONVERSIONS.get(kind) if kind is not None else None

@@ -205,10 +205,8 @@ class Loaded:
 
     def _compare_all(self, connection: sa.Connection) -> None:
         mapper: Mapper[Any] = instance_state(self.resource).mapper
-        named = self._mapping.columns_of(mapper).named
-        is_row = (column == value for column, value in zip(mapper.primary_key, self.identity or (), strict=True))
-        select = sa.select(*[named[name] for name in self._watched.seen]).select_from(mapper.selectable).where(*is_row)
-        row = connection.execute(select.with_for_update(of=list(mapper.tables), key_share=True)).one_or_none()
+        select = self._mapping.compare(mapper, tuple(self._watched.seen))
+        row = connection.execute(select, {f"_{i}": part for i, part in enumerate(self.identity or ())}).one_or_none()
         if row is None or not self._is_same(mapper, row):
             raise self.conflict()
 

@@ -49,6 +49,7 @@ class Mapping:
     has_tenants: bool = False
     """A key is a pair: the tenant, and the row's own."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
+    _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
 
     @cached_property
     def name(self) -> str:
@@ -100,9 +101,19 @@ class Mapping:
         one: sa.Select[Any] = sa.select(sa.literal_column("1"))
         return self._locked(one.where(*is_same))
 
-    def _locked(self, row: sa.Select[Any]) -> sa.Select[Any]:
-        tables = list(self.mapper.tables)
-        return row.select_from(self.mapper.selectable).with_for_update(of=tables, key_share=True)
+    def compare(self, mapper: Mapper[Any], names: tuple[str, ...]) -> sa.Select[Any]:
+        """Locks a row of *mapper*, found by its primary key, and fetches the columns with these *names*."""
+        found = self._compares.get((mapper, names))
+        if found is None:
+            named = self.columns_of(mapper).named
+            is_row = [column == sa.bindparam(f"_{i}") for i, column in enumerate(mapper.primary_key)]
+            found = self._locked(sa.select(*[named[name] for name in names]).where(*is_row), mapper)
+            self._compares[mapper, names] = found
+        return found
+
+    def _locked(self, row: sa.Select[Any], mapper: Mapper[Any] | None = None) -> sa.Select[Any]:
+        mapper = mapper or self.mapper
+        return row.select_from(mapper.selectable).with_for_update(of=list(mapper.tables), key_share=True)
 
     def forget_token(self) -> None:
         """The relation has none, as views of PostgreSQL: compare what was loaded."""

@@ -25,7 +25,8 @@ class PostgresTransaction(Transaction):
     _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
 
     def begin(self) -> None:
-        self._prepare_nothing(self.connection.connection.driver_connection)
+        self._driver: Any = self.connection.connection.driver_connection
+        self._prepare_nothing(self._driver)
         if self.locking and self.connection.info.get(_LEVEL):
             self.connection.exec_driver_sql(_sql.READ_COMMITTED)
         row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining(), level=self.locking)).one()
@@ -40,7 +41,7 @@ class PostgresTransaction(Transaction):
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.connection.closed and not self.connection.invalidated:
-            self._prepare_again(self.connection.connection.driver_connection)
+            self._prepare_again(self._driver)
         super().end(error)
 
     def _prepare_nothing(self, driver: Any) -> None:
@@ -73,11 +74,11 @@ class PostgresTransaction(Transaction):
     def was_not_committed(self) -> bool:
         if self.connection.closed or self.connection.invalidated:
             return False
-        return _commit.was_not_committed(self.connection.connection.driver_connection)
+        return _commit.was_not_committed(self._driver)
 
     def status(self) -> int | None:
         """Of the transaction, as the driver knows it: `_commit.IDLE` and so on."""
-        return _commit.transaction_status(self.connection.connection.driver_connection)
+        return _commit.transaction_status(self._driver)
 
     def ask_outcome(self) -> bool | None:
         xid = self.xid()

@@ -151,7 +151,8 @@ class JoinedTransaction(PostgresTransaction):
         super().discard()
 
     def status(self) -> int | None:
-        return self._driver.pgconn.transaction_status
+        found: int = self._driver.pgconn.transaction_status
+        return found
 
     def checks(self, query: str) -> int:
         """How many rows this statement has to change for each set of its parameters; 0: any number."""

@@ -84,6 +84,7 @@ class Transaction:
         self.prepare: Callable[[], object] | None = None
         """Has the connection find the tables of the key's tenant."""
         self._commit: dict[Any, Any] = {COMMIT: None}
+        self._has_raised = False  # a COMMIT, or what is called around it
         try:
             self.begin()
         except BaseException:
@@ -219,6 +220,7 @@ class Transaction:
 
     def settle(self, error: Exception) -> None:
         """Find out what became of a COMMIT that raised *error*: return when it was carried out, else raise."""
+        self._has_raised = True
         _commit.settle(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
 
     def told(self) -> bool | None:
@@ -250,7 +252,8 @@ class Transaction:
         """
         if self.in_time(error) and not self.connection.closed:
             try:
-                self._roll_back_refused()
+                if error is not None or self._has_raised:
+                    self._roll_back_refused()
                 self.connection.close()
             except BaseException:
                 self.discard()
