@@ -27,7 +27,7 @@ from geventbatch.stores._key import KeyColumn, normalize_all
 from geventbatch.stores._key_columns import folds
 from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores._savepoint import Savepoint
-from geventbatch.stores._transaction import Transaction, load
+from geventbatch.stores._transaction import LostRow, Transaction, left_out, load
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -237,13 +237,15 @@ class BulkDocumentScope:
             try:
                 self._transaction.write(lambda: self._write_all(changes, rows))
                 return {}
-            except Conflict as conflict:
-                if locking or len(changes) == 1 or not self._transaction.has_lost(conflict):
+            except LostRow:
+                if locking:
+                    raise (left := left_out(self._name)) from left.__cause__
+                if len(changes) == 1:
                     raise
             self._begin_again()
         lost: set[Hashable] = set()
         self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
-        return {key: _conflict(key) for key in lost}
+        return {key: self._lost(key, changes[key][0]) for key in lost}
 
     def _write_by_steps(
         self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]
@@ -264,8 +266,13 @@ class BulkDocumentScope:
 
     def _write_one(self, key: Hashable, change: _Change | None, rows: list[object]) -> None:
         if change is not None and not self._is_written(*change):
-            raise Lost(*_conflict(key).args)
+            raise self._lost(key, change[0])
         insert_rows_behind(self._transaction.connection, rows)
+
+    def _lost(self, key: Hashable, statement: Any) -> Lost | Rejected:
+        """What it is that *statement* did not find its row, or found one."""
+        held = self._documents.locking and statement is not self._documents.statements.add
+        return left_out(key) if held else Lost(*_conflict(key).args)
 
     def _begin_again(self) -> None:
         try:

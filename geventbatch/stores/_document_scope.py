@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._documents import Row
@@ -20,7 +20,7 @@ from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._reuse import judging_nobody
 from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores._savepoint import Savepoint
-from geventbatch.stores._transaction import Transaction, cause, load, remaining
+from geventbatch.stores._transaction import LostRow, Transaction, cause, left_out, load, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -221,7 +221,10 @@ class DocumentScope:
                 self._send(*change)
             insert_rows(transaction.connection, rows)
 
-        transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
+        try:
+            transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
+        except LostRow as lost:
+            raise (found := self._lost(lost)) from found.__cause__
         return row if is_written else None
 
     def _encoded(self, last: Any) -> Any:
@@ -266,10 +269,17 @@ class DocumentScope:
     def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
         try:
             self._transaction.change(statement, parameters)
+        except LostRow as lost:
+            raise (found := self._lost(lost)) from found.__cause__
         except IntegrityError as error:
             if self._loaded.version is None and _sql.is_duplicate(error):
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error
             raise
+
+    def _lost(self, lost: LostRow) -> NotSaved:
+        """What it is that the row was not found, or that there is one already."""
+        held = self._documents.locking and not self.reused and self._loaded.version is not None
+        return left_out(self._key) if held else lost
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)

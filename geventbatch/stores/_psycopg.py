@@ -22,10 +22,9 @@ from psycopg.types.numeric import FloatDumper
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
 from geventbatch.stores._postgres import PostgresTransaction
-from geventbatch.stores._transaction import COMMIT, DONE, SENT, cause, remaining
+from geventbatch.stores._transaction import COMMIT, DONE, SENT, LostRow, cause, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params
     from sqlalchemy.sql.base import Executable
 
+    from geventbatch.errors import NotSaved
     from geventbatch.stores._outcomes import Recording
 
 _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
@@ -123,12 +123,9 @@ class JoinedTransaction(PostgresTransaction):
             except Exception as raised:
                 self.settle(raised)
 
-    def has_lost(self, conflict: Conflict) -> bool:
-        return conflict.__cause__ is not None and _sql.is_marked(conflict.__cause__)
-
     def not_saved(self, error: Exception) -> NotSaved:
         if _sql.is_marked(error):
-            return Conflict(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+            return LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
         return super().not_saved(error)
 
     def end(self, error: BaseException | None = None) -> None:

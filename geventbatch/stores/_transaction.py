@@ -63,6 +63,21 @@ _noting: Final[WeakSet[Dialect]] = WeakSet()
 """The dialects whose COMMITs are noted."""
 
 
+class LostRow(Conflict):
+    """A statement did not find the rows that it was to change."""
+
+
+def left_out(key: Hashable) -> Rejected:
+    """What a `LostRow` is where nobody else can have changed the row. Switches: no."""
+    error = RuntimeError(
+        f"{shown(key)} was not saved, nothing was written: the database has left it out, by a trigger or by a policy "
+        "that hides it"
+    )
+    rejected = Rejected(str(error))
+    rejected.__cause__ = error
+    return rejected
+
+
 class Transaction:
     """One transaction. It takes its connection at once."""
 
@@ -121,10 +136,6 @@ class Transaction:
         """That in which the driver gives moments; None: it is not known, or there is none."""
         return None
 
-    def has_lost(self, conflict: Conflict) -> bool:  # noqa: ARG002 - for a child
-        """Whether *conflict* says that a statement did not find the rows that it was to change."""
-        return False
-
     def ask_outcome(self) -> bool | None:
         """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
         return None if self.fence is None else self.fence()
@@ -147,11 +158,11 @@ class Transaction:
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         """Execute a statement that changes one row, the one that was loaded, or so many.
 
-        Raises `Conflict` when it finds less.
+        Raises `LostRow` when it finds less.
         """
         options = {"preserve_rowcount": True}
         if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
-            raise Conflict(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+            raise LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
 
     def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
         """Execute a statement that is in the form of the driver."""
