@@ -6,7 +6,8 @@ What operations do in it is told to its `Conduct`, which refuses what would reac
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import sqlalchemy as sa
@@ -33,7 +34,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
     maker = getattr(source, "session_factory", source)  # of a scoped_session
     if not isinstance(maker, sessionmaker):
         raise TypeError(f"{source!r} is neither an Engine nor a sessionmaker")
-    with maker() as probe:
+    with _asked(maker()) as probe:
         bind = probe.get_bind(mapper)
     if not isinstance(bind, sa.Engine):
         raise TypeError(f"the sessions of {source!r} are bound to {bind!r}: a store needs an Engine")
@@ -45,9 +46,13 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
-    binds = options.get("binds")
-    routes = Session(engine, binds=binds) if binds else None
-    batch_session = type("BatchSession", (BatchSession, parent), {"routes": routes, "own": engine})
+    routes: Session | None = None
+    if parent.get_bind is not Session.get_bind:
+        routes = _asked(parent(**options))
+    elif options.get("binds"):
+        routes = Session(engine, binds=options["binds"])
+    names = {"routes": routes, "own": engine, "around": copy_context()}
+    batch_session = type("BatchSession", (BatchSession, parent), names)
     maker = sessionmaker(class_=batch_session, **{**options, **own})
     event.listen(maker, "before_commit", lambda session: session.conduct.refuse_commit())
     event.listen(maker, "before_flush", lambda session, *_: session.conduct.flushes())
@@ -56,6 +61,12 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     event.listen(maker, "transient_to_pending", lambda session, instance: session.conduct.has_added(instance))
     event.listen(maker, "persistent_to_detached", lambda session, instance: session.conduct.has_lost(instance))
     return cast("Callable[..., BatchSession]", maker)
+
+
+def _asked(session: Session) -> Session:
+    """*session*, as in a flush: one of the application's own may read from a replica, but writes where the batch is."""
+    session._flushing = True  # noqa: SLF001 - SQLAlchemy's own recipe of such a session asks for it
+    return session
 
 
 class _Setting:
@@ -115,6 +126,8 @@ class BatchSession(Session):
     """Says where the user's own sessions have what, where that is not one database."""
     own: ClassVar[sa.Engine | None] = None
     """The batch's."""
+    around: ClassVar[Context]
+    """In which the store was made: Flask-SQLAlchemy knows its engines in that of an application only."""
 
     autoflush: Any = _Setting()
     expire_on_commit: Any = _Setting()
@@ -130,13 +143,19 @@ class BatchSession(Session):
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
         """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
-        if self.routes is not None and self.routes.get_bind(mapper, clause=clause) is not self.own:
-            found = self.routes.get_bind(mapper, clause=clause)
+        found = self.own if self.routes is None else self._route(self.routes, mapper, clause)
+        if found is not self.own:
             raise RuntimeError(
                 f"{clause if mapper is None else mapper} is in another database ({found!r}) than the batch, whose "
                 "transaction is only in its own: use another session for it, which is committed by itself"
             )
         return self.bind if self.conduct is None else self.conduct.connection
+
+    def _route(self, routes: Session, mapper: Any, clause: Any) -> Any:
+        if self.conduct is not None and not self.conduct.ours:
+            with suppress(Exception):  # its caller may have no such context either
+                return routes.get_bind(mapper, clause=clause)
+        return self.around.copy().run(routes.get_bind, mapper, clause=clause)
 
     # -- the transaction, which is the batch's -----------------------------------------------------------------
 
