@@ -232,6 +232,22 @@ def test_an_operation_finds_what_those_before_have_changed_whatever_way_it_asks(
     assert server.run((add, "a"), (ask,), (add, "b"), (ask_the_connection,), bind=maker) == [None, 1, None, 2]
 
 
+@pytest.mark.parametrize("asking", [ask, ask_the_connection])
+def test_without_autoflush_an_operation_does_not_find_what_it_has_changed_itself(
+    server: Place, asking: Callable[[Train], Any]
+) -> None:
+    def add_and_ask(train: Train, text: str) -> tuple[Any, Any]:
+        take(train)
+        session_of(train).add(Booking(text=text))
+        return asking(train), session_of(train).scalar(sa.select(Train.taken))
+
+    maker = sessionmaker(server.engine, autoflush=False)
+    answers = server.run((add_and_ask, "a"), (take,), (add_and_ask, "b"), (add_and_ask, "c"), bind=maker)
+    assert answers == [(0, 0), 2, (1, 2), (2, 3)]
+    assert server.taken == 4
+    assert server.texts == ["a", "b", "c"]
+
+
 # -- values that nothing takes -----------------------------------------------------------------------------------------
 
 

@@ -435,11 +435,13 @@ class Conduct:
     def flush_others(self, statement: str | None = None) -> None:
         """Have in the transaction what the operations before have changed, as *statement* of this one has to find it.
 
-        In SQLite, where it cannot be, and where this one has said that it flushes nothing, it has to be saved first.
+        In SQLite, where it cannot be, it has to be saved first; and where sessions flush nothing by themselves, since
+        this operation would find its own changes too.
         """
         if self.ours or not self._has_others():
             return
-        if self.transaction.writes_anywhere and self.session.autoflush == self._autoflush:
+        flushes = self.transaction.writes_anywhere and self.session.autoflush == self._autoflush
+        if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
             self.session.flush()
         elif statement is None or self._names_changed(statement):
             raise self._comes_too_early("asks for what those before it have changed")

@@ -27,10 +27,6 @@ KNOWN: tuple[Known, ...] = (
         source=r"^sqlite.*class Base.*session\(r\)\.(get|scalar|scalars|delete)\(",
     ),
     Known(
-        "open, mapped operations: without autoflush, a query of an operation finds what it has changed itself",
-        source=r"session\(r\)\.(get|scalar|scalars)\(.*'autoflush': False",
-    ),
-    Known(
         "open, core (guarantee 18): what raised stays out of the replay, though somebody else has written since",
         source=r"def during_",
         told=r"in a batch \('raised', 'tests\.oracle\.judge\.",
