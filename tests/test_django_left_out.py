@@ -135,3 +135,12 @@ def test_rows_that_are_inserted_with_commit_have_their_keys(options: dict[str, A
         answers(processor, keep, "one", "two", "three")
         there = dict(Entry.objects.using(alias).values_list("pk", "text"))
         assert {entry.pk: entry.text for entry in added} == there
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_table_with_rules_is_saved_as_any_other(options: dict[str, Any], tmp_path: Path) -> None:
+    rule = "CREATE RULE r AS ON UPDATE TO bank_account DO ALSO INSERT INTO bank_entry (text) VALUES (NEW.balance)"
+    with tables(tmp_path, rule) as alias, processing(alias, **options) as processor:
+        Account.objects.using(alias).create(name="a")
+        assert [processor.run("a", deposit, 1) for _ in range(3)] == [1, 2, 3]
+        assert (Account.objects.using(alias).get().balance, Entry.objects.using(alias).count()) == (3, 3)

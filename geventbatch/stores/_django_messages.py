@@ -5,8 +5,9 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import DatabaseError, Error
+from django.db import DatabaseError, Error, NotSupportedError
 
+from geventbatch.errors import Conflict
 from geventbatch.stores import _sql
 from geventbatch.stores._driver_errors import message
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     Execute = Callable[..., Any]
     Statement = tuple[str, Sequence[object] | None]
+
+_refused: Final[set[tuple[str, str]]] = set()
+"""The databases and statements that PostgreSQL does not take with RETURNING, or in WITH: of tables that have rules."""
 
 _WRITES: Final = frozenset({"INSERT", "UPDATE"})
 _OTHER_ROWS: Final = f"rows were written {token_hex(8)}"
@@ -42,7 +46,8 @@ class Together:
             self._send_before()
             return execute(sql, params, many, context)
         cursor = context["cursor"].cursor
-        commits = bool(self._commits)
+        statement = self._owner.connection.alias, sql
+        commits = bool(self._commits) and statement not in _refused
         ours = [(_checked(sql, self._commits), params), ("COMMIT", None)] if commits else [(sql, params)]
         statements = [*self._before, *ours]
         with self._owner.connection.wrap_database_errors:
@@ -51,6 +56,9 @@ class Together:
         try:
             executed = execute(text, None, many, context)
         except Error as error:
+            if commits and isinstance(error, NotSupportedError):
+                _refused.add(statement)
+                raise Conflict("the table has rules, so that COMMIT is sent by itself: all is applied again") from error
             if _OTHER_ROWS not in message(error):
                 raise
             raise DatabaseError(
