@@ -98,10 +98,10 @@ class Beside:
         columns = self._mapping.columns_of(mapper)
         read = {cast("Any", state.key)[1]: (state, self._read(state)) for state in states}
         names = [name for name in columns.named if any(name in values for _, values in read.values())]
-        key = mapper.primary_key
+        key: Any = mapper.primary_key
         select = sa.select(*key, *[columns.named[name] for name in names]).select_from(mapper.selectable)
         rows = connection.execute(
-            select.where(sa.tuple_(*key).in_(read) if len(key) > 1 else key[0].in_([one for (one,) in read]))
+            select.where(sa.tuple_(*key).in_(read) if len(key) > 1 else key[0].in_([one[0] for one in read]))
             .order_by(*key)
             .with_for_update(of=list(mapper.tables), key_share=True)
         )

@@ -43,8 +43,8 @@ def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking:
         asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=_array(_in_array(columns.key.type))))
     else:
         asked = columns.key.in_(sa.bindparam("_keys", expanding=True))
-    select = sa.select(columns.key, *selected).where(asked)
-    return select.order_by(columns.key).with_for_update() if locking else select
+    select: Any = sa.select(columns.key, *selected).where(asked)
+    return cast("sa.Select[Any]", select.order_by(columns.key).with_for_update() if locking else select)
 
 
 def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import gevent
@@ -169,7 +169,7 @@ class Pool:
         if _is_pooled(connection):
             # Else the next one that it gives may be another such. It makes new ones in their place.
             with suppress(Exception):
-                connection.pool.check()  # type: ignore[attr-defined] # Django 5.1 has it, its types have not
+                cast("Any", connection).pool.check()  # Django 5.1 has it, its types have not
 
     def close(self) -> None:
         """Close those that are idle."""

@@ -340,7 +340,8 @@ class Row(Generic[M]):
     @property
     def model(self) -> type[M]:
         """Of which it is a row."""
-        return self._store.model
+        model: Any = self._store.model
+        return cast("type[M]", model)
 
     def now(self) -> dict[str, object]:
         """What `state_of` gives of the row as the transaction sees it; nothing where there is none. Switches: yes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from django.db.models import Model
 from django.db.models.fields.files import FieldFile
@@ -59,7 +59,7 @@ class Steps(Generic[M]):
         guard.close_blocks()
         connection = self._connection
         connection.needs_rollback = False
-        connection.rollback_exc = None  # type: ignore[attr-defined]  # Django's stubs do not know it
+        cast("Any", connection).rollback_exc = None  # Django's stubs do not know it
         send(connection, f"ROLLBACK TO {_SAVEPOINT}", None)
         connection.run_on_commit = [*self._hooks]
         self._transaction.wrote = self._wrote

@@ -104,8 +104,9 @@ class Statements:
         has_version = sa.and_(is_key, columns.version == sa.bindparam("_version"))
         is_loaded = has_version if mark.column is None else sa.and_(has_version, mark.column == sa.bindparam("_mark"))
         beside = [sa.type_coerce(columns.key, columns.key.type).label("row_key")] if tells_key else []
+        column: Any = mark.column
         if mark.is_selected:
-            beside.append(mark.column.label("mark"))
+            beside.append(column.label("mark"))
         self.mark: Final = mark
         self.tells_key: Final = tells_key
         self.selected: Final = (columns.state, columns.version, *beside)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
+from sqlalchemy.sql.functions import FunctionElement
 
 from geventbatch.stores import _engines
 from geventbatch.stores._bound import Columns
@@ -234,7 +235,7 @@ def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect
     for part in sa.sql.visitors.iterate(compiled.compile_state.statement):
         selects += isinstance(part, sa.SelectBase)
         is_other_table = isinstance(part, sa.Table) and part not in mapper.tables
-        if is_other_table or isinstance(part, (sa.Alias, sa.TextClause, sa.sql.functions.FunctionElement)):
+        if is_other_table or isinstance(part, (sa.Alias, sa.TextClause, FunctionElement)):
             return True
     return selects > 1
 
