@@ -98,7 +98,6 @@ def test_what_is_refused_leaves_nothing_in_memory(server: Place) -> None:
         train.note = "no"
         train.bookings[0].text = "no"
         train.bookings.append(Booking(text="no"))
-        session_of(train).delete(train.bookings[1])
         train.plain = "no"  # type: ignore[attr-defined]
 
     def seat(train: Train) -> int:

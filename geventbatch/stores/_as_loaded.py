@@ -192,7 +192,9 @@ def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, AsLoaded
     for name in found.keys() - told:
         told.add(name)
         attribute = getattr(mapper.class_, name)
-        event.listen(attribute, "set", _listener(name, fine(attribute.property.columns[0].type)), raw=True)
+        column = attribute.property.columns[0]  # of a foreign key each is told: a relationship may be another one then
+        same = frozenset[type]() if column.foreign_keys else fine(column.type)
+        event.listen(attribute, "set", _listener(name, same), raw=True)
     return found
 
 

@@ -27,6 +27,7 @@ from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected, Undecided
 from geventbatch.stores import _listeners, _sql
 from geventbatch.stores._as_loaded import given
+from geventbatch.stores._derived import is_stale
 from geventbatch.stores._statements import forbidden, reads
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Conduct:
     _early: bool  # it is to be applied again when what those before have changed is written
     _broke: RuntimeError | None  # what it has done that it may not
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent what those before had changed
+    _new: list[object]  # what it has added
+    _deleted: bool  # it has deleted something by the session
     _given: list[tuple[InstanceState[Any], str]]  # attributes that have got what a load may give otherwise
     _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: where, by which name, what was there
 
@@ -114,9 +117,11 @@ class Conduct:
         """Why the operation at hand, which has returned, does not count. Switches: no."""
         with self.own():
             unfit = self.unfit() or self._misfit()
-            given = self._given
+            given, new, deleted = self._given, self._new, self._deleted
             self._forget()
             if unfit is None and self._loaded is not None:
+                if is_stale(self.session, new, given, deleted=deleted):
+                    current_batch().cut()
                 self._loaded.operation_returned(self.transaction, given)
             return unfit
 
@@ -143,7 +148,7 @@ class Conduct:
                 dict.__setitem__(where, name, value)
         self._seen = self._spoils = self._early = False
         self._broke = self._failed = None
-        self._given = []
+        self._given, self._new, self._deleted = [], [], False
         self._set = []
 
     def _refusal(self, error: Exception) -> NotSaved | None:
@@ -321,6 +326,7 @@ class Conduct:
         """An operation has added *instance*."""
         if not self.ours:
             self._added.append((current_batch().completed, instance))
+            self._new.append(instance)
             state: InstanceState[Any] = sa.inspect(instance)
             for _, name in given(state, self._mapping.columns_of(state.mapper).as_loaded):
                 self.is_given(state, name)
@@ -345,7 +351,7 @@ class Conduct:
         if self.ours:
             return
         self.sees()
-        self._spoils = True
+        self._spoils = self._deleted = True
         assert self._loaded is not None  # noqa: S101 - as above
         if self._loaded.resource in self.session.deleted:
             current_batch().cut()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.collections import collection_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,3 +81,67 @@ def _stale(mapping: Mapping, session: Session) -> Iterator[tuple[object, list[st
         loaded = [name for name in names if name in state.dict]
         if loaded:
             yield instance, loaded
+
+
+def is_stale(
+    session: Session, added: list[object], assigned: list[tuple[InstanceState[Any], str]], *, deleted: bool
+) -> bool:
+    """Whether a relationship that is loaded does not show what an operation has done without it.
+
+    That is: *deleted* something by the session, *added* something with a foreign key, or *assigned* one.
+    """
+    keyed = [one for one in added if _has_foreign_key(sa.inspect(one))]
+    if any(_is_foreign_key(state, name) and _has_changed(state, name) for state, name in assigned):
+        return True
+    if not keyed and not deleted:
+        return False
+    return any(
+        _misses(state, relation, keyed, session)
+        for state in session.identity_map.all_states()
+        for relation in state.mapper.relationships
+        if relation.key in state.dict and not relation.viewonly
+    )
+
+
+def _misses(state: InstanceState[Any], relation: Any, keyed: list[object], session: Session) -> bool:
+    value = state.dict[relation.key]
+    members = list(collection_adapter(value)) if relation.uselist else [value]
+    if any(one is not None and _is_gone(one, session) for one in members):
+        return state.obj() not in session.deleted
+    shown = {id(one) for one in members}
+    return any(
+        isinstance(one, relation.mapper.class_) and id(one) not in shown and _refers(sa.inspect(one), state, relation)
+        for one in keyed
+    )
+
+
+def _is_gone(instance: object, session: Session) -> bool:
+    state: InstanceState[Any] = sa.inspect(instance)
+    return instance in session.deleted or state.deleted or state.was_deleted
+
+
+def _refers(child: InstanceState[Any], parent: InstanceState[Any], relation: Any) -> bool:
+    """Whether *child* has the key of *parent*."""
+    if relation.secondary is not None:
+        return False
+    pairs = [
+        (parent.mapper.get_property_by_column(local).key, child.mapper.get_property_by_column(remote).key)
+        for local, remote in relation.local_remote_pairs
+    ]
+    return all(child.dict.get(theirs) == parent.dict.get(own) is not None for own, theirs in pairs)
+
+
+def _has_foreign_key(state: InstanceState[Any]) -> bool:
+    return any(
+        state.dict.get(attribute.key) is not None and _is_foreign_key(state, attribute.key)
+        for attribute in state.mapper.column_attrs
+    )
+
+
+def _is_foreign_key(state: InstanceState[Any], name: str) -> bool:
+    column = state.mapper.column_attrs[name].columns[0]
+    return isinstance(column, sa.Column) and bool(column.foreign_keys)
+
+
+def _has_changed(state: InstanceState[Any], name: str) -> bool:
+    return state.persistent and state.committed_state.get(name, state.dict.get(name)) != state.dict.get(name)
