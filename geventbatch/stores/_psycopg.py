@@ -160,8 +160,10 @@ class JoinedTransaction(PostgresTransaction):
         """Put the values into a statement."""
         cursor = psycopg.ClientCursor(self._driver)
         values = params.values() if isinstance(params, dict) else params or ()
-        if any(isinstance(value, float) for value in values):
-            cursor.adapters.register_dumper(float, _Float)
+        for value in values:
+            if isinstance(value, float):
+                cursor.adapters.register_dumper(float, _Float)
+                break
         return cursor.mogrify(cast("bytes", query), params)
 
     def began(self, cursor: psycopg.Cursor[Any]) -> None:
