@@ -217,7 +217,7 @@ class DocumentAdapter(SQLAlchemyAdapter):
             connection.execute(sa.update(DOCUMENTS).where(DOCUMENTS.c.key == key).values(state="{"))
 
     def markers(self) -> dict[Step, bytes]:
-        return {"load": b"FROM documents", "save": b"UPDATE documents", "commit": b"COMMIT"}
+        return {"load": b"FROM documents", "save": b"UPDATE documents", "commit": self.commit_marker}
 
 
 class MappedAdapter(SQLAlchemyAdapter):
@@ -268,7 +268,7 @@ class MappedAdapter(SQLAlchemyAdapter):
             "load": b"FROM purses",
             "operation": b"INSERT INTO entries",
             "save": b"UPDATE purses",
-            "commit": b"COMMIT",
+            "commit": self.commit_marker,
         }
 
 
