@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import gevent
+import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
 import pytest
 import sqlalchemy as sa
 from django.db import connections
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
+from psycogreen.gevent import patch_psycopg  # type: ignore[import-untyped] # likewise
 from sqlalchemy.orm import object_session
 
 from geventbatch import Processor
@@ -79,8 +81,17 @@ def repeatable_read(directory: Path, driver: str) -> Iterator[sa.Engine]:
                 connection.commit()
         else:
             engine = sa.create_engine(url, connect_args={"options": options}, pool_size=4, max_overflow=0)
-        yield engine
+        with waiting_in_gevents_way() if driver == "psycopg2" else nullcontext():
+            yield engine
         engine.dispose()
+
+
+@contextmanager
+def waiting_in_gevents_way() -> Iterator[None]:
+    """Else psycopg2 would block the process while it waits for a row that another greenlet has locked."""
+    patch_psycopg()
+    yield
+    psycopg2.extensions.set_wait_callback(None)
 
 
 @pytest.mark.parametrize(
