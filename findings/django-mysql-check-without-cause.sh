@@ -15,7 +15,7 @@ stop() {
 }
 trap stop EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet django==5.2.19 pymysql==1.2.4
+"$folder/venv/bin/python" -m pip install --quiet django==5.2.19 pymysql==1.2.4
 user=$(id -un)
 mariadb-install-db --no-defaults --user="$user" --datadir="$folder/d" --auth-root-authentication-method=normal > "$folder/log" 2>&1
 mariadbd --no-defaults --user="$user" --datadir="$folder/d" --socket="$folder/s" --skip-networking >> "$folder/log" 2>&1 &

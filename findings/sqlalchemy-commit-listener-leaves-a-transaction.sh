@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet sqlalchemy==2.1.9
+"$folder/venv/bin/python" -m pip install --quiet sqlalchemy==2.1.9
 cat > "$folder/run.py" <<'PYTHON'
 import sys
 
