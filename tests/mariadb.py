@@ -31,9 +31,18 @@ def started(*options: str) -> str:
     """One with these options, which ends with this process."""
     directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
     files = directory / "files"
+    temporary = directory / "temporary"  # not /tmp: a server that starts removes there what others are at
+    temporary.mkdir()
     user = "root" if os.getuid() == 0 else str(os.getuid())
     subprocess.run(
-        ["mariadb-install-db", f"--user={user}", f"--datadir={files}", "--auth-root-authentication-method=normal"],
+        [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--user={user}",
+            f"--datadir={files}",
+            f"--tmpdir={temporary}",
+            "--auth-root-authentication-method=normal",
+        ],
         check=True,
         capture_output=True,
     )
@@ -45,6 +54,7 @@ def started(*options: str) -> str:
                 "--no-defaults",
                 f"--user={user}",
                 f"--datadir={files}",
+                f"--tmpdir={temporary}",
                 f"--socket={socket}",
                 "--skip-networking",
                 "--innodb-flush-log-at-trx-commit=0",
