@@ -14,6 +14,7 @@ from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
 from geventbatch.stores import _engines, _json
+from geventbatch.stores._mapping import python_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -59,6 +60,11 @@ class StateText(TypeDecorator[str]):
         if dialect.name not in {"mysql", "mariadb"}:
             return dialect.type_descriptor(sa.Text())
         return dialect.type_descriptor(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"))
+
+
+def is_text(state: sa.Column[Any]) -> bool:
+    """Whether its values are texts or bytes, which nobody changes in place."""
+    return isinstance(state.type, StateText) or python_type(state) in {str, bytes}
 
 
 def documents_table(

@@ -19,6 +19,7 @@ from geventbatch.stores._documents import (
     StateText,
     create_table,
     documents_table,
+    is_text,
     mark_of,
 )
 from geventbatch.stores._held_connection import HeldConnection
@@ -28,11 +29,11 @@ from geventbatch.stores._mapped import MappedScope
 from geventbatch.stores._mapping import (
     Mapping,
     key_attributes,
-    python_type,
     refuse_joined,
     token_of,
     version_attribute,
 )
+from geventbatch.stores._mode import mode_of
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._session import session_factory
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
@@ -47,12 +48,11 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
+    from geventbatch.stores._mode import Mode
     from geventbatch.stores._outcomes import OutcomeTable
     from geventbatch.stores._reuse import Kept, Reuse
 
 __all__ = ["SQLAlchemyStore", "idempotency_table"]
-
-Mode = Literal["lock", "version"]
 
 ResourceT = TypeVar("ResourceT")
 EntityT = TypeVar("EntityT")
@@ -220,9 +220,9 @@ class SQLAlchemyStore(Generic[ResourceT]):
             TypeError: *reuse_resource* is no `Reuse`.
         Switches: no.
         """
-        chosen = _mode(engine, mode)
+        chosen = mode_of(engine, mode)
         kept = kept_by(reuse_resource, chosen)
-        if kept is not None and state_type is not None and not _is_text(sa.Column(state_type)):
+        if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
             raise ValueError(
                 f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
                 "or a LargeBinary and functions that encode and decode, or no reuse_resource"
@@ -253,7 +253,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             locking=chosen == "lock",
             check=_json.check_of(decode),
             is_json=is_json,
-            has_steps=engine.dialect.name in _WITH_SAVEPOINTS and (is_json or _is_text(shown.c.state)),
+            has_steps=engine.dialect.name in _WITH_SAVEPOINTS and (is_json or is_text(shown.c.state)),
             outcomes=outcomes,
             kept=kept,
         )
@@ -345,7 +345,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         """
         mapper: Any = sa.inspect(entity)
         engine, sessions = session_factory(bind, mapper)
-        chosen = _mode(engine, mode)
+        chosen = mode_of(engine, mode)
         if tenant is not None and prepare_connection is None:
             raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
         refuse_joined(mapper)
@@ -456,29 +456,3 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
 _WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
 """Databases in which a batch may hold what it has written while its operations go on."""
-
-
-def _is_text(state: sa.Column[Any]) -> bool:
-    """Whether its values are texts or bytes, which nobody changes in place."""
-    return isinstance(state.type, StateText) or python_type(state) in {str, bytes}
-
-
-def _mode(engine: sa.Engine, mode: Mode | None) -> Mode:
-    own = vars(engine.dialect).get("_on_connect_isolation_level")  # what `create_engine` was told
-    levels = {own, engine.get_execution_options().get("isolation_level")}
-    if "AUTOCOMMIT" in levels:
-        raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
-    has_locks = engine.dialect.name != "sqlite"
-    if mode is None:
-        mode = "lock" if has_locks else "version"
-    if mode not in {"lock", "version"}:
-        raise ValueError(f"mode={mode!r}: pass 'lock', 'version' or None")
-    if mode == "lock" and not has_locks:
-        raise ValueError("mode='lock': SQLite has no row locks; pass 'version' or None")
-    insisted = levels & {"REPEATABLE READ", "SERIALIZABLE"}
-    if mode == "lock" and insisted:
-        raise ValueError(
-            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={insisted.pop()!r}: who has "
-            "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
-        )
-    return mode
