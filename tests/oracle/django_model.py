@@ -147,7 +147,7 @@ SHAPES = {
 
 def render(shape: Shape) -> str:
     """The source of the model."""
-    lines = [*dict.fromkeys(kind.before for kind in shape.kinds if kind.before)]
+    lines = ["REGISTRY = Apps()", "", *dict.fromkeys(kind.before for kind in shape.kinds if kind.before)]
     lines += ["", "class Other(models.Model):", "    text = models.CharField(max_length=10, null=True)"]
     lines += ["    m = models.IntegerField(default=0)", *_meta("other"), ""]
     lines += _thing(shape)

@@ -24,7 +24,7 @@ from geventbatch.stores._django_connections import close_idle  # isort: skip
 from tests.oracle.django_model import SHAPES, foreign, operations, render  # isort: skip
 from tests.oracle.django_world import DjangoWorld  # isort: skip
 from tests.oracle.example import Example, Orm, course  # isort: skip
-from tests.oracle.judge import Clean, Dirty, Trial, add_row, delete, judge  # isort: skip
+from tests.oracle.place import Place  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,29 +76,18 @@ from django.db import IntegrityError, connections, models
 from django.db.models import F
 from django.db.transaction import atomic
 
-REGISTRY = Apps()
 USING = "default"
 '''
 
-MAIN = """
-def main():
+WORLD = """
+def world():
     with connections[USING].schema_editor() as editor:
         for one in MODELS:
             editor.create_model(one)
-    try:
-        judge(DjangoWorld(globals(), **OPTIONS), trial())
-    except Mismatch as mismatch:
-        print(mismatch)
-        print("FAIL")
-        raise SystemExit(1)
-    print("PASS")
-
-
-if __name__ == "__main__":
-    main()
+    return DjangoWorld(globals(), **OPTIONS)
 """
 
-ORM = Orm(world="django_world", imports=IMPORTS, main=MAIN)
+ORM = Orm(world="django_world", imports=IMPORTS, makes=WORLD)
 
 _NAMES = {
     "json": json,
@@ -118,11 +107,6 @@ _NAMES = {
     "models": models,
     "F": F,
     "atomic": atomic,
-    "Clean": Clean,
-    "Dirty": Dirty,
-    "Trial": Trial,
-    "add_row": add_row,
-    "delete": delete,
 }
 
 
@@ -140,46 +124,33 @@ def examples(draw: st.DrawFn, server: str) -> Example:
     return Example(ORM, server, render(shape), made, batches, between, during, tuple(sorted(options.items(), key=str)))
 
 
-class Place:
-    """A database, and the models that are there."""
-
-    MOST = 40
-    """Models at a time."""
+class DjangoPlace(Place):
+    """A database that Django knows by a name, and the models that are there."""
 
     def __init__(self, using: str) -> None:
+        super().__init__(**_NAMES, USING=using)
         self.using = using
-        self._models: dict[str, dict[str, Any]] = {}
-        self._made = 0
 
-    def run(self, example: Example) -> None:
-        """Raise what is wrong."""
-        found = self._models.pop(example.model, None) or self._make(example.model)
-        self._models[example.model] = found
-        while len(self._models) > self.MOST:
-            self._drop(self._models.pop(next(iter(self._models))))
-        names = {**found}
-        exec(compile(example.calls, "<operations>", "exec", dont_inherit=True), names)  # noqa: S102 - it is our own
-        judge(DjangoWorld(names, **dict(example.options)), eval(example.trial, names))  # noqa: S307 - likewise
+    def world(self, example: Example, names: dict[str, Any]) -> DjangoWorld:
+        """What the judge is given."""
+        return DjangoWorld(names, **dict(example.options))
 
-    def _make(self, source: str) -> dict[str, Any]:
-        self._made += 1
-        model: dict[str, Any] = {
-            **_NAMES,
-            "PREFIX": f"m{self._made}_",
-            "USING": self.using,
-            "REGISTRY": Apps(),
-            "__name__": f"model_{self._made}",
-        }
-        exec(compile(source, "<model>", "exec", dont_inherit=True), model)  # noqa: S102 - it is our own
+    def make(self, model: dict[str, Any]) -> None:
+        """Make its tables."""
         with connections[self.using].schema_editor() as editor:
             for one in model["MODELS"]:
                 editor.create_model(one)
-        return model
 
-    def _drop(self, model: dict[str, Any]) -> None:
+    def drop(self, model: dict[str, Any]) -> None:
+        """Drop its tables."""
         with connections[self.using].schema_editor() as editor:
             for one in reversed(model["MODELS"]):
                 editor.delete_model(one)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        close_idle(self.using)
+        gevent.sleep(0)
 
 
 @contextmanager
@@ -189,8 +160,8 @@ def place(server: str, directory: Path) -> Iterator[Place]:
         start.place(server, directory, models=()) as address,
         start.database(address, create=False, options=start.options_of(address)) as using,
     ):
+        found = DjangoPlace(using)
         try:
-            yield Place(using)
+            yield found
         finally:
-            close_idle(using)
-            gevent.sleep(0)
+            found.close()

