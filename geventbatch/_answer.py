@@ -5,15 +5,20 @@ It is not compiled: compiled code would not notice that it goes too deep.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from geventbatch import _report
+from geventbatch._operation import name_of
 from geventbatch._shown import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
 
@@ -21,6 +26,17 @@ PLAIN: Final = frozenset(
     {type(None), int, str, bool, float, bytes, complex, date, datetime, time, timedelta, Decimal, UUID}
 )
 """Types of which hardly any operation returns another. Nothing has to be done about them."""
+
+_LAZY: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType, map, filter})
+"""Types of what has not run yet. (Others can be awaited, too: those have an ``__await__``.)"""
+
+
+class Unfinished(TypeError):
+    """An operation has returned what is still to run. Nothing of it is saved, whatever the clean errors are."""
+
+
+class TooDeep(RecursionError):
+    """An operation has returned what cannot be copied. Likewise."""
 
 
 def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: Any) -> Any:
@@ -32,13 +48,54 @@ def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: An
     try:
         answer = copying.copy(value)
     except RecursionError:
-        raise RecursionError(
+        raise TooDeep(
             f"the operation on key {shown(batch.key)} returned lists or dicts that lie too deep in one another "
             "to be copied, and so nothing of it was saved"
         ) from None
-    if copying.others and not batch.state.told_of_own:
-        _tell_of_own(batch, operation, resource, copying.others)
+    if copying.others:
+        _refuse_unfinished(batch.key, operation.callable, copying.others)
+        if not batch.state.told_of_own:
+            _tell_of_own(batch, operation, resource, copying.others)
     return answer
+
+
+def refuse_unfinished(key: Hashable, operation: object, value: Any) -> None:
+    """Raise if *operation* has returned *value* with anything in it that is still to run."""
+    copying = _Copying()
+    with suppress(RecursionError):
+        copying.copy(value)
+    _refuse_unfinished(key, operation, copying.others)
+
+
+def _refuse_unfinished(key: Hashable, operation: object, values: list[Any]) -> None:
+    kinds = [type(one) for one in values if type(one) in _LAZY or hasattr(type(one), "__await__")]
+    if not kinds:
+        return
+    for one in values:
+        if isinstance(one, CoroutineType):
+            with suppress(Exception):
+                one.close()  # or Python would warn that it was never awaited
+    raise Unfinished(
+        f"the operation {name_of(operation)} on key {shown(key)} returned {_called(kinds[0])}, and so nothing of it "
+        f"was saved: {_instead(kinds[0])}"
+    )
+
+
+def _called(kind: type) -> str:
+    name = kind.__name__.replace("_", " ")
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _instead(kind: type) -> str:
+    if hasattr(kind, "__await__") or kind is AsyncGeneratorType:
+        return (
+            "nobody awaits it, and its code has not run. Operations are plain functions: write def without async, and "
+            "call without await what gevent has patched"
+        )
+    return (
+        "its code runs only when its caller reads it, and then on a resource that has gone on. Return a list of it; "
+        "and if the operation was to change something, write it without yield"
+    )
 
 
 class _Copying:

@@ -19,6 +19,7 @@ from gevent import getcurrent
 
 from geventbatch import _process
 from geventbatch._alone import Start
+from geventbatch._answer import refuse_unfinished
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed
 from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING
@@ -100,6 +101,7 @@ class Once:
         try:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
         except Exception as error:  # of an attribute that is not there, for one
+            refuse_unfinished(batch.key, self.operation, value)
             raise self._not_plain(batch, "returned something that", error, "return") from error.with_traceback(None)
         return value
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import GreenletExit
 
+from geventbatch._answer import TooDeep, Unfinished
 from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
 from geventbatch._parts import cut_after, cut_before
@@ -22,6 +23,9 @@ E = TypeVar("E", bound=BaseException)
 KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
 
 traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # not what a class of the user's makes of it
+
+_OURS: Final = frozenset({TooDeep, Unfinished})
+"""What an operation did not raise: it has returned what is no answer."""
 
 _LOADS: Final = 4
 """Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
@@ -145,6 +149,8 @@ def is_reused(batch: Batch) -> bool:
 
 
 def _is_clean(batch: Batch, error: BaseException) -> bool:
+    if type(error) in _OURS:
+        return False
     options = batch.state.options
     if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
         return False
