@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django.db import Error
@@ -15,6 +14,7 @@ from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
+from geventbatch.stores._django_added import add_rows
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import beside, forget_read, held_class, take_related
@@ -25,7 +25,7 @@ from geventbatch.stores._django_values import settle
 from geventbatch.stores._outcomes import Outcomes, Recording
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -384,7 +384,7 @@ class Scope(Generic[M]):
             written = row.touch()
         else:
             written = False
-        self._add_rows(rows, commits=commits)
+        add_rows(rows, self._transaction, commits=commits)
         return written
 
     def _refuse_duplicate(self, error: Error) -> None:
@@ -402,23 +402,6 @@ class Scope(Generic[M]):
         if there:
             raise self._row.conflict() from error
         raise _sql.not_saved(error, self._key) from error
-
-    def _add_rows(self, rows: Sequence[object], *, commits: bool) -> None:
-        if rows:
-            self._transaction.take_write_lock()
-        groups = [(model, list(group)) for model, group in groupby(_by_model(rows), key=type)]
-        for number, (model, group) in enumerate(groups, 1):
-            self._add_group(model, group, commits=commits and number == len(groups))
-
-    def _add_group(self, model: type[Model], group: list[Model], *, commits: bool) -> None:
-        if model._meta.parents:  # what bulk_create cannot do
-            for row in group:
-                row.save(using=self._store.using, force_insert=True)
-            return
-        most = self._connection.ops.bulk_batch_size([*model._meta.concrete_fields], group)
-        commits = commits and len(group) <= most and len({row.pk is None for row in group}) == 1
-        with self._transaction.saving(commits=commits, rows=len(group)):
-            model._base_manager.using(self._store.using).bulk_create(group)
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -456,13 +439,3 @@ class Scope(Generic[M]):
     def _release(self) -> None:
         if not self._batch.alone:
             self._store._pool.give_back(self._connection, self._before)
-
-
-def _by_model(rows: Sequence[object]) -> list[Model]:
-    """Those of one model together, the models in the order of their first row."""
-    order: dict[type[Model], list[Model]] = {}
-    for row in rows:
-        if not isinstance(row, Model):
-            raise TypeError(f"add_row was given {shown(row)}, but DjangoStore inserts unsaved model instances")
-        order.setdefault(type(row), []).append(row)
-    return [row for group in order.values() for row in group]
