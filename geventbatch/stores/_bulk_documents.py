@@ -241,11 +241,16 @@ class BulkDocumentScope:
                 if locking:
                     raise (left := left_out(self._name)) from left.__cause__
                 if len(changes) == 1:
-                    raise
+                    (key,) = changes
+                    raise (why := self._lost(key)) from why.__cause__
             self._begin_again()
-        lost: set[Hashable] = set()
-        self._transaction.write(lambda: lost.update(self._write_each(changes, rows)), collected=False)
-        return {key: self._lost(key, changes[key][0]) for key in lost}
+        failed: dict[Hashable, NotSaved] = {}
+
+        def write_each() -> None:
+            failed.update({key: self._lost(key) for key in self._write_each(changes, rows)})
+
+        self._transaction.write(write_each, collected=False)
+        return failed
 
     def _write_by_steps(
         self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]
@@ -266,13 +271,12 @@ class BulkDocumentScope:
 
     def _write_one(self, key: Hashable, change: _Change | None, rows: list[object]) -> None:
         if change is not None and not self._is_written(*change):
-            raise self._lost(key, change[0])
+            raise self._lost(key)
         insert_rows_behind(self._transaction.connection, rows)
 
-    def _lost(self, key: Hashable, statement: Any) -> Lost | Rejected:
-        """What it is that *statement* did not find its row, or found one."""
-        held = self._documents.locking and statement is not self._documents.statements.add
-        return left_out(key) if held else Lost(*_conflict(key).args)
+    def _lost(self, key: Hashable) -> NotSaved:
+        """What it is that the row was not found, or that there is one already."""
+        return self._scopes[key].lost(Lost(*_conflict(key).args), self._transaction, current_batch().bulk[key])
 
     def _begin_again(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._reuse import judging_nobody
 from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores._savepoint import Savepoint
-from geventbatch.stores._transaction import LostRow, Transaction, cause, left_out, load, remaining
+from geventbatch.stores._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -37,7 +37,7 @@ class DocumentScope:
     deletes = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
+    reused: bool = False  # it was not loaded: the save has to compare, also when there is nothing to save
     _transaction: Transaction  # not there before the save of what is reused
     _resource: Any
     _loaded: Row  # and what of it is written in the transaction already
@@ -92,6 +92,13 @@ class DocumentScope:
         elif batch.completed:
             row = _with_state(self._loaded, self._encoded(self._loaded.state))
         return self._change(row, beside=bool(beside))
+
+    def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
+        """What it is that the row was not found, or that there is one already, in *transaction*. Switches: yes."""
+        held = (self._documents.locking or self._written) and not self.reused and self._loaded.version is not None
+        if held or (transaction.leaves_out and is_doubtful(batch) and self._is_as_loaded(transaction)):
+            return left_out(self._key)
+        return lost
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
@@ -224,7 +231,7 @@ class DocumentScope:
         try:
             transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
         except LostRow as lost:
-            raise (found := self._lost(lost)) from found.__cause__
+            raise (found := self.lost(lost, transaction, batch)) from found.__cause__
         return row if is_written else None
 
     def _encoded(self, last: Any) -> Any:
@@ -270,21 +277,27 @@ class DocumentScope:
         try:
             self._transaction.change(statement, parameters)
         except LostRow as lost:
-            raise (found := self._lost(lost)) from found.__cause__
+            raise (found := self.lost(lost, self._transaction, current_batch())) from found.__cause__
         except IntegrityError as error:
             if self._loaded.version is None and _sql.is_duplicate(error):
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error
             raise
 
-    def _lost(self, lost: LostRow) -> NotSaved:
-        """What it is that the row was not found, or that there is one already."""
-        held = self._documents.locking and not self.reused and self._loaded.version is not None
-        return left_out(self._key) if held else lost
-
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)
         if transaction is not None:
             transaction.end(error)
+
+    def _is_as_loaded(self, transaction: Transaction) -> bool:
+        """Whether the row is there as it was loaded, or is not there any more than it was."""
+        statements, loaded = self._documents.statements, self._loaded
+        with suppress(SQLAlchemyError):
+            if transaction.has_failed():  # as what is collected does
+                transaction.connection.rollback()
+            found = transaction.connection.execute(statements.look, {"_key": self._key}).one_or_none()
+            there = Row(None, None) if found is None else statements.row_of(found)
+            return (there.version, there.mark) == (loaded.version, loaded.mark)
+        return False
 
     # -- what was not loaded ---------------------------------------------------------------------------------
 

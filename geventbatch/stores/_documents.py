@@ -116,8 +116,8 @@ class Statements:
         self.mark: Final = mark
         self.tells_key: Final = tells_key
         self.selected: Final = (columns.state, columns.version, *beside)
-        load = sa.select(*self.selected).where(is_key)
-        self.load: Final = load.with_for_update() if locking else load
+        self.look: Final = sa.select(*self.selected).where(is_key)
+        self.load: Final = self.look.with_for_update() if locking else self.look
         update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
         self.update: Final = update.where(is_loaded)
         self.update_again: Final = update.where(has_version)  # in the same transaction, and so locked

@@ -21,6 +21,8 @@ _LEVEL: Final = "geventbatch: level"
 class PostgresTransaction(Transaction):
     """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
 
+    leaves_out = True
+
     _xid: str | None = None
     _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Dialect, Engine
     from sqlalchemy.sql.base import Executable
 
+    from geventbatch._batch import Batch
     from geventbatch.stores._outcomes import Recording
 
 LoadedT = TypeVar("LoadedT")
@@ -67,6 +68,14 @@ class LostRow(Conflict):
     """A statement did not find the rows that it was to change."""
 
 
+def is_doubtful(batch: Batch) -> bool:
+    """Whether a row that was not found is to be looked at. Mostly somebody else has changed it, and a replay finds it.
+
+    So it is looked at where *batch* has met that before, or has no other attempt. Switches: no.
+    """
+    return batch.conflicts > 0 or batch.state.options.max_attempts == 1
+
+
 def left_out(key: Hashable) -> Rejected:
     """What a `LostRow` is where nobody else can have changed the row. Switches: no."""
     error = RuntimeError(
@@ -83,6 +92,9 @@ class Transaction:
 
     collects = False
     """It waits once for a save, without knowing before COMMIT what became of its statements, but that all succeed."""
+
+    leaves_out = False
+    """A trigger or a policy can keep a statement from the row that it was sent for, which is no error."""
 
     writes_anywhere = True
     """A statement that writes locks no more than the rows it writes, so that operations may send some."""
@@ -298,6 +310,7 @@ class SQLiteTransaction(Transaction):
     writes, it looks again after a few milliseconds in which others run, in place of waiting in the driver.
     """
 
+    leaves_out = True
     writes_anywhere = False
 
     def before_writes(self) -> None:
