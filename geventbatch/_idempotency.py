@@ -27,6 +27,7 @@ from geventbatch._pace import pace
 from geventbatch._plain import ALLOWED, decode, describe, encode
 from geventbatch._plain_errors import decode_error, encode_error
 from geventbatch._shown import shown
+from geventbatch._verdict import is_a
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class Once:
             return self._again(batch, outcomes[self.key])
         try:
             value = self.operation(resource, *args)
-        except batch.state.options.clean_errors as error:
+        except batch.state.options.recorded_errors as error:
             try:
-                told = encode_error(error, batch.state.options.clean_errors)
+                told = encode_error(error, batch.state.options.recorded_errors)
             except Exception as why:
                 instead = "raise one with arguments and attributes that are each"
                 raise self._not_plain(batch, f"raised {shown(error)}, which", why, instead) from error.with_traceback(
@@ -122,7 +123,7 @@ class Once:
             )
         kind, told = record[_PRINT], record[_PRINT + 1 :]
         try:
-            found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.clean_errors)
+            found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.recorded_errors)
         except Exception as error:
             raise BatchError(
                 f"batch of key {shown(batch.key)}: the operation with the idempotency key {self.key!r} was answered "
@@ -164,6 +165,13 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
         if trace is not None:
             error.__traceback__ = trace.tb_next
     return type(error) is Recalled
+
+
+def is_recorded(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
+    """Whether *error* of *operation* goes into the save, if it has a key."""
+    if type(error) is NotPlain:
+        return False
+    return once_of(operation) is None or is_a(error, batch.state.options.recorded_errors)
 
 
 def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:

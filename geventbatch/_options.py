@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -62,6 +63,8 @@ class Options:
     worker_number_for_key: Callable[[Any, int], int]
     max_attempts: int
     clean_errors: tuple[type[BaseException], ...]
+    recorded_errors: tuple[type[BaseException], ...]
+    copy_resource: Callable[[Any], Any] | None
     max_batches: int | None
     max_batch_size: int | None
     max_pending: int | None
@@ -99,6 +102,8 @@ def check_options(
     worker_number_for_key: Any = default_worker_number,
     max_attempts: Any = 5,
     clean_errors: Any = (Exception,),
+    recorded_errors: Any = (Exception,),
+    copy_resource: Any = deepcopy,
     max_batches: Any = None,
     max_batch_size: Any = None,
     max_pending: Any = None,
@@ -143,6 +148,8 @@ def check_options(
         worker_number_for_key=worker_number_for_key,
         max_attempts=_count("max_attempts", max_attempts),
         clean_errors=_exception_classes("clean_errors", clean_errors),
+        recorded_errors=_exception_classes("recorded_errors", recorded_errors),
+        copy_resource=_copy_resource(copy_resource),
         max_batches=_limit("max_batches", max_batches),
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
@@ -193,6 +200,12 @@ def _blocking_time(value: Any) -> float | None:
         return None
     check_seconds("max_blocking_time", value)
     return float(value)
+
+
+def _copy_resource(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"copy_resource is {value!r}, but must be callable, or None: it cannot be copied")
+    return value
 
 
 def _check_name(value: Any) -> str:

@@ -54,7 +54,7 @@ def decode_error(told: str, kinds: tuple[type[BaseException], ...]) -> BaseExcep
         raise ValueError("it had arguments that cannot be recorded")
     kind = found_at(path)
     if not (isinstance(kind, type) and issubclass(kind, kinds)):
-        raise TypeError(f"{path} is not among clean_errors")
+        raise TypeError(f"{path} is not among recorded_errors")
     if _is_validation_error(kind):
         return _validation_error(kind, *parts)
     args, attributes, *members = parts

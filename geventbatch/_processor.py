@@ -42,6 +42,8 @@ class _Options(TypedDict, total=False):
     worker_number_for_key: Callable[[Any, int], int]
     max_attempts: int
     clean_errors: tuple[type[BaseException], ...]
+    recorded_errors: tuple[type[BaseException], ...]
+    copy_resource: Callable[[Any], Any] | None
     max_batches: int | None
     max_batch_size: int | None
     max_pending: int | None
@@ -81,6 +83,10 @@ class Processor(Runner, Generic[R]):
         clean_errors: What operations raise that promise to have left the resource untouched then. Anything else that
             one raises has the batch loaded again and replayed without it. From the fifth such operation of a batch on,
             the others are tried on the same resource before the next load, and whatever raises there is out too.
+        recorded_errors: What an operation raises that is recorded under its idempotency key, and raised again when the
+            operation is sent again.
+        copy_resource: ``copy_resource(resource)`` gives a copy of a resource whose scope has no ``restore`` of its own,
+            to undo an operation that raised; by default `copy.deepcopy`. None says that it cannot be copied.
         max_batches: Batches running at once; a bulk counts as one.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.

@@ -49,7 +49,7 @@ def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool
     steps = batch.steps
     if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
         return not steps.undo(batch, operation)
-    if verdict is None and _is_clean(batch, error):
+    if verdict is None and _is_clean(batch, operation, error):
         return False
     return _obey(batch, operation, verdict, error)
 
@@ -148,12 +148,12 @@ def is_reused(batch: Batch) -> bool:
 # -- errors -----------------------------------------------------------------------------------------------------
 
 
-def _is_clean(batch: Batch, error: BaseException) -> bool:
+def _is_clean(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
     if type(error) in _OURS:
         return False
     options = batch.state.options
-    if options.idempotency is not None and type(error) is options.idempotency.NotPlain:
-        return False
+    if options.idempotency is not None and not options.idempotency.is_recorded(batch, operation, error):
+        return False  # it is in no save, and so its key has to be looked for
     return is_a(error, options.clean_errors)
 
 

@@ -1,7 +1,7 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `PartlySaved`, `Repeated` and
-`NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing` is both.
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `CannotUndo`, `PartlySaved`,
+`Repeated` and `NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing` is both.
 """
 
 from __future__ import annotations
@@ -142,6 +142,13 @@ class Undecided(Rejected):
 
     The batch is replayed step by step, and finds the culprit. Where the scope has no steps, what is before this
     operation is saved first, and it is applied to what the next load gives.
+    """
+
+
+class CannotUndo(NotSaved):
+    """For a scope's ``restore`` or ``checkpoint`` to raise: what an operation has done cannot be taken back in memory.
+
+    The batch is loaded again, and all its operations are applied to that: step by step, where the scope has ``steps``.
     """
 
 

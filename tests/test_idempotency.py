@@ -359,14 +359,14 @@ def test_an_error_that_was_recorded_by_how_it_looks_as_once_is_named_and_not_app
     assert "'a'" in str(error)
 
 
-def test_an_error_that_is_not_among_clean_errors_any_more_is_named_and_not_made(keeping: Keeping) -> None:
+def test_an_error_that_is_not_among_recorded_errors_any_more_is_named_and_not_made(keeping: Keeping) -> None:
     with opened(keeping) as processor:
         (first,) = answers([call(processor, "b", refuse_seat)])
     assert isinstance(first, Taken)
-    with opened(keeping, clean_errors=(Odd,)) as processor:
+    with opened(keeping, recorded_errors=(Odd,)) as processor:
         (second,) = answers([call(processor, "b", refuse_seat)])
     assert isinstance(second, BatchError)
-    assert "not among clean_errors" in str(second)
+    assert "not among recorded_errors" in str(second)
 
 
 def test_a_reused_key_in_a_batch_costs_no_load_whatever_the_clean_errors_are(keeping: Keeping, store: Store) -> None:

@@ -228,6 +228,8 @@ def test_the_docstring_explains_every_option() -> None:
         "worker_number_for_key",
         "max_attempts",
         "clean_errors",
+        "recorded_errors",
+        "copy_resource",
         "max_batches",
         "max_batch_size",
         "max_pending",
@@ -276,9 +278,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ],
     ({"worker_number_for_key": None}, TypeError, CALLABLE),
     *[
-        ({"clean_errors": value}, TypeError, CLASSES)
+        ({name: value}, TypeError, CLASSES)
+        for name in ("clean_errors", "recorded_errors")
         for value in (ValueError, [ValueError], None, (ValueError(),), ("ValueError",), (int,), (ValueError, object))
     ],
+    *[({"copy_resource": value}, TypeError, "must be callable, or None") for value in (1, "copy", False)],
     *[({"batching": value}, TypeError, "must be True or False") for value in (1, 0, None, "no")],
 ]
 

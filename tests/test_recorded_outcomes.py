@@ -248,7 +248,7 @@ def test_an_error_that_was_recorded_by_an_earlier_release_is_made_again() -> Non
     assert encode_error(Taken(5), (Taken,)) == told
     found = decode_error(told, (Taken,))
     assert (type(found), found.args, vars(found)) == (Taken, ("seat 5 is taken",), {"seat": 5})
-    with pytest.raises(TypeError, match="not among clean_errors"):
+    with pytest.raises(TypeError, match="not among recorded_errors"):
         decode_error(told, (KeyError,))
 
 

@@ -25,9 +25,11 @@ from geventbatch import (
     current_batch,
     stop_all,
 )
+from geventbatch.errors import CannotUndo
 from geventbatch.integrations import opentelemetry
 from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
+from geventbatch.scopes import Undoes
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
 from geventbatch.testing import VirtualTime, virtual_time
@@ -123,3 +125,30 @@ opentelemetry.instrument()
 opentelemetry.instrument(Processor(), keys=True)
 opentelemetry.instrument(keys="ICE 1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 opentelemetry.uninstrument()
+
+# What undoes an operation that raised, in a scope written by hand.
+
+
+class UndoingScope:
+    """A scope of a list."""
+
+    def __enter__(self) -> list[int]:
+        self.resource = [1]
+        return self.resource
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def checkpoint(self) -> object:
+        if not self.resource:
+            raise CannotUndo("nothing was loaded")
+        return tuple(self.resource)
+
+    def restore(self, checkpoint: object | None) -> list[int]:
+        return self.resource
+
+
+undoes: Undoes[list[int]] = UndoingScope()
+by_hand = Processor(open_resource=lambda key: UndoingScope(), recorded_errors=(ValueError,))
+assert_type(by_hand, Processor[list[int]])
+copied = Processor(load_resource=lambda key: [1], copy_resource=list[int])
+uncopied = Processor(load_resource=lambda key: [1], copy_resource=None)
