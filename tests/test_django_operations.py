@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from django.db import connections, transaction
+from django.db import IntegrityError, connections, transaction
 from django.db.models import F, prefetch_related_objects
 
 from geventbatch import LoadFailed, Processor, current_batch
@@ -364,6 +364,18 @@ def test_what_a_trigger_writes_to_the_resources_row_is_kept_and_blamed_on_nobody
     assert [metric.attempts for metric in metrics] == [1]
     found = account(alias)
     assert (found.balance, found.note) == (1, "++")
+
+
+def test_what_the_database_says_to_the_resource_comes_behind_the_operation_and_not_at_its_save(alias: str) -> None:
+    def forget_note(resource: Account) -> str:
+        resource.note = None  # type: ignore[assignment]
+        try:
+            resource.save()
+        except IntegrityError:
+            return "alone"
+        return "in a batch"
+
+    assert isinstance(between(alias, forget_note), IntegrityError)
 
 
 # -- others of its class -----------------------------------------------------------------------------------------

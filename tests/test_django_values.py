@@ -11,7 +11,8 @@ from uuid import UUID
 
 import gevent
 import pytest
-from django.db import DataError, connections
+from django.apps.registry import Apps
+from django.db import DataError, connections, models
 from psycopg.types.range import Range
 
 from tests.callers import answer_of
@@ -60,6 +61,7 @@ ASSIGNED = [
     ("price", 1),
     ("price", 0.25),
     ("price", Decimal("0.123")),
+    ("price", Decimal("-0.00")),
     ("share", "1.5"),
     ("share", 1),
     ("day", "2026-06-01"),
@@ -241,3 +243,34 @@ def test_on_sqlite_a_decimal_number_is_saved_with_the_places_of_its_column(tmp_p
         with connections[alias].cursor() as cursor:
             cursor.execute("SELECT price FROM bank_sums")
             assert float(cursor.fetchone()[0]) == 0.12
+
+
+@pytest.mark.parametrize("value", [Decimal("1e30"), Decimal("12345678901.00")])
+def test_on_sqlite_a_number_that_could_not_be_read_back_is_refused_to_who_assigned_it(
+    value: Decimal, tmp_path: Path
+) -> None:
+    with tables("sqlite", tmp_path, Form) as alias:
+        form = Form.objects.using(alias).create()
+        with processing(Form, alias) as processor:
+            refused, found = answers_of(processor, form.pk, assigning("price", value), reading("price"))
+        assert (type(refused), found) == (ValueError, Decimal("0.00"))
+        assert "price has more digits than its column, which has 10: it could not be read back" in str(refused)
+
+
+def test_on_sqlite_a_long_number_is_found_as_the_float_that_it_is_there(tmp_path: Path) -> None:
+    class Long(models.Model):
+        price: models.DecimalField[Decimal, Decimal] = models.DecimalField(max_digits=20, decimal_places=2, default=0)
+
+        class Meta:
+            app_label = "bank"
+            apps = Apps()
+
+        def __str__(self) -> str:
+            return str(self.price)
+
+    with tables("sqlite", tmp_path, Long) as alias:
+        long = Long.objects.using(alias).create()
+        with processing(Long, alias) as processor:
+            value = Decimal("12345678901234567.89")
+            _, found = answers_of(processor, long.pk, assigning("price", value), reading("price"))
+            assert found == processor.run(long.pk, reading("price")) == Decimal("12345678901234600.00")

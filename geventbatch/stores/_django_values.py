@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
@@ -65,6 +65,9 @@ _TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
 )
 _WHOLE: Final = frozenset({bool, bytes, date, float, int, time, timedelta, UUID})
 """Of these, any value comes back from a load as it is."""
+_DIGITS_OF_SQLITE: Final = 15
+_OF_FLOATS: Final = Context(prec=_DIGITS_OF_SQLITE)
+"""As Django reads SQLite's numbers."""
 _ATOMS: Final = frozenset({bool, float, int, str, type(None)})
 
 
@@ -156,11 +159,7 @@ def _target(field: Field[Any, Any]) -> Field[Any, Any]:
 def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     """What tells a value that a load gives as it is."""
     if kind is Decimal:
-        places = cast("Any", _target(field)).decimal_places
-        if places is None:
-            return lambda value: type(value) is Decimal
-        exponent = -places
-        return lambda value: type(value) is Decimal and value.as_tuple().exponent == exponent
+        return _is_number_of(cast("Any", _target(field)))
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
@@ -169,6 +168,22 @@ def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     if kind is str:
         return lambda value: type(value) is str and (value.isascii() or _has_utf8(value))
     return lambda value: type(value) is kind
+
+
+def _is_number_of(field: Any) -> Callable[[Any], bool]:
+    """Likewise, of a decimal number."""
+    places = field.decimal_places
+    if places is None:
+        return lambda value: type(value) is Decimal
+    exponent, digits = -places, min(field.max_digits or _DIGITS_OF_SQLITE, _DIGITS_OF_SQLITE)
+
+    def is_natural(value: Any) -> bool:
+        if type(value) is not Decimal:
+            return False
+        sign, known, found = value.as_tuple()
+        return found == exponent and len(known) <= digits and (not sign or bool(value))
+
+    return is_natural
 
 
 def _has_utf8(value: str) -> bool:
@@ -242,10 +257,27 @@ def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
 
 def _quantized(value: Any, field: Any, connection: BaseDatabaseWrapper) -> Any:
     """With the places of its column, as the database rounds; SQLite's numbers are rounded by Django."""
-    rounding = ROUND_HALF_EVEN if connection.vendor == "sqlite" else ROUND_HALF_UP
-    if field.decimal_places is None or not value.is_finite() or value.adjusted() >= field.max_digits:
+    if field.decimal_places is None or not value.is_finite():
         return value  # saving will say
-    return value.quantize(Decimal(1).scaleb(-field.decimal_places), rounding=rounding, context=None)
+    places = Decimal(1).scaleb(-field.decimal_places)
+    if connection.vendor == "sqlite":
+        return _read_back(value, field, places)
+    if value.adjusted() >= field.max_digits:
+        return value
+    found = value.quantize(places, rounding=ROUND_HALF_UP, context=None)
+    return found or abs(found)  # no zero has a sign there
+
+
+def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
+    """As Django makes it of SQLite's float, which takes any number."""
+    found = _OF_FLOATS.create_decimal_from_float(float(value) or 0.0)
+    try:
+        return found.quantize(places, context=field.context)
+    except InvalidOperation:
+        raise ValueError(
+            f"{value!r} of {field.name} has more digits than its column, which has {field.max_digits}: it could not be "
+            "read back"
+        ) from None
 
 
 # -- looking --------------------------------------------------------------------------------------------------

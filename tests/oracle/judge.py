@@ -37,7 +37,7 @@ REFUSALS = (
     (RuntimeError, r"refresh_from_db\(\) on the resource of a batch"),
     (TypeError, r"an operation assigned an expression to"),
     # What would not come back as it is.
-    (ValueError, r"is no value of its Enum: it could not be read back"),
+    (ValueError, r"it could not be read back"),
     (TypeError, r"Nothing of this operation was saved: make it of what JSON has"),
 )
 """How a store refuses what it cannot keep as if alone (docs/as-if-alone.md): kind of error, and what it says."""

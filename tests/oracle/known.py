@@ -27,6 +27,11 @@ KNOWN: tuple[Known, ...] = (
         source=r"^sqlite.*class Base.*session\(r\)\.(get|scalar|scalars|delete)\(",
     ),
     Known(
+        "by design (docs/as-if-alone.md): save() of the resource writes nothing, and so nothing is said to it there",
+        source=r"models\.Model.*r\.save\(\)",
+        told=r"alone \('raised', '(django\.db\.utils|builtins)\.",
+    ),
+    Known(
         "open, core (guarantee 18): what raised stays out of the replay, though somebody else has written since",
         source=r"def during_",
         told=r"in a batch \('raised', 'tests\.oracle\.judge\.",

@@ -15,19 +15,32 @@ from tests.oracle.judge import Alone, frozen, transaction_of_one
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy.orm import InstanceState
+
 
 class PlainSession(Session):
-    """An application's own, which says what it has changed in place."""
+    """An application's own, which says what it has changed in place, and that only."""
 
     def flush(self, objects: Any = None) -> None:
         """Tell SQLAlchemy first of what was changed in place."""
         for instance in self.identity_map.values():
-            loaded: dict[str, Any] = sa.inspect(instance).dict
-            mutable = self.info["mutable"].get(type(instance).__name__, {})
-            for name in mutable:
-                if name in loaded and loaded[name] is not None:
+            state: InstanceState[Any] = sa.inspect(instance)
+            names = self.info["mutable"].get(type(instance).__name__, ())
+            loaded = [name for name in names if state.dict.get(name) is not None]
+            there = self._there(state, loaded)
+            for name in loaded:
+                if name not in there or frozen(state.dict[name]) != frozen(there[name]):
                     flag_modified(instance, name)
         super().flush(objects)
+
+    def _there(self, state: InstanceState[Any], names: list[str]) -> dict[str, Any]:
+        """What the database has in its attributes *names*."""
+        if not names or not self.is_active:
+            return {}
+        table = [state.mapper.columns[name] for name in names]
+        key = zip(state.mapper.primary_key, state.identity or (), strict=True)
+        found = self.connection().execute(sa.select(*table).where(*[column == value for column, value in key])).first()
+        return {} if found is None else dict(zip(names, found, strict=True))
 
 
 class MappedWorld:
