@@ -9,9 +9,8 @@ the operation has returned, and it alone is out.
 from __future__ import annotations
 
 import copy
-import re
 from contextlib import closing, contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
@@ -21,17 +20,16 @@ from django.db.backends.signals import connection_created
 from geventbatch._process import running
 from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
-from geventbatch.stores import _sql, _statements
+from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import same
 from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_guarded import GUARD, IN_PLACE, guarded_class
-from geventbatch.stores._functions import Functions
+from geventbatch.stores._django_sent import functions_of, tables_of, writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Iterator
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Model
 
     from geventbatch import Batch
     from geventbatch.stores._django_row import Row
@@ -60,54 +58,6 @@ _OF_DJANGO: Final = frozenset(
 
 _NONE: Final[Any] = object()
 
-_READS: Final = frozenset(
-    {
-        *(
-            "CLOSE",
-            "DESC",
-            "DESCRIBE",
-            "EXPLAIN",
-            "FETCH",
-            "MOVE",
-            "PRAGMA",
-            "SELECT",
-            "SHOW",
-            "TABLE",
-            "VALUES",
-            "WITH",
-        ),
-        *("BEGIN", "COMMIT", "RELEASE", "ROLLBACK", "SAVEPOINT", "SET", "START"),  # which say nothing of rows
-    }
-)
-_WRITES: Final = re.compile(r"\b(?:(?<!for )(?<!key )update|insert|delete|merge|replace|into|analyze)\b", re.IGNORECASE)
-
-
-def writes(statement: str) -> bool:
-    """Whether *statement* may change a row, as far as its text says: a literal that looks so counts too."""
-    word = _statements.first_word(statement)
-    if word == "SELECT":
-        return " into " in statement.lower()
-    return word not in _READS or _WRITES.search(statement) is not None
-
-
-@cache
-def _tables(model: Hashable) -> re.Pattern[str]:
-    """The names of the tables that a row of *model* is in."""
-    models: list[Any] = [model, *cast("type[Model]", model)._meta.get_parent_list()]
-    names = {one._meta.db_table.rpartition(".")[2].strip('"`') for one in models}
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)", re.IGNORECASE)
-
-
-_functions: Final[dict[tuple[str, str], Functions]] = {}
-
-
-def _functions_of(connection: BaseDatabaseWrapper) -> Functions:
-    place = connection.alias, connection.vendor
-    found = _functions.get(place)
-    if found is None:
-        found = _functions[place] = Functions(connection.vendor)
-    return found
-
 
 class Guard:
     """Looks after the connection of one attempt."""
@@ -118,7 +68,7 @@ class Guard:
         self._batch = batch
         self._row = row
         model: Any = row.model
-        self._tables = _tables(model)
+        self._tables = tables_of(model)
         # -- mutable state ---------------------------------------------------------------------------------
         self._class: type[BaseDatabaseWrapper] | None = None  # there while it is put on
         self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, which it watches too
@@ -328,7 +278,7 @@ class Guard:
 
     def _calls_what_writes(self, query: str) -> bool:
         """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
-        return not self._batch.alone and _functions_of(self.connection).may_write(query, self._first_column)
+        return not self._batch.alone and functions_of(self.connection).may_write(query, self._first_column)
 
     def _first_column(self, question: str, parameters: list[str]) -> list[str]:
         raw: Any = self.connection.connection  # past the wrappers of the operation's own
