@@ -88,7 +88,7 @@ def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program
 
 
 @pytest.mark.variants
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("mutant", "orm", "server"),
     [

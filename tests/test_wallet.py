@@ -197,6 +197,7 @@ def finish(url: str) -> None:
 
 
 @pytest.mark.variants
+@pytest.mark.timeout(180)
 def test_both_tables_are_printed_and_agree_with_the_database(tmp_path: Path) -> None:
     side_by_side(lambda measure: measure(tmp_path), (_compare_ways,), (_compare_batching,))
 
