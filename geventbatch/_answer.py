@@ -8,11 +8,12 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from geventbatch import _report
+from geventbatch._callables import LAZY, close
 from geventbatch._operation import name_of
 from geventbatch._shown import shown
 
@@ -26,9 +27,6 @@ PLAIN: Final = frozenset(
     {type(None), int, str, bool, float, bytes, complex, date, datetime, time, timedelta, Decimal, UUID}
 )
 """Types of which hardly any operation returns another. Nothing has to be done about them."""
-
-_LAZY: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType, map, filter})
-"""Types of what has not run yet. (Others can be awaited, too: those have an ``__await__``.)"""
 
 
 class Unfinished(TypeError):
@@ -68,13 +66,11 @@ def refuse_unfinished(key: Hashable, operation: object, value: Any) -> None:
 
 
 def _refuse_unfinished(key: Hashable, operation: object, values: list[Any]) -> None:
-    kinds = [type(one) for one in values if type(one) in _LAZY or hasattr(type(one), "__await__")]
+    kinds = [type(one) for one in values if type(one) in LAZY or hasattr(type(one), "__await__")]
     if not kinds:
         return
     for one in values:
-        if isinstance(one, CoroutineType):
-            with suppress(Exception):
-                one.close()  # or Python would warn that it was never awaited
+        close(one)
     raise Unfinished(
         f"the operation {name_of(operation)} on key {shown(key)} returned {_called(kinds[0])}, and so nothing of it "
         f"was saved: {_instead(kinds[0])}"

@@ -18,6 +18,7 @@ import gevent
 
 from geventbatch import _process, _report
 from geventbatch._answer import PLAIN, own_answer
+from geventbatch._callables import NOT_OPENED, told
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
@@ -200,8 +201,8 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
         batch.begin_attempt()
     batch.attempts += 1
     begun = batch.now
+    scope: Any = NOT_OPENED
     try:
-        scope: Any
         if batch.state.subscriptions:
             batch.context = batch.state.announce([batch], batch.context)
         enter = batch.context.run
@@ -213,7 +214,7 @@ def _load(batch: Batch) -> tuple[_Exit | None, Any]:
             batch.saved = getattr(scope, "saved", None)
         return scope.__exit__, enter(scope.__enter__)
     except BaseException as error:
-        return None, _load_raised(batch, error)
+        return None, _load_raised(batch, told(error, "open_resource", scope))
     finally:
         batch.now = _clock.monotonic()
         seconds = batch.now - begun

@@ -20,6 +20,7 @@ from gevent import get_hub
 
 from geventbatch import _attempts, _process
 from geventbatch._bulk_scope import errors_of, fault_of, loaded
+from geventbatch._callables import NOT_OPENED, told
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._pace import pace
@@ -184,6 +185,7 @@ class _Round:
             batch.bulk = self._at_hand
             batch.context = self._context
         open_resources: Any = first.state.options.open_resources
+        scope: Any = NOT_OPENED
         try:
             self._announce()
             scope = self._context.run(open_resources, list(self._at_hand))
@@ -194,7 +196,7 @@ class _Round:
             first.over()
             if ends_greenlet(first, error):
                 raise
-            error = without_our_frame(error)
+            error = without_our_frame(told(error, "open_resources", scope))
             for batch in self._batches:
                 self._load_raised(batch, error, of_many=len(self._batches) > 1)
             return False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventbatch import _process
+from geventbatch._callables import check_scope, refuse_lazy
 from geventbatch._scope import IMMUTABLE, ImmutableWarning
 from geventbatch._shown import shown
 from geventbatch.errors import PartlySaved, ResourceMissing
@@ -40,7 +41,7 @@ class BulkPairScope:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Save."""
         if kind is None:
-            self._pair.save_resources(self._resources)
+            refuse_lazy("save_resources", self._pair.save_resources(self._resources))
 
 
 class BulkPair:
@@ -59,6 +60,7 @@ class BulkPair:
     def load(self, keys: list[Any]) -> dict[Any, Any]:
         """Load, and look at what came of it."""
         found = self.load_resources(keys)
+        refuse_lazy("load_resources", found)
         if not isinstance(found, Mapping):
             raise TypeError(f"load_resources gave {shown(found)}, but must give a mapping of keys to their resources")
         for resource in found.values():
@@ -76,6 +78,7 @@ class OneOfBulk:
         batch = _process.running[gevent.getcurrent()]
         batch.bulk = {key: batch}
         self._scope = open_resources([key])
+        check_scope("open_resources", self._scope)
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
         self.operation_raised = getattr(self._scope, "operation_raised", None)

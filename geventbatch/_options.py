@@ -9,6 +9,7 @@ from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from geventbatch._callables import check_function, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair, load_nothing, save_nothing
@@ -136,7 +137,7 @@ def check_options(
     store = open_resource if many is None else open_resources
     if workers is None:
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
-    check_callable("worker_number_for_key", worker_number_for_key)
+    check_function("worker_number_for_key", worker_number_for_key, "key", "workers")
     return Options(
         open_resource=one,
         open_resources=many,
@@ -254,14 +255,15 @@ def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -
     if open_resource is None:
         load_resource = load_nothing if load_resource is None else load_resource
         save_resource = save_nothing if save_resource is None else save_resource
-        check_callable("load_resource", load_resource)
-        check_callable("save_resource", save_resource)
+        check_no_store("load_resource", load_resource)
+        check_function("load_resource", load_resource, "key")
+        check_function("save_resource", save_resource, "key", "resource")
         return Pair(load_resource, save_resource)
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"
         )
-    check_callable("open_resource", open_resource)
+    check_opener("open_resource", open_resource, "key")
     return open_resource
 
 
@@ -270,8 +272,8 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) ->
     if open_resources is load_resources is save_resources is None:
         return None
     if open_resources is None:
-        check_callable("load_resources", load_resources)
-        check_callable("save_resources", save_resources)
+        check_function("load_resources", load_resources, "keys")
+        check_function("save_resources", save_resources, "resources")
         from geventbatch._bulk_scope import BulkPair
 
         return BulkPair(load_resources, save_resources)
@@ -279,7 +281,8 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) ->
         raise TypeError(
             "open_resources takes the place of load_resources and save_resources: pass it, or the pair, not both"
         )
-    check_callable("open_resources", open_resources)
+    check_no_store("open_resources", open_resources)
+    check_opener("open_resources", open_resources, "keys")
     return open_resources
 
 

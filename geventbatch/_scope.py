@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._callables import LAZY, refuse_lazy
 from geventbatch._shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 IMMUTABLE: Final = frozenset({int, str, tuple, float, bytes, bool, frozenset, complex})
+
+_ODD: Final = IMMUTABLE | LAZY
 
 
 class PairScope:
@@ -26,14 +29,17 @@ class PairScope:
     def __enter__(self) -> Any:
         """Load."""
         self._resource = self._pair.load_resource(self._key)
-        if type(self._resource) in IMMUTABLE:
+        if type(self._resource) in _ODD:
+            refuse_lazy("load_resource", self._resource)
             self._pair.warning.warn("load_resource", self._resource)
         return self._resource
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Save."""
         if kind is None:
-            self._pair.save_resource(self._key, self._resource)
+            given = self._pair.save_resource(self._key, self._resource)
+            if given is not None:
+                refuse_lazy("save_resource", given)
 
 
 class Pair:

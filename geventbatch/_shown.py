@@ -18,3 +18,10 @@ def shown(value: object) -> str:
         if isinstance(error, _OURS):
             raise
         return object.__repr__(value)
+
+
+def named(value: object) -> str:
+    """Give that, but of a URL with a password no more than what it is of."""
+    if isinstance(value, str) and "://" in value and "@" in value:
+        return f"a URL ('{value.partition('://')[0]}://…')"
+    return shown(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
+from geventbatch._callables import check_scope
 from geventbatch._processor import current_batch
 from geventbatch.integrations._flask_sqlalchemy import adopt_session, tell_of_lost_changes
 
@@ -25,12 +26,15 @@ _batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
 class AppStore:
     """An ``open_resource`` around another one, whose scopes have an application context each."""
 
-    def __init__(self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]]) -> None:
-        """Wrap *open_resource* for *app*."""
+    def __init__(
+        self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]], option: str = "open_resource"
+    ) -> None:
+        """Wrap *open_resource*, which is the *option* of that name, for *app*."""
         pair = getattr(open_resource, "load_resource", None) or getattr(open_resource, "load_resources", None)
         self.__wrapped__ = pair or open_resource  # whose name the processor, metrics and the log give
         self._app = app
         self._open_resource = open_resource
+        self._option = option
 
     def __call__(self, key: Hashable) -> AppScope:
         """Open the scope of *key* in a new application context."""
@@ -38,6 +42,7 @@ class AppStore:
         context.push()
         try:
             scope = self._open_resource(key)
+            check_scope(self._option, scope)
         except BaseException as error:
             _pop(context, error)
             raise

@@ -304,7 +304,7 @@ class _AppState:
             options["open_resource"] = _made_store(app, options)
         many = bulk_scope(*(options.pop(name, None) for name in ("open_resources", "load_resources", "save_resources")))
         if many is not None:
-            options["open_resources"] = AppStore(app, many)
+            options["open_resources"] = AppStore(app, many, "open_resources")
         else:
             one = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
             options["open_resource"] = AppStore(app, resource_scope(*one))

@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from geventbatch import _process
+from geventbatch._shown import named
 from geventbatch.stores import _sql
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, ExceptionContext, Pool
+    from sqlalchemy import ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores: in which epoch each was last seen, with which pool."""
@@ -30,6 +31,12 @@ ENDED: Final = "geventbatch: ended"
 
 IN_DOUBT: Final = "geventbatch: in doubt"
 """Where it has the error with which the server may have done so."""
+
+
+def check_engine(engine: object) -> None:
+    """Raise unless *engine* is one."""
+    if not isinstance(engine, Engine):
+        raise TypeError(f"engine is {named(engine)}, but must be an Engine: pass sqlalchemy.create_engine(url)")
 
 
 def watch(engine: Engine) -> None:

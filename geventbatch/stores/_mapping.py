@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.sql.functions import FunctionElement
 
+from geventbatch._shown import named
 from geventbatch.stores import _engines
 from geventbatch.stores._bound import Columns
 from geventbatch.stores._derived import has_derived
@@ -183,6 +184,14 @@ def refuse_joined(mapper: Mapper[Any]) -> None:
                 f"{mapper.class_.__name__} has a subclass in a table of its own, {one.class_.__name__}, whose columns "
                 "would be neither locked nor compared: give that class a store"
             )
+
+
+def mapper_of(entity: object) -> Any:
+    """The mapper of *entity*. Raises a `TypeError` if it is no mapped class."""
+    mapper: Any = sa.inspect(entity, raiseerr=False) if isinstance(entity, type) else None
+    if mapper is None:
+        raise TypeError(f"entity is {named(entity)}, but must be a class that SQLAlchemy maps")
+    return mapper
 
 
 def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 
+from geventbatch._shown import named
 from geventbatch.stores import _listeners
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
         return source, _sessions(Session, {}, source)
     maker = getattr(source, "session_factory", source)  # of a scoped_session
     if not isinstance(maker, sessionmaker):
-        raise TypeError(f"{source!r} is neither an Engine nor a sessionmaker")
+        raise TypeError(
+            f"bind is {named(source)}, which is neither an Engine nor a sessionmaker: pass "
+            "sqlalchemy.create_engine(url)"
+        )
     with _asked(maker()) as probe:
         bind = probe.get_bind(mapper)
     if not isinstance(bind, sa.Engine):

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
-from geventbatch._shown import shown
+from geventbatch._shown import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import has_tag
 from geventbatch.stores._redis_resources import Resources
@@ -177,7 +177,9 @@ class RedisStore(Generic[R]):
 
 def _check_client(client: object) -> None:
     if not isinstance(client, (Redis, RedisCluster)):
-        raise TypeError(f"client is {client!r}, but must be a redis.Redis or a redis.RedisCluster")
+        raise TypeError(
+            f"client is {named(client)}, but must be a redis.Redis (redis.Redis.from_url(url)) or a redis.RedisCluster"
+        )
 
 
 def _check_functions(**functions: object) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
+from geventbatch._shown import named
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._document_scope import DocumentScope
@@ -29,6 +30,7 @@ from geventbatch.stores._mapped import MappedScope
 from geventbatch.stores._mapping import (
     Mapping,
     key_attributes,
+    mapper_of,
     refuse_joined,
     token_of,
     version_attribute,
@@ -217,9 +219,12 @@ class SQLAlchemyStore(Generic[ResourceT]):
         Raises:
             ValueError: *mode* is none that the database has, or *reuse_resource* is given in mode "lock", or where the
                 states are no text and no bytes.
-            TypeError: *reuse_resource* is no `Reuse`.
+            TypeError: *engine* is no `Engine`, *table* no name, or *reuse_resource* no `Reuse`.
         Switches: no.
         """
+        _engines.check_engine(engine)
+        if not isinstance(table, str):
+            raise TypeError(f"table is {named(table)}, but must be the name of the table; of a mapped class: mapped()")
         chosen = mode_of(engine, mode)
         kept = kept_by(reuse_resource, chosen)
         if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
@@ -339,11 +344,12 @@ class SQLAlchemyStore(Generic[ResourceT]):
             idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
         Raises:
+            TypeError: *bind* or *entity* are of a wrong type.
             ValueError: *by* or *version* are not such attributes; or *tenant* is given without *prepare_connection*.
 
         Switches: no.
         """
-        mapper: Any = sa.inspect(entity)
+        mapper = mapper_of(entity)
         engine, sessions = session_factory(bind, mapper)
         chosen = mode_of(engine, mode)
         if tenant is not None and prepare_connection is None:

@@ -1,0 +1,163 @@
+"""What users pass as functions, looked at at the door: whether it can be called so, and does its work then."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager, suppress
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
+from typing import Any, Final
+
+from geventbatch._operation import attribute, name_of
+from geventbatch._report import place_of
+from geventbatch._shown import named
+
+_STORE: Final = (
+    "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model) or RedisStore(client), or a "
+    "function that gives a context manager"
+)
+
+
+LAZY: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType, map, filter})
+"""Types of what has not run yet. (Others that can be awaited have an ``__await__``.)"""
+
+
+def close(value: object) -> None:
+    """If *value* is a coroutine, keep Python from warning that it was never awaited."""
+    if isinstance(value, CoroutineType):
+        with suppress(Exception):
+            value.close()
+
+
+def refuse_lazy(name: str, value: object) -> None:
+    """Raise if *value*, which the option *name* gave, is still to run."""
+    if type(value) in LAZY:
+        close(value)
+        raise TypeError(
+            f"{name} gave a {type(value).__name__}, and nobody awaits or reads it, so that its code has not run: "
+            f"{_PLAIN}"
+        )
+
+
+_PLAIN: Final = "write a plain function (def, without async and yield)"
+
+
+def check_function(name: str, value: Any, *takes: str) -> None:
+    """Raise unless *value*, the option *name*, can be called with what it *takes*, and has done its work then."""
+    if not callable(value):
+        raise TypeError(f"{name} is {named(value)}, but must be callable")
+    _check_arguments(name, value, takes)
+    kind = _kind(value)
+    if kind is not None:
+        raise TypeError(
+            f"{name} is {_shown(value)}, {kind}: what it gives would have to be awaited or read, and nobody does: "
+            f"{_PLAIN}"
+        )
+
+
+def check_opener(name: str, value: Any, takes: str) -> None:
+    """Raise unless *value*, the option *name*, can give a context manager."""
+    if not callable(value):
+        raise TypeError(f"{name} is {named(value)}, but must be callable: {_STORE}")
+    if isinstance(value, type) and _makes_no_scope(value):
+        raise TypeError(
+            f"{name} is the class {value.__qualname__}, whose instances are no context managers, but must be {_STORE}"
+        )
+    _check_arguments(name, value, (takes,))
+    kind = _kind(value)
+    if kind == _GENERATOR:
+        raise TypeError(f"{name} is {_shown(value)}, {kind}: decorate it with contextlib.contextmanager")
+    if kind is not None:
+        raise TypeError(f"{name} is {_shown(value)}, {kind}, but must give a context manager: write it without async")
+
+
+def check_no_store(name: str, value: Any) -> None:
+    """Raise if *value*, the option *name*, is a store of one key."""
+    mark = "open_resources" if name == "open_resources" else "normalize_key"
+    if hasattr(type(value), mark):
+        instead = "its open_resources" if name == "open_resources" else "it as open_resource"
+        raise TypeError(f"{name} is {named(value)}, a store of one key at a time: pass {instead}")
+
+
+NOT_OPENED: Final = object()
+"""In place of a scope that has not been opened."""
+
+
+def no_scope(name: str, given: object) -> TypeError | None:
+    """Say that what the option *name* has *given* is no context manager, if that is so."""
+    if given is NOT_OPENED or _is_scope(given):
+        return None
+    if hasattr(given, "__aenter__"):
+        instead = "it is one for async with, and nobody awaits: write it with def and contextlib.contextmanager"
+    else:
+        instead = (
+            "entering it has to load, and leaving it to save. Decorate a generator function with "
+            "contextlib.contextmanager; a function that only loads is a load_resource, beside a save_resource"
+        )
+    return TypeError(f"{name} gave {named(given)}, which is no context manager: {instead}")
+
+
+def check_scope(name: str, given: object) -> None:
+    """Raise that."""
+    error = no_scope(name, given)
+    if error is not None:
+        raise error
+
+
+def told(error: BaseException, name: str, given: object) -> BaseException:
+    """Give *error*, which opening and entering have raised; or what it comes from, if that was no context manager."""
+    return (no_scope(name, given) if type(error) is AttributeError else None) or error
+
+
+def _makes_no_scope(kind: type) -> bool:
+    """Whether instances of *kind* are no context managers; not where what it makes may be something else."""
+    own: Any = kind.__new__
+    is_plain = type(kind).__call__ is type.__call__ and own is object.__new__
+    return is_plain and not _is_scope(kind) and not hasattr(kind, "__getattr__")
+
+
+def _is_scope(value: object) -> bool:
+    return hasattr(value, "__enter__") and hasattr(value, "__exit__")
+
+
+_CONTEXT_MANAGER: Final = contextmanager(lambda: iter(())).__code__
+
+
+def _check_arguments(name: str, value: Any, takes: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(_undecorated(value), follow_wrapped=False)
+    except Exception:  # of what is written in C, or says something odd of itself
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is {_shown(value)}, which does not take what it is called with, {name}({', '.join(takes)}): "
+            f"{error}"
+        ) from None
+
+
+def _undecorated(value: Any) -> Any:
+    """What `contextmanager` was given. Nothing else is looked through: a decorator may pass more than it is given."""
+    if attribute(value, "__code__") is not _CONTEXT_MANAGER:
+        return value
+    inner = value.__wrapped__
+    return MethodType(inner, value.__self__) if type(value) is MethodType else inner
+
+
+_GENERATOR: Final = "a generator function"
+
+
+def _kind(value: Any) -> str | None:
+    """What *value* is, if to call it does not do its work."""
+    for function in (value, type(value).__call__):
+        if inspect.isgeneratorfunction(function):
+            return _GENERATOR
+        if inspect.iscoroutinefunction(function):
+            return "an async function"
+        if inspect.isasyncgenfunction(function):
+            return "an async generator function"
+    return None
+
+
+def _shown(function: Any) -> str:
+    return f"{name_of(function)} ({place_of(function)})"

@@ -1,0 +1,268 @@
+"""Functions that cannot work are refused as they are passed, or else at the first load, by the option's name."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy.orm import DeclarativeBase, sessionmaker
+
+from geventbatch import LoadFailed, Processor, SaveFailed
+from geventbatch.integrations.flask import GeventBatch
+from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from tests.callers import answer_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from geventbatch.testing import VirtualTime
+
+
+def load(key: object) -> list[int]:
+    return []
+
+
+def load_nothing() -> list[int]:
+    return []
+
+
+def save(key: object, resource: object) -> None: ...
+
+
+def save_one(resource: object) -> None: ...
+
+
+def save_three(key: object, resource: object, session: object) -> None: ...
+
+
+async def save_later(key: object, resource: object) -> None: ...
+
+
+def save_by_steps(key: object, resource: object) -> Iterator[None]:
+    yield
+
+
+def open_by_steps(key: object) -> Iterator[list[int]]:
+    yield []
+
+
+async def open_later(key: object) -> list[int]:
+    return []
+
+
+async def open_by_steps_later(key: object) -> AsyncIterator[list[int]]:
+    yield []
+
+
+class Model:
+    def __init__(self, key: object) -> None: ...
+
+
+class SavesLater:
+    async def __call__(self, key: object, resource: object) -> None: ...
+
+
+store = SQLAlchemyStore.documents(sa.create_engine("sqlite://"), "trains")
+URL = "postgresql://someone:secret@somewhere/trains"
+LOOSE: Any = lambda value: value  # noqa: E731 - past the type checkers
+PLAIN = "write a plain function"
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"load_resource": load_nothing}, "load_nothing (", "load_resource(key): too many positional arguments"),
+    ({"load_resource": save}, "save (", "load_resource(key): missing a required argument: 'resource'"),
+    ({"save_resource": save_one}, "save_one (", "save_resource(key, resource): too many positional arguments"),
+    ({"save_resource": save_three}, "save_three (", "missing a required argument: 'session'"),
+    ({"save_resource": save_later}, "save_later (", "an async function: what it gives would have to be awaited"),
+    ({"save_resource": SavesLater()}, "SavesLater (", PLAIN),
+    ({"save_resource": save_by_steps}, "save_by_steps (", PLAIN),
+    ({"load_resource": open_by_steps}, "open_by_steps (", PLAIN),
+    ({"load_resource": open_later}, "open_later (", PLAIN),
+    ({"load_resource": store}, "<SQLAlchemyStore", "a store of one key at a time: pass it as open_resource"),
+    ({"load_resource": URL}, "a URL ('postgresql://…')", "must be callable"),
+    ({"open_resource": URL}, "a URL ('postgresql://…')", "SQLAlchemyStore.documents(engine, table)"),
+    ({"open_resource": sa.create_engine("sqlite://")}, "Engine(sqlite://)", "SQLAlchemyStore.documents(engine, table)"),
+    *[
+        ({"open_resource": kind}, f"the class {kind.__name__}", "must be a store")
+        for kind in (SQLAlchemyStore, DjangoStore)
+    ],
+    *[({"open_resource": kind}, f"the class {kind.__name__}", "must be a store") for kind in (RedisStore, Model)],
+    (
+        {"open_resource": SQLAlchemyStore.documents},
+        "SQLAlchemyStore.documents (",
+        "missing a required argument: 'table'",
+    ),
+    ({"open_resource": load_nothing}, "load_nothing (", "open_resource(key): too many positional arguments"),
+    ({"open_resource": contextmanager(load_nothing)}, "load_nothing (", "too many positional arguments"),  # type: ignore[arg-type]
+    ({"open_resource": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
+    ({"open_resource": open_later}, "open_later (", "an async function, but must give a context manager"),
+    ({"open_resource": open_by_steps_later}, "open_by_steps_later (", "an async generator function"),
+    ({"open_resources": store}, "<SQLAlchemyStore", "a store of one key at a time: pass its open_resources"),
+    ({"open_resources": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
+    ({"open_resources": load_nothing}, "load_nothing (", "open_resources(keys): too many"),
+    ({"load_resources": load_nothing, "save_resources": print}, "load_nothing (", "load_resources(keys): too many"),
+    ({"load_resources": load, "save_resources": save}, "save (", "save_resources(resources): missing a required"),
+    ({"load_resources": load, "save_resources": open_later}, "open_later (", PLAIN),
+    ({"worker_number_for_key": load}, "load (", "worker_number_for_key(key, workers): too many positional arguments"),
+]
+
+
+@pytest.mark.parametrize(("options", "shown", "instead"), REFUSED, ids=str)
+def test_what_cannot_work_is_refused_as_the_processor_is_made(
+    options: dict[str, Any], shown: str, instead: str
+) -> None:
+    with pytest.raises(TypeError) as raised:
+        Processor(**options)
+    assert any(str(raised.value).startswith(f"{name} is {shown}") for name in options)
+    assert instead in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args, "a session")
+
+    return wrapper
+
+
+class Meta(type):
+    def __call__(cls, key: object) -> Any:
+        return contextmanager(open_by_steps)(key)
+
+
+class MadeByMeta(metaclass=Meta): ...
+
+
+class Scope:
+    def __init__(self, key: object) -> None: ...
+
+    def __enter__(self) -> list[int]:
+        return []
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class StandIn:
+    def __init__(self, key: object) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Scope(1), name)
+
+
+ALLOWED: list[dict[str, Any]] = [
+    {"load_resource": load, "save_resource": save},
+    {"load_resource": load, "save_resource": with_session(save_three)},
+    {"load_resource": load, "save_resource": partial(save_three, session=1)},
+    {"load_resource": load, "save_resource": lambda *_: None},
+    {"load_resource": {1: []}.__getitem__, "save_resource": {}.__setitem__},
+    {"load_resource": Model, "save_resource": print},
+    {"open_resource": contextmanager(open_by_steps)},
+    *[{"open_resource": kind} for kind in (Scope, MadeByMeta, StandIn)],
+]
+
+
+@pytest.mark.parametrize("options", ALLOWED, ids=str)
+def test_what_works_is_taken(options: dict[str, Any]) -> None:
+    with Processor(min_duration=0, **options) as processor:
+        assert processor.run(1, lambda _: 5) == 5
+
+
+@asynccontextmanager
+async def open_for_async_with(key: object) -> AsyncIterator[list[int]]:
+    yield []
+
+
+NO_SCOPES: list[tuple[Callable[..., Any], str]] = [
+    (load, "open_resource gave [], which is no context manager"),
+    (lambda key: None, "open_resource gave None, which is no context manager"),
+    (open_for_async_with, "it is one for async with"),
+    (lambda key: URL, "open_resource gave a URL ('postgresql://…'), which is no context manager"),
+    (lambda key: store(key).__enter__, "which is no context manager"),
+]
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize(("opener", "told"), NO_SCOPES, ids=[told for _, told in NO_SCOPES])
+def test_what_gives_no_context_manager_fails_the_load_by_its_name(
+    clock: VirtualTime, opener: Callable[..., Any], told: str, batching: bool
+) -> None:
+    app = Flask("trains")
+    in_flask = GeventBatch(app)
+    for open_resource in (True, False):
+        name = "open_resource" if open_resource else "open_resources"
+        options: dict[str, Any] = {name: opener, "min_duration": 0, "batching": batching}
+        declared = in_flask.processor(**options)
+        with Processor(**options) as processor, app.app_context():
+            for run in (processor.run, declared.run):
+                failed = answer_of(run, "k", len)
+                assert type(failed) is LoadFailed
+                assert type(failed.__cause__) is TypeError
+                assert told.replace("open_resource", name) in str(failed.__cause__)
+        declared.for_app(app).stop()
+
+
+def test_an_attribute_error_of_the_loads_own_is_told_as_it_is(clock: VirtualTime) -> None:
+    class Broken(Scope):
+        def __enter__(self) -> list[int]:
+            raise AttributeError("its own")
+
+    def broken(key: object) -> Any:
+        raise AttributeError("its own")
+
+    for opener in (Broken, broken):
+        with Processor(open_resource=opener, min_duration=0) as processor:
+            failed = answer_of(processor.run, "k", len)
+        assert repr(failed.__cause__) == "AttributeError('its own')"
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("bad", [open_later, open_by_steps])
+def test_a_load_or_save_that_only_gives_a_coroutine_fails_by_its_name(
+    clock: VirtualTime, bad: Callable[..., Any], many: bool
+) -> None:
+    names = ("load_resources", "save_resources") if many else ("load_resource", "save_resource")
+    good: list[Callable[..., Any]] = [lambda keys: {key: [] for key in keys} if many else [], lambda *_: None]
+    for number, kind in enumerate((LoadFailed, SaveFailed)):
+        options: dict[str, Any] = dict(zip(names, good, strict=True))
+        options[names[number]] = lambda *_: bad(1)
+        with Processor(min_duration=0, **options) as processor:
+            failed = answer_of(processor.run, "k", lambda _: None)
+        assert type(failed) is kind
+        assert type(failed.__cause__) is TypeError
+        assert str(failed.__cause__).startswith(f"{names[number]} gave a ")
+        assert PLAIN in str(failed.__cause__)
+
+
+class Base(DeclarativeBase): ...
+
+
+class Mapped(Base):
+    __tablename__ = "mapped"
+    name = sa.Column(sa.String, primary_key=True)
+
+
+engine = sa.create_engine("sqlite://")
+STORES: list[tuple[Callable[[], object], str]] = [
+    (lambda: SQLAlchemyStore.documents(LOOSE(URL), "t"), "engine is a URL ('postgresql://…'), but must be an Engine"),
+    (lambda: SQLAlchemyStore.documents(LOOSE(sessionmaker()), "t"), "but must be an Engine: pass"),
+    (lambda: SQLAlchemyStore.documents(engine, LOOSE(Mapped)), "table is <class '"),
+    (
+        lambda: SQLAlchemyStore.mapped(LOOSE(URL), Mapped),
+        "bind is a URL ('postgresql://…'), which is neither an Engine",
+    ),
+    (lambda: SQLAlchemyStore.mapped(engine, LOOSE(Mapped(name="a"))), "but must be a class that SQLAlchemy maps"),
+    (lambda: SQLAlchemyStore.mapped(engine, Model), "entity is <class '"),
+    (lambda: RedisStore(LOOSE("redis://a:secret@b")), "client is a URL ('redis://…'), but must be a redis.Redis"),
+]
+
+
+@pytest.mark.parametrize(("make", "told"), STORES, ids=[told for _, told in STORES])
+def test_a_store_names_what_is_no_engine_no_client_and_no_class(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        make()
+    assert told in str(raised.value)
+    assert "secret" not in str(raised.value)
