@@ -133,6 +133,16 @@ class BulkDocumentScope:
         if lost:
             raise PartlySaved(lost)
 
+    def checkpoint(self) -> object:
+        """Give the state of the key at hand as its operations have left it. Raises `CannotUndo`. Switches: no."""
+        return self._scopes[current_batch().key].checkpoint()
+
+    def restore(self, checkpoint: object) -> Any:
+        """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
+        key = current_batch().key
+        resource = self._resources[key] = self._scopes[key].restore(checkpoint)
+        return resource
+
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _begun(self) -> Transaction:

@@ -68,6 +68,17 @@ class BulkScope(Generic[R]):
                 self._loaded[key] = found
         return self._resources
 
+    def checkpoint(self) -> object:
+        """Copy what the operations of the key at hand have made. Raises `CannotUndo`. Switches: no."""
+        key: Any = current_batch().key
+        return self._common.checkpoint(key, self._loaded[key], self._resources[key])
+
+    def restore(self, checkpoint: Any) -> Any:
+        """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
+        key: Any = current_batch().key
+        resource = self._resources[key] = self._common.restored(key, self._loaded[key], checkpoint)
+        return resource
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:
             return

@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
-from geventbatch.stores import _sql
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores import _json, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._documents import Row
 from geventbatch.stores._json import check_lossless
@@ -41,16 +41,19 @@ class DocumentScope:
     _transaction: Transaction  # not there before the save of what is reused
     _resource: Any
     _loaded: Row  # and what of it is written in the transaction already
+    _unchanged: Any  # what was loaded, as nobody can change it
+    _is_plain: bool  # the resource is known to be made of what JSON has
     _before: int | None  # the version that was loaded
     _written: bool  # something is, in an attempt that goes step by step
     _rows_written: int  # of those beside
-    _snapshot: str | bytes | None  # of the state behind the last step
+    _snapshot: Any  # of the state behind the last step
     _savepoint: Savepoint
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
         self._documents = documents
         self._key = key
         self._written, self._rows_written = False, 0
+        self._is_plain = documents.check is not None
 
     def __enter__(self) -> Any:
         self.reused = self._reuse()
@@ -78,7 +81,11 @@ class DocumentScope:
         """Give the resource of what was loaded."""
         self._loaded = loaded
         self._before = loaded.version
-        self._resource = self._made() if loaded.version is None else self._decoded(loaded.state)
+        if loaded.version is None:
+            self._resource = self._made()
+        else:
+            self._unchanged = self._documents.unchanged(loaded)
+            self._resource = self._decoded(loaded.state)
         return self._resource
 
     def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
@@ -104,6 +111,40 @@ class DocumentScope:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
         return self._outcomes().find(self._transaction.send, keys)
 
+    # -- an operation that raised ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Give the resource as the operations so far have left it. Raises `CannotUndo`. Switches: no."""
+        if self._is_plain:
+            try:
+                return _json.unpacked, _json.packed(self._resource)
+            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+                pass
+        try:
+            return self._remade, self._documents.snapshot(self._encoded(self._loaded.state))
+        except Exception as error:  # the operation whose fault that is learns of it in the save
+            raise CannotUndo(f"{shown(self._key)} cannot be copied: {error}") from error
+
+    def restore(self, checkpoint: Any) -> Any:
+        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        try:
+            if checkpoint is not None:
+                make, copy = checkpoint
+                self._resource = make(copy)
+            elif self._loaded.version is None:
+                self._resource = self._made()
+            else:
+                self._resource = self._remade(self._unchanged)
+        except Exception as error:
+            raise CannotUndo(f"{shown(self._key)} cannot be made once more as it was: {error}") from error
+        return self._resource
+
+    def _remade(self, snapshot: Any) -> Any:
+        state = self._documents.restored(snapshot)
+        resource = self._decoded(state)
+        self._is_plain = self._documents.check is not None or (resource is state and self._documents.is_json)
+        return resource
+
     # -- step by step ----------------------------------------------------------------------------------------
 
     @property
@@ -127,7 +168,8 @@ class DocumentScope:
         state = self._encoded(self._loaded.state)
         snapshot = self._documents.snapshot(state)
         row, change = None, None
-        if snapshot != self._snapshot or (rows and not self._documents.locking):
+        same = isinstance(snapshot, (str, bytes)) and snapshot == self._snapshot
+        if not same or (rows and not self._documents.locking):
             row, change = self._change(_with_state(self._loaded, state), beside=True)
         if change is None and not rows:
             return
@@ -165,6 +207,7 @@ class DocumentScope:
         if found is None:
             return False
         self._loaded = found
+        self._unchanged = found.state  # a text, or bytes
         self._before = found.version
         try:
             self._resource = self._documents.decode(found.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from secrets import randbelow
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -67,6 +68,15 @@ def is_text(state: sa.Column[Any]) -> bool:
     return isinstance(state.type, StateText) or python_type(state) in {str, bytes}
 
 
+_PLAIN_JSON: Final = frozenset({sa.JSON, postgresql.JSON, postgresql.JSONB, mysql.JSON, sqlite.JSON})
+"""Types of columns whose states are what JSON makes of a text, and nothing else."""
+
+
+def reader_of(state: sa.Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """What makes a state of the JSON in its column; None where that is not all that the column's type does."""
+    return (getattr(dialect, "_json_deserializer", None) or json.loads) if type(state.type) in _PLAIN_JSON else None
+
+
 def documents_table(
     name: str, metadata: sa.MetaData, key_type: TypeEngine[Any], state_type: TypeEngine[Any], schema: str | None
 ) -> sa.Table:
@@ -104,7 +114,16 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
 class Statements:
     """What is sent for a document, made once for each store."""
 
-    def __init__(self, table: sa.Table, dialect: str, *, locking: bool, mark: Mark, tells_key: bool = False) -> None:
+    def __init__(  # noqa: PLR0913 - what a store decides
+        self,
+        table: sa.Table,
+        dialect: str,
+        *,
+        locking: bool,
+        mark: Mark,
+        tells_key: bool = False,
+        read: Callable[[str], Any] | None = None,
+    ) -> None:
         columns = table.c
         is_key = columns.key == sa.bindparam("_key")
         has_version = sa.and_(is_key, columns.version == sa.bindparam("_version"))
@@ -115,7 +134,10 @@ class Statements:
             beside.append(column.label("mark"))
         self.mark: Final = mark
         self.tells_key: Final = tells_key
-        self.selected: Final = (columns.state, columns.version, *beside)
+        # A text that nobody can change, to be read once more where what an operation has changed is to be undone.
+        state: Any = columns.state if read is None else sa.cast(columns.state, sa.Text).label("state")
+        self.read: Final = read
+        self.selected: Final = (state, columns.version, *beside)
         self.look: Final = sa.select(*self.selected).where(is_key)
         self.load: Final = self.look.with_for_update() if locking else self.look
         update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
@@ -129,7 +151,10 @@ class Statements:
     def row_of(self, found: Any) -> Row:
         """What was selected."""
         mark = found.mark if self.mark.is_selected else found.state if self.mark.column is not None else None
-        return Row(found.state, found.version, mark, found.row_key if self.tells_key else None)
+        key = found.row_key if self.tells_key else None
+        if self.read is None:
+            return Row(found.state, found.version, mark, key)
+        return Row(self.read(found.state), found.version, mark, key, found.state)
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
@@ -167,13 +192,28 @@ class Documents:
     outcomes: OutcomeTable | None = None
     kept: Kept[Row] | None = None
 
-    def snapshot(self, state: Any) -> str | bytes:
+    def snapshot(self, state: Any) -> Any:
         """The state as nobody can change it."""
-        return _json.encode(state) if self.is_json else state
+        if self.is_json:
+            return _json.encode(state)
+        return state if isinstance(state, (str, bytes)) else deepcopy(state)
 
     def restored(self, snapshot: Any) -> Any:
         """The state of such a one."""
-        return json.loads(snapshot) if self.is_json else snapshot
+        if type(snapshot) is Uncopied:
+            raise snapshot.error
+        if self.is_json:
+            return (self.statements.read or json.loads)(snapshot)
+        return snapshot if isinstance(snapshot, (str, bytes)) else deepcopy(snapshot)
+
+    def unchanged(self, loaded: Row) -> Any:
+        """What was loaded, as nobody can change it. It costs something only where the column gives what one can."""
+        if loaded.text is not None:
+            return loaded.text
+        try:
+            return self.snapshot(loaded.state)
+        except Exception as error:  # nobody is told so before it is needed
+            return Uncopied(error)
 
     def version_after(self, version: int | None) -> int:
         """What the next save writes: 1 more, or 1 for what is new.
@@ -199,6 +239,13 @@ class Row(NamedTuple):
     version: int | None  # None: there is none
     mark: Any = None
     key: Any = None  # as the row has it, where a store needs that
+    text: str | None = None  # of a state that is JSON
+
+
+class Uncopied(NamedTuple):
+    """In place of what was loaded, where it cannot be copied."""
+
+    error: Exception
 
 
 class Mark(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 from gc import get_referents
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,19 @@ def encode_compact(resource: Any) -> str:
         return _encode_compact(resource)
     except RecursionError:
         return json.dumps(resource, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def packed(resource: Any) -> bytes:
+    """A copy of a *resource* that came of JSON, exactly as it is. Raises a `ValueError` where something else is in it.
+
+    It takes a fraction of the time of encoding it, and a tuple in it is a tuple for who encodes it later. (What is a
+    buffer, as a bytearray, comes back as bytes; but that is refused when it is encoded, either way.)
+    """
+    return marshal.dumps(resource)
+
+
+unpacked: Final = marshal.loads
+"""What makes the resource once more, of such a copy."""
 
 
 def check_of(decode: object) -> Callable[[Any], None] | None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from redis.exceptions import RedisClusterException, RedisError
 
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores import _json
 from geventbatch.stores._redis_names import outcome_name
 from geventbatch.stores._redis_save import Recorded, Save, State
 from geventbatch.stores._redis_scripts import LOAD, TRACE_MILLISECONDS
@@ -66,6 +67,28 @@ class Resources(Generic[R]):
         if callable(self.missing):
             return self.missing(key)
         raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
+
+    def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[bytes], R], bytes]:
+        """What *resource* is now, as nobody can change it, and what makes it of that. Raises `CannotUndo`."""
+        if self.check is not None:
+            try:
+                return _json.unpacked, _json.packed(resource)
+            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+                pass
+        try:
+            return self.decode, self.encoded(key, resource, loaded.value)
+        except Rejected as error:  # the operation whose fault that is learns of it in the save
+            raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
+
+    def restored(self, key: str, loaded: State, checkpoint: tuple[Callable[[bytes], R], bytes] | None) -> R:
+        """Make it of that, or of what was loaded. Raises `CannotUndo`."""
+        try:
+            if checkpoint is None:
+                return self.resource_of(key, loaded)
+            make, copy = checkpoint
+            return make(copy)
+        except Exception as error:
+            raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {error}") from error
 
     def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
         """Write what the batch has made of it, if that is something else, and give what is there then."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch import current_batch
 from geventbatch.stores._reuse import judging_nobody
@@ -38,6 +38,17 @@ class Scope(Generic[R]):
         if not self.reused:
             self._loaded = self._resources.load(self._key)
             self._resource = self._resources.resource_of(self._key, self._loaded)
+        return self._resource
+
+    # -- an operation that raised ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Copy what the operations so far have made. Raises `CannotUndo`. Switches: no."""
+        return self._resources.checkpoint(self._key, self._loaded, self._resource)
+
+    def restore(self, checkpoint: Any) -> R:
+        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        self._resource = self._resources.restored(self._key, self._loaded, checkpoint)
         return self._resource
 
     # -- step by step: nothing is sent before the save -------------------------------------------------------

@@ -22,6 +22,7 @@ from geventbatch.stores._documents import (
     documents_table,
     is_text,
     mark_of,
+    reader_of,
 )
 from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._key import normalize_all
@@ -250,6 +251,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
                 locking=chosen == "lock",
                 mark=mark_of(shown, engine.dialect) if chosen == "version" and kept is None else Mark(),
                 tells_key=outcomes is not None and folds(shown.c.key),
+                read=reader_of(shown.c.state, engine.dialect),
             ),
             name=shown.fullname,
             encode=_json.encode if encode is json.dumps else encode,
