@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.callers import answer_of
+from tests.policies import hidden_for_writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import sqlalchemy as sa
 
     from tests.adapters.sqlalchemy import Server
 
@@ -134,36 +136,14 @@ def test_a_deletion_that_a_trigger_leaves_out_is_the_error_of_its_own_operation(
 @pytest.mark.parametrize(("engine", "options"), WAYS[2:], indirect=["engine"])
 def test_a_change_that_a_policy_hides_fails_its_own_operation_only(engine: sa.Engine, options: dict[str, Any]) -> None:
     store_of(engine, **options)
-    url = engine.url
     with engine.begin() as connection:
-        schema = connection.exec_driver_sql("SELECT current_schema()").scalar_one()
-        for statement in (
-            "INSERT INTO left_out VALUES ('a', '{\"all\": []}', 1), ('b', '{\"all\": []}', 1)",
-            f"CREATE ROLE {schema}_clerk LOGIN",
-            f"GRANT USAGE ON SCHEMA {schema} TO {schema}_clerk",
-            f"GRANT ALL ON left_out TO {schema}_clerk",
-            "ALTER TABLE left_out ENABLE ROW LEVEL SECURITY",
-            "CREATE POLICY reading ON left_out FOR SELECT USING (true)",
-            "CREATE POLICY writing ON left_out FOR UPDATE USING (key <> 'b')",
-        ):
-            connection.exec_driver_sql(statement)
-    clerk = sa.create_engine(url, poolclass=NullPool)
-    sa.event.listen(
-        clerk,
-        "do_connect",
-        lambda _, __, ___, given: given.update(user=f"{schema}_clerk", options=f"-csearch_path={schema}"),
-    )
-    store = SQLAlchemyStore.documents(clerk, "left_out", **options)
-    try:
+        connection.exec_driver_sql("""INSERT INTO left_out VALUES ('a', '{"all": []}', 1), ('b', '{"all": []}', 1)""")
+    with hidden_for_writing(engine, "left_out", "key <> 'b'", poolclass=NullPool) as clerk:
+        store = SQLAlchemyStore.documents(clerk, "left_out", **options)
         with Processor(open_resource=store, min_duration=0.02, max_duration=20) as processor:
             answers = put_all(processor, ("a", "1"), ("b", "1"), ("b", "2"))
             assert answers[0] == 1
             assert all("a policy that hides it" in str(answer) for answer in answers[1:])
-    finally:
-        clerk.dispose()
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"DROP OWNED BY {schema}_clerk")
-            connection.exec_driver_sql(f"DROP ROLE {schema}_clerk")
 
 
 def test_a_true_conflict_is_told_as_one(engine: sa.Engine) -> None:

@@ -28,12 +28,14 @@ class Beside:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _ours: dict[InstanceState[Any], int]  # compared or written in this transaction; within so many savepoints
+    _counted: list[sa.Select[Any]]  # of what the flush at hand leaves to SQLAlchemy: finds it with the version it had
 
     def __init__(self, mapping: Mapping, session: Session, watched: Watched) -> None:
         self._mapping = mapping
         self._session = session
         self._watched = watched
         self._ours = {}
+        self._counted = []
 
     def changed(self, resource: object, dirty: Iterable[object], transaction: Transaction) -> InstanceState[Any] | None:
         """Lock what a flush is to change of what is *dirty* beside *resource*; give what somebody else has changed.
@@ -41,8 +43,11 @@ class Beside:
         Rows with a version that SQLAlchemy counts are left to it.
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
+        self._counted = []
         for state in self._to_change(resource, dirty):
-            if state not in self._ours and state.mapper.version_id_col is None:
+            if state.mapper.version_id_col is not None:
+                self._counted.append(_with_version(state))
+            elif state not in self._ours:
                 by_mapper.setdefault(state.mapper, []).append(state)
         if by_mapper:
             transaction.begin_to_write()
@@ -52,6 +57,13 @@ class Beside:
                 return found
             self.are_ours(states)
         return None
+
+    def are_as_read(self, connection: sa.Connection, *, may_look: bool) -> bool:
+        """Whether nobody else can have changed what a flush has not found: what is beside the resource.
+
+        Where there are rows with versions, which nobody has locked, that takes a look.
+        """
+        return not self._counted or (may_look and all(connection.execute(one).first() for one in self._counted))
 
     def are_ours(self, states: Iterable[InstanceState[Any]]) -> None:
         """Nobody else can change them before this transaction has ended."""
@@ -132,3 +144,13 @@ class Beside:
         if name in columns.in_place:
             return columns.in_place[name].differ(read, value)
         return bool(exact(read) != exact(value))
+
+
+def _with_version(state: InstanceState[Any]) -> sa.Select[Any]:
+    """Finds the row of *state* if it has the version that was read."""
+    mapper: Any = state.mapper
+    column = mapper.version_id_col
+    name = mapper.get_property_by_column(column).key
+    is_row = [part == value for part, value in zip(mapper.primary_key, cast("Any", state.key)[1], strict=True)]
+    version = state.committed_state.get(name, state.dict.get(name))
+    return sa.select(column).select_from(mapper.selectable).where(*is_row, column == version)

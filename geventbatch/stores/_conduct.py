@@ -64,7 +64,7 @@ class Conduct(Sending):
         assert loaded is not None  # noqa: S101 - operations come behind the load
         if isinstance(error, NotSaved):
             return error
-        if self._is_raced(error) or (isinstance(error, StaleDataError) and not self.rewrote):
+        if self._is_raced(error) or (isinstance(error, StaleDataError) and not (self.rewrote or self.left_out)):
             return loaded.conflict()
         conflict = self._conflict(error) or (self._failed and self._conflict(self._failed[0]))
         if conflict is not None:
@@ -75,6 +75,13 @@ class Conduct(Sending):
         if unfit is not None or self._spoils:
             return Rejected(f"{shown(error)} left the transaction of {shown(self.key)} so that it cannot be saved")
         return None
+
+    def stale(self, error: StaleDataError) -> NotSaved:
+        """What it is that a flush of the library's own has not found a row that it was to write."""
+        assert self._loaded is not None  # noqa: S101 - as above
+        if self.left_out:
+            return Rejected(f"{shown(self.key)} was not saved, nothing was written: {error}")
+        return self._loaded.conflict()
 
     def _conflict(self, error: Exception) -> NotSaved | None:
         """What concerns everybody: a deadlock, a lost connection."""

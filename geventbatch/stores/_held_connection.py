@@ -28,6 +28,7 @@ class HeldConnection(sa.Connection):
         """
         if not event.contains(engine, "before_cursor_execute", _executes):
             event.listen(engine, "before_cursor_execute", _executes)
+            event.listen(engine, "after_cursor_execute", _executed)
             event.listen(engine, "commit", _commits)
 
     @classmethod
@@ -84,6 +85,11 @@ class HeldConnection(sa.Connection):
 def _executes(connection: sa.Connection, *about: Any) -> None:
     if type(connection) is HeldConnection:
         connection.conduct.executes(connection, *about)
+
+
+def _executed(connection: sa.Connection, cursor: Any, _: str, __: Any, context: Any, *___: Any) -> None:
+    if context.isinsert and type(connection) is HeldConnection:
+        connection.conduct.has_inserted(cursor, context)
 
 
 def _commits(connection: sa.Connection) -> None:

@@ -15,6 +15,7 @@ from geventbatch.stores._as_loaded import given as of_new
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
 from geventbatch.stores._derived import forget, is_incomplete
+from geventbatch.stores._transaction import LostRow, is_doubtful
 from geventbatch.stores._watched import watched
 
 if TYPE_CHECKING:
@@ -194,10 +195,26 @@ class Loaded:
             if self._mapping.token:
                 mapping = self._mapping
                 names = [f"_{i}" for i in range(len(self.identity) + len(self._token))]
-                transaction.change(mapping.claim, dict(zip(names, (*self.identity, *self._token), strict=True)))
+                parameters = dict(zip(names, (*self.identity, *self._token), strict=True))
+                try:
+                    transaction.change(mapping.claim, parameters)
+                except LostRow:
+                    if not (is_doubtful(current_batch()) and self.is_there(transaction.connection)):
+                        raise
+                    # A policy keeps it from being locked, and from being written: the flush will say so.
             else:
                 self._compare_all(transaction.connection)
         self.claimed = True
+
+    def is_there(self, connection: sa.Connection) -> bool:
+        """Whether the row is as it was loaded, where there is a token."""
+        names = [f"_{i}" for i in range(len(self.identity or ()) + len(self._token))]
+        parameters = dict(zip(names, (*(self.identity or ()), *self._token), strict=True))
+        return connection.execute(self._mapping.look_at, parameters).first() is not None
+
+    def are_as_read(self, transaction: Transaction, connection: sa.Connection | None = None) -> bool:
+        """Whether nobody else can have changed the rows beside that a flush has not found. It looks on *connection*."""
+        return self._beside.are_as_read(connection or transaction.connection, may_look=transaction.leaves_out)
 
     def needs_no_answer(self) -> bool:
         """Whether the row is claimed, or will be by a statement that fails by itself where it is another one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
@@ -26,7 +27,7 @@ from geventbatch.stores._loaded import Loaded
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._steps import Steps
-from geventbatch.stores._transaction import Transaction, cause, load
+from geventbatch.stores._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -55,11 +56,14 @@ class MappedScope:
     _loaded: Loaded
     _row_key: Hashable  # as the row has it: a collation may find it by another one
     _steps: Steps | None
+    _held: bool  # the row was ours before the save
+    _collected: bool  # the save is one message
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
         self._key = key
         self._steps = None
+        self._held = self._collected = False
 
     def __enter__(self) -> Any:
         try:
@@ -82,6 +86,8 @@ class MappedScope:
             self._give_up(raised)
             if isinstance(raised, Rejected):
                 self._look_again(raised)
+            if isinstance(raised, LostRow) and self._collected:
+                self._look_for_others()
             raise
         if error is not None:
             self._give_up(error)
@@ -203,18 +209,20 @@ class MappedScope:
             rows = rows[self._steps.rows :]
         transaction = self._transaction
         transaction.committer = session.commit
+        self._held, self._collected = self._loaded.claimed, self._is_collected(rows)
+        transaction.write(partial(self._write, rows, late=late), recording, collected=self._collected)
 
-        def write() -> None:
-            try:
-                if late:
-                    session.flush()
-                    self._delete()
+    def _write(self, rows: Sequence[object], *, late: bool) -> None:
+        session = self._session
+        try:
+            if late:
                 session.flush()
-                insert_rows(transaction.connection, rows, session)
-            except StaleDataError as error:
-                raise self._stale(error) from error
-
-        transaction.write(write, recording, collected=self._is_collected(rows))
+                self._delete()
+            session.flush()
+            self._conduct.check_inserted(self._is_inserted)
+            insert_rows(self._transaction.connection, rows, session)
+        except StaleDataError as error:
+            raise self._conduct.stale(error) from error
 
     def _end_savepoints(self) -> None:
         """Those of the steps, and those that an operation has left open, which would end with COMMIT too.
@@ -226,14 +234,9 @@ class MappedScope:
                 with self._session.silence():
                     nested.commit()
         except StaleDataError as error:
-            raise self._stale(error) from error
+            raise self._conduct.stale(error) from error
         except Exception as error:
             raise self._transaction.not_saved(error) from cause(error)
-
-    def _stale(self, error: StaleDataError) -> NotSaved:
-        if self._conduct.rewrote:
-            return Rejected(f"{shown(self._key)} was not saved: {error}")
-        return self._loaded.conflict()
 
     def _is_idle(self) -> bool:
         """Whether there is nothing to commit. Where operations may write, a SELECT may have called what does."""
@@ -286,6 +289,16 @@ class MappedScope:
                 there = self._is_there(connection)
             if there:
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
+
+    def _look_for_others(self) -> None:
+        """When nobody has changed the row that was not found, by a save that was one message, it was left out."""
+        if not (self._held or is_doubtful(current_batch())):
+            return
+        loaded, transaction = self._loaded, self._conduct.transaction
+        with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
+            there = self._held or loaded.is_there(connection)
+            if there and (self._conduct.rewrote or loaded.are_as_read(transaction, connection)):
+                raise (found := left_out(self._key, StaleDataError)) from found.__cause__
 
     def _is_there(self, connection: sa.Connection) -> bool:
         """Whether there is a row at the key."""

@@ -98,10 +98,18 @@ class Mapping:
     @cached_property
     def claim(self) -> sa.Select[Any]:
         """Locks the row if it is as it was loaded, where there is a token: the primary key, and the token."""
+        return self._locked(self._as_loaded())
+
+    @cached_property
+    def look_at(self) -> sa.Select[Any]:
+        """Fetches something if the row is so, and locks nothing."""
+        return self._as_loaded().select_from(self.mapper.selectable)
+
+    def _as_loaded(self) -> sa.Select[Any]:
         expressions = [*self.mapper.primary_key, *[token.element for token in self.token]]
         is_same = [part == sa.bindparam(f"_{i}", type_=part.type) for i, part in enumerate(expressions)]
         one: sa.Select[Any] = sa.select(sa.literal_column("1"))
-        return self._locked(one.where(*is_same))
+        return one.where(*is_same)
 
     def compare(self, mapper: Mapper[Any], names: tuple[str, ...]) -> sa.Select[Any]:
         """Locks a row of *mapper*, found by its primary key, and fetches the columns with these *names*."""
@@ -120,7 +128,7 @@ class Mapping:
     def forget_token(self) -> None:
         """The relation has none, as views of PostgreSQL: compare what was loaded."""
         self.token = ()
-        for name in ("load", "claim", "sees_all"):
+        for name in ("load", "claim", "look_at", "sees_all"):
             vars(self).pop(name, None)
         self._columns.clear()
 

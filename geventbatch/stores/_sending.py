@@ -8,20 +8,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.stores import _listeners, _sql
 from geventbatch.stores._statements import forbidden, reads
+from geventbatch.stores._transaction import left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     import sqlalchemy as sa
     from sqlalchemy.orm import InstanceState, SessionTransaction
@@ -53,6 +56,8 @@ class Sending:
     _heard: int  # listeners of this session alone
     _autoflush: bool  # as the user's own sessions have it
     flushing: bool  # now
+    unsure: bool  # the row of a resource that is new was sent, and none was inserted, as the database says
+    left_out: bool  # the last flush has not found a row that nobody else can have changed
     _flushed: int  # all that so many operations have changed is in the database
     _added: list[tuple[int, object]]  # by operations, with how many operations had returned before
     # -- mutable state: the operation at hand ----------------------------------------------------------------
@@ -76,7 +81,7 @@ class Sending:
         self._mysql = transaction.engine.dialect.name in {"mysql", "mariadb"}
         self._loaded: Loaded | None = None
         self.ours = True
-        self.wrote = self.rewrote = self.counted = self.acted = self.flushing = False
+        self.wrote = self.rewrote = self.counted = self.acted = self.flushing = self.left_out = self.unsure = False
         self.nested = None
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
@@ -178,6 +183,19 @@ class Sending:
         elif any(when == batch.completed and one in self.session.new for when, one in self._added):
             self._spoils = True
 
+    def has_inserted(self, cursor: Any, context: Any) -> None:
+        """A statement was executed that inserts something."""
+        loaded = self._loaded
+        if loaded is None or loaded.identity is not None or context.compiled is None or cursor.rowcount != 0:
+            return
+        self.unsure = self.unsure or context.compiled.statement.table in instance_state(loaded.resource).mapper.tables
+
+    def check_inserted(self, look: Callable[[], bool]) -> None:
+        """Raise where the row of a resource that is new was left out. It may have been put elsewhere, by a trigger."""
+        unsure, self.unsure = self.unsure, False
+        if unsure and not look():
+            raise (found := left_out(self.key)) from found.__cause__
+
     def flush_others(self, statement: str | None = None) -> None:
         """Have in the transaction what the operations before have changed, as *statement* of this one has to find it.
 
@@ -230,10 +248,22 @@ class Sending:
             yield
         except Exception as error:
             self._failed = error, completed > self._flushed
+            self.left_out = isinstance(error, StaleDataError) and self._is_left_out()
             raise
         finally:
             self.flushing = before
         self._flushed = completed
+
+    def _is_left_out(self) -> bool:
+        """Whether it is not for somebody else that a flush has not found what it was to write.
+
+        But by a trigger or a policy, or by a statement of an operation.
+        """
+        if self.rewrote:
+            return True
+        with self.own(), suppress(SQLAlchemyError):
+            return self._loaded is None or self._loaded.are_as_read(self.transaction)
+        return False
 
     def flushes(self) -> None:
         """The session is about to flush: count the version, once."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.errors import Conflict, NotSaved
 from geventbatch.stores import _sql
 from geventbatch.stores._rows import insert_rows
 from geventbatch.stores._transaction import cause
@@ -57,6 +57,7 @@ class Steps:
             return
         try:
             session.flush()
+            self._conduct.check_inserted(self._look)
             insert_rows(self._transaction.connection, rows, session)
         except Exception as error:
             self._conduct.acted = True
@@ -115,9 +116,7 @@ class Steps:
     def _refused(self, error: Exception) -> NotSaved:
         """What *error* is, which came of what an operation had changed."""
         if isinstance(error, StaleDataError):
-            if self._conduct.rewrote:
-                return Rejected(f"what an operation had changed was not there any more: {error}")
-            return self._loaded.conflict()
+            return self._conduct.stale(error)
         if self._is_new and isinstance(error, IntegrityError) and _sql.is_duplicate(error):
             self._roll_back()
             if self._look():

@@ -76,9 +76,9 @@ def is_doubtful(batch: Batch) -> bool:
     return batch.conflicts > 0 or batch.state.options.max_attempts == 1
 
 
-def left_out(key: Hashable) -> Rejected:
+def left_out(key: Hashable, kind: type[Exception] = RuntimeError) -> Rejected:
     """What a `LostRow` is where nobody else can have changed the row. Switches: no."""
-    error = RuntimeError(
+    error = kind(
         f"{shown(key)} was not saved, nothing was written: the database has left it out, by a trigger or by a policy "
         "that hides it"
     )
