@@ -1,5 +1,6 @@
 """What an operation returned, as its caller gets it: with nothing in it that the operations behind it will change.
 
+A scope may have `copied(value)`, which gives a copy of what lies in a column of its resource, and all else as it is.
 It is not compiled: compiled code would not notice that it goes too deep.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -18,7 +20,7 @@ from geventbatch._operation import name_of
 from geventbatch._shown import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
@@ -42,7 +44,8 @@ def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: An
 
     What else belongs to the batch cannot be copied; the operator is told, once.
     """
-    copying = _Copying()
+    copied: Any = getattr(batch.scope, "copied", None)
+    copying = _Copying(None if copied is None else partial(batch.context.run, copied))
     try:
         answer = copying.copy(value)
     except RecursionError:
@@ -95,9 +98,10 @@ def _instead(kind: type) -> str:
 
 
 class _Copying:
-    """Copies containers in containers, and collects what else there is."""
+    """Copies containers in containers, and what the scope copies; and collects what else there is."""
 
-    def __init__(self) -> None:
+    def __init__(self, copied: Callable[[Any], Any] | None = None) -> None:
+        self._copied = copied
         # -- mutable state ---------------------------------------------------------------------------------
         self.others: list[Any] = []
         self._copies: dict[int, Any] = {}  # by the identity of what they are copied from
@@ -106,13 +110,21 @@ class _Copying:
         kind = type(value)
         if kind in PLAIN:
             return value
-        if kind not in _CONTAINERS:
-            self.others.append(value)
-            return value
         found = self._copies.get(id(value))
         if found is not None:
             return found
+        if kind not in _CONTAINERS:
+            return self._copy_other(value)
         return self._copy_tuple(value) if kind is tuple else self._copy_changeable(value)
+
+    def _copy_other(self, value: Any) -> Any:
+        copy = value
+        if self._copied is not None:
+            with suppress(Exception):  # a class of the user's own: it is answered as it is
+                copy = self._copied(value)
+        if copy is value:
+            self.others.append(value)
+        return self._copies.setdefault(id(value), copy)
 
     def _copy_changeable(self, value: Any) -> Any:
         copy = self._copies[id(value)] = value.copy()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
@@ -14,7 +15,7 @@ from psycopg.types.range import Range
 
 from geventbatch import LoadFailed
 from tests.callers import answer_of
-from tests.test_django_models import MODES, SERVERS, processing, tables
+from tests.test_django_models import MODES, SERVERS, answers_of, processing, tables
 from tests.test_django_store import sent
 
 from tests.django_project.bank.shapes import Agent, Client, Mystery, Point, Secret, Wide  # isort: skip - after Django
@@ -225,3 +226,30 @@ def test_a_column_whose_changes_cannot_be_told_is_named(server: str, tmp_path: P
             error = answer_of(processor.run, mystery.pk, lambda row: None)
     assert isinstance(error, LoadFailed)
     assert "bank.Mystery.untold" in str(error)
+
+
+class Box:
+    """A value of one's own in a column, which is changed in place."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_object_in_a_column_is_answered_as_it_was_then_or_the_operator_is_told(
+    server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fill_box(row: Any) -> None:
+        row.pickled.names.append("Bob")
+
+    with tables(server, tmp_path, Wide) as alias:
+        wide = made(alias)
+        Wide.objects.using(alias).update(pickled=Box("Ann"))
+        with processing(Wide, alias) as processor:
+            box, *_ = answers_of(processor, wide.pk, READ["pickled"], fill_box)
+            assert (type(box), box.names) == (Box, ["Ann"])
+            assert not caplog.records
+            point = processor.run(wide.pk, lambda row: row.point)  # of which copy() would lose half
+            gevent.sleep(0)
+    assert (point.x, point.y) == (1, 2)
+    assert "the batch's own" in caplog.text

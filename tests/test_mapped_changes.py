@@ -495,3 +495,25 @@ def test_a_text_that_the_enum_of_its_column_cannot_read_back_is_refused_to_its_o
     assert "is no value of its Enum" in str(refused)
     assert others == [1, 2]
     assert bed.read(sa.select(Painted.coats)) == 2
+
+
+# -- what is answered of it ---------------------------------------------------------------------------------------
+
+
+RETURNED: list[tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], None]]] = [
+    (lambda train: train.seats, lambda seats: seats.taken, lambda train: train.seats.taken.update({"1": "Ann"})),
+    (lambda train: train.tracked, dict, lambda train: train.tracked.update({"1": "Ann"})),
+    (lambda train: [train.tracked], lambda answer: dict(answer[0]), lambda train: train.tracked.clear()),
+    (lambda train: train.place, lambda place: (place.x, place.y), lambda train: setattr(train.place, "x", 7)),
+]
+
+
+@pytest.mark.parametrize(("returned", "shown", "change"), RETURNED, ids=["object", "mutable", "in a list", "composite"])
+def test_an_object_in_a_column_is_answered_as_it_was_then(
+    bed: Bed, returned: Callable[[Any], Any], shown: Callable[[Any], Any], change: Callable[[Any], None]
+) -> None:
+    bed.add(Train(id=1, kind="train"))
+    alone = bed.together(Train, 1, returned)[0]
+    answer, _ = bed.together(Train, 1, returned, change)
+    assert type(answer) is type(alone)
+    assert shown(answer) == shown(alone)

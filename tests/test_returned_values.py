@@ -145,6 +145,23 @@ def test_what_lies_too_deep_is_refused_to_its_caller_alone(clock: VirtualTime) -
         deep = deep[0]
 
 
+class Copying(Scope):
+    """Copies parts, but for the one that cannot be."""
+
+    def copied(self, value: object) -> object:
+        if value is UNASKABLE:
+            raise LookupError("do not copy")
+        return Part() if isinstance(value, Part) else value
+
+
+def test_what_a_scope_copies_is_answered_as_its_copy_and_once_where_it_is_twice() -> None:
+    part: Any = Part()
+    with Processor(open_resource=lambda _: Copying(Train()), min_duration=0) as processor:
+        answer: Any = processor.run("k", lambda _: [part, {"same": part}, UNASKABLE])
+    assert answer[0] is answer[1]["same"] is not part
+    assert answer[2] is UNASKABLE
+
+
 # -- what is the batch's own ----------------------------------------------------------------------------------------
 
 

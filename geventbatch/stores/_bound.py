@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -99,6 +100,11 @@ class Bound:
             return bool(self.exact(value) != known)
         except Exception:  # the flush raises it again, as the error of who has brought the value
             return True
+
+    def copied(self, value: Any) -> Any:
+        """Give a copy of *value*; or itself where there is none that is the same for the database."""
+        copy = deepcopy(value)
+        return value if self.differ(self.exact(value), copy) else copy
 
     def _bind(self, process: Callable[[Any], Any], value: Any) -> Any:
         bound = process(value)

@@ -8,6 +8,7 @@ can never be missed.
 from __future__ import annotations
 
 import pickle
+from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
@@ -115,6 +116,14 @@ def differ(one: object, other: object) -> bool:
     if type(one) is not type(other):
         return True
     return repr(one) != repr(other) if type(one) in _COARSE else one != other
+
+
+def copied(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
+    """Give a copy of *value*; or itself where there is none that is the same for the database."""
+    if isinstance(value, File):  # which has the instance with it
+        return value
+    copy = deepcopy(value)
+    return value if differ(kept(field, value, connection), kept(field, copy, connection)) else copy
 
 
 def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:

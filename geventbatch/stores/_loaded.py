@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from geventbatch.stores._transaction import LostRow, is_doubtful
 from geventbatch.stores._watched import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -60,6 +61,16 @@ class Loaded:
         """Whether the session has something to write."""
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+
+    def copier_of(self, value: object) -> Callable[[Any], Any] | None:
+        """What copies *value*, if it may be changed in place in a column of the resource, or of what else there is."""
+        for instance in (*self._session.new, *self._session.identity_map.values()):
+            state: InstanceState[Any] = instance_state(instance)
+            columns = self._mapping.columns_of(state.mapper)
+            for name in (*columns.in_place, *columns.composites):
+                if state.dict.get(name) is value:
+                    return deepcopy if name in columns.composites else columns.in_place[name].copied
+        return None
 
     def adds(self) -> bool:
         """Whether something was added that is not in the database, or moved, so that a deletion would not find it."""

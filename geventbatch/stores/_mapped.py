@@ -105,9 +105,16 @@ class MappedScope:
         """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
         return self._conduct.returned()
 
+    def copied(self, value: object) -> object:
+        """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
+        copy = self._loaded.copier_of(value)
+        return value if copy is None else copy(value)
+
     def owns(self, value: object) -> bool:
-        """Whether *value* is an instance of the batch's session. Switches: no."""
-        return isinstance(sa.inspect(value, raiseerr=False), InstanceState) and value in self._session
+        """Whether *value* is an instance of the batch's session, or in a column of one. Switches: no."""
+        if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
+            return value in self._session
+        return self._loaded.copier_of(value) is not None
 
     # -- step by step ------------------------------------------------------------------------------------------
 
