@@ -14,6 +14,7 @@ from geventbatch._shown import named
 from geventbatch.stores import _engines
 from geventbatch.stores._bound import Columns
 from geventbatch.stores._derived import has_derived
+from geventbatch.stores._functions import Functions
 from geventbatch.stores._key import row_key
 from geventbatch.stores._tenants import prepare
 from geventbatch.stores._watched import watch_refreshes
@@ -50,8 +51,13 @@ class Mapping:
     """Has a connection find the tables of a key's tenant."""
     has_tenants: bool = False
     """A key is a pair: the tenant, and the row's own."""
+    functions: Functions = field(init=False)
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
     _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Nothing is known yet of the functions that operations call."""
+        self.functions = Functions("mysql" if self.engine.dialect.name == "mariadb" else self.engine.dialect.name)
 
     @cached_property
     def name(self) -> str:

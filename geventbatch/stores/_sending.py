@@ -150,38 +150,53 @@ class Sending:
         if loaded is None:
             return
         is_savepoint = context.compiled is not None and isinstance(context.compiled.statement, _SAVEPOINTS)
+        calls = False
         if not self.ours:
             self.sees()
             if self.connection.get_transaction() is not self._below:
                 raise self._refused("went on behind the end of the transaction of its batch")
             if not is_savepoint:
-                self._looks_at(_sql.without_prefix(statement))
+                calls = self._looks_at(_sql.without_prefix(statement))
         # A savepoint too: rolled back to, it would give up a lock that was taken behind it.
-        if not loaded.claimed and (is_savepoint or not reads(_sql.without_prefix(statement))):
+        if not loaded.claimed and (is_savepoint or calls or not reads(_sql.without_prefix(statement))):
             with self.own():
                 loaded.claim(self.transaction)
 
-    def _looks_at(self, statement: str) -> None:
-        """An operation sends *statement*, or a flush in one does."""
+    def _looks_at(self, statement: str) -> bool:
+        """An operation sends *statement*, or a flush in one does. Whether that calls a function that may write."""
         if not self.flushing:
             why = forbidden(statement, mysql=self._mysql)
             if why is not None:
                 raise self._refused(f"sent what it may not send: {why}")
             self.flush_others(statement)
+        calls = False
         if reads(statement):
-            return
+            calls = not self.flushing and self._calls_what_writes(statement)
+            if not calls:
+                return False
         self._refuse_on_sqlite("write")
         self.wrote = True
         batch = current_batch()
         if not self.flushing:
             self._spoils = True
-            if self._holds(statement):
+            if calls or self._holds(statement):
                 self.rewrote = True
                 batch.cut()
         # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
         # raises; but for what it has added itself.
         elif any(when == batch.completed and one in self.session.new for when, one in self._added):
             self._spoils = True
+        return calls
+
+    def _calls_what_writes(self, query: str) -> bool:
+        """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
+        return not current_batch().alone and self._mapping.functions.may_write(query, self._first_column)
+
+    def _first_column(self, question: str, parameters: list[str]) -> list[str]:
+        if self.connection.dialect.paramstyle == "qmark":
+            question = question.replace("%s", "?")
+        with self.own():
+            return list(self.connection.exec_driver_sql(question, tuple(parameters)).scalars())
 
     def has_inserted(self, cursor: Any, context: Any) -> None:
         """A statement was executed that inserts something."""
