@@ -13,7 +13,7 @@ from tests.callers import answer_of
 from tests.test_django_models import MODES, SERVERS, processing, tables
 
 from tests.django_project.bank.models import Ticket  # isort: skip - after Django is set up
-from tests.django_project.bank.shapes import Computed, Counting, Heard, Order, Seat  # isort: skip
+from tests.django_project.bank.shapes import Computed, Counting, Heard, Order, Seat, Sum  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,3 +132,22 @@ def test_a_delete_of_the_models_own_that_would_go_elsewhere_is_refused(tmp_path:
         with processing(Own, alias) as processor:
             assert isinstance(answer_of(processor.run, 1, lambda one: one.delete()), RuntimeError)
         assert Ticket.objects.using(alias).exists()
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_a_field_writes_by_itself_before_a_save_is_committed_with_the_row_or_not_at_all(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(_: Sum, row: Any, add: bool) -> int:
+        tickets = Ticket.objects.using(row._state.db)
+        tickets.create(number=tickets.count())
+        return 10**30 if row.pieces == 2 and not add else 1
+
+    with tables(server, tmp_path, Computed, Ticket) as alias:
+        row = Computed.objects.using(alias).create()
+        monkeypatch.setattr(Sum, "pre_save", count)
+        with processing(Computed, alias) as processor:
+            assert processor.run(row.pk, order) == 1
+            assert Ticket.objects.using(alias).count() == 1
+            assert isinstance(answer_of(processor.run, row.pk, order), Exception)
+        assert Ticket.objects.using(alias).count() == 1

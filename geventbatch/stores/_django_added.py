@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.db.models import Model
 
 from geventbatch._shown import shown
+from geventbatch.stores._django_messages import Written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ def _add_group(model: type[Model], group: list[Model], transaction: Transaction,
         return
     most = connection.ops.bulk_batch_size([*model._meta.concrete_fields], group)
     commits = commits and len(group) <= most and len({row.pk is None for row in group}) == 1
-    with transaction.saving(commits=commits, rows=len(group)):
+    with transaction.saving(commits=Written(model._meta.db_table, len(group)) if commits else None):
         model._base_manager.using(connection.alias).bulk_create(group)
 
 

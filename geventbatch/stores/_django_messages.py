@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.db import DatabaseError, Error, NotSupportedError
 
 from geventbatch.errors import Conflict
-from geventbatch.stores import _sql
+from geventbatch.stores import _django_tables, _sql
 from geventbatch.stores._driver_errors import message
 
 if TYPE_CHECKING:
@@ -22,16 +22,24 @@ if TYPE_CHECKING:
 _refused: Final[set[tuple[str, str]]] = set()
 """The databases and statements that PostgreSQL does not take with RETURNING, or in WITH: of tables that have rules."""
 
-_WRITES: Final = frozenset({"INSERT", "UPDATE"})
+_SELECT: Final = frozenset({"SELECT"})
 _OTHER_ROWS: Final = f"rows were written {token_hex(8)}"
 """In the error of a statement that has written another number of rows than it should."""
+
+
+class Written(NamedTuple):
+    """What COMMIT may be sent with."""
+
+    table: str
+    rows: int
+    """So many are written to it by one INSERT or UPDATE."""
 
 
 class Together:
     """Sends the next statement of Django's in one message with those before and after it; or one after the other."""
 
-    def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: int = 0) -> None:
-        """Send COMMIT behind it where it *commits* so many rows."""
+    def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: Written | None = None) -> None:
+        """Send COMMIT behind it if it is what *commits*."""
         self.answers: list[tuple[Any, ...]] = []
         self._owner = owner
         self._before = before
@@ -39,33 +47,48 @@ class Together:
         self._sent = False
 
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if self._sent or many or (self._commits and not begins(sql, _WRITES)):
+        written = self._commits
+        if self._sent or many or (written is not None and begins(sql, _SELECT)):
+            self._owner.only = False  # a field's own `pre_save` may send something
             return execute(sql, params, many, context)
         self._sent = True
         if not self._owner.pipelines:
             self._send_before()
             return execute(sql, params, many, context)
-        cursor = context["cursor"].cursor
-        statement = self._owner.connection.alias, sql
-        commits = bool(self._commits) and statement not in _refused
-        ours = [(_checked(sql, self._commits), params), ("COMMIT", None)] if commits else [(sql, params)]
-        statements = [*self._before, *ours]
-        with self._owner.connection.wrap_database_errors:
-            text = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
-        self._owner.may_be_committed = commits
+        statement = sql, params
+        if written is not None and isinstance(sql, str) and (self._owner.connection.alias, sql) not in _refused:
+            table = self._owner.connection.ops.quote_name(written.table)
+            if sql.startswith((f"UPDATE {table} ", f"INSERT INTO {table} "), _sql.start(sql)):
+                return self._commit(execute, statement, context, table, written.rows)
+        return self._execute(execute, [*self._before, statement], context)
+
+    def _commit(self, execute: Execute, statement: Statement, context: Any, table: str, rows: int) -> Any:
+        """Send it with COMMIT, and count its *rows* before that, unless all is one row and *table* takes every one."""
+        owner, alias = self._owner, self._owner.connection.alias
+        takes_all = owner.only and _django_tables.takes_all(alias, table)
+        look = takes_all is None
+        if look:
+            self._before = [*self._before, (_django_tables.LOOK, (table,))]
+        sql, params = statement
+        ours = sql if takes_all else _checked(sql, rows)
         try:
-            executed = execute(text, None, many, context)
+            executed = self._execute(execute, [*self._before, (ours, params), ("COMMIT", None)], context, commits=True)
+        except NotSupportedError as error:
+            _refused.add((alias, sql))
+            raise Conflict("the table has rules, so that COMMIT is sent by itself: all is applied again") from error
         except Error as error:
-            if commits and isinstance(error, NotSupportedError):
-                _refused.add(statement)
-                raise Conflict("the table has rules, so that COMMIT is sent by itself: all is applied again") from error
             if _OTHER_ROWS not in message(error):
                 raise
             raise DatabaseError(
                 "the database has written none of it, or not all: a trigger has left it out, or a policy has hidden it"
             ) from error
-        self._owner.committed = commits
-        self._take_answers(cursor)
+        if look:
+            _django_tables.note(alias, table, answer=self.answers[-1][0])
+        if takes_all and not context["cursor"].cursor.rowcount:  # so COMMIT had nothing to commit
+            _django_tables.distrust(alias, table)
+            owner.may_be_committed = False
+            raise Conflict("the database has left it out, as a trigger may that is new: all is applied again")
+        owner.committed = True
         return executed
 
     def send(self) -> None:
@@ -82,6 +105,17 @@ class Together:
                 cursor.execute(statement, params)
                 if cursor.description is not None:
                     self.answers.append(cursor.fetchone())
+
+    def _execute(
+        self, execute: Execute, statements: Sequence[Statement], context: Any, *, commits: bool = False
+    ) -> Any:
+        cursor = context["cursor"].cursor
+        with self._owner.connection.wrap_database_errors:
+            text = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
+        self._owner.may_be_committed = commits
+        executed = execute(text, None, False, context)  # noqa: FBT003 - Django's own signature
+        self._take_answers(cursor)
+        return executed
 
     def _take_answers(self, cursor: Any) -> None:
         """Leave *cursor* at the answer to Django's own statement."""

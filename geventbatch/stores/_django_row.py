@@ -16,6 +16,7 @@ from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores._django_fields import pk_fields
 from geventbatch.stores._django_generated import Generated, evaluate
+from geventbatch.stores._django_messages import Written
 from geventbatch.stores._django_query import own_tables, reads_beside, whole_rows
 from geventbatch.stores._django_saving import has_own_save, takes
 from geventbatch.stores._django_tenants import prepare
@@ -244,14 +245,18 @@ class Row(Generic[M]):
             setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
             names.append(version.name)
         only: dict[str, Any] = {} if self.computes(type(self.instance)) else {"update_fields": names}
-        with self._transaction.saving(*checks, commits=commits):
+        with self._transaction.saving(*checks, commits=self._written if commits else None):
             type(self.instance).save(self.instance, using=self._store.using, **only)
 
     def insert(self, *, commits: bool) -> None:
         """Write the new row. Switches: yes."""
         self._transaction.take_write_lock()
-        with self._transaction.saving(commits=commits and self._is_plain):
+        with self._transaction.saving(commits=self._written if commits and self._is_plain else None):
             type(self.instance).save(self.instance, using=self._store.using, force_insert=True)
+
+    @property
+    def _written(self) -> Written:
+        return Written(self.instance._meta.db_table, 1)
 
     def settle(self) -> None:
         """It was written as the instance is now, and may be written again. Switches: no."""

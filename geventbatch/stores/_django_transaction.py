@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from geventbatch import Batch
+    from geventbatch.stores._django_messages import Written
 
     Execute = Callable[..., Any]
     Statement = tuple[str, Sequence[object] | None]
@@ -55,6 +56,8 @@ class Transaction:
         """Its COMMIT is somebody else's."""
         self.wrote = False
         """An operation has sent a statement that may have written something; on SQLite, the write lock was taken."""
+        self.only = False
+        """What the save sends with COMMIT is all that is written."""
         self.over: Exception | None = None
         """By what the server, or somebody else's change, has ended it: see `ended_by`."""
         self._batch = batch
@@ -110,17 +113,17 @@ class Transaction:
             raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
 
     @contextmanager
-    def saving(self, *checks: Statement, commits: bool = False, rows: int = 1) -> Iterator[None]:
-        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it *commits*.
+    def saving(self, *checks: Statement, commits: Written | None = None) -> Iterator[None]:
+        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it is what *commits*.
 
-        Then it fails unless it writes so many *rows*: a trigger may leave some out, or a policy hide them, which Django
+        Then it fails unless it writes all rows: a trigger may leave some out, or a policy hide them, which Django
         would find out behind COMMIT.
         """
         if self.nested or not self.pipelines:
             yield
             return
         before = [(_sql.postgres_bound(self._batch.remaining()), None), *checks]
-        together = Together(self, before, commits=rows if commits else 0)
+        together = Together(self, before, commits=commits)
         with self.connection.execute_wrapper(together):
             yield
 
