@@ -39,6 +39,7 @@ from gevent.event import Event
 from benchmarks.overhead import Counter
 from benchmarks.ways import spread
 from geventbatch import Processor
+from geventbatch._scope import save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +125,9 @@ class Load:
         self._counters = [Counter() for _ in range(keys)]
         self._callers = callers
         self._rounds = max(3, operations // callers)
-        self.processor = Processor(load_resource=self._counters.__getitem__, min_duration=0, max_duration=60)
+        self.processor = Processor(
+            load_resource=self._counters.__getitem__, save_resource=save_nothing, min_duration=0, max_duration=60
+        )
         for key in range(min(keys, 1000)):
             gevent.spawn(self.processor.run, key, Counter.add, 0).join()
 
@@ -192,7 +195,9 @@ def tracked(callers: int) -> float:
         release.wait()
         return Counter()
 
-    processor = Processor(load_resource=load, min_duration=0, max_duration=60, max_batches=1)
+    processor = Processor(
+        load_resource=load, save_resource=save_nothing, min_duration=0, max_duration=60, max_batches=1
+    )
     gc.collect()
     before = len(gc.get_objects())
     greenlets = [gevent.spawn(processor.run, number, Counter.add, 1) for number in range(callers)]

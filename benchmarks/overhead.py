@@ -26,6 +26,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from geventbatch import COMPILED, Processor
+from geventbatch._scope import save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,9 @@ def batched(operations: int, callers: int, keys: int, min_duration: float) -> fl
     """CPU seconds per operation of *callers* in a closed loop on *keys*."""
     counters = [Counter() for _ in range(keys)]
     rounds = max(1, operations // callers)
-    processor = Processor(load_resource=counters.__getitem__, min_duration=min_duration, max_duration=30)
+    processor = Processor(
+        load_resource=counters.__getitem__, save_resource=save_nothing, min_duration=min_duration, max_duration=30
+    )
     start = Event()
 
     def call(key: int) -> None:
@@ -94,7 +97,9 @@ def batched(operations: int, callers: int, keys: int, min_duration: float) -> fl
 
 def longest_gap(callers: int = CALLERS, work: float = 100e-6, rounds: int = 5) -> float:
     """The longest time that a 1 ms timer of the hub was kept waiting while woken callers each work, in seconds."""
-    processor: Processor[list[int]] = Processor(load_resource=lambda _: [], min_duration=0, max_duration=30)
+    processor: Processor[list[int]] = Processor(
+        load_resource=lambda _: [], save_resource=save_nothing, min_duration=0, max_duration=30
+    )
     longest = 0.0
     done = False
 
@@ -135,7 +140,9 @@ def memory_per_batch(batches: int = 2000) -> tuple[float, float]:
         gevent.joinall(greenlets, raise_error=True)
         return size / batches
 
-    processor: Processor[list[int]] = Processor(load_resource=lambda _: [], min_duration=2, max_duration=30)
+    processor: Processor[list[int]] = Processor(
+        load_resource=lambda _: [], save_resource=save_nothing, min_duration=2, max_duration=30
+    )
     tracemalloc.start()
     plain = grown(lambda _: AsyncResult().wait(2))
     whole = grown(lambda number: processor.run(number, list.append, 1))

@@ -23,6 +23,7 @@ import gevent
 from gevent.event import Event
 
 from geventbatch import BatchMetric, Processor
+from geventbatch._scope import save_nothing
 from geventbatch.integrations.page import Page
 
 KEYS = 10_000
@@ -95,7 +96,9 @@ def metric_of(key: str) -> BatchMetric:
 def cpu_of_batch(callers: int, rounds: int, *, watched: bool) -> float:
     """CPU seconds per batch."""
     counter = Counter()
-    with Processor(load_resource=lambda _: counter, min_duration=0, max_duration=30) as processor:
+    with Processor(
+        load_resource=lambda _: counter, save_resource=save_nothing, min_duration=0, max_duration=30
+    ) as processor:
         idle = Idle()
         if watched:
             processor._watch(idle)  # noqa: SLF001 - as adapters do
@@ -113,7 +116,11 @@ def answer_with(keys: int, times: int) -> float:
     """Seconds of an answer while so many keys have live batches."""
     let_go = Event()
     processor: Processor[None] = Processor(
-        load_resource=lambda _: let_go.wait() and None, min_duration=0, max_duration=60, max_batches=100
+        load_resource=lambda _: let_go.wait() and None,
+        save_resource=save_nothing,
+        min_duration=0,
+        max_duration=60,
+        max_batches=100,
     )
     page = shown_to_all([processor])
     callers = [gevent.spawn(processor.run, key, lambda _: None) for key in range(keys)]

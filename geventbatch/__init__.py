@@ -8,10 +8,11 @@ from typing import Final
 
 from geventbatch import _runner
 from geventbatch._batch import Batch
-from geventbatch._check import Problem, check
+from geventbatch._check import check
 from geventbatch._keys import worker_number_for_key
 from geventbatch._live import LiveBatch, ProcessorStats
 from geventbatch._metrics import BatchMetric, BatchMetrics
+from geventbatch._problem import Problem
 from geventbatch._processor import Processor, current_batch, stop_all
 from geventbatch.errors import (
     BatchAborted,

@@ -15,7 +15,7 @@ import gevent
 
 from geventbatch import _process
 from geventbatch._callables import check_scope, refuse_lazy
-from geventbatch._scope import IMMUTABLE, ImmutableWarning
+from geventbatch._scope import IMMUTABLE, AnyPair
 from geventbatch._shown import shown
 from geventbatch.errors import PartlySaved, ResourceMissing
 
@@ -44,14 +44,16 @@ class BulkPairScope:
             refuse_lazy("save_resources", self._pair.save_resources(self._resources))
 
 
-class BulkPair:
+class BulkPair(AnyPair):
     """``load_resources`` and ``save_resources``, as an ``open_resources``."""
 
-    def __init__(self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object]) -> None:
+    def __init__(
+        self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object], *, compares: bool
+    ) -> None:
         """Keep both."""
+        super().__init__(loads=True, saves=True, compares=compares)
         self.load_resources = load_resources
         self.save_resources = save_resources
-        self._warning = ImmutableWarning()
 
     def __call__(self, keys: list[Any]) -> BulkPairScope:
         """Open the resources at *keys*. It calls nothing of the user's."""
@@ -65,7 +67,7 @@ class BulkPair:
             raise TypeError(f"load_resources gave {shown(found)}, but must give a mapping of keys to their resources")
         for resource in found.values():
             if type(resource) in IMMUTABLE:
-                self._warning.warn("load_resources", resource)
+                self.warning.warn("load_resources", resource)
         return dict(found)
 
 

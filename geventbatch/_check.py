@@ -1,52 +1,39 @@
-"""What in this process would block the hub, or not outlive a fork: looked for at the first `run`, and by `check`."""
+"""What in this process would block the hub, not outlive a fork, or lose changes: looked for by `check`.
+
+The first two are looked for at the first `run`, too.
+"""
 
 from __future__ import annotations
 
 import gc
 import sys
-import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import monkey
 
-from geventbatch import _process
+from geventbatch import _process, _set_up
+from geventbatch._problem import Problem, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that makes batches slow, or wrong after a fork.
-
-    Attributes:
-        name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'forked-connections', 'psycopg', 'psycopg2',
-            'mysqlclient' or 'mysql-connector'.
-        what: What is wrong, and what comes of it.
-        mend: The line, or the change, that mends it.
-    """
-
-    name: str
-    what: str
-    mend: str
-
-    def __str__(self) -> str:
-        """Give both sentences."""
-        return f"{self.what} {self.mend}"
-
-
 def check() -> list[Problem]:
-    """Look for what would block the hub or not outlive a fork: for a health endpoint, or a test of one's own.
+    """Look for what would block the hub, not outlive a fork, or lose changes: for a health endpoint, or a test.
 
-    It looks at the modules that are imported by now, so call it after the application is. The first `run` of a process
-    warns of the same, once. It does not name sqlite3, which blocks while it waits for a lock on its file, and nothing
-    mends that.
+    It looks at the modules that are imported by now and at the processors that there are, so call it after the
+    application is imported. The first `run` of a process warns of what is the process's, once; a processor that is made
+    warns of what it would lose. It does not name sqlite3, which blocks while it waits for a lock on its file, and
+    nothing mends that.
 
     Returns:
         The problems; none when all is well.
     Switches: no.
     """
+    return [*_of_process(), *_set_up.problems()]
+
+
+def _of_process() -> list[Problem]:
     return [problem for look in _LOOKS for problem in look()]
 
 
@@ -140,11 +127,8 @@ _LOOKS: tuple[Callable[[], Iterator[Problem]], ...] = (_unpatched, _fork, psycop
 
 
 def _warn() -> None:
-    frame, ours = sys._getframe(), 0  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
-        frame, ours = frame.f_back, ours + 1
-    for problem in check():
-        warnings.warn(str(problem), RuntimeWarning, stacklevel=1 + ours)
+    for problem in _of_process():
+        warn(problem)
 
 
 _process.at_first_run(_warn)

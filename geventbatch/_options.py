@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from geventbatch._callables import check_function, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
-from geventbatch._scope import Pair, load_nothing, save_nothing
+from geventbatch._scope import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +96,7 @@ def check_options(
     open_resources: Any = None,
     load_resources: Any = None,
     save_resources: Any = None,
+    compares: Any = None,
     max_bulk: Any = None,
     min_duration: Any = 0.1,
     max_duration: Any = None,
@@ -124,8 +125,10 @@ def check_options(
             f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has "
             "to hold the window, the load and the save"
         )
-    one = resource_scope(open_resource, load_resource, save_resource)
-    many = bulk_scope(open_resources, load_resources, save_resources)
+    if compares is not None:
+        check_flag("compares", compares)
+    many = bulk_scope(open_resources, load_resources, save_resources, compares=compares)
+    one = resource_scope(open_resource, load_resource, save_resource, compares=compares if many is None else None)
     if many is None and max_bulk is not None:
         raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
     if many is not None:
@@ -250,24 +253,25 @@ def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
     raise TypeError(msg) from error
 
 
-def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any) -> Any:
+def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *, compares: bool | None = None) -> Any:
     """Give the ``open_resource`` that was passed, or the one that a pair makes."""
     if open_resource is None:
-        load_resource = load_nothing if load_resource is None else load_resource
-        save_resource = save_nothing if save_resource is None else save_resource
-        check_no_store("load_resource", load_resource)
-        check_function("load_resource", load_resource, "key")
-        check_function("save_resource", save_resource, "key", "resource")
-        return Pair(load_resource, save_resource)
+        if load_resource is not None:
+            check_no_store("load_resource", load_resource)
+            check_function("load_resource", load_resource, "key")
+        if save_resource is not None:
+            check_function("save_resource", save_resource, "key", "resource")
+        return Pair(load_resource, save_resource, compares=bool(compares))
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"
         )
+    _check_no_pair(compares=compares)
     check_opener("open_resource", open_resource, "key")
     return open_resource
 
 
-def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) -> Any:
+def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any, *, compares: bool | None = None) -> Any:
     """Give the ``open_resources`` that was passed, or the one that a pair makes; None when there is none."""
     if open_resources is load_resources is save_resources is None:
         return None
@@ -276,14 +280,22 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any) ->
         check_function("save_resources", save_resources, "resources")
         from geventbatch._bulk_scope import BulkPair
 
-        return BulkPair(load_resources, save_resources)
+        return BulkPair(load_resources, save_resources, compares=bool(compares))
     if load_resources is not None or save_resources is not None:
         raise TypeError(
             "open_resources takes the place of load_resources and save_resources: pass it, or the pair, not both"
         )
+    _check_no_pair(compares=compares)
     check_no_store("open_resources", open_resources)
     check_opener("open_resources", open_resources, "keys")
     return open_resources
+
+
+def _check_no_pair(*, compares: bool | None) -> None:
+    if compares is not None:
+        raise TypeError(
+            "compares says of a pair that its save compares what was loaded, and there is no pair: leave it out"
+        )
 
 
 def _door(open_resource: Any) -> Door | None:

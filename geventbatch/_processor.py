@@ -8,7 +8,7 @@ from weakref import ref
 
 import gevent
 
-from geventbatch import _process
+from geventbatch import _process, _set_up
 from geventbatch._clock import clock as _clock
 from geventbatch._compiled import defined_by
 from geventbatch._live import LiveBatch, ProcessorStats, live_batch, stats_of
@@ -70,6 +70,9 @@ class Processor(Runner, Generic[R]):
             which the keys were taken of which nothing is to be saved; it raises `PartlySaved` for those that were not.
         load_resources: ``load_resources(keys)`` gives that dict. With *save_resources*, in place of *open_resources*.
         save_resources: ``save_resources(resources)``.
+        compares: Whether the save of a pair compares what was loaded, and raises `Conflict` where that is another by
+            now. One that does not is warned of where more than one worker process serves: one writes over what another
+            has saved. (Stores see to that themselves.)
         max_bulk: Keys in one bulk, of those that a worker finds ready; by default 100.
         min_duration: The window: seconds for which a batch takes operations at least. 0 is natural batching: no wait,
             what arrives while a batch saves is the next one.
@@ -113,6 +116,7 @@ class Processor(Runner, Generic[R]):
         *,
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
+        compares: bool = ...,
         **options: Unpack[_Options],
     ) -> None: ...
 
@@ -127,6 +131,7 @@ class Processor(Runner, Generic[R]):
         *,
         load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
         save_resources: Callable[[dict[Any, R]], object],
+        compares: bool = ...,
         **options: Unpack[_Options],
     ) -> None: ...
 
@@ -145,6 +150,7 @@ class Processor(Runner, Generic[R]):
         _process.made.append(ref(self, _process.made.remove))
         for watch in _process.watchers:
             watch(self)
+        _set_up.warn_of(self)
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""

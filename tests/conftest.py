@@ -13,7 +13,7 @@ import pytest  # noqa: E402
 from gevent.hub import Hub  # noqa: E402
 from greenlet import greenlet  # noqa: E402
 
-from geventbatch import _process, _report  # noqa: E402
+from geventbatch import _process, _report, _set_up  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 from tests.servers import end_postgres  # noqa: E402
 
@@ -45,6 +45,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_was_told_before() -> None:
     _report._told.clear()
+    _set_up._workers.seen = 0
 
 
 @pytest.fixture(autouse=True)

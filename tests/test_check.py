@@ -56,6 +56,8 @@ def modules(monkeypatch: pytest.MonkeyPatch, **members: dict[str, Any]) -> None:
         monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
 
 
+pytestmark = pytest.mark.usefixtures("no_other_processors")
+
 CEXT = "mysql.connector.connection_cext"
 
 

@@ -14,13 +14,15 @@ import pytest
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.checks import run_checks
+from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
+from django.core.signals import request_started
 from django.db import connections, transaction
 from django.test import Client, TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from gevent import monkey
 
-from geventbatch import LoadFailed, Processor, current_batch
+from geventbatch import LoadFailed, Processor, _set_up, current_batch
 from geventbatch.integrations.django import checks, processors, stop_all
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._django_connections import close_idle
@@ -52,7 +54,7 @@ def _default_database() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_processor(no_other_processors: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The one that the app has found may have been stopped by a test that stops them all."""
     with Processor(open_resource=DjangoStore(Account, by="name"), min_duration=0, max_batches=4) as processor:
         monkeypatch.setattr(bank, "accounts", processor)
@@ -313,6 +315,7 @@ def test_a_right_set_up_has_nothing_to_be_told_of() -> None:
         (9, {}, {"max_batches": None}, "max_batches"),
         (10, {"OPTIONS": {"pool": True}}, {"max_batches": 5}, "has 4 connections"),
         (10, {"OPTIONS": {"pool": {"max_size": 8}}}, {"max_batches": 9}, "has 8 connections"),
+        (11, {}, {"max_duration": 0.5}, "has a max_duration of 0.5 s over a database server"),
     ],
 )
 def test_a_wrong_set_up_is_told_of(number: int, database: dict[str, Any], options: dict[str, Any], told: str) -> None:
@@ -332,11 +335,32 @@ def test_a_wrong_set_up_is_told_of(number: int, database: dict[str, Any], option
         ({"OPTIONS": {"read_timeout": 6}}, {}),
         ({"OPTIONS": {"pool": {"max_size": 4}}}, {}),
         ({"ENGINE": "django.db.backends.sqlite3"}, {"max_batches": None}),
+        ({"ENGINE": "django.db.backends.sqlite3"}, {"max_duration": 0.5}),
     ],
 )
 def test_what_is_near_it_but_right_is_not_told_of(database: dict[str, Any], options: dict[str, Any]) -> None:
     with declaring(database, **options):
         assert found() == {}
+
+
+def test_a_pair_is_told_of_that_saves_nothing_or_that_the_first_request_finds_beside_other_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_set_up, "_workers", type(_set_up._workers)())
+    apps.get_app_config("geventbatch").ready()
+    with Processor(load_resource=print, min_duration=0) as pair:
+        monkeypatch.setattr(bank, "pair", pair, raising=False)
+        assert "bank.processors.pair has a load_resource without" in found()["geventbatch.W012"]
+    with Processor(load_resource=print, save_resource=print, min_duration=0) as pair:
+        monkeypatch.setattr(bank, "pair", pair)
+        assert found() == {}
+        several = {"wsgi.multiprocess": True}  # as the client of tests says too, which is no server
+        Client().get("/nowhere")
+        assert found() == {}
+        with pytest.warns(RuntimeWarning, match="print loads and saves by a pair of functions, which compares nothing"):
+            request_started.send(sender=WSGIHandler, environ=several)
+        request_started.send(sender=WSGIHandler, environ=several)
+        assert "bank.processors.pair loads and saves by a pair" in found()["geventbatch.W013"]
 
 
 def test_atomic_requests_are_told_of_unless_a_view_is_exempt_or_the_store_permits_them(
@@ -437,4 +461,4 @@ def test_psycopg2_that_waits_in_c_is_told_of(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_check_has_a_test_here() -> None:
-    assert len(checks._OF_PROCESS) + len(checks._OF_SETTINGS) == 10
+    assert len(checks._OF_PROCESS) + len(checks._OF_SETTINGS) == 11

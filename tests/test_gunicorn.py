@@ -312,6 +312,8 @@ def test_each_worker_warns_of_a_max_duration_that_graceful_timeout_has_no_room_f
             "graceful_timeout is 20 s: what runs longer is killed"
         )
         assert server.log().count(warning) == server.log().count("A batch may take") == 2
+        # The first one was alone when it was forked.
+        assert server.log().count("compares nothing, and more than one worker process serves") == 1
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])

@@ -29,10 +29,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
 from weakref import WeakSet
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, request, request_started
 from flask.globals import app_ctx
 
-from geventbatch._options import bulk_scope, check_callable, resource_scope
+from geventbatch import _set_up
+from geventbatch._options import bulk_scope, check_callable, check_flag, resource_scope
 from geventbatch._processor import Processor
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
@@ -110,6 +111,7 @@ class GeventBatch:
             state.make(declared, app)
         app.extensions[_NAME] = state
         self._apps.add(app)
+        request_started.connect(_see_environment, app)
         if state.error_answers and BatchError not in app.error_handler_spec[None][None]:
             app.register_error_handler(BatchError, partial(_answer, retry_after=state.retry_after))
 
@@ -132,6 +134,7 @@ class GeventBatch:
         *,
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
+        compares: bool = ...,
         **options: Unpack[_Options],
     ) -> AppProcessor[R]: ...
 
@@ -146,6 +149,7 @@ class GeventBatch:
         *,
         load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
         save_resources: Callable[[dict[Any, R]], object],
+        compares: bool = ...,
         **options: Unpack[_Options],
     ) -> AppProcessor[R]: ...
 
@@ -302,12 +306,16 @@ class _AppState:
         options = {**self.options, **declared.options}
         if "make_store" in options:
             options["open_resource"] = _made_store(app, options)
-        many = bulk_scope(*(options.pop(name, None) for name in ("open_resources", "load_resources", "save_resources")))
+        compares = options.pop("compares", None)
+        if compares is not None:
+            check_flag("compares", compares)
+        given = (options.pop(name, None) for name in ("open_resources", "load_resources", "save_resources"))
+        many = bulk_scope(*given, compares=compares)
         if many is not None:
             options["open_resources"] = AppStore(app, many, "open_resources")
         else:
             one = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
-            options["open_resource"] = AppStore(app, resource_scope(*one))
+            options["open_resource"] = AppStore(app, resource_scope(*one, compares=compares))
         try:
             self.processors[declared] = _Processor(**options)
         except (TypeError, ValueError) as error:
@@ -337,6 +345,12 @@ def _state_of(app: Flask) -> _AppState:
         raise RuntimeError(f"GeventBatch.init_app() was not called for {app!r}")
     state: _AppState = app.extensions[_NAME]
     return state
+
+
+def _see_environment(app: Flask, **_: object) -> None:
+    """See, in the first request, how many processes serve."""
+    request_started.disconnect(_see_environment, app)
+    _set_up.see_environment(request.environ)
 
 
 def _answer(error: BatchError, *, retry_after: int) -> Response:

@@ -11,8 +11,8 @@ What it does:
 - TERM, HUP and max_requests let a worker finish what it has accepted. INT and QUIT tell it to drop everything: it saves
   and answers that first, and so it does when a terminal's Ctrl-C reaches it twice.
 - A signal ends a worker that is still starting, which would have put it into a queue that nobody reads.
-- When a worker has started, it warns of processors whose ``max_duration`` is too long for ``graceful_timeout``: what
-  runs longer is killed.
+- When a worker has started, it warns of processors whose ``max_duration`` is too long for ``graceful_timeout`` (what
+  runs longer is killed), and, when there are more workers than one, of those whose load and save compare nothing.
 
 Your own hooks stay as they are, those of the same names too: both are called. For that, this module has the hook
 ``nworkers_changed``; in the rare case that you have one, call this module's in it. The worker class may be a child of
@@ -38,7 +38,7 @@ from gevent import GreenletExit, monkey
 
 monkey.patch_all()
 
-from geventbatch import _process, stop_all  # noqa: E402 - as it asks for itself
+from geventbatch import _process, _set_up, stop_all  # noqa: E402 - as it asks for itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,7 @@ class _Hooks:
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
         self._responding = 0  # calls of the application that are not completely answered
+        self._workers = 0  # how many there were when this one was forked
         self._interrupted: Any = None  # the greenlet that ends everything then
 
     def join(self, cfg: Any) -> None:
@@ -93,14 +94,17 @@ class _Hooks:
 
     def post_fork(self, server: Any, worker: Any) -> None:
         """Let a signal end a worker that is still starting: nobody waits for it yet."""
-        del server, worker
+        del worker
+        self._workers = server.num_workers
         # The parent's handlers, which it has inherited, put signals into a queue that nobody reads here. The worker
         # would not end, and the parent wait for graceful_timeout.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
 
     def post_worker_init(self, worker: Any) -> None:
-        """Say what would be killed."""
+        """Say what would be killed, and what would be lost."""
+        for problem in _set_up.know_workers(self._workers):
+            worker.log.warning("%s", problem)
         most = worker.cfg.graceful_timeout * _TO_STOP
         for processor in _process.processors():
             longest = processor._options.max_duration  # noqa: SLF001 - it is the library's own

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from geventbatch._set_up import see_environment
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
 
@@ -43,9 +44,14 @@ class ErrorAnswers:
         """Stand in front of *app*."""
         self._app = app
         self._retry_after = retry_after
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._looked = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Let the application answer, or answer for it."""
+        if not self._looked:
+            self._looked = True
+            see_environment(environ)
         response = _Response(environ, start_response)
         try:
             body = self._app(environ, response.begin)

@@ -25,6 +25,7 @@ from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import Row
 from geventbatch.stores._key import KeyColumn, normalize_all
 from geventbatch.stores._key_columns import folds
+from geventbatch.stores._mode import on_server
 from geventbatch.stores._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores._savepoint import Savepoint
 from geventbatch.stores._transaction import LostRow, Transaction, left_out, load
@@ -48,6 +49,7 @@ class BulkDocuments:
     def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
         self._documents = documents
         self._columns = columns
+        self.on_server = on_server(documents.engine)
         single, dialect = documents.statements, documents.engine.dialect.name
         has_arrays = dialect == "postgresql" and all(fits(column) for column in (table.c.key, table.c.state))
         load = load_all(table, single.selected, arrays=has_arrays, locking=documents.locking)

@@ -22,6 +22,7 @@ class BulkRedis(Generic[R]):
 
     keeps_outcomes = False
     """It takes no operations with idempotency keys."""
+    on_server = True
 
     def __init__(self, store: RedisStore[R], resources: Resources[R]) -> None:
         self._store = store

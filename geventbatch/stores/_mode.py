@@ -16,7 +16,7 @@ def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
     levels = {own, engine.get_execution_options().get("isolation_level")}
     if "AUTOCOMMIT" in levels:
         raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
-    has_locks = engine.dialect.name != "sqlite"
+    has_locks = on_server(engine)
     if mode is None:
         mode = "lock" if has_locks else "version"
     if mode not in {"lock", "version"}:
@@ -30,3 +30,8 @@ def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
             "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
         )
     return mode
+
+
+def on_server(engine: sa.Engine) -> bool:
+    """Whether a database server is behind *engine*, which may take its time."""
+    return engine.dialect.name != "sqlite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from django.db import connections
 from django.db.models import Model
 from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
@@ -188,6 +189,12 @@ class DjangoStore(Generic[M]):
             "rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view with "
             "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
         )
+
+    @property
+    def on_server(self) -> bool:
+        """Whether a database server is behind it, which may take its time."""
+        engine: str = connections.settings.get(self.using, {}).get("ENGINE", "sqlite3")
+        return not engine.endswith("sqlite3")
 
     @property
     def keeps_outcomes(self) -> bool:

@@ -113,6 +113,9 @@ class RedisStore(Generic[R]):
         """The resource scope of *key*. Switches: no; entering and leaving it does."""
         return Scope(self._resources, self.normalize_key(key))
 
+    on_server: Final = True
+    """A server is behind it, which may take its time."""
+
     @property
     def keeps_outcomes(self) -> bool:
         """Whether it records the outcomes of operations with an idempotency key."""

@@ -36,7 +36,7 @@ from geventbatch.stores._mapping import (
     token_of,
     version_attribute,
 )
-from geventbatch.stores._mode import mode_of
+from geventbatch.stores._mode import mode_of, on_server
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._session import session_factory
 from geventbatch.stores._sqlalchemy_outcomes import idempotency_table, outcome_table
@@ -120,6 +120,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self._bulk = bulk
         self._tenant = tenant
         self._engine = engine
+        self.on_server: Final = on_server(engine)
         self._open_scope = open_scope
         self._columns = [key_column(column, engine.dialect) for column in columns]
 

@@ -8,9 +8,12 @@ from importlib import import_module
 from typing import Any, Final
 
 from django.apps import AppConfig, apps
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
 from django.db.models.signals import post_migrate
 from django.utils.module_loading import module_has_submodule
 
+from geventbatch import _set_up
 from geventbatch.integrations import django as integration
 
 _log: Final = logging.getLogger("geventbatch")
@@ -36,9 +39,17 @@ class GeventbatchConfig(AppConfig):
         # A test database cannot be dropped while anybody is connected. Emptying it, as a TransactionTestCase does at
         # its end, sends this signal too.
         post_migrate.connect(_close_idle, dispatch_uid="geventbatch")
+        request_started.connect(_see_environment, dispatch_uid="geventbatch")
         if checks.in_gevent_worker():
             for message in checks.of_process():
                 _log.warning("%s", message)
+
+
+def _see_environment(sender: type, environ: dict[str, Any] | None = None, **_: Any) -> None:
+    """See, in the first request of a server, how many processes serve."""
+    if issubclass(sender, WSGIHandler):  # and no client of tests, which says that there are several
+        request_started.disconnect(dispatch_uid="geventbatch")
+        _set_up.see_environment(environ or {})
 
 
 def _close_idle(using: str, **_: Any) -> None:

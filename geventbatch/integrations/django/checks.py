@@ -18,7 +18,7 @@ from django.db import connections
 from django.urls import URLPattern, URLResolver, get_resolver
 from gevent import monkey
 
-from geventbatch import _check, _process
+from geventbatch import _check, _process, _set_up
 from geventbatch.integrations import django as integration
 from geventbatch.stores.django import DjangoStore
 
@@ -56,13 +56,17 @@ class Declared(NamedTuple):
 
 def declared() -> list[Declared]:
     """All live processors over a `DjangoStore` whose database is there."""
-    names = {id(processor): name for name, processor in integration.processors().items()}
+    names = _names()
     found = []
     for processor in _process.processors():
         store = processor._options.open_resource
         if isinstance(store, DjangoStore) and store.using in connections.settings:
             found.append(Declared(names.get(id(processor), f"over {store!r}"), processor, store))
     return found
+
+
+def _names() -> dict[int, str]:
+    return {id(processor): name for name, processor in integration.processors().items()}
 
 
 def register_all() -> None:
@@ -278,6 +282,17 @@ def _pool_sizes(database: dict[str, Any]) -> list[int]:
     return [options.get("max_size") or options.get("min_size", _POOL_SIZE)]
 
 
+_IDS: Final = {"short-deadline": "W011", "unsaved": "W012", "uncompared": "W013"}
+
+
+def check_set_up(**_: object) -> list[CheckMessage]:
+    """W011: a batch over a server has less than a second; W012: nothing is saved; W013: a pair on several workers."""
+    return [
+        CheckWarning(problem.what, hint=problem.mend, id=f"geventbatch.{_IDS[problem.name]}")
+        for problem in _set_up.problems(_names())
+    ]
+
+
 def _seconds(one: Declared) -> float:
     return one.processor._options.max_duration
 
@@ -289,4 +304,5 @@ _OF_SETTINGS: Final[tuple[Check, ...]] = (
     check_max_age,
     check_max_batches,
     check_pool,
+    check_set_up,
 )
