@@ -54,7 +54,13 @@ SETS = [
     "SELECT pg_advisory_lock(1)",
     "SELECT pg_try_advisory_lock_shared (1, 2)",
     "SELECT pg_advisory_unlock_all()",
+    "SELECT \"set_config\" ('a.b', 'c', false)",
+    'SELECT pg_catalog."pg_advisory_lock"(1)',
+    'CREATE TABLE "pg_temp".t (x int)',
     "SELECT GET_LOCK('a', 1)",
+    "EXECUTE IMMEDIATE 'COMMIT'",
+    "HANDLER t OPEN",
+    "LOCK INSTANCE FOR BACKUP",
     "DO RELEASE_LOCK('a')",
     "CREATE TEMP TABLE t (x int)",
     "create temporary table t as select 1",
@@ -66,6 +72,8 @@ SETS = [
     "WITH one AS (SELECT 1) SELECT * INTO LOCAL TEMPORARY t FROM one",
     "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     "SELECT @total := 1",
+    "SELECT @`a total` := 1",
+    "SELECT 1 INTO @'total'",
     "SELECT x INTO @total FROM t",
     "PRAGMA foreign_keys = OFF",
     "PRAGMA main.synchronous(0)",
@@ -94,6 +102,8 @@ MAY = [
     "INSERT INTO temp SELECT 1",
     "SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)",
     "SELECT get_lock FROM t",
+    'SELECT "commit", "set_config" FROM "temp"."set" WHERE "a" IN (1)',
+    'SELECT 1 AS x INTO "temp" FROM t',
     "SELECT * FROM begin",
     "SELECT commit, savepoint, set FROM t WHERE data @> '{}' AND a <@ b",
     "SELECT f(a := 1)",
@@ -145,7 +155,15 @@ def test_literals_and_comments_are_read_as_mysql_reads_them(statement: str) -> N
 
 
 @pytest.mark.parametrize(
-    "statement", ["ALTER TABLE t ADD x int", "create table t (x int)", "TRUNCATE t", "drop table t"]
+    "statement",
+    [
+        "ALTER TABLE t ADD x int",
+        "create table t (x int)",
+        "TRUNCATE t",
+        "drop table t",
+        "BACKUP STAGE START",
+        "STOP SLAVE",
+    ],
 )
 def test_what_makes_mysql_commit_is_forbidden_there_alone(statement: str) -> None:
     assert _sql.forbidden(statement) is None

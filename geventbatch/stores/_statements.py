@@ -27,6 +27,9 @@ _NO_CODE: Final = re.compile(rf"\b[Ee]{_ESCAPED}|'(?:[^']|'')*'|{_QUOTED}", re.D
 _NO_CODE_MYSQL: Final = re.compile(
     rf"{_ESCAPED}|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--\s[^\n]*|--$|#[^\n]*|/\*(?!M?!).*?\*/", re.DOTALL
 )
+_NAMING: Final = re.compile(r"\s*[(.]")
+"""What stands behind the name of a function, or of a schema."""
+
 _EXECUTED: Final = re.compile(r"/\*M?!\d*|\*/")
 """What stands around it is no comment for MySQL."""
 
@@ -34,8 +37,8 @@ _TRANSACTION: Final = re.compile(
     r"(?:BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE TRANSACTION|XA)\b"
 )
 _SESSION: Final = re.compile(
-    r"(?:SET|RESET|DISCARD|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|USE|ATTACH|DETACH|UNLOCK"
-    r"|LOCK TABLES?\b.* (?:READ|WRITE)|DECLARE\b.* WITH HOLD"
+    r"(?:SET|RESET|DISCARD|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|USE|ATTACH|DETACH|UNLOCK|HANDLER"
+    r"|EXECUTE IMMEDIATE|LOCK INSTANCE|LOCK TABLES?\b.* (?:READ|WRITE)|DECLARE\b.* WITH HOLD"
     r"|(?:CREATE|DROP)(?: OR REPLACE)?(?: LOCAL| GLOBAL)? TEMP(?:ORARY)?)\b|CREATE\b.* PG_TEMP ?\."
 )
 _FUNCTION: Final = re.compile(
@@ -54,7 +57,8 @@ _STATEMENT_ONLY: Final = re.compile(r"SET STATEMENT .*? FOR (?=[A-Z])")
 _BODY: Final = re.compile(r"CREATE\b.* (?:TRIGGER|FUNCTION|PROCEDURE|EVENT|PACKAGE) ")
 _COMMITTING: Final = re.compile(
     r"(?:ALTER|CREATE|DROP|RENAME|TRUNCATE|ANALYZE|CACHE|CHECK|FLUSH|LOAD INDEX|OPTIMIZE|REPAIR|GRANT|REVOKE|INSTALL"
-    r"|UNINSTALL)\b"
+    r"|UNINSTALL|BACKUP|IMPORT|(?:START|STOP) (?:ALL )?(?:SLAVE|REPLICA|GROUP_REPLICATION)"
+    r"|CHANGE (?:MASTER|REPLICATION))\b"
 )
 
 _READS: Final = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "SET"})
@@ -122,8 +126,15 @@ def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lr
 
 
 def _left(found: re.Match[str]) -> str:
-    """What is left of a literal, and of a comment."""
-    return " " if found[0][0] in "-#/" else " '' "
+    """What is left of a literal, of a comment, of a name in quotes: something where it is called, or a variable's."""
+    first = found[0][0]
+    if first in "-#/":
+        return " "
+    if found.string[: found.start()].endswith("@"):
+        return "named"
+    if first in '`"' and _NAMING.match(found.string, found.end()):
+        return f" {found[0][1:-1]}"
+    return " '' "
 
 
 _remembered = lru_cache(maxsize=512)(_forbidden)
