@@ -161,6 +161,19 @@ def test_what_was_assigned_is_found_as_a_load_gives_it(bed: Bed, values: dict[st
     assert batch == alone
 
 
+def test_what_only_the_database_knows_is_what_the_next_load_gives(bed: Bed) -> None:
+    batch, alone = in_a_batch_and_alone(bed, {"note": 1.50})
+    assert batch == alone
+
+
+@pytest.mark.parametrize("setting", ON_POSTGRES)
+@pytest.mark.parametrize("value", [[1, 2], ["a", None], Decimal("1.50")], ids=["numbers", "texts", "decimal"])
+def test_so_is_what_only_postgresql_takes_for_a_text(setting: Any, value: Any, tmp_path: Any) -> None:
+    with opened(setting, Base, tmp_path) as bed:
+        batch, alone = in_a_batch_and_alone(bed, {"note": value})
+        assert batch == alone
+
+
 @pytest.mark.parametrize("setting", ON_POSTGRES)
 @pytest.mark.parametrize("values", ONLY_ON_POSTGRES, ids=["odd", "odder"])
 def test_so_is_what_only_postgresql_converts(setting: Any, values: dict[str, Any], tmp_path: Any) -> None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _KNOWN: Final = (sa.Integer, sa.Numeric, sa.Float, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
 _SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum)
 
+_EVERYWHERE: Final = frozenset({bool, int, str})
+"""Of which every column is known."""
+
 _WHOLE: Final = re.compile(r"\s*[+-]?[0-9]+\s*")
 _DECIMAL: Final = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]+)?\s*")
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -70,6 +73,14 @@ class AsLoaded:
             return found if self._result is None else self._result(found)
         except Exception:  # the flush raises it again, as the error of who has brought the value
             return value
+
+    def knows(self, value: Any) -> bool:
+        """Whether it is known what a load gives of *value*, an object of Python's in a column of numbers or texts."""
+        if value is None or type(value) in _EVERYWHERE:
+            return True
+        if isinstance(self._type, sa.String) and not isinstance(self._type, sa.Enum):
+            return not isinstance(value, (float, Decimal)) and isinstance(value, _SCALARS)
+        return isinstance(value, _SCALARS)
 
     # -- what the database makes of what is bound ---------------------------------------------------------------
 

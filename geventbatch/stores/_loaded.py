@@ -91,7 +91,8 @@ class Loaded:
         if state.pending:
             given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
         for one, name in given:
-            self._watched.make_as_loaded(one, name, transaction.zone())
+            if not self._watched.make_as_loaded(one, name, transaction.zone()):
+                batch.cut()
         if state.pending and batch.steps is None and is_incomplete(state):
             batch.cut()
         if self._mapping.derives or state.pending:

@@ -64,11 +64,11 @@ class Watched:
         for instance in session.dirty:
             self._flag_loose(instance_state(instance), instance)
 
-    def make_as_loaded(self, state: InstanceState[Any], name: str, zone: tzinfo | None) -> None:
-        """Have attribute *name* be what a load would give of what was assigned to it."""
+    def make_as_loaded(self, state: InstanceState[Any], name: str, zone: tzinfo | None) -> bool:
+        """Have attribute *name* be what a load would give of what was assigned to it. False where nobody knows."""
         columns, values = self._mapping.columns_of(state.mapper), state.dict
         if name not in values:
-            return
+            return True
         value = values[name]
         found = columns.as_loaded[name](value, zone)
         values[name] = found
@@ -76,6 +76,7 @@ class Watched:
             for composite, parts in columns.composites.items():
                 if name in parts:  # it is made of them again
                     values.pop(composite, None)
+        return columns.as_loaded[name].knows(value)
 
     def flushes(self, session: Session, dirty: Iterable[object]) -> None:
         """A flush begins, which may write what is *dirty*: what is to be known when it has ended."""

@@ -34,7 +34,7 @@ KNOWN: tuple[Known, ...] = (
     Known(
         "open, core (guarantee 18): what raised stays out of the replay, though somebody else has written since",
         source=r"def during_",
-        told=r"in a batch \('raised', 'tests\.oracle\.judge\.",
+        told=r"in a batch \('raised', '",
     ),
     Known(
         "by design (docs/as-if-alone.md): rows of add_row are inserted with the save, and no query finds them before",
