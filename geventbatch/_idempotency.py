@@ -59,7 +59,13 @@ class Once:
 
     __slots__ = ("__wrapped__", "fingerprint", "key", "operation")
 
-    def __init__(self, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        key: str,
+        operation: Callable[..., Any],
+        args: tuple[Any, ...],
+        identified_by: tuple[Any, ...] | None = None,
+    ) -> None:
         """Raise what says what is wrong with the key, or with what it is to be remembered by."""
         if (
             type(key) is not str
@@ -71,9 +77,9 @@ class Once:
             _refuse_key(key)
         asked = getattr(operation, "stands_for", operation)  # an integration may have put something around it
         try:
-            told = describe(asked, args)
+            told = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
         except Exception as error:
-            _refuse_operation(key, asked, error)
+            _refuse_operation(key, asked, error, "arguments" if identified_by is None else "identified_by")
         self.key = key
         self.operation = self.__wrapped__ = operation
         self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
@@ -117,7 +123,7 @@ class Once:
         if record[:_PRINT] != self.fingerprint:
             raise IdempotencyKeyReused(
                 f"batch of key {shown(batch.key)}: the idempotency key {self.key!r} was used before, for another "
-                "operation or with other arguments; nothing of this one was saved",
+                "operation or with other arguments (or another identified_by); nothing of this one was saved",
                 key=batch.key,
                 idempotency_key=self.key,
             )
@@ -238,8 +244,9 @@ def _refuse_key(key: object) -> NoReturn:
     )
 
 
-def _refuse_operation(key: str, operation: object, error: Exception) -> NoReturn:
+def _refuse_operation(key: str, operation: object, error: Exception, by: str) -> NoReturn:
     raise TypeError(
-        f"run() was given the idempotency_key {key!r}, but cannot tell {shown(operation)} with its arguments "
-        f"from others: {error}. Pass what it depends on as arguments, each {ALLOWED}"
+        f"run() was given the idempotency_key {key!r}, but cannot tell {shown(operation)} with its {by} "
+        f"from others: {error}. Pass what it depends on as arguments, each {ALLOWED}; or, in identified_by=(…), what "
+        "its client sends again"
     ) from error

@@ -74,8 +74,17 @@ class Options:
     idempotency: Any
     """The module `_idempotency`, where the store records outcomes; else None."""
 
-    def once(self, resource_key: Any, key: str, operation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def once(
+        self,
+        resource_key: Any,
+        key: str,
+        operation: Callable[..., Any],
+        args: tuple[Any, ...],
+        identified_by: Any,
+    ) -> Any:
         """What stands for *operation* when it has an idempotency key. Raises what is wrong with that."""
+        if identified_by is not None:
+            check_identity(identified_by)
         if self.idempotency is None:
             raise TypeError(
                 f"run() was given the idempotency_key {key!r}, but the processor's store records no outcomes: a "
@@ -85,7 +94,7 @@ class Options:
         check = getattr(self.open_resource, "check_outcomes", None)
         if check is not None:
             check(resource_key)
-        return self.idempotency.Once(key, operation, args)
+        return self.idempotency.Once(key, operation, args, identified_by)
 
 
 def check_options(
@@ -227,6 +236,12 @@ def check_flag(name: str, value: object) -> None:
     """Raise unless *value* is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}, but must be True or False")
+
+
+def check_identity(value: object) -> None:
+    """Raise unless *value* is a tuple."""
+    if type(value) is not tuple:
+        raise TypeError(f"identified_by is {value!r}, but must be a tuple of what the client sends again")
 
 
 def check_callable(name: str, value: object) -> None:

@@ -48,13 +48,28 @@ def decode(text: str) -> Any:
     return json.loads(text, object_hook=_untagged)
 
 
-def describe(operation: Callable[..., Any], args: Sequence[object]) -> str:
+def describe(operation: Callable[..., Any], args: Sequence[object], *, alone: bool = False) -> str:
     """Give a text that is another one for another operation, or for other arguments.
+
+    Args:
+        operation: What is called.
+        args: With what.
+        alone: Whether nothing counts that *operation* brings along: of a partial, a closure, an object.
 
     Raises:
         TypeError: It cannot tell by what it is given.
     """
-    return f"{_name(operation)}({','.join([_argument(value) for value in args])})"
+    name = _name_alone(operation) if alone else _name(operation)
+    return f"{name}({','.join([_argument(value) for value in args])})"
+
+
+def _name_alone(operation: Any) -> str:
+    while type(operation) is partial:
+        operation = operation.func
+    function = getattr(operation, "__func__", operation)
+    if "<" in getattr(function, "__qualname__", "") and "<lambda>" not in function.__qualname__:
+        return path_of(function)
+    return f"a {path_of(type(operation))}" if is_dataclass(type(operation)) else _name(operation)
 
 
 def _name(operation: Any) -> str:

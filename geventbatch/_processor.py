@@ -176,7 +176,7 @@ class Processor(Runner, Generic[R]):
         self._batching = on
 
     @defined_by(Runner.run)
-    def run(
+    def run(  # noqa: PLR0913 - every option is a keyword
         self,
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
@@ -184,6 +184,7 @@ class Processor(Runner, Generic[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
         read_only: bool = False,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved.
@@ -197,6 +198,9 @@ class Processor(Runner, Generic[R]):
             idempotency_key: Of a store that records outcomes: 1 to 255 visible ASCII characters. What was saved under
                 it on this key, in whatever process, is not applied again: its outcome is given once more. A lambda
                 cannot have one.
+            identified_by: With an *idempotency_key*, what the client sends again, in place of *args*: that is what
+                tells whether somebody has used the key for something else. So *args* may be new each time, as an id or
+                the time of day. Plain values; None takes *args*.
             read_only: Whether *operation* changes nothing. A batch whose completed operations all are read-only is not
                 saved. If it changes something all the same, that is saved when another one of its batch is.
 

@@ -10,7 +10,7 @@ from geventbatch import _process
 from geventbatch._alone import run_alone
 from geventbatch._compiled import mypyc_attr
 from geventbatch._operation import WAITING, Operation, ReadOnly
-from geventbatch._options import check_callable, check_flag, check_seconds
+from geventbatch._options import check_callable, check_flag, check_identity, check_seconds
 from geventbatch._process import here, running
 from geventbatch._state import State
 from geventbatch.errors import OperationCancelled, not_started
@@ -42,7 +42,7 @@ class Runner:
     _batching: bool
     _state: State
 
-    def run(  # noqa: C901, PLR0912 - the hot path stays in one piece: a call more costs each operation 50 ns
+    def run(  # noqa: C901, PLR0912, PLR0913 - the hot path stays in one piece: a call more costs each operation 50 ns
         self,
         key: Hashable,
         operation: Any,
@@ -51,6 +51,7 @@ class Runner:
         # Any, since compiled code would check these by itself, and say less of what is wrong with them.
         start_timeout: Any = None,
         idempotency_key: Any = None,
+        identified_by: Any = None,
         read_only: Any = False,
     ) -> Any:
         """Do what `Processor.run` says."""
@@ -62,7 +63,9 @@ class Runner:
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:
-            operation = self._options.once(key, idempotency_key, operation, args)
+            operation = self._options.once(key, idempotency_key, operation, args, identified_by)
+        elif identified_by is not None:
+            check_identity(identified_by)
         if read_only is not False:
             check_flag("read_only", read_only)
         admitted: Operation[Any] = ReadOnly(operation, args) if read_only else Operation(operation, args)

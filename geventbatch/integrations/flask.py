@@ -186,7 +186,7 @@ class AppProcessor(Generic[R]):
         """Declare it. Call `GeventBatch.processor` for that."""
         self.options = options
 
-    def run(
+    def run(  # noqa: PLR0913 - every option is a keyword
         self,
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
@@ -194,6 +194,7 @@ class AppProcessor(Generic[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
         read_only: bool = False,
     ) -> T:
         """Apply *operation* to the resource at *key* and wait until its batch is saved: `geventbatch.Processor.run`.
@@ -203,7 +204,13 @@ class AppProcessor(Generic[R]):
         Switches: yes, until the batch has ended.
         """
         return self.for_app().run(
-            key, operation, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
+            key,
+            operation,
+            *args,
+            start_timeout=start_timeout,
+            idempotency_key=idempotency_key,
+            identified_by=identified_by,
+            read_only=read_only,
         )
 
     @property
@@ -259,7 +266,7 @@ class AppProcessor(Generic[R]):
 class _Processor(Processor[R]):
     """The processor of one application."""
 
-    def run(
+    def run(  # noqa: PLR0913 - every option is a keyword
         self,
         key: Hashable,
         operation: Callable[[R, Unpack[Args]], T],
@@ -267,12 +274,19 @@ class _Processor(Processor[R]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
         called = cast("Callable[[R, Unpack[Args]], T]", InBatch(operation))
         return super().run(
-            key, called, *args, start_timeout=start_timeout, idempotency_key=idempotency_key, read_only=read_only
+            key,
+            called,
+            *args,
+            start_timeout=start_timeout,
+            idempotency_key=idempotency_key,
+            identified_by=identified_by,
+            read_only=read_only,
         )
 
 

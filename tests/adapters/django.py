@@ -52,9 +52,11 @@ class Requests(Processor[Purse]):
         *args: *Args,
         start_timeout: float | None = None,
         idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
         read_only: bool = False,
     ) -> T:
         how: Any = {"start_timeout": start_timeout, "idempotency_key": idempotency_key, "read_only": read_only}
+        how["identified_by"] = identified_by
         try:
             return super().run(key, operation, *args, **how)
         finally:
