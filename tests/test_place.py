@@ -308,7 +308,7 @@ from gevent import monkey; monkey.patch_all()
 import gevent
 from geventbatch import Processor
 
-with Processor(load_resource=lambda _: [], min_duration=0) as processor:
+with Processor(load_resource=lambda _: [], save_resource=lambda *_: None, min_duration=0) as processor:
     callers = [gevent.spawn(processor.run, number % 3, list.append, number) for number in range(1000)]
     gevent.joinall(callers, timeout=30, raise_error=True)
 print(sum(caller.successful() for caller in callers))
