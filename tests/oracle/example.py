@@ -132,12 +132,20 @@ def operation(
     body = draw(st.lists(plain, max_size=3))
     ends: list[Lines] = [*[()] * 8, ("raise Dirty('no')",), dirty]
     if draw(st.sampled_from([False, False, False, True])):
-        body.insert(draw(st.integers(0, len(body))), draw(bad))
+        place, wrong = draw(st.integers(0, len(body))), draw(bad)
+        body[place:] = [wrong, *(lines for lines in body[place:] if not _uses(lines, wrong))]
+        ends = [lines for lines in ends if not _uses(lines, wrong)]
     else:
         ends.append(("delete()",))  # with which nothing else of the resource is saved
     body.sort(key=lambda lines: not _forgets(lines))
     last = draw(st.sampled_from(ends))
     return (*first, *(line for one in body for line in one), *last, *draw(answer))
+
+
+def _uses(lines: Lines, wrong: Lines) -> bool:
+    """Whether *lines* use what is *wrong*: which error is told then depends on what sends it to the database first."""
+    name = wrong[0].partition(" =")[0]
+    return name in "".join(lines)
 
 
 def _forgets(lines: Lines) -> bool:
