@@ -86,7 +86,14 @@ KINDS = (
         "choices", "models.CharField:max_length=10, choices=Colour.choices", ("'r'", "'b'"), (), ("'x' * 11",), _COLOUR
     ),
     Kind("slug", "models.SlugField", ("'a'", "'b-c'"), (), ("'x' * 51",)),
-    Kind("cents", "Cents", ("Decimal('1.5')", "Decimal('0')"), ("{c} += Decimal('0.25')",), ("'x'", "[1]"), _CENTS),
+    Kind(
+        "cents",
+        "Cents",
+        ("Decimal('1.5')", "Decimal('0')"),
+        ("{c} = Decimal(round({c} * 100) + 25) / 100",),  # as it is loaded: the library leaves it as it is assigned
+        ("'x'", "[1]"),
+        _CENTS,
+    ),
     Kind(
         "object",
         "SeatsField",
