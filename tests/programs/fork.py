@@ -216,7 +216,9 @@ def inside_an_operation_that_the_child_does_not_leave() -> None:
 
 
 def while_callers_are_being_answered() -> None:
-    processor: Processor[list[Any]] = Processor(load_resource=lambda key: [], min_duration=0, max_duration=50)
+    processor: Processor[list[Any]] = Processor(
+        load_resource=lambda key: [], save_resource=lambda *_: None, min_duration=0, max_duration=50
+    )
     children: list[int] = []
 
     def run(value: int) -> None:
