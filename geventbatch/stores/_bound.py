@@ -12,6 +12,7 @@ from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -81,7 +82,23 @@ class Bound:
         kind: Any = column.type.dialect_impl(dialect)
         self._process: Callable[[Any], Any] | None = kind.bind_processor(dialect)
         self._dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self._result: Callable[[], Callable[[Any], Any] | None] = partial(kind.result_processor, dialect, None)
+        self._loads: Callable[[str], Any] = getattr(dialect, "_json_deserializer", None) or json.loads
         self._is_known_to_repeat = False
+
+    def loaded(self, known: Any) -> Any:
+        """What a load gives where that of which `exact` gave *known* is in the database. Raises where nobody knows."""
+        if isinstance(known, str):  # the driver decodes it by itself
+            bound = self._loads(known)
+        else:
+            kind, bound = known
+            if kind not in _SAME or self._process is None:
+                raise LookupError(known)
+        result = self._result()
+        value = bound if result is None else result(bound)
+        if self.exact(value) != known:
+            raise LookupError(known)
+        return value
 
     def exact(self, value: Any) -> Any:
         """Give something that is equal for two values exactly if the database would not see a difference.

@@ -48,18 +48,19 @@ class Conduct(Sending):
     def raised(self, error: Exception) -> NotSaved | None:
         """What it means for the transaction that the operation at hand has raised *error*. Switches: no.
 
-        Where it means nothing, what the operation has added is taken out again.
+        Where it means nothing, it is undone; after an error that is said to be clean, what it has added is taken out.
         """
         with self.own():
-            refused = self._refusal(error)
-            if refused is None:
+            is_clean = isinstance(error, current_batch().state.options.clean_errors)
+            refused = self._refusal(error, is_clean=is_clean)
+            if refused is None and is_clean:
                 refused = self._take_out(error)
             self._forget()
             if self._loaded is not None:
                 self._loaded.operation_raised()
             return refused
 
-    def _refusal(self, error: Exception) -> NotSaved | None:
+    def _refusal(self, error: Exception, *, is_clean: bool) -> NotSaved | None:
         loaded = self._loaded
         assert loaded is not None  # noqa: S101 - operations come behind the load
         if isinstance(error, NotSaved):
@@ -72,7 +73,7 @@ class Conduct(Sending):
         unfit = self.unfit() or self._misfit()
         if isinstance(unfit, Undecided):
             return unfit
-        if unfit is not None or self._spoils:
+        if unfit is not None or (self._spoils and is_clean):
             return Rejected(f"{shown(error)} left the transaction of {shown(self.key)} so that it cannot be saved")
         return None
 
@@ -163,6 +164,14 @@ class Conduct(Sending):
 
     def _misdeed(self, what: str, instead: str) -> Rejected:
         return _rejected(RuntimeError(f"an operation on {shown(self.key)} {what}: {instead}"))
+
+    def added(self) -> list[tuple[int, object]]:
+        """What operations have added, for `put_added_back`."""
+        return list(self._added)
+
+    def put_added_back(self, added: list[tuple[int, object]]) -> None:
+        """Nothing else was added."""
+        self._added = list(added)
 
     def _take_out(self, error: Exception) -> Rejected | None:
         """Take out what the operation at hand has added."""

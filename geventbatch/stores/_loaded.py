@@ -113,6 +113,19 @@ class Loaded:
         """Tell SQLAlchemy of what was changed so that it does not see it by itself."""
         self._watched.flag(self._session)
 
+    @property
+    def mapping(self) -> Mapping:
+        """Of its store."""
+        return self._mapping
+
+    def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
+        """What the database has of what can change in place, as far as that is known."""
+        return {state: dict(known) for state, known in self._watched.known.items()}
+
+    def put_known_back(self, known: dict[InstanceState[Any], dict[str, Any]]) -> None:
+        """It is that again, which `known` gave."""
+        self._watched.known = {state: dict(values) for state, values in known.items()}
+
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""
         self._beside.are_ours(self._watched.has_flushed())

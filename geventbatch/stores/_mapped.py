@@ -19,11 +19,12 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._conduct import Conduct
 from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._loaded import Loaded
+from geventbatch.stores._memory import Memory, first
 from geventbatch.stores._outcomes import Outcomes, Recording
 from geventbatch.stores._rows import insert_rows, is_instance
 from geventbatch.stores._steps import Steps
@@ -58,6 +59,7 @@ class MappedScope:
     _steps: Steps | None
     _held: bool  # the row was ours before the save
     _collected: bool  # the save is one message
+    _first: Memory | None  # what was loaded
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
@@ -71,6 +73,7 @@ class MappedScope:
             resource, token = (self._made(), None) if row is None else (row[0], row[1:])
             self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
             self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
+            self._first = first(self._conduct, self._loaded)
             self._conduct.begin(self._loaded)
         except BaseException as error:
             self._give_up(error)
@@ -115,6 +118,23 @@ class MappedScope:
         if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
             return value in self._session
         return self._loaded.copier_of(value) is not None
+
+    # -- undo --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Copy what the session has in memory. Raises `CannotUndo`. Switches: no."""
+        with self._conduct.own():
+            return Memory(self._conduct, self._loaded, plain=True, columns=True)
+
+    def restore(self, checkpoint: object | None) -> Any:
+        """Have it be so again, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        memory = self._first if checkpoint is None else cast("Memory", checkpoint)
+        if memory is None:
+            self._mapping.keeps = True
+            raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
+        with self._conduct.own():
+            memory.restore()
+        return self._loaded.resource
 
     # -- step by step ------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Sending:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     ours: bool  # what happens now is of the load, the save, or the library otherwise: not of an operation
+    writes: int  # how often operations have sent, or flushed, what may write: each time, it cannot be undone in memory
     wrote: bool  # some operation has sent something that writes
     rewrote: bool  # and by a statement of its own, which may have changed or deleted what the session holds
     counted: bool  # the version, for this batch
@@ -82,6 +83,7 @@ class Sending:
         self._loaded: Loaded | None = None
         self.ours = True
         self.wrote = self.rewrote = self.counted = self.acted = self.flushing = self.left_out = self.unsure = False
+        self.writes = 0
         self.nested = None
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
@@ -155,7 +157,9 @@ class Sending:
             self.sees()
             if self.connection.get_transaction() is not self._below:
                 raise self._refused("went on behind the end of the transaction of its batch")
-            if not is_savepoint:
+            if is_savepoint:
+                self.writes += 1
+            else:
                 calls = self._looks_at(_sql.without_prefix(statement))
         # A savepoint too: rolled back to, it would give up a lock that was taken behind it.
         if not loaded.claimed and (is_savepoint or calls or not reads(_sql.without_prefix(statement))):
@@ -175,6 +179,7 @@ class Sending:
             if not calls:
                 return False
         self._refuse_on_sqlite("write")
+        self.writes += 1
         self.wrote = True
         batch = current_batch()
         if not self.flushing:
@@ -284,6 +289,7 @@ class Sending:
         """The session is about to flush: count the version, once."""
         loaded, mapping, session = self._loaded, self._mapping, self.session
         assert loaded is not None  # noqa: S101 - as above
+        self.writes += not self.ours
         loaded.flushes(self.transaction, rewrote=self.rewrote)
         if not mapping.locking and loaded.changes():
             loaded.touch()

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
-from geventbatch.errors import Conflict, NotSaved
+from geventbatch.errors import CannotUndo, Conflict, NotSaved
 from geventbatch.stores import _sql
+from geventbatch.stores._memory import Memory
 from geventbatch.stores._rows import insert_rows
 from geventbatch.stores._transaction import cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sqlalchemy.orm import InstanceState
 
     from geventbatch.stores._conduct import Conduct
     from geventbatch.stores._loaded import Loaded
@@ -42,7 +40,6 @@ class Steps:
         self.rows = 0  # of `Batch.rows`, that are inserted already
         self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
         self._mark = loaded.claimed, conduct.counted  # what else there is to go back to
-        self._plain = self._found_plain()  # attributes of the resource that are no columns, nor anything mapped
         loaded.claim(self._transaction)  # behind a savepoint, the lock would be given up with it
         self._begin()
 
@@ -53,8 +50,9 @@ class Steps:
         self._conduct.has_written()
         loaded.flag_mutated()
         if not rows and not self._conduct.acted and not loaded.changes():
-            self._plain = self._found_plain()
+            self._remember()
             return
+        self._conduct.writes += 1
         try:
             session.flush()
             self._conduct.check_inserted(self._look)
@@ -65,25 +63,36 @@ class Steps:
         self._release()
         self.rows += len(rows)
         self._is_new = False
-        self._plain = self._found_plain()
         self._begin()
 
     def undo(self) -> Any:
-        """Go back to the last step. Give the resource. Raises what the database says to that."""
-        loaded, conduct = self._loaded, self._conduct
-        conduct.has_written()
-        loaded.flag_mutated()
-        if conduct.acted or loaded.changes() or conduct.nested is None:
+        """Go back to the last step, in memory where nothing was sent. Raises what the database says to that."""
+        if not self._is_undone_in_memory():
             self._roll_back()
             if self._is_new:
                 self._session.expunge_all()
-                loaded.resource = self._made()
-                self._plain = self._found_plain()
+                self._loaded.resource = self._made()
             else:
                 self._session.expire_all()
+                self._memory.put_plain_back()
             self._begin()
-        self._put_plain_back()
-        return loaded.resource
+        return self._loaded.resource
+
+    def _is_undone_in_memory(self) -> bool:
+        conduct = self._conduct
+        conduct.has_written()
+        if conduct.nested is None or not conduct.is_whole():
+            return False
+        try:
+            self._memory.restore()
+        except CannotUndo:
+            return False
+        conduct.acted = False
+        return True
+
+    def _remember(self) -> None:
+        """Of what the database has not, there is only a copy to go back to."""
+        self._memory = Memory(self._conduct, self._loaded, plain=True, columns=self._is_new)
 
     def _begin(self) -> None:
         """Go on behind a savepoint, which a new resource is not in before some operation has returned."""
@@ -96,6 +105,7 @@ class Steps:
         if self._is_new:
             session.add(loaded.resource)
         self._conduct.acted = False
+        self._remember()
 
     def _release(self) -> None:
         nested, self._conduct.nested = self._conduct.nested, None
@@ -122,16 +132,3 @@ class Steps:
             if self._look():
                 return Conflict("somebody else has inserted it meanwhile")
         return self._transaction.not_saved(error)
-
-    def _found_plain(self) -> dict[str, Any]:
-        state: InstanceState[Any] = sa.inspect(self._loaded.resource)
-        mapped = state.mapper.attrs
-        return {
-            name: value for name, value in state.dict.items() if name not in mapped and name != "_sa_instance_state"
-        }
-
-    def _put_plain_back(self) -> None:
-        held: dict[str, Any] = sa.inspect(self._loaded.resource).dict
-        for name in set(self._found_plain()) - set(self._plain):
-            del held[name]
-        held.update(self._plain)
