@@ -106,7 +106,8 @@ class MappedWorld:
                     resource = self._found(session)
                     found.answers.append(frozen(operation(resource), ordered=self.ordered))
                     if deleted:
-                        session.flush()  # so that what it has added is deleted with it
+                        if session.new:
+                            session.flush()  # so that what it has added is deleted with it
                         session.delete(resource)
                         deleted.clear()
                         session.flush()
