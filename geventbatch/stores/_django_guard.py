@@ -110,7 +110,10 @@ class Guard:
         if self._class is None:
             return
         connection: Any = self.connection
-        connection.__class__, self._class = self._class, None
+        object.__setattr__(
+            connection, "__class__", self._class
+        )  # past our own, which takes it for an operation's doing
+        self._class = None
         values = vars(connection)
         del values[GUARD]
         _remove(values["execute_wrappers"], self._executes)
