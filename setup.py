@@ -25,6 +25,7 @@ HOT = (
     "state",
     "steps",
     "turns",
+    "undo",
     "verdict",
 )
 

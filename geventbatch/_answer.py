@@ -45,7 +45,7 @@ def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: An
     What else belongs to the batch cannot be copied; the operator is told, once.
     """
     copied: Any = getattr(batch.scope, "copied", None)
-    copying = _Copying(None if copied is None else partial(batch.context.run, copied))
+    copying = Copying(None if copied is None else partial(batch.context.run, copied))
     try:
         answer = copying.copy(value)
     except RecursionError:
@@ -62,7 +62,7 @@ def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: An
 
 def refuse_unfinished(key: Hashable, operation: object, value: Any) -> None:
     """Raise if *operation* has returned *value* with anything in it that is still to run."""
-    copying = _Copying()
+    copying = Copying()
     with suppress(RecursionError):
         copying.copy(value)
     _refuse_unfinished(key, operation, copying.others)
@@ -97,7 +97,7 @@ def _instead(kind: type) -> str:
     )
 
 
-class _Copying:
+class Copying:
     """Copies containers in containers, and what the scope copies; and collects what else there is."""
 
     def __init__(self, copied: Callable[[Any], Any] | None = None) -> None:

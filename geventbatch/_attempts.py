@@ -22,12 +22,21 @@ from geventbatch._callables import NOT_OPENED, told
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
 from geventbatch._operation import STARTED
-from geventbatch._parts import current_part, is_left, settle, split
+from geventbatch._parts import apply_again, current_part, is_left, settle, split
 from geventbatch._process import here, running
 from geventbatch._scope import PairScope
 from geventbatch._steps import begin_steps
 from geventbatch._turns import BRIEF, see_to_window, shut, take_breath, take_turns, took
-from geventbatch._verdict import ends_greenlet, is_reused, judge, kill_behind, look, traceback_of, without_our_frame
+from geventbatch._undo import raised
+from geventbatch._verdict import (
+    ends_greenlet,
+    has_steps,
+    is_reused,
+    kill_behind,
+    look,
+    traceback_of,
+    without_our_frame,
+)
 from geventbatch.errors import Conflict, NothingToSave, Rejected, Repeated
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ def run(batch: Batch, alarm: Alarm | None, now: float, slice_end: float = inf) -
         _abort(batch, error)
     finally:
         batch.returned = True
-        batch.scope = batch.saved = batch.steps = None
+        batch.scope = batch.saved = batch.steps = batch.undo = None
         if batch.outer is None:
             running.pop(current, None)
         else:
@@ -103,7 +112,7 @@ def run_after(batch: Batch) -> None:
             _process.after[current] = batch.outer
 
 
-def _attempt(batch: Batch, slice_end: float) -> bool:
+def _attempt(batch: Batch, slice_end: float) -> bool:  # noqa: C901 - every batch passes it: a call more costs each
     """Load, apply, save. True when the batch is to be replayed."""
     leave, resource = _load(batch)
     if leave is None:
@@ -118,6 +127,8 @@ def _attempt(batch: Batch, slice_end: float) -> bool:
             batch.over()
         else:
             apply(batch, resource, slice_end)
+            if batch.asked and not batch.ended and batch.broken is batch.verdict is None:
+                batch.state.options.idempotency.ask(batch)
             if batch.now >= batch.deadline and has_news(batch) and batch.broken is batch.verdict is None:
                 batch.expire()  # after work that never yielded
     except BaseException as error:
@@ -239,11 +250,7 @@ def _load_raised(batch: Batch, error: BaseException) -> Conflict | None:
 
 def apply(batch: Batch, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, those too that arrive while the window is open."""
-    if batch.asked:
-        batch.state.options.idempotency.ask(batch)
-        if batch.ended or batch.verdict is not None:
-            return
-    if batch.stepwise and not begin_steps(batch, resource):
+    if batch.attempts > 1 and not _prepare(batch, resource):
         return
     if batch.parts:
         _apply_all(batch, batch.parts[-1], resource, slice_end)
@@ -269,6 +276,19 @@ def apply(batch: Batch, resource: Any, slice_end: float) -> None:
         arrived = batch.operations[applied:]
 
 
+def _prepare(batch: Batch, resource: Any) -> bool:
+    """Be ready for another attempt, by what the ones before have shown. False when it ends here."""
+    if batch.undo is not None:
+        batch.undo.begin(batch, resource)
+    if batch.stepwise and has_steps(batch):
+        apply_again(batch)  # each is judged by itself from now on
+    if batch.asked:
+        batch.state.options.idempotency.ask(batch)
+    if batch.over() or batch.verdict is not None:
+        return False
+    return not batch.stepwise or begin_steps(batch, resource)
+
+
 def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
     batch: Batch, operations: list[Operation[Any]], resource: Any, due: float
 ) -> bool:
@@ -278,6 +298,8 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
         if not batch.steps.look_for(batch, operations):
             return False
         resource = batch.steps.resource
+    elif batch.undo is not None:
+        resource = batch.undo.resource
     for operation in operations:
         if operation.state > STARTED:
             continue
@@ -286,8 +308,10 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
             value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
             operation.value = value if type(value) in plain else own_answer(batch, operation, resource, value)
         except BaseException as error:
-            if judge(batch, operation, error):
+            if raised(batch, operation, error, resource):
                 return False
+            if batch.undo is not None:
+                resource = batch.undo.resource
         else:
             operation.error = None
             batch.completed += 1
@@ -370,6 +394,7 @@ def _goes_on(batch: Batch) -> bool:
 
 def delay(batch: Batch, conflict: Conflict, *, loading: bool = False) -> float | None:
     """Give the seconds to wait before a replay; None when there is none to wait for, and the callers have been told."""
+    apply_again(batch)  # somebody else has written since: those too that are out may come to something else now
     batch.conflicts += 1
     batch.state.counts.conflicts += 1
     batch.load_conflict = loading

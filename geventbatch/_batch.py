@@ -18,12 +18,11 @@ from geventbatch import _process, _report
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import Failure, aborted, load_failed, save_failed, timed_out
 from geventbatch._live import stack_of
-from geventbatch._metrics import BatchMetric
-from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING, WITHDRAWN, common_name
+from geventbatch._operation import SETTLED, WAITING, WITHDRAWN
 from geventbatch._pace import WIDTH, pace
 from geventbatch._process import here
 from geventbatch._shown import shown
-from geventbatch.errors import LoadFailed
+from geventbatch._summary import tell
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -33,14 +32,10 @@ if TYPE_CHECKING:
     from geventbatch._operation import Operation
     from geventbatch._state import State
     from geventbatch._steps import Steps
+    from geventbatch._undo import Undo
     from geventbatch.errors import Conflict, NotSaved, Phase
 
 T = TypeVar("T")
-
-_EXACT: Final = 4
-"""Broken operations of a batch that may cost it one load each."""
-
-_WAS_STARTED: Final = frozenset({STARTED, BROKEN, SETTLED})
 
 _NONE: Final[Any] = ()
 """In place of lists that hardly any batch needs."""
@@ -77,7 +72,6 @@ class Batch:
         "doubted",
         "ended",
         "epoch",
-        "exact",
         "failure",
         "fatal",
         "halted",
@@ -110,6 +104,7 @@ class Batch:
         "steps",
         "stepwise",
         "turn",
+        "undo",
         "verdict",
         "waiting",
         "waiting_at_close",
@@ -158,9 +153,9 @@ class Batch:
     parts: Any  # lists of operations: those that are not settled, the last one first (see `_parts`)
     rejections: int  # operations or saves that the store refused
     stepwise: bool  # its attempts are judged step by step, where the scope can
-    asked: Any  # broken ones whose idempotency keys the next attempt has to look for in the store
+    asked: Any  # operations that raised whose idempotency keys are still to be looked for in the store
     after: Any  # what the scopes that saved it have still to do
-    exact: int  # broken operations that may still cost a load each, so that none is judged by what another one left
+    undo: Undo | None  # there once an operation that raised had to be undone
     returned: bool  # its code has
     spent: bool  # its greenlet runs no other batch
     fatal: BaseException | None  # and ends of this
@@ -185,14 +180,13 @@ class Batch:
         self.behind = self.broken = self.failure = self.alarm = self.conflict = self.fatal = self.bell = self.outer = (
             None
         )
-        self.scope = self.verdict = self.mates = self.steps = None
+        self.scope = self.verdict = self.mates = self.steps = self.undo = None
         self.ended = self.loaded = self.returned = self.spent = self.deleted = self.halted = False
         self.doubted = self.stepwise = self.cut_off = False
         self.open = True
         self.waiting = self.size = self.completed = self.reads = self.attempts = self.conflicts = self.rejections = 0
         # Each its own, from the first one on.
         self.parts = self.rows_added = self.outcomes = self.asked = self.after = self.bulk = _NONE
-        self.exact = _EXACT
         self.phase = "queued"
         self.deadline = inf
         self.load_duration = self.save_duration = self.aside = 0.0
@@ -390,8 +384,8 @@ class Batch:
             counts.batches += 1
             if failure is not None:
                 counts.failed_batches += 1
-            if state.subscriptions:
-                state.publish(self.metric(waiting), self)
+            if state.subscriptions or self.undo is not None:
+                tell(self, waiting)
 
     def expire(self) -> None:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""
@@ -436,45 +430,3 @@ class Batch:
         if self.failure is None or operation.state == SETTLED:
             return operation.answer()
         raise self.failure.exception()
-
-    def metric(self, waiting: int) -> BatchMetric:
-        """Sum it up for the watchers, when so many callers are about to be answered."""
-        failure = self.failure
-        error = None if failure is None else failure.exception()
-        now = _clock.monotonic()
-        total_duration = now - self.started
-        running = now - self.now  # the load, save or wait that it is in the middle of
-        load_duration, save_duration, aside = self.load_duration, self.save_duration, self.aside
-        if self.phase == "save":
-            save_duration += running
-        elif self.conflict is not None:
-            aside += running
-        elif self.phase == "load":
-            load_duration += running
-        started = [operation for operation in self.operations if operation.state in _WAS_STARTED]
-        failed = failure is not None
-        return BatchMetric(
-            key=self.key,
-            started_at=_clock.wall() - total_duration,
-            operation_count=len(started),
-            load_duration=load_duration,
-            save_duration=save_duration,
-            total_duration=total_duration,
-            attempts=self.attempts,
-            error=error,
-            queue_wait=self.started - self.opened,
-            window=self.closed - self.opened,
-            apply_duration=max(0.0, total_duration - load_duration - save_duration - aside),
-            conflicts=self.conflicts,
-            raised=sum(one.error is not None and (one.state == SETTLED or not failed) for one in started),
-            withdrawn=0 if self.lane is None else len(self.operations) - waiting,
-            waiting_at_close=self.waiting_at_close,
-            phase=None if failure is None else failure.phase or self._failed_phase(failure),
-            operation_name=common_name(started),
-        )
-
-    def _failed_phase(self, failure: Failure) -> Phase:
-        """What it was doing when it met *failure*; that of a conflict is met when its replay is given up."""
-        if issubclass(failure.kind, LoadFailed):
-            return "load"
-        return "save" if self.conflict is not None or self.phase == "queued" else self.phase

@@ -112,7 +112,7 @@ class Bulk:
 def free(batch: Batch) -> None:
     """The code of *batch*, which has ended, has returned: the next one of its key may run."""
     batch.returned = True
-    batch.mates = batch.scope = None
+    batch.mates = batch.scope = batch.undo = None
     batch.bulk = {}
     if batch.lane is not None:
         batch.lane.finish()
@@ -263,6 +263,8 @@ class _Round:
                 continue
             try:
                 _attempts.apply(batch, self._resources[batch.key], 0.0)
+                if batch.undo is not None:
+                    self._resources[batch.key] = batch.undo.resource
             except BaseException as error:
                 if ends_greenlet(batch, error):
                     raise

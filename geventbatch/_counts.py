@@ -23,6 +23,8 @@ class Counts:
         "failed_batches",
         "next_sample",
         "overloaded",
+        "undo_seconds",
+        "undone",
         "withdrawn",
     )
 
@@ -34,6 +36,8 @@ class Counts:
         self.conflicts = 0
         self.withdrawn = 0  # operations whose callers left
         self.overloaded = 0  # operations that were refused
+        self.undone = 0  # times that an operation that raised was undone
+        self.undo_seconds = 0.0  # and what that took
         self.next_sample = 0.0
         self._samples: deque[tuple[float, int]] = deque(maxlen=10)  # one a second: when, and how many were answered
 

@@ -12,7 +12,9 @@ It is imported when a processor is made whose store records outcomes, and is tha
 
 from __future__ import annotations
 
+from contextlib import suppress
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import getcurrent
@@ -173,11 +175,17 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
     return type(error) is Recalled
 
 
-def is_recorded(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
-    """Whether *error* of *operation* goes into the save, if it has a key."""
-    if type(error) is NotPlain:
-        return False
-    return once_of(operation) is None or is_a(error, batch.state.options.recorded_errors)
+def is_recorded(batch: Batch, operation: Operation[Any]) -> bool:
+    """Whether what *operation* has raised goes into the save, if it has a key."""
+    once = once_of(operation)
+    return once is None or (once.key in batch.outcomes and batch.outcomes[once.key][_PRINT] == _ERROR)
+
+
+def forget(batch: Batch, recorded: int) -> None:
+    """Forget the outcomes of those that have returned, behind the first so many."""
+    for key in [*islice(batch.outcomes, recorded, None)]:
+        if batch.outcomes[key][_PRINT] == _VALUE:
+            del batch.outcomes[key]
 
 
 def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
@@ -217,7 +225,7 @@ def look_for(batch: Batch, operations: list[Operation[Any]]) -> bool:
 
 
 def ask(batch: Batch) -> None:
-    """Have the scope look for the keys of operations that were broken, and are in no save. Switches: yes."""
+    """Have the scope look for the keys of operations that are in no save by themselves. Switches: yes."""
     asked, batch.asked = batch.asked, []
     keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
     try:
@@ -231,6 +239,20 @@ def ask(batch: Batch) -> None:
     else:
         if not batch.over():
             settle_repeated(batch, asked, found)
+            _record_broken(batch, asked)
+
+
+def _record_broken(batch: Batch, asked: list[Operation[Any]]) -> None:
+    """Have the errors of those that are out recorded, as are those of the others."""
+    kinds = batch.state.options.recorded_errors
+    for operation in asked:
+        once, error = once_of(operation), operation.error
+        if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
+            continue
+        if is_a(error, kinds) and once.key not in batch.outcomes and not batch.over():
+            with suppress(Exception):  # it could be recorded when it was raised
+                told = encode_error(error, kinds)
+                batch.outcomes = {**(batch.outcomes or {}), once.key: f"{once.fingerprint}{_ERROR}{told}"}
 
 
 # -- at the door --------------------------------------------------------------------------------------------

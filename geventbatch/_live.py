@@ -47,6 +47,10 @@ class ProcessorStats:
     """Operations whose callers left before the answer: by a kill, a Timeout of their own, ``start_timeout``."""
     overloaded_total: int
     """Operations that were refused with `ProcessorOverloaded`."""
+    undone_total: int
+    """How often what an operation had changed was undone, since it raised."""
+    undo_duration: float
+    """Seconds that this took, in all; see `BatchMetric`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,8 @@ def stats_of(state: State) -> ProcessorStats:
         conflicts_total=counts.conflicts,
         withdrawn_total=counts.withdrawn,
         overloaded_total=counts.overloaded,
+        undone_total=counts.undone,
+        undo_duration=counts.undo_seconds,
     )
 
 

@@ -58,6 +58,11 @@ class BatchMetric:
     """What it was doing when it failed: 'load', 'operations' or 'save'; None when it has no error."""
     operation_name: str | None
     """The qualified name of its operations, if they have one and the same."""
+    undone: int = 0
+    """How often what an operation had changed was undone, since it raised."""
+    undo_duration: float = 0.0
+    """What that took, applying others again included; and attempts that were given up for it, and the loads after them.
+    It is part of the durations above."""
 
 
 class Watcher(Protocol):

@@ -112,7 +112,7 @@ def check_options(
     workers: Any = None,
     worker_number_for_key: Any = default_worker_number,
     max_attempts: Any = 5,
-    clean_errors: Any = (Exception,),
+    clean_errors: Any = (),
     recorded_errors: Any = (Exception,),
     copy_resource: Any = deepcopy,
     max_batches: Any = None,

@@ -83,13 +83,14 @@ class Processor(Runner, Generic[R]):
         worker_number_for_key: ``worker_number_for_key(key, workers)`` gives the number of the shard, from 0 to
             ``workers - 1``.
         max_attempts: How often a batch is saved at the most, when saving raises `Conflict`.
-        clean_errors: What operations raise that promise to have left the resource untouched then. Anything else that
-            one raises has the batch loaded again and replayed without it. From the fifth such operation of a batch on,
-            the others are tried on the same resource before the next load, and whatever raises there is out too.
+        clean_errors: What operations raise that promise to have left the resource untouched then: a promise for speed.
+            Whatever else one raises, what it has changed is undone.
         recorded_errors: What an operation raises that is recorded under its idempotency key, and raised again when the
             operation is sent again.
         copy_resource: ``copy_resource(resource)`` gives a copy of a resource whose scope has no ``restore`` of its own,
-            to undo an operation that raised; by default `copy.deepcopy`. None says that it cannot be copied.
+            to undo an operation that raised; by default `copy.deepcopy`. None says that it cannot be copied: then each
+            operation that raises costs a load. (A scope written by hand keeps the object that it gave: by default that
+            is brought back in place, with all that it holds; with a function of your own, only the object itself.)
         max_batches: Batches running at once; a bulk counts as one.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geventbatch._failure import Failure
     from geventbatch._operation import Operation
     from geventbatch._options import Options
+    from geventbatch._undo import Undo
 
 _log: Final = logging.getLogger("geventbatch")
 _log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
@@ -147,6 +148,37 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
     )
 
 
+def undoing(batch: Batch, undo: Undo, function: Any, kind: type[BaseException]) -> None:
+    """Undoing has taken *batch* a good part of its time, most for *function*, whose error is a *kind*.
+
+    That is told once of each operation and class.
+    """
+    if _is_new("undoing", name_of(function), place_of(function), kind.__qualname__):
+        told = (
+            "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
+            "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
+            "Told once of each operation and error"
+        )
+        total, name = clock.monotonic() - batch.started, kind.__qualname__
+        _warn(batch, told, undo.count, undo.seconds * 1000, total * 1000, name_of(function), name, name)
+
+
+def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
+    """What *function* had done before it raised a *kind* cannot be taken back, for it says *why*.
+
+    That is told once of each operation and class.
+    """
+    if _is_new("cannot undo", name_of(function), place_of(function), kind.__qualname__):
+        told = (
+            "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
+            "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
+            "and restore(). If the operation changes nothing before it raises that, say clean_errors=(%s,). Told once "
+            "of each operation and error"
+        )
+        name = kind.__qualname__
+        _warn(batch, told, name_of(function), name, shown(why), name)
+
+
 def error(told: str, *values: object, error: BaseException) -> None:
     """*error* has come to nobody who could be told; *told* says where, with a ``%s`` for each of *values*."""
     _reporter.tell(logging.ERROR, lambda: _log.error(told, *map(shown, values), exc_info=error))
@@ -193,17 +225,24 @@ _reported: set[object] = set()
 def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
     """*function* kept the hub for so many *seconds* without a yield: that is told once of each place."""
     name, place = name_of(function), place_of(function)
-    if (name, place) in _reported:
+    if not _is_new(name, place):
         return
-    if len(_reported) >= _MOST_PLACES:
-        _reported.clear()
-    _reported.add((name, place))
     told = (
         "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
         "what gevent has patched (geventbatch.check() names drivers that block, but for sqlite3, which always does), "
         "or do the computing elsewhere; this place is not named again"
     )
     _warn(batch, told, doing, name, place, seconds)
+
+
+def _is_new(*what: object) -> bool:
+    """Whether *what* was not told before; it is from now on."""
+    if what in _reported:
+        return False
+    if len(_reported) >= _MOST_PLACES:
+        _reported.clear()
+    _reported.add(what)
+    return True
 
 
 def place_of(function: Any) -> str:

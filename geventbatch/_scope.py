@@ -35,6 +35,10 @@ class PairScope:
             self._pair.warning.warn("load_resource", self._resource)
         return self._resource
 
+    def replace(self, resource: Any) -> None:
+        """Save *resource* in place of what was loaded."""
+        self._resource = resource
+
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Save."""
         if kind is None:

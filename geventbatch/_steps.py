@@ -14,7 +14,6 @@ import gevent
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import rejected, save_failed
 from geventbatch._operation import SETTLED
-from geventbatch._parts import apply_again
 from geventbatch._process import here
 from geventbatch._shown import shown
 from geventbatch._turns import took
@@ -30,7 +29,6 @@ def begin_steps(batch: Batch, resource: Any) -> bool:
     """Go step by step in the attempt at hand, if its scope can. False when the attempt ends here."""
     if not has_steps(batch):
         return True
-    apply_again(batch)  # each is judged by itself from now on
     batch.steps = Steps(batch.scope, resource)
     batch.halted = True
     return batch.steps.begin(batch)

@@ -31,27 +31,31 @@ _LOADS: Final = 4
 """Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
 
 
-def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
-    """Keep what *operation* raised for its caller. True when the attempt ends here.
+GOES_ON: Final = 0
+ENDS: Final = 1
+UNDONE: Final = 2
 
-    That is so for the first few that are broken. Then the rest of the operations is tried on the same resource, and all
-    that raise there are out together: a hundred broken operations do not cost a hundred loads.
-    """
+
+def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> int:
+    """Keep what *operation* raised for its caller. Say whether the attempt goes on, ends, or has to undo it first."""
     if batch.over() or not is_a(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
     operation.error = without_our_frame(error)
     idempotency = batch.state.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
-        return False
+        return GOES_ON
     batch.forget_operation()
     verdict = _ask(batch, "operation_raised", error)
     steps = batch.steps
     if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
-        return not steps.undo(batch, operation)
-    if verdict is None and _is_clean(batch, operation, error):
-        return False
-    return _obey(batch, operation, verdict, error)
+        return GOES_ON if steps.undo(batch, operation) else ENDS
+    if verdict is not None:
+        _obey(batch, operation, verdict, error)
+        return ENDS
+    if idempotency is not None and not idempotency.is_recorded(batch, operation):
+        batch.asked = [*batch.asked, operation]  # it is in no save, and so its key has to be looked for
+    return GOES_ON if is_clean(batch, error) else UNDONE
 
 
 def look(batch: Batch, operation: Operation[Any]) -> bool:
@@ -66,38 +70,27 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
         if isinstance(verdict, Rejected) and steps is not None:
             return not steps.refuse(batch, operation, verdict)
         if verdict is not None:
-            return _take_back(batch, operation, verdict)
+            operation.error = error = rejected(verdict)
+            _obey(batch, operation, verdict, error)
+            return True
     if batch.deleted or batch.cut_off:
         cut_after(batch, operation)
         return True
     return steps is not None and operation.error is None and not steps.keep(batch, operation)
 
 
-def _take_back(batch: Batch, operation: Operation[Any], verdict: NotSaved) -> bool:
-    """What *operation* returned does not count."""
-    error = rejected(verdict)
-    operation.error = error
-    return _obey(batch, operation, verdict, error)
-
-
-def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved | None, error: BaseException) -> bool:
-    """*operation* has come to *error*, of which the scope says *verdict*. True when the attempt ends here."""
+def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:
+    """*operation* has come to *error*, of which the scope says *verdict*: the attempt ends here."""
     batch.verdict = verdict
-    if verdict is not None and not isinstance(verdict, Rejected):
-        return True
-    if isinstance(verdict, Undecided) and _goes_on_differently(batch, operation):
+    if not isinstance(verdict, Rejected):
+        return
+    # What was reused is perhaps no more: it is judged by what the next attempt loads.
+    if (isinstance(verdict, Undecided) and _goes_on_differently(batch, operation)) or is_reused(batch):
         batch.broken = error
-        return True
-    if is_reused(batch):  # perhaps it raised for what is no more: it is judged by what the next attempt loads
-        batch.broken = error
-        return True
-    put_out(batch, operation, error)
-    if verdict is None:
-        batch.exact -= 1
-        return batch.exact >= 0
-    batch.rejections += 1
-    batch.stepwise = batch.stepwise or batch.rejections > _LOADS
-    return True  # the transaction is spoiled: nothing can be tried on in it
+    else:  # the transaction is spoiled: nothing can be tried on in it
+        put_out(batch, operation, error)
+        batch.rejections += 1
+        batch.stepwise = batch.stepwise or batch.rejections > _LOADS
 
 
 def _goes_on_differently(batch: Batch, operation: Operation[Any]) -> bool:
@@ -109,10 +102,10 @@ def _goes_on_differently(batch: Batch, operation: Operation[Any]) -> bool:
 
 
 def put_out(batch: Batch, operation: Operation[Any], error: BaseException) -> None:
-    """Have the batch replayed without *operation*."""
+    """Have the batch replayed without *operation*; it comes back when all are applied to what another one saved."""
     operation.state = BROKEN
     idempotency = batch.state.options.idempotency
-    if idempotency is not None and idempotency.once_of(operation) is not None:
+    if idempotency is not None and idempotency.once_of(operation) is not None and operation not in batch.asked:
         batch.asked = [*batch.asked, operation]
     if batch.broken is None:
         batch.broken = error
@@ -148,13 +141,13 @@ def is_reused(batch: Batch) -> bool:
 # -- errors -----------------------------------------------------------------------------------------------------
 
 
-def _is_clean(batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
-    if type(error) in _OURS:
+def is_clean(batch: Batch, error: BaseException) -> bool:
+    """Whether *error* promises that there is nothing to undo."""
+    clean = batch.state.options.clean_errors
+    if not clean or type(error) in _OURS:
         return False
-    options = batch.state.options
-    if options.idempotency is not None and not options.idempotency.is_recorded(batch, operation, error):
-        return False  # it is in no save, and so its key has to be looked for
-    return is_a(error, options.clean_errors)
+    idempotency = batch.state.options.idempotency
+    return is_a(error, clean) and not (idempotency is not None and type(error) is idempotency.NotPlain)
 
 
 def ends_greenlet(batch: Batch, error: BaseException) -> bool:

@@ -38,11 +38,11 @@ from geventbatch import (
     current_batch,
 )
 from geventbatch._pace import pace
-from geventbatch.errors import Undecided
+from geventbatch.errors import CannotUndo, Undecided
 from geventbatch.testing import virtual_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from geventbatch import Batch, BatchMetrics
 
@@ -87,7 +87,7 @@ class Refused(Exception):
 
 
 class HalfWay(Exception):
-    """An operation raises it in the middle of its change."""
+    """An operation raises it in the middle of its change, and leaves a mess behind."""
 
 
 class Flushed(Exception):
@@ -134,8 +134,9 @@ class Choices(Brief):
     min_duration: float = 0.0
     max_duration: float = 1.0
     workers: int = 1
-    form: Literal["scope", "steps", "pair", "bulk"] = "scope"
-    narrow: bool = False  # clean_errors are Refused alone
+    form: Literal["scope", "steps", "undoes", "pair", "bulk"] = "scope"
+    copying: Literal["default", "own", "none"] = "default"  # of the resource, where its scope has no `restore`
+    narrow: bool = False  # Refused is a clean error; by default there are none
     max_batches: int | None = None
     max_batch_size: int | None = None
     max_pending: int | None = None
@@ -149,9 +150,13 @@ class Choices(Brief):
 class Resource:
     """What a load gives: a copy of the saved identities, and the version that they had."""
 
-    visit: Visit
+    of: Callable[[], Visit]  # a function, of which no copy is made
     entries: list[int]
     version: int
+
+    @property
+    def visit(self) -> Visit:
+        return self.of()
 
 
 class Mark:
@@ -188,7 +193,12 @@ class Story:
         """Those behind a culprit that were thrown out may have raised for what it had made; steps judge all anew."""
         numbers = list(self.calls)  # in the order of the batch, as they were started
         for number in numbers[0 if culprit is None else numbers.index(culprit) + 1 :]:
-            self.calls[number].broken = False
+            self.calls[number].out = False
+
+    def meet_conflict(self, now: float) -> None:
+        """Somebody else has written: all that were started are applied again."""
+        self.conflict_at = now
+        self.apply_again()
 
 
 @dataclass(eq=False, slots=True)
@@ -196,12 +206,22 @@ class Visit:
     """A load, and what follows up to the save."""
 
     story: Story
-    applied: list[Call] = field(default_factory=list)
-    completed: int = 0
+    loaded: list[int] = field(default_factory=list)
+    applied: list[Call] = field(default_factory=list)  # each once, in the order in which they were applied first
+    returned: set[int] = field(default_factory=set)  # calls
     offending: list[Call] = field(default_factory=list)  # what they made is refused by the store
     trespassing: list[Call] = field(default_factory=list)  # they did what they may not
     may_be_saved: bool = False  # its save has begun, and met no conflict
     saved: bool = False
+
+    @property
+    def completed(self) -> int:
+        return len(self.returned)
+
+    def expected(self, before: Call | None = None) -> list[int]:
+        """What has to be in the resource: for an operation that is applied, or is applied again, and at the end."""
+        calls = self.applied[: self.applied.index(before)] if before in self.applied else self.applied
+        return self.loaded + [call.number for call in calls if call.number in self.returned]
 
 
 @dataclass(eq=False)
@@ -227,7 +247,7 @@ class Call:
     visit: Visit | None = None  # in which it was applied last
     last: object = None  # what it returned in its last attempt
     raised: BaseException | None = None  # or raised
-    broken: bool = False
+    out: bool = False  # it has raised, and may be out until somebody else has written
     doomed: bool = False  # a load failed while it waited
     fate: str = ""  # "saved", "raised", "left", "safe" or "unknown"
 
@@ -265,6 +285,31 @@ class Scope:
             self.life.save(self.key, self.resource)
             return False
         return self.life.leave(self.key, self.resource)
+
+
+class UndoingScope(Scope):
+    """One that brings its resource back."""
+
+    first: Resource | None = None
+
+    def __enter__(self) -> Resource:
+        resource = super().__enter__()
+        self.first = self.life.copy_of(resource)
+        return resource
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> bool:
+        self.first = None  # no cycle
+        return super().__exit__(kind, error, tb)
+
+    def checkpoint(self) -> object:
+        self.life.undo(self.key)
+        return self.life.copy_of(self.resource)
+
+    def restore(self, checkpoint: Any) -> Resource:
+        self.life.undo(self.key)
+        before: Any = self.first if checkpoint is None else checkpoint
+        self.resource = self.life.copy_of(before)
+        return self.resource
 
 
 class StepScope(Scope):
@@ -342,6 +387,7 @@ class World:
         self.saves: defaultdict[str, deque[Act]] = defaultdict(deque)
         self.leaves: defaultdict[str, deque[Act]] = defaultdict(deque)
         self.steps: defaultdict[str, deque[Act]] = defaultdict(deque)
+        self.undos: defaultdict[str, deque[Act]] = defaultdict(deque)
         self.closing = False  # nobody waits any more
         self.atomic = False  # nothing may run now
         self._spawning = False
@@ -486,7 +532,7 @@ class Life:
     def __init__(self, world: World, choices: Choices) -> None:
         self.world = world
         self.choices = choices
-        self.clean_errors: tuple[type[BaseException], ...] = (Refused,) if choices.narrow else (Exception,)
+        self.clean_errors: tuple[type[BaseException], ...] = (Refused,) if choices.narrow else ()
         self.processor = self._make()
         # -- mutable state ---------------------------------------------------------------------------------
         self.metrics: BatchMetrics | None = self.processor.subscribe_batch_metrics()
@@ -526,14 +572,19 @@ class Life:
             options |= {"load_resources": self.load_one, "save_resources": self.save_one, "max_bulk": 1}
         else:
             options["open_resource"] = self.open
-        return Processor(clean_errors=self.clean_errors, **options)
+        if choices.narrow:
+            options["clean_errors"] = self.clean_errors
+        if choices.copying != "default":
+            options["copy_resource"] = self.copy_of if choices.copying == "own" else None
+        return Processor(**options)
 
     def number(self, key: str, workers: int) -> int:
         gevent.sleep(0)
         return KEYS.index(key) % workers
 
     def open(self, key: str) -> Scope:
-        return StepScope(self, key) if self.choices.form == "steps" else Scope(self, key)
+        forms = {"steps": StepScope, "undoes": UndoingScope}
+        return forms.get(self.choices.form, Scope)(self, key)
 
     def load_one(self, keys: list[str]) -> dict[str, Any]:
         (key,) = keys
@@ -614,11 +665,11 @@ class Life:
         elif error is call.raised:
             call.fate = "raised"
             self._know_outcome(call)
-            # One that is broken is in no later attempt, and is answered after the last.
-            visit = call.story.visit if call.story and call.broken else call.visit
+            # One that is out is in no later attempt, and is answered after the last.
+            visit = call.story.visit if call.story and call.out else call.visit
             # And it is settled with its part, which is not told here.
             settled = call.story is not None and (
-                call.number in call.story.settled or (call.broken and bool(call.story.settled))
+                call.number in call.story.settled or (call.out and bool(call.story.settled))
             )
             if visit is None or (visit.completed and not visit.saved and not settled):
                 self.world.wrong(f"{call} was answered with its own {error!r} before the save")
@@ -778,7 +829,8 @@ class Life:
             self.visits[key] = visit
         act = self._plan(self.world.loads, key, self.choices.load)
         store = self.world.store
-        resource = Resource(visit, list(store.entries[key]), store.versions[key])
+        visit.loaded = list(store.entries[key])
+        resource = Resource(lambda: visit, list(store.entries[key]), store.versions[key])
         self.world.refs.append(weakref.ref(resource))
         try:
             if MARK.get() not in {None, story.mark}:
@@ -789,7 +841,7 @@ class Life:
         except BaseException as error:
             story.errors.append(error)
             if isinstance(error, Conflict):
-                story.conflict_at = self.world.clock.now()
+                story.meet_conflict(self.world.clock.now())
             elif not story.interrupted and not isinstance(error, GreenletExit):
                 self._doom(story)
             raise
@@ -833,7 +885,7 @@ class Life:
             story.errors.append(error)
             if isinstance(error, (Conflict, Rejected)):
                 if isinstance(error, Conflict):
-                    story.conflict_at = self.world.clock.now()
+                    story.meet_conflict(self.world.clock.now())
                 resource.visit.may_be_saved = story.interrupted  # then the outcome was fixed before
             raise
         finally:
@@ -850,11 +902,11 @@ class Life:
             culprit.raised = offence
             story.settled.add(culprit.number)
             story.apply_again(culprit.number)
-            visit.completed = 0  # what is left has nothing to be saved
+            visit.returned.clear()  # what is left has nothing to be saved
         raise Rejected("a constraint") from offence
 
     def copy_of(self, resource: Resource) -> Resource:
-        copy = Resource(resource.visit, list(resource.entries), resource.version)
+        copy = Resource(resource.of, list(resource.entries), resource.version)
         self.world.refs.append(weakref.ref(copy))
         return copy
 
@@ -874,10 +926,18 @@ class Life:
         except BaseException as error:
             story.errors.append(error)
             if isinstance(error, Conflict):
-                story.conflict_at = self.world.clock.now()
+                story.meet_conflict(self.world.clock.now())
             raise
         finally:
             story.active -= 1
+
+    def undo(self, key: str) -> None:
+        """Do what a scope does to undo, or cannot do."""
+        act = self._plan(self.world.undos, key, QUICK)
+        if act.first in WORK:
+            self.stories[id(current_batch())].spent += WORK[act.first]
+            self.world.spend(WORK[act.first])
+        self._end(self.stories[id(current_batch())], act.end)
 
     def _check_step(self, visit: Visit) -> None:
         if visit.offending:
@@ -889,14 +949,14 @@ class Life:
     def look(self, visit: Visit) -> NotSaved:
         culprit = visit.trespassing.pop()
         self._refuse(culprit, visit)
-        culprit.broken = not visit.story.stepwise
+        culprit.out = not visit.story.stepwise
         verdict = Rejected("it may not do that")
         verdict.__cause__ = culprit.raised
         return verdict
 
     def _refuse(self, culprit: Call, visit: Visit) -> None:
         culprit.raised, culprit.last = StoreError("it offends"), None
-        visit.completed -= 1
+        visit.returned.discard(culprit.number)
 
     def _check_save(self, story: Story, resource: Resource) -> None:
         visit = resource.visit
@@ -906,11 +966,14 @@ class Life:
             self.world.wrong(f"save of {story.key!r} with a resource of another load")
         if not visit.completed:
             self.world.wrong(f"save of {story.key!r} though no operation has completed")
-        started = [call for call in story.calls.values() if not call.broken and (call.number not in story.settled)]
-        if {call.number for call in visit.applied} - {call.number for call in started}:
-            self.world.wrong(f"save of {story.key!r} with a broken operation")
-        if len(visit.applied) != len(started) and not story.parted:
-            self.world.wrong(f"save of {story.key!r} with {len(visit.applied)} of {len(started)} started operations")
+        if resource.entries != visit.expected():
+            self.world.wrong(f"save of {story.key!r} with {resource.entries}, in place of {visit.expected()}")
+        started = [call for call in story.calls.values() if call.number not in story.settled]
+        if any(call not in started for call in visit.applied):
+            self.world.wrong(f"save of {story.key!r} with an operation that has its outcome")
+        left_out = [call for call in started if call not in visit.applied and not call.out]
+        if left_out and not story.parted:
+            self.world.wrong(f"save of {story.key!r} without {left_out[0]}, which was started")
         deadline = story.began + self.choices.max_duration + self._paused(story) - story.spent
         if self.world.clock.now() > deadline + _PAUSES:
             self.world.wrong(f"save of {story.key!r} after its deadline")
@@ -948,8 +1011,12 @@ class Life:
             self._check_apply(call, story, resource, mark)
             act = call.acts[min(call.starts, len(call.acts) - 1)]
             call.starts += 1
-            call.last, call.raised = None, None
-            resource.visit.applied.append(call)
+            call.last, call.raised, call.out = None, None, False
+            visit = resource.visit
+            if call not in visit.applied:
+                visit.applied.append(call)
+            visit.returned.discard(call.number)
+            visit.offending = [other for other in visit.offending if other is not call]
             return self._change(call, story, resource, act)
         finally:
             story.active -= 1
@@ -959,12 +1026,14 @@ class Life:
             self._wait(story, act.first, act.guard)
             resource.entries.append(call.number)
             self._wait(story, act.last, act.guard)
+            if act.end == "half-way":
+                self._make_a_mess(call, resource)
             self._end_operation(call, act.end)
         except BaseException as error:
             if isinstance(error, self.clean_errors) and call.number in resource.entries:
                 resource.entries.remove(call.number)
-            elif isinstance(error, (Exception, gevent.Timeout)) and not isinstance(error, self.clean_errors):
-                call.broken = not story.stepwise and not isinstance(error, Flushed)
+            elif isinstance(error, (Exception, gevent.Timeout)):
+                call.out = self._may_be_out(story, error)
             call.raised = error
             raise
         if act.end == "offend":
@@ -972,9 +1041,23 @@ class Life:
         elif act.end == "trespass" and self.choices.form == "steps":
             current_batch().ask_scope()
             resource.visit.trespassing.append(call)
-        resource.visit.completed += 1
+        resource.visit.returned.add(call.number)
         call.last = object()
         return call.last
+
+    def _may_be_out(self, story: Story, error: BaseException) -> bool:
+        """Whether an operation that raised *error* may be left out, since it cannot be undone."""
+        choices = self.choices
+        if choices.form == "steps":
+            return not story.stepwise and not isinstance(error, Flushed)
+        return choices.form == "undoes" or choices.copying == "none"
+
+    def _make_a_mess(self, call: Call, resource: Resource) -> None:
+        if call.number % 3 == 0:
+            resource.entries.clear()
+        elif call.number % 3 == 1:
+            resource.entries = [-2, *resource.entries]
+        resource.version -= 1
 
     def _end_operation(self, call: Call, end: str) -> None:
         if end == "stop":
@@ -1008,8 +1091,10 @@ class Life:
             wrong(f"{call} is applied, but its load has failed")
         if call.number in story.settled:
             wrong(f"{call} is applied again, but has its outcome")
-        if call.broken:
-            wrong(f"{call} is applied again, but had left the resource half-changed")
+        if resource.entries != resource.visit.expected(call):
+            wrong(f"{call} is applied to {resource.entries}, in place of {resource.visit.expected(call)}")
+        if call in resource.visit.applied and call.number not in resource.visit.returned:
+            wrong(f"{call} is applied again to what it was applied to, though it has raised")
         if call.after_stop:
             wrong(f"{call} is applied, but came after stop()")
         if call.number in resource.entries:
@@ -1023,6 +1108,7 @@ class Life:
             wrong(f"{call} is applied in a second batch")
         if (
             resource.visit.applied
+            and call not in resource.visit.applied
             and resource.visit.applied[-1].sequence > call.sequence
             and not self.choices.numbering
         ):
@@ -1184,6 +1270,7 @@ def _error(end: str) -> BaseException | None:
         "refuse": Refused,
         "half-way": HalfWay,
         "fail": StoreError,
+        "cannot": CannotUndo,
         "not saved": NotSaved,
         "conflict": Conflict,
         "timeout": gevent.Timeout,

@@ -389,7 +389,7 @@ def test_an_operation_that_is_refused_saves_nothing_of_its_key(clock: VirtualTim
 
 
 def test_a_bulk_of_which_nothing_is_to_be_saved_is_left_so(clock: VirtualTime, warehouse: Warehouse) -> None:
-    with warehouse.processor() as processor:
+    with warehouse.processor(clean_errors=(ValueError,)) as processor:
         answers = run_all(clock, processor, {"a": fail, "b": fail})
     assert [type(error) for error in answers.values()] == [ValueError, ValueError]
     assert (warehouse.saves, warehouse.left) == ([], [NothingToSave])

@@ -68,7 +68,7 @@ def trains(clock: VirtualTime) -> Trains:
 
 @pytest.fixture(params=[True, False], ids=["batching", "alone"])
 def processor(request: pytest.FixtureRequest, trains: Trains) -> Iterator[Processor[Train]]:
-    options: dict[str, Any] = {"min_duration": 0, "batching": request.param}
+    options: dict[str, Any] = {"min_duration": 0, "batching": request.param, "clean_errors": (ValueError,)}
     with Processor(open_resource=trains.scope, **options) as processor:
         yield processor
 
@@ -207,7 +207,7 @@ def test_one_that_is_said_to_read_and_changes_is_refused(trains: Trains, process
 
 def test_what_is_raised_that_promises_nothing_may_have_changed_the_resource(trains: Trains) -> None:
     with (
-        Processor(open_resource=trains.scope, min_duration=0, clean_errors=()) as processor,
+        Processor(open_resource=trains.scope, min_duration=0) as processor,
         check_operations(processor),
         pytest.raises(ValueError, match="too late"),
     ):

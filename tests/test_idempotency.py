@@ -275,14 +275,16 @@ def test_a_caller_that_has_left_takes_no_outcome_from_another_one_with_its_key(k
         assert answers([call(processor, "a", add, 1)]) == [1]
 
 
-def test_broken_operations_are_looked_for_with_the_next_load_all_at_once(keeping: Keeping, store: Store) -> None:
+def test_what_raises_and_is_not_recorded_is_looked_for_before_the_save_all_at_once(
+    keeping: Keeping, store: Store
+) -> None:
     def once(resource: list[Any], mark: str) -> str:
         resource.append(mark)
         if resource.count(mark) > 1:
             raise LookupError(mark)
         return mark
 
-    with opened(keeping, clean_errors=()) as processor:
+    with opened(keeping, recorded_errors=()) as processor:
         for key in "ab":
             assert answers([call(processor, key, once, key)]) == [key]
         loads = len(store.times("load"))
@@ -290,7 +292,8 @@ def test_broken_operations_are_looked_for_with_the_next_load_all_at_once(keeping
         first, second, broken, last = answers(callers)
         assert (first, second, last) == ("a", "b", "d")
         assert isinstance(broken, LookupError)
-        assert len(store.times("load")) - loads == 4
+        assert len(store.times("load")) - loads == 2  # the second one when the first has raised: then it is copied
+        assert [keys for _, what, keys in store.log if what == "ask"] == [("a",), ("b", "c")]
         (alone,) = answers([call(processor, "a", once, "a")])
         assert alone == "a"
     assert store.kept["k"] == ["a", "b", "d"]

@@ -179,7 +179,8 @@ def test_what_an_operation_sets_in_the_session_is_gone_behind_it(place: Place) -
         raise LookupError
 
     maker = sessionmaker(place.engine, info={"kept": "the application's"})
-    answers = place.run((look,), (set_all,), (look,), (set_and_raise,), (look,), (take,), bind=maker)
+    runs = (look,), (set_all,), (look,), (set_and_raise,), (look,), (take,)
+    answers = place.run(*runs, bind=maker, clean_errors=(LookupError,))
     assert answers[1][3] == {"tenant": "mine", "of": "me"}
     assert isinstance(answers[3], LookupError)
     assert seen[0] == seen[1] == seen[2]

@@ -113,6 +113,8 @@ def test_a_metric_is_frozen_and_has_these_fields() -> None:
         "waiting_at_close",
         "phase",
         "operation_name",
+        "undone",
+        "undo_duration",
     ]
     ((metric,), _) = metrics_of(nothing)
     for name in names:
@@ -172,9 +174,10 @@ def test_durations_and_attempts_are_over_all_attempts(clock: VirtualTime) -> Non
     assert metric.error is None
 
 
-def test_attempts_counts_the_loads_for_broken_operations_too(clock: VirtualTime) -> None:
-    ((metric,), _) = metrics_of(nothing, raising(OSError()), clean_errors=())
+def test_attempts_counts_the_loads_for_what_cannot_be_undone_too(clock: VirtualTime) -> None:
+    ((metric,), _) = metrics_of(nothing, raising(OSError()), load_resource=lambda _: [], copy_resource=None)
     assert (metric.attempts, metric.operation_count, metric.error) == (2, 2, None)
+    assert metric.undone == 1
 
 
 def test_a_batch_with_nothing_to_save_has_a_metric_without_an_error(clock: VirtualTime) -> None:
@@ -288,12 +291,14 @@ def test_the_wait_for_a_replay_and_leaving_without_a_save_are_no_time_of_applyin
             elif conflicts:
                 raise conflicts.pop()
 
-    ((metric,), _) = metrics_of(sleeping(0.5), raising(OSError()), open_resource=lambda _: Scope(), clean_errors=())
-    assert (metric.attempts, metric.conflicts, metric.raised) == (4, 2, 1)
-    assert metric.load_duration == pytest.approx(4)
-    assert metric.apply_duration == pytest.approx(2)
+    ((metric,), _) = metrics_of(sleeping(0.5), raising(OSError()), open_resource=lambda _: Scope())
+    assert (metric.attempts, metric.conflicts, metric.raised) == (6, 2, 1)  # what raised is applied after each conflict
+    assert metric.load_duration == pytest.approx(6)
+    assert metric.apply_duration == pytest.approx(3)
     assert metric.save_duration == 0
-    assert 14 < metric.total_duration < 14.1
+    assert 33 < metric.total_duration < 33.1
+    assert metric.undone == 3
+    assert metric.undo_duration == pytest.approx(3 * (0.5 + 8 + 1))  # the attempt that was given up, and the load after
 
 
 def test_the_wait_for_a_replay_that_the_deadline_ended_is_no_time_of_loading(clock: VirtualTime) -> None:

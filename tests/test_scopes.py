@@ -324,7 +324,7 @@ def test_an_operation_whose_error_leaves_nothing_to_be_saved_ends_its_batch(cloc
 
 
 def test_an_error_that_the_scope_has_no_opinion_on_is_its_caller_s_alone(clock: VirtualTime, store: Store) -> None:
-    with store.processor() as processor:
+    with store.processor(clean_errors=(Broken,)) as processor:
         assert kinds(run_all(clock, processor, [(append, 1), (raise_it, Broken())])) == [1, Broken]
     assert store.loads == 1
 
@@ -437,7 +437,7 @@ def test_an_operation_that_deletes_and_raises_deletes_nothing(clock: VirtualTime
         current_batch().delete()
         raise KeyError
 
-    with store.processor() as processor:
+    with store.processor(clean_errors=(KeyError,)) as processor:
         answers = run_all(clock, processor, [(append, 1), (delete_and_raise,), (append, 2)])
     assert kinds(answers) == [1, KeyError, 2]
     assert store.kept["k"] == [1, 2]

@@ -76,6 +76,10 @@ STEPS_ACTS = st.sampled_from(
     ]
 )
 
+UNDOS = st.sampled_from(
+    [*[Act()] * 8, *_acts(("", "work", "toil"), ("ok", "cannot", "cannot", "fail", "collapse", "exit"))]
+)
+
 OFFENCES = ("ok", "ok", "offend", "offend", "query", "query", "trespass", "half-way", "half-way", "refuse")
 
 _PLAIN = _acts(("", "yield", "short", "work"), ("ok",))
@@ -109,7 +113,8 @@ CHOICES = st.builds(
     min_duration=st.sampled_from([0.0, 0.0, 0.05, 0.2, 0.2]),
     max_duration=st.sampled_from([1.0, 0.25]),
     workers=st.sampled_from([1, 2]),
-    form=st.sampled_from(["scope", "steps", "pair", "bulk"]),
+    form=st.sampled_from(["scope", "steps", "undoes", "pair", "bulk"]),
+    copying=st.sampled_from(["default", "default", "own", "none"]),
     narrow=st.booleans(),
     max_batches=st.sampled_from([None, None, 1, 2]),
     max_batch_size=st.sampled_from([None, None, 1, 3]),
@@ -212,6 +217,19 @@ class Simulation(RuleBasedStateMachine):
         for end in ends:
             self.world.life.call(key, (Act(end=end),), None, None)
         self.world.steps[key].extend([Act(), act])
+        self.world.turn(2)
+
+    @precondition(_is_on)
+    @rule(
+        key=st.sampled_from(KEYS),
+        ends=st.lists(st.sampled_from(("ok", "half-way", "half-way", "refuse")), min_size=3, max_size=12),
+        acts=st.lists(UNDOS, max_size=3),
+    )
+    def run_with_raises(self, key: str, ends: list[str], acts: list[Act]) -> None:
+        """Several raise, and something happens while they are undone."""
+        for end in ends:
+            self.world.life.call(key, (Act(end=end),), None, None)
+        self.world.undos[key].extend(acts)
         self.world.turn(2)
 
     @precondition(_is_stopping)

@@ -639,7 +639,7 @@ def test_what_an_operation_has_added_is_dropped_when_it_raises(
         if error is not None:
             raise error
 
-    with processor(trains, min_duration=0.05) as opened:
+    with processor(trains, min_duration=0.05, clean_errors=(LookupError,)) as opened:
         metrics = opened.subscribe_batch_metrics()
         answers = together(
             opened, "ICE 1", (reserve, "a"), (reserve, "no", LookupError()), (reserve, "no", KeyError()), (reserve, "b")
@@ -1300,7 +1300,7 @@ def test_operations_that_only_ask_and_raise_cost_no_load_though_asking_flushes_w
         bookings(train)
         raise LookupError
 
-    with processor(trains, min_duration=0.05) as opened:
+    with processor(trains, min_duration=0.05, clean_errors=(LookupError,)) as opened:
         metrics = opened.subscribe_batch_metrics()
         answers = together(opened, "ICE 1", (take,), *[(ask_and_raise,)] * 40)
     assert answers[0] == 1

@@ -664,9 +664,9 @@ def test_an_idempotency_key_with_other_arguments_is_refused_by_name(adapter: Ada
 
 
 @over_idempotent
-def test_a_clean_error_is_the_outcome_and_is_given_again(adapter: Adapter) -> None:
+def test_what_an_operation_raises_is_the_outcome_and_is_given_again(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(clean_errors=(LookupError,), missing="make") as processor:
+    with adapter.processor(missing="make") as processor:
         errors = [answer_of(keyed, processor, "a", adapter.take, 11)]
         assert adapter.get("k") == 10
         adapter.put("k", 100)
@@ -680,9 +680,9 @@ def test_a_clean_error_is_the_outcome_and_is_given_again(adapter: Adapter) -> No
 
 
 @over_some_idempotent
-def test_a_broken_operation_is_not_recorded_and_may_be_sent_again(adapter: Adapter) -> None:
+def test_an_error_that_is_not_among_recorded_errors_is_not_recorded_and_may_be_sent_again(adapter: Adapter) -> None:
     adapter.put("k", 10)
-    with adapter.processor(clean_errors=(), min_duration=0.02) as processor:
+    with adapter.processor(recorded_errors=(), min_duration=0.02) as processor:
         callers = [spawned(keyed, processor, key, adapter.take, 11) for key in ("a", None)]
         callers += [spawned(keyed, processor, "b", adapter.add, 1)]
         *broken, other = all_of(callers)

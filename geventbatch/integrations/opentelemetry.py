@@ -248,9 +248,11 @@ class _Watcher:
             return _Seen()
         counts = processor._current().counts  # noqa: SLF001 - it is the library's own
         last = self._seen if counts is self._counts else _Seen()
-        now = _Seen(counts.answered, counts.withdrawn, counts.overloaded, counts.conflicts)
+        others = counts.withdrawn, counts.overloaded, counts.conflicts, counts.undone, counts.undo_seconds
+        now = _Seen(counts.answered, *others)
         self._counts, self._seen = counts, now
-        return _Seen(*(max(0, new - old) for new, old in zip(now, last, strict=True)))
+        new: Any = (max(0, new - old) for new, old in zip(now, last, strict=True))
+        return _Seen(*new)
 
     def shows_in(self, instruments: _Instruments) -> bool:
         """Whether its metrics are in *instruments*."""
@@ -326,11 +328,13 @@ def _describe(span: Span, metric: BatchMetric) -> None:
         "attempts": metric.attempts,
         "conflicts": metric.conflicts,
         "raised": metric.raised,
+        "undone": metric.undone or None,
         "withdrawn": metric.withdrawn,
         "wait_seconds": metric.queue_wait,
         "load_seconds": metric.load_duration,
         "apply_seconds": metric.apply_duration,
         "save_seconds": metric.save_duration,
+        "undo_seconds": metric.undo_duration or None,
     }
     if metric.operation_name is not None:
         attributes["operation"] = metric.operation_name
@@ -352,6 +356,8 @@ class _Seen(NamedTuple):
     withdrawn: int = 0
     overloaded: int = 0
     conflicts: int = 0
+    undone: int = 0
+    undo_seconds: float = 0.0
 
 
 class _Sums:
@@ -362,6 +368,7 @@ class _Sums:
         self.outcomes = dict.fromkeys(("returned", "raised", "failed", "unknown", "withdrawn", "refused"), 0)
         self.failed_batches: dict[tuple[str, str], int] = {}  # by phase and error
         self.conflicts = 0
+        self.undone, self.undo_seconds = 0, 0.0
 
     def add_answers(self, metric: BatchMetric, new: _Seen) -> None:
         """Add the answers of a batch that has ended."""
@@ -381,6 +388,8 @@ class _Sums:
         self.outcomes["withdrawn"] += new.withdrawn
         self.outcomes["refused"] += new.overloaded
         self.conflicts += new.conflicts
+        self.undone += new.undone
+        self.undo_seconds += new.undo_seconds
 
 
 class _Instruments:
@@ -403,7 +412,9 @@ class _Instruments:
         for name, counted, what in (
             ("operations", self._operations, "Operations by what became of them"),
             ("failed_batches", self._failed_batches, "Batches that failed as a whole"),
-            ("conflicts", self._conflicts, "Somebody else had changed a resource"),
+            ("conflicts", self._sum("conflicts"), "Somebody else had changed a resource"),
+            ("undone", self._sum("undone"), "What an operation that raised had changed was undone"),
+            ("undo_seconds", self._sum("undo_seconds"), "What that took"),
         ):
             meter.create_observable_counter(f"geventbatch_{name}_total", [counted], "", what)
         for name, gauge, what in (
@@ -451,9 +462,11 @@ class _Instruments:
             for (phase, error), count in sums.failed_batches.items():
                 yield _metrics.Observation(count, {"processor": name, "phase": phase, "error": error})
 
-    def _conflicts(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
-        for name, sums in self._caught_up():
-            yield _metrics.Observation(sums.conflicts, {"processor": name})
+    def _sum(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
+        def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
+            return [_metrics.Observation(getattr(sums, field), {"processor": name}) for name, sums in self._caught_up()]
+
+        return look
 
     def _gauge(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
         def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:

@@ -78,6 +78,8 @@ class _Seen(NamedTuple):
     withdrawn: int = 0
     overloaded: int = 0
     conflicts: int = 0
+    undone: int = 0
+    undo_seconds: float = 0.0
 
 
 class _Gauges(NamedTuple):
@@ -106,6 +108,7 @@ class _Series:
             metrics.operations.labels(name, outcome) for outcome in outcomes
         )
         self.conflicts = metrics.conflicts.labels(name)
+        self.undone, self.undo_seconds = metrics.undone.labels(name), metrics.undo_seconds.labels(name)
         self.gauges = [gauge.labels(name) for gauge in metrics.gauges]
         self._name = name
         self._failed_batches = metrics.failed_batches
@@ -134,6 +137,8 @@ class _Series:
             (self.withdrawn, new.withdrawn),
             (self.refused, new.overloaded),
             (self.conflicts, new.conflicts),
+            (self.undone, new.undone),
+            (self.undo_seconds, new.undo_seconds),
         ):
             if count:
                 counter.inc(count)
@@ -162,6 +167,8 @@ class _Metrics:
         self.operations = named(Counter, "operations_total", "Operations by what became of them", "outcome")
         self.failed_batches = named(Counter, "failed_batches_total", "Batches that failed as a whole", "phase", "error")
         self.conflicts = named(Counter, "conflicts_total", "Somebody else had changed a resource")
+        self.undone = named(Counter, "undone_total", "What an operation that raised had changed was undone")
+        self.undo_seconds = named(Counter, "undo_seconds_total", "What that took")
         self.gauges = tuple(
             named(Gauge, name, what, multiprocess_mode=mode)
             for name, what, mode in (
@@ -224,12 +231,14 @@ class _Watcher:
         counts = processor._current().counts  # noqa: SLF001 - it is the library's own
         with self.lock:
             last = self._seen if counts is self._counts else _Seen()
-            now = _Seen(
-                counts.answered if answers else last.answered, counts.withdrawn, counts.overloaded, counts.conflicts
-            )
-            now = _Seen(*map(max, now, last))  # with batching=False a thread may have set one back
+            answered = counts.answered if answers else last.answered
+            others = counts.withdrawn, counts.overloaded, counts.conflicts, counts.undone, counts.undo_seconds
+            now = _Seen(answered, *others)
+            highest: Any = map(max, now, last)
+            now = _Seen(*highest)  # with batching=False a thread may have set one back
             self._counts, self._seen = counts, now
-        return _Seen(*map(sub, now, last))
+        new: Any = map(sub, now, last)
+        return _Seen(*new)
 
     def gauges(self, processor: Processor[Any]) -> _Gauges:
         """Look at it."""

@@ -1,0 +1,130 @@
+"""How a resource is brought back whose scope has no ``restore`` of its own: a pair's, a bulk's, one written by hand.
+
+What a pair saves may be another object than was loaded: it gets a copy. A scope that was written by hand saves what it
+has in its own hands: that is brought back in place, by a `Photo`. Where neither can be done there is `CannotUndo`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._answer import PLAIN, Copying
+from geventbatch._scope import IMMUTABLE
+from geventbatch._shown import shown
+from geventbatch.errors import CannotUndo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geventbatch._batch import Batch
+    from geventbatch.scopes import Undoes
+
+
+def copies_of(batch: Batch, resource: Any) -> Undoes[Any]:
+    """Give what brings *resource* back to what it is now. Raises `CannotUndo`, or what copying it raises."""
+    copy = batch.state.options.copy_resource
+    passes_on: Any = None if batch.mates is not None else getattr(batch.scope, "replace", None)
+    in_place = batch.mates is None and passes_on is None
+    if in_place and _is_fixed(resource):
+        raise CannotUndo(f"its resource is {shown(resource)}: what operations change is somewhere else")
+    if copy is None:
+        raise CannotUndo("copy_resource is None")
+    if in_place and copy is deepcopy:
+        return _InPlace(resource)
+    return _Copies(resource, _copy_all if copy is deepcopy else copy, passes_on, in_place=in_place)
+
+
+def needs_no_copy(batch: Batch, resource: Any) -> bool:
+    """Whether there is nothing that an operation could have changed: a pair, or a bulk, has nothing else."""
+    return _is_fixed(resource) and (batch.mates is not None or hasattr(batch.scope, "replace"))
+
+
+def _is_fixed(resource: Any) -> bool:
+    return resource is None or (type(resource) in IMMUTABLE and type(resource) not in {tuple, frozenset})
+
+
+class _InPlace:
+    """Brings the object itself back, and all that it holds."""
+
+    def __init__(self, resource: Any) -> None:
+        self._resource = resource
+        self._first = self.checkpoint()
+
+    def checkpoint(self) -> Any:
+        from geventbatch._photo import Photo  # which is slow to import
+
+        return Photo(self._resource)
+
+    def restore(self, checkpoint: Any) -> Any:
+        (self._first if checkpoint is None else checkpoint).put_back()
+        return self._resource
+
+
+class _Copies:
+    """Puts a copy in its place; or, in place, what the copy holds."""
+
+    def __init__(
+        self, resource: Any, copy: Callable[[Any], Any], pass_on: Callable[[Any], object] | None, *, in_place: bool
+    ) -> None:
+        self._copy = copy
+        self._pass_on = pass_on
+        self._in_place = in_place
+        if in_place:
+            from geventbatch import _photo  # which is slow to import
+
+            _photo.check_changeable(resource)
+            self._bring_over = _photo.bring_over
+        self._first = copy(resource)
+        self._resource = resource
+
+    def checkpoint(self) -> object:
+        return _Held(self._copy(self._resource))
+
+    def restore(self, checkpoint: Any) -> Any:
+        copied = self._copy(self._first if checkpoint is None else checkpoint.copy)
+        if self._in_place:
+            self._bring_over(self._resource, copied)
+            return self._resource
+        self._resource = copied
+        if self._pass_on is not None:
+            self._pass_on(copied)
+        return copied
+
+
+class _Held:
+    """A copy, which may be None or anything else."""
+
+    def __init__(self, copy: Any) -> None:
+        self.copy = copy
+
+
+# -- the default ------------------------------------------------------------------------------------------------
+
+
+class _Plain(Copying):
+    """Copies lists, dicts, sets and tuples of plain values, several times as quick as `deepcopy`."""
+
+    def _copy_changeable(self, value: Any) -> Any:
+        if type(value) is dict:
+            self.others += [name for name in value if not _is_plain(name)]
+        return super()._copy_changeable(value)
+
+
+def _is_plain(name: Any) -> bool:
+    return type(name) in PLAIN or (type(name) is tuple and all(map(_is_plain, name)))
+
+
+def _copy_all(resource: Any) -> Any:
+    plain = _Plain()
+    copied = plain.copy(resource)
+    if not plain.others:
+        return copied
+    memo: dict[int, Any] = {}
+    copied = deepcopy(resource, memo)
+    for one in memo.get(id(memo), ()):  # all that it has made copies of
+        if "_sa_instance_state" in getattr(one, "__dict__", ()):
+            raise CannotUndo(
+                f"{type(one).__qualname__} belongs to a session of SQLAlchemy, which would save nothing of a copy"
+            )
+    return copied

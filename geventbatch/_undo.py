@@ -1,0 +1,285 @@
+"""Undoing an operation that raised: what it has changed is taken back, and everybody else goes on without it.
+
+It is exact (guarantee 18): the resource is brought back to the last copy of it, or to what was loaded, and what has
+returned since is applied to that again. So nobody is judged by what another one left behind. Whoever raised is answered
+with that, and is applied again with all the others when the batch is replayed, after a `Conflict` say.
+
+A copy is made where applying again has become dearer than that; and where it would come to more than one pass over all
+that was applied so far. As long as nothing raises, nothing is copied: so a scope without a ``restore`` of its own has
+the batch loaded again once, and copies from then on. What cannot be copied costs a load for each that raises.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import gevent
+
+from geventbatch import _report
+from geventbatch._answer import PLAIN, own_answer
+from geventbatch._clock import clock as _clock
+from geventbatch._copies import copies_of, needs_no_copy
+from geventbatch._operation import STARTED
+from geventbatch._parts import apply_again, current_part
+from geventbatch._turns import take_turns
+from geventbatch._verdict import (
+    ENDS,
+    GOES_ON,
+    UNDONE,
+    ends_greenlet,
+    has_steps,
+    is_a,
+    is_reused,
+    judge,
+    look,
+    put_out,
+    without_our_frame,
+)
+from geventbatch.errors import CannotUndo
+
+if TYPE_CHECKING:
+    from geventbatch._batch import Batch
+    from geventbatch._operation import Operation
+
+_SHARE: Final = 0.2
+"""Of the time of a batch: more than that for undoing is worth a word, ..."""
+
+_LONG: Final = 0.01
+"""... if it is more than so many seconds."""
+
+
+def raised(batch: Batch, operation: Operation[Any], error: BaseException, resource: Any) -> bool:
+    """*operation*, applied to *resource*, has raised *error*. True when the attempt ends here."""
+    found = judge(batch, operation, error)
+    if found != UNDONE:
+        return found == ENDS
+    undo = batch.undo
+    if undo is None:
+        undo = batch.undo = Undo(batch, resource)
+    return undo.undo(batch, operation, error)
+
+
+class Undo:
+    """What a batch has undone, and how."""
+
+    def __init__(self, batch: Batch, resource: Any) -> None:
+        """Of *batch*, which has loaded *resource*."""
+        # -- mutable state: the batch ----------------------------------------------------------------------
+        self.count = 0  # operations that were undone
+        self.seconds = 0.0  # spent on that
+        self._costs: dict[tuple[Any, type[BaseException]], float] = {}  # seconds, by operation and class of its error
+        self._copying = False  # the attempts to come are copied when they are loaded
+        self._uncopied = False  # that cannot be done
+        self._last: tuple[Any, type[BaseException]]  # the operation that raised last, and the class of its error
+        self._lost_at = inf  # when an attempt was given up, until the next one has loaded
+        # -- mutable state: the attempt at hand ------------------------------------------------------------
+        self._begin(resource, batch.started + batch.load_duration)
+
+    def _begin(self, resource: Any, now: float) -> None:
+        self.resource: Any = resource  # to go on with
+        self._began = now
+        self._memory: Any = None  # what restores it; not known before it has to
+        self._copy: object | None = None  # the last one
+        self._completed = self._recorded = 0  # operations and outcomes that the batch had then
+        self._since: list[Operation[Any]] = []  # what has returned since then, as far as it was looked at
+        self._place = 0  # so much of the part at hand was
+        self._applied = 0  # operations among that,
+        self._repeated = 0  # and how often one of them was applied again
+        self._repeating = 0.0  # seconds for that, since the last copy
+        self._copy_takes = 0.0  # seconds; infinite where there is none to be had
+
+    def begin(self, batch: Batch, resource: Any) -> None:
+        """Another attempt of *batch* has loaded *resource*: copy it, if that is how it is restored."""
+        begun = _clock.monotonic()
+        if self._lost_at < inf:
+            self._add(batch, begun - self._lost_at)
+            self._lost_at = inf
+        self._begin(resource, begun)
+        if not self._copying:
+            return
+        try:
+            self._memory = batch.context.run(copies_of, batch, resource)
+        except BaseException as error:
+            self._see(batch, error)
+            self._copying, self._uncopied = False, True
+            _report.cannot_undo(batch, error, *self._last)
+        else:
+            apply_again(batch)  # those too that are out since they could not be undone
+        self._copy_takes = _clock.monotonic() - begun
+        self._add(batch, self._copy_takes)
+
+    # -- an operation has raised --------------------------------------------------------------------------
+
+    def undo(self, batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
+        """Take back what *operation* has changed, which raised *error*. True when the attempt ends here."""
+        self._last = operation.callable, type(error)
+        self._count(batch)
+        if self._memory is None and needs_no_copy(batch, self.resource):
+            return False
+        begun = now = _clock.monotonic()
+        due = inf if batch.lane is None else take_turns(batch, operation, now)
+        ends = batch.over()
+        if not ends:
+            self._catch_up(batch, operation)
+            ends = self._take_back(batch, operation, error, due)
+        now = _clock.monotonic()
+        if self._lost_at == inf:
+            self._spend(batch, now - begun)
+        return ends
+
+    def _take_back(self, batch: Batch, operation: Operation[Any], error: BaseException, due: float) -> bool:
+        while True:
+            why = self._restore(batch)
+            if batch.over():
+                return True
+            if why is not None:
+                return not self._is_last_and_only(batch) and self._load_again(batch, operation, error, why)
+            begun = _clock.monotonic()
+            found = self._apply_again(batch, due)
+            self._repeating += batch.now - begun
+            if found == GOES_ON:
+                self._consider_copy(batch)
+                return batch.over()
+            if found == ENDS:
+                return True
+
+    def _count(self, batch: Batch) -> None:
+        self.count += 1
+        batch.state.counts.undone += 1
+
+    def _spend(self, batch: Batch, seconds: float) -> None:
+        self._add(batch, seconds)
+        self._costs[self._last] = self._costs.get(self._last, 0.0) + seconds
+
+    def _add(self, batch: Batch, seconds: float) -> None:
+        self.seconds += seconds
+        batch.state.counts.undo_seconds += seconds
+
+    def _catch_up(self, batch: Batch, operation: Operation[Any]) -> None:
+        """Find what has returned since it was last looked, up to *operation*."""
+        part = current_part(batch)
+        here = part.index(operation, self._place)
+        passed = [one for one in part[self._place : here] if one.state == STARTED]
+        self._applied += len(passed) + 1
+        self._since += [one for one in passed if one.error is None]
+        self._place = here + 1
+
+    def _restore(self, batch: Batch) -> BaseException | None:
+        """Bring the resource back to the last copy. Give why that cannot be done."""
+        begun = _clock.monotonic()
+        if self._memory is None:
+            if not hasattr(batch.scope, "restore"):
+                return CannotUndo("nothing was copied")
+            self._memory = batch.scope
+        try:
+            self.resource = batch.context.run(self._memory.restore, self._copy)
+        except BaseException as error:
+            return self._see(batch, error)
+        batch.now = _clock.monotonic()
+        if self._copy is None and not self._copy_takes:
+            self._copy_takes = batch.now - begun  # about so much, as long as there was none
+        batch.completed = self._completed
+        while batch.rows_added and batch.rows_added[-1][0] >= self._completed:
+            batch.rows_added.pop()
+        if batch.outcomes:
+            batch.state.options.idempotency.forget(batch, self._recorded)
+        return None
+
+    @staticmethod
+    def _see(batch: Batch, error: BaseException) -> BaseException:
+        """Look at what the scope, or what copies, has raised. Raises what ends the batch."""
+        if batch.over() or ends_greenlet(batch, error) or not is_a(error, (Exception, gevent.Timeout)):
+            raise error
+        return without_our_frame(error)
+
+    def _is_last_and_only(self, batch: Batch) -> bool:
+        """Whether nobody has returned, and nobody is to be applied behind it: then nothing is saved."""
+        if self._since or self._copy is not None or batch.open or batch.outcomes:
+            return False
+        return not any(one.state <= STARTED for one in current_part(batch)[self._place :])
+
+    def _load_again(
+        self, batch: Batch, operation: Operation[Any], error: BaseException, why: BaseException
+    ) -> Literal[True]:
+        """Give up the attempt, since *operation* cannot be undone."""
+        reused = is_reused(batch)
+        if has_steps(batch):
+            batch.stepwise = True
+        elif self._memory is None and not self._uncopied:
+            self._copying = True
+        elif not (reused or self._uncopied):
+            _report.cannot_undo(batch, why, *self._last)
+        if reused:  # perhaps it raised for what is no more: it is judged by what the next attempt loads
+            batch.broken = error
+        else:
+            put_out(batch, operation, error)
+        self._lost_at = _clock.monotonic()
+        self._spend(batch, self._lost_at - self._began)
+        return True
+
+    # -- those that had returned --------------------------------------------------------------------------
+
+    def _apply_again(self, batch: Batch, due: float) -> int:
+        """Apply them again; from *due* on look at the time. `UNDONE` when all is to be restored and applied once more.
+
+        That is so when one raises this time: its new error is its own then.
+        """
+        place = 0
+        while place < len(self._since):
+            one = self._since[place]
+            self._repeated += 1
+            try:
+                value = one.context.copy().run(one.callable, self.resource, *one.args)
+                one.value = value if type(value) in PLAIN else own_answer(batch, one, self.resource, value)
+            except BaseException as error:
+                found = judge(batch, one, error)
+                if found == ENDS:
+                    return ENDS
+                del self._since[place]
+                if found == UNDONE:
+                    self._count(batch)
+                    batch.now = _clock.monotonic()
+                    return UNDONE
+            else:
+                place += 1
+                batch.completed += 1
+            if (batch.halted or batch.over()) and look(batch, one):
+                return ENDS
+            now = _clock.monotonic()
+            if now < due:
+                batch.now = now
+            else:
+                due = take_turns(batch, one, now)
+                if batch.over():
+                    return ENDS
+        return GOES_ON
+
+    def _consider_copy(self, batch: Batch) -> None:
+        """Copy the resource as it is, if applying again has become dearer, or would come to more than one pass."""
+        since = len(self._since)
+        if not since or self._copy_takes == inf:
+            return
+        if self._repeating < self._copy_takes and self._repeated + since <= self._applied + 1:
+            return
+        begun = _clock.monotonic()
+        try:
+            copy = batch.context.run(self._memory.checkpoint)
+        except BaseException as error:
+            self._see(batch, error)
+            self._copy_takes = inf
+            return
+        self._copy = copy
+        self._completed, self._recorded = batch.completed, len(batch.outcomes)
+        self._since = []
+        self._repeating = 0.0
+        batch.now = _clock.monotonic()
+        self._copy_takes = batch.now - begun
+
+    # -- what is told -------------------------------------------------------------------------------------
+
+    def tell(self, batch: Batch) -> None:
+        """Say so when undoing has cost *batch*, which ends, a good part of its time. Switches: no."""
+        if self._costs and self.seconds > max(_LONG, _SHARE * (_clock.monotonic() - batch.started)):
+            costs = self._costs
+            _report.undoing(batch, self, *max(costs, key=lambda one: costs[one]))
