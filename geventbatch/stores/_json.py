@@ -63,19 +63,29 @@ def check_lossless(resource: Any) -> None:
     """
     # All of a level at once, by functions that look at its values without a turn of Python's for each: it is done with
     # every save that changes something, and costs a fraction of encoding that.
-    level = [resource]
+    level, kinds = [resource], {type(resource)}
     while level:
-        kinds = set(map(type, level))
         if not kinds <= _CONTAINERS:
             level = [plain for one in level if (plain := _container_of(one, resource)) is not None]
-        dicts = level if kinds == {dict} else [one for one in level if type(one) is dict]
-        try:
-            "".join(chain.from_iterable(dicts))
-        except TypeError:
-            raise _loss(resource) from None
         values = get_referents(*level)
-        kinds = set(map(type, values)) - _PLAIN
-        level = [value for value in values if type(value) in kinds] if kinds else []
+        # A dict whose names were all texts since it was made refers to its values only, any other one to both.
+        if len(values) != sum(map(len, level)):
+            values = _values_of(level, resource)
+        found = {*map(type, values)}
+        kinds = found - _PLAIN
+        if len(kinds) == len(found):
+            level = values
+        else:
+            level = [value for value in values if type(value) in kinds] if kinds else []
+
+
+def _values_of(level: list[Any], resource: Any) -> list[Any]:
+    """What is in the dicts and lists of *level*, all of whose names have to be texts."""
+    try:
+        "".join(chain.from_iterable(one for one in level if type(one) is dict))
+    except TypeError:
+        raise _loss(resource) from None
+    return list(chain.from_iterable(one.values() if type(one) is dict else one for one in level))
 
 
 def _container_of(value: Any, resource: Any) -> Any:
