@@ -25,21 +25,29 @@ class PostgresTransaction(Transaction):
 
     _xid: str | None = None
     _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
+    _is_direct = False  # no pooler is between, since the session is the one that was begun with the connection
 
     def begin(self) -> None:
         self._driver: Any = self.connection.connection.driver_connection
         self._prepare_nothing(self._driver)
         if self.locking and self.connection.info.get(_LEVEL):
             self.connection.exec_driver_sql(_sql.READ_COMMITTED)
-        row = self.connection.exec_driver_sql(_sql.postgres_bound_and_xid(remaining(), level=self.locking)).one()
+        bound = _sql.postgres_bound_and_xid(remaining(), level=self.locking, backend=self._threshold is not None)
+        row = self.connection.exec_driver_sql(bound).one()
         self._xid = row[1]
+        self._is_direct = self._threshold is not None and row[-1] == _process_of(self._driver)
         if self.locking and row[2] != _sql.LEVEL:  # the server, or the role, has another one for all
             self.connection.info[_LEVEL] = True
             self.connection.rollback()
             self.begin()
+        elif self._is_direct:
+            self._prepare_again(self._driver)
 
     def before_writes(self) -> None:
+        self._prepare_nothing(self._driver)  # that is another text each time
         self.connection.exec_driver_sql(_sql.postgres_bound(remaining()))
+        if self._is_direct:
+            self._prepare_again(self._driver)
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.connection.closed and not self.connection.invalidated:
@@ -89,6 +97,12 @@ class PostgresTransaction(Transaction):
     def xid(self) -> str | None:
         """The transaction's id; None before it is known."""
         return self._xid
+
+
+def _process_of(driver: Any) -> int:
+    """That of the server, as the driver was told when it connected; a pooler tells another number."""
+    found: int = driver.info.backend_pid
+    return found
 
 
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:

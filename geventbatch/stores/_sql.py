@@ -193,12 +193,13 @@ BEGIN: Final = f"BEGIN ISOLATION LEVEL {LEVEL}"
 """For one that locks its row: what it reads behind that is not older."""
 
 
-def postgres_bound_and_xid(remaining: float, *, level: bool = False) -> str:
+def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bool = False) -> str:
     """The same, and give the transaction's id (in the second column) to ask `postgres_outcome` for, in one.
 
-    With *level*, give its level of isolation in the third.
+    With *level*, give its level of isolation in the third; with *backend*, the server's process in the last.
     """
     more = ", current_setting('transaction_isolation')" if level else ""
+    more += ", pg_backend_pid()" if backend else ""
     return (
         f"SELECT set_config('statement_timeout', '{bound_milliseconds(remaining)}', true), "
         f"pg_current_xact_id() || ' ' || {_LAST_CRASH} AS pg_current_xact_id{more}"

@@ -54,6 +54,9 @@ _DRIVERS: Final = frozenset(
 )
 """Of which the errors are known, as SQLAlchemy calls them."""
 
+_PLAN_IS_OLD: Final = "0A000"
+"""The SQLSTATE of a statement that was prepared before a column got another type; it is not after a rollback."""
+
 COMMIT: Final = "geventbatch: commit"
 """Where it has how far the driver has come with the last COMMIT: None, `SENT`, `DONE`."""
 
@@ -417,7 +420,8 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
                 raise
             if _sql.kind(error) is _sql.Kind.CONFLICT:
                 raise Conflict(f"it could not be loaded: {error.orig}") from error
-            if attempt == 2 or not error.connection_invalidated:  # noqa: PLR2004 - the second is the last
+            again = error.connection_invalidated or _sql.state(error.orig or error) == _PLAN_IS_OLD
+            if attempt == 2 or not again:  # noqa: PLR2004 - the second is the last
                 raise
         except OSError:  # of the socket, as pg8000 leaves it
             if attempt == 2:  # noqa: PLR2004 - likewise
