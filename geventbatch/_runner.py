@@ -8,6 +8,8 @@ import gevent
 
 from geventbatch import _process
 from geventbatch._alone import run_alone
+from geventbatch._answer import PLAIN
+from geventbatch._arguments import repeatable
 from geventbatch._compiled import mypyc_attr
 from geventbatch._operation import WAITING, Operation, ReadOnly
 from geventbatch._options import check_callable, check_flag, check_identity, check_seconds
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _getcurrent: Final = gevent.getcurrent
+
+_PLAIN: Final = PLAIN
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and what users make of it
@@ -60,6 +64,10 @@ class Runner:
             state = self._current()
         if not callable(operation):
             check_callable("operation", operation)
+        for one in args:
+            if type(one) not in _PLAIN:
+                operation = repeatable(operation, args)
+                break
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:

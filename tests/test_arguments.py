@@ -1,0 +1,73 @@
+"""What an operation is given is what its caller has passed, however often it is applied and whatever others do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+
+from geventbatch import Conflict
+from geventbatch._arguments import repeatable
+from geventbatch._operation import name_of
+from tests.stores import FORMS, Form, Store
+
+if TYPE_CHECKING:
+    from geventbatch.testing import VirtualTime
+
+
+@pytest.fixture(params=FORMS)
+def store(clock: VirtualTime, request: pytest.FixtureRequest) -> Store:
+    form: Form = request.param
+    return Store(clock, form, load_time=1.0, save_time=1.0)
+
+
+def put(resource: list[Any], given: Any) -> None:
+    resource.append(given)
+
+
+def change(resource: list[Any]) -> None:
+    resource[-1]["names"].append("more")
+
+
+def test_an_argument_that_another_operation_has_changed_is_as_it_was_in_the_replay(
+    clock: VirtualTime, store: Store
+) -> None:
+    def save(_: object) -> None:
+        if len(store.times("save")) == 1:
+            raise Conflict
+
+    store.on_save = save
+    with store.processor(min_duration=1, max_duration=60) as processor:
+        first = store.call(processor, "k", put, {"names": ["Ann"]})
+        second = store.call(processor, "k", change)
+        gevent.sleep(30)
+        assert first.error is second.error is None
+        assert store.kept["k"] == [{"names": ["Ann", "more"]}]
+        assert len(store.times("load")) == 2
+
+
+def test_arguments_that_nothing_changes_are_passed_as_they_are() -> None:
+    thing = object()
+    for args in ((), (1, "Ann"), (thing,), ((1, (2, "3")), None)):
+        assert repeatable(put, args) is put
+
+
+def test_the_first_application_gets_what_its_caller_has_passed_and_each_other_a_copy() -> None:
+    given: list[Any] = [{"a": 1}]
+    resource: list[Any] = []
+    operation = repeatable(put, (given,))
+    for _ in range(3):
+        operation(resource, given)
+        resource[-1][0]["a"] += 1
+    assert resource == [[{"a": 2}]] * 3
+    assert resource[0] is given
+    assert resource[1] is not resource[2]
+
+
+def test_an_operation_with_such_arguments_keeps_its_name() -> None:
+    assert name_of(repeatable(put, ([],))) == "put"
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert repeatable(put, (deep,)) is put
