@@ -76,7 +76,7 @@ def give(numbers):
 
 @pytest.fixture
 def processor():
-    with Processor(load_resource=lambda key: kept, min_duration=10) as processor:
+    with Processor(load_resource=lambda key: kept, save_resource=lambda *_: None, min_duration=10) as processor:
         yield processor
 
 def test_clock(geventbatch_clock, processor):
@@ -112,7 +112,7 @@ def test_batching_off(geventbatch_batching_off):
 def test_batching_is_on_again():
     assert always.batching
 
-always = Processor(load_resource=lambda key: kept, min_duration=0)
+always = Processor(load_resource=lambda key: kept, save_resource=lambda *_: None, min_duration=0)
 """,
     )
     assert "9 errors" not in output
