@@ -62,22 +62,38 @@ def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: An
 
 def refuse_unfinished(key: Hashable, operation: object, value: Any) -> None:
     """Raise if *operation* has returned *value* with anything in it that is still to run."""
+    _refuse_unfinished(key, operation, _others(value))
+
+
+def unfinished(value: Any) -> str | None:
+    """Say what in *value* is still to run, if anything is, and what to do about it; coroutines are closed."""
+    kind = _unfinished(_others(value))
+    return None if kind is None else f"{_called(kind)}: {_instead(kind)}"
+
+
+def _others(value: Any) -> list[Any]:
     copying = Copying()
     with suppress(RecursionError):
         copying.copy(value)
-    _refuse_unfinished(key, operation, copying.others)
+    return copying.others
 
 
 def _refuse_unfinished(key: Hashable, operation: object, values: list[Any]) -> None:
+    kind = _unfinished(values)
+    if kind is not None:
+        raise Unfinished(
+            f"the operation {name_of(operation)} on key {shown(key)} returned {_called(kind)}, and so nothing of it "
+            f"was saved: {_instead(kind)}"
+        )
+
+
+def _unfinished(values: list[Any]) -> type | None:
     kinds = [type(one) for one in values if type(one) in LAZY or hasattr(type(one), "__await__")]
     if not kinds:
-        return
+        return None
     for one in values:
         close(one)
-    raise Unfinished(
-        f"the operation {name_of(operation)} on key {shown(key)} returned {_called(kinds[0])}, and so nothing of it "
-        f"was saved: {_instead(kinds[0])}"
-    )
+    return kinds[0]
 
 
 def _called(kind: type) -> str:

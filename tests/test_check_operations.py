@@ -407,7 +407,11 @@ def test_a_resource_that_cannot_be_copied_is_told_with_the_way_out(clock: Virtua
         ({"copy": 5}, TypeError, "copy is 5, but must be callable"),
         ({"state": 5}, TypeError, "state is 5, but must be callable"),
         ({"around": 5}, TypeError, "around is 5, but must be callable"),
-        ({"skip": ["sharing"]}, ValueError, "skip has 'sharing', but must have names of checks: arguments, differs"),
+        (
+            {"skip": ["sharing"]},
+            ValueError,
+            "skip has 'sharing', but must have names of checks: aliases, arguments, computed",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, Any], kind: type[Exception], told: str) -> None:

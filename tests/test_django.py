@@ -208,6 +208,10 @@ class InTestCase(TestCase):
         assert Account.objects.filter(name__startswith="bob ").count() == 1
         with pytest.raises(ImpureOperation, match="result is resource"), check_operations(bank.accounts):
             bank.accounts.run("bob", give)
+        for read in (lambda account: account.changed_at.year, lambda account: str(account.changed_at)):
+            told = r"read resource.changed_at, which the database or the ORM computes at a save"
+            with pytest.raises(ImpureOperation, match=told), check_operations(bank.accounts):
+                bank.accounts.run("bob", read, read_only=True)
         assert Account.objects.get(name="bob").balance == 11
 
     def test_a_transaction_of_the_users_own_is_refused_here_too(self) -> None:

@@ -7,11 +7,13 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
+from geventbatch._answer import unfinished
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
+from geventbatch.testing._computed import reads_of_computed
 from geventbatch.testing._seam import Around, around_scopes, each_of
-from geventbatch.testing._values import changeable, copied, difference, state_of
+from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from geventbatch._operation import Operation
     from geventbatch.testing._seam import AnyProcessor
 
-Check = Literal["arguments", "differs", "raised", "read_only", "replaces", "shares"]
+Check = Literal[
+    "aliases", "arguments", "computed", "differs", "raised", "read_only", "replaces", "shares", "unfinished"
+]
 _CHECKS: Final[frozenset[str]] = frozenset(get_args(Check))
 
 
@@ -49,6 +53,13 @@ def check_operations(
     - ``replaces``: it returned a new object in place of the resource (of the same class, in another state; for a dict,
       list or set one with all that the resource has, and more), and left the resource as it was: nobody keeps that
       object, so change the resource in place;
+    - ``aliases``: it put a list, dict, set or object among its arguments into the resource, which its caller still
+      has in its hands; or one list, dict or set into two places of the resource, which are one for the
+      operations behind it, and two after the next load;
+    - ``computed``: it read an attribute that the database, or the ORM at each save, computes (a generated column, an
+      ``onupdate``, Django's ``auto_now``): behind an operation that has changed the row that is what was loaded, or has
+      to be loaded anew. What a model's own ``save`` or a trigger computes cannot be told;
+    - ``unfinished``: it returned a coroutine, a generator, or what else is still to run;
     - ``shares``: what it returned is, or holds, an object that is part of the resource and can change: the operations
       behind it have changed that by the time its caller looks. Return values, or copies.
 
@@ -112,6 +123,9 @@ class _Run(NamedTuple):
     resource: Any
     state: Any
     beside: tuple[Any, bool]  # the rows that it added; whether it deletes the resource
+    aliases: str | None  # what it put into the resource that is elsewhere too
+    computed: list[str]  # what it read that a save computes
+    unfinished: str | None  # what of its value is still to run
 
     def outcome(self, state: Callable[[Any], Any]) -> Any:
         """What can be compared with that of another run."""
@@ -154,11 +168,12 @@ class _Checker:
     def _try(self, operation: Callable[..., Any], resource: Any, args: tuple[Any, ...]) -> _Run:
         """Run it on a copy, and take back what it wanted of the store."""
         twin = self._copied(resource)
+        twice = held_twice(twin, "resource")
         batch = current_batch()
         rows = len(batch.rows)
         value, error = None, None
         try:
-            with self._around():
+            with self._around(), reads_of_computed(twin) as computed:
                 try:
                     value = copy_context().run(operation, twin, *args)
                 except Exception as raised:
@@ -166,7 +181,8 @@ class _Checker:
             beside = [_row(one, self._state) for one in batch.rows[rows:]], batch.deleted
         finally:
             batch.forget_operation()
-        return _Run(value, error, twin, self._state(twin), beside)
+        aliases = _aliases(twin, args, twice)
+        return _Run(value, error, twin, self._state(twin), beside, aliases, computed, unfinished(value))
 
     def _copied(self, resource: Any) -> Any:
         try:
@@ -178,8 +194,20 @@ class _Checker:
             ) from error
 
     def _findings(self, first: _Run, second: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
-        changed = first.state != before or first.beside != ([], False)
-        clean = current_batch().state.options.clean_errors
+        if first.unfinished is not None:
+            yield "unfinished", f"returned {first.unfinished}"
+            return
+        yield from self._differences(first, second)
+        if first.computed:
+            told = "computes at a save: behind an operation that has changed the row it is what was loaded, or costs a"
+            yield "computed", f"read {first.computed[0]}, which the database or the ORM {told} load. Compute it here"
+        if first.error is None:
+            yield from self._of_answer(first, before, read_only=read_only)
+        elif isinstance(first.error, current_batch().state.options.clean_errors) and first.state != before:
+            where, was, now = difference(before, first.state, "resource")
+            yield "raised", f"{first}, and had changed {where} by then, from {shown(was)} to {shown(now)}"
+
+    def _differences(self, first: _Run, second: _Run) -> Iterator[tuple[Check, str]]:
         if first.outcome(self._state) != second.outcome(self._state):
             yield "differs", f"{first}, and in a second run on the same resource {second}"
         elif first.state != second.state:
@@ -188,22 +216,22 @@ class _Checker:
             yield "differs", told
         elif first.beside != second.beside:
             yield "differs", "added other rows to the batch, or deleted otherwise, in a second run on the same resource"
-        if isinstance(first.error, clean) and first.state != before:
-            where, was, now = difference(before, first.state, "resource")
-            yield "raised", f"{first}, and had changed {where} by then, from {shown(was)} to {shown(now)}"
-        if read_only and first.error is None and changed:
-            where, was, now = difference(before, first.state, "resource")
+
+    def _of_answer(self, run: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
+        changed = run.state != before or run.beside != ([], False)
+        if read_only and changed:
+            where, was, now = difference(before, run.state, "resource")
             told = (
                 f"changed {where}, from {shown(was)} to {shown(now)}"
-                if first.state != before
+                if run.state != before
                 else "added rows, or deleted it"
             )
             yield "read_only", f"is read_only=True, and has {told}"
-        if first.error is not None:
-            return
-        if not (read_only or changed) and self._replaces(first):
-            yield "replaces", f"{first} in place of the resource, and left that as it was: change it in place"
-        shared = _shared(first.value, first.resource)
+        if run.aliases is not None:
+            yield "aliases", run.aliases
+        if not (read_only or changed) and self._replaces(run):
+            yield "replaces", f"{run} in place of the resource, and left that as it was: change it in place"
+        shared = _shared(run.value, run.resource)
         if shared is not None:
             yield "shares", f"returned what is part of the resource and can change: {shared}"
 
@@ -227,6 +255,27 @@ class _Checker:
 
 def _containers(args: tuple[Any, ...]) -> list[Any]:
     return [one for one in args if isinstance(one, (dict, list, set))]
+
+
+def _aliases(resource: Any, args: tuple[Any, ...], before: dict[tuple[str, str], Any]) -> str | None:
+    """Say of the first thing that *resource* has, and somebody else or another place of it too, where it is."""
+    given: dict[int, tuple[Any, str]] = {}
+    for number, one in enumerate(args, 1):
+        changeable(one, f"argument {number}", given)
+    for where, (_, path) in changeable(resource, "resource").items():
+        if where in given:
+            return (
+                f"put {given[where][1]} into the resource, as {path}: its caller has it too, and the operations behind "
+                "change it under its hands. Put a copy there"
+            )
+    for one, other in held_twice(resource, "resource"):
+        if (one, other) in before:
+            continue
+        return (
+            f"put one object into {one} and {other}: what an operation behind changes in one is changed in both, until "
+            "the next load. Put a copy there"
+        )
+    return None
 
 
 def _row(row: Any, state: Callable[[Any], Any]) -> Any:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _WHOLE: Final = (type, Enum, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 """What is not looked into."""
 
-_THEIRS: Final = frozenset({"_state", "_sa_instance_state"})
-"""Attributes in which Django and SQLAlchemy keep what they know of an instance."""
+_THEIRS: Final = frozenset({"_state", "_sa_instance_state", "_sa_adapter"})
+"""Attributes in which Django and SQLAlchemy keep what they know of an instance, or of a list of them."""
 
 
 def copied(resource: Any) -> Any:
@@ -117,6 +117,25 @@ def changeable(value: Any, path: str, seen: dict[int, tuple[Any, str]] | None = 
     for one, where in _parts(value, attributes or {}, path):
         changeable(one, where, seen)
     return seen
+
+
+def held_twice(value: Any, path: str) -> dict[tuple[str, str], Any]:
+    """Give the lists, dicts and sets that are in two places of *value*, each by those."""
+    first: dict[int, str] = {}
+    twice: dict[tuple[str, str], Any] = {}
+    todo = [(value, path)]
+    while todo:
+        one, where = todo.pop()
+        is_container = isinstance(one, (dict, list, deque, set, bytearray))
+        if id(one) in first:
+            if is_container:
+                twice[first[id(one)], where] = one
+            continue
+        attributes = _attributes(one)
+        if is_container or isinstance(one, tuple) or attributes is not None:
+            first[id(one)] = where
+            todo += reversed(list(_parts(one, attributes or {}, where)))
+    return twice
 
 
 def _parts(value: Any, attributes: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
