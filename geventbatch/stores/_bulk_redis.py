@@ -77,7 +77,12 @@ class BulkScope(Generic[R]):
     def restore(self, checkpoint: Any) -> Any:
         """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
         key: Any = current_batch().key
-        resource = self._resources[key] = self._common.restored(key, self._loaded[key], checkpoint)
+        if checkpoint is None:
+            resource = self._common.made_again(key, self._loaded[key])
+        else:
+            make, copy = checkpoint
+            resource = make(copy)
+        self._resources[key] = resource
         return resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

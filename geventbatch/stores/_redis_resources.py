@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from redis.exceptions import RedisClusterException, RedisError
@@ -68,7 +69,7 @@ class Resources(Generic[R]):
             return self.missing(key)
         raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
 
-    def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[bytes], R], bytes]:
+    def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[Any], R], bytes | State]:
         """What *resource* is now, as nobody can change it, and what makes it of that. Raises `CannotUndo`."""
         if self.check is not None:
             try:
@@ -76,17 +77,15 @@ class Resources(Generic[R]):
             except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
                 pass
         try:
-            return self.decode, self.encoded(key, resource, loaded.value)
+            value = self.encoded(key, resource, loaded.value)
+            return partial(self.made_again, key), replace(loaded, value=value)
         except Rejected as error:  # the operation whose fault that is learns of it in the save
             raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
 
-    def restored(self, key: str, loaded: State, checkpoint: tuple[Callable[[bytes], R], bytes] | None) -> R:
-        """Make it of that, or of what was loaded. Raises `CannotUndo`."""
+    def made_again(self, key: str, state: State) -> R:
+        """Decode it once more, or make it. Raises `CannotUndo`."""
         try:
-            if checkpoint is None:
-                return self.resource_of(key, loaded)
-            make, copy = checkpoint
-            return make(copy)
+            return self.resource_of(key, state)
         except Exception as error:
             raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {error}") from error
 

@@ -48,7 +48,11 @@ class Scope(Generic[R]):
 
     def restore(self, checkpoint: Any) -> R:
         """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
-        self._resource = self._resources.restored(self._key, self._loaded, checkpoint)
+        if checkpoint is None:
+            self._resource = self._resources.made_again(self._key, self._loaded)
+        else:
+            make, copy = checkpoint
+            self._resource = make(copy)
         return self._resource
 
     # -- step by step: nothing is sent before the save -------------------------------------------------------
