@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import plots
 
 WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts")
-PRINTING = ("overhead",)
+PRINTING = ("overhead", "refusals")
 BY_NAME = ("stores", "processes", "idempotency", "watching", "page")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, hot_row, parts, peers, web
+from benchmarks import growth, hot_row, parts, peers, refusals, web
 from benchmarks.hot_row import Line, Place, Turn
 from benchmarks.ways import begin_at_zero, check, create_tables
 from examples.server import Server
@@ -86,3 +86,11 @@ def test_what_operation_and_batch_cost_is_told_apart() -> None:
 
 def test_callers_who_come_by_themselves_are_all_saved(url: str) -> None:
     assert parts.by_themselves(url, window=0.01, seconds=0.1).batches > 0
+
+
+def test_refusals_are_undone_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [case for case in refusals.CASES if case.size in {"16 B", "columns"}]
+    for case in cases:
+        refusals.measure(case, turns=1, batches=1)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == [case.store for case in cases]
