@@ -7,12 +7,19 @@ from geventbatch import BatchError, IdempotencyKeyReused, LoadFailed, ResourceMi
 from tests.pages.trains import Train as Mapped
 from tests.pages.trains import TrainModel, engine
 
-REPLACED = {"mapped(engine, Train": "mapped(engine, Mapped", "DjangoStore(Train": "DjangoStore(TrainModel"}
+REPLACED = {
+    "mapped(engine, Train": "mapped(engine, Mapped",
+    "DjangoStore(Train": "DjangoStore(TrainModel",
+    'create_engine("sqlite:///trains.db")': "engine",
+    'documents(engine, "trains", missing': 'documents(engine, "first_trains", missing',
+}
 app = Flask(__name__)
 
 
 def check(page):
-    assert page["rows"] == {"ICE 1": {12: "Ann"}}
+    assert page["seat"] == "12"
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT state FROM first_trains").all() == [('{"12": "Ann"}',)]
     with app.test_request_context():
         assert page["failed"](ResourceMissing())[1] == 404
         assert page["failed"](IdempotencyKeyReused())[1] == 422
