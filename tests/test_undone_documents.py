@@ -144,7 +144,13 @@ def test_what_an_operation_has_put_there_of_its_arguments_is_not_what_the_next_o
         resource["seats"][seat]["names"].append("nobody")
         raise NotEnough(seat)
 
-    runs = [(place_in, "1", {"names": ["Ann"]}), (rename, "1"), (place_in, "2", {"names": []}), (rename, "1"), (look,)]
+    runs: list[Any] = [
+        (place_in, "1", {"names": ["Ann"]}),
+        (rename, "1"),
+        (place_in, "2", {"names": []}),
+        (rename, "1"),
+        (look,),
+    ]
     with place.opened() as opened:
         assert together(opened, *runs)[-1]["seats"] == {"1": {"names": ["Ann"]}, "2": {"names": []}}
         assert opened.run("k", look)["seats"] == {"1": {"names": ["Ann"]}, "2": {"names": []}}
