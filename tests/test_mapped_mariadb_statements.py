@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import object_session
 
-from tests.mapped_trains import Form, places
+from tests.mapped_trains import Form, Train, places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.mapped_trains import Place, Train
+    from tests.mapped_trains import Place
 
 pytestmark = pytest.mark.mariadb
 
@@ -106,3 +107,48 @@ def test_what_would_reach_others_is_refused_to_who_sends_it(place: Place, statem
 def test_what_only_looks_so_is_sent(place: Place, statement: str) -> None:
     assert place.run((take,), (send, statement), (take,)) == [1, None, 2]
     assert place.taken == 2
+
+
+PROCEDURES = {
+    "ends_it": "COMMIT",
+    "begins_another": "COMMIT; START TRANSACTION; UPDATE mapped_trains SET note = 'so'",
+    "rolls_back": "ROLLBACK; START TRANSACTION",
+    "empties": "truncate table mapped_bookings",
+    "calls": "CALL `only_writes`(); CALL ends_it",
+    "executes": "SET @sent = 'COMMIT'; PREPARE sent FROM @sent; EXECUTE sent",
+    "only_writes": "UPDATE mapped_trains SET note = 'so; COMMIT'; SELECT 7",  # and begins with BEGIN
+}
+
+
+@pytest.fixture
+def calling(place: Place) -> Iterator[Place]:
+    with place.direct.begin() as connection:
+        for name, body in PROCEDURES.items():
+            connection.exec_driver_sql(f"CREATE PROCEDURE {name}() BEGIN {body}; END")
+    yield place
+    with place.direct.begin() as connection:
+        for name in PROCEDURES:
+            connection.exec_driver_sql(f"DROP PROCEDURE {name}")
+
+
+def call(train: Train, name: str) -> Any:
+    session: Any = object_session(train)
+    return session.scalar(sa.text(f"CALL {name}()"))
+
+
+@pytest.mark.parametrize("name", [name for name in PROCEDURES if name != "only_writes"])
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_procedure_that_ends_the_transaction_is_the_error_of_who_calls_it(
+    calling: Place, name: str, many: int
+) -> None:
+    answers = calling.run((take,), *[(call, name), (take,)] * many)
+    assert answers[::2] == list(range(1, many + 2))
+    assert all("may end the transaction of its batch" in str(answer) for answer in answers[1::2])
+    assert calling.taken == many + 1
+
+
+def test_any_other_procedure_may_be_called_and_what_it_changes_is_found_behind(calling: Place) -> None:
+    answers = calling.run((take,), (call, "only_writes"), (take,), (lambda train: train.note,))
+    assert answers == [1, 7, 2, "so; COMMIT"]
+    assert calling.scalar(sa.select(Train.note)) == "so; COMMIT"
+    assert calling.taken == 2

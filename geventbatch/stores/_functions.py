@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from geventbatch.stores._statements import ends_transaction
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,6 +25,14 @@ _OWN: Final = {
 }
 """Which of some names are those of functions that may write."""
 
+_BODIES: Final = {
+    "mysql": "SELECT routine_definition FROM information_schema.routines WHERE routine_type = 'PROCEDURE' "
+    "AND lower(routine_name) = %s",
+}
+"""What the procedures of a name do, where one may end the transaction that it is called in."""
+
+_CALL: Final = re.compile(r"\bCALL\s+(?:[`\w]+\s*\.\s*)?`?(\w+)", re.IGNORECASE)
+
 _SENDS: Final = "pg_notify"
 """The one of PostgreSQL's own whose effect is undone with its transaction."""
 
@@ -32,8 +42,10 @@ class Functions:
 
     def __init__(self, vendor: str) -> None:
         self._question = _OWN.get(vendor)
+        self._bodies = _BODIES.get(vendor)
         # -- mutable state ---------------------------------------------------------------------------------
         self._known: dict[str, bool] = {_SENDS: True}
+        self._ending: dict[str, bool] = {}
 
     def may_write(self, query: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
         """Whether *query* calls one that may. Switches: yes, at a name that was never called before.
@@ -52,3 +64,21 @@ class Functions:
             found = ask(self._question, [",".join(unknown)])
             self._known |= {name: name in found for name in unknown}
         return any(self._known[name] for name in names)
+
+    def may_end_transaction(self, statement: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
+        """Whether *statement* calls a procedure that may end its transaction. Switches: yes, at a new name.
+
+        A procedure whose text the role may not read is taken for one that does not.
+        """
+        return self._bodies is not None and any(self._ends(name, ask) for name in _CALL.findall(statement))
+
+    def _ends(self, name: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
+        name = name.lower()
+        if name not in self._ending:
+            if len(self._ending) > _REMEMBERED:
+                self._ending = {}
+            self._ending[name] = False  # where it calls itself
+            bodies = [body for body in ask(str(self._bodies), [name]) if body is not None]
+            ends = any(ends_transaction(body) or self.may_end_transaction(body, ask) for body in bodies)
+            self._ending[name] = ends
+        return self._ending[name]

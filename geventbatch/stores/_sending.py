@@ -20,7 +20,7 @@ from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointC
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.stores import _listeners, _sql
-from geventbatch.stores._statements import forbidden, reads
+from geventbatch.stores._statements import first_word, forbidden, reads
 from geventbatch.stores._transaction import left_out
 
 if TYPE_CHECKING:
@@ -172,8 +172,9 @@ class Sending:
             why = forbidden(statement, mysql=self._mysql)
             if why is not None:
                 raise self._refused(f"sent what it may not send: {why}")
+            self._refuse_ending(statement)
             self.flush_others(statement)
-        calls = False
+        calls = first_word(statement) == "CALL"
         if reads(statement):
             calls = not self.flushing and self._calls_what_writes(statement)
             if not calls:
@@ -192,6 +193,14 @@ class Sending:
         elif any(when == batch.completed and one in self.session.new for when, one in self._added):
             self._spoils = True
         return calls
+
+    def _refuse_ending(self, statement: str) -> None:
+        """Refuse a procedure of MySQL's that commits: what those before have changed would be applied twice."""
+        if self._mysql and self._mapping.functions.may_end_transaction(statement, self._first_column):
+            raise self._refused(
+                "sent what it may not send: it calls a procedure that may end the transaction of its batch: call it "
+                "outside of the batch"
+            )
 
     def _calls_what_writes(self, query: str) -> bool:
         """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""

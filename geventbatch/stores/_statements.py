@@ -61,6 +61,13 @@ _COMMITTING: Final = re.compile(
     r"|CHANGE (?:MASTER|REPLICATION))\b"
 )
 
+_ENDING: Final = re.compile(
+    r"\b(?:COMMIT|ROLLBACK(?! (?:WORK )?TO\b)|START TRANSACTION|BEGIN WORK|(?:CREATE|DROP)(?! TEMPORARY)|ALTER"
+    r"|RENAME TABLE|TRUNCATE(?! ?\()|(?:UN)?LOCK TABLES?|GRANT|REVOKE|EXECUTE|(?:ANALYZE|OPTIMIZE|REPAIR) TABLES?"
+    r"|FLUSH|AUTOCOMMIT|XA)\b"
+)
+"""In the body of a procedure. (What EXECUTE does, nobody knows.)"""
+
 _READS: Final = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "SET"})
 _MAY_READ: Final = frozenset({"WITH", "EXPLAIN"})
 _WRITING: Final = re.compile(
@@ -100,6 +107,12 @@ def forbidden(statement: str, *, mysql: bool = False) -> str | None:
             before a statement that changes a table's definition.
     """
     return (_remembered if len(statement) <= _REMEMBERED else _forbidden)(statement, mysql)
+
+
+def ends_transaction(body: str) -> bool:
+    """Whether the *body* of a procedure of MySQL's has something in it that ends a transaction. Switches: no."""
+    code = _NO_CODE_MYSQL.sub(_left, body)
+    return _ENDING.search(" ".join(_EXECUTED.sub(" ", code).upper().split())) is not None
 
 
 def reads(statement: str) -> bool:
