@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.db import Error
 from django.db.models import Field, Model
 
-from geventbatch import _report
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.errors import NotSaved, Rejected
@@ -19,10 +18,12 @@ from geventbatch.stores._django_changes import columns, copied
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import beside, forget_read, held_class, take_related
+from geventbatch.stores._django_on_commit import call_back
 from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_steps import Steps, can_copy
 from geventbatch.stores._django_transaction import Transaction, send
 from geventbatch.stores._django_values import settle
+from geventbatch.stores._django_verdict import verdict_on
 from geventbatch.stores._outcomes import Outcomes, Recording
 
 if TYPE_CHECKING:
@@ -167,28 +168,11 @@ class Scope(Generic[M]):
         """What becomes of the batch after an operation raised *error*. Switches: no."""
         guard = self._guard
         with guard.aside():
-            verdict = self._verdict(error)
+            verdict = verdict_on(error, self._row, guard, self._transaction, self._batch)
         guard.drop_hooks()
         self._forget_read()
         guard.next()
         return verdict
-
-    def _verdict(self, error: Exception) -> NotSaved | None:
-        if error is self._transaction.over and isinstance(error, NotSaved):
-            return error
-        kind = _sql.kind(error)
-        raw: Any = self._connection.connection
-        lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
-        if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
-            return _sql.not_saved(error, self._key)
-        undecided, found = self._row.generated.refused(self._key), self._guard.judge()
-        if undecided is not None and (found is None or isinstance(found, Rejected)):
-            return undecided
-        if found is None and self._guard.wrote:
-            return Rejected(f"an operation on key {shown(self._key)} has written by itself, and then raised")
-        if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
-            return _sql.not_saved(error, self._key)
-        return found
 
     def operation_returned(self) -> NotSaved | None:
         """What becomes of the batch after an operation that has used the database returned. Switches: no."""
@@ -431,22 +415,14 @@ class Scope(Generic[M]):
         if not self._callbacks:
             return
         if self._batch.alone:
-            self._call_back()
+            call_back(self._callbacks, self._key)
             return
         before = current(self._store.using)
         connection, _ = self._store._pool.lend()  # it connects if a callback uses it
         try:
-            self._call_back()
+            call_back(self._callbacks, self._key)
         finally:
             self._store._pool.give_back(connection, before)
-
-    def _call_back(self) -> None:
-        for callback in self._callbacks:
-            try:
-                callback()
-            except Exception as error:
-                told = "an on_commit callback of the batch of key %s, which was saved, failed"
-                _report.error(told, self._key, error=error)
 
     def _leave(self, error: BaseException) -> None:
         try:

@@ -1,0 +1,20 @@
+"""What operations have registered with `on_commit`: called when their batch was saved and answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from geventbatch import _report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def call_back(callbacks: Sequence[Callable[[], object]], key: Any) -> None:
+    """Call each, whatever the others raise. Switches: as they do."""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            told = "an on_commit callback of the batch of key %s, which was saved, failed"
+            _report.error(told, key, error=error)

@@ -1,0 +1,36 @@
+"""What becomes of a batch on a Django model behind an operation that raised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._shown import shown
+from geventbatch.errors import NotSaved, Rejected
+from geventbatch.stores import _sql
+
+if TYPE_CHECKING:
+    from geventbatch import Batch
+    from geventbatch.stores._django_guard import Guard
+    from geventbatch.stores._django_row import Row
+    from geventbatch.stores._django_transaction import Transaction
+
+
+def verdict_on(
+    error: Exception, row: Row[Any], guard: Guard, transaction: Transaction, batch: Batch
+) -> NotSaved | None:
+    """Why the transaction cannot be saved after an operation raised *error*; None: it is sound. Switches: no."""
+    if error is transaction.over and isinstance(error, NotSaved):
+        return error
+    kind = _sql.kind(error)
+    raw: Any = guard.connection.connection
+    lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
+    if kind is _sql.Kind.CONFLICT or (kind is _sql.Kind.LOST and lost):  # else it is of another server
+        return _sql.not_saved(error, batch.key)
+    undecided, found = row.generated.refused(batch.key), guard.judge()
+    if undecided is not None and (found is None or isinstance(found, Rejected)):
+        return undecided
+    if found is None and guard.wrote:
+        return Rejected(f"an operation on key {shown(batch.key)} has written by itself, and then raised")
+    if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
+        return _sql.not_saved(error, batch.key)
+    return found
