@@ -29,7 +29,7 @@ IMMUTABLE: Final = frozenset(
 )
 _COARSE: Final = frozenset({datetime, Decimal, float, time})
 """Equal and not the same: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
-_BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
+BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
 
 
 class _Untold:
@@ -127,10 +127,16 @@ def copied(field: Field[Any, Any], value: object, connection: BaseDatabaseWrappe
 
 
 def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
-    if type(value) in _BUILT_IN:
-        pickled = _pickled(value)
-        if pickled is not None:
-            return pickled
+    if type(value) not in BUILT_IN:
+        return _driven(field, value, connection)
+    text = pickled(value)
+    if text is not None:
+        return text
+    found = _driven(field, value, connection)
+    return found if isinstance(found, _Untold) else (found,)  # so that bytes are always a pickle of the value
+
+
+def _driven(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
     if isinstance(value, memoryview):
         return bytes(value)
     if isinstance(value, File) and not (isinstance(field, FileField) and getattr(value, "_committed", False)):
@@ -141,7 +147,7 @@ def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper
         return _Untold()  # such as a value that the field refuses, which saving will say
     if not differ(bound, again):
         return bound
-    found = _pickled(value)  # of what has another form each time, such as what is encrypted
+    found = pickled(value)  # of what has another form each time, such as what is encrypted
     return _Untold() if found is None else found
 
 
@@ -152,11 +158,12 @@ def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) 
         found = found.obj if found.dumps is None else found.dumps(found.obj)
     if type(found) in IMMUTABLE:
         return found
-    pickled = _pickled(found)
-    return _Untold() if pickled is None else pickled
+    text = pickled(found)
+    return _Untold() if text is None else text
 
 
-def _pickled(value: object) -> bytes | None:
+def pickled(value: object) -> bytes | None:
+    """Its pickle, if it has one. Switches: no."""
     try:
         return pickle.dumps(value)
     except Exception:

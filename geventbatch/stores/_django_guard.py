@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from geventbatch import Batch
     from geventbatch.stores._django_row import Row
+    from geventbatch.stores._django_steps import Begun, Savepoints
     from geventbatch.stores._django_transaction import Execute, Transaction
 
 T = TypeVar("T")
@@ -75,13 +76,20 @@ class Guard:
         self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks that were open before
         self._knows = False  # from the client's side it can be told whether the transaction goes on
         self._aside = 0  # what is sent is ours, or Django's own
+        self._marks = 0
+        self.mark = 0
+        """Of the state of the transaction: the same as long as nothing is written that stays."""
+        self.savepoints: Savepoints | None = None
+        """There where an operation is undone by one of them."""
         # -- mutable state, of the operation at hand -------------------------------------------------------
         self.wrote = False
+        self.has_point = False
+        """A savepoint was looked for before its first statement."""
         self._wrong: Exception | None = None  # what it has done although it may not
         self._hooks: list[set[Any]] = []  # the savepoints of its entries in `run_on_commit`, by which they are known
         self._savepoints: dict[
-            str | None, tuple[bool, bool]
-        ] = {}  # its own; whether it had written, and claimed the row
+            str | None, tuple[bool, bool, int]
+        ] = {}  # its own; whether it had written, and claimed the row, and the mark
         self._before: dict[str, Any] | None = None  # the connection's attributes, from its first touch on
         self._settings: dict[str, Any] | None = None  # those of the connection, likewise
 
@@ -135,6 +143,7 @@ class Guard:
         if self._before is not None:
             self._restore(self._before)
         self.wrote, self._wrong, self._before, self._settings = False, None, None, None
+        self.has_point = False
         self._hooks, self._savepoints = [], {}
 
     def drop_hooks(self) -> None:
@@ -239,7 +248,7 @@ class Guard:
 
     def has_savepoint(self, sid: str | None) -> None:
         """It has one."""
-        self._savepoints[sid] = (self.wrote, self._row.claimed)
+        self._savepoints[sid] = (self.wrote, self._row.claimed, self.mark)
 
     def owns_savepoint(self, sid: str | None) -> None:
         """Raise unless it does: another operation's, or the batch's, must not be undone."""
@@ -251,7 +260,22 @@ class Guard:
 
     def is_rolled_back(self, sid: str | None) -> None:
         """What it has written and locked since that savepoint is undone."""
-        self.wrote, self._row.claimed = self._savepoints.get(sid, (self.wrote, self._row.claimed))
+        now = (self.wrote, self._row.claimed, self.mark)
+        self.wrote, self._row.claimed, self.mark = self._savepoints.get(sid, now)
+
+    def before_savepoint(self) -> None:
+        """The operation at hand is about to have one, or to write by what Django shows to nobody."""
+        begun = self._begun(writes=True)
+        if begun is not None and self.savepoints is not None:
+            with self.aside():
+                self.savepoints.take(begun)
+
+    def _begun(self, *, writes: bool) -> Begun | None:
+        """How it stands, where a savepoint has to be taken now to go back to."""
+        if self.savepoints is None or self._aside or not self.savepoints.is_due(writes=writes):
+            return None
+        self.has_point = True
+        return self.mark, self._transaction.wrote
 
     # -- around what Django executes ------------------------------------------------------------------------
 
@@ -270,11 +294,12 @@ class Guard:
             raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
         calls = not writes(text)
         if calls and not self._calls_what_writes(text):
-            return self._executed(execute, sql, params, many, context)
+            return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
         own = calls or self._tables.search(text) is not None
+        begun = self._begun(writes=True)
         self._writes()
         before = self._ask(self._row.now) if own else {}
-        answer = self._executed(execute, sql, params, many, context)
+        answer = self._executed(execute, sql, params, many, context, begun=begun)
         if own:
             self._ask(partial(self._check_untouched, before))
         return answer
@@ -293,6 +318,7 @@ class Guard:
         """The operation is about to."""
         self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
         self.wrote = True
+        self.mark = self._marks = self._marks + 1
         if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
             self._transaction.wrote = True
 
@@ -300,6 +326,7 @@ class Guard:
         """The operation is about to write, perhaps, by what Django shows to nobody."""
         if not self._aside:
             self._batch.ask_scope()
+            self.before_savepoint()
             self._writes()
 
     def _check_untouched(self, before: dict[str, object]) -> None:
@@ -311,8 +338,10 @@ class Guard:
                 "is given"
             )
 
-    def _executed(self, execute: Execute, *call: Any) -> Any:
+    def _executed(self, execute: Execute, *call: Any, begun: Begun | None = None) -> Any:
         try:
+            if begun is not None and self.savepoints is not None:
+                return self.savepoints.send_behind(begun, execute, call)
             return execute(*call)
         except Exception as error:
             self._transaction.has_raised(error)

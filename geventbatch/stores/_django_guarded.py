@@ -43,6 +43,7 @@ class _Guarded:
     def savepoint(self) -> str | None:
         guard, this = vars(self)[GUARD], cast("Any", super())
         guard.touched()
+        guard.before_savepoint()
         with guard.aside():
             sid: str | None = this.savepoint()
         guard.has_savepoint(sid)

@@ -182,11 +182,6 @@ def _standing(model: type[Model], name: str) -> Any:
     return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
 
 
-def beside(instance: Model, model: type[Model]) -> frozenset[str]:
-    """The names of what the instance of *model* has beside its columns. Switches: no."""
-    return frozenset(vars(instance).keys() - _columns(model))
-
-
 @cache
 def _columns(model: type[Model]) -> frozenset[str]:
     return frozenset([field.attname for field in model._meta.concrete_fields])
@@ -204,9 +199,9 @@ def take_related(instance: Model) -> None:
         prepare(operation_name="save")
 
 
-def forget_read(instance: Model, model: type[Model], before: frozenset[str]) -> None:
+def forget_read(instance: Model, model: type[Model], before: dict[str, Any]) -> None:
     """Forget related objects, and all that is beside the columns of *model*, but what is in *before*. Switches: no."""
     values = vars(instance)
     vars(instance._state).pop("fields_cache", None)
-    for name in values.keys() - _columns(model) - before:
+    for name in values.keys() - before.keys() - _columns(model):
         del values[name]

@@ -17,11 +17,12 @@ from geventbatch.stores._django_added import add_rows
 from geventbatch.stores._django_changes import columns, copied
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
-from geventbatch.stores._django_held import beside, forget_read, held_class, take_related
+from geventbatch.stores._django_held import forget_read, held_class, take_related
 from geventbatch.stores._django_on_commit import call_back
 from geventbatch.stores._django_row import Row
-from geventbatch.stores._django_steps import Steps, can_copy
+from geventbatch.stores._django_steps import Savepoints, Steps
 from geventbatch.stores._django_transaction import Transaction, send
+from geventbatch.stores._django_undo import Checkpoint, Undo
 from geventbatch.stores._django_values import settle
 from geventbatch.stores._django_verdict import verdict_on
 from geventbatch.stores._outcomes import Outcomes, Recording
@@ -49,7 +50,7 @@ class Scope(Generic[M]):
     _transaction: Transaction
     _row: Row[M]
     _class: type[M]  # of the instance, but for while operations run
-    _beside: frozenset[str]  # the names of what the instance had beside its columns when it was loaded
+    _undo: Undo[M]
 
     def __init__(self, store: DjangoStore[M], key: Any) -> None:
         self._store = store
@@ -59,7 +60,7 @@ class Scope(Generic[M]):
         self._renewed = False  # the connections that were at rest
         self.guard: Guard | None = None
         """Looks after the connection, from the load on."""
-        self._steps: Steps[M] | None = None  # there where each operation is judged by itself
+        self._steps: Steps | Savepoints | None = None  # there where each operation is judged by itself
         self._callbacks: list[Callable[[], object]] = []
         self._recording: Recording | None = None  # what is still to be recorded
 
@@ -109,10 +110,9 @@ class Scope(Generic[M]):
 
     def _take_over(self) -> None:
         """Have the scope know what operations do, and `save` and `delete` of the instance leave it to the scope."""
-        instance: Any = self._row.instance
         self._class = type(self._row.instance)
-        self._beside = beside(instance, self._class)
         self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
+        self._undo = Undo(self._row, self._class, self.guard, copies=self._batch.attempts > 1)
         self._watch()
 
     def _watch(self) -> None:
@@ -193,7 +193,7 @@ class Scope(Generic[M]):
     def _forget_read(self) -> None:
         """Have the next operation read anew what is beside the columns; but for what a save of the model's may need."""
         if not self._row.computes(self._class):
-            forget_read(self._row.instance, self._class, self._beside)
+            forget_read(self._row.instance, self._class, self._undo.found)
 
     def generated(self, field: Field[Any, Any]) -> Any:
         """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
@@ -219,30 +219,50 @@ class Scope(Generic[M]):
             return None
         return next((field for field in columns(self._store.model) if values.get(field.attname) is value), None)
 
+    # -- undoing --------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """Copy what there is in memory. Raises `CannotUndo` at what cannot be copied. Switches: no."""
+        return self._undo.checkpoint()
+
+    def restore(self, checkpoint: Any) -> M:
+        """Bring back what there was. Raises `CannotUndo` where more than memory is different since. Switches: no."""
+        return self._undo.restore(checkpoint)
+
     # -- step by step ---------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> bool:
         """Whether each operation can be judged by itself. On SQLite, it would keep all other writers out meanwhile."""
         connection = self._connection
-        has_savepoints = connection.vendor in {"postgresql", "mysql"} and connection.features.uses_savepoints
-        return has_savepoints and can_copy(self._row.instance)
+        return connection.vendor in {"postgresql", "mysql"} and connection.features.uses_savepoints
 
     def begin_steps(self) -> None:
         """Be ready to go back to what was loaded. Switches: yes."""
-        self._steps = Steps(self._row, self._connection, self._transaction, self._batch)
+        if not self._batch.rejections:
+            self._steps = Savepoints(self._row, self._guard, self._undo, self._transaction)
+            self._steps.remember()
+            return
+        steps = self._steps = Steps(self._row, self._guard, self._undo, self._transaction, self._batch)
         with self._between():
-            self._steps.begin()
+            steps.begin()
 
     def keep(self) -> None:
-        """Write what the operation before has changed, or raise why that cannot be. Switches: yes."""
+        """Write what the operation before has changed, or raise why that cannot be. Switches: yes.
+
+        Where no save was refused yet, it is kept in memory only, and what it has sent is in the transaction.
+        """
         steps = self._steps
         assert steps is not None  # noqa: S101 - it has begun
+        if isinstance(steps, Savepoints):
+            steps.remember()
+            return
         with self._between() as verdict:
             if verdict is not None:
                 raise verdict
             try:
-                self._write_step(steps)
+                if self._write_row(self._batch.rows[steps.kept :], commits=False):
+                    self._row.settle()
             except Error as error:
                 self._refuse_duplicate_step(error, steps)
                 raise
@@ -250,26 +270,25 @@ class Scope(Generic[M]):
             steps.keep()
 
     def undo(self) -> M:
-        """Go back to what was kept before. Switches: yes."""
+        """Go back to what was kept before. Switches: yes, where more than memory is different."""
         steps = self._steps
         assert steps is not None  # noqa: S101 - it has begun
+        if isinstance(steps, Savepoints) and steps.is_in_memory:
+            steps.put_back()
+            return self._row.instance
         with self._between():
             over = self._transaction.ended_by()
             if over is not None:
                 raise over
-            steps.undo(self._guard)
+            steps.undo()
         return self._row.instance
 
-    def _write_step(self, steps: Steps[M]) -> None:
-        if self._write_row(self._batch.rows[steps.kept :], commits=False):
-            self._row.settle()
-
-    def _refuse_duplicate_step(self, error: Error, steps: Steps[M]) -> None:
+    def _refuse_duplicate_step(self, error: Error, steps: Steps) -> None:
         """Raise the Conflict that *error* says, as `_refuse_duplicate` does."""
         if self._row.is_conflict(error):
             raise self._row.conflict() from error
         if self._row.new and _sql.is_duplicate(error):
-            steps.undo(self._guard)
+            steps.undo()
             if self._row.is_there():
                 raise self._row.conflict() from error
 
@@ -434,5 +453,7 @@ class Scope(Generic[M]):
             self._release()
 
     def _release(self) -> None:
+        if self._steps is not None:
+            self._guard.savepoints = None  # which knows the guard
         if not self._batch.alone:
             self._store._pool.give_back(self._connection, self._before)

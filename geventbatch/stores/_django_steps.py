@@ -1,103 +1,184 @@
-"""An attempt that is judged step by step: a savepoint behind what was kept, and a copy of what was in memory then."""
+"""An attempt that is judged step by step: a savepoint, and a copy of what was in memory then, to go back to.
+
+Where a save was refused, each step is written, so that the database judges it: `Steps`. Where operations have only
+raised, behind something that is not undone in memory, the savepoint is taken before the first statement of an
+operation, in its message if it can be: `Savepoints`. An operation that sends nothing costs no statement then.
+"""
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from django.db.models import Model
-from django.db.models.fields.files import FieldFile
-
-from geventbatch.stores._django_changes import IMMUTABLE
+from geventbatch.errors import CannotUndo
+from geventbatch.stores._django_messages import _joined
 from geventbatch.stores._django_transaction import send
 
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
+    from collections.abc import Callable
 
     from geventbatch import Batch
     from geventbatch.stores._django_guard import Guard
     from geventbatch.stores._django_row import Row
     from geventbatch.stores._django_transaction import Transaction
+    from geventbatch.stores._django_undo import Checkpoint, Undo
 
-M = TypeVar("M", bound=Model)
+    Execute = Callable[..., Any]
+    Begun = tuple[int, bool]  # the mark of the transaction's state, and whether something may have been written in it
 
 _SAVEPOINT: Final = "SAVEPOINT geventbatch"
+_ANEW: Final = f"RELEASE {_SAVEPOINT}; {_SAVEPOINT}"
+"""In PostgreSQL, those of one name would pile up; MySQL takes one statement at a time."""
 
 
-class Steps(Generic[M]):
-    """What the last step has left."""
+class _Kept:
+    """What the last step has left in memory."""
 
-    # -- mutable state, from `begin` on ---------------------------------------------------------------------
-    _values: dict[str, Any]
-    _adding: bool
-    _row: tuple[Any, ...]
-    _hooks: list[Any]
-    _wrote: bool
+    # -- mutable state, from the beginning on ---------------------------------------------------------------
+    _checkpoint: Checkpoint | None  # none where something cannot be copied
 
-    def __init__(self, row: Row[M], connection: BaseDatabaseWrapper, transaction: Transaction, batch: Batch) -> None:
-        self.row = row
+    def __init__(self, guard: Guard, undo: Undo[Any], transaction: Transaction) -> None:
+        self._guard = guard
+        self._connection = guard.connection
+        self._undo = undo
+        self._transaction = transaction
         self.kept = 0
         """Of the rows that were added, so many are written."""
-        self._connection = connection
-        self._transaction = transaction
+
+    def remember(self) -> None:
+        """Go back to here from now on. Switches: no."""
+        try:
+            self._checkpoint = self._undo.checkpoint()
+        except CannotUndo:
+            self._checkpoint = None
+
+    def put_back(self) -> None:
+        """Have in memory what was kept. Switches: no."""
+        if self._checkpoint is None:
+            raise CannotUndo("what was kept in memory cannot be copied")
+        self._undo.put_back(self._checkpoint)
+
+    def _roll_back(self) -> None:
+        self._guard.close_blocks()
+        connection = self._connection
+        connection.needs_rollback = False
+        cast("Any", connection).rollback_exc = None  # Django's stubs do not know it
+        send(connection, f"ROLLBACK TO {_SAVEPOINT}", None)
+
+
+class Steps(_Kept):
+    """Each step is written before the next one."""
+
+    # -- mutable state, from `begin` on ---------------------------------------------------------------------
+    _row_then: tuple[Any, ...]
+    _wrote: bool
+
+    def __init__(self, row: Row[Any], guard: Guard, undo: Undo[Any], transaction: Transaction, batch: Batch) -> None:
+        super().__init__(guard, undo, transaction)
+        self._row = row
         self._batch = batch
 
     def begin(self) -> None:
         """Be ready to go back to what there is now. Switches: yes."""
         send(self._connection, _SAVEPOINT, None)
-        self._remember()
+        self.remember()
 
     def keep(self) -> None:
         """All is written: go back to here from now on. Switches: yes."""
-        # Savepoints of one name would pile up in PostgreSQL; MySQL takes one statement at a time.
-        again = self._connection.vendor == "postgresql"
-        send(self._connection, f"RELEASE {_SAVEPOINT}; {_SAVEPOINT}" if again else _SAVEPOINT, None)
-        self._remember()
+        send(self._connection, _ANEW if self._connection.vendor == "postgresql" else _SAVEPOINT, None)
+        self.remember()
 
-    def undo(self, guard: Guard) -> None:
-        """Go back, in the transaction and in memory. Switches: yes."""
-        guard.close_blocks()
-        connection = self._connection
-        connection.needs_rollback = False
-        cast("Any", connection).rollback_exc = None  # Django's stubs do not know it
-        send(connection, f"ROLLBACK TO {_SAVEPOINT}", None)
-        connection.run_on_commit = [*self._hooks]
-        self._transaction.wrote = self._wrote
-        row = self.row
-        row.loaded, row.new, row.ours, row.claimed = self._row
-        values = vars(row.instance)
-        state = row.instance._state
-        values.clear()
-        values.update(_copied(row.instance, self._values))
-        state.adding = self._adding
-        vars(state).pop("fields_cache", None)
-
-    def _remember(self) -> None:
-        row = self.row
+    def remember(self) -> None:
+        """See `_Kept`."""
+        super().remember()
+        row = self._row
         self.kept = len(self._batch.rows)
-        self._values = _copied(row.instance, vars(row.instance))
-        self._adding = row.instance._state.adding
-        self._row = (row.loaded, row.new, row.ours, row.claimed)
-        self._hooks = [*self._connection.run_on_commit]
+        self._row_then = (row.loaded, row.new, row.ours, row.claimed)
         self._wrote = self._transaction.wrote
 
-
-def can_copy(instance: Model) -> bool:
-    """Whether what operations change in it can be undone. Switches: no."""
-    try:
-        _copied(instance, vars(instance))
-    except Exception:  # of a value of a type of the user's
-        return False
-    return True
-
-
-def _copied(instance: Model, values: dict[str, Any]) -> dict[str, Any]:
-    """*values* of *instance*, of which those of its columns are not reached by later changes."""
-    names = {field.attname for field in instance._meta.concrete_fields}
-    return {name: _copy(value) if name in names else value for name, value in values.items()}
+    def undo(self) -> None:
+        """Go back, in the transaction and in memory. Switches: yes."""
+        self._roll_back()
+        self._transaction.wrote = self._wrote
+        row = self._row
+        row.loaded, row.new, row.ours, row.claimed = self._row_then
+        self.put_back()
 
 
-def _copy(value: Any) -> Any:
-    if type(value) in IMMUTABLE:
-        return value
-    return value.name if isinstance(value, FieldFile) else copy.deepcopy(value)  # a file makes itself of its name
+class Savepoints(_Kept):
+    """Nothing is written before the save, but what operations write by themselves."""
+
+    # -- mutable state, from the beginning on ---------------------------------------------------------------
+    _at: tuple[int, bool, bool] | None  # how it stood when the savepoint was taken: `Begun`, and whether it had the row
+
+    def __init__(self, row: Row[Any], guard: Guard, undo: Undo[Any], transaction: Transaction) -> None:
+        super().__init__(guard, undo, transaction)
+        self._row = row
+        self._at = None
+        self._joins = transaction.pipelines
+        guard.savepoints = self
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the operation at hand has changed nothing else. Switches: no."""
+        kept = self._checkpoint
+        return kept is not None and kept.mark == self._guard.mark and self._guard.judge() is None
+
+    def undo(self) -> None:
+        """Go back, in the transaction and in memory. Switches: yes.
+
+        Raises:
+            CannotUndo: No savepoint was taken where the operation began.
+        """
+        at, kept = self._at, self._checkpoint
+        if at is None or kept is None or at[0] != kept.mark:
+            raise CannotUndo("an operation has used the transaction of its batch past Django")
+        self._roll_back()
+        self._guard.mark, self._transaction.wrote, self._row.claimed = at
+        self.put_back()
+
+    def is_due(self, *, writes: bool) -> bool:
+        """Whether one has to be taken before a statement of the operation at hand. Switches: no.
+
+        After one that has failed, be it a query, PostgreSQL takes no further one.
+        """
+        return not self._guard.has_point and (writes or self._connection.vendor == "postgresql")
+
+    def take(self, begun: Begun) -> None:
+        """Take one for an operation that has *begun* like this, unless that which there is will do. Switches: yes."""
+        statement = self._due(begun)
+        if statement is not None:
+            send(self._connection, statement, None)
+            self._at = (*begun, self._row.claimed)
+
+    def send_behind(self, begun: Begun, execute: Execute, call: tuple[Any, ...]) -> Any:
+        """Send a statement of the operation's behind one, in its message if it can be. Switches: yes."""
+        statement, context = self._due(begun), call[-1]
+        text = None if statement is None else self._joined(statement, *call)
+        if text is None:
+            with self._guard.aside():
+                self.take(begun)
+            return execute(*call)
+        self._at = (*begun, self._row.claimed)
+        answer = execute(text, None, False, context)  # noqa: FBT003 - as Django calls it
+        for _ in range(1 + (statement == _ANEW)):
+            context["cursor"].cursor.nextset()
+        return answer
+
+    def _due(self, begun: Begun) -> str | None:
+        if self._at is None:
+            return _SAVEPOINT
+        if self._at[:2] == begun:
+            return None
+        return _ANEW if self._connection.vendor == "postgresql" else _SAVEPOINT
+
+    def _joined(self, statement: str, sql: Any, params: Any, many: bool, context: Any) -> str | None:
+        """One text of both, where nobody who looks at it would take it for the operation's."""
+        connection, cursor = self._connection, context["cursor"].cursor
+        if many or not self._joins or connection.queries_logged or len(vars(connection)["execute_wrappers"]) > 1:
+            return None
+        if not isinstance(sql, str) or type(cursor) is not cast("Any", connection.connection).cursor_factory:
+            return None  # a cursor of the server's, say
+        try:
+            return _joined(cursor, [(statement, None), (sql, params)])
+        except Exception:  # which sending it will say
+            return None

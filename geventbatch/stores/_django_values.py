@@ -112,6 +112,12 @@ def check_assigned(field: Field[Any, Any], value: object) -> None:
 
 
 @cache
+def documents(model: type[Model]) -> frozenset[str]:
+    """The names of the columns of *model* that have what is changed in place. Switches: no."""
+    return frozenset(field.attname for field in columns(model) if _is_document(field))
+
+
+@cache
 def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[Any], bool]], ...]:
     found: list[tuple[str, Field[Any, Any], Callable[[Any], bool]]] = []
     for field in columns(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from geventbatch._shown import shown
+from geventbatch._verdict import is_clean
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 
@@ -29,7 +30,7 @@ def verdict_on(
     undecided, found = row.generated.refused(batch.key), guard.judge()
     if undecided is not None and (found is None or isinstance(found, Rejected)):
         return undecided
-    if found is None and guard.wrote:
+    if found is None and guard.wrote and is_clean(batch, error):  # else the scope says so when it is to undo it
         return Rejected(f"an operation on key {shown(batch.key)} has written by itself, and then raised")
     if isinstance(found, Rejected) and kind not in {_sql.Kind.OTHER, _sql.Kind.TIMEOUT}:
         return _sql.not_saved(error, batch.key)
