@@ -12,7 +12,7 @@ from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from django.core.files import File
@@ -30,6 +30,9 @@ IMMUTABLE: Final = frozenset(
 _COARSE: Final = frozenset({datetime, Decimal, float, time})
 """Equal and not the same: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
 BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
+
+
+_NOTHING: Final = object()
 
 
 class _Untold:
@@ -81,17 +84,20 @@ def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, obje
 
 def same(state: dict[str, object], other: dict[str, object]) -> bool:
     """Whether two states are of the same row."""
-    return state.keys() == other.keys() and not any(differ(value, other[name]) for name, value in state.items())
+    return state.keys() == other.keys() and not any(map(differ, state.values(), map(other.__getitem__, state)))
 
 
 def changed(instance: Model, loaded: dict[str, object], connection: BaseDatabaseWrapper) -> list[Field[Any, Any]]:
     """The fields whose columns have to be written: those with another value, and then those that are computed."""
     model, values = type(instance), instance.__dict__
-    found = [
-        field
-        for field in columns(model)
-        if field.attname in values and has_changed(field, values[field.attname], loaded, connection)
-    ]
+    found = []
+    for field in columns(model):
+        name = field.attname
+        if name in values:
+            value = values[name]
+            # What is kept of a value that can be changed in place is another object.
+            if value is not loaded.get(name, _NOTHING) and has_changed(field, value, loaded, connection):
+                found.append(field)
     return found and [*found, *(field for field in computed(model) if field not in found)]
 
 
@@ -113,9 +119,16 @@ def differ(one: object, other: object) -> bool:
     """Whether two of what `kept` gives are of different values."""
     if one is other:
         return False
-    if type(one) is not type(other):
+    kind = type(one)
+    if kind is not type(other):
         return True
-    return repr(one) != repr(other) if type(one) in _COARSE else one != other
+    if kind not in _COARSE or (isinstance(one, datetime) and _in_one_zone(one, cast("datetime", other))):
+        return one != other
+    return repr(one) != repr(other)
+
+
+def _in_one_zone(one: datetime, other: datetime) -> bool:
+    return one.tzinfo is other.tzinfo and one.fold == other.fold
 
 
 def copied(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:

@@ -155,8 +155,11 @@ class Guard:
 
     def judge(self) -> NotSaved | None:
         """What the operation at hand has made of the transaction; None: it is sound. Switches: no."""
-        with self.aside():
+        self._aside += 1
+        try:
             return self._judged()
+        finally:
+            self._aside -= 1
 
     def _judged(self) -> NotSaved | None:
         over = self._transaction.ended_by()
@@ -169,13 +172,12 @@ class Guard:
 
     def left_behind(self) -> Exception | None:
         """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
-        connection, key = self.connection, self._batch.key
-        values = vars(connection)
-        if connection.connection is None or connection.closed_in_transaction:
+        key, values = self._batch.key, vars(self.connection)
+        if values["connection"] is None or values["closed_in_transaction"]:
             return RuntimeError(
                 f"an operation on {shown(key)} closed the connection of its batch, and its transaction with it"
             )
-        if not connection.in_atomic_block or (self._knows and self._transaction.has_ended()):
+        if not values["in_atomic_block"] or (self._knows and self._transaction.has_ended()):
             return RuntimeError(
                 f"an operation on {shown(key)} ended the transaction of its batch, which the batch does"
             )
@@ -390,7 +392,8 @@ def _because(kind: type[NotSaved], text: str, cause: BaseException) -> NotSaved:
 
 
 def _remove(wrappers: list[Any], wrapper: Any) -> None:
-    wrappers[:] = [one for one in wrappers if one != wrapper]
+    while wrapper in wrappers:
+        wrappers.remove(wrapper)
 
 
 def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:

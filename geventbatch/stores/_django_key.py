@@ -70,8 +70,9 @@ class RowKey:
 
     def of(self, instance: Model) -> Any:
         """The key of *instance*, as it stands there. Switches: no."""
-        values = tuple(getattr(instance, field.attname) for field in self.fields)
-        return values if len(self.fields) > 1 else values[0]
+        if len(self.fields) == 1:
+            return getattr(instance, self.fields[0].attname)
+        return tuple(getattr(instance, field.attname) for field in self.fields)
 
     def is_of(self, instance: Model, key: Hashable) -> bool:
         """Whether *key* is that of *instance*. Switches: no."""

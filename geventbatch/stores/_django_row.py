@@ -16,6 +16,7 @@ from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores._django_fields import pk_fields
 from geventbatch.stores._django_generated import Generated, evaluate
+from geventbatch.stores._django_held import take_related
 from geventbatch.stores._django_messages import Written
 from geventbatch.stores._django_query import own_tables, reads_beside, whole_rows
 from geventbatch.stores._django_saving import has_own_save, takes
@@ -93,7 +94,7 @@ class Row(Generic[M]):
             for statement in first:
                 send(self._connection, *statement)
             found = self._first(rows)
-        if not isinstance(found, self._store.model | None):
+        if found is not None and not isinstance(found, self._store.model):
             raise TypeError(
                 f"the manager of {self._store.model._meta.label} gave {shown(found)}, which is no row of it"
             )
@@ -190,9 +191,7 @@ class Row(Generic[M]):
             TypeError: An operation has assigned an expression.
             ValueError: Or an instance that was not saved.
         """
-        prepare: Any = getattr(self.instance, "_prepare_related_fields_for_save", None)
-        if prepare is not None:  # takes over the keys of what was saved after it was assigned
-            prepare(operation_name="save")
+        take_related(self.instance)
         fields = changed(self.instance, self.loaded, self._connection)
         for field in fields:
             check_assigned(field, vars(self.instance).get(field.attname))
@@ -204,9 +203,9 @@ class Row(Generic[M]):
             if not self._store.row_key.is_of(self.instance, self._part):
                 raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
             return
-        for field in {*pk_fields(self._store.model), *self._store.row_key.fields}:
+        for field in self._store.key_fields:
             before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
-            if differ(before, kept(field, value, self._connection)):
+            if value is not before and differ(before, kept(field, value, self._connection)):
                 what = "the primary key" if field in pk_fields(self._store.model) else f"{field.name}, the key"
                 raise ValueError(f"an operation changed {what} of the resource, from {before!r} to {value!r}")
 
@@ -284,8 +283,9 @@ class Row(Generic[M]):
     @property
     def is_joined(self) -> bool:
         """Whether an UPDATE is one message with what has to be sent before it."""
-        is_checked = self._is_held or not self._compares_all
-        return self._transaction.pipelines and not self._transaction.nested and self._is_plain and is_checked
+        if not self._transaction.pipelines or self._transaction.nested:
+            return False
+        return self._is_plain and (self._is_held or not self._compares_all)
 
     @property
     def _is_plain(self) -> bool:

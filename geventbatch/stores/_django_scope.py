@@ -387,7 +387,7 @@ class Scope(Generic[M]):
         if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
             self._record()
         recording = [] if self._recording is None else [self._recording.statement()]
-        self._transaction.only = self._writes_no_more
+        self._transaction.only = self._transaction.pipelines and self._writes_no_more
         written = True
         if self._batch.deleted:
             if not row.new:

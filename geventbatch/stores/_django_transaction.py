@@ -14,7 +14,7 @@ differs:
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from geventbatch.stores._django_messages import Together, begins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _READS: Final = frozenset({"SELECT", "PRAGMA", "EXPLAIN"})
 _IN_TRANS: Final = 1
 """MySQL's SERVER_STATUS_IN_TRANS."""
+_AS_IT_IS: Final = nullcontext()
 _SOON: Final = 0.01
 """Seconds before the deadline in which no server is asked for anything any more."""
 
@@ -56,6 +58,8 @@ class Transaction:
         """Its COMMIT is somebody else's."""
         self.wrote = False
         """An operation has sent a statement that may have written something; on SQLite, the write lock was taken."""
+        self.pipelines = False
+        """Several statements can share a round trip: psycopg 3 puts the values into them. Known when it has begun."""
         self.only = False
         """What the save sends with COMMIT is all that is written."""
         self.over: Exception | None = None
@@ -80,6 +84,7 @@ class Transaction:
         with _instead(self.connection, "_start_transaction_under_autocommit") if lazily else ExitStack():
             self._atomic.__enter__()
         self._begun = True
+        self.pipelines = self._can_pipeline()
         if self.nested:
             return
         if self.pipelines:
@@ -112,29 +117,23 @@ class Transaction:
             raw: Any = self.connection.connection
             raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
 
-    @contextmanager
-    def saving(self, *checks: Statement, commits: Written | None = None) -> Iterator[None]:
+    def saving(self, *checks: Statement, commits: Written | None = None) -> AbstractContextManager[object]:
         """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it is what *commits*.
 
         Then it fails unless it writes all rows: a trigger may leave some out, or a policy hide them, which Django
         would find out behind COMMIT.
         """
         if self.nested or not self.pipelines:
-            yield
-            return
+            return _AS_IT_IS
         before = [(_sql.postgres_bound(self._batch.remaining()), None), *checks]
-        together = Together(self, before, commits=commits)
-        with self.connection.execute_wrapper(together):
-            yield
+        return self.connection.execute_wrapper(Together(self, before, commits=commits))
 
     @property
     def has_begun(self) -> bool:
         """It has, and has not ended, as far as Django knows."""
         return self._begun
 
-    @property
-    def pipelines(self) -> bool:
-        """Whether several statements can share a round trip: psycopg 3 puts the values into them by itself."""
+    def _can_pipeline(self) -> bool:
         raw: Any = self.connection.connection
         client_cursor = getattr(sys.modules.get("psycopg"), "ClientCursor", None)
         return self._pipeline and client_cursor is not None and issubclass(_cursor_class(raw), client_cursor)
@@ -191,10 +190,13 @@ class Transaction:
         if self.connection.needs_rollback:
             reason = getattr(self.connection, "rollback_exc", None)
             return reason or transaction.TransactionManagementError("the transaction was marked for rollback")
-        raw: Any = self.connection.connection
-        if self.connection.vendor == "postgresql" and raw is not None and self._status() == _commit.FAILED:
+        raw: Any = vars(self.connection)["connection"]
+        if self.connection.vendor != "postgresql" or raw is None:
+            return None
+        status = _commit.transaction_status(raw)
+        if status == _commit.FAILED:
             return transaction.TransactionManagementError("an earlier statement of the transaction has failed")
-        if self.connection.vendor == "postgresql" and raw is not None and self._is_broken(None):
+        if raw.closed or status not in {_commit.IDLE, _commit.IN_TRANSACTION}:
             return transaction.TransactionManagementError("a statement was interrupted, and goes on in the server")
         return None
 
@@ -242,7 +244,7 @@ class Transaction:
 
     def has_ended(self) -> bool:
         """Whether what was begun is no more, as far as the client knows. Switches: no."""
-        raw: Any = self.connection.connection
+        raw: Any = vars(self.connection)["connection"]  # past the guard, which would be told
         vendor = self.connection.vendor
         if vendor == "postgresql":
             return raw is not None and not raw.closed and raw.info.transaction_status == 0

@@ -13,7 +13,7 @@ from gevent import monkey
 
 from geventbatch._shown import shown
 from geventbatch.stores._django_connections import check_backend, current, own, pool
-from geventbatch.stores._django_fields import check_names, version_field
+from geventbatch.stores._django_fields import check_names, pk_fields, version_field
 from geventbatch.stores._django_key import RowKey
 from geventbatch.stores._django_saving import check_save
 from geventbatch.stores._django_scope import Scope
@@ -119,6 +119,8 @@ class DjangoStore(Generic[M]):
         check_names(model)
         check_save(model, inserts=callable(missing))
         self.row_key = RowKey(model, by, using)
+        self.key_fields = tuple(dict.fromkeys([*pk_fields(model), *self.row_key.fields]))
+        """Those that operations may not change."""
         self.version_field = None if version is None else version_field(model, version)
         self.missing = missing
         self.allow_atomic = allow_atomic
