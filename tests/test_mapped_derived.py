@@ -85,6 +85,21 @@ def test_a_generated_column_is_fresh_for_each_operation(bed: Bed) -> None:
     assert bed.read(sa.select(Train.sold)) == 2
 
 
+def take(train: Train) -> int:
+    train.sold += 1
+    return train.sold
+
+
+def test_where_nobody_reads_what_is_computed_all_are_saved_at_once(bed: Bed) -> None:
+    assert bed.together(Train, 1, *[take] * 20) == list(range(1, 21))
+    assert len(bed.updates()) == 1
+
+
+def test_who_reads_what_is_computed_first_behind_many_finds_it_fresh(bed: Bed) -> None:
+    answers = bed.together(Train, 1, *[take] * 5, lambda train: (train.left, train.double), take, sell)
+    assert kinds(answers) == [1, 2, 3, 4, 5, (-3, 10), 6, Full]
+
+
 def test_an_operation_that_raises_between_makes_no_difference(bed: Bed) -> None:
     def fails(train: Train) -> None:
         raise Full

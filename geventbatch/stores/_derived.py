@@ -2,7 +2,7 @@
 
 A generated column, a `column_property`, a relationship that is only looked at: SQLAlchemy loads them once. What is
 behind an operation that has changed something finds them as if that had been saved: they are loaded anew, behind a
-flush; or, where operations write nothing, the batch is cut there.
+flush; or, where operations write nothing, the batch is cut there, once some operation has read such a thing.
 """
 
 from __future__ import annotations

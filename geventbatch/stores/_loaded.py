@@ -101,7 +101,7 @@ class Loaded:
             self.flag_mutated()
             if self.changes():
                 forget(self._mapping, self._session)
-                if not transaction.writes_anywhere:
+                if not transaction.writes_anywhere and self._mapping.reads_derived:
                     batch.cut()
 
     def operation_raised(self) -> None:

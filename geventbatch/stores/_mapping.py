@@ -52,6 +52,8 @@ class Mapping:
     has_tenants: bool = False
     """A key is a pair: the tenant, and the row's own."""
     functions: Functions = field(init=False)
+    reads_derived: bool = False
+    """Some operation has asked for something behind others, where that may have been what the database computes."""
     keeps: bool = False  # mutable: see `_memory`
     """What is loaded is copied, since an operation has raised that could not be undone without."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)

@@ -236,8 +236,19 @@ class Sending:
         flushes = self.transaction.writes_anywhere and self.session.autoflush == self._autoflush
         if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
             self.session.flush()
-        elif statement is None or self._names_changed(statement):
+        elif statement is None or self._reads_derived() or self._names_changed(statement):
             raise self._comes_too_early("asks for what those before it have changed")
+
+    def _reads_derived(self) -> bool:
+        """Whether it may be for what the database computes, where that is not saved. Then it is saved before, always.
+
+        A batch in which nobody reads that is saved at once. But to find that out behind each operation would cost more.
+        """
+        mapping = self._mapping
+        if not mapping.derives or self.transaction.writes_anywhere:
+            return False
+        mapping.reads_derived = True
+        return True
 
     def has_written(self) -> None:
         """All that the operations before have changed is in the transaction."""
