@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from tests.oracle import mapped_columns
-from tests.oracle.example import Lines, operation
+from tests.oracle.example import Grammar, Lines
 from tests.oracle.mapped_columns import ALL, POSTGRES, Kind
 
 _CENTS = """
@@ -273,15 +273,15 @@ def _fill(shape: Shape) -> list[str]:
 # -- operations --------------------------------------------------------------------------------------------------
 
 
-def operations(shape: Shape) -> st.SearchStrategy[tuple[Lines, ...]]:
-    """Some operations on an instance of it."""
-    one = operation(
+def grammar(shape: Shape) -> Grammar:
+    """What operations on an instance of it are made of."""
+    return Grammar(
         plain=st.one_of(_plain(shape), _plain(shape), st.sampled_from(_of_the_orm(shape))),
         bad=_bad(shape),
         answer=_answer(shape),
-        guards=(("if r.n > 6:", "    raise Clean('enough')"), ("if r.n > 5:", "    raise Dirty('much')")),
+        enough="r.n > 6",
+        much="r.n > 5",
     )
-    return st.lists(one, min_size=2, max_size=6).map(tuple)
 
 
 def _plain(shape: Shape) -> st.SearchStrategy[Lines]:
@@ -325,6 +325,7 @@ def _of_the_orm(shape: Shape) -> list[Lines]:
             "except Dirty:",
             "    pass",
         ),
+        ("with atomic(using=USING):", "    others().create(text='inside')", "    raise Dirty('inside')"),
         (
             "try:",
             "    with atomic(using=USING):",

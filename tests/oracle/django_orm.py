@@ -21,9 +21,9 @@ from django.db.models import F  # isort: skip
 from django.db.transaction import atomic  # isort: skip
 
 from geventbatch.stores._django_connections import close_idle  # isort: skip
-from tests.oracle.django_model import SHAPES, foreign, operations, render  # isort: skip
+from tests.oracle.django_model import SHAPES, foreign, grammar, render  # isort: skip
 from tests.oracle.django_world import DjangoWorld  # isort: skip
-from tests.oracle.example import Example, Orm, course  # isort: skip
+from tests.oracle.example import Example, Orm, course, operations  # isort: skip
 from tests.oracle.place import Place  # isort: skip
 
 if TYPE_CHECKING:
@@ -114,14 +114,15 @@ _NAMES = {
 def examples(draw: st.DrawFn, server: str) -> Example:
     """One on *server*."""
     shape = draw(SHAPES[server])
-    made = draw(operations(shape))
+    made, promised = draw(operations(grammar(shape)))
     options: dict[str, Any] = {"mode": draw(st.sampled_from([None] if server == "sqlite" else ["lock", "version"]))}
     if server == "postgresql":
         options["pipeline"] = draw(st.sampled_from([True, True, False]))
     batches, between, during = draw(course(len(made), foreign(shape)))
     if server == "sqlite":
         during = ()  # whoever writes while an operation has written would wait for it, and everything with them
-    return Example(ORM, server, render(shape), made, batches, between, during, tuple(sorted(options.items(), key=str)))
+    known = tuple(sorted(options.items(), key=str))
+    return Example(ORM, server, render(shape), made, batches, between, during, known, promised)
 
 
 class DjangoPlace(Place):

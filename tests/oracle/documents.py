@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from tests.oracle import engines
 from tests.oracle.documents_world import DocumentWorld, RedisWorld
 from tests.oracle.engines import EnginesPlace
-from tests.oracle.example import Example, Lines, Orm, course, operation
+from tests.oracle.example import Example, Grammar, Lines, Orm, course, operations
 from tests.redis_server import redis_url
 
 if TYPE_CHECKING:
@@ -151,16 +151,16 @@ _ANSWERS: list[Lines] = [
 ]
 
 
-def _operations(server: str, *, loses: bool) -> st.SearchStrategy[tuple[Lines, ...]]:
+def _grammar(server: str, *, loses: bool) -> Grammar:
     beside = server != "redis"
     bad = [one for one in _BAD if one not in _LOST or not loses]  # functions of one's own promise to lose nothing
-    whole = operation(
+    return Grammar(
         plain=st.sampled_from([*_STATEMENTS, *(_ROWS if beside else [])]),
         bad=st.sampled_from([*bad, *(_BAD_ROWS if beside else [])]),
         answer=st.sampled_from(_ANSWERS),
-        guards=(("if r['n'] > 6:", "    raise Clean('enough')"), ("if r['n'] > 5:", "    raise Dirty('much')")),
+        enough="r['n'] > 6",
+        much="r['n'] > 5",
     )
-    return st.lists(whole, min_size=2, max_size=7).map(tuple)
 
 
 _FOREIGN: list[Lines] = [("r['n'] = 50",), ("r['a'] = True",), ("r['list'] = []",)]
@@ -173,7 +173,7 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         server = "redis"
     codings = {"redis": ["json", "sorted"], "postgresql": list(_CODINGS)}.get(server, ["json", "pickle", "column"])
     coding = draw(st.sampled_from(codings))
-    made = draw(_operations(server, loses=coding not in {"json", "pickle"}))
+    made, promised = draw(operations(_grammar(server, loses=coding not in {"json", "pickle"}), most=7))
     key = draw(st.sampled_from(list(_KEYS) if server != "redis" else ["'a'"]))
     options: dict[str, Any] = {}
     if server != "redis":
@@ -189,6 +189,7 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         made,
         *draw(course(len(made), st.sampled_from(_FOREIGN))),
         tuple(sorted(options.items())),
+        promised,
     )
 
 

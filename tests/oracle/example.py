@@ -66,6 +66,8 @@ class Example:
     during: tuple[tuple[int, Lines], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     """Of the world."""
+    promised: bool = False
+    """Whether `Clean` is named in `clean_errors`."""
 
     @property
     def calls(self) -> str:
@@ -81,7 +83,8 @@ class Example:
         operations = ", ".join([f"operation_{n}" for n in range(len(self.operations))])
         between = ", ".join([f"{n}: between_{n}" for n, _ in self.between])
         during = ", ".join([f"{n}: during_{n}" for n, _ in self.during])
-        return f"Trial([{operations}], {self.batches!r}, {{{between}}}, {{{during}}})"
+        clean = "(Clean,)" if self.promised else "()"
+        return f"Trial([{operations}], {self.batches!r}, {{{between}}}, {{{during}}}, {clean})"
 
     def program(self) -> str:
         """All of it, to be saved and run in a clone."""
@@ -114,32 +117,50 @@ class Example:
         )
 
 
-@st.composite
-def operation(
-    draw: st.DrawFn,
-    *,
-    plain: st.SearchStrategy[Lines],
-    bad: st.SearchStrategy[Lines],
-    answer: st.SearchStrategy[Lines],
-    guards: tuple[Lines, Lines],
-) -> Lines:
-    """The lines of an operation: at most one bad value is in it, since nobody says which of two is told first.
+@dataclass(frozen=True)
+class Grammar:
+    """What the operations on one resource are made of."""
 
-    *guards* raise something clean, and something else, by what the resource is.
-    """
-    clean, dirty = guards
-    first = draw(st.sampled_from([(), (), (), clean, ("raise Clean('no')",)]))
-    body = draw(st.lists(plain, max_size=3))
-    ends: list[Lines] = [*[()] * 8, ("raise Dirty('no')",), dirty]
+    plain: st.SearchStrategy[Lines]
+    bad: st.SearchStrategy[Lines]
+    answer: st.SearchStrategy[Lines]
+    enough: str
+    """A condition that holds for some values of the resource."""
+    much: str
+    """Likewise, for others."""
+
+
+@st.composite
+def operations(draw: st.DrawFn, grammar: Grammar, most: int = 6) -> tuple[tuple[Lines, ...], bool]:
+    """Some operations; and whether they keep a promise of `clean_errors`, to raise those before any change."""
+    promised = draw(st.sampled_from([False, False, True]))
+    return tuple(draw(st.lists(_operation(grammar, promised=promised), min_size=2, max_size=most))), promised
+
+
+@st.composite
+def _operation(draw: st.DrawFn, grammar: Grammar, *, promised: bool) -> Lines:
+    """The lines of one: at most one bad value is in it, since nobody says which of two is told first."""
+    clean, dirty = [(f"if {grammar.enough}:", "    raise Clean('enough')"), ("raise Clean('no')",)], _dirty(grammar)
+    first = draw(st.sampled_from([(), (), (), *clean]))
+    body = draw(st.lists(grammar.plain, max_size=3))
+    ends: list[Lines] = [()] * 6
+    wrong: Lines = ()
     if draw(st.sampled_from([False, False, False, True])):
-        place, wrong = draw(st.integers(0, len(body))), draw(bad)
+        place, wrong = draw(st.integers(0, len(body))), draw(grammar.bad)
         body[place:] = [wrong, *(lines for lines in body[place:] if not _uses(lines, wrong))]
-        ends = [lines for lines in ends if not _uses(lines, wrong)]
-    else:
-        ends.append(("delete()",))  # with which nothing else of the resource is saved
+    else:  # with which nothing else of the resource is saved
+        ends += [("delete()",), ("delete()", "raise Dirty('kept')")]
     body.sort(key=lambda lines: not _forgets(lines))
+    if draw(st.sampled_from([False, False, True])):
+        raises = draw(st.sampled_from([*dirty, *([] if promised else clean)]))
+        if not wrong or not _uses(raises, wrong):
+            body.insert(draw(st.integers(0, len(body))), raises)
     last = draw(st.sampled_from(ends))
-    return (*first, *(line for one in body for line in one), *last, *draw(answer))
+    return (*first, *(line for one in body for line in one), *last, *draw(grammar.answer))
+
+
+def _dirty(grammar: Grammar) -> list[Lines]:
+    return [("raise Dirty('no')",), (f"if {grammar.much}:", "    raise Dirty('much')")]
 
 
 def _uses(lines: Lines, wrong: Lines) -> bool:

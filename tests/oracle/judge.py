@@ -44,7 +44,7 @@ REFUSALS = (
 
 
 class Clean(Exception):
-    """An operation raises it before it changes anything; processors are told so (`clean_errors`)."""
+    """Where processors are told so (`clean_errors`), an operation raises it before it changes anything."""
 
 
 class Dirty(Exception):
@@ -102,6 +102,8 @@ class Trial:
     """Somebody else's writes, by the number of the batch that they come before."""
     during: dict[int, Operation] = field(default_factory=dict)
     """Somebody else's writes, by the number of the operation that is running."""
+    clean_errors: tuple[type[Exception], ...] = ()
+    """What is raised before any change only."""
 
     def parts(self) -> list[list[int]]:
         """The numbers of the operations of each batch."""
@@ -199,7 +201,9 @@ class InBatches:
         self.metrics: list[BatchMetric] = []
         self._begun: set[int] = set()
         self._foreign: list[gevent.Greenlet[..., BaseException | None]] = []
-        self._options = {"min_duration": 0, "max_duration": 20, "workers": 1, "clean_errors": (Clean,), **options}
+        self._options = {"min_duration": 0, "max_duration": 20, "workers": 1, **options}
+        if trial.clean_errors:
+            self._options["clean_errors"] = trial.clean_errors
 
     def run(self) -> Outcome:
         world = self.world

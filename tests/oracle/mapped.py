@@ -25,9 +25,9 @@ from sqlalchemy.orm import (
 
 from tests.oracle import engines
 from tests.oracle.engines import EnginesPlace
-from tests.oracle.example import Example, Orm, course
+from tests.oracle.example import Example, Orm, course, operations
 from tests.oracle.mapped_model import render
-from tests.oracle.mapped_operations import SHAPES, foreign, operations
+from tests.oracle.mapped_operations import SHAPES, foreign, grammar
 from tests.oracle.mapped_world import MappedWorld
 
 IMPORTS = """\
@@ -85,7 +85,7 @@ _NAMES = {
 def examples(draw: st.DrawFn, server: str) -> Example:
     """One on *server*."""
     shape = draw(SHAPES[server])
-    made = draw(operations(shape, server))
+    made, promised = draw(operations(grammar(shape)))
     mode = draw(st.sampled_from(["version"] if server == "sqlite" else ["lock", "lock", "version"]))
     options: dict[str, Any] = {"mode": mode}
     if server == "postgresql":
@@ -99,6 +99,7 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         made,
         *draw(course(len(made), foreign(shape))),
         tuple(sorted(options.items())),
+        promised,
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from tests.oracle.example import operation
+from tests.oracle.example import Grammar
 from tests.oracle.mapped_columns import KINDS
 from tests.oracle.mapped_model import EXTRAS, Shape
 
@@ -34,17 +34,14 @@ SHAPES = {
 }
 
 
-def operations(shape: Shape, server: str) -> st.SearchStrategy[tuple[Lines, ...]]:
-    """Some operations on an instance of it."""
-    return st.lists(_operation(shape), min_size=2, max_size=6).map(tuple)
-
-
-def _operation(shape: Shape) -> st.SearchStrategy[Lines]:
-    return operation(
+def grammar(shape: Shape) -> Grammar:
+    """What operations on an instance of it are made of."""
+    return Grammar(
         plain=st.one_of(_plain(shape), _plain(shape), _session(shape), _beside(shape)),
         bad=_bad(shape),
         answer=_answer(shape),
-        guards=(("if r.n > 6:", "    raise Clean('enough')"), ("if r.n > 5:", "    raise Dirty('much')")),
+        enough="r.n > 6",
+        much="r.n > 5",
     )
 
 
@@ -120,6 +117,7 @@ def _session(shape: Shape) -> st.SearchStrategy[Lines]:
             "except Dirty:",
             "    pass",
         ),
+        ("with session(r).begin_nested():", "    r.n += 2", "    if r.n > 6:", "        raise Dirty('inside')"),
         (
             "with session(r).no_autoflush:",
             "    r.n += session(r).scalar(sa.select(sa.func.count()).select_from(Other))",
