@@ -378,6 +378,9 @@ def _answer(shape: Shape) -> st.SearchStrategy[Lines]:
 def foreign(shape: Shape) -> st.SearchStrategy[Lines]:
     """What somebody else writes: everybody who writes counts the version up."""
     counted = ("r.version += 1",) if shape.version else ()
-    found: list[Lines] = [("r.n += 10", *counted), ("r.note = 'foreign'", *counted)]
+    found: list[Lines] = [
+        ("r.n = r.n + 10 if isinstance(r.n, int) else 10", *counted),
+        ("r.note = 'foreign'", *counted),
+    ]
     found += [(f"r.c{i} = {kind.values[1]}", *counted) for i, kind in enumerate(shape.kinds)]
     return st.sampled_from(found)
