@@ -32,11 +32,6 @@ KNOWN: tuple[Known, ...] = (
         told=r"alone \('raised', '(django\.db\.utils|builtins)\.",
     ),
     Known(
-        "open, core (guarantee 18): what raised stays out of the replay, though somebody else has written since",
-        source=r"def during_",
-        told=r"in a batch \('raised', '",
-    ),
-    Known(
         "by design (docs/as-if-alone.md): rows of add_row are inserted with the save, and no query finds them before",
         source=r"add_row\(.*(select_from\(Other\)|sa\.update\(Other\)|others\(\)\.)",
     ),
