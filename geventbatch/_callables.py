@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager, suppress
+from contextlib import ContextDecorator, contextmanager, suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
 from typing import Any, Final
+
+from gevent import Greenlet
 
 from geventbatch._operation import attribute, name_of
 from geventbatch._report import place_of
@@ -30,15 +32,21 @@ def close(value: object) -> None:
 
 def refuse_lazy(name: str, value: object) -> None:
     """Raise if *value*, which the option *name* gave, is still to run."""
-    if type(value) in LAZY:
+    kind = type(value)
+    if kind in LAZY or hasattr(kind, "__await__") or _goes_on(value):
         close(value)
         raise TypeError(
-            f"{name} gave a {type(value).__name__}, and nobody awaits or reads it, so that its code has not run: "
+            f"{name} gave a {kind.__name__}, and nobody waits for it or reads it, so that its code has not run: "
             f"{_PLAIN}"
         )
 
 
-_PLAIN: Final = "write a plain function (def, without async and yield)"
+def _goes_on(value: object) -> bool:
+    """Whether it stands for what another greenlet or thread does."""
+    return isinstance(value, Greenlet) or hasattr(type(value), "add_done_callback")
+
+
+_PLAIN: Final = "write a plain function (def, without async and yield), which has done its work when it returns"
 
 
 def check_function(name: str, value: Any, *takes: str) -> None:
@@ -56,8 +64,9 @@ def check_function(name: str, value: Any, *takes: str) -> None:
 
 def check_opener(name: str, value: Any, takes: str) -> None:
     """Raise unless *value*, the option *name*, can give a context manager."""
-    if not callable(value):
-        raise TypeError(f"{name} is {named(value)}, but must be callable: {_STORE}")
+    if not callable(value) or isinstance(value, ContextDecorator):
+        called = "; this is what one has given already: pass it without a call" if _is_scope(value) else ""
+        raise TypeError(f"{name} is {named(value)}, but must be callable: {_STORE}{called}")
     if isinstance(value, type) and _makes_no_scope(value):
         raise TypeError(
             f"{name} is the class {value.__qualname__}, whose instances are no context managers, but must be {_STORE}"

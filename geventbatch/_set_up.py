@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from geventbatch import _process
 from geventbatch._problem import Problem, warn
+from geventbatch._report import place_of
 from geventbatch._scope import AnyPair
 
 if TYPE_CHECKING:
@@ -99,12 +100,18 @@ def _pair(options: Options) -> AnyPair | None:
     return pair if isinstance(pair, AnyPair) else None
 
 
+def _found(name: str, pair: AnyPair) -> str:
+    """Its name, with the place of what loads where that is no name."""
+    loads: Any = getattr(pair, "load_resource", None) or getattr(pair, "load_resources", None)
+    return f"{name} ({place_of(loads)})" if name.endswith("<lambda>") else name
+
+
 def _unsaved(options: Options, name: str) -> Iterator[Problem]:
     pair = _pair(options)
     if pair is not None and pair.loads and not pair.saves:
         yield Problem(
             "unsaved",
-            f"The processor {name} has a load_resource without save_resource: what operations change is "
+            f"The processor {_found(name, pair)} has a load_resource without save_resource: what operations change is "
             "answered, and never saved.",
             "Pass save_resource; or, where nothing is to be saved, save_resource=lambda key, resource: None.",
         )
@@ -115,9 +122,9 @@ def _uncompared(options: Options, name: str) -> Iterator[Problem]:
     if pair is not None and pair.loads and pair.saves and not pair.compares and _workers.number() > 1:
         yield Problem(
             "uncompared",
-            f"The processor {name} loads and saves by a pair of functions, which compares nothing, and more "
-            "than one worker process serves: what one of them saves, and answers, is written over by another that has "
-            "loaded before.",
+            f"The processor {_found(name, pair)} loads and saves by a pair of functions, which compares nothing, and "
+            "more than one worker process serves: what one of them saves, and answers, is written over by another that "
+            "has loaded before.",
             "Use a store (SQLAlchemyStore, DjangoStore, RedisStore), which locks or compares; or let the save compare "
             "what was loaded, raise geventbatch.Conflict where it is another by now, and pass compares=True.",
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -97,6 +99,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"open_resource": load_nothing}, "load_nothing (", "open_resource(key): too many positional arguments"),
     ({"open_resource": contextmanager(load_nothing)}, "load_nothing (", "too many positional arguments"),  # type: ignore[arg-type]
+    (
+        {"open_resource": contextmanager(open_by_steps)(1)},
+        "<contextlib._GeneratorContextManager",
+        "pass it without a call",
+    ),
+    ({"open_resource": store("k")}, "<geventbatch.stores", "pass it without a call"),
     ({"open_resource": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
     ({"open_resource": open_later}, "open_later (", "an async function, but must give a context manager"),
     ({"open_resource": open_by_steps_later}, "open_by_steps_later (", "an async generator function"),
@@ -221,7 +229,7 @@ def test_an_attribute_error_of_the_loads_own_is_told_as_it_is(clock: VirtualTime
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("bad", [open_later, open_by_steps])
-def test_a_load_or_save_that_only_gives_a_coroutine_fails_by_its_name(
+def test_a_load_or_save_that_only_gives_what_is_still_to_run_fails_by_its_name(
     clock: VirtualTime, bad: Callable[..., Any], many: bool
 ) -> None:
     names = ("load_resources", "save_resources") if many else ("load_resource", "save_resource")
@@ -235,6 +243,21 @@ def test_a_load_or_save_that_only_gives_a_coroutine_fails_by_its_name(
         assert type(failed.__cause__) is TypeError
         assert str(failed.__cause__).startswith(f"{names[number]} gave a ")
         assert PLAIN in str(failed.__cause__)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("give", [Future, lambda: gevent.spawn(load, 1)], ids=["future", "greenlet"])
+def test_a_save_that_goes_on_behind_its_answer_fails_by_its_name(
+    clock: VirtualTime, give: Callable[[], object], many: bool
+) -> None:
+    pair: dict[str, Any] = {"load_resource": load, "save_resource": lambda *_: give()}
+    if many:
+        pair = {"load_resources": dict.fromkeys, "save_resources": lambda _: give()}
+    with Processor(min_duration=0, **pair) as processor:
+        failed = answer_of(processor.run, "k", lambda _: None)
+        gevent.sleep(0)
+    assert type(failed) is SaveFailed
+    assert "which has done its work when it returns" in str(failed.__cause__)
 
 
 class Base(DeclarativeBase): ...

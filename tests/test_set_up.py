@@ -87,6 +87,13 @@ def test_a_load_without_a_save_is_warned_of_where_the_processor_is_made_and_in_c
     assert check() == []
 
 
+def test_a_processor_without_a_name_is_told_by_the_place_of_its_load() -> None:
+    made: list[Processor[Any]] = []
+    (warning,) = told(lambda: made.append(Processor(load_resource=lambda _: [], min_duration=0)))
+    assert f"<lambda> ({__file__}:" in warning
+    assert made[0].stop()
+
+
 def test_a_load_without_a_save_is_told_of_in_flask_and_under_a_checker_too() -> None:
     app = Flask("trains")
     words = GeventBatch(app)
