@@ -387,7 +387,9 @@ class Scope(Generic[M]):
         if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
             self._record()
         recording = [] if self._recording is None else [self._recording.statement()]
-        self._transaction.only = self._transaction.pipelines and self._writes_no_more
+        # `missing`, and what prepares the connection, may have written something too.
+        more = wrote or row.new or self._batch.alone or self._batch.outcomes or self._store.prepare_connection
+        self._transaction.only = not (more or self._steps)
         written = True
         if self._batch.deleted:
             if not row.new:
@@ -403,13 +405,6 @@ class Scope(Generic[M]):
         self._transaction.only &= not written and len(rows) == 1
         add_rows(rows, self._transaction, commits=commits)
         return written
-
-    @property
-    def _writes_no_more(self) -> bool:
-        """Whether nothing is written but the row (`missing` may have written something too), or what was added."""
-        batch, store = self._batch, self._store
-        more = batch.alone or batch.outcomes or self._steps or store.prepare_connection
-        return not (more or self._row.new or self._transaction.wrote)
 
     def _refuse_duplicate(self, error: Error) -> None:
         """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
