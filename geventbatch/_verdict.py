@@ -17,6 +17,7 @@ from geventbatch.errors import NotSaved, Rejected, Undecided
 if TYPE_CHECKING:
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
+    from geventbatch._steps import Steps
 
 E = TypeVar("E", bound=BaseException)
 
@@ -47,7 +48,7 @@ def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> int:
         return GOES_ON
     batch.forget_operation()
     verdict = _ask(batch, "operation_raised", error)
-    steps = batch.steps
+    steps = _steps_for(batch, verdict)
     if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
         return GOES_ON if steps.undo(batch, operation) else ENDS
     if verdict is not None:
@@ -67,8 +68,9 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
         batch.doubted = False
         batch.halted = batch.deleted or batch.cut_off or steps is not None
         verdict = _ask(batch, "operation_returned")
-        if isinstance(verdict, Rejected) and steps is not None:
-            return not steps.refuse(batch, operation, verdict)
+        judging = _steps_for(batch, verdict)
+        if isinstance(verdict, Rejected) and judging is not None:
+            return not judging.refuse(batch, operation, verdict)
         if verdict is not None:
             operation.error = error = rejected(verdict)
             _obey(batch, operation, verdict, error)
@@ -93,9 +95,15 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: Bas
         batch.stepwise = batch.stepwise or batch.rejections > _LOADS
 
 
+def _steps_for(batch: Batch, verdict: NotSaved | None) -> Steps | None:
+    """What sees to it in the attempt at hand. Before anything was refused, steps do not show who has made something."""
+    return None if isinstance(verdict, Undecided) and not batch.rejections else batch.steps
+
+
 def _goes_on_differently(batch: Batch, operation: Operation[Any]) -> bool:
     """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
-    if has_steps(batch):
+    if batch.steps is not None or has_steps(batch):
+        batch.rejections += 1  # so that each step is written, which shows who has made what was refused
         batch.stepwise = True
         return True
     return batch.mates is None and not is_reused(batch) and cut_before(batch, operation)

@@ -182,13 +182,27 @@ def test_what_the_database_computes_has_the_type_that_a_load_gives(server: str, 
         assert answer == [repr(getattr(found, name)) for name in names]
 
 
+def write_and_raise(train: Any) -> None:
+    Train.objects.using(train._state.db).create()
+    raise KeyError
+
+
 def test_what_the_database_cannot_compute_is_the_error_of_who_made_it_so(tmp_path: Path) -> None:
     with tables("postgresql", tmp_path, Train) as alias:
         train = Train.objects.using(alias).create()
         with processing(Train, alias) as processor:
             refused, each, left = answers_of(processor, train.pk, assigning("cars", 0), reading("each"), sell)
+            assert isinstance(refused, DataError)
+            assert (each, left) == (2, 1)
+            # Nobody is blamed for what another one made, though it is mended before the save.
+            operations = [assigning("cars", 0), reading("each"), assigning("cars", 2)]
+            refused, each, _ = answers_of(processor, train.pk, *operations)
+            assert isinstance(refused, DataError)
+            assert each == 2
+            raised, refused, each, _ = answers_of(processor, train.pk, write_and_raise, *operations)
+        assert isinstance(raised, KeyError)
         assert isinstance(refused, DataError)
-        assert (each, left) == (2, 1)
+        assert each == 1
 
 
 @pytest.mark.parametrize("server", SERVERS)
