@@ -216,7 +216,8 @@ class Batch:
     def add_row(self, row: object) -> None:
         """Have the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
 
-        It is dropped when the operation raises, and when the batch is replayed, which adds it again.
+        It is dropped when the operation raises, and when the batch is replayed, which adds it again. Lists and dicts in
+        it are inserted as the operation has left them, whatever those behind it do to them in the resource.
 
         Args:
             row: What the store inserts: see there.
@@ -231,6 +232,8 @@ class Batch:
         if not self.rows_added:
             self.rows_added = []
         self.rows_added.append((mark, row))
+        if self.phase == "operations":
+            self.halted = True  # so that it is looked at when the operation has returned
 
     @property
     def rows(self) -> list[object]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import gevent
 from gevent import GreenletExit
 
-from geventbatch._answer import TooDeep, Unfinished
+from geventbatch._answer import Copying, TooDeep, Unfinished
 from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
 from geventbatch._parts import cut_after, cut_before
@@ -64,6 +65,9 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
     if batch.over():
         return True
     steps = batch.steps
+    if batch.rows_added:
+        _keep_rows(batch)
+        batch.halted = batch.deleted or batch.cut_off or batch.doubted or steps is not None
     if batch.doubted:
         batch.doubted = False
         batch.halted = batch.deleted or batch.cut_off or steps is not None
@@ -79,6 +83,16 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
         cut_after(batch, operation)
         return True
     return steps is not None and operation.error is None and not steps.keep(batch, operation)
+
+
+def _keep_rows(batch: Batch) -> None:
+    """Keep what the operation at hand has added as it is: a dict in it may be a part of the resource too."""
+    rows, mark = batch.rows_added, batch.completed - 1
+    place = len(rows) - 1
+    while place >= 0 and rows[place][0] == mark:
+        with suppress(RecursionError):  # what lies so deep is inserted as it will be then
+            rows[place] = mark, Copying().copy(rows[place][1])
+        place -= 1
 
 
 def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:

@@ -248,6 +248,30 @@ def test_rows_are_those_of_operations_that_returned_each_once(place: Any) -> Non
     assert found == [f"{number:02}" for number in range(0, 40, 2)]
 
 
+@over(*SQL)
+def test_a_row_is_what_its_operation_has_left_of_it_though_it_is_a_part_of_the_document_too(place: Any) -> None:
+    def noted(resource: Any, text: str) -> None:
+        entry: dict[str, str] = {}
+        resource["seats"][text] = entry
+        current_batch().add_row((EVENTS, entry))
+        entry["text"] = text
+
+    def rename(resource: Any, text: str, *, raises: bool = False) -> None:
+        resource["seats"][text]["text"] = f"{text}, renamed"
+        if raises:
+            raise NotEnough(text)
+
+    def fail(resource: Any, text: str) -> None:
+        rename(resource, text, raises=True)
+
+    runs = [(noted, "a"), (fail, "a"), (fail, "a"), (noted, "b"), (rename, "b"), (fail, "b"), (fail, "a"), (look,)]
+    with place.opened() as opened:
+        left = together(opened, *runs)[-1]
+    assert left["seats"] == {"a": {"text": "a"}, "b": {"text": "b, renamed"}}
+    with place.engine.connect() as connection:
+        assert sorted(connection.scalars(sa.select(EVENTS.c.text))) == ["a", "b"]
+
+
 @over(Kind("sqlite"), Kind("postgresql"), Kind("postgresql", mode="version", reuse=True), Kind("redis"))
 def test_outcomes_are_recorded_of_who_raised_and_who_returned(place: Place) -> None:
     runs = [(put, 10), (take, 30), (take, 4), (take, 7), (put, 1)]
