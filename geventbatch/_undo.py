@@ -114,9 +114,9 @@ class Undo:
     def undo(self, batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
         """Take back what *operation* has changed, which raised *error*. True when the attempt ends here."""
         self._last = operation.callable, type(error)
-        self._count(batch)
         if self._memory is None and needs_no_copy(batch, self.resource):
             return False
+        self._count(batch)
         begun = now = _clock.monotonic()
         due = inf if batch.lane is None else take_turns(batch, operation, now)
         ends = batch.over()

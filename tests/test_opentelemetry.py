@@ -334,6 +334,29 @@ def test_the_span_of_a_caller_who_left_is_not_touched(
     assert caplog.records == []  # the SDK would log a warning
 
 
+def test_what_was_undone_is_in_the_metrics_and_in_the_span_of_its_batch(clock: VirtualTime, seen: Seen) -> None:
+    seen.instrument()
+
+    def add_and_raise(resource: list[int]) -> None:
+        resource.append(1)
+        raise KeyError
+
+    def copy(resource: list[int]) -> list[int]:
+        clock.spend(0.25)
+        return list(resource)
+
+    processor = make(load_resource=lambda _: [0], copy_resource=copy)
+    gevent.joinall([gevent.spawn(answer_of, processor.run, "k", add_and_raise) for _ in range(2)])
+    processor.stop()
+    now = seen.metrics()
+    assert now["geventbatch_undone_total"] == {("seats",): 3}
+    assert now["geventbatch_undo_seconds_total"] == {("seats",): pytest.approx(0.75, abs=0.01)}
+    (span,) = seen.spans("batch seats")
+    attributes: Any = span.attributes
+    assert attributes["geventbatch.undone"] == 3
+    assert attributes["geventbatch.undo_seconds"] == pytest.approx(0.75, abs=0.01)
+
+
 def test_metrics_have_the_names_and_labels_of_the_prometheus_adapter(clock: VirtualTime, seen: Seen) -> None:
     seen.instrument()
     processor = make(load_resource=sleeping(1), save_resource=sleeping(2), max_pending=2)
@@ -360,6 +383,8 @@ def test_metrics_have_the_names_and_labels_of_the_prometheus_adapter(clock: Virt
         ("seats", "refused"): 1,
     }
     assert now["geventbatch_conflicts_total"] == {("seats",): 0}
+    assert now["geventbatch_undone_total"] == {("seats",): 0}
+    assert now["geventbatch_undo_seconds_total"] == {("seats",): 0}
     assert now["geventbatch_batch_operations"] == {("seats",): 2}
     assert now["geventbatch_batch_load_seconds"] == {("seats",): 1.0}
     assert now["geventbatch_batch_save_seconds"] == {("seats",): 2.0}

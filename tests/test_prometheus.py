@@ -176,6 +176,21 @@ def test_operations_are_counted_by_what_became_of_them(
     assert value(registry, "conflicts_total") == 1
 
 
+def test_what_was_undone_is_counted_with_what_it_took(clock: VirtualTime, registry: CollectorRegistry) -> None:
+    def copy(resource: list[int]) -> list[int]:
+        clock.spend(0.25)
+        return list(resource)
+
+    def add_and_raise(resource: list[int]) -> None:
+        resource.append(1)
+        raise KeyError
+
+    with Processor(load_resource=lambda _: [0], min_duration=0, copy_resource=copy, name="trains") as processor:
+        gevent.joinall([gevent.spawn(answer_of, processor.run, "k", add_and_raise) for _ in range(2)])
+    assert value(registry, "undone_total") == 3  # the first one again when the batch was loaded again, and copied
+    assert value(registry, "undo_seconds_total") == pytest.approx(0.75, abs=0.01)
+
+
 def test_every_answer_is_counted_also_where_the_batch_never_began(
     clock: VirtualTime, registry: CollectorRegistry
 ) -> None:

@@ -72,6 +72,8 @@ def create_app(settings: Settings) -> Flask:
         name="trains",
         # No window: a booking that comes alone waits for nobody, and those that come during a save share the next.
         min_duration=0,
+        # Each checks first and changes then. Whatever else an operation raises is undone.
+        clean_errors=(Refused,),
         # Two workers that save the same train at the same time meet often; whoever lost loads again and replays.
         max_attempts=30,
         max_batches=CONNECTIONS,

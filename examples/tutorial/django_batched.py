@@ -9,11 +9,18 @@ from examples.tutorial.bank.models import Account
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 
-accounts = Processor(open_resource=DjangoStore(Account, by="number"), min_duration=0, max_duration=5, max_batches=20)
-
 
 class NotEnough(Exception):
     pass
+
+
+accounts = Processor(
+    open_resource=DjangoStore(Account, by="number"),
+    min_duration=0,
+    max_duration=5,
+    max_batches=20,
+    clean_errors=(NotEnough,),  # raised before anything is changed: there is nothing to undo
+)
 
 
 def take(account, amount):

@@ -8,13 +8,19 @@ from geventbatch.stores import SQLAlchemyStore
 
 app = Flask(__name__)
 batches = GeventBatch(app)
-accounts = batches.processor(
-    open_resource=SQLAlchemyStore.mapped(engine, Account, by="number"), min_duration=0, max_duration=5, max_batches=20
-)
 
 
 class NotEnough(Exception):
     pass
+
+
+accounts = batches.processor(
+    open_resource=SQLAlchemyStore.mapped(engine, Account, by="number"),
+    min_duration=0,
+    max_duration=5,
+    max_batches=20,
+    clean_errors=(NotEnough,),  # raised before anything is changed: there is nothing to undo
+)
 
 
 def take(account, amount):
