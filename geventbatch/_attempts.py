@@ -21,7 +21,7 @@ from geventbatch._answer import PLAIN, own_answer
 from geventbatch._callables import NOT_OPENED, told
 from geventbatch._clock import clock as _clock
 from geventbatch._failure import load_failed, save_failed
-from geventbatch._operation import STARTED
+from geventbatch._operation import BROKEN, STARTED
 from geventbatch._parts import apply_again, current_part, is_left, settle, split
 from geventbatch._process import here, running
 from geventbatch._scope import PairScope
@@ -54,6 +54,8 @@ _LONGEST_BACKOFF: Final = 0.1
 
 
 _PLAIN: Final = PLAIN
+
+_APPLIED: Final = frozenset({STARTED, BROKEN})
 
 _run_in: Final = Context.run  # without a bound method for each operation
 
@@ -154,7 +156,7 @@ def _attempt(batch: Batch, slice_end: float) -> bool:  # noqa: C901 - every batc
 def has_news(batch: Batch) -> bool:
     """Whether there is something to save."""
     if batch.reads and batch.completed and not batch.deleted and not batch.rows_added and not batch.outcomes:
-        returned = (one for one in current_part(batch) if one.state == STARTED and one.error is None)
+        returned = (one for one in current_part(batch) if one.state in _APPLIED and one.error is None)
         return not all(one.read_only for one in returned)
     return bool(batch.completed or batch.outcomes)
 

@@ -26,37 +26,41 @@ def copies_of(batch: Batch, resource: Any) -> Undoes[Any]:
     copy = batch.state.options.copy_resource
     passes_on: Any = None if batch.mates is not None else getattr(batch.scope, "replace", None)
     in_place = batch.mates is None and passes_on is None
-    if in_place and _is_fixed(resource):
+    if in_place and is_fixed(resource):
         raise CannotUndo(f"its resource is {shown(resource)}: what operations change is somewhere else")
     if copy is None:
         raise CannotUndo("copy_resource is None")
     if in_place and copy is deepcopy:
-        return _InPlace(resource)
+        return InPlace(resource)
     return _Copies(resource, _copy_all if copy is deepcopy else copy, passes_on, in_place=in_place)
 
 
 def needs_no_copy(batch: Batch, resource: Any) -> bool:
     """Whether there is nothing that an operation could have changed: a pair, or a bulk, has nothing else."""
-    return _is_fixed(resource) and (batch.mates is not None or hasattr(batch.scope, "replace"))
+    return is_fixed(resource) and (batch.mates is not None or hasattr(batch.scope, "replace"))
 
 
-def _is_fixed(resource: Any) -> bool:
+def is_fixed(resource: Any) -> bool:
+    """Whether no operation can change *resource*."""
     return resource is None or (type(resource) in IMMUTABLE and type(resource) not in {tuple, frozenset})
 
 
-class _InPlace:
+class InPlace:
     """Brings the object itself back, and all that it holds."""
 
     def __init__(self, resource: Any) -> None:
+        """To what it is now. Raises `CannotUndo`."""
         self._resource = resource
         self._first = self.checkpoint()
 
     def checkpoint(self) -> Any:
+        """Give what it is now."""
         from geventbatch._photo import Photo  # which is slow to import
 
         return Photo(self._resource)
 
     def restore(self, checkpoint: Any) -> Any:
+        """Bring it back."""
         (self._first if checkpoint is None else checkpoint).put_back()
         return self._resource
 

@@ -148,19 +148,19 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
     )
 
 
-def undoing(batch: Batch, undo: Undo, function: Any, kind: type[BaseException]) -> None:
-    """Undoing has taken *batch* a good part of its time, most for *function*, whose error is a *kind*.
+def undoing(batch: Batch, undo: Undo, operation: str, kind: type[BaseException]) -> None:
+    """Undoing has taken *batch* a good part of its time, most for the one of this name, whose error is a *kind*.
 
     That is told once of each operation and class.
     """
-    if _is_new("undoing", name_of(function), place_of(function), kind.__qualname__):
+    if _is_new("undoing", batch.state.options.name, operation, kind):
         told = (
             "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
             "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
             "Told once of each operation and error"
         )
         total, name = clock.monotonic() - batch.started, kind.__qualname__
-        _warn(batch, told, undo.count, undo.seconds * 1000, total * 1000, name_of(function), name, name)
+        _warn(batch, told, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
 
 
 def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
@@ -168,7 +168,7 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
 
     That is told once of each operation and class.
     """
-    if _is_new("cannot undo", name_of(function), place_of(function), kind.__qualname__):
+    if _is_new("cannot undo", batch.state.options.name, name_of(function), kind):
         told = (
             "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
             "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
@@ -177,6 +177,17 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
         )
         name = kind.__qualname__
         _warn(batch, told, name_of(function), name, shown(why), name)
+
+
+def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
+    """The load gave the very object again that *function* had changed when it raised a *kind*. That is told once."""
+    if _is_new("same again", batch.state.options.name):
+        told = (
+            "its load gave the very object again that it had given before, in which %s had raised %s: what that had "
+            "changed stays there. Let the load give a new object each time, made of what the save has kept, or name "
+            "what is raised before anything is changed in clean_errors. Told once"
+        )
+        _warn(batch, told, name_of(function), kind.__qualname__)
 
 
 def error(told: str, *values: object, error: BaseException) -> None:

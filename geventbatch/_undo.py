@@ -11,6 +11,7 @@ the batch loaded again once, and copies from then on. What cannot be copied cost
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,8 +20,8 @@ import gevent
 from geventbatch import _report
 from geventbatch._answer import PLAIN, own_answer
 from geventbatch._clock import clock as _clock
-from geventbatch._copies import copies_of, needs_no_copy
-from geventbatch._operation import STARTED
+from geventbatch._copies import InPlace, copies_of, is_fixed, needs_no_copy
+from geventbatch._operation import BROKEN, STARTED, name_of
 from geventbatch._parts import apply_again, current_part
 from geventbatch._turns import take_turns
 from geventbatch._verdict import (
@@ -68,11 +69,12 @@ class Undo:
         # -- mutable state: the batch ----------------------------------------------------------------------
         self.count = 0  # operations that were undone
         self.seconds = 0.0  # spent on that
-        self._costs: dict[tuple[Any, type[BaseException]], float] = {}  # seconds, by operation and class of its error
+        self._costs: dict[tuple[str, type[BaseException]], float] = {}  # seconds, by operation and class of its error
         self._copying = False  # the attempts to come are copied when they are loaded
         self._uncopied = False  # that cannot be done
         self._last: tuple[Any, type[BaseException]]  # the operation that raised last, and the class of its error
-        self._lost_at = inf  # when an attempt was given up, until the next one has loaded
+        self._lost_at = inf  # when an attempt was given up, until the next one has loaded;
+        self._done = 0  # and operations that had returned then
         # -- mutable state: the attempt at hand ------------------------------------------------------------
         self._begin(resource, batch.started + batch.load_duration)
 
@@ -92,22 +94,40 @@ class Undo:
     def begin(self, batch: Batch, resource: Any) -> None:
         """Another attempt of *batch* has loaded *resource*: copy it, if that is how it is restored."""
         begun = _clock.monotonic()
+        lives, place = False, self._place
         if self._lost_at < inf:
             self._add(batch, begun - self._lost_at)
             self._lost_at = inf
+            lives = resource is self.resource and not is_fixed(resource)
         self._begin(resource, begun)
+        if lives:
+            self._go_on(batch, place)
         if not self._copying:
             return
         try:
-            self._memory = batch.context.run(copies_of, batch, resource)
+            self._memory = batch.context.run(InPlace if lives else partial(copies_of, batch), resource)
         except BaseException as error:
             self._see(batch, error)
             self._copying, self._uncopied = False, True
             _report.cannot_undo(batch, error, *self._last)
         else:
-            apply_again(batch)  # those too that are out since they could not be undone
+            if not lives:
+                apply_again(batch)  # those too that are out since they could not be undone
         self._copy_takes = _clock.monotonic() - begun
         self._add(batch, self._copy_takes)
+
+    def _go_on(self, batch: Batch, place: int) -> None:
+        """The load gave the very object again that was given up: go on behind the first so many operations.
+
+        What they have done to it is there, and what the one that raised has done stays there. To apply them again would
+        be to apply them twice.
+        """
+        for operation in current_part(batch)[:place]:
+            if operation.state == STARTED:
+                operation.state = BROKEN
+        self._place = place
+        self._completed = batch.completed = self._done
+        _report.same_again(batch, *self._last)
 
     # -- an operation has raised --------------------------------------------------------------------------
 
@@ -150,7 +170,9 @@ class Undo:
 
     def _spend(self, batch: Batch, seconds: float) -> None:
         self._add(batch, seconds)
-        self._costs[self._last] = self._costs.get(self._last, 0.0) + seconds
+        function, kind = self._last
+        costs = name_of(function), kind
+        self._costs[costs] = self._costs.get(costs, 0.0) + seconds
 
     def _add(self, batch: Batch, seconds: float) -> None:
         self.seconds += seconds
@@ -214,7 +236,7 @@ class Undo:
             batch.broken = error
         else:
             put_out(batch, operation, error)
-        self._lost_at = _clock.monotonic()
+        self._lost_at, self._done = _clock.monotonic(), batch.completed
         self._spend(batch, self._lost_at - self._began)
         return True
 

@@ -243,7 +243,7 @@ def test_what_a_store_has_besides_is_still_there_and_is_called_in_a_context() ->
         raise LookupError
 
     batches = GeventBatch()
-    words = batches.processor(open_resource=Store(), min_duration=0.01, max_duration=5)
+    words = batches.processor(open_resource=Store(), min_duration=0.01, max_duration=5, clean_errors=(LookupError,))
     app = flask_app()
     batches.init_app(app)
     with app.app_context():

@@ -557,6 +557,43 @@ def test_a_copy_of_a_mapped_instance_would_be_saved_by_nobody_and_is_not_taken(c
     assert saved == [(loaded[-1], "b")]
 
 
+@pytest.mark.parametrize("form", ["pair", "scope"])
+def test_a_load_that_gives_a_living_object_has_nothing_applied_to_it_twice_and_that_is_told(
+    clock: VirtualTime, form: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_report, "_reported", set())
+    account = Account(100)
+
+    @contextmanager
+    def scope(key: str) -> Iterator[Account]:
+        yield account
+
+    def check_first(account: Account, amount: int) -> int:
+        if amount > account.balance:
+            raise NotEnough
+        return account.withdraw(amount)
+
+    options: Any = (
+        {"load_resource": lambda _: account, "save_resource": lambda *_: None}
+        if form == "pair"
+        else {"open_resource": scope}
+    )
+    with (
+        caplog.at_level(logging.WARNING, "geventbatch"),
+        Processor[Account](**{"min_duration": 0, "max_duration": 5, **options}) as processor,
+    ):
+        found = answers_of(processor, *((check_first, amount) for amount in (1, 1000, 2, 1000, 3, 1000)))
+        assert told(found) == [99, NotEnough, 97, NotEnough, 94, NotEnough]
+        # The first one cannot be undone; from then on it is brought back in place.
+        found = withdrawals(processor, 1, 2, 1000, 3, 1000, 4)
+        assert told(found) == [93, 91, NotEnough, NotEnough, NotEnough, NotEnough]
+        clock.advance(1)
+    assert account == Account(-909, [-1, -2, -3, -1, -2, -1000])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the very object again" in line
+    assert "Let the load give a new object each time" in line
+
+
 # Every way out answers everybody
 
 
