@@ -310,7 +310,7 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
             value = _run_in(operation.context.copy(), operation.callable, resource, *operation.args)
             operation.value = value if type(value) in plain else own_answer(batch, operation, resource, value)
         except BaseException as error:
-            if raised(batch, operation, error, resource):
+            if raised(batch, operation, error, resource, due):
                 return False
             if batch.undo is not None:
                 resource = batch.undo.resource

@@ -23,6 +23,7 @@ from geventbatch._clock import clock as _clock
 from geventbatch._copies import InPlace, copies_of, is_fixed, needs_no_copy
 from geventbatch._operation import BROKEN, STARTED, name_of
 from geventbatch._parts import apply_again, current_part
+from geventbatch._process import here
 from geventbatch._turns import take_turns
 from geventbatch._verdict import (
     ENDS,
@@ -50,15 +51,18 @@ _LONG: Final = 0.01
 """... if it is more than so many seconds."""
 
 
-def raised(batch: Batch, operation: Operation[Any], error: BaseException, resource: Any) -> bool:
-    """*operation*, applied to *resource*, has raised *error*. True when the attempt ends here."""
+def raised(batch: Batch, operation: Operation[Any], error: BaseException, resource: Any, due: float) -> bool:
+    """*operation*, applied to *resource*, has raised *error*. True when the attempt ends here.
+
+    From *due* on look at the time.
+    """
     found = judge(batch, operation, error)
     if found != UNDONE:
         return found == ENDS
     undo = batch.undo
     if undo is None:
         undo = batch.undo = Undo(batch, resource)
-    return undo.undo(batch, operation, error)
+    return undo.undo(batch, operation, error, due)
 
 
 class Undo:
@@ -72,7 +76,8 @@ class Undo:
         self._costs: dict[tuple[str, type[BaseException]], float] = {}  # seconds, by operation and class of its error
         self._copying = False  # the attempts to come are copied when they are loaded
         self._uncopied = False  # that cannot be done
-        self._last: tuple[Any, type[BaseException]]  # the operation that raised last, and the class of its error
+        self._noted = 0.0  # of the seconds
+        self._last: tuple[Any, Any] = (None, None)  # the operation that raised last, and the class of its error
         self._lost_at = inf  # when an attempt was given up, until the next one has loaded;
         self._done = 0  # and operations that had returned then
         # -- mutable state: the attempt at hand ------------------------------------------------------------
@@ -131,48 +136,50 @@ class Undo:
 
     # -- an operation has raised --------------------------------------------------------------------------
 
-    def undo(self, batch: Batch, operation: Operation[Any], error: BaseException) -> bool:
-        """Take back what *operation* has changed, which raised *error*. True when the attempt ends here."""
-        self._last = operation.callable, type(error)
+    def undo(self, batch: Batch, operation: Operation[Any], error: BaseException, due: float) -> bool:
+        """Take back what *operation* has changed, which raised *error*. True when the attempt ends here.
+
+        From *due* on look at the time.
+        """
+        if operation.callable is not self._last[0] or type(error) is not self._last[1]:
+            self._note_costs()
+            self._last = operation.callable, type(error)
         if self._memory is None and needs_no_copy(batch, self.resource):
             return False
         self._count(batch)
-        begun = now = _clock.monotonic()
-        due = inf if batch.lane is None else take_turns(batch, operation, now)
-        ends = batch.over()
-        if not ends:
-            self._catch_up(batch, operation)
-            ends = self._take_back(batch, operation, error, due)
-        now = _clock.monotonic()
-        if self._lost_at == inf:
-            self._spend(batch, now - begun)
-        return ends
-
-    def _take_back(self, batch: Batch, operation: Operation[Any], error: BaseException, due: float) -> bool:
-        while True:
-            why = self._restore(batch)
+        begun = _clock.monotonic()
+        if begun < due:
+            batch.now = begun
+        else:
+            due = take_turns(batch, operation, begun)
+            begun = batch.now
             if batch.over():
                 return True
+        self._catch_up(batch, operation)
+        found = UNDONE
+        while found == UNDONE:
+            why = self._restore(batch)
+            if batch.ended or batch.epoch != here.epoch:
+                return batch.over()
             if why is not None:
                 return not self._is_last_and_only(batch) and self._load_again(batch, operation, error, why)
-            begun = _clock.monotonic()
             found = self._apply_again(batch, due)
-            self._repeating += batch.now - begun
-            if found == GOES_ON:
-                self._consider_copy(batch)
-                return batch.over()
-            if found == ENDS:
-                return True
+        seconds = batch.now - begun
+        self.seconds += seconds
+        batch.state.counts.undo_seconds += seconds
+        return found == ENDS
 
     def _count(self, batch: Batch) -> None:
         self.count += 1
         batch.state.counts.undone += 1
 
-    def _spend(self, batch: Batch, seconds: float) -> None:
-        self._add(batch, seconds)
-        function, kind = self._last
-        costs = name_of(function), kind
-        self._costs[costs] = self._costs.get(costs, 0.0) + seconds
+    def _note_costs(self) -> None:
+        """Note what undoing has taken since that was noted last: for the operation, and the error, of that time."""
+        if self.seconds > self._noted:
+            function, kind = self._last
+            costs = name_of(function), kind
+            self._costs[costs] = self._costs.get(costs, 0.0) + self.seconds - self._noted
+            self._noted = self.seconds
 
     def _add(self, batch: Batch, seconds: float) -> None:
         self.seconds += seconds
@@ -180,27 +187,32 @@ class Undo:
 
     def _catch_up(self, batch: Batch, operation: Operation[Any]) -> None:
         """Find what has returned since it was last looked, up to *operation*."""
-        part = current_part(batch)
-        here = part.index(operation, self._place)
-        passed = [one for one in part[self._place : here] if one.state == STARTED]
-        self._applied += len(passed) + 1
-        self._since += [one for one in passed if one.error is None]
-        self._place = here + 1
+        part = batch.parts[-1] if batch.parts else batch.operations
+        place = self._place
+        while (one := part[place]) is not operation:
+            place += 1
+            if one.state == STARTED:
+                self._applied += 1
+                if one.error is None:
+                    self._since.append(one)
+        self._applied += 1
+        self._place = place + 1
 
     def _restore(self, batch: Batch) -> BaseException | None:
         """Bring the resource back to the last copy. Give why that cannot be done."""
-        begun = _clock.monotonic()
-        if self._memory is None:
+        memory = self._memory
+        if memory is None:
             if not hasattr(batch.scope, "restore"):
                 return CannotUndo("nothing was copied")
-            self._memory = batch.scope
+            memory = self._memory = batch.scope
         try:
-            self.resource = batch.context.run(self._memory.restore, self._copy)
+            self.resource = batch.context.run(memory.restore, self._copy)
         except BaseException as error:
             return self._see(batch, error)
-        batch.now = _clock.monotonic()
+        now = _clock.monotonic()
         if self._copy is None and not self._copy_takes:
-            self._copy_takes = batch.now - begun  # about so much, as long as there was none
+            self._copy_takes = now - batch.now  # about so much, as long as there was none
+        batch.now = now
         batch.completed = self._completed
         while batch.rows_added and batch.rows_added[-1][0] >= self._completed:
             batch.rows_added.pop()
@@ -237,7 +249,7 @@ class Undo:
         else:
             put_out(batch, operation, error)
         self._lost_at, self._done = _clock.monotonic(), batch.completed
-        self._spend(batch, self._lost_at - self._began)
+        self._add(batch, self._lost_at - self._began)
         return True
 
     # -- those that had returned --------------------------------------------------------------------------
@@ -247,51 +259,53 @@ class Undo:
 
         That is so when one raises this time: its new error is its own then.
         """
-        place = 0
-        while place < len(self._since):
-            one = self._since[place]
-            self._repeated += 1
+        begun = batch.now
+        monotonic, resource, since = _clock.monotonic, self.resource, self._since
+        for place, one in enumerate(since):
             try:
-                value = one.context.copy().run(one.callable, self.resource, *one.args)
-                one.value = value if type(value) in PLAIN else own_answer(batch, one, self.resource, value)
+                value = one.context.copy().run(one.callable, resource, *one.args)
+                one.value = value if type(value) in PLAIN else own_answer(batch, one, resource, value)
             except BaseException as error:
-                found = judge(batch, one, error)
-                if found == ENDS:
-                    return ENDS
-                del self._since[place]
-                if found == UNDONE:
-                    self._count(batch)
-                    batch.now = _clock.monotonic()
-                    return UNDONE
-            else:
-                place += 1
-                batch.completed += 1
-            if (batch.halted or batch.over()) and look(batch, one):
+                self._repeated += place + 1
+                return self._raised_again(batch, place, error)
+            batch.completed += 1
+            if (batch.halted or batch.epoch != here.epoch) and look(batch, one):
                 return ENDS
-            now = _clock.monotonic()
+            now = monotonic()
             if now < due:
                 batch.now = now
             else:
                 due = take_turns(batch, one, now)
                 if batch.over():
                     return ENDS
+        self._repeated += len(since)
+        self._repeating += batch.now - begun
+        if since and (self._repeating >= self._copy_takes or self._repeated + len(since) > self._applied + 1):
+            self._copy_now(batch)
         return GOES_ON
 
-    def _consider_copy(self, batch: Batch) -> None:
-        """Copy the resource as it is, if applying again has become dearer, or would come to more than one pass."""
-        since = len(self._since)
-        if not since or self._copy_takes == inf:
+    def _raised_again(self, batch: Batch, place: int, error: BaseException) -> int:
+        """One of them has raised this time."""
+        found = judge(batch, self._since[place], error)
+        if found == ENDS:
+            return ENDS
+        if found == UNDONE:
+            self._count(batch)
+        del self._since[place]
+        batch.now = _clock.monotonic()
+        return UNDONE
+
+    def _copy_now(self, batch: Batch) -> None:
+        """Copy the resource as it is: to apply again has become dearer, or would come to more than one pass."""
+        if self._copy_takes == inf:
             return
-        if self._repeating < self._copy_takes and self._repeated + since <= self._applied + 1:
-            return
-        begun = _clock.monotonic()
+        begun = batch.now
         try:
-            copy = batch.context.run(self._memory.checkpoint)
+            self._copy = batch.context.run(self._memory.checkpoint)
         except BaseException as error:
             self._see(batch, error)
             self._copy_takes = inf
             return
-        self._copy = copy
         self._completed, self._recorded = batch.completed, len(batch.outcomes)
         self._since = []
         self._repeating = 0.0
@@ -302,6 +316,7 @@ class Undo:
 
     def tell(self, batch: Batch) -> None:
         """Say so when undoing has cost *batch*, which ends, a good part of its time. Switches: no."""
+        self._note_costs()
         if self._costs and self.seconds > max(_LONG, _SHARE * (_clock.monotonic() - batch.started)):
             costs = self._costs
             _report.undoing(batch, self, *max(costs, key=lambda one: costs[one]))
