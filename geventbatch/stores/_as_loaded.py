@@ -62,6 +62,8 @@ class AsLoaded:
         if isinstance(kind, sa.Time) and self._dialect in _MYSQL:
             self._result = None  # it is for the driver's intervals
         self._keep = _keeper(self._type)
+        self.zoned = isinstance(self._type, (sa.Date, sa.DateTime))
+        """What a load gives depends on the zone of the database's session."""
 
     def __call__(self, value: Any, zone: tzinfo | None) -> Any:
         """What a load gives where *value* was saved; *zone* is that of the database's session, if it is known."""

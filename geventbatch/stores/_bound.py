@@ -35,6 +35,8 @@ _PLAIN: Final = (sa.Integer, sa.String, sa.Boolean, sa.Date, sa.Uuid, sa.Interva
 _LOOSE: Final = (sa.Numeric, sa.DateTime, sa.Time)
 """Of these not, but neither do they change in place: 1.0 and 1.00, -0.0, the two hours of one night in autumn."""
 
+_DYNAMIC: Final = ("dynamic", "write_only")
+
 _DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
 
 
@@ -51,6 +53,8 @@ class Columns:
             composite.key: tuple(part.key for part in composite.props) for composite in mapper.composites
         }
         """The attributes that are objects made of several columns, with the attributes of those."""
+        self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in _DYNAMIC]
+        """The relationships of which SQLAlchemy keeps no collection, but what has changed in it."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_derived`."""
         parts = {name for names in self.composites.values() for name in names}
@@ -61,6 +65,8 @@ class Columns:
             if not isinstance(column.type, (*_PLAIN, *_LOOSE)) or name in parts
         }
         """Whose values may change in place, or compare in a way of their own."""
+        self.changing = (*self.in_place, *self.composites)
+        """Both."""
         self.enums: dict[str, frozenset[str]] = {
             name: frozenset(column.type.enums)
             for name, column in self.named.items()

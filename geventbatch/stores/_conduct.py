@@ -18,6 +18,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
+from geventbatch._verdict import is_clean as _is_clean
 from geventbatch.errors import NotSaved, Rejected, Undecided
 from geventbatch.stores import _listeners, _sql
 from geventbatch.stores._as_loaded import given
@@ -35,8 +36,9 @@ class Conduct(Sending):
 
     def returned(self) -> NotSaved | None:
         """Why the operation at hand, which has returned, does not count. Switches: no."""
-        with self.own():
-            unfit = self.unfit() or self._misfit()
+        self.ours = True
+        try:
+            unfit = (self.unfit() or self._misfit()) if self._seen else None
             given, new, deleted = self._given, self._new, self._deleted
             self._forget()
             if unfit is None and self._loaded is not None:
@@ -44,14 +46,17 @@ class Conduct(Sending):
                     current_batch().cut()
                 self._loaded.operation_returned(self.transaction, given)
             return unfit
+        finally:
+            self.ours = False
 
     def raised(self, error: Exception) -> NotSaved | None:
         """What it means for the transaction that the operation at hand has raised *error*. Switches: no.
 
         Where it means nothing, it is undone; after an error that is said to be clean, what it has added is taken out.
         """
-        with self.own():
-            is_clean = isinstance(error, current_batch().state.options.clean_errors)
+        self.ours = True
+        try:
+            is_clean = _is_clean(current_batch(), error)
             refused = self._refusal(error, is_clean=is_clean)
             if refused is None and is_clean:
                 refused = self._take_out(error)
@@ -59,6 +64,8 @@ class Conduct(Sending):
             if self._loaded is not None:
                 self._loaded.operation_raised()
             return refused
+        finally:
+            self.ours = False
 
     def _refusal(self, error: Exception, *, is_clean: bool) -> NotSaved | None:
         loaded = self._loaded
@@ -70,7 +77,7 @@ class Conduct(Sending):
         conflict = self._conflict(error) or (self._failed and self._conflict(self._failed[0]))
         if conflict is not None:
             return conflict
-        unfit = self.unfit() or self._misfit()
+        unfit = (self.unfit() or self._misfit()) if self._seen else None
         if isinstance(unfit, Undecided):
             return unfit
         if unfit is not None or (self._spoils and is_clean):
@@ -235,7 +242,8 @@ class Conduct(Sending):
     def is_given(self, state: InstanceState[Any], name: str) -> None:
         """An operation has assigned something to attribute *name* that a load may give otherwise."""
         if not self.ours and not self.flushing:
-            self.sees()
+            if not self._given:
+                current_batch().ask_scope()
             self._given.append((state, name))
 
     def deletes(self, *instances: object) -> None:

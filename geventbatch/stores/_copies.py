@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import count
 from operator import is_
 from typing import Any, Final
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.mutable import MutableBase
 
@@ -21,17 +25,82 @@ ATOMS: Final = frozenset(
 
 _CONTAINERS: Final = frozenset({dict, list, set, tuple})
 
+_numbers: Final = count()
+_alive: Final[WeakValueDictionary[int, Copies]] = WeakValueDictionary()
+
 
 class Copies:
-    """What is one object in two places is one in the copies too; and those that are to be *kept* are themselves."""
+    """Of one value, with all that is in it: what is one object in two places is one in each copy too.
 
-    def __init__(self, *kept: object) -> None:
+    Those that are to be *kept* are themselves in the copies. It is pickled, which is quickest, or copied each time.
+    """
+
+    def __init__(self, value: Any, *kept: object) -> None:
+        """Raises `CannotUndo`, and whatever the classes of what is copied raise."""
+        self.kept = list(kept)
+        self._places = {id(one): place for place, one in enumerate(kept)}
+        self._number = next(_numbers)
+        file = io.BytesIO()
+        try:
+            _Pickler(file, self).dump(value)
+        except CannotUndo:
+            raise
+        except Exception:  # a function, a class of one's own in a function
+            self._text: bytes | None = None
+            self._value = _DeepCopy(self).copy(value)
+        else:
+            self._text = file.getvalue()
+            _alive[self._number] = self
+
+    def copy(self) -> Any:
+        """Another one."""
+        return _DeepCopy(self).copy(self._value) if self._text is None else pickle.loads(self._text)  # noqa: S301 - ours
+
+    def place_of(self, one: Any) -> int | None:
+        """Where it is kept; None: it is copied. Raises `CannotUndo`."""
+        place = self._places.get(id(one))
+        if place is not None:
+            return place
+        kind = type(one)
+        if hasattr(kind, "_sa_class_manager"):
+            raise CannotUndo(f"{shown(one)} is not in the session of its batch, and it cannot be copied")
+        if not kind.__module__.startswith("sqlalchemy.") or isinstance(one, MutableBase):
+            return None
+        self._places[id(one)] = len(self.kept)  # it has nothing of its own: an association's proxy
+        self.kept.append(one)
+        return len(self.kept) - 1
+
+    @property
+    def number(self) -> int:
+        """Of those that are alive."""
+        return self._number
+
+
+def _kept(number: int, place: int) -> Any:
+    return _alive[number].kept[place]
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, copies: Copies) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._copies = copies
+
+    def reducer_override(self, one: Any) -> Any:
+        """Asked of what is no plain value nor container."""
+        place = None if isinstance(one, type) else self._copies.place_of(one)
+        return NotImplemented if place is None else (_kept, (self._copies.number, place))
+
+
+class _DeepCopy:
+    """One copy, of what cannot be pickled."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
         # -- mutable state ---------------------------------------------------------------------------------
-        self._memo: dict[int, Any] = {id(one): one for one in kept}  # by what they are copies of
-        self._kept: list[Any] = []  # that, so that no other object has its id
+        self._memo: dict[int, Any] = {id(one): one for one in copies.kept}  # by what they are copies of
+        self._seen: list[Any] = []  # that, so that no other object has its id
 
     def copy(self, value: Any) -> Any:
-        """One of them. Raises whatever its class raises, and `CannotUndo`."""
         kind = type(value)
         if kind in ATOMS:
             return value
@@ -40,14 +109,11 @@ class Copies:
             return found
         if kind in _CONTAINERS:
             return self._container(kind, value)
-        if hasattr(kind, "_sa_class_manager"):
-            raise CannotUndo(f"{shown(value)} is not in the session of its batch, and it cannot be copied")
-        if kind.__module__.startswith("sqlalchemy.") and not isinstance(value, MutableBase):
-            return value  # it has nothing of its own: an association's proxy
-        return deepcopy(value, self._memo)
+        place = self._copies.place_of(value)
+        return deepcopy(value, self._memo) if place is None else self._copies.kept[place]
 
     def _container(self, kind: type, value: Any) -> Any:
-        """Quicker than `deepcopy` has it; and no instance in it is copied."""
+        """So that no instance in it is copied."""
         if kind is tuple:
             parts = tuple([self.copy(one) for one in value])
             return value if all(map(is_, parts, value)) else self._keep(value, parts)
@@ -63,5 +129,5 @@ class Copies:
 
     def _keep(self, value: Any, copied: Any) -> Any:
         self._memo[id(value)] = copied
-        self._kept.append(value)
+        self._seen.append(value)
         return copied

@@ -7,7 +7,8 @@ flush; or, where operations write nothing, the batch is cut there, once some ope
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
     from geventbatch.stores._mapping import Mapping
+
+
+_foreign_keys: Final[WeakKeyDictionary[Mapper[Any], frozenset[str]]] = WeakKeyDictionary()
+"""The attributes of the classes that have one."""
 
 
 def has_derived(mapper: Mapper[Any]) -> bool:
@@ -91,8 +96,9 @@ def is_stale(
     That is: *deleted* something by the session, *added* something with a foreign key, or *assigned* one.
     """
     keyed = [one for one in added if _has_foreign_key(sa.inspect(one))]
-    if any(_is_foreign_key(state, name) and _has_changed(state, name) for state, name in assigned):
-        return True
+    for state, name in assigned:
+        if _is_foreign_key(state, name) and _has_changed(state, name):
+            return True
     if not keyed and not deleted:
         return False
     return any(
@@ -139,8 +145,14 @@ def _has_foreign_key(state: InstanceState[Any]) -> bool:
 
 
 def _is_foreign_key(state: InstanceState[Any], name: str) -> bool:
-    column = state.mapper.column_attrs[name].columns[0]
-    return isinstance(column, sa.Column) and bool(column.foreign_keys)
+    mapper = state.mapper
+    found = _foreign_keys.get(mapper)
+    if found is None:
+        columns = {one.key: one.columns[0] for one in mapper.column_attrs}
+        found = _foreign_keys[mapper] = frozenset(
+            key for key, column in columns.items() if isinstance(column, sa.Column) and column.foreign_keys
+        )
+    return name in found
 
 
 def _has_changed(state: InstanceState[Any], name: str) -> bool:

@@ -91,7 +91,7 @@ class Loaded:
         if state.pending:
             given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
         for one, name in given:
-            if not self._watched.make_as_loaded(one, name, transaction.zone()):
+            if not self._watched.make_as_loaded(one, name, transaction.zone):
                 batch.cut()
         if state.pending and batch.steps is None and is_incomplete(state):
             batch.cut()
@@ -120,11 +120,12 @@ class Loaded:
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What the database has of what can change in place, as far as that is known."""
-        return {state: dict(known) for state, known in self._watched.known.items()}
+        known = self._watched.known
+        return {state: dict(values) for state, values in known.items()} if known else {}
 
     def put_known_back(self, known: dict[InstanceState[Any], dict[str, Any]]) -> None:
         """It is that again, which `known` gave."""
-        self._watched.known = {state: dict(values) for state, values in known.items()}
+        self._watched.known = {state: dict(values) for state, values in known.items()} if known else {}
 
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""

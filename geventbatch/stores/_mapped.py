@@ -123,8 +123,12 @@ class MappedScope:
 
     def checkpoint(self) -> object:
         """Copy what the session has in memory. Raises `CannotUndo`. Switches: no."""
-        with self._conduct.own():
-            return Memory(self._conduct, self._loaded, plain=True, columns=True)
+        conduct = self._conduct
+        conduct.ours = True
+        try:
+            return Memory(conduct, self._loaded, plain=True, columns=True)
+        finally:
+            conduct.ours = False
 
     def restore(self, checkpoint: object | None) -> Any:
         """Have it be so again, or as it was loaded. Raises `CannotUndo`. Switches: no."""
@@ -132,8 +136,12 @@ class MappedScope:
         if memory is None:
             self._mapping.keeps = True
             raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
-        with self._conduct.own():
+        conduct = self._conduct
+        conduct.ours = True
+        try:
             memory.restore()
+        finally:
+            conduct.ours = False
         return self._loaded.resource
 
     # -- step by step ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState
 
+    from geventbatch.stores._bound import Columns
     from geventbatch.stores._conduct import Conduct
     from geventbatch.stores._loaded import Loaded
 
@@ -32,6 +33,7 @@ _FEW: Final = 4
 _OWN: Final = "_sa_instance_state"
 _ADAPTER: Final = "_sa_adapter"
 _BASES: Final = (list, set, dict)
+_NOTHING: Final[dict[str, Any]] = {}
 
 
 def first(conduct: Conduct, loaded: Loaded) -> Memory | None:
@@ -56,101 +58,122 @@ class Memory:
         session = self._session = conduct.session
         self._writes = conduct.writes
         self._nested = session.get_nested_transaction()
-        self._new = dict(session._new)  # noqa: SLF001 - nothing public gives it in order
-        self._deleted = set(session._deleted)  # noqa: SLF001
+        self._new: dict[InstanceState[Any], Any] = dict(session._new)  # noqa: SLF001 - nothing public gives it in order
+        self._deleted = dict(session._deleted)  # noqa: SLF001
         self._added = conduct.added()
         self._known = loaded.known()
-        self._identities: dict[Any, InstanceState[Any]] = {}
-        states = list(self._new)
-        for key, state in list(session.identity_map._dict.items()):  # noqa: SLF001 - weak: some may be gone
-            if state.obj() is not None:
-                self._identities[key] = state
-                states.append(state)
-        self._held = {state: _Held(state, composites=columns) for state in states}
+        self._identities: dict[Any, InstanceState[Any]] = dict(session.identity_map._dict)  # noqa: SLF001
+        columns_of = loaded.mapping.columns_of
+        self._held: dict[InstanceState[Any], _Held] = {}
+        for state in (*self._new, *self._identities.values()):
+            instance = state.obj()
+            if instance is not None:  # else it is gone, since nobody needs it
+                self._held[state] = _Held(state, instance, columns_of(state.manager.mapper), composites=columns)
         self._plain, self._columns = plain, columns
-        self._copies: dict[InstanceState[Any], dict[str, Any]] = {}
+        self._is_known = False  # that it can be put back
+        self._copied: list[InstanceState[Any]] = []
+        self._copies: Copies | None = None  # of what they have
         if plain or columns:
-            self._copies = self._copied(
-                {state: self._changing(held, plain=plain, columns=columns) for state, held in self._held.items()}
-            )
+            self._copy()
 
     def restore(self) -> None:
         """Have the session be as it was. Raises `CannotUndo`, having changed nothing that is used on. Switches: no."""
         self._check()
-        copies = self._copied(self._copies)
-        made = {} if self._columns else {state: self._made(held) for state, held in self._held.items()}
+        instead = self._from_copies()
+        if not self._columns:
+            for state, held in self._held.items():
+                made = self._made(held)
+                if made:
+                    instead[state] = {**made, **instead.get(state, {})}
         self._take_out()
         session = self._session
-        session.identity_map._dict.update(self._identities)  # noqa: SLF001
-        for state, held in self._held.items():
-            held.put_back({**made.get(state, {}), **copies.get(state, {})})
-        session._new.clear()  # noqa: SLF001
-        session._new.update(self._new)  # noqa: SLF001
         modified = session.identity_map._modified  # noqa: SLF001
         modified.clear()
-        modified.update(state for state in self._identities.values() if state.modified)
+        for state, held in self._held.items():
+            held.put_back(instead.get(state, _NOTHING))
+            if state.modified and state.key is not None:
+                modified.add(state)
+        if self._new or session._new:  # noqa: SLF001
+            session._new.clear()  # noqa: SLF001
+            session._new.update(self._new)  # noqa: SLF001
         self._conduct.put_added_back(self._added)
         self._loaded.put_known_back(self._known)
 
     def put_plain_back(self) -> None:
         """The same of what the database knows nothing of, where all else is as it was, or will be loaded."""
-        copies = self._copied(self._copies)
+        instead = self._from_copies()
         self._take_out()
         for state, held in self._held.items():
-            held.put_plain_back(copies.get(state, {}))
+            held.put_plain_back(instead.get(state, _NOTHING))
 
     def _check(self) -> None:
         conduct, session = self._conduct, self._session
         if conduct.writes != self._writes or session.get_nested_transaction() is not self._nested:
             raise self._refused("something was written, flushed, or executed that may write")
-        if set(session._deleted) != self._deleted:  # noqa: SLF001
+        if session._deleted.keys() != self._deleted.keys():  # noqa: SLF001
             raise self._refused("something was deleted")
+        if self._is_known:
+            return
         for held in self._held.values():
             if held.opaque is not None:
                 raise self._refused(held.opaque)
             if not self._plain and (name := held.changing()) is not None:
                 self._loaded.mapping.keeps = True
                 raise self._refused(f"{name} of {held.state.class_.__name__} was not copied when it was loaded")
+        self._is_known = True
 
     def _refused(self, why: str) -> CannotUndo:
         return CannotUndo(f"what operations on {shown(self._conduct.key)} have done cannot be undone in memory: {why}")
 
     def _take_out(self) -> None:
-        """What has come into the session since."""
-        session = self._session
-        new = [state for state in session._new if state not in self._held]  # noqa: SLF001
-        session._expunge_states(new, to_transient=True)  # noqa: SLF001 - the public one takes others with it
-        loaded = [state for state in session.identity_map.all_states() if state not in self._held]
-        session._expunge_states(loaded)  # noqa: SLF001
+        """What has come into the session since; and have what has left it be there again."""
+        session, held = self._session, self._held
+        new = [state for state in session._new if state not in held]  # noqa: SLF001
+        if new:
+            session._expunge_states(new, to_transient=True)  # noqa: SLF001 - the public one takes others with it
+        there = session.identity_map._dict  # noqa: SLF001
+        if there != self._identities:
+            loaded = [state for state in there.values() if state not in held]
+            session._expunge_states(loaded)  # noqa: SLF001
+            there.update({key: state for key, state in self._identities.items() if state in held})
 
     # -- what can change in place -------------------------------------------------------------------------------
 
-    def _changing(self, held: _Held, *, plain: bool, columns: bool) -> dict[str, Any]:
-        found = held.plain() if plain else {}
-        if columns:
-            own = self._loaded.mapping.columns_of(held.state.mapper)
-            found |= {name: held.values[name] for name in (*own.in_place, *own.composites) if name in held.values}
-        return {name: value for name, value in found.items() if type(value) not in ATOMS}
-
-    def _copied(self, values: dict[InstanceState[Any], dict[str, Any]]) -> dict[InstanceState[Any], dict[str, Any]]:
-        """All together, so that what was one object in two places is so again."""
-        if not any(values.values()):
-            return values
-        copies = Copies(self._session, *[one for held in self._held.values() for one in held.kept()])
+    def _copy(self) -> None:
+        """All together, so that what is one object in two places stays that."""
+        changing = {state: found for state, held in self._held.items() if (found := self._changing(held))}
+        if not changing:
+            return
+        self._copied = list(changing)
+        kept: list[object] = [one for held in self._held.values() for one in held.kept()]
         try:
-            return {
-                state: {name: copies.copy(value) for name, value in named.items()} for state, named in values.items()
-            }
+            self._copies = Copies(list(changing.values()), self._session, *kept)
         except CannotUndo:
             raise
         except Exception as error:
             raise self._refused(f"it cannot be copied ({error})") from error
 
+    def _changing(self, held: _Held) -> dict[str, Any]:
+        values = held.values
+        found = held.plain() if self._plain else {}
+        for name in held.columns.changing if self._columns else ():
+            if type(values.get(name)) not in ATOMS:
+                found[name] = values[name]
+        return {name: value for name, value in found.items() if type(value) not in ATOMS} if found else found
+
+    def _from_copies(self) -> dict[InstanceState[Any], dict[str, Any]]:
+        if self._copies is None:
+            return {}
+        try:
+            return dict(zip(self._copied, self._copies.copy(), strict=True))
+        except Exception as error:
+            raise self._refused(f"it cannot be copied ({error})") from error
+
     def _made(self, held: _Held) -> dict[str, Any]:
         """What operations have changed in place of the columns, as it was loaded."""
-        columns = self._loaded.mapping.columns_of(held.state.mapper).in_place
+        columns = held.columns.in_place
         if not columns:
-            return {}
+            return _NOTHING
         known, made = self._known.get(held.state, {}), {}
         for name, bound in columns.items():
             value = held.values.get(name)
@@ -169,15 +192,16 @@ class Memory:
 class _Held:
     """What one instance had, and what SQLAlchemy had noted of it."""
 
-    def __init__(self, state: InstanceState[Any], *, composites: bool) -> None:
+    def __init__(self, state: InstanceState[Any], instance: object, columns: Columns, *, composites: bool) -> None:
         self.state = state
-        self._instance = state.obj()  # so that it stays
+        self.columns = columns
+        self._instance = instance  # so that it stays
         self.opaque: str | None = None  # why it cannot be put back
-        self.values: dict[str, Any] = dict(state.dict)
-        if not composites:  # they are made of their columns again
-            for composite in state.mapper.composites:
-                self.values.pop(composite.key, None)
-        self._notes = _copied_notes(state.__dict__)
+        self.values: dict[str, Any] = dict(vars(instance))
+        if columns.composites and not composites:  # they are made of their columns again
+            for composite in columns.composites:
+                self.values.pop(composite, None)
+        self._notes = _copied(state.__dict__)
         self._committed = dict(state.committed_state)
         self._expired = set(state.expired_attributes)
         self._collections = [
@@ -187,12 +211,13 @@ class _Held:
         ]
         if "_empty_collections" in self._notes:
             self._collections += [self._collection(found) for found in self._notes["_empty_collections"].values()]
-        if any(hasattr(value, "added_items") for value in self._committed.values()):
+        if any(name in self._committed for name in columns.dynamic):
             self.opaque = "a dynamic relationship has changed"
 
     def put_back(self, instead: dict[str, Any]) -> None:
         """All of it, but for some values *instead*."""
-        state, values = self.state, self.state.dict
+        state = self.state
+        values = state.dict
         for name in instead:
             before = values.get(name)
             if isinstance(before, MutableBase):
@@ -203,12 +228,9 @@ class _Held:
             values[name] = value
             if isinstance(value, MutableBase):
                 cast("Any", value)._parents[state] = name  # noqa: SLF001 - as SQLAlchemy does where it loads
-        state.__dict__.clear()
-        state.__dict__.update(_copied_notes(self._notes))
-        state.committed_state.clear()
-        state.committed_state.update(self._committed)
-        state.expired_attributes.clear()
-        state.expired_attributes.update(self._expired)
+        state.__dict__ = _copied(self._notes)
+        state.committed_state = dict(self._committed)
+        state.expired_attributes = set(self._expired)
         for collection, adapter, is_empty, members, own in self._collections:
             vars(collection).clear()
             vars(collection).update(own)
@@ -223,8 +245,8 @@ class _Held:
 
     def plain(self) -> dict[str, Any]:
         """What the mapping does not know."""
-        mapped = self.state.manager
-        return {name: value for name, value in self.values.items() if name not in mapped and name != _OWN}
+        names = self.values.keys() - self.state.manager.keys()
+        return {name: self.values[name] for name in names if name != _OWN} if len(names) > 1 else {}
 
     def changing(self) -> str | None:
         """Which of that can change in place."""
@@ -260,8 +282,10 @@ def _refill(collection: Any, members: Any) -> None:
         dict.update(collection, members)
 
 
-def _copied_notes(notes: dict[str, Any]) -> dict[str, Any]:
+def _copied(notes: dict[str, Any]) -> dict[str, Any]:
     """What an `InstanceState` notes: with what changes in it."""
+    if dict not in map(type, notes.values()):
+        return dict(notes)
     found = {name: dict(value) if type(value) is dict else value for name, value in notes.items()}
     if "_pending_mutations" in found:
         found["_pending_mutations"] = {name: _of(one) for name, one in found["_pending_mutations"].items()}

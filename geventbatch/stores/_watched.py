@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import flag_modified, instance_state, set_attribu
 from geventbatch.stores._bound import exact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import tzinfo
 
     from sqlalchemy.orm import InstanceState, Session
@@ -64,19 +64,20 @@ class Watched:
         for instance in session.dirty:
             self._flag_loose(instance_state(instance), instance)
 
-    def make_as_loaded(self, state: InstanceState[Any], name: str, zone: tzinfo | None) -> bool:
+    def make_as_loaded(self, state: InstanceState[Any], name: str, zone: Callable[[], tzinfo | None]) -> bool:
         """Have attribute *name* be what a load would give of what was assigned to it. False where nobody knows."""
         columns, values = self._mapping.columns_of(state.mapper), state.dict
         if name not in values:
             return True
         value = values[name]
-        found = columns.as_loaded[name](value, zone)
+        known = columns.as_loaded[name]
+        found = known(value, zone() if known.zoned else None)
         values[name] = found
         if columns.composites and exact(found) != exact(value):
             for composite, parts in columns.composites.items():
                 if name in parts:  # it is made of them again
                     values.pop(composite, None)
-        return columns.as_loaded[name].knows(value)
+        return known.knows(value)
 
     def flushes(self, session: Session, dirty: Iterable[object]) -> None:
         """A flush begins, which may write what is *dirty*: what is to be known when it has ended."""
