@@ -94,7 +94,9 @@ def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program
     [
         ("compared by ==", mapped, "sqlite"),
         ("refreshed without a flush", mapped, "sqlite"),
-        ("added stays though raised", mapped, "sqlite"),
+        ("what raised stays", mapped, "sqlite"),
+        ("what raised stays", documents, "sqlite"),
+        ("what raised stays", django_orm, "sqlite"),
         ("computed is stale", mapped, "postgresql"),
         ("answers are aliases", documents, "sqlite"),
         ("applied in another order", documents, "sqlite"),

@@ -23,10 +23,6 @@ class Known:
 
 KNOWN: tuple[Known, ...] = (
     Known(
-        "by design (docs/as-if-alone.md): on SQLite, queries of an operation do not find what it has changed itself",
-        source=r"^sqlite.*class Base.*session\(r\)\.(get|scalar|scalars|delete)\(",
-    ),
-    Known(
         "by design (docs/as-if-alone.md): save() of the resource writes nothing, and so nothing is said to it there",
         source=r"models\.Model.*r\.save\(\)",
         told=r"alone \('raised', '(django\.db\.utils|builtins)\.",

@@ -163,6 +163,8 @@ class MappedWorld:
 
     def _plain(self, engine: sa.Engine) -> PlainSession:
         options = {name: value for name, value in self._maker.kw.items() if name not in {"bind", "class_", "info"}}
+        if engine.dialect.name == "sqlite":
+            options["autoflush"] = False  # there, an operation's queries do not find what it has changed itself
         return PlainSession(engine, info={"mutable": self.model["MUTABLE"]}, **options)
 
     def _tables(self) -> list[sa.Table]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from geventbatch import _attempts
 from geventbatch._batch import Batch
+from geventbatch._undo import Undo
 from geventbatch.stores import _loaded
 from geventbatch.stores._bound import Bound
 from geventbatch.stores._conduct import Conduct
@@ -52,7 +53,7 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
     "compared by ==": [(Bound, "exact", lambda _: lambda _, value: deepcopy(value))],
     "refreshed without a flush": [(Conduct, "forgets", _nothing), (Conduct, "asks", _nothing)],
-    "added stays though raised": [(Conduct, "_take_out", _nothing)],
+    "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
     "computed is stale": [(_loaded, "forget", _nothing)],
     "answers are aliases": [
         (_attempts, "own_answer", lambda _: lambda _batch, _operation, _resource, value: value),
