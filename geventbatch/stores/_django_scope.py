@@ -233,9 +233,13 @@ class Scope(Generic[M]):
 
     @property
     def steps(self) -> bool:
-        """Whether each operation can be judged by itself. On SQLite, it would keep all other writers out meanwhile."""
-        connection = self._connection
-        return connection.vendor in {"postgresql", "mysql"} and connection.features.uses_savepoints
+        """Whether each operation can be judged by itself.
+
+        On SQLite, to write each would keep all other writers out: there, only what they write themselves is undone.
+        """
+        vendor = self._connection.vendor
+        has_steps = vendor in {"postgresql", "mysql"} or (vendor == "sqlite" and not self._batch.rejections)
+        return has_steps and self._connection.features.uses_savepoints
 
     def begin_steps(self) -> None:
         """Be ready to go back to what was loaded. Switches: yes."""

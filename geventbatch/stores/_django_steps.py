@@ -148,7 +148,9 @@ class Savepoints(_Kept):
         statement = self._due(begun)
         if statement is not None:
             send(self._connection, statement, None)
-            self._at = (*begun, self._row.claimed)
+            mark, wrote = begun
+            on_sqlite = self._connection.vendor == "sqlite"  # where it says that there is the write lock, which stays
+            self._at = (mark, self._transaction.wrote if on_sqlite else wrote, self._row.claimed)
 
     def send_behind(self, begun: Begun, execute: Execute, call: tuple[Any, ...]) -> Any:
         """Send a statement of the operation's behind one, in its message if it can be. Switches: yes."""
