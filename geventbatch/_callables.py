@@ -62,6 +62,13 @@ def check_function(name: str, value: Any, *takes: str) -> None:
         )
 
 
+def check_functions(takes: tuple[str, ...], **given: Any) -> None:
+    """Raise unless those of the options *given* that can be called can be with what each of them *takes*."""
+    for name, value in given.items():
+        if callable(value):
+            check_function(name, value, *takes)
+
+
 def check_opener(name: str, value: Any, takes: str) -> None:
     """Raise unless *value*, the option *name*, can give a context manager."""
     if not callable(value) or isinstance(value, ContextDecorator):

@@ -9,7 +9,7 @@ from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from geventbatch._callables import check_function, check_no_store, check_opener
+from geventbatch._callables import check_function, check_functions, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
@@ -218,6 +218,7 @@ def _blocking_time(value: Any) -> float | None:
 def _copy_resource(value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"copy_resource is {value!r}, but must be callable, or None: it cannot be copied")
+    check_functions(("resource",), copy_resource=value)
     return value
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+import redis
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
@@ -281,6 +282,45 @@ STORES: list[tuple[Callable[[], object], str]] = [
     (lambda: SQLAlchemyStore.mapped(engine, Model), "entity is <class '"),
     (lambda: RedisStore(LOOSE("redis://a:secret@b")), "client is a URL ('redis://…'), but must be a redis.Redis"),
 ]
+
+
+def nothing_taken() -> dict[str, Any]:
+    return {}
+
+
+def make_documents(**options: Any) -> object:
+    return SQLAlchemyStore.documents(engine, "t", **options)
+
+
+def make_mapped(**options: Any) -> object:
+    return SQLAlchemyStore.mapped(engine, Mapped, prepare_connection=lambda *_: None, **options)
+
+
+def make_redis(**options: Any) -> object:
+    return RedisStore(redis.Redis(), **options)
+
+
+FUNCTIONS: list[tuple[Callable[..., object], dict[str, Any], str]] = [
+    (make_documents, {"missing": nothing_taken}, "missing(key): too many positional arguments"),
+    (make_documents, {"encode": save, "decode": load}, "encode(resource): missing a required argument"),
+    (make_documents, {"encode": load, "decode": nothing_taken}, "decode(state): too many positional arguments"),
+    (make_mapped, {"missing": Mapped}, "missing(key): too many positional arguments"),
+    (make_mapped, {"missing": open_later}, "an async function"),
+    (make_mapped, {"tenant": load}, "tenant(): missing a required argument"),
+    (make_redis, {"missing": nothing_taken}, "missing(key): too many positional arguments"),
+    (make_redis, {"encode": nothing_taken}, "encode(resource): too many positional arguments"),
+    (make_redis, {"decode": save}, "decode(state): missing a required argument"),
+    (Processor, {"copy_resource": nothing_taken}, "copy_resource(resource): too many positional arguments"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "told"), FUNCTIONS, ids=range(len(FUNCTIONS)))
+def test_a_function_of_a_store_that_does_not_take_what_it_is_called_with_is_refused(
+    make: Callable[..., object], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(TypeError) as raised:
+        make(**options)
+    assert told in str(raised.value)
 
 
 @pytest.mark.parametrize(("make", "told"), STORES, ids=[told for _, told in STORES])

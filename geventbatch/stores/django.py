@@ -11,6 +11,7 @@ from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
+from geventbatch._callables import check_functions
 from geventbatch._shown import shown
 from geventbatch.stores._django_connections import check_backend, current, own, pool
 from geventbatch.stores._django_fields import check_names, pk_fields, version_field
@@ -113,6 +114,9 @@ class DjangoStore(Generic[M]):
             raise ValueError(f'mode is {mode!r}, but must be "lock", "version" or None')
         if missing != "raise" and not callable(missing):
             raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
+        check_functions(("key",), missing=missing)
+        check_functions((), tenant=tenant)
+        check_functions(("connection", "key"), prepare_connection=prepare_connection)
         self.model = model
         self.using = using
         check_backend(using, locking=mode != "version")

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
+from geventbatch._callables import check_functions
 from geventbatch._shown import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import has_tag
@@ -91,7 +92,10 @@ class RedisStore(Generic[R]):
         if not isinstance(prefix, str):
             raise TypeError(f"prefix is {prefix!r}, but must be a str")
         _check_functions(encode=encode, decode=decode)
+        check_functions(("resource",), encode=encode)
+        check_functions(("state",), decode=decode)
         _check_missing(missing)
+        check_functions(("key",), missing=missing)
         self._resources: Resources[R] = Resources(
             server=Cluster(client) if isinstance(client, RedisCluster) else Server(client),
             prefix=prefix.encode(),

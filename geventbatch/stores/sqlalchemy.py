@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
+from geventbatch._callables import check_functions
 from geventbatch._shown import named
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
@@ -111,6 +112,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         """Not to be called: use `documents` or `mapped`."""
         if missing != "raise" and not callable(missing):
             raise TypeError(f"missing={missing!r}: pass 'raise', or a callable that makes a resource for a key")
+        check_functions(("key",), missing=missing)
+        check_functions((), tenant=tenant)
         self.table: Final = table
         self.mode: Final[Mode] = mode
         self.keeps_outcomes: Final = idempotency is not None
@@ -227,6 +230,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         _engines.check_engine(engine)
         if not isinstance(table, str):
             raise TypeError(f"table is {named(table)}, but must be the name of the table; of a mapped class: mapped()")
+        check_functions(("resource",), encode=encode)
+        check_functions(("state",), decode=decode)
         chosen = mode_of(engine, mode)
         kept = kept_by(reuse_resource, chosen)
         if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
@@ -357,6 +362,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         chosen = mode_of(engine, mode)
         if tenant is not None and prepare_connection is None:
             raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
+        check_functions(("connection", "key"), prepare_connection=prepare_connection)
         refuse_joined(mapper)
         attributes = key_attributes(mapper, by)
         outcomes = outcome_table(idempotency, engine, idempotency_ttl)
