@@ -190,7 +190,7 @@ def test_an_operation_that_raises_does_not_end_the_window(store: Store) -> None:
     def refuse(resource: list[Any]) -> None:
         raise ValueError
 
-    with store.processor(min_duration=0.1) as processor:
+    with store.processor(min_duration=0.1, clean_errors=(ValueError,)) as processor:
         store.call(processor, "k", refuse)
         store.clock.advance(0.05)
         later = store.call(processor, "k", add, "later")
