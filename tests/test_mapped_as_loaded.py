@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
@@ -65,6 +66,7 @@ class Account(Base):
     zoned: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
     extra: Mapped[Any] = mapped_column(sa.JSON, default=None, nullable=True)
     token: Mapped[Any] = mapped_column(sa.Uuid, default=None, nullable=True)
+    photo: Mapped[Any] = mapped_column(sa.LargeBinary, default=None, nullable=True)
     value: Mapped[Decimal] = mapped_column(sa.Numeric(10, 1), default=Decimal("0.0"))
     currency: Mapped[str] = mapped_column(sa.String(3), default="EUR")
     amount: Mapped[Amount] = composite(value, currency)
@@ -95,6 +97,7 @@ VALUES: list[dict[str, Any]] = [
         "exact": datetime(2020, 1, 1, 1, 2, 3, 999_999),  # noqa: DTZ001
         "zoned": datetime(2020, 1, 1, 1, 2, 3, tzinfo=EAST),
         "token": UUID(int=5),
+        "photo": bytearray(b"x"),
     },
     {
         "total": 7,
@@ -109,7 +112,13 @@ VALUES: list[dict[str, Any]] = [
         "moment": datetime(2020, 7, 1, 1, tzinfo=EAST),
         "zoned": datetime(2020, 7, 1, 1, tzinfo=UTC),
     },
-    {"total": Decimal("-1.999"), "count": True, "note": True, "zoned": datetime(2020, 7, 1, 1)},  # noqa: DTZ001
+    {
+        "total": Decimal("-1.999"),
+        "count": True,
+        "note": True,
+        "photo": memoryview(b"x"),
+        "zoned": datetime(2020, 7, 1, 1),  # noqa: DTZ001
+    },
 ]
 
 ONLY_ON_POSTGRES: list[dict[str, Any]] = [
@@ -225,6 +234,15 @@ def test_what_is_assigned_in_new_rows_is_found_so_too(bed: Bed) -> None:
         return Account(id=key, total=Decimal("0.01999"))
 
     assert bed.together(Account, 3, begin, prices, missing=made) == [1, ["0.02", "1.01"]]
+
+
+def test_an_attribute_that_is_no_column_stays_for_the_operations_behind(bed: Bed) -> None:
+    bed.add(Account(id=1))
+    remember = assign({"memo": "x"})
+    with bed.processor(Account) as processor:
+        callers = [gevent.spawn(processor.run, 1, call) for call in (remember, lambda one: getattr(one, "memo", None))]
+        assert [caller.get() for caller in callers] == [None, "x"]
+        assert processor.run(1, lambda one: getattr(one, "memo", None)) is None
 
 
 def test_who_raises_leaves_nothing_to_convert(bed: Bed) -> None:

@@ -67,6 +67,8 @@ class AsLoaded:
 
     def __call__(self, value: Any, zone: tzinfo | None) -> Any:
         """What a load gives where *value* was saved; *zone* is that of the database's session, if it is known."""
+        if isinstance(value, (bytearray, memoryview)) and isinstance(self._type, sa.LargeBinary):
+            return bytes(value)
         if value is None or not isinstance(value, _SCALARS):
             return value
         try:
@@ -78,7 +80,7 @@ class AsLoaded:
 
     def knows(self, value: Any) -> bool:
         """Whether it is known what a load gives of *value*, an object of Python's in a column of numbers or texts."""
-        if value is None or type(value) in _EVERYWHERE:
+        if value is None or type(value) in _EVERYWHERE or isinstance(self._type, sa.LargeBinary):
             return True
         if isinstance(self._type, sa.String) and not isinstance(self._type, sa.Enum):
             return not isinstance(value, (float, Decimal)) and isinstance(value, _SCALARS)
@@ -199,7 +201,7 @@ def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, AsLoaded
     found = {
         attribute.key: AsLoaded(column, dialect)
         for attribute in mapper.column_attrs
-        if isinstance(column := attribute.columns[0], sa.Column) and isinstance(_below(column.type), _KNOWN)
+        if isinstance(column := attribute.columns[0], sa.Column) and _is_known(column.type)
     }
     told = _told.setdefault(mapper.class_, set())
     for name in found.keys() - told:
@@ -215,8 +217,19 @@ def fine(kind: Any) -> frozenset[type]:
     """The types of Python's whose values come back as they are, from whatever database."""
     if isinstance(kind, (sa.Enum, TypeDecorator, sa.CHAR)):
         return frozenset({type(None), getattr(kind, "enum_class", None) or type(None)})
-    exact = ((sa.Boolean, bool), (sa.Integer, int), (sa.Float, float), (sa.String, str), (sa.Date, date))
+    exact = (
+        (sa.Boolean, bool),
+        (sa.Integer, int),
+        (sa.Float, float),
+        (sa.String, str),
+        (sa.Date, date),
+        (sa.LargeBinary, bytes),
+    )
     return frozenset({type(None), *(one for kinds, one in exact if isinstance(kind, kinds))})
+
+
+def _is_known(kind: Any) -> bool:
+    return isinstance(kind, sa.LargeBinary) or isinstance(_below(kind), _KNOWN)
 
 
 def _below(kind: Any) -> Any:
