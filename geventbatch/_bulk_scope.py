@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventbatch import _process
-from geventbatch._callables import check_scope, refuse_lazy
-from geventbatch._scope import IMMUTABLE, AnyPair
+from geventbatch._callables import Told, check_scope, refuse_lazy
+from geventbatch._scope import IMMUTABLE, ImmutableWarning
 from geventbatch._shown import shown
 from geventbatch.errors import PartlySaved, ResourceMissing
 
@@ -44,14 +44,15 @@ class BulkPairScope:
             refuse_lazy("save_resources", self._pair.save_resources(self._resources))
 
 
-class BulkPair(AnyPair):
+class BulkPair:
     """``load_resources`` and ``save_resources``, as an ``open_resources``."""
 
     def __init__(
         self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object], *, compares: bool
     ) -> None:
         """Keep both."""
-        super().__init__(loads=True, saves=True, compares=compares)
+        self.told_of_pair = Told(load_resources, saves=True, compares=compares)
+        self.warning = ImmutableWarning()
         self.load_resources = load_resources
         self.save_resources = save_resources
 

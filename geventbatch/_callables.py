@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import ContextDecorator, contextmanager, suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gevent import Greenlet
 
@@ -92,6 +92,15 @@ def check_no_store(name: str, value: Any) -> None:
     if hasattr(type(value), mark):
         instead = "its open_resources" if name == "open_resources" else "it as open_resource"
         raise TypeError(f"{name} is {named(value)}, a store of one key at a time: pass {instead}")
+
+
+class Told(NamedTuple):
+    """What is known of a load and a save, of one key or of many. They have it as ``told_of_pair``."""
+
+    load: Any
+    """The function, or None."""
+    saves: bool
+    compares: bool
 
 
 NOT_OPENED: Final = object()

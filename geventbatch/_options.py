@@ -9,7 +9,7 @@ from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from geventbatch._callables import check_function, check_functions, check_no_store, check_opener
+from geventbatch._callables import Told, check_function, check_functions, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
@@ -277,7 +277,8 @@ def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *
             check_function("load_resource", load_resource, "key")
         if save_resource is not None:
             check_function("save_resource", save_resource, "key", "resource")
-        return Pair(load_resource, save_resource, compares=bool(compares))
+        told = Told(load_resource, saves=save_resource is not None, compares=bool(compares))
+        return Pair(load_resource, save_resource, told)
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"

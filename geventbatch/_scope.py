@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._callables import LAZY, refuse_lazy
-from geventbatch._compiled import mypyc_attr
+from geventbatch._callables import LAZY, Told, refuse_lazy
 from geventbatch._shown import shown
 
 if TYPE_CHECKING:
@@ -47,37 +46,15 @@ class PairScope:
                 refuse_lazy("save_resource", given)
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)  # that of many keys
-class AnyPair:
-    """A load and a save, of one key or of many."""
-
-    def __init__(self, *, loads: bool, saves: bool, compares: bool) -> None:
-        """Keep whether there is either, and whether the save compares what was loaded."""
-        self.loads = loads
-        self.saves = saves
-        self.compares = compares
-        self.warning = ImmutableWarning()
-
-    @property
-    def pair(self) -> AnyPair:
-        """Itself: whatever is around it has it too."""
-        return self
-
-
-class Pair(AnyPair):
+class Pair:
     """``load_resource`` and ``save_resource``, as an ``open_resource``."""
 
-    def __init__(
-        self,
-        load_resource: Callable[[Any], Any] | None,
-        save_resource: Callable[[Any, Any], object] | None,
-        *,
-        compares: bool = False,
-    ) -> None:
+    def __init__(self, load_resource: Any, save_resource: Any, told: Told) -> None:
         """Keep both; None does nothing."""
-        super().__init__(loads=load_resource is not None, saves=save_resource is not None, compares=compares)
         self.load_resource: Callable[[Any], Any] = load_nothing if load_resource is None else load_resource
         self.save_resource: Callable[[Any, Any], object] = save_nothing if save_resource is None else save_resource
+        self.told_of_pair = told
+        self.warning = ImmutableWarning()
 
     def __call__(self, key: Hashable) -> PairScope:
         """Open the resource at *key*. It calls nothing of the user's."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from geventbatch import _process
+from geventbatch._callables import Told
 from geventbatch._problem import Problem, warn
 from geventbatch._report import place_of
-from geventbatch._scope import AnyPair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -94,21 +94,21 @@ def _untold(processor: Processor[Any]) -> list[Problem]:
     return found
 
 
-def _pair(options: Options) -> AnyPair | None:
+def _pair(options: Options) -> Told | None:
+    """What is known of its pair, if it has one that loads."""
     store = options.open_resource if options.open_resources is None else options.open_resources
-    pair = getattr(store, "pair", None)  # through whatever an integration has put around it
-    return pair if isinstance(pair, AnyPair) else None
+    told = getattr(store, "told_of_pair", None)  # through whatever an integration has put around it
+    return told if isinstance(told, Told) and told.load is not None else None
 
 
-def _found(name: str, pair: AnyPair) -> str:
+def _found(name: str, pair: Told) -> str:
     """Its name, with the place of what loads where that is no name."""
-    loads: Any = getattr(pair, "load_resource", None) or getattr(pair, "load_resources", None)
-    return f"{name} ({place_of(loads)})" if name.endswith("<lambda>") else name
+    return f"{name} ({place_of(pair.load)})" if name.endswith("<lambda>") else name
 
 
 def _unsaved(options: Options, name: str) -> Iterator[Problem]:
     pair = _pair(options)
-    if pair is not None and pair.loads and not pair.saves:
+    if pair is not None and not pair.saves:
         yield Problem(
             "unsaved",
             f"The processor {_found(name, pair)} has a load_resource without save_resource: what operations change is "
@@ -119,7 +119,7 @@ def _unsaved(options: Options, name: str) -> Iterator[Problem]:
 
 def _uncompared(options: Options, name: str) -> Iterator[Problem]:
     pair = _pair(options)
-    if pair is not None and pair.loads and pair.saves and not pair.compares and _workers.number() > 1:
+    if pair is not None and pair.saves and not pair.compares and _workers.number() > 1:
         yield Problem(
             "uncompared",
             f"The processor {_found(name, pair)} loads and saves by a pair of functions, which compares nothing, and "
