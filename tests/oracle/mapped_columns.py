@@ -116,7 +116,7 @@ KINDS = (
         ("'x' * 11", "chr(0)", "chr(0xD800)", "{'a': 1}", "b'x'"),
     ),
     Kind("text", "sa.Text", ("'a'", "'b' * 300"), ("{c} += 'x'",), ("chr(0)", "chr(0xDFFF)", "[1]")),
-    Kind("unicode", "sa.Unicode(20)", ("'a'", "'\\N{SNOWMAN}'"), (), ("chr(0)",)),
+    Kind("unicode", "sa.Unicode(20)", ("'a'", "'b'"), (), ("chr(0)", "'\\N{SNOWMAN}'")),
     Kind("boolean", "sa.Boolean", ("True", "False"), ("{c} = not {c}",), ("'x'", "5")),
     Kind(
         "date", "sa.Date", ("date(2026, 1, 2)", "date(1, 1, 1)"), ("{c} += timedelta(days=1)",), ("'2026-01-02'", "5")
