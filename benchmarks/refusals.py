@@ -5,8 +5,8 @@ caller adds 1 to the total; the others do too, and raise. So each refusal has to
 returned, which is the worst that there is. A batch has all 1,000 of them. What was saved is compared with what was
 answered after each turn without `clean_errors`; with it the promise is false, and so is the total.
 
-For each store: operations a second, without over with; and for each refusal, by how much longer the quickest batch of a
-turn applies, beside what it takes to decode and to encode the resource. Each is the median (least to most) of the turns.
+For each store: operations a second, without over with, the median (least to most) of the turns; and the CPU time that a
+refusal takes more, by the cheapest turn of each, beside what it takes to decode and to encode the resource.
 
 Run it from the repository: ``python -m benchmarks.refusals [--short]``. It measures, and asserts no time.
 """
@@ -17,7 +17,6 @@ import argparse
 import copy
 import gc
 import json
-import statistics
 import tempfile
 import time
 import timeit
@@ -44,10 +43,8 @@ from tests.django_project.start import database, options_of, place
 from tests.redis_server import connected, redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-
-    from geventbatch import BatchMetric
 
 CALLERS = 1000
 SIZES = {"16 B": 16, "1 KB": 1024, "20 KB": 20 * 1024}
@@ -174,6 +171,7 @@ class Turn(NamedTuple):
     """What one took."""
 
     seconds: float
+    cpu: float
     answered: int
 
 
@@ -191,16 +189,16 @@ def turn(processor: Processor[Any], operation: Callable[[Any, bool], int], batch
             answered += 1
 
     gc.collect()
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     gevent.joinall([gevent.spawn(call, bool(number % 2)) for number in range(CALLERS)], raise_error=True)
-    return Turn(time.perf_counter() - begun, answered)
+    return Turn(time.perf_counter() - begun, time.process_time() - cpu, answered)
 
 
 def measure(case: Case, turns: int, batches: int) -> None:
     """Print the case's line."""
     # A window that no turn waits for: a batch is saved as soon as it is full.
     patient: dict[str, Any] = {"min_duration": 20, "max_duration": 60, "max_batch_size": CALLERS}
-    ratios = []
+    found: list[tuple[Turn, Turn]] = []
     with (
         tempfile.TemporaryDirectory() as directory,
         case.opens(Path(directory), SIZES.get(case.size, 0)) as opened,
@@ -208,33 +206,25 @@ def measure(case: Case, turns: int, batches: int) -> None:
         Processor(**opened.options, **patient) as exact,
         Processor(**opened.options, min_duration=0, max_duration=60) as reading,
     ):
-        watched = clean.subscribe_batch_metrics(), exact.subscribe_batch_metrics()
-        for number in range(turns + 1):
+        for _ in range(turns + 1):
             promised = turn(clean, case.operation, batches)
             before = total_of(reading)
             undone = turn(exact, case.operation, batches)
             saved = total_of(reading) - before
             if saved != undone.answered:
                 raise AssertionError(f"{case}: {undone.answered} were answered, but {saved} were saved")
-            if number:  # the first one warms up
-                ratios.append(promised.seconds / undone.seconds)
-        clean.stop()
-        exact.stop()
-        longer = [
-            undone - promised for promised, undone in zip(*(applying(one, batches) for one in watched), strict=True)
-        ]
-        copied = 1e6 * taken(opened.copying) if opened.copying else None
-    microseconds = [1e6 * seconds / (CALLERS / 2) for seconds in longer[1:]]
-    columns = [spread(ratios, ".2f"), spread(microseconds, ",.2f")]
+            found.append((promised, undone))
+        copied = taken(opened.copying) if opened.copying else None
+    del found[0]  # which warmed up
+    least, more = (min(one.cpu for one in some) for some in zip(*found, strict=True))
+    seconds = (more - least) / (batches * CALLERS / 2)
+    columns = [
+        spread([promised.seconds / undone.seconds for promised, undone in found], ".2f"),
+        f"{1e6 * seconds:,.2f}",
+    ]
     if copied is not None:
-        columns += [f"{copied:,.2f}", f"{statistics.median(microseconds) / copied:.2f}"]
-    print(f"{case.store:<10} {case.size:<8} " + " ".join(f"{column:<26}" for column in columns).rstrip(), flush=True)
-
-
-def applying(metrics: Iterable[BatchMetric], batches: int) -> list[float]:
-    """Seconds for which the quickest batch of each turn applied: what else the machine did is in the others."""
-    seconds = [one.apply_duration for one in metrics]
-    return [min(seconds[start : start + batches]) for start in range(0, len(seconds), batches)]
+        columns += [f"{1e6 * copied:,.2f}", f"{seconds / copied:.2f}"]
+    print(f"{case.store:<10} {case.size:<8} " + " ".join(f"{column:<25}" for column in columns).rstrip(), flush=True)
 
 
 def total_of(processor: Processor[Any]) -> int:
@@ -258,9 +248,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="fewer and shorter turns")
-    turns, batches = (3, 5) if parser.parse_args().short else (7, 10)
-    heads = ["rate, × with clean_errors", "µs for each refusal", "decode + encode, or a copy", "ratio"]
-    print(f"{'store':<10} {'resource':<8} " + " ".join(f"{head:<26}" for head in heads).rstrip())
+    turns, batches = (5, 2) if parser.parse_args().short else (25, 2)
+    heads = ["rate, × with clean_errors", "CPU µs for each refusal", "decode + encode, or a copy", "ratio"]
+    print(f"{'store':<10} {'resource':<8} " + " ".join(f"{head:<25}" for head in heads).rstrip())
     for case in CASES:
         measure(case, turns, batches)
 
