@@ -19,6 +19,6 @@ trains = Processor(load_resource=load, save_resource=save, min_duration=0)
 
 
 def check(page):
-    assert page["seat"] == 12
-    assert rows == {"ICE 1": {12: "Ann"}}
+    assert page["seat"] == "12"
+    assert rows == {"ICE 1": {"12": "Ann"}}
     assert page["free"] == 399
