@@ -6,6 +6,7 @@ import enum
 import json
 import math
 from collections import OrderedDict
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -172,6 +173,24 @@ def test_the_message_says_where_it_is_and_what_to_do() -> None:
     assert "encode=" in told
     told = str(answer_of(check_lossless, {"cars": [("a", 1)]}))
     assert "the tuple ('a', 1) of the document at ['cars'][0]" in told
+
+
+@pytest.mark.parametrize("encoder", [encode, encode_compact])
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({12: ({}, {"at": date(2026, 8, 1)})}, "the date datetime.date(2026, 8, 1) of the document at [12][1]['at']"),
+        ({"seats": {("car 1", 12): "Ann"}}, "the name ('car 1', 12) of the document at ['seats'] is no text"),
+    ],
+)
+def test_what_json_has_nothing_for_is_told_with_its_place_and_what_to_do(
+    encoder: Any, document: Any, told: str
+) -> None:
+    refused = answer_of(encoder, document)
+    assert type(refused) is TypeError
+    assert told in str(refused)
+    assert "Nothing of this operation was saved" in str(refused)
+    assert "encode=" in str(refused)
 
 
 @pytest.mark.parametrize("encoder", [encode, encode_compact])

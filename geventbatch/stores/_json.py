@@ -27,6 +27,8 @@ def encode(resource: Any) -> str:
         return _encode(resource)
     except RecursionError:
         return json.dumps(resource)  # which says so, if there is one
+    except TypeError as error:
+        raise _unencodable(resource, error) from None
 
 
 def encode_compact(resource: Any) -> str:
@@ -35,6 +37,8 @@ def encode_compact(resource: Any) -> str:
         return _encode_compact(resource)
     except RecursionError:
         return json.dumps(resource, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except TypeError as error:
+        raise _unencodable(resource, error) from None
 
 
 packed: Final[Callable[[Any], bytes]] = marshal.dumps
@@ -99,28 +103,45 @@ def _container_of(value: Any, resource: Any) -> Any:
 def _loss(resource: Any) -> TypeError:
     found = _found(resource, "")
     assert found is not None  # noqa: S101 - who calls has seen it
+    return _refusal(found)
+
+
+def _unencodable(resource: Any, error: TypeError) -> TypeError:
+    """What *error*, of encoding *resource*, leaves open: where it is, and what to do."""
+    try:
+        found = _found(resource, "", loses=False)
+    except RecursionError:
+        return error
+    return error if found is None else _refusal(found)
+
+
+def _refusal(found: str) -> TypeError:
     return TypeError(
         f"{found}. Nothing of this operation was saved: make it of what JSON has, or give the store functions encode= "
         "and decode= that are each other's inverse"
     )
 
 
-def _found(value: Any, path: str) -> str | None:
-    """Say what is lost in *value*, and where it is."""
+def _found(value: Any, path: str, *, loses: bool = True) -> str | None:
+    """Say what in *value* JSON has nothing for, or what it *loses* too, and where it is."""
     where = f" of the document at {path}" if path else " of the document"
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                told = repr(next(iter(json.loads(json.dumps({name: 0})))))
-                return f"the name {name!r}{where} is no text, and JSON would give back {told} in its place"
-            if (found := _found(inner, f"{path}[{name!r}]")) is not None:
-                return found
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            if (found := _found(inner, f"{path}[{number}]")) is not None:
-                return found
-    elif isinstance(value, tuple):
+    if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not loses):
+        found = _odd_name(value, where, loses=loses) if isinstance(value, dict) else None
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = (_found(one, f"{path}[{name!r}]", loses=loses) for name, one in inside)
+        return found or next(filter(None, inner), None)
+    if isinstance(value, tuple):
         return f"the tuple {value!r}{where} would come back from JSON as a list, which is not equal to it"
-    elif value is not None and not isinstance(value, (str, int, float)):
-        return f"the {type(value).__name__} {value!r}{where} would not come back from JSON"
+    if value is None or isinstance(value, (str, int, float)):
+        return None
+    return f"the {type(value).__name__} {value!r}{where} would not come back from JSON"
+
+
+def _odd_name(document: dict[Any, Any], where: str, *, loses: bool) -> str | None:
+    for name in document:
+        if name is not None and not isinstance(name, (str, int, float)):
+            return f"the name {name!r}{where} is no text"
+        if loses and not isinstance(name, str):
+            told = repr(next(iter(json.loads(json.dumps({name: 0})))))
+            return f"the name {name!r}{where} is no text, and JSON would give back {told} in its place"
     return None
