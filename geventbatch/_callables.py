@@ -86,6 +86,24 @@ def check_opener(name: str, value: Any, takes: str) -> None:
         raise TypeError(f"{name} is {_shown(value)}, {kind}, but must give a context manager: write it without async")
 
 
+def check_missing(missing: Any) -> None:
+    """Raise unless *missing* is "raise", or makes a resource when it is called with a key."""
+    if missing == "raise":
+        return
+    if not callable(missing):
+        raise TypeError(
+            f'missing is {named(missing)}, but must be "raise" or a callable that makes the resource of a key'
+        )
+    if isinstance(missing, type) and missing.__module__ in _PYTHONS_OWN:
+        name = missing.__qualname__
+        raise TypeError(f"missing is the class {name}, which would be called with the key: pass lambda key: {name}()")
+    check_function("missing", missing, "key")
+
+
+_PYTHONS_OWN: Final = frozenset({"builtins", "collections"})
+"""Modules whose classes make of a key whatever they make of anything, such as a list of its letters."""
+
+
 def check_no_store(name: str, value: Any) -> None:
     """Raise if *value*, the option *name*, is a store of one key."""
     mark = "open_resources" if name == "open_resources" else "normalize_key"

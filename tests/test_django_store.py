@@ -410,7 +410,11 @@ def test_a_key_that_its_column_cannot_have_is_refused_by_name(key: Any) -> None:
             {"idempotency_ttl": 60},
             "idempotency_ttl is 60, but no outcomes are recorded: pass idempotency=… too",
         ),
-        ({"missing": "make"}, "missing is 'make', but must be \"raise\" or a callable that gives the new instance"),
+        (
+            {"missing": "make"},
+            "missing is 'make', but must be \"raise\" or a callable that makes the resource of a key",
+        ),
+        ({"missing": dict}, "missing is the class dict, which would be called with the key: pass lambda key: dict()"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:

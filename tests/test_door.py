@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial, wraps
@@ -272,7 +273,10 @@ class Mapped(Base):
 engine = sa.create_engine("sqlite://")
 STORES: list[tuple[Callable[[], object], str]] = [
     (lambda: SQLAlchemyStore.documents(LOOSE(URL), "t"), "engine is a URL ('postgresql://…'), but must be an Engine"),
-    (lambda: SQLAlchemyStore.documents(LOOSE(sessionmaker()), "t"), "but must be an Engine: pass"),
+    (
+        lambda: SQLAlchemyStore.documents(LOOSE(sessionmaker()), "t"),
+        "but must be an Engine: pass sqlalchemy.create_engine(url), or",
+    ),
     (lambda: SQLAlchemyStore.documents(engine, LOOSE(Mapped)), "table is <class '"),
     (
         lambda: SQLAlchemyStore.mapped(LOOSE(URL), Mapped),
@@ -321,6 +325,27 @@ def test_a_function_of_a_store_that_does_not_take_what_it_is_called_with_is_refu
     with pytest.raises(TypeError) as raised:
         make(**options)
     assert told in str(raised.value)
+
+
+MISSING: list[tuple[Any, str]] = [
+    (dict, "missing is the class dict, which would be called with the key: pass lambda key: dict()"),
+    (list, "pass lambda key: list()"),
+    (Counter, "pass lambda key: Counter()"),
+]
+
+
+@pytest.mark.parametrize("make", [make_documents, make_mapped, make_redis])
+@pytest.mark.parametrize(("missing", "told"), MISSING, ids=[told for _, told in MISSING])
+def test_a_store_refuses_a_class_of_pythons_that_makes_something_else_of_a_key(
+    make: Callable[..., object], missing: Any, told: str
+) -> None:
+    with pytest.raises(TypeError, match=r"^missing is ") as raised:
+        make(missing=missing)
+    assert told in str(raised.value)
+
+
+def test_a_class_of_the_users_that_is_made_of_a_key_is_taken() -> None:
+    make_documents(missing=Model)
 
 
 @pytest.mark.parametrize(("make", "told"), STORES, ids=[told for _, told in STORES])

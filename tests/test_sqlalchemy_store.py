@@ -399,7 +399,7 @@ def test_what_makes_no_sense_is_refused_when_the_store_is_made(sqlite: sa.Engine
         SQLAlchemyStore.documents(sqlite, "documents", mode="lock")
     with pytest.raises(ValueError, match="mode='locked'"):
         SQLAlchemyStore.documents(sqlite, "documents", mode="locked")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="missing=7"):
+    with pytest.raises(TypeError, match="missing is 7"):
         SQLAlchemyStore.documents(sqlite, "documents", missing=7)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="AUTOCOMMIT"):
         SQLAlchemyStore.documents(sqlite.execution_options(isolation_level="AUTOCOMMIT"), "documents")

@@ -11,7 +11,7 @@ from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
-from geventbatch._callables import check_functions
+from geventbatch._callables import check_functions, check_missing
 from geventbatch._shown import shown
 from geventbatch.stores._django_connections import check_backend, current, own, pool
 from geventbatch.stores._django_fields import check_names, pk_fields, version_field
@@ -112,9 +112,7 @@ class DjangoStore(Generic[M]):
             raise TypeError(f"model is {model!r}, but must be a concrete model class of Django")
         if mode not in {None, "lock", "version"}:
             raise ValueError(f'mode is {mode!r}, but must be "lock", "version" or None')
-        if missing != "raise" and not callable(missing):
-            raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that gives the new instance')
-        check_functions(("key",), missing=missing)
+        check_missing(missing)
         check_functions((), tenant=tenant)
         check_functions(("connection", "key"), prepare_connection=prepare_connection)
         self.model = model

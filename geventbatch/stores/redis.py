@@ -12,7 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
-from geventbatch._callables import check_functions
+from geventbatch._callables import check_functions, check_missing
 from geventbatch._shown import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import has_tag
@@ -94,8 +94,7 @@ class RedisStore(Generic[R]):
         _check_functions(encode=encode, decode=decode)
         check_functions(("resource",), encode=encode)
         check_functions(("state",), decode=decode)
-        _check_missing(missing)
-        check_functions(("key",), missing=missing)
+        check_missing(missing)
         self._resources: Resources[R] = Resources(
             server=Cluster(client) if isinstance(client, RedisCluster) else Server(client),
             prefix=prefix.encode(),
@@ -193,11 +192,6 @@ def _check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name} is {function!r}, but must be callable or None")
-
-
-def _check_missing(missing: object) -> None:
-    if missing != "raise" and not callable(missing):
-        raise TypeError(f'missing is {missing!r}, but must be "raise" or a callable that makes the resource of a key')
 
 
 def _milliseconds(option: str, ttl: object) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
-from geventbatch._callables import check_functions
+from geventbatch._callables import check_functions, check_missing
 from geventbatch._shown import named
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
@@ -110,9 +110,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         tenant: Callable[[], Hashable] | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
-        if missing != "raise" and not callable(missing):
-            raise TypeError(f"missing={missing!r}: pass 'raise', or a callable that makes a resource for a key")
-        check_functions(("key",), missing=missing)
+        check_missing(missing)
         check_functions((), tenant=tenant)
         self.table: Final = table
         self.mode: Final[Mode] = mode
