@@ -13,6 +13,7 @@ from geventbatch._callables import Told, check_function, check_functions, check_
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
+from geventbatch._shown import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,7 +249,16 @@ def check_identity(value: object) -> None:
 def check_callable(name: str, value: object) -> None:
     """Raise unless *value* can be called."""
     if not callable(value):
-        raise TypeError(f"{name} is {value!r}, but must be callable")
+        hint = ": pass the function itself, and behind it its arguments, as in run(key, book, 12)"
+        raise TypeError(f"{name} is {value!r}, but must be callable{hint if name == 'operation' else ''}")
+
+
+def refuse_unnamed(value: object, *_: object) -> NoReturn:
+    """Raise: *value* was passed to `Processor` by its place."""
+    raise TypeError(
+        f"Processor() was given {named(value)} without a name, but takes every option by its name, as in "
+        "Processor(open_resource=store)"
+    )
 
 
 def check_key(key: object) -> None:

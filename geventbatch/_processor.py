@@ -13,7 +13,7 @@ from geventbatch._clock import clock as _clock
 from geventbatch._compiled import defined_by
 from geventbatch._live import LiveBatch, ProcessorStats, live_batch, stats_of
 from geventbatch._metrics import BatchMetrics, Watcher
-from geventbatch._options import check_flag, check_options, check_seconds
+from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
 from geventbatch._runner import Runner
 from geventbatch._state import State
 
@@ -141,8 +141,10 @@ class Processor(Runner, Generic[R]):
         self: Processor[None], *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_Options]
     ) -> None: ...
 
-    def __init__(self, *, batching: bool = True, **options: Any) -> None:
+    def __init__(self, *unnamed: object, batching: bool = True, **options: Any) -> None:
         """See the class."""
+        if unnamed:
+            refuse_unnamed(*unnamed)
         self._options = check_options(**options)
         self._subscriptions: list[ref[Watcher]] = []
         # -- mutable state ---------------------------------------------------------------------------------

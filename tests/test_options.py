@@ -56,8 +56,8 @@ def make(**options: Any) -> Processor[Any]:
 
 def test_every_option_is_a_keyword() -> None:
     positional: Any = Processor
-    with pytest.raises(TypeError):
-        positional(lambda key: [])
+    with pytest.raises(TypeError, match=r"^Processor\(\) was given 7 without a name.*Processor\(open_resource=store\)"):
+        positional(7, max_duration=5)
 
 
 def test_every_option_is_optional_and_an_unknown_one_is_refused_by_name() -> None:
@@ -349,6 +349,7 @@ BAD_RUNS: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]
     ("key", (Unequal(), append, 1), {}, ValueError, UNEQUAL),
     ("operation", ("k", None), {}, TypeError, CALLABLE),
     ("operation", ("k", "append"), {}, TypeError, CALLABLE),
+    ("operation", ("k", 12), {}, TypeError, "pass the function itself, and behind it its arguments"),
     *[
         ("start_timeout", ("k", append, 1), {"start_timeout": value}, TypeError, SECONDS)
         for value in (True, False, "1", [1])

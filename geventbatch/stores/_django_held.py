@@ -98,7 +98,7 @@ def _refresh(self: Model, using: str | None = None, fields: Any = None, **option
     if fields is None or any(_is_loaded(self, name) for name in fields):
         raise RuntimeError(
             "refresh_from_db() on the resource of a batch would undo what the operations before this one have changed: "
-            "the batch has loaded it just now"
+            "the batch has loaded it just now, so leave the call out"
         )
     parent: Any = type(self).__mro__[1]
     parent.refresh_from_db(self, using=using, fields=fields, **options)

@@ -36,7 +36,10 @@ IN_DOUBT: Final = "geventbatch: in doubt"
 def check_engine(engine: object) -> None:
     """Raise unless *engine* is one."""
     if not isinstance(engine, Engine):
-        raise TypeError(f"engine is {named(engine)}, but must be an Engine: pass sqlalchemy.create_engine(url)")
+        raise TypeError(
+            f"engine is {named(engine)}, but must be an Engine: pass sqlalchemy.create_engine(url), or what your "
+            "sessions are bound to (of Flask-SQLAlchemy db.engine)"
+        )
 
 
 def watch(engine: Engine) -> None:

@@ -36,7 +36,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
     if not isinstance(maker, sessionmaker):
         raise TypeError(
             f"bind is {named(source)}, which is neither an Engine nor a sessionmaker: pass "
-            "sqlalchemy.create_engine(url)"
+            "sqlalchemy.create_engine(url), or what makes your sessions (of Flask-SQLAlchemy db.session, not db)"
         )
     with _asked(maker()) as probe:
         bind = probe.get_bind(mapper)
