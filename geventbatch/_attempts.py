@@ -288,6 +288,8 @@ def _prepare(batch: Batch, resource: Any) -> bool:
         batch.state.options.idempotency.ask(batch)
     if batch.over() or batch.verdict is not None:
         return False
+    if batch.undo is not None and batch.undo.out:
+        batch.undo.record_out(batch)
     return not batch.stepwise or begin_steps(batch, resource)
 
 

@@ -239,13 +239,12 @@ def ask(batch: Batch) -> None:
     else:
         if not batch.over():
             settle_repeated(batch, asked, found)
-            _record_broken(batch, asked)
 
 
-def _record_broken(batch: Batch, asked: list[Operation[Any]]) -> None:
-    """Have the errors of those that are out recorded, as are those of the others."""
+def record_broken(batch: Batch, operations: list[Operation[Any]]) -> None:
+    """Have the errors of those of *operations* that are out recorded with this attempt, as are those of the others."""
     kinds = batch.state.options.recorded_errors
-    for operation in asked:
+    for operation in operations:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
             continue

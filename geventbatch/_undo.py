@@ -80,6 +80,7 @@ class Undo:
         self._last: tuple[Any, Any] = (None, None)  # the operation that raised last, and the class of its error
         self._lost_at = inf  # when an attempt was given up, until the next one has loaded;
         self._done = 0  # and operations that had returned then
+        self.out: list[Operation[Any]] = []  # those that could not be undone
         # -- mutable state: the attempt at hand ------------------------------------------------------------
         self._begin(resource, batch.started + batch.load_duration)
 
@@ -248,9 +249,16 @@ class Undo:
             batch.broken = error
         else:
             put_out(batch, operation, error)
+            self.out.append(operation)
         self._lost_at, self._done = _clock.monotonic(), batch.completed
         self._add(batch, self._lost_at - self._began)
         return True
+
+    def record_out(self, batch: Batch) -> None:
+        """Have what those that are out have raised recorded with the attempt at hand, if they have idempotency keys."""
+        idempotency = batch.state.options.idempotency
+        if idempotency is not None:
+            idempotency.record_broken(batch, self.out)
 
     # -- those that had returned --------------------------------------------------------------------------
 

@@ -321,6 +321,60 @@ def test_what_an_operation_returns_that_cannot_be_recorded_fails_it_alone(keepin
     assert (other, store.kept["k"], set(keeping.recorded)) == (1, [1], {"b"})
 
 
+def test_what_was_answered_in_the_batch_is_not_applied_again_when_others_are_undone(
+    keeping: Keeping, store: Store
+) -> None:
+    def add_and_refuse(resource: list[Any], mark: str) -> None:
+        resource.append(mark)
+        raise Taken(7)
+
+    with opened(keeping) as processor:
+        found = answers(
+            [
+                call(processor, "a", add, "a"),
+                call(processor, "x", add_and_refuse, "x"),
+                call(processor, "a", add, "a"),  # the outcome of the first one
+                call(processor, None, add_and_refuse, "y"),
+                call(processor, "b", add, "b"),
+                call(processor, "x", add_and_refuse, "x"),
+                call(processor, None, add_and_refuse, "z"),
+                call(processor, "b", add, "b"),
+            ]
+        )
+    assert [one if isinstance(one, str) else type(one) for one in found] == [
+        "a",
+        Taken,
+        "a",
+        Taken,
+        "b",
+        Taken,
+        Taken,
+        "b",
+    ]
+    assert store.kept["k"] == ["a", "b"]
+    assert set(keeping.recorded) == {"a", "b", "x"}
+    assert len(store.times("load")) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"copy_resource": None}], ids=str)
+def test_what_raises_is_recorded_whether_or_not_it_can_be_undone(
+    keeping: Keeping, store: Store, options: dict[str, Any]
+) -> None:
+    def add_and_refuse(resource: list[Any], mark: str) -> None:
+        resource.append(mark)
+        raise Taken(len(resource))
+
+    with opened(keeping, **options) as processor:
+        runs: list[Any] = [("a", add, "a"), ("x", add_and_refuse, "x"), ("y", add_and_refuse, "y"), ("b", add, "b")]
+        first = answers([call(processor, *run) for run in runs])
+        assert set(keeping.recorded) == {"a", "b", "x", "y"}
+        again = answers([call(processor, *run) for run in runs])
+    assert (
+        [str(one) for one in first] == [str(one) for one in again] == ["a", "seat 2 is taken", "seat 2 is taken", "b"]
+    )
+    assert store.kept["k"] == ["a", "b"]
+
+
 # -- errors -----------------------------------------------------------------------------------------------------
 
 
