@@ -257,6 +257,17 @@ def test_blocks_of_an_operations_own_are_undone_with_it(anywhere: str) -> None:
     assert (answers[2], answers[5], answers[7], texts(anywhere), loads) == (1, 2, 3, ["1", "2"], 2)
 
 
+def test_a_block_without_a_savepoint_that_raises_costs_no_load_where_savepoints_are_taken(anywhere: str) -> None:
+    def mark(resource: Any) -> None:
+        with transaction.atomic(using=anywhere, savepoint=False):
+            raise_only(resource)
+
+    operations = [write_and_raise, mark, add, mark, write("1"), mark, add, mark]
+    answers, loads = run_all(anywhere, operations)
+    check(anywhere, answers, [Refused, Refused, 1, Refused, 2, Refused, 3, Refused])
+    assert (texts(anywhere), loads) == (["1"], 2)
+
+
 def test_hooks_of_who_returned_are_called_once_and_no_others(anywhere: str) -> None:
     called: list[str] = []
 

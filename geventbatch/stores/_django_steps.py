@@ -57,12 +57,15 @@ class _Kept:
             raise CannotUndo("what was kept in memory cannot be copied")
         self._undo.put_back(self._checkpoint)
 
-    def _roll_back(self) -> None:
+    def _forget_blocks(self) -> None:
         self._guard.close_blocks()
         connection = self._connection
         connection.needs_rollback = False
         cast("Any", connection).rollback_exc = None  # Django's stubs do not know it
-        send(connection, f"ROLLBACK TO {_SAVEPOINT}", None)
+
+    def _roll_back(self) -> None:
+        self._forget_blocks()
+        send(self._connection, f"ROLLBACK TO {_SAVEPOINT}", None)
 
 
 class Steps(_Kept):
@@ -129,6 +132,10 @@ class Savepoints(_Kept):
         Raises:
             CannotUndo: No savepoint was taken where the operation began.
         """
+        self._forget_blocks()
+        if self.is_in_memory:  # it has marked the transaction for a rollback, and sent nothing
+            self.put_back()
+            return
         at, kept = self._at, self._checkpoint
         if at is None or kept is None or at[0] != kept.mark:
             raise CannotUndo("an operation has used the transaction of its batch past Django")
