@@ -79,7 +79,7 @@ def test_run_returns_what_its_own_operation_returned(store: Store) -> None:
 
 def test_what_an_operation_raises_reaches_its_own_caller_unwrapped_and_the_others_go_on(store: Store) -> None:
     errors = [ValueError("taken"), KeyError("seat"), OSError("no")]
-    with store.processor(min_duration=0) as processor:
+    with store.processor(min_duration=0, clean_errors=(Exception,)) as processor:
         before = store.call(processor, "k", add, "before")
         raised = [store.call(processor, "k", fail, error) for error in errors]
         after = store.call(processor, "k", add, "after")
@@ -90,7 +90,7 @@ def test_what_an_operation_raises_reaches_its_own_caller_unwrapped_and_the_other
 
 
 def test_what_an_operation_raises_reaches_its_caller_only_after_the_save(store: Store) -> None:
-    with store.processor(min_duration=0) as processor:
+    with store.processor(min_duration=0, clean_errors=(Exception,)) as processor:
         raised = store.call(processor, "k", fail, ValueError("taken"))
         store.call(processor, "k", add, "other")
         store.clock.advance(1)
@@ -103,7 +103,7 @@ def test_a_timeout_of_an_operation_s_own_reaches_only_its_caller_and_only_after_
 ) -> None:
     store = Store(clock, form, save_time=0.5)
     timeout = gevent.Timeout(0.1)
-    with store.processor(min_duration=0, max_duration=5) as processor:
+    with store.processor(min_duration=0, max_duration=5, clean_errors=(gevent.Timeout,)) as processor:
         before = store.call(processor, "k", add, "before")
         timed_out = store.call(processor, "k", times_out_by_itself, timeout)
         after = store.call(processor, "k", add, "after")
@@ -126,7 +126,7 @@ def test_an_operation_may_let_a_timeout_of_its_own_pass_and_return(store: Store)
 
 
 def test_a_batch_in_which_no_operation_completed_is_not_saved(store: Store) -> None:
-    with store.processor(min_duration=0) as processor:
+    with store.processor(min_duration=0, clean_errors=(Exception,)) as processor:
         errors = [ValueError(mark) for mark in range(3)]
         callers = [store.call(processor, "k", fail, error) for error in errors]
         store.clock.advance(1)
