@@ -5,25 +5,27 @@ So an operation that is applied again, because the batch is replayed or another 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
+from typing import Any
 
 from geventbatch._answer import Copying
 from geventbatch._operation import attribute
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-
-def repeatable(operation: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
     """Give what applies *operation* to *args* as they are now, however often; itself if nothing changes them.
 
-    Only lists, dicts, sets and tuples are copied, as in answers.
+    Lists, dicts, sets and tuples are copied, as in answers, and dataclasses; a partial's too.
     """
+    given = (operation.args, tuple(operation.keywords.values()), args) if type(operation) is partial else args
+    copying = _Copying()
     try:
-        kept = Copying().copy(args)
+        kept = copying.copy(given)
     except RecursionError:  # what lies so deep is passed as it is
         return operation
-    return operation if kept is args else Repeatable(operation, kept)
+    return Repeatable(operation, kept) if copying.changeable else operation
 
 
 class Repeatable:
@@ -31,7 +33,7 @@ class Repeatable:
 
     __slots__ = ("__wrapped__", "_applied", "_kept", "stands_for")
 
-    def __init__(self, operation: Callable[..., Any], kept: tuple[Any, ...]) -> None:
+    def __init__(self, operation: Any, kept: tuple[Any, ...]) -> None:
         self.__wrapped__ = operation
         asked = attribute(operation, "stands_for")
         self.stands_for = operation if asked is None else asked
@@ -40,7 +42,41 @@ class Repeatable:
         self._applied = False
 
     def __call__(self, resource: Any, *args: Any) -> Any:
-        if self._applied:
-            args = Copying().copy(self._kept)
-        self._applied = True
-        return self.__wrapped__(resource, *args)
+        operation = self.__wrapped__
+        if not self._applied:
+            self._applied = True
+            return operation(resource, *args)
+        kept = _Copying().copy(self._kept)
+        if type(operation) is not partial:
+            return operation(resource, *kept)
+        first, named, last = kept
+        return operation.func(*first, resource, *last, **dict(zip(operation.keywords, named, strict=True)))
+
+
+class _Copying(Copying):
+    """Copies dataclasses too, which are changed in the resource like a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.changeable = False  # there is something that was copied
+
+    def _copy_changeable(self, value: Any) -> Any:
+        self.changeable = True
+        return super()._copy_changeable(value)
+
+    def _copy_other(self, value: Any) -> Any:
+        kind: Any = type(value)
+        if not hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_sa_class_manager"):
+            return super()._copy_other(value)
+        try:
+            copy: Any = object.__new__(kind)
+        except TypeError:  # it is a dict besides, say
+            return super()._copy_other(value)
+        self.changeable = True
+        self._copies[id(value)] = copy
+        names = {*(one.name for one in fields(kind)), *getattr(value, "__dict__", ())}
+        for name in names:
+            with suppress(AttributeError):  # it has none
+                object.__setattr__(copy, name, self.copy(object.__getattribute__(value, name)))
+        return copy

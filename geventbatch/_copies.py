@@ -7,10 +7,14 @@ has in its own hands: that is brought back in place, by a `Photo`. Where neither
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from gc import get_referents
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ProxyTypes, ReferenceType, WeakKeyDictionary, WeakValueDictionary
 
 from geventbatch._answer import PLAIN, Copying
-from geventbatch._scope import IMMUTABLE
+from geventbatch._bulk_scope import BulkPairScope
+from geventbatch._scope import IMMUTABLE, PairScope
 from geventbatch._shown import shown
 from geventbatch.errors import CannotUndo
 
@@ -24,20 +28,25 @@ if TYPE_CHECKING:
 def copies_of(batch: Batch, resource: Any) -> Undoes[Any]:
     """Give what brings *resource* back to what it is now. Raises `CannotUndo`, or what copying it raises."""
     copy = batch.state.options.copy_resource
-    passes_on: Any = None if batch.mates is not None else getattr(batch.scope, "replace", None)
-    in_place = batch.mates is None and passes_on is None
+    in_place = not _saves_what_it_is_given(batch)
     if in_place and is_fixed(resource):
         raise CannotUndo(f"its resource is {shown(resource)}: what operations change is somewhere else")
     if copy is None:
         raise CannotUndo("copy_resource is None")
     if in_place and copy is deepcopy:
         return InPlace(resource)
-    return _Copies(resource, _copy_all if copy is deepcopy else copy, passes_on, in_place=in_place)
+    passes_on = batch.scope.replace if type(batch.scope) is PairScope else None
+    return _Copies(resource, _copy_all if copy is deepcopy else _checked(copy), passes_on, in_place=in_place)
+
+
+def _saves_what_it_is_given(batch: Batch) -> bool:
+    """Whether another object can take the place of what was loaded: who wrote a scope by hand may hold that itself."""
+    return type(batch.scope) in {PairScope, BulkPairScope}
 
 
 def needs_no_copy(batch: Batch, resource: Any) -> bool:
     """Whether there is nothing that an operation could have changed: a pair, or a bulk, has nothing else."""
-    return is_fixed(resource) and (batch.mates is not None or hasattr(batch.scope, "replace"))
+    return is_fixed(resource) and _saves_what_it_is_given(batch)
 
 
 def is_fixed(resource: Any) -> bool:
@@ -125,10 +134,51 @@ def _copy_all(resource: Any) -> Any:
     if not plain.others:
         return copied
     memo: dict[int, Any] = {}
-    copied = deepcopy(resource, memo)
-    for one in memo.get(id(memo), ()):  # all that it has made copies of
+    copied = _other_than(resource, deepcopy(resource, memo))
+    originals: list[Any] = memo.get(id(memo), [])  # all that it has made copies of
+    for one in originals:
         if "_sa_instance_state" in getattr(one, "__dict__", ()):
             raise CannotUndo(
                 f"{type(one).__qualname__} belongs to a session of SQLAlchemy, which would save nothing of a copy"
             )
+        _check_complete(one, memo.get(id(one)))
+    _check_sharing(originals)
+    return copied
+
+
+def _check_complete(one: Any, copied: Any) -> None:
+    """Raise `CannotUndo` if *copied* lacks what *one* leaves out when it is pickled, and nobody makes it anew."""
+    kind: Any = type(one)
+    if getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None) or hasattr(kind, "__setstate__"):
+        return
+    if not hasattr(kind, "__deepcopy__") and kind.__reduce_ex__ is object.__reduce_ex__:
+        lost = getattr(one, "__dict__", {}).keys() - getattr(copied, "__dict__", {}).keys()
+        if lost:
+            raise CannotUndo(f"a copy of {shown(one)} has no {min(lost)!r}: its __getstate__ leaves that out")
+
+
+def _check_sharing(originals: list[Any]) -> None:
+    """Raise `CannotUndo` if copies of *originals* lead back to one of them, and so to what operations have changed."""
+    inside = get_referents(*originals)
+    for kind in {*map(type, originals), *map(type, inside)}:
+        if issubclass(kind, _WEAK):
+            raise CannotUndo(f"there is a {kind.__qualname__} in it: that of a copy leads to what it was copied from")
+    for one in inside:
+        if type(one) is FunctionType and one.__closure__:
+            raise CannotUndo(
+                f"there is the function {one.__qualname__} in it, which closes over something: that of a copy has "
+                "the same"
+            )
+
+
+_WEAK: Final[tuple[Any, ...]] = (ReferenceType, *ProxyTypes, WeakKeyDictionary, WeakValueDictionary)
+
+
+def _checked(copy: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda resource: _other_than(resource, copy(resource))
+
+
+def _other_than(resource: Any, copied: Any) -> Any:
+    if copied is resource and type(resource) not in {tuple, frozenset} and not is_fixed(resource):
+        raise CannotUndo(f"the copy of {shown(resource)} is the very object itself")
     return copied

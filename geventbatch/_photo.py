@@ -8,6 +8,7 @@ connection, has a state that nobody sees: of that there is no photo.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
 from enum import Enum
 from fractions import Fraction
 from re import Pattern
@@ -22,7 +23,7 @@ from geventbatch.errors import CannotUndo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, FunctionType, BuiltinFunctionType, ModuleType, type}
+_ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, BuiltinFunctionType, ModuleType, type}
 """Types of what cannot be changed, or belongs to no resource."""
 
 _MADE_AT_RUN_TIME: Final = 1 << 9
@@ -36,7 +37,7 @@ class Photo:
 
     def __init__(self, resource: Any) -> None:
         """Take it of *resource*. Raises `CannotUndo` if that holds what cannot be brought back."""
-        self._taken: list[tuple[Callable[[Any, Any], object], Any, Any]] = []
+        self._taken: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
         self._seen: dict[int, Any] = {}  # so that they live as long as they are told apart by identity
         left = [resource]
         while left:
@@ -47,12 +48,14 @@ class Photo:
             for part in _parts_of(one):
                 content, inside = part.take(one)
                 if part.put is not None:
-                    self._taken.append((part.put, one, content))
+                    self._taken.append((type(one), part.put, one, content))
                 left += [value for value in inside if type(value) not in _ATOMS]
 
     def put_back(self) -> None:
         """Bring all of it back. It may be called many times."""
-        for put, one, content in self._taken:
+        for kind, put, one, content in self._taken:
+            if type(one) is not kind:  # it may have been given another one
+                object.__setattr__(one, "__class__", kind)
             put(one, content)
 
 
@@ -101,6 +104,8 @@ def _look_at(kind: Any) -> list[_Part] | None:
         return []
     if kind is MethodType:
         return [_Part(lambda one: (None, [one.__self__]), None)]
+    if kind is FunctionType:
+        return [_Part(_take_closure, _put_closure), _Part(_take_attributes, _put_attributes)]
     base = next(one for one in kind.__mro__ if one in _BASES)
     names = ("__reduce__", "__reduce_ex__")
     if hasattr(kind, "__deepcopy__") or any(getattr(kind, name) is not getattr(base, name) for name in names):
@@ -143,6 +148,26 @@ def _put_attributes(one: Any, content: Any) -> None:
     attributes = object.__getattribute__(one, "__dict__")
     attributes.clear()
     attributes.update(content)
+
+
+def _take_closure(one: Any) -> tuple[Any, list[Any]]:
+    content = []
+    for cell in one.__closure__ or ():
+        try:
+            content.append((cell, True, cell.cell_contents))
+        except ValueError:
+            content.append((cell, False, None))
+    defaults = [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
+    return content, [*(value for _, _, value in content), *defaults]
+
+
+def _put_closure(_: object, content: Any) -> None:
+    for cell, there, value in content:
+        if there:
+            cell.cell_contents = value
+        else:
+            with suppress(ValueError):
+                del cell.cell_contents
 
 
 def _slots_of(kind: Any) -> dict[str, Any]:

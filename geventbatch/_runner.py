@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -64,10 +65,13 @@ class Runner:
             state = self._current()
         if not callable(operation):
             check_callable("operation", operation)
-        for one in args:
-            if type(one) not in _PLAIN:
-                operation = repeatable(operation, args)
-                break
+        if type(operation) is partial:  # it may bring along what is changed
+            operation = repeatable(operation, args)
+        else:
+            for one in args:
+                if type(one) not in _PLAIN:
+                    operation = repeatable(operation, args)
+                    break
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:
