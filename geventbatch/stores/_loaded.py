@@ -120,12 +120,18 @@ class Loaded:
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What the database has of what can change in place, as far as that is known."""
-        known = self._watched.known
-        return {state: dict(values) for state, values in known.items()} if known else {}
+        return _copied(self._watched.known)
 
-    def put_known_back(self, known: dict[InstanceState[Any], dict[str, Any]]) -> None:
-        """It is that again, which `known` gave."""
-        self._watched.known = {state: dict(values) for state, values in known.items()} if known else {}
+    def taken(self) -> dict[InstanceState[Any], dict[str, Any]]:
+        """What columns have got of composites, for `put_known_back`."""
+        return _copied(self._watched.taken)
+
+    def put_known_back(
+        self, known: dict[InstanceState[Any], dict[str, Any]], taken: dict[InstanceState[Any], dict[str, Any]]
+    ) -> None:
+        """It is that again, which `known` and `taken` gave."""
+        self._watched.known = _copied(known)
+        self._watched.taken = _copied(taken)
 
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""
@@ -263,3 +269,7 @@ class Loaded:
     def conflict(self) -> Conflict:
         """What a save is that finds another row than was loaded."""
         return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")
+
+
+def _copied(values: dict[InstanceState[Any], dict[str, Any]]) -> dict[InstanceState[Any], dict[str, Any]]:
+    return {state: dict(named) for state, named in values.items()} if values else {}

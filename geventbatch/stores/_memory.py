@@ -61,7 +61,7 @@ class Memory:
         self._new: dict[InstanceState[Any], Any] = dict(session._new)  # noqa: SLF001 - nothing public gives it in order
         self._deleted = dict(session._deleted)  # noqa: SLF001
         self._added = conduct.added()
-        self._known = loaded.known()
+        self._known, self._taken = loaded.known(), loaded.taken()
         self._identities: dict[Any, InstanceState[Any]] = dict(session.identity_map._dict)  # noqa: SLF001
         columns_of = loaded.mapping.columns_of
         self._held: dict[InstanceState[Any], _Held] = {}
@@ -97,7 +97,7 @@ class Memory:
             session._new.clear()  # noqa: SLF001
             session._new.update(self._new)  # noqa: SLF001
         self._conduct.put_added_back(self._added)
-        self._loaded.put_known_back(self._known)
+        self._loaded.put_known_back(self._known, self._taken)
 
     def put_plain_back(self) -> None:
         """The same of what the database knows nothing of, where all else is as it was, or will be loaded."""

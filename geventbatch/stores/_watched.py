@@ -30,13 +30,14 @@ class Watched:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     known: dict[InstanceState[Any], dict[str, Any]]  # what the database has of the columns that can change in place
+    taken: dict[InstanceState[Any], dict[str, Any]]  # what columns have got of composites that were changed in place
     seen: dict[str, Any]  # of all columns of the resource, as they were loaded first
     _resource: InstanceState[Any] | None
     _flushed: list[InstanceState[Any]]  # what is being flushed
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
-        self.known, self.seen, self._resource, self._flushed = {}, {}, None, []
+        self.known, self.taken, self.seen, self._resource, self._flushed = {}, {}, {}, None, []
 
     def sees(self, resource: object) -> None:
         """Keep what was loaded of *resource*, to be compared with what is in the database when it is saved."""
@@ -111,11 +112,17 @@ class Watched:
     def _take_parts(self, state: InstanceState[Any], instance: object, name: str, parts: tuple[str, ...]) -> None:
         """Have the columns of a composite as the object is, if it was changed in place and they were not."""
         columns, known, values = self._mapping.columns_of(state.mapper), self.known[state], state.dict
+        taken = self.taken.setdefault(state, {})
         for part, value in zip(parts, parts_of(values[name]), strict=True):
             bound = columns.in_place[part]
-            unchanged = part in values and part in known and not bound.differ(known[part], values[part])
-            if unchanged and bound.differ(known[part], value):
+            if part not in values or part not in known:
+                continue
+            unchanged = not bound.differ(known[part], values[part])
+            if not unchanged and part in taken:  # and not by an operation itself, which would be what counts
+                unchanged = not bound.differ(taken[part], values[part])
+            if unchanged and bound.differ(bound.exact(values[part]), value):
                 set_attribute(instance, part, value)
+                taken[part] = bound.exact(value)
 
     def _flag_loose(self, state: InstanceState[Any], instance: object) -> None:
         loose = self._mapping.columns_of(state.mapper).loose
