@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
 
 from geventbatch import current_batch
@@ -39,6 +39,12 @@ class Seat(Base):
     __tablename__ = "deletions_seats"
     id: Mapped[int] = mapped_column(primary_key=True)
     wagon_id: Mapped[int | None] = mapped_column(sa.ForeignKey("deletions_wagons.id"))
+
+
+class Stop(Base):
+    __tablename__ = "deletions_stops"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
 
 
 @pytest.fixture(scope="module", params=EVERYWHERE)
@@ -149,3 +155,21 @@ def test_what_is_refused_of_what_was_added_before_a_deletion_is_told_to_who_adde
     assert answers[::2] == [1, None]
     assert isinstance(answers[1], sa.exc.IntegrityError)
     assert names(bed) == []
+
+
+def test_what_an_operation_has_changed_in_what_it_deletes_is_not_written_first(bed: Bed) -> None:
+    """Not where a refused save has the batch go on behind savepoints, either."""
+
+    def renumber(stop: Stop) -> None:
+        stop.number = 2
+
+    def delete_renumbered(stop: Stop) -> None:
+        session_of(stop).expire_all()
+        stop.number = 2
+        current_batch().delete()
+
+    bed.add(Stop(id=1, number=1), Stop(id=2, number=2))
+    refused, deleted = bed.together(Stop, 1, renumber, delete_renumbered)
+    assert isinstance(refused, IntegrityError)
+    assert deleted is None
+    assert bed.read(sa.select(Stop.id)) == 2

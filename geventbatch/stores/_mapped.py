@@ -231,10 +231,10 @@ class MappedScope:
         if not batch.completed:  # whatever is in the session, nobody has made it
             self._transaction.write(lambda: None, recording)
             return
-        self._end_savepoints()
         late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds what is to go with it only in the database
-        if batch.deleted and not late:
+        if batch.deleted and not late:  # before a flush writes what is to go
             self._delete()
+        self._end_savepoints()
         rows = batch.rows
         if rows or conduct.wrote:
             self._touch()
