@@ -6,8 +6,8 @@ So an operation that is applied again, because the batch is replayed or another 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import fields
 from functools import partial
+from types import MemberDescriptorType
 from typing import Any
 
 from geventbatch._answer import Copying
@@ -75,8 +75,10 @@ class _Copying(Copying):
             return super()._copy_other(value)
         self.changeable = True
         self._copies[id(value)] = copy
-        names = {*(one.name for one in fields(kind)), *getattr(value, "__dict__", ())}
-        for name in names:
-            with suppress(AttributeError):  # it has none
-                object.__setattr__(copy, name, self.copy(object.__getattribute__(value, name)))
+        for name, one in getattr(value, "__dict__", {}).items():  # without what is around them, such as a property
+            copy.__dict__[name] = self.copy(one)
+        for member in (vars(above).get(name) for above in kind.__mro__ for name in kind.__dataclass_fields__):
+            if type(member) is MemberDescriptorType:
+                with suppress(AttributeError):  # it has none
+                    member.__set__(copy, self.copy(member.__get__(value)))
         return copy

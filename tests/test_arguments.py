@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -63,6 +64,56 @@ def test_the_first_application_gets_what_its_caller_has_passed_and_each_other_a_
     assert resource == [[{"a": 2}]] * 3
     assert resource[0] is given
     assert resource[1] is not resource[2]
+
+
+@dataclass
+class Seen:
+    """Whose own functions are not called when it is copied."""
+
+    seats: list[int]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AssertionError(name)
+
+    @property
+    def seen(self) -> int:
+        raise AssertionError
+
+
+@dataclass(slots=True)
+class Slotted:
+    seats: list[int]
+    missing: int = field(init=False)
+
+
+@dataclass
+class Below(Slotted):
+    more: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Names(dict[str, int]):
+    first: str
+
+
+def test_a_dataclass_is_copied_with_all_that_it_has_and_without_its_own_functions() -> None:
+    seen = object.__new__(Seen)
+    vars(seen)["seats"] = [1]
+    applied: list[Any] = []
+    names = Names("Ann")
+    operation = repeatable(lambda _, *args: applied.append(args), (seen, Slotted([1]), Below([1], {"a": 1}), names))
+    for _ in range(3):
+        operation(None, seen, Slotted([1]), Below([1], {"a": 1}), names)
+        first, second, third, same = applied[-1]
+        assert first.seats == [1]
+        assert (second.seats, third.seats, third.more) == ([1], [1], {"a": 1})
+        assert type(third) is Below
+        assert same is names
+        assert not hasattr(second, "missing")
+        for one in (first, second, third):
+            one.seats.append(2)
+        third.more.clear()
+        vars(seen)["seats"] = [1]
 
 
 def test_an_operation_with_such_arguments_keeps_its_name() -> None:

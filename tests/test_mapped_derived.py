@@ -170,3 +170,14 @@ def test_another_row_that_was_changed_is_computed_anew(bed: Bed) -> None:
         return found
 
     assert bed.together(Train, 1, moves, moves, moves) == [5, 4, 3]
+
+
+def test_a_row_that_was_added_beside_the_resource_has_its_key_and_defaults_behind_the_save(bed: Bed) -> None:
+    def books(train: Train) -> None:
+        train.bookings.append(Booking())
+
+    def looks(train: Train) -> list[tuple[bool, int | None, bool | None]]:
+        return [(booking.id is None, booking.train_id, booking.open) for booking in train.bookings]
+
+    assert bed.together(Train, 1, books, looks) == [None, [(True, None, None)]]
+    assert bed.together(Train, 1, looks, looks) == [[(False, 1, True)]] * 2
