@@ -289,6 +289,25 @@ def test_outcomes_are_recorded_of_who_raised_and_who_returned(place: Place) -> N
         assert opened.run("k", look)["total"] == 7
 
 
+@over(Kind("sqlite"), Kind("postgresql"), Kind("postgresql", mode="version", reuse=True), Kind("redis"))
+@pytest.mark.parametrize("batching", [True, False], ids=["batching", "alone"])
+def test_who_comes_again_gets_what_was_saved_though_it_could_not_be_encoded_now(place: Place, batching: bool) -> None:
+    def count(document: dict[str, Any]) -> int:
+        document["total"] += 1
+        if document["total"] > 1:
+            document["seats"]["1"] = object()
+        return int(document["total"])
+
+    with place.opened(batching=batching) as opened:
+        assert answer_of(opened.run, "k", count, idempotency_key="i") == 1
+        callers = [gevent.spawn(answer_of, opened.run, "k", count, idempotency_key=key) for key in ["i", "j", "i"]]
+        callers.append(gevent.spawn(answer_of, opened.run, "k", put, 5))
+        first, refused, second, other = [caller.get() for caller in callers]
+        assert (first, second, other) == (1, 1, 6)
+        assert isinstance(refused, TypeError)
+        assert opened.run("k", look)["total"] == 6
+
+
 @over(
     Kind("sqlite", "object"), Kind("postgresql", "object"), Kind("redis", "object"), Kind("redis", "object", bulk=True)
 )

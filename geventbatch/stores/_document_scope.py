@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
-from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._documents import Row
@@ -253,7 +253,11 @@ class DocumentScope:
         row: Row | None = self._loaded
         change = None
         if batch.completed or self.reused:
-            row, change = self.change_of(batch, rows or (self.reused and recording is not None))
+            try:
+                row, change = self.change_of(batch, rows or (self.reused and recording is not None))
+            except Rejected:
+                self._refuse_repeated(batch)
+                raise
         if change is None and not rows and recording is None and not self._written:
             if not self.reused:
                 return None
@@ -276,6 +280,18 @@ class DocumentScope:
         except LostRow as lost:
             raise (found := self.lost(lost, transaction, batch)) from found.__cause__
         return row if is_written else None
+
+    def _refuse_repeated(self, batch: Batch) -> None:
+        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
+        if batch.outcomes and not self.reused:
+            try:
+                found = self.recorded(list(batch.outcomes))
+            except NotSaved:
+                raise
+            except Exception as error:
+                raise _sql.of_store(error, self._key) from error
+            if found:
+                raise Repeated(f"{shown(self._key)} was not saved: an idempotency key is there", outcomes=found)
 
     def _encoded(self, last: Any) -> Any:
         """The state, which was *last* before."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from redis.exceptions import RedisClusterException, RedisError
 
 from geventbatch._shown import shown
-from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import outcome_name
 from geventbatch.stores._redis_save import Recorded, Save, State
@@ -91,11 +91,25 @@ class Resources(Generic[R]):
 
     def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
         """Write what the batch has made of it, if that is something else, and give what is there then."""
-        value = self.value_of(key, loaded, resource, batch)
+        try:
+            value = self.value_of(key, loaded, resource, batch)
+        except Rejected:
+            self._refuse_repeated(key, batch)
+            raise
         if value == loaded.value and not batch.outcomes:
             return loaded
         save = Save(self.server, key, self.name(key), loaded, batch)
         return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def _refuse_repeated(self, key: str, batch: Batch) -> None:
+        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
+        if batch.outcomes:
+            try:
+                found = self.recorded(key, batch.outcomes)
+            except (RedisError, RedisClusterException, ValueError) as error:
+                raise NotSaved(f"{shown(key)} was not saved, nothing was written: {error}") from error
+            if found:
+                raise Repeated(f"{shown(key)} was not saved: an idempotency key is there", outcomes=found)
 
     def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
         """What the batch has made of it."""
