@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from geventbatch import _report
-from geventbatch._callables import LAZY, close
+from geventbatch._callables import LAZY, close, goes_on
 from geventbatch._operation import name_of
 from geventbatch._shown import shown
 
@@ -88,7 +88,7 @@ def _refuse_unfinished(key: Hashable, operation: object, values: list[Any]) -> N
 
 
 def _unfinished(values: list[Any]) -> type | None:
-    kinds = [type(one) for one in values if type(one) in LAZY or hasattr(type(one), "__await__")]
+    kinds = [type(one) for one in values if type(one) in LAZY or hasattr(type(one), "__await__") or goes_on(one)]
     if not kinds:
         return None
     for one in values:
@@ -106,6 +106,11 @@ def _instead(kind: type) -> str:
         return (
             "nobody awaits it, and its code has not run. Operations are plain functions: write def without async, and "
             "call without await what gevent has patched"
+        )
+    if kind not in LAZY:
+        return (
+            "what that does is not waited for, and a change of the resource would be lost. Let the operation do itself "
+            "what changes the resource; and start all else when run() has returned"
         )
     return (
         "its code runs only when its caller reads it, and then on a resource that has gone on. Return a list of it; "

@@ -33,7 +33,7 @@ def close(value: object) -> None:
 def refuse_lazy(name: str, value: object) -> None:
     """Raise if *value*, which the option *name* gave, is still to run."""
     kind = type(value)
-    if kind in LAZY or hasattr(kind, "__await__") or _goes_on(value):
+    if kind in LAZY or hasattr(kind, "__await__") or goes_on(value):
         close(value)
         raise TypeError(
             f"{name} gave a {kind.__name__}, and nobody waits for it or reads it, so that its code has not run: "
@@ -41,7 +41,7 @@ def refuse_lazy(name: str, value: object) -> None:
         )
 
 
-def _goes_on(value: object) -> bool:
+def goes_on(value: object) -> bool:
     """Whether it stands for what another greenlet or thread does."""
     return isinstance(value, Greenlet) or hasattr(type(value), "add_done_callback")
 

@@ -1,9 +1,10 @@
-"""An operation that returns what is still to run: a coroutine, a generator, whatever is to be awaited."""
+"""An operation that returns what is still to run: a coroutine, a generator, whatever is to be awaited, a greenlet."""
 
 from __future__ import annotations
 
 import gc
 import warnings
+from concurrent.futures import Future
 from types import coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,16 @@ def give_awaitable(numbers: list[int]) -> Awaitable:
     return Awaitable()
 
 
+def give_greenlet(numbers: list[int]) -> gevent.Greenlet[..., None]:
+    numbers.append(1)
+    return gevent.Greenlet(numbers.append, 1)  # it need not run to be refused
+
+
+def give_future(numbers: list[int]) -> Future[None]:
+    numbers.append(1)
+    return Future()
+
+
 def hide(numbers: list[int]) -> dict[str, Any]:
     numbers.append(1)
     return {"each": [(change_later(numbers), change_later(numbers))]}
@@ -72,6 +83,7 @@ def hide(numbers: list[int]) -> dict[str, Any]:
 
 AWAIT = "write def without async"
 LIST = "Return a list of it"
+BEHIND = "start all else when run() has returned"
 UNFINISHED: list[tuple[Callable[[list[int]], Any], str, str]] = [
     (change_later, "a coroutine", AWAIT),
     (change_and_await, "a coroutine", AWAIT),
@@ -82,6 +94,8 @@ UNFINISHED: list[tuple[Callable[[list[int]], Any], str, str]] = [
     (old_style, "a generator", LIST),
     (read_lazily, "a generator", LIST),
     (map_lazily, "a map", LIST),
+    (give_greenlet, "a Greenlet", BEHIND),
+    (give_future, "a Future", BEHIND),
 ]
 
 
