@@ -289,6 +289,24 @@ def test_outcomes_are_recorded_of_who_raised_and_who_returned(place: Place) -> N
         assert opened.run("k", look)["total"] == 7
 
 
+@over(Kind("sqlite", reuse=True), Kind("postgresql", mode="version", reuse=True), Kind("redis", reuse=True))
+@pytest.mark.parametrize("batching", [True, False], ids=["batching", "alone"])
+def test_a_key_of_who_raised_what_is_not_recorded_is_looked_for_where_nothing_was_loaded_too(
+    place: Place, batching: bool
+) -> None:
+    with place.opened(recorded_errors=(KeyError,), batching=batching) as opened:
+        assert answer_of(opened.run, "k", put, 10, idempotency_key="a") == 10  # from here on the resource is kept
+
+        def keyed(*run: Any, key: str | None = None) -> gevent.Greenlet[..., Any]:
+            return gevent.spawn(answer_of, opened.run, "k", *run, idempotency_key=key)
+
+        for total in (9, 8):
+            callers = [keyed(take, 30, key="b"), keyed(take, 1), keyed(put, 10, key="a")]
+            assert shown([caller.get() for caller in callers]) == ["NotEnough(30)", total, 10]
+        assert shown([keyed(take, 30, key="b").get()]) == ["NotEnough(30)"]  # with nothing to save
+        assert opened.run("k", look)["total"] == 8
+
+
 @over(Kind("sqlite"), Kind("postgresql"), Kind("postgresql", mode="version", reuse=True), Kind("redis"))
 @pytest.mark.parametrize("batching", [True, False], ids=["batching", "alone"])
 def test_who_comes_again_gets_what_was_saved_though_it_could_not_be_encoded_now(place: Place, batching: bool) -> None:

@@ -109,7 +109,16 @@ class DocumentScope:
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
-        return self._outcomes().find(self._transaction.send, keys)
+        if not self.reused:
+            return self._outcomes().find(self._transaction.send, keys)
+        transaction = self._begun()  # what is reused has none before its save
+        try:
+            found = self._outcomes().find(transaction.send, keys)
+        except BaseException as error:
+            transaction.end(error)
+            raise
+        transaction.end()
+        return found
 
     # -- an operation that raised ----------------------------------------------------------------------------
 
@@ -283,7 +292,7 @@ class DocumentScope:
 
     def _refuse_repeated(self, batch: Batch) -> None:
         """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
-        if batch.outcomes and not self.reused:
+        if batch.outcomes and not self.reused:  # else it is asked of a true load
             try:
                 found = self.recorded(list(batch.outcomes))
             except NotSaved:
