@@ -150,13 +150,13 @@ class Choices(Brief):
 class Resource:
     """What a load gives: a copy of the saved identities, and the version that they had."""
 
-    of: Callable[[], Visit]  # a function, of which no copy is made
+    of: Callable[[], list[Visit]]  # written in C: no copy is made of it, and what it has at hand is not undone
     entries: list[int]
     version: int
 
     @property
     def visit(self) -> Visit:
-        return self.of()
+        return self.of()[0]
 
 
 class Mark:
@@ -830,7 +830,7 @@ class Life:
         act = self._plan(self.world.loads, key, self.choices.load)
         store = self.world.store
         visit.loaded = list(store.entries[key])
-        resource = Resource(lambda: visit, list(store.entries[key]), store.versions[key])
+        resource = Resource([visit].copy, list(store.entries[key]), store.versions[key])
         self.world.refs.append(weakref.ref(resource))
         try:
             if MARK.get() not in {None, story.mark}:
