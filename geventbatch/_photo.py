@@ -38,6 +38,7 @@ class Photo:
     def __init__(self, resource: Any) -> None:
         """Take it of *resource*. Raises `CannotUndo` if that holds what cannot be brought back."""
         self._taken: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
+        hashing: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
         self._seen: dict[int, Any] = {}  # so that they live as long as they are told apart by identity
         left = [resource]
         while left:
@@ -48,8 +49,9 @@ class Photo:
             for part in _parts_of(one):
                 content, inside = part.take(one)
                 if part.put is not None:
-                    self._taken.append((type(one), part.put, one, content))
+                    (hashing if part.hashes else self._taken).append((type(one), part.put, one, content))
                 left += [value for value in inside if type(value) not in _ATOMS]
+        self._taken += hashing  # last: what is in them has to be what it was, for its hash
 
     def put_back(self) -> None:
         """Bring all of it back. It may be called many times."""
@@ -81,6 +83,8 @@ class _Part(NamedTuple):
     """Gives it in a form of its own, and what is inside of it."""
     put: Callable[[Any, Any], object] | None
     """Puts that back; None where it cannot change."""
+    hashes: bool = False
+    """Whether it asks what is inside for its hash to put it back."""
 
 
 _shapes: dict[type, list[_Part] | None] = {}
@@ -221,7 +225,7 @@ def _part_of_dict(base: Any) -> _Part:
         dict.clear(one)
         dict.update(one, content)
 
-    return _Part(take, put if base is OrderedDict else put_quickly)
+    return _Part(take, put if base is OrderedDict else put_quickly, hashes=True)
 
 
 def _part_of_collection(base: Any, fill: Any) -> _Part:
@@ -233,7 +237,7 @@ def _part_of_collection(base: Any, fill: Any) -> _Part:
         base.clear(one)
         fill(one, content)
 
-    return _Part(take, put)
+    return _Part(take, put, hashes=base is set)
 
 
 def _part_of_fixed(base: Any) -> _Part:

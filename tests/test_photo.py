@@ -212,6 +212,30 @@ def test_the_order_of_names_is_as_it_was() -> None:
     assert list(ordered) == list(plain) == ["a", "b", "c"]
 
 
+class Seat:
+    def __init__(self, number: int) -> None:
+        self.names = [str(number)]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.names))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seat) and self.names == other.names
+
+
+def test_what_is_in_sets_and_dicts_is_found_again_though_its_hash_was_another_one() -> None:
+    seats = {Seat(1), Seat(2)}
+    numbers: list[dict[Seat, int]] = [{Seat(3): 3}, OrderedDict({Seat(4): 4, Seat(5): 5})]
+    photo = Photo([seats, *numbers])
+    for _ in range(2):
+        for seat in (*seats, *numbers[0], *numbers[1]):
+            seat.names[0] = "nobody"
+        photo.put_back()
+        assert Seat(1) in seats
+        assert Seat(2) in seats
+        assert (numbers[0][Seat(3)], numbers[1][Seat(4)], numbers[1][Seat(5)]) == (3, 4, 5)
+
+
 class Copied:
     def __deepcopy__(self, memo: object) -> Copied:
         return self
