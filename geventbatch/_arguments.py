@@ -10,7 +10,7 @@ from functools import partial
 from types import MemberDescriptorType
 from typing import Any
 
-from geventbatch._answer import Copying
+from geventbatch._answer import PLAIN, Copying
 from geventbatch._operation import attribute
 
 
@@ -19,7 +19,12 @@ def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
 
     Lists, dicts, sets and tuples are copied, as in answers, and dataclasses; a partial's too.
     """
-    given = (operation.args, tuple(operation.keywords.values()), args) if type(operation) is partial else args
+    given = args
+    if type(operation) is partial:
+        named = tuple(operation.keywords.values())
+        if PLAIN.issuperset(map(type, (*operation.args, *named, *args))):
+            return operation
+        given = (operation.args, named, args)
     copying = _Copying()
     try:
         kept = copying.copy(given)
