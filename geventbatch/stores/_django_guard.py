@@ -294,6 +294,8 @@ class Guard:
         why = _sql.forbidden(text, mysql=mysql)
         if why is not None:
             raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
+        if mysql:
+            self.refuse_ending(text)
         calls = not writes(text)
         if calls and not self._calls_what_writes(text):
             return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
@@ -305,6 +307,14 @@ class Guard:
         if own:
             self._ask(partial(self._check_untouched, before))
         return answer
+
+    def refuse_ending(self, statement: str) -> None:
+        """Raise where *statement* calls a procedure of MySQL's that may end the transaction of the batch."""
+        if not self._aside and functions_of(self.connection).may_end_transaction(statement, self._first_column):
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} was refused a statement: it calls a procedure that may end "
+                "the transaction of its batch: call it outside of the batch"
+            )
 
     def _calls_what_writes(self, query: str) -> bool:
         """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""

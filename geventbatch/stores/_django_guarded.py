@@ -95,7 +95,7 @@ class _WatchedCursor:
 
     def callproc(self, *args: Any, **options: Any) -> Any:
         this: Any = super()
-        _writes_unseen(self)
+        _writes_unseen(self, f"CALL {options.get('procname', args[0] if args else '')}")
         return this.callproc(*args, **options)
 
     def copy(self, *args: Any, **options: Any) -> Any:
@@ -104,9 +104,10 @@ class _WatchedCursor:
         return (getattr(this, "copy", None) or this.__getattr__("copy"))(*args, **options)
 
 
-def _writes_unseen(cursor: Any) -> None:
+def _writes_unseen(cursor: Any, called: str = "") -> None:
     guard = vars(cursor.db).get(GUARD)
     if guard is not None:
+        guard.refuse_ending(called)
         guard.writes_unseen()
 
 

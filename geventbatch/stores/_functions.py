@@ -31,7 +31,9 @@ _BODIES: Final = {
 }
 """What the procedures of a name do, where one may end the transaction that it is called in."""
 
-_CALL: Final = re.compile(r"\bCALL\s+(?:[`\w]+\s*\.\s*)?`?(\w+)", re.IGNORECASE)
+_BETWEEN: Final = r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
+_NAME: Final = r"(?:`[^`]+`|[\w$]+)"
+_CALL: Final = re.compile(rf"\bCALL\b{_BETWEEN}(?:{_NAME}{_BETWEEN}\.{_BETWEEN})?({_NAME})", re.IGNORECASE | re.DOTALL)
 
 _SENDS: Final = "pg_notify"
 """The one of PostgreSQL's own whose effect is undone with its transaction."""
@@ -57,28 +59,40 @@ class Functions:
         if self._question is None or "(" not in query:
             return False
         names = {name.lower() for name in _CALLED.findall(query)}
-        unknown = [name for name in names if name not in self._known]
-        if unknown:
+        if any(name not in self._known for name in names):
+            found = ask(self._question, [",".join(names)])
+            # no switch from here on
             if len(self._known) > _REMEMBERED:
-                self._known = {_SENDS: True}
-            found = ask(self._question, [",".join(unknown)])
-            self._known |= {name: name in found for name in unknown}
+                self._known = {}
+            self._known |= {name: name in found or name == _SENDS for name in names}
         return any(self._known[name] for name in names)
 
-    def may_end_transaction(self, statement: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
+    def may_end_transaction(
+        self, statement: str, ask: Callable[[str, list[str]], list[str]], within: frozenset[str] = frozenset()
+    ) -> bool:
         """Whether *statement* calls a procedure that may end its transaction. Switches: yes, at a new name.
 
         A procedure whose text the role may not read is taken for one that does not.
-        """
-        return self._bodies is not None and any(self._ends(name, ask) for name in _CALL.findall(statement))
 
-    def _ends(self, name: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
-        name = name.lower()
-        if name not in self._ending:
-            if len(self._ending) > _REMEMBERED:
-                self._ending = {}
-            self._ending[name] = False  # where it calls itself
+        Args:
+            statement: Its text.
+            ask: As in `may_write`.
+            within: The procedures in whose text it stands.
+        """
+        if self._bodies is None:
+            return False
+        return any(self._ends(name.strip("`").lower(), ask, within) for name in _CALL.findall(statement))
+
+    def _ends(self, name: str, ask: Callable[[str, list[str]], list[str]], within: frozenset[str]) -> bool:
+        if name in within:  # it calls itself: the rest of its text tells
+            return False
+        ends = self._ending.get(name)
+        if ends is None:
             bodies = [body for body in ask(str(self._bodies), [name]) if body is not None]
-            ends = any(ends_transaction(body) or self.may_end_transaction(body, ask) for body in bodies)
-            self._ending[name] = ends
-        return self._ending[name]
+            inside = within | {name}
+            ends = any(ends_transaction(body) or self.may_end_transaction(body, ask, inside) for body in bodies)
+            if ends or not within:  # else it was not looked into those that it is within
+                if len(self._ending) > _REMEMBERED:
+                    self._ending = {}
+                self._ending[name] = ends
+        return ends
