@@ -23,8 +23,9 @@ from sqlalchemy.exc import DBAPIError
 
 from geventbatch._shown import shown
 from geventbatch.stores import _sql
+from geventbatch.stores._noted_commits import COMMIT, DONE, SENT
 from geventbatch.stores._postgres import PostgresTransaction
-from geventbatch.stores._transaction import COMMIT, DONE, SENT, LostRow, cause, remaining
+from geventbatch.stores._transaction import LostRow, cause, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

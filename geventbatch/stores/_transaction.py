@@ -13,7 +13,6 @@ import sqlite3
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
-from weakref import WeakSet
 
 from sqlalchemy.exc import (
     DBAPIError,
@@ -30,12 +29,13 @@ from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _commit, _engines, _sql
 from geventbatch.stores._commit import polls
 from geventbatch.stores._key import shortened
+from geventbatch.stores._noted_commits import COMMIT, DONE, note_commits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from datetime import tzinfo
 
-    from sqlalchemy import Connection, CursorResult, Dialect, Engine
+    from sqlalchemy import Connection, CursorResult, Engine
     from sqlalchemy.sql.base import Executable
 
     from geventbatch._batch import Batch
@@ -56,15 +56,6 @@ _DRIVERS: Final = frozenset(
 
 _PLAN_IS_OLD: Final = "0A000"
 """The SQLSTATE of a statement that was prepared before a column got another type; it is not after a rollback."""
-
-COMMIT: Final = "geventbatch: commit"
-"""Where it has how far the driver has come with the last COMMIT: None, `SENT`, `DONE`."""
-
-SENT: Final = "sent"
-DONE: Final = "done"
-
-_noting: Final[WeakSet[Dialect]] = WeakSet()
-"""The dialects whose COMMITs are noted."""
 
 
 class LostRow(Conflict):
@@ -364,7 +355,7 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
     if engine.dialect.driver.partition(",")[0] not in _DRIVERS:  # "pysqlite, joined" for a test
         _sql.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
     _engines.remember(engine)
-    _note_commits(engine.dialect)
+    note_commits(engine.dialect)
     if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # whose own knowledge is enough
         _engines.watch(engine)
     if name == "postgresql":
@@ -380,26 +371,6 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
 
         return MySQLTransaction
     return SQLiteTransaction if name == "sqlite" else Transaction
-
-
-def _note_commits(dialect: Dialect) -> None:
-    """Have each connection note how far the driver has come with a COMMIT: SQLAlchemy calls others before and after it.
-
-    (A listener of its own for each transaction would cost a tenth of a millisecond.)
-    """
-    if dialect in _noting:
-        return
-    _noting.add(dialect)
-    commit = dialect.do_commit
-
-    def do_commit(connection: Any) -> None:
-        found = getattr(connection, "info", None)
-        info: dict[Any, Any] = found if isinstance(found, dict) else {}  # psycopg's own has another one
-        info[COMMIT] = SENT
-        commit(connection)
-        info[COMMIT] = DONE
-
-    vars(dialect)["do_commit"] = do_commit  # of this engine alone
 
 
 def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
