@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
+from geventbatch._shown import named
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._mapping import python_type
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 
 KEY_LENGTH: Final = 255
+
+_WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
+"""Databases in which a batch may hold what it has written while its operations go on."""
 
 
 class KeyText(TypeDecorator[str]):
@@ -75,6 +79,27 @@ _PLAIN_JSON: Final = frozenset({sa.JSON, postgresql.JSON, postgresql.JSONB, mysq
 def reader_of(state: sa.Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
     """What makes a state of the JSON in its column; None where that is not all that the column's type does."""
     return (getattr(dialect, "_json_deserializer", None) or json.loads) if type(state.type) in _PLAIN_JSON else None
+
+
+def check_name(table: object) -> None:
+    """Raise unless it is one."""
+    if not isinstance(table, str):
+        raise TypeError(f"table is {named(table)}, but must be the name of the table; of a mapped class: mapped()")
+
+
+def check_kept(kept: Kept[Any] | None, state_type: Any) -> None:
+    """Raise where states of that type are to be kept from batch to batch, and cannot be."""
+    if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
+        raise ValueError(
+            f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
+            "or a LargeBinary and functions that encode and decode, or no reuse_resource"
+        )
+
+
+def has_steps(table: sa.Table, dialect: Dialect) -> bool:
+    """Whether operations on documents can be judged step by step there."""
+    state = table.c.state
+    return dialect.name in _WITH_SAVEPOINTS and (isinstance(state.type, sa.JSON) or is_text(state))
 
 
 def documents_table(
@@ -155,6 +180,18 @@ class Statements:
         if self.read is None:
             return Row(found.state, found.version, mark, key)
         return Row(self.read(found.state), found.version, mark, key, found.state)
+
+
+def statements_of(table: sa.Table, dialect: Dialect, *, locking: bool, marks: bool, tells_key: bool) -> Statements:
+    """Those of a store; *marks* is whether a row that was made anew is told by its mark."""
+    return Statements(
+        table,
+        dialect.name,
+        locking=locking,
+        mark=mark_of(table, dialect) if marks else Mark(),
+        tells_key=tells_key,
+        read=reader_of(table.c.state, dialect),
+    )
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 import sqlalchemy as sa
 
 from geventbatch._callables import check_functions, check_missing
-from geventbatch._shown import named
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._document_scope import DocumentScope
 from geventbatch.stores._documents import (
     Documents,
     KeyText,
-    Mark,
-    Statements,
     StateText,
+    check_kept,
+    check_name,
     create_table,
     documents_table,
-    is_text,
-    mark_of,
-    reader_of,
+    has_steps,
+    statements_of,
 )
 from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._key import normalize_all
@@ -226,17 +224,12 @@ class SQLAlchemyStore(Generic[ResourceT]):
         Switches: no.
         """
         _engines.check_engine(engine)
-        if not isinstance(table, str):
-            raise TypeError(f"table is {named(table)}, but must be the name of the table; of a mapped class: mapped()")
+        check_name(table)
         check_functions(("resource",), encode=encode)
         check_functions(("state",), decode=decode)
         chosen = mode_of(engine, mode)
         kept = kept_by(reuse_resource, chosen)
-        if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
-            raise ValueError(
-                f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
-                "or a LargeBinary and functions that encode and decode, or no reuse_resource"
-            )
+        check_kept(kept, state_type)
         shown = documents_table(
             table,
             sa.MetaData() if metadata is None else metadata,
@@ -245,17 +238,15 @@ class SQLAlchemyStore(Generic[ResourceT]):
             schema,
         )
         outcomes = outcome_table(idempotency, engine, idempotency_ttl)
-        is_json = isinstance(shown.c.state.type, sa.JSON)
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"),
-            statements=Statements(
+            statements=statements_of(
                 shown,
-                engine.dialect.name,
+                engine.dialect,
                 locking=chosen == "lock",
-                mark=mark_of(shown, engine.dialect) if chosen == "version" and kept is None else Mark(),
+                marks=chosen == "version" and kept is None,
                 tells_key=outcomes is not None and folds(shown.c.key),
-                read=reader_of(shown.c.state, engine.dialect),
             ),
             name=shown.fullname,
             encode=_json.encode if encode is json.dumps else encode,
@@ -263,14 +254,13 @@ class SQLAlchemyStore(Generic[ResourceT]):
             missing=missing,
             locking=chosen == "lock",
             check=_json.check_of(decode),
-            is_json=is_json,
-            has_steps=engine.dialect.name in _WITH_SAVEPOINTS and (is_json or is_text(shown.c.state)),
+            is_json=isinstance(shown.c.state.type, sa.JSON),
+            has_steps=has_steps(shown, engine.dialect),
             outcomes=outcomes,
             kept=kept,
         )
-        scope = partial(DocumentScope, documents)
         return SQLAlchemyStore(
-            scope,
+            partial(DocumentScope, documents),
             engine=engine,
             table=shown,
             columns=[shown.c.key],
@@ -465,7 +455,3 @@ class SQLAlchemyStore(Generic[ResourceT]):
             raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
         with _engines.own(self._engine).begin() as connection:
             return outcomes.purge(connection.exec_driver_sql, limit)
-
-
-_WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
-"""Databases in which a batch may hold what it has written while its operations go on."""
