@@ -100,6 +100,16 @@ def test_who_reads_what_is_computed_first_behind_many_finds_it_fresh(bed: Bed) -
     assert kinds(answers) == [1, 2, 3, 4, 5, (-3, 10), 6, Full]
 
 
+def test_who_changes_a_row_and_then_reads_what_is_computed_of_it_finds_what_it_makes_of_both_changes(bed: Bed) -> None:
+    def takes_and_looks(train: Train) -> int:
+        train.sold += 1
+        return train.left
+
+    alone, together = [1, 1, 0], [1, 0, 0]
+    on_sqlite = bed.engine.dialect.name == "sqlite"  # where the batch is cut behind each change
+    assert bed.together(Train, 1, take, takes_and_looks, takes_and_looks) == (alone if on_sqlite else together)
+
+
 def test_an_operation_that_raises_between_makes_no_difference(bed: Bed) -> None:
     def fails(train: Train) -> None:
         raise Full
