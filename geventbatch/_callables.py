@@ -7,7 +7,7 @@ from contextlib import ContextDecorator, contextmanager, suppress
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
 from typing import Any, Final, NamedTuple
 
-from gevent import Greenlet
+from gevent import Greenlet, getcurrent
 
 from geventbatch._operation import attribute, name_of
 from geventbatch._report import place_of
@@ -42,8 +42,10 @@ def refuse_lazy(name: str, value: object) -> None:
 
 
 def goes_on(value: object) -> bool:
-    """Whether it stands for what another greenlet or thread does."""
-    return isinstance(value, Greenlet) or hasattr(type(value), "add_done_callback")
+    """Whether it stands for what another greenlet or thread still does."""
+    if isinstance(value, Greenlet):
+        return value is not getcurrent() and not value.ready()
+    return hasattr(type(value), "add_done_callback")
 
 
 _PLAIN: Final = "write a plain function (def, without async and yield), which has done its work when it returns"

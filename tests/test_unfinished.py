@@ -130,6 +130,14 @@ def test_who_returns_what_is_still_to_run_is_told_what_to_do_and_changes_nothing
     assert caught == []
 
 
+def test_a_greenlet_that_has_ended_or_applies_the_operation_itself_is_an_answer(clock: VirtualTime) -> None:
+    ended = gevent.spawn(int)
+    ended.join()
+    with Processor(open_resource=Keeping(Store(clock, "scope")), min_duration=0) as processor:
+        assert processor.run("k", lambda numbers: ended) is ended
+        assert isinstance(processor.run("k", lambda numbers: gevent.getcurrent()), gevent.Greenlet)
+
+
 def test_what_cannot_be_copied_is_never_clean(clock: VirtualTime) -> None:
     deep: list[Any] = []
     for _ in range(100_000):
