@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -63,15 +64,10 @@ class Runner:
         state = self._state
         if state.epoch != here.epoch:
             state = self._current()
-        if not callable(operation):
-            check_callable("operation", operation)
-        if type(operation) is partial:  # it may bring along what is changed
-            operation = repeatable(operation, args)
-        else:
-            for one in args:
-                if type(one) not in _PLAIN:
-                    operation = repeatable(operation, args)
-                    break
+        for one in args if type(operation) is FunctionType else _given(operation, args):
+            if type(one) not in _PLAIN:
+                operation = repeatable(operation, args)
+                break
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout)
         if idempotency_key is not None:
@@ -118,6 +114,12 @@ class Runner:
             if state.stopping:
                 state.check_stopped()
         return state
+
+
+def _given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What *operation* is applied to beside the resource. Raises unless it can be called."""
+    check_callable("operation", operation)
+    return (*operation.args, *operation.keywords.values(), *args) if type(operation) is partial else args
 
 
 # A second wait asks first whether it has anything to wait for: gevent parks the one who waits for what is set already
