@@ -61,7 +61,7 @@ def answer_before_the_save() -> None:
 def forget_idempotency_keys() -> None:
     """Take an operation with an idempotency key for any other one."""
 
-    def once(self: Any, resource_key: Any, key: str, operation: Any, args: tuple[Any, ...]) -> Any:
+    def once(self: Any, resource_key: Any, key: str, operation: Any, *told: object) -> Any:
         return operation
 
     _replace(_options.Options, "once", once)
