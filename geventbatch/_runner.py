@@ -74,9 +74,12 @@ class Runner:
             operation = self._options.once(key, idempotency_key, operation, args, identified_by)
         elif identified_by is not None:
             check_identity(identified_by)
-        if read_only is not False:
+        admitted: Operation[Any]
+        if read_only is False:
+            admitted = Operation(operation, args)
+        else:
             check_flag("read_only", read_only)
-        admitted: Operation[Any] = ReadOnly(operation, args) if read_only else Operation(operation, args)
+            admitted = ReadOnly(operation, args) if read_only else Operation(operation, args)
         batching = self._batching
         door = state.door
         if door is not None:
