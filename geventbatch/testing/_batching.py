@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from geventbatch.testing._seam import each_of
+from geventbatch._seam import each_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from geventbatch._processor import Processor
-    from geventbatch.testing._seam import AnyProcessor
+    from geventbatch._seam import AnyProcessor
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from gevent.event import Event
 
 from geventbatch._options import check_seconds
+from geventbatch._seam import Around, around_scopes, the_processor
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved
-from geventbatch.testing._seam import Around, around_scopes, the_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
     from types import TracebackType
 
-    from geventbatch.testing._seam import AnyProcessor
+    from geventbatch._seam import AnyProcessor
 
     When = Literal["load", "save", "saved"]
 

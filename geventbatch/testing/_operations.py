@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from geventbatch._answer import unfinished
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
+from geventbatch._seam import Around, around_scopes, each_of
 from geventbatch._shown import shown
 from geventbatch.testing._computed import reads_of_computed
-from geventbatch.testing._seam import Around, around_scopes, each_of
 from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from geventbatch._operation import Operation
-    from geventbatch.testing._seam import AnyProcessor
+    from geventbatch._seam import AnyProcessor
 
 Check = Literal[
     "aliases", "arguments", "computed", "differs", "raised", "read_only", "replaces", "shares", "unfinished"
