@@ -39,7 +39,7 @@ class Door(NamedTuple):
     logged."""
 
     see_operation: Callable[[Operation[Any]], object] | None
-    """Called with each operation; it may put something else in the place of its callable. For `geventbatch.testing`."""
+    """Called with each operation; it may put something else in the place of its callable. For `_seam`."""
 
     def enter(self, key: Any, operation: Operation[Any], *, batching: bool) -> tuple[Any, bool]:
         """Give the key in its one form, and whether *operation* is to be batched."""
@@ -174,7 +174,7 @@ def check_options(
 
 
 def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
-    """Give *options* that open resources by what *around* makes of the function that did. For `geventbatch.testing`."""
+    """Give *options* that open resources by what *around* makes of the function that did. For `_seam`."""
     many = options.open_resources
     if many is None:
         one = around(options.open_resource)

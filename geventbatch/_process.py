@@ -69,7 +69,7 @@ made: Final[list[ref[Processor[Any]]]] = []
 """The processors. A list, since any thread may add to it or take from it in one step."""
 
 watchers: Final[list[Callable[[Processor[Any]], object]]] = []
-"""Called with each processor that is made. For `geventbatch.testing`."""
+"""Called with each processor that is made: for what watches all of them, and for tests."""
 
 after: Final[dict[greenlet, Batch]] = {}
 """The batch whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""

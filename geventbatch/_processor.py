@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from geventbatch._batch import Batch
-    from geventbatch._options import Options
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -297,11 +296,6 @@ class Processor(Runner, Generic[R]):
         self._subscriptions.append(ref(watcher, self._subscriptions.remove))
         if self._current().ended:
             watcher.close()
-
-    def _use(self, options: Options) -> None:
-        """Open resources as *options* say from now on, which differ in nothing else. For `geventbatch.testing`."""
-        self._options = options
-        self._current().use(options)
 
 
 def _wait_for_stop(state: State, timeout: float | None) -> bool:

@@ -1,20 +1,59 @@
-"""Where tests get between a processor and its store: around the function that opens its resources."""
+"""The one way by which our integrations and `geventbatch.testing` reach into a processor."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geventbatch import _process
-from geventbatch._options import reopened
+from geventbatch._options import Door, reopened
 from geventbatch._processor import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from geventbatch._metrics import Watcher
+    from geventbatch._operation import Operation
+    from geventbatch._options import Options
+    from geventbatch._state import State
     from geventbatch.integrations.flask import AppProcessor
 
     AnyProcessor: TypeAlias = Processor[Any] | AppProcessor[Any]
+
+
+def options_of(processor: Processor[Any]) -> Options:
+    """Return what *processor* was told."""
+    return processor._options
+
+
+def state_of(processor: Processor[Any]) -> State:
+    """Return what this process knows of *processor*: after a fork it is another one."""
+    return processor._current()
+
+
+def watch(processor: Processor[Any], watcher: Watcher) -> None:
+    """Show *watcher*, as long as somebody else holds it, every batch of *processor* that ends from now on."""
+    processor._watch(watcher)
+
+
+# -- who sees its operations ------------------------------------------------------------------------------------
+
+
+def observer_of(processor: Processor[Any]) -> Callable[[Operation[Any]], object] | None:
+    """Return what is called with each operation of *processor*; it may put something in the place of its callable."""
+    door = processor._options.door
+    return None if door is None else door.see_operation
+
+
+def set_observer(processor: Processor[Any], see: Callable[[Operation[Any]], object] | None) -> None:
+    """Have *see* called with each operation from now on; it has to call the observer before. None: nobody."""
+    options = processor._options
+    door = (options.door or Door(None, None, None, None))._replace(see_operation=see)
+    _use(processor, replace(options, door=door if any(door) else None))
+
+
+# -- between a processor and its store --------------------------------------------------------------------------
 
 
 class Around:
@@ -75,9 +114,15 @@ def around_scopes(processor: Processor[Any], around: Callable[[Any], Around]) ->
 
     A scope that was opened before ends as it began. Blocks are left in the reverse order of entering.
     """
-    before = processor._options  # noqa: SLF001 - this is the one place that reaches into a processor
-    processor._use(reopened(before, around))  # noqa: SLF001
+    before = processor._options
+    _use(processor, reopened(before, around))
     try:
         yield
     finally:
-        processor._use(before)  # noqa: SLF001
+        _use(processor, before)
+
+
+def _use(processor: Processor[Any], options: Options) -> None:
+    """Open resources as *options* say from now on, which differ in nothing else."""
+    processor._options = options
+    processor._current().use(options)

@@ -38,7 +38,7 @@ from gevent import GreenletExit, monkey
 
 monkey.patch_all()
 
-from geventbatch import _process, _set_up, stop_all  # noqa: E402 - as it asks for itself
+from geventbatch import _process, _seam, _set_up, stop_all  # noqa: E402 - as it asks for itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,8 +107,8 @@ class _Hooks:
             worker.log.warning("%s", problem)
         most = worker.cfg.graceful_timeout * _TO_STOP
         for processor in _process.processors():
-            longest = processor._options.max_duration  # noqa: SLF001 - it is the library's own
-            if longest > most and not processor._current().stopping:  # noqa: SLF001 - likewise
+            longest = _seam.options_of(processor).max_duration
+            if longest > most and not _seam.state_of(processor).stopping:
                 worker.log.warning(
                     "A batch may take max_duration = %g s, but a worker that is told to end waits %g s for it, since "
                     "graceful_timeout is %g s: what runs longer is killed",

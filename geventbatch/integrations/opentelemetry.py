@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import time
 from contextvars import Context
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import gevent
 
-from geventbatch import _process, _report
+from geventbatch import _process, _report, _seam
 from geventbatch._clock import clock as _clock
 from geventbatch._later import Later
-from geventbatch._options import Door
 
 try:
     from opentelemetry import context as _context
@@ -117,7 +115,7 @@ class _Recorder:
         """Record what *processor* does, unless somebody does so already."""
         if processor not in _watched:
             _watched[processor] = watcher = _Watcher(self, processor)
-            processor._watch(watcher)  # noqa: SLF001 - it is the library's own
+            _seam.watch(processor, watcher)
 
 
 class _Watcher:
@@ -127,17 +125,16 @@ class _Watcher:
         self._recorder = recorder
         self._processor = ref(processor)
         self.name = processor.name
-        options = processor._options  # noqa: SLF001 - it is the library's own
-        self._once = None if options.idempotency is None else options.idempotency.Once
+        idempotency = _seam.options_of(processor).idempotency
+        self._once = None if idempotency is None else idempotency.Once
         # -- mutable state ---------------------------------------------------------------------------------
         self._spans: dict[Batch, Span] = {}  # of the batches that run
         self._counts: Counts | None = None  # those that were seen last: after a fork there are others
         self._seen = _Seen()  # of them
         self._off = False
         self._take()  # what was before is not counted
-        door = Door(None, None, None, None) if options.door is None else options.door
-        self._before = door.see_operation
-        processor._use(replace(options, door=door._replace(see_operation=self.see_operation)))  # noqa: SLF001
+        self._before = _seam.observer_of(processor)
+        _seam.set_observer(processor, self.see_operation)
 
     def __repr__(self) -> str:
         return f"{__name__} of {self._processor()!r}"
@@ -145,11 +142,8 @@ class _Watcher:
     def leave(self, processor: Processor[Any]) -> None:
         """See no more."""
         self._off = True
-        options = processor._options  # noqa: SLF001 - it is the library's own
-        door = options.door
-        if door is not None and door.see_operation == self.see_operation:
-            door = door._replace(see_operation=self._before)
-            processor._use(replace(options, door=door if any(door) else None))  # noqa: SLF001
+        if _seam.observer_of(processor) == self.see_operation:
+            _seam.set_observer(processor, self._before)
         while self._spans:
             _, span = self._spans.popitem()
             _record_later(_Ended(self, span, time.time_ns()))
@@ -246,7 +240,7 @@ class _Watcher:
         processor = self._processor()
         if processor is None:
             return _Seen()
-        counts = processor._current().counts  # noqa: SLF001 - it is the library's own
+        counts = _seam.state_of(processor).counts
         last = self._seen if counts is self._counts else _Seen()
         others = counts.withdrawn, counts.overloaded, counts.conflicts, counts.undone, counts.undo_seconds
         now = _Seen(counts.answered, *others)

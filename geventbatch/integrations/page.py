@@ -25,7 +25,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod, finalize
 
-from geventbatch import _process
+from geventbatch import _process, _seam
 from geventbatch._check import check
 from geventbatch._clock import clock
 from geventbatch._live import live_batch
@@ -284,7 +284,7 @@ class _Gathered(NamedTuple):
 
 def _live(processor: Processor[Any]) -> _Live:
     """Look at the live batches once, and closely at a few of those that hang. Switches: no."""
-    state = processor._current()  # noqa: SLF001 - it is the library's own
+    state = _seam.state_of(processor)
     now = clock.monotonic()
     queued, oldest = 0, now
     running = []
@@ -356,7 +356,7 @@ class Page:
 
     def _watch(self, processor: Processor[Any]) -> None:
         seen = self._seen[processor] = _Seen()
-        processor._watch(seen)  # noqa: SLF001 - it is the library's own
+        _seam.watch(processor, seen)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Be the WSGI application. Switches: no; *allow* may, and what a key's class does to show it."""
@@ -416,7 +416,7 @@ def _numbered(names: list[str], place: int) -> str:
 
 
 def _state_of(processor: Processor[Any]) -> str:
-    state = processor._current()  # noqa: SLF001 - it is the library's own
+    state = _seam.state_of(processor)
     if state.stopping:
         return "stopped" if state.ended else "stopping"
     return "running" if processor.batching else "batching off"

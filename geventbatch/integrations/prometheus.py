@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary, ref
 import gevent
 from gevent import monkey
 
-from geventbatch import _process, _report
+from geventbatch import _process, _report, _seam
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -228,7 +228,7 @@ class _Watcher:
         processor = self._processor()
         if processor is None:
             return _Seen()
-        counts = processor._current().counts  # noqa: SLF001 - it is the library's own
+        counts = _seam.state_of(processor).counts
         with self.lock:
             last = self._seen if counts is self._counts else _Seen()
             answered = counts.answered if answers else last.answered
@@ -244,9 +244,9 @@ class _Watcher:
         """Look at it."""
         stats = processor.stats()
         if _process.in_thread():  # else the batches may change meanwhile
-            batches = processor._current().batches()  # noqa: SLF001 - it is the library's own
+            batches = _seam.state_of(processor).batches()
             self._overdue = sum([batch.ended and batch.spent for batch in batches])
-        longest = processor._options.max_duration  # noqa: SLF001 - likewise
+        longest = _seam.options_of(processor).max_duration
         return _Gauges(stats.batches, self._overdue, stats.operations, stats.workers, longest)
 
 
@@ -278,7 +278,7 @@ class _Export:
     def add(self, processor: Processor[Any]) -> None:
         """Watch *processor*."""
         self._watchers[processor] = watcher = _Watcher(self, processor)
-        processor._watch(watcher)  # noqa: SLF001 - it is the library's own
+        _seam.watch(processor, watcher)
 
     def series_of(self, name: str) -> _Series:
         """Give the metrics of the processors of this name, which begin at 0."""

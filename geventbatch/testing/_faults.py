@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from gevent.event import Event
 
 from geventbatch._options import check_seconds
-from geventbatch._seam import Around, around_scopes, the_processor
+from geventbatch._seam import Around, around_scopes, options_of, the_processor
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def faults(processor: AnyProcessor) -> Iterator[Faults]:
     Switches: no.
     """
     target = the_processor(processor)
-    options = target._options  # noqa: SLF001 - how it tells keys apart
+    options = options_of(target)
     normalize = None if options.door is None else options.door.normalize_key
     plan = Faults(normalize)
     around: Callable[[Any, Faults], Around] = _OpenOne if options.open_resources is None else _OpenMany

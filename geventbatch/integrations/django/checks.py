@@ -18,7 +18,7 @@ from django.db import connections
 from django.urls import URLPattern, URLResolver, get_resolver
 from gevent import monkey
 
-from geventbatch import _check, _process, _set_up
+from geventbatch import _check, _process, _seam, _set_up
 from geventbatch.integrations import django as integration
 from geventbatch.stores.django import DjangoStore
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from geventbatch import Processor
+    from geventbatch._options import Options
 
     Check = Callable[..., list[CheckMessage]]
 
@@ -48,6 +49,11 @@ class Declared(NamedTuple):
     store: DjangoStore[Any]
 
     @property
+    def options(self) -> Options:
+        """What it was told."""
+        return _seam.options_of(self.processor)
+
+    @property
     def database(self) -> dict[str, Any]:
         """The settings of its database."""
         found: dict[str, Any] = connections.settings[self.store.using]
@@ -59,7 +65,7 @@ def declared() -> list[Declared]:
     names = _names()
     found = []
     for processor in _process.processors():
-        store = processor._options.open_resource
+        store = _seam.options_of(processor).open_resource
         if isinstance(store, DjangoStore) and store.using in connections.settings:
             found.append(Declared(names.get(id(processor), f"over {store!r}"), processor, store))
     return found
@@ -254,7 +260,7 @@ def check_max_batches(**_: object) -> list[CheckMessage]:
             id="geventbatch.W009",
         )
         for one in declared()
-        if one.processor._options.max_batches is None and not one.database["ENGINE"].endswith("sqlite3")
+        if one.options.max_batches is None and not one.database["ENGINE"].endswith("sqlite3")
     ]
 
 
@@ -262,7 +268,7 @@ def check_pool(**_: object) -> list[CheckMessage]:
     """W010: batches wait for connections, while their time runs."""
     return [
         CheckWarning(
-            f"The processor {one.name} has a max_batches of {one.processor._options.max_batches}, but the pool of the "
+            f"The processor {one.name} has a max_batches of {one.options.max_batches}, but the pool of the "
             f"database {one.store.using!r} has {size} connections: the others wait, while their max_duration runs.",
             hint='Raise max_size in OPTIONS["pool"] to max_batches and what requests need beside it: one that has used '
             "the database holds its connection while it waits in run().",
@@ -270,7 +276,7 @@ def check_pool(**_: object) -> list[CheckMessage]:
         )
         for one in declared()
         for size in _pool_sizes(one.database)
-        if one.processor._options.max_batches is not None and one.processor._options.max_batches > size
+        if one.options.max_batches is not None and one.options.max_batches > size
     ]
 
 
@@ -294,7 +300,7 @@ def check_set_up(**_: object) -> list[CheckMessage]:
 
 
 def _seconds(one: Declared) -> float:
-    return one.processor._options.max_duration
+    return one.options.max_duration
 
 
 _OF_SETTINGS: Final[tuple[Check, ...]] = (
