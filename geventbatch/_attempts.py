@@ -163,7 +163,7 @@ def has_news(batch: Batch) -> bool:
 
 def _compares(batch: Batch) -> bool:
     """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
-    if is_reused(batch):
+    if is_reused(batch) or (len(batch.operations) > 1 and getattr(batch.scope, "must_compare", False)):
         batch.completed = 0
         return True
     return False

@@ -70,6 +70,36 @@ def test_a_change_of_the_resources_own_row_behind_its_back_is_refused_to_its_own
     assert account(alias).note == ""
 
 
+class Found(Exception):
+    """Such a balance."""
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_nobody_is_answered_of_the_row_as_it_was_behind_one_who_has_asked_for_it_as_it_is(
+    alias: str, raises: bool
+) -> None:
+    written: list[int] = []
+
+    def write() -> None:
+        execute(alias, "UPDATE bank_account SET balance = 10")
+        connections[alias].close()
+
+    def answer(balance: int) -> int:
+        if raises:
+            raise Found(balance)
+        return balance
+
+    def asks(resource: Account) -> int:
+        if not written:
+            written.append(10)
+            gevent.spawn(write).get()
+        return answer(Account.objects.using(alias).values_list("balance", flat=True).get(name=resource.name))
+
+    with processing(alias, mode="version", min_duration=0.01) as processor:
+        answers = together(processor, asks, lambda a: answer(a.balance))
+    assert [found.args[0] if raises else found for found in answers] == [10, 10]
+
+
 def test_a_change_of_the_resources_own_row_that_is_swallowed_is_refused_too(alias: str) -> None:
     def change(resource: Account) -> None:
         with pytest.raises(RuntimeError):

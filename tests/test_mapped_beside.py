@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
 
-from tests.mapped import EVERYWHERE, Bed, opened
+from tests.mapped import COMPARING, EVERYWHERE, Bed, opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -227,3 +227,45 @@ def test_a_row_that_the_operation_itself_has_rewritten_by_a_statement_is_no_conf
     assert bed.together(Train, 1, rewrites) == [7]
     assert len(runs) == 1
     assert bed.read(sa.select(Wagon.taken).where(Wagon.id == 1)) == 7
+
+
+# -- what is asked for, and what was loaded -----------------------------------------------------------------------
+
+
+class Sold(Exception):
+    """So much was found."""
+
+
+def asks(train: Train) -> object:
+    return session_of(train).scalar(sa.select(Train.sold).where(Train.id == 1))
+
+
+def asks_and_raises(train: Train) -> object:
+    raise Sold(asks(train))
+
+
+def loads_anew_and_raises(train: Train) -> object:
+    session_of(train).refresh(train)
+    raise Sold(train.sold)
+
+
+@pytest.mark.parametrize("opened_bed", COMPARING, indirect=True)
+@pytest.mark.parametrize("operation", [asks, asks_and_raises, loads_anew_and_raises])
+def test_nobody_is_answered_of_the_row_as_it_was_behind_one_who_has_asked_for_it_as_it_is(
+    bed: Bed, operation: Callable[[Train], object]
+) -> None:
+    once = Once(bed, sa.update(Train).where(Train.id == 1).values(sold=10))
+
+    def first(train: Train) -> object:
+        once()
+        return operation(train)
+
+    def raises(train: Train) -> None:
+        raise Sold(train.sold)
+
+    found, *others = bed.together(Train, 1, first, lambda train: train.sold)
+    assert (found.args[0] if isinstance(found, Sold) else found, *others) == (10, 10)
+    once.runs = 0
+    bed.write(sa.update(Train).values(sold=0))
+    found, other = bed.together(Train, 1, first, raises)  # and nobody returns
+    assert (found.args[0] if isinstance(found, Sold) else found, other.args[0]) == (10, 10)

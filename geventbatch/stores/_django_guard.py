@@ -79,6 +79,8 @@ class Guard:
         self._marks = 0
         self.mark = 0
         """Of the state of the transaction: the same as long as nothing is written that stays."""
+        self.asked = False
+        """Some operation has sent what reads, and may have found what somebody else has made of the row."""
         self.savepoints: Savepoints | None = None
         """There where an operation is undone by one of them."""
         # -- mutable state, of the operation at hand -------------------------------------------------------
@@ -298,6 +300,7 @@ class Guard:
             self.refuse_ending(text)
         calls = not writes(text)
         if calls and not self._calls_what_writes(text):
+            self.asked = True
             return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
         own = calls or self._tables.search(text) is not None
         begun = self._begun(writes=True)
@@ -333,6 +336,11 @@ class Guard:
         self.mark = self._marks = self._marks + 1
         if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
             self._transaction.wrote = True
+
+    def compare(self) -> None:
+        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        if self.asked and len(self._batch.operations) > 1:
+            self._row.verify()
 
     def writes_unseen(self) -> None:
         """The operation is about to write, perhaps, by what Django shows to nobody."""

@@ -9,6 +9,8 @@ from geventbatch import _report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
 
 def call_back(callbacks: Sequence[Callable[[], object]], key: Any) -> None:
     """Call each, whatever the others raise. Switches: as they do."""
@@ -18,3 +20,10 @@ def call_back(callbacks: Sequence[Callable[[], object]], key: Any) -> None:
         except Exception as error:
             told = "an on_commit callback of the batch of key %s, which was saved, failed"
             _report.error(told, key, error=error)
+
+
+def take(connection: BaseDatabaseWrapper) -> list[Callable[[], object]]:
+    """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""
+    taken: list[Callable[[], object]] = [entry[1] for entry in connection.run_on_commit]
+    connection.run_on_commit = []
+    return taken

@@ -18,7 +18,7 @@ from geventbatch.stores._django_changes import columns, copied
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import forget_read, held_class, take_related
-from geventbatch.stores._django_on_commit import call_back
+from geventbatch.stores._django_on_commit import call_back, take
 from geventbatch.stores._django_row import Row
 from geventbatch.stores._django_steps import Savepoints, Steps
 from geventbatch.stores._django_transaction import Transaction, send
@@ -298,6 +298,11 @@ class Scope(Generic[M]):
 
     # -- save -----------------------------------------------------------------------------------------------
 
+    @property
+    def must_compare(self) -> bool:
+        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        return self._guard.asked and not self._row.locks
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -324,7 +329,8 @@ class Scope(Generic[M]):
             try:
                 self._write()
             finally:  # COMMIT may be behind its last statement, and Django would call them in it
-                self._take_callbacks()
+                if not transaction.nested:
+                    self._callbacks = take(self._connection)
         except Exception as error:
             if isinstance(error, Error):
                 self._check_repeated(error, recording)
@@ -342,12 +348,6 @@ class Scope(Generic[M]):
             raise wrong  # part of it may be saved
         if wrong is not None:
             raise Rejected(f"{shown(self._key)} was not saved, nothing was written: {wrong}") from wrong
-
-    def _take_callbacks(self) -> None:
-        """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""
-        if not self._transaction.nested:
-            self._callbacks = [entry[1] for entry in self._connection.run_on_commit]
-            self._connection.run_on_commit = []
 
     def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
         """Raise what *error* is, if it is of what was to be recorded."""
@@ -378,6 +378,7 @@ class Scope(Generic[M]):
     def _write(self) -> None:
         rows = self._batch.rows
         if not self._batch.completed:
+            self._guard.compare()
             self._record()
             return
         self._write_row(rows[0 if self._steps is None else self._steps.kept :], commits=True)
@@ -405,6 +406,7 @@ class Scope(Generic[M]):
         elif (rows or wrote) and not row.ours:
             written = row.touch()
         else:
+            self._guard.compare()
             written = False
         self._transaction.only &= not written and len(rows) == 1
         add_rows(rows, self._transaction, commits=commits)

@@ -238,6 +238,15 @@ class Loaded:
                 self._compare_all(transaction.connection)
         self.claimed = True
 
+    def compare(self, connection: sa.Connection) -> None:
+        """See that the row is as it was loaded, where nobody was kept out: else it is a `Conflict`."""
+        if self.claimed or self.identity is None:
+            return
+        if not self._mapping.token:
+            self._compare_all(connection)
+        elif not self.is_there(connection):
+            raise self.conflict()
+
     def is_there(self, connection: sa.Connection) -> bool:
         """Whether the row is as it was loaded, where there is a token."""
         names = [f"_{i}" for i in range(len(self.identity or ()) + len(self._token))]

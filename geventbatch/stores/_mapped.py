@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
     from types import TracebackType
 
+    from geventbatch._batch import Batch
     from geventbatch.errors import NotSaved
     from geventbatch.stores._mapping import Mapping
     from geventbatch.stores._session import BatchSession
@@ -107,6 +108,11 @@ class MappedScope:
     def operation_returned(self) -> NotSaved | None:
         """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
         return self._conduct.returned()
+
+    @property
+    def must_compare(self) -> bool:
+        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        return self._conduct.asked and not self._mapping.locking
 
     def copied(self, value: object) -> object:
         """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
@@ -227,6 +233,8 @@ class MappedScope:
         unfit = conduct.unfit()
         if unfit is not None:
             raise unfit
+        if self.must_compare and len(batch.operations) > 1:
+            self._compare(batch)
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         if not batch.completed:  # whatever is in the session, nobody has made it
             self._transaction.write(lambda: None, recording)
@@ -246,6 +254,16 @@ class MappedScope:
         transaction.committer = session.commit
         self._held, self._collected = self._loaded.claimed, self._is_collected(rows)
         transaction.write(partial(self._write, rows, late=late), recording, collected=self._collected)
+
+    def _compare(self, batch: Batch) -> None:
+        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        self._loaded.flag_mutated()
+        if batch.completed and (batch.rows or self._conduct.wrote or self._loaded.changes()):
+            return
+        try:
+            self._loaded.compare(self._transaction.connection)
+        except DBAPIError as error:
+            raise _sql.of_store(error, self._key) from cause(error)
 
     def _write(self, rows: Sequence[object], *, late: bool) -> None:
         session = self._session

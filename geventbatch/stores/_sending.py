@@ -49,6 +49,7 @@ class Sending:
     rewrote: bool  # and by a statement of its own, which may have changed or deleted what the session holds
     counted: bool  # the version, for this batch
     nested: SessionTransaction | None  # the savepoint that is open between operations
+    asked: bool  # some operation has sent what reads, and may have found what somebody else has made of the row
     acted: bool  # some operation has done something that was to be looked at, since the last step
     savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # of the session, and what they are below
     _root: SessionTransaction | None  # the transaction that the operations have to stay in
@@ -82,7 +83,8 @@ class Sending:
         self._mysql = transaction.engine.dialect.name in {"mysql", "mariadb"}
         self._loaded: Loaded | None = None
         self.ours = True
-        self.wrote = self.rewrote = self.counted = self.acted = self.flushing = self.left_out = self.unsure = False
+        self.wrote = self.rewrote = self.counted = self.asked = self.acted = False
+        self.flushing = self.left_out = self.unsure = False
         self.writes = 0
         self.nested = None
         self.savepoints = WeakKeyDictionary()
@@ -178,6 +180,7 @@ class Sending:
         if reads(statement):
             calls = not self.flushing and self._calls_what_writes(statement)
             if not calls:
+                self.asked = True
                 return False
         self._refuse_on_sqlite("write")
         self.writes += 1
