@@ -382,13 +382,13 @@ class Batch:
         if failure is not None and self.lane is not None:  # else its caller does that: it may be of another thread
             _report.failed(self, failure, waiting)
         counts = state.counts
-        counts.answered += waiting if self.lane is not None else 1
         if self.attempts:
             counts.batches += 1
             if failure is not None:
                 counts.failed_batches += 1
             if state.subscriptions or self.undo is not None:
                 tell(self, waiting)
+        counts.answered += waiting if self.lane is not None else 1  # last of all: see `_watch.outcomes`
 
     def expire(self) -> None:
         """The deadline has passed; its greenlet is not used again (guarantee 11)."""

@@ -392,6 +392,26 @@ def test_metrics_have_the_names_and_labels_of_the_prometheus_adapter(clock: Virt
     assert now["geventbatch_batch_apply_seconds"] == now["geventbatch_batch_wait_seconds"] == {("seats",): 0.0}
 
 
+def test_a_batch_whose_code_outlives_its_deadline_is_overdue_until_it_returns(clock: VirtualTime, seen: Seen) -> None:
+    seen.instrument()
+
+    def stubborn(key: str) -> None:
+        try:
+            gevent.sleep(10)
+        except gevent.Timeout:
+            gevent.sleep(10)
+
+    with make(load_resource=stubborn, max_duration=2) as processor:
+        assert isinstance(answer_of(processor.run, "k", nothing), BatchTimeout)
+        assert in_a_thread(seen.metrics)["geventbatch_overdue_batches"] == {("seats",): 0}  # they may change meanwhile
+        now = seen.metrics()
+        assert now["geventbatch_overdue_batches"] == {("seats",): 1}
+        assert now["geventbatch_max_duration_seconds"] == {("seats",): 2}
+        assert in_a_thread(seen.metrics)["geventbatch_overdue_batches"] == {("seats",): 1}
+    now = seen.metrics()
+    assert now["geventbatch_overdue_batches"] == now["geventbatch_max_duration_seconds"] == {("seats",): 0}
+
+
 def test_uninstrumented_processors_are_as_they_were_and_record_nothing(seen: Seen) -> None:
     before = make()
     options = before._options

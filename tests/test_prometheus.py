@@ -235,23 +235,6 @@ def test_an_operation_that_raised_and_whose_caller_left_is_counted_once(
     assert outcomes(registry) == {"raised": 1, "withdrawn": 2}
 
 
-def test_answers_whose_batch_never_began_are_left_to_the_timer_since_a_thread_may_come_between_an_answer_and_its_metric(
-    clock: VirtualTime, registry: CollectorRegistry
-) -> None:
-    with Processor(load_resource=sleeping(20), min_duration=0, max_duration=50, name="trains") as processor:
-        processor.run("k", nothing)
-        counts = processor._current().counts
-        counts.answered += 2
-        assert outcomes(registry) == {"returned": 1}
-        clock.advance(1)
-        assert outcomes(registry) == {"returned": 1, "failed": 2}
-        counts.answered -= 1  # by a thread that was in the middle of an addition
-        clock.advance(1)
-        counts.answered += 2
-        clock.advance(1)
-        assert outcomes(registry) == {"returned": 1, "failed": 3}
-
-
 def test_threads_with_batching_off_are_counted_too(registry: CollectorRegistry) -> None:
     processor: Processor[None] = Processor(batching=False, name="trains")
     for _ in range(3):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from contextvars import Context
+from operator import add
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -25,6 +26,8 @@ import gevent
 from geventbatch import _process, _report, _seam
 from geventbatch._clock import clock as _clock
 from geventbatch._later import Later
+from geventbatch._watch.gauges import Gauges, gauges_of
+from geventbatch._watch.outcomes import OUTCOMES, Counted, Outcomes, new_lock
 
 try:
     from opentelemetry import context as _context
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
     from geventbatch._batch import Batch
-    from geventbatch._counts import Counts
     from geventbatch._metrics import BatchMetric
     from geventbatch._operation import Operation
     from geventbatch._processor import Processor
@@ -129,10 +131,9 @@ class _Watcher:
         self._once = None if idempotency is None else idempotency.Once
         # -- mutable state ---------------------------------------------------------------------------------
         self._spans: dict[Batch, Span] = {}  # of the batches that run
-        self._counts: Counts | None = None  # those that were seen last: after a fork there are others
-        self._seen = _Seen()  # of them
-        self._off = False
-        self._take()  # what was before is not counted
+        self._outcomes = Outcomes(processor)
+        self._gauges = Gauges()  # as they were last
+        self._closed = self._off = False
         self._before = _seam.observer_of(processor)
         _seam.set_observer(processor, self.see_operation)
 
@@ -151,6 +152,7 @@ class _Watcher:
     def forget(self) -> None:
         """After a fork: the batches are the parent's."""
         self._spans.clear()
+        self._outcomes.forget_lock()
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -204,7 +206,10 @@ class _Watcher:
         """Have the span of *batch* ended. Switches: no."""
         if self._off:
             return
-        self._recorder.instruments.of(self.name).add_answers(metric, self._take())
+        sums = self._recorder.instruments.of(self.name)
+        sums.add(self._outcomes.of_batch(batch, metric))
+        if metric.error is not None:
+            sums.add_failed(str(metric.phase), type(metric.error).__name__)
         span = self._spans.pop(batch, _trace.INVALID_SPAN)
         _record_later(_Ended(self, span, time.time_ns(), metric, batch.operations))
 
@@ -212,7 +217,8 @@ class _Watcher:
         """Nothing: `end` is called in its place."""
 
     def close(self) -> None:
-        """Count what is left. Switches: no."""
+        """Count what is left; the gauges go back to 0. Switches: no."""
+        self._closed = True
         self.catch_up()
 
     def record(self, ended: _Ended) -> None:
@@ -233,20 +239,12 @@ class _Watcher:
     def catch_up(self) -> None:
         """Count what no batch tells of. Switches: no."""
         if not self._off:
-            self._recorder.instruments.of(self.name).add_unseen(self._take())
+            self._recorder.instruments.of(self.name).add(self._outcomes.new())
 
-    def _take(self) -> _Seen:
-        """Give what was counted since the last call."""
-        processor = self._processor()
-        if processor is None:
-            return _Seen()
-        counts = _seam.state_of(processor).counts
-        last = self._seen if counts is self._counts else _Seen()
-        others = counts.withdrawn, counts.overloaded, counts.conflicts, counts.undone, counts.undo_seconds
-        now = _Seen(counts.answered, *others)
-        self._counts, self._seen = counts, now
-        new: Any = (max(0, new - old) for new, old in zip(now, last, strict=True))
-        return _Seen(*new)
+    def look(self, processor: Processor[Any]) -> Gauges:
+        """Give what is there now. Switches: no."""
+        self._gauges = Gauges() if self._closed else gauges_of(processor, self._gauges)
+        return self._gauges
 
     def shows_in(self, instruments: _Instruments) -> bool:
         """Whether its metrics are in *instruments*."""
@@ -343,47 +341,30 @@ def _describe(span: Span, metric: BatchMetric) -> None:
 # -- metrics: names and labels are those of `geventbatch.integrations.prometheus` ----------------------------------
 
 
-class _Seen(NamedTuple):
-    """What was counted of a processor: see `ProcessorStats`."""
-
-    answered: int = 0
-    withdrawn: int = 0
-    overloaded: int = 0
-    conflicts: int = 0
-    undone: int = 0
-    undo_seconds: float = 0.0
-
-
 class _Sums:
     """What the processors of one name have done."""
 
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
-        self.outcomes = dict.fromkeys(("returned", "raised", "failed", "unknown", "withdrawn", "refused"), 0)
+        self._lock = new_lock()
+        self.counted = Counted()
         self.failed_batches: dict[tuple[str, str], int] = {}  # by phase and error
-        self.conflicts = 0
-        self.undone, self.undo_seconds = 0, 0.0
 
-    def add_answers(self, metric: BatchMetric, new: _Seen) -> None:
-        """Add the answers of a batch that has ended."""
-        error = metric.error
-        raised = min(metric.raised, new.answered)  # callers of some may have left
-        outcome = "returned" if error is None else "failed" if error.retry_safe else "unknown"
-        self.outcomes["raised"] += raised
-        self.outcomes[outcome] += new.answered - raised
-        if error is not None:
-            failed = (str(metric.phase), type(error).__name__)
-            self.failed_batches[failed] = self.failed_batches.get(failed, 0) + 1
-        self.add_unseen(new._replace(answered=0))
+    def add(self, new: Counted) -> None:
+        """Add what is new."""
+        with self._lock:
+            while True:
+                before = self.counted
+                after: Any = map(add, before, new)
+                after = Counted(*after)
+                if self.counted is before:  # else a signal handler has added something
+                    self.counted = after
+                    return
 
-    def add_unseen(self, new: _Seen) -> None:
-        """Add the rest; whoever was answered by no batch that began was told that the one before had failed."""
-        self.outcomes["failed"] += new.answered
-        self.outcomes["withdrawn"] += new.withdrawn
-        self.outcomes["refused"] += new.overloaded
-        self.conflicts += new.conflicts
-        self.undone += new.undone
-        self.undo_seconds += new.undo_seconds
+    def add_failed(self, phase: str, error: str) -> None:
+        """Add a batch that has failed."""
+        with self._lock:
+            self.failed_batches[phase, error] = self.failed_batches.get((phase, error), 0) + 1
 
 
 class _Instruments:
@@ -411,12 +392,14 @@ class _Instruments:
             ("undo_seconds", self._sum("undo_seconds"), "What that took"),
         ):
             meter.create_observable_counter(f"geventbatch_{name}_total", [counted], "", what)
-        for name, gauge, what in (
-            ("live_batches", "batches", "Batches that are queued or run"),
-            ("waiting_operations", "operations", "Operations whose callers wait"),
-            ("workers", "workers", "Greenlets that run batches, or would"),
+        for name, unit, what in (
+            ("live_batches", "", "Batches that are queued or run"),
+            ("overdue_batches", "", "Failed batches whose code has not returned, and holds their key"),
+            ("waiting_operations", "", "Operations whose callers wait"),
+            ("workers", "", "Greenlets that run batches, or would"),
+            ("max_duration_seconds", "s", "How long a batch may take"),
         ):
-            meter.create_observable_gauge(f"geventbatch_{name}", [self._gauge(gauge)], "", what)
+            meter.create_observable_gauge(f"geventbatch_{name}", [self._gauge(name)], unit, what)
         # -- mutable state ---------------------------------------------------------------------------------
         self._sums: dict[str, _Sums] = {}  # by the name of the processors
 
@@ -448,26 +431,27 @@ class _Instruments:
 
     def _operations(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
         for name, sums in self._caught_up():
-            for outcome, count in sums.outcomes.items():
+            for outcome, count in zip(OUTCOMES, sums.counted, strict=False):
                 yield _metrics.Observation(count, {"processor": name, "outcome": outcome})
 
     def _failed_batches(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
         for name, sums in self._caught_up():
-            for (phase, error), count in sums.failed_batches.items():
+            for (phase, error), count in tuple(sums.failed_batches.items()):
                 yield _metrics.Observation(count, {"processor": name, "phase": phase, "error": error})
 
     def _sum(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
         def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
-            return [_metrics.Observation(getattr(sums, field), {"processor": name}) for name, sums in self._caught_up()]
+            caught_up = self._caught_up()
+            return [_metrics.Observation(getattr(sums.counted, field), {"processor": name}) for name, sums in caught_up]
 
         return look
 
     def _gauge(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
         def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
-            values: dict[str, int] = {}
+            sums: dict[str, Gauges] = {}
             for processor, watcher in self._watchers():
-                values[watcher.name] = values.get(watcher.name, 0) + getattr(processor.stats(), field)
-            return [_metrics.Observation(value, {"processor": name}) for name, value in values.items()]
+                sums[watcher.name] = sums.get(watcher.name, Gauges()).with_other(watcher.look(processor))
+            return [_metrics.Observation(getattr(one, field), {"processor": name}) for name, one in sums.items()]
 
         return look
 

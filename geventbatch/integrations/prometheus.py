@@ -15,14 +15,14 @@ scrape does too.
 
 from __future__ import annotations
 
-from operator import add, sub
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import gevent
-from gevent import monkey
 
 from geventbatch import _process, _report, _seam
+from geventbatch._watch.gauges import Gauges, gauges_of
+from geventbatch._watch.outcomes import OUTCOMES, Outcomes
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics import MetricWrapperBase
 
-    from geventbatch._counts import Counts
+    from geventbatch._batch import Batch
     from geventbatch._metrics import BatchMetric
     from geventbatch._processor import Processor
+    from geventbatch._watch.outcomes import Counted
 
 __all__ = ["watch"]
 
@@ -51,8 +52,6 @@ INTERVAL: Final = 1.0
 
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-_new_lock: Any = monkey.get_original("_thread", "allocate_lock")
 
 
 def watch(registry: CollectorRegistry = REGISTRY) -> None:
@@ -71,31 +70,6 @@ def watch(registry: CollectorRegistry = REGISTRY) -> None:
         _exports[registry] = _Export(registry)
 
 
-class _Seen(NamedTuple):
-    """What was counted of a processor: see `ProcessorStats`."""
-
-    answered: int = 0
-    withdrawn: int = 0
-    overloaded: int = 0
-    conflicts: int = 0
-    undone: int = 0
-    undo_seconds: float = 0.0
-
-
-class _Gauges(NamedTuple):
-    """What is there at this moment."""
-
-    live: float = 0
-    overdue: float = 0
-    waiting: float = 0
-    workers: float = 0
-    max_duration: float = 0
-
-    def with_other(self, other: _Gauges) -> _Gauges:
-        """Sum up two processors of one name."""
-        return _Gauges(*map(add, self, other))._replace(max_duration=max(self.max_duration, other.max_duration))
-
-
 class _Series:
     """The metrics of the processors of one name."""
 
@@ -103,47 +77,31 @@ class _Series:
         self.size, self.wait, self.load, self.apply, self.save, self.total = (
             histogram.labels(name) for histogram in metrics.histograms
         )
-        outcomes = ("returned", "raised", "failed", "unknown", "withdrawn", "refused")
-        self.returned, self.raised, self.failed, self.unknown, self.withdrawn, self.refused = (
-            metrics.operations.labels(name, outcome) for outcome in outcomes
-        )
-        self.conflicts = metrics.conflicts.labels(name)
-        self.undone, self.undo_seconds = metrics.undone.labels(name), metrics.undo_seconds.labels(name)
+        outcomes = (metrics.operations.labels(name, outcome) for outcome in OUTCOMES)
+        others = (metric.labels(name) for metric in (metrics.conflicts, metrics.undone, metrics.undo_seconds))
+        self.counters = (*outcomes, *others)  # in the order of Counted
         self.gauges = [gauge.labels(name) for gauge in metrics.gauges]
         self._name = name
         self._failed_batches = metrics.failed_batches
 
-    def add_batch(self, metric: BatchMetric, answered: int) -> None:
-        """Add a batch that has ended, and its answers."""
+    def add_batch(self, metric: BatchMetric) -> None:
+        """Add a batch that has ended, but for its answers."""
         self.size.observe(metric.operation_count)
         self.wait.observe(metric.queue_wait)
         self.load.observe(metric.load_duration)
         self.apply.observe(metric.apply_duration)
         self.save.observe(metric.save_duration)
         self.total.observe(metric.total_duration)
-        raised = min(metric.raised, answered)  # callers of some may have left
-        if raised:
-            self.raised.inc(raised)
-        error = metric.error
-        if error is None:
-            self.returned.inc(answered - raised)
-        else:
-            (self.failed if error.retry_safe else self.unknown).inc(answered - raised)
-            self._failed_batches.labels(self._name, metric.phase, type(error).__name__).inc()
+        if metric.error is not None:
+            self._failed_batches.labels(self._name, metric.phase, type(metric.error).__name__).inc()
 
-    def add_counts(self, new: _Seen) -> None:
-        """Add what needs no metric to be counted."""
-        for counter, count in (
-            (self.withdrawn, new.withdrawn),
-            (self.refused, new.overloaded),
-            (self.conflicts, new.conflicts),
-            (self.undone, new.undone),
-            (self.undo_seconds, new.undo_seconds),
-        ):
+    def add(self, new: Counted) -> None:
+        """Add what is new."""
+        for counter, count in zip(self.counters, new, strict=True):
             if count:
                 counter.inc(count)
 
-    def set_gauges(self, values: _Gauges) -> None:
+    def set_gauges(self, values: Gauges) -> None:
         """Show *values*."""
         for gauge, value in zip(self.gauges, values, strict=True):
             gauge.set(value)
@@ -178,7 +136,7 @@ class _Metrics:
                 ("workers", "Greenlets that run batches, or would", "livesum"),
                 ("max_duration_seconds", "How long a batch may take", "livemax"),
             )
-        )  # in the order of _Gauges
+        )  # in the order of Gauges
 
 
 class _Watcher:
@@ -189,65 +147,32 @@ class _Watcher:
         self._processor = ref(processor)
         self.series = export.series_of(processor.name)
         # -- mutable state ---------------------------------------------------------------------------------
-        self.lock: Any = _new_lock()  # held for a few additions, in which nothing switches
-        self._counts: Counts | None = None  # those that were seen last: after a fork there are others
-        self._seen = _Seen()  # of them
-        self._overdue = 0
+        self.outcomes = Outcomes(processor)
+        self.gauges = Gauges()  # as they were last
         self.closed = False
-        self._take(answers=True)  # what was before is not counted
 
     def __repr__(self) -> str:
         return f"{__name__} of {self._processor()!r}"
 
-    def publish(self, metric: BatchMetric) -> None:
+    def end(self, batch: Batch, metric: BatchMetric) -> None:
         """Add a batch that has ended. Switches: no."""
         self._export.keep_fresh()
-        new = self._take(answers=True)
-        self.series.add_batch(metric, new.answered)
-        self.series.add_counts(new)
+        self.series.add_batch(metric)
+        self.series.add(self.outcomes.of_batch(batch, metric))
+
+    def publish(self, metric: BatchMetric) -> None:
+        """Nothing: `end` is called in its place."""
 
     def close(self) -> None:
         """Add what is left; the gauges go back to 0. The timer notices by itself. Switches: no."""
         self.closed = True
-        self.catch_up(answers=True)
         self._export.refresh()
 
-    def catch_up(self, *, answers: bool = False) -> None:
-        """Add what was counted since the last batch ended.
-
-        *answers* are there whose batch is not going to be shown: it has failed before it began to run. Another thread
-        is not to ask for them, which may come between an answer and its metric.
-        """
-        new = self._take(answers=answers)
-        self.series.add_counts(new)
-        if new.answered:
-            self.series.failed.inc(new.answered)
-
-    def _take(self, *, answers: bool) -> _Seen:
-        """Give what was counted since the last call."""
-        processor = self._processor()
-        if processor is None:
-            return _Seen()
-        counts = _seam.state_of(processor).counts
-        with self.lock:
-            last = self._seen if counts is self._counts else _Seen()
-            answered = counts.answered if answers else last.answered
-            others = counts.withdrawn, counts.overloaded, counts.conflicts, counts.undone, counts.undo_seconds
-            now = _Seen(answered, *others)
-            highest: Any = map(max, now, last)
-            now = _Seen(*highest)  # with batching=False a thread may have set one back
-            self._counts, self._seen = counts, now
-        new: Any = map(sub, now, last)
-        return _Seen(*new)
-
-    def gauges(self, processor: Processor[Any]) -> _Gauges:
-        """Look at it."""
-        stats = processor.stats()
-        if _process.in_thread():  # else the batches may change meanwhile
-            batches = _seam.state_of(processor).batches()
-            self._overdue = sum([batch.ended and batch.spent for batch in batches])
-        longest = _seam.options_of(processor).max_duration
-        return _Gauges(stats.batches, self._overdue, stats.operations, stats.workers, longest)
+    def look(self, processor: Processor[Any]) -> Gauges:
+        """Add what no batch has told of, and give what is there now."""
+        self.series.add(self.outcomes.new())
+        self.gauges = Gauges() if self.closed else gauges_of(processor, self.gauges)
+        return self.gauges
 
 
 class _Export:
@@ -287,15 +212,13 @@ class _Export:
             series = self._series[name] = _Series(self._metrics, name)
         return series
 
-    def refresh(self, *, answers: bool = False) -> None:
+    def refresh(self) -> None:
         """Bring up to date what no batch that ends tells of. Switches: no; any thread may call."""
-        sums = dict.fromkeys(self._series, _Gauges())
+        sums = dict.fromkeys(self._series, Gauges())
         for processor in _process.processors():
             watcher = self._watchers.get(processor)
             if watcher is not None:
-                watcher.catch_up(answers=answers)
-                if not watcher.closed:
-                    sums[processor.name] = sums[processor.name].with_other(watcher.gauges(processor))
+                sums[processor.name] = sums[processor.name].with_other(watcher.look(processor))
         for name, values in sums.items():
             self._series[name].set_gauges(values)
 
@@ -315,7 +238,7 @@ class _Export:
 
     def _tick(self) -> None:
         try:
-            self.refresh(answers=True)
+            self.refresh()
         except Exception as error:
             self._close_timer()  # until a batch ends, or the log would be full of it
             _report.watcher_failed(self, error)
@@ -332,7 +255,7 @@ class _Export:
         """After a fork: the timer is the parent's, and a thread of the parent's may have held a lock."""
         self._close_timer()
         for watcher in self._watchers.values():
-            watcher.lock = _new_lock()
+            watcher.outcomes.forget_lock()
 
 
 _exports: Final[dict[CollectorRegistry, _Export]] = {}

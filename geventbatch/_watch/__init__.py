@@ -1,0 +1,1 @@
+"""What is seen of processors: how it is counted for those who watch."""
