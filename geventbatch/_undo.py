@@ -5,8 +5,10 @@ returned since is applied to that again. So nobody is judged by what another one
 with that, and is applied again with all the others when the batch is replayed, after a `Conflict` say.
 
 A copy is made where applying again has become dearer than that; and where it would come to more than one pass over all
-that was applied so far. As long as nothing raises, nothing is copied: so a scope without a ``restore`` of its own has
-the batch loaded again once, and copies from then on. What cannot be copied costs a load for each that raises.
+that was applied so far. Where none can be had, what has returned is saved then, and the rest goes on from another load:
+so what cannot be encoded, say, is found by the save, as ever. As long as nothing raises, nothing is copied: so a scope
+without a ``restore`` of its own has the batch loaded again once, and copies from then on. What cannot be copied costs a
+load for each that raises.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from geventbatch._answer import PLAIN, own_answer
 from geventbatch._clock import clock as _clock
 from geventbatch._copies import InPlace, copies_of, is_fixed, needs_no_copy
 from geventbatch._operation import BROKEN, STARTED, name_of
-from geventbatch._parts import apply_again, current_part
+from geventbatch._parts import apply_again, current_part, cut_after
 from geventbatch._process import here
 from geventbatch._turns import take_turns
 from geventbatch._verdict import (
@@ -288,8 +290,11 @@ class Undo:
                     return ENDS
         self._repeated += len(since)
         self._repeating += batch.now - begun
-        if since and (self._repeating >= self._copy_takes or self._repeated + len(since) > self._applied + 1):
-            self._copy_now(batch)
+        if not since:
+            return GOES_ON
+        too_often = self._repeated + len(since) > self._applied + 1
+        if (too_often or self._repeating >= self._copy_takes) and not self._copy_now(batch) and too_often:
+            return self._save_so_far(batch)
         return GOES_ON
 
     def _raised_again(self, batch: Batch, place: int, error: BaseException) -> int:
@@ -303,22 +308,34 @@ class Undo:
         batch.now = _clock.monotonic()
         return UNDONE
 
-    def _copy_now(self, batch: Batch) -> None:
+    def _copy_now(self, batch: Batch) -> bool:
         """Copy the resource as it is: to apply again has become dearer, or would come to more than one pass."""
         if self._copy_takes == inf:
-            return
+            return False
         begun = batch.now
         try:
             self._copy = batch.context.run(self._memory.checkpoint)
         except BaseException as error:
             self._see(batch, error)
             self._copy_takes = inf
-            return
+            return False
         self._completed, self._recorded = batch.completed, len(batch.outcomes)
         self._since = []
         self._repeating = 0.0
         batch.now = _clock.monotonic()
         self._copy_takes = batch.now - begun
+        return True
+
+    def _save_so_far(self, batch: Batch) -> int:
+        """Have what has returned saved, which cannot be copied: what is behind it goes on from a load.
+
+        If it cannot be saved either, that is halved until the culprit stands alone.
+        """
+        part = current_part(batch)
+        if self._place == len(part):
+            return GOES_ON
+        cut_after(batch, part[self._place - 1])
+        return ENDS
 
     # -- what is told -------------------------------------------------------------------------------------
 

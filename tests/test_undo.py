@@ -486,19 +486,32 @@ def test_without_a_copy_the_next_one_is_undone_from_the_copy_before(clock: Virtu
     bank = Bank(100)
     bank.on["checkpoint"] = refuse
     with bank.processor() as processor:
-        assert told(withdrawals(processor, *[1, 1000] * 5)) == [
-            99,
-            NotEnough,
-            98,
-            NotEnough,
-            97,
-            NotEnough,
-            96,
-            NotEnough,
-            95,
-            NotEnough,
-        ]
+        assert told(withdrawals(processor, *[1, 1000] * 3)) == [99, NotEnough, 98, NotEnough, 97, NotEnough]
     assert (bank.loads, bank.log.count("checkpoint")) == (1, 1)
+
+
+def test_what_cannot_be_copied_is_saved_before_applying_it_again_comes_to_more_than_one_pass(
+    clock: VirtualTime,
+) -> None:
+    def refuse() -> None:
+        raise CannotUndo("there is a lock in it")
+
+    for pattern in ([1, 1000], [1, 1, 1, 1000], [1000, 1], [1] * 50 + [1000], [1] * 10 + [1000] * 3):
+        bank = Bank(500)
+        bank.on["checkpoint"] = refuse
+        applied: list[int] = []
+
+        def withdraw(account: Account, amount: int, applied: list[int] = applied) -> int:
+            applied.append(amount)
+            return account.withdraw(amount)
+
+        amounts = (pattern * 400)[:400]
+        with bank.processor(max_duration=500) as processor:
+            answers = answers_of(processor, *((withdraw, amount) for amount in amounts))
+        assert told(answers).count(NotEnough) == amounts.count(1000)
+        assert len(applied) <= 2 * 400 + 1
+        assert bank.loads <= 1 + amounts.count(1000)
+        assert bank.account.history == [-1] * amounts.count(1)
 
 
 def test_a_scope_that_cannot_undo_goes_step_by_step_if_it_can(clock: VirtualTime) -> None:

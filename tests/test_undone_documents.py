@@ -207,6 +207,39 @@ def test_what_cannot_be_encoded_is_the_error_of_who_has_made_it_and_of_no_one_wh
         assert opened.run("k", look) == answers[-1] == {"total": 2, "seats": {"2": ["Bob"]}}
 
 
+@over(
+    Kind("sqlite"),
+    Kind("sqlite", bulk=True),
+    Kind("postgresql", "JSON"),
+    Kind("postgresql", mode="version", reuse=True),
+    Kind("redis"),
+)
+@pytest.mark.parametrize("where", [3, 100])
+def test_what_cannot_be_encoded_is_found_without_applying_all_of_it_again_for_each_who_raises(
+    place: Place, where: int
+) -> None:
+    applied = 0
+
+    def hold(resource: Any) -> None:
+        resource["seats"]["1"] = object()
+
+    def pay(resource: Any, amount: int) -> int:
+        nonlocal applied
+        applied += 1
+        return take(resource, amount)
+
+    runs: list[Any] = [(pay, 1 if number % 2 else 1000) for number in range(200)]
+    runs[where] = (hold,)
+    with place.opened(max_batch_size=200) as opened:
+        opened.run("k", put, 200)
+        answers = together(opened, *runs)
+        paid = runs.count((pay, 1))
+        assert opened.run("k", look) == {"total": 200 - paid, "seats": {}}
+    assert [answer for answer in answers if isinstance(answer, int)] == [199 - before for before in range(paid)]
+    assert [number for number, answer in enumerate(answers) if not isinstance(answer, (int, NotEnough))] == [where]
+    assert applied < 2 * 8 * 200  # two passes, of each of the halves in which it may be
+
+
 @over(Kind("sqlite", bulk=True), Kind("postgresql", "JSONB", bulk=True), Kind("redis", bulk=True))
 def test_in_a_bulk_each_key_is_undone_by_itself(place: Place) -> None:
     keys = [f"k{number}" for number in range(20)]
