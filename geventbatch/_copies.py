@@ -36,7 +36,7 @@ def copies_of(batch: Batch, resource: Any) -> Undoes[Any]:
     if in_place and copy is deepcopy:
         return InPlace(resource)
     passes_on = batch.scope.replace if type(batch.scope) is PairScope else None
-    return _Copies(resource, _copy_all if copy is deepcopy else _checked(copy), passes_on, in_place=in_place)
+    return Copies(resource, _copy_all if copy is deepcopy else _checked(copy), passes_on, in_place=in_place)
 
 
 def _saves_what_it_is_given(batch: Batch) -> bool:
@@ -74,12 +74,13 @@ class InPlace:
         return self._resource
 
 
-class _Copies:
+class Copies:
     """Puts a copy in its place; or, in place, what the copy holds."""
 
     def __init__(
         self, resource: Any, copy: Callable[[Any], Any], pass_on: Callable[[Any], object] | None, *, in_place: bool
     ) -> None:
+        """Copy *resource* as it is now, by *copy*; *pass_on* is told of what comes in its place."""
         self._copy = copy
         self._pass_on = pass_on
         self._in_place = in_place
@@ -92,10 +93,18 @@ class _Copies:
         self._resource = resource
 
     def checkpoint(self) -> object:
+        """Copy what it is now."""
         return _Held(self._copy(self._resource))
 
     def restore(self, checkpoint: Any) -> Any:
-        copied = self._copy(self._first if checkpoint is None else checkpoint.copy)
+        """Bring it back."""
+        return self._go_on_with(self._copy(self._first if checkpoint is None else checkpoint.copy))
+
+    def give(self, checkpoint: Any) -> Any:
+        """Bring it back for the last time: with the copy itself, where another one is to be made in any case."""
+        return self._go_on_with(checkpoint.copy)
+
+    def _go_on_with(self, copied: Any) -> Any:
         if self._in_place:
             self._bring_over(self._resource, copied)
             return self._resource

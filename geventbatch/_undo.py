@@ -22,7 +22,7 @@ import gevent
 from geventbatch import _report
 from geventbatch._answer import PLAIN, own_answer
 from geventbatch._clock import clock as _clock
-from geventbatch._copies import InPlace, copies_of, is_fixed, needs_no_copy
+from geventbatch._copies import Copies, InPlace, copies_of, is_fixed, needs_no_copy
 from geventbatch._operation import BROKEN, STARTED, name_of
 from geventbatch._parts import apply_again, current_part, cut_after
 from geventbatch._process import here
@@ -90,7 +90,8 @@ class Undo:
         self.resource: Any = resource  # to go on with
         self._began = now
         self._memory: Any = None  # what restores it; not known before it has to
-        self._copy: object | None = None  # the last one
+        self._copy: object | None = None  # the last one;
+        self._given = False  # the batch goes on with that itself, so that there is none
         self._completed = self._recorded = 0  # operations and outcomes that the batch had then
         self._since: list[Operation[Any]] = []  # what has returned since then, as far as it was looked at
         self._place = 0  # so much of the part at hand was
@@ -208,8 +209,13 @@ class Undo:
             if not hasattr(batch.scope, "restore"):
                 return CannotUndo("nothing was copied")
             memory = self._memory = batch.scope
+        if self._given:
+            self._forget_copy(batch)
+        restore = memory.restore
+        if type(memory) is Copies and self._copy is not None and self._since:
+            restore, self._given = memory.give, True  # it is copied when they are applied again
         try:
-            self.resource = batch.context.run(memory.restore, self._copy)
+            self.resource = batch.context.run(restore, self._copy)
         except BaseException as error:
             return self._see(batch, error)
         now = _clock.monotonic()
@@ -222,6 +228,13 @@ class Undo:
         if batch.outcomes:
             batch.state.options.idempotency.forget(batch, self._recorded)
         return None
+
+    def _forget_copy(self, batch: Batch) -> None:
+        """Go back to what was loaded: one has raised that was applied again to the last copy, or no other was made."""
+        self._copy, self._given = None, False
+        self._completed = self._recorded = 0
+        part = current_part(batch)[: self._place]
+        self._since = [one for one in part if one.state == STARTED and one.error is None]
 
     @staticmethod
     def _see(batch: Batch, error: BaseException) -> BaseException:
@@ -293,7 +306,8 @@ class Undo:
         if not since:
             return GOES_ON
         too_often = self._repeated + len(since) > self._applied + 1
-        if (too_often or self._repeating >= self._copy_takes) and not self._copy_now(batch) and too_often:
+        dear = self._given or self._repeating >= self._copy_takes
+        if (too_often or dear) and not self._copy_now(batch) and too_often:
             return self._save_so_far(batch)
         return GOES_ON
 
@@ -320,6 +334,7 @@ class Undo:
             self._copy_takes = inf
             return False
         self._completed, self._recorded = batch.completed, len(batch.outcomes)
+        self._given = False
         self._since = []
         self._repeating = 0.0
         batch.now = _clock.monotonic()

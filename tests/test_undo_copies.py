@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
+from math import inf
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -377,3 +379,95 @@ def test_what_was_changed_of_an_argument_before_it_raised_is_undone_too(
         operations = [given[how], *((one,) for one in [pay, pay_and_raise, pay, pay_and_raise])]
         assert told(answers_of(processor, *operations)) == [None, 1, NotEnough, 2, NotEnough]
     assert saved == [[Ticket([1, 1], 2)]]
+
+
+# What it costs
+
+
+class Copying:
+    """Copies lists; it counts, and may refuse."""
+
+    def __init__(self, most: float = inf) -> None:
+        self.most = most
+        self.count = 0
+
+    def __call__(self, resource: list[int]) -> list[int]:
+        self.count += 1
+        if self.count > self.most:
+            raise RuntimeError("no more")
+        return list(resource)
+
+
+def add(resource: list[int], number: int) -> int:
+    resource.append(number)
+    if number < 0:
+        raise NotEnough
+    return len(resource)
+
+
+def expected_of(numbers: list[int]) -> list[Any]:
+    lengths = accumulate(number > 0 for number in numbers)
+    return [length if number > 0 else NotEnough for number, length in zip(numbers, lengths, strict=True)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("pattern", [[1, -1], [-1, 1], [1, 1, 1, -1], [1, -1, -1, -1], [1] * 20 + [-1]], ids=str)
+def test_each_that_raises_costs_one_copy(clock: VirtualTime, form: str, pattern: list[int]) -> None:
+    saved: list[Any] = []
+    copying = Copying()
+    numbers = (pattern * 100)[:100]
+    with Processor(**opened(form, list, saved), copy_resource=copying, max_duration=50) as processor:
+        assert told(answers_of(processor, *((add, number) for number in numbers))) == expected_of(numbers)
+    assert saved == [[1] * numbers.count(1)]
+    assert copying.count <= numbers.count(-1) + 2  # of what was loaded, and of the first one's place
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_who_raises_when_applied_again_to_a_copy_that_was_the_last_one_is_undone_like_others(
+    clock: VirtualTime, form: str
+) -> None:
+    for turn in range(2, 6):
+        saved: list[Any] = []
+        turns = 0
+
+        def fail_once(resource: list[int], turn: int = turn) -> int:
+            nonlocal turns
+            turns += 1
+            resource.append(5)
+            if turns == turn:
+                raise NotEnough
+            return len(resource)
+
+        runs = [(add, 1), (add, -1), (add, 1), (fail_once,), (add, -1), (add, 1), (add, -1), (add, -1), (add, 1)]
+        with Processor(**opened(form, list, saved), copy_resource=Copying()) as processor:
+            answers = told(answers_of(processor, *runs))
+        left = 0 if answers[3] is NotEnough else 1
+        assert answers == [
+            1,
+            NotEnough,
+            2,
+            3 if left else NotEnough,
+            NotEnough,
+            3 + left,
+            NotEnough,
+            NotEnough,
+            4 + left,
+        ]
+        assert saved == [[1, 1, *[5] * left, 1, 1]]
+        assert left == (turns < turn)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_can_be_copied_no_more_is_undone_from_what_was_loaded(clock: VirtualTime, form: str) -> None:
+    numbers = [1, -1] * 20 + [1]
+    for most in range(2, 9):
+        saved: list[Any] = []
+
+        def load(saved: list[Any] = saved) -> list[int]:
+            return [] if not saved else list(saved[-1])
+
+        copying = Copying(most)
+        with Processor(**opened(form, load, saved), copy_resource=copying, max_duration=50) as processor:
+            assert told(answers_of(processor, *((add, number) for number in numbers))) == expected_of(numbers)
+        assert saved[-1] == [1] * numbers.count(1)
+        assert copying.count > most
