@@ -78,7 +78,7 @@ class BulkScope(Generic[R]):
         """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
         key: Any = current_batch().key
         if checkpoint is None:
-            resource = self._common.made_again(key, self._loaded[key])
+            resource = self._common.made_again(key, self._loaded[key], self._resources[key])
         else:
             make, copy = checkpoint
             resource = make(copy)

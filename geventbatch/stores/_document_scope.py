@@ -39,7 +39,7 @@ class DocumentScope:
     # -- mutable state ---------------------------------------------------------------------------------------
     reused: bool = False  # it was not loaded: the save has to compare, also when there is nothing to save
     _transaction: Transaction  # not there before the save of what is reused
-    _resource: Any
+    _resource: Any = None
     _loaded: Row  # and what of it is written in the transaction already
     _unchanged: Any  # what was loaded, as nobody can change it
     _is_plain: bool  # the resource is known to be made of what JSON has
@@ -244,7 +244,9 @@ class DocumentScope:
         missing = self._documents.missing
         if missing == "raise":
             raise ResourceMissing(f"there is no {shown(self._key)} in {self._documents.name}", key=self._key)
-        return missing(self._key)
+        made = missing(self._key)
+        missing.check(made, self._resource, self._key)
+        return made
 
     def _decoded(self, state: Any) -> Any:
         try:

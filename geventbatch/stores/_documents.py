@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
     from sqlalchemy.types import TypeEngine
 
+    from geventbatch.stores._missing import Making
     from geventbatch.stores._outcomes import OutcomeTable
     from geventbatch.stores._reuse import Kept
     from geventbatch.stores._transaction import Transaction
@@ -218,7 +219,7 @@ class Documents:
     name: str
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]
-    missing: Literal["raise"] | Callable[[Any], Any]
+    missing: Literal["raise"] | Making
     locking: bool
     check: Callable[[Any], None] | None = None
     """Raises what says what the encoding of a resource has lost."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from geventbatch import Batch
+    from geventbatch.stores._missing import Making
     from geventbatch.stores._reuse import Kept
 
 R = TypeVar("R")
@@ -35,7 +36,7 @@ class Resources(Generic[R]):
     decode: Callable[[bytes], R]
     check: Callable[[Any], None] | None
     """Raises what says what the encoding of a resource has lost."""
-    missing: Literal["raise"] | Callable[[str], R]
+    missing: Literal["raise"] | Making
     milliseconds: int | None
     """That a resource lives after its last change."""
     outcome_milliseconds: int | None
@@ -65,8 +66,9 @@ class Resources(Generic[R]):
                 raise ValueError(
                     f"the value of {shown(key)} in Redis cannot be decoded: {type(error).__name__}: {error}"
                 ) from error
-        if callable(self.missing):
-            return self.missing(key)
+        if self.missing != "raise":
+            made: R = self.missing(key)
+            return made
         raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
 
     def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[Any], R], bytes | State]:
@@ -82,10 +84,13 @@ class Resources(Generic[R]):
         except Rejected as error:  # the operation whose fault that is learns of it in the save
             raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
 
-    def made_again(self, key: str, state: State) -> R:
-        """Decode it once more, or make it. Raises `CannotUndo`."""
+    def made_again(self, key: str, state: State, held: object = None) -> R:
+        """Decode it once more, or make it, in place of the one that is *held*. Raises `CannotUndo`."""
         try:
-            return self.resource_of(key, state)
+            made = self.resource_of(key, state)
+            if state.value is None and self.missing != "raise":
+                self.missing.check(made, held, key)
+            return made
         except Exception as error:
             raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {error}") from error
 

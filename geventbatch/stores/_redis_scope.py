@@ -49,7 +49,7 @@ class Scope(Generic[R]):
     def restore(self, checkpoint: Any) -> R:
         """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
         if checkpoint is None:
-            self._resource = self._resources.made_again(self._key, self._loaded)
+            self._resource = self._resources.made_again(self._key, self._loaded, self._resource)
         else:
             make, copy = checkpoint
             self._resource = make(copy)

@@ -11,7 +11,7 @@ from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
-from geventbatch._callables import check_functions, check_missing
+from geventbatch._callables import check_functions
 from geventbatch._shown import shown
 from geventbatch.stores._django_connections import check_backend, current, own, pool
 from geventbatch.stores._django_fields import check_names, pk_fields, version_field
@@ -20,6 +20,7 @@ from geventbatch.stores._django_saving import check_save
 from geventbatch.stores._django_scope import Scope
 from geventbatch.stores._django_tenants import Place, watch
 from geventbatch.stores._django_transaction import send
+from geventbatch.stores._missing import checked
 from geventbatch.stores._outcomes import OutcomeTable, seconds_to_keep
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class DjangoStore(Generic[M]):
             raise TypeError(f"model is {model!r}, but must be a concrete model class of Django")
         if mode not in {None, "lock", "version"}:
             raise ValueError(f'mode is {mode!r}, but must be "lock", "version" or None')
-        check_missing(missing)
+        makes = checked(missing, rows=True)
         check_functions((), tenant=tenant)
         check_functions(("connection", "key"), prepare_connection=prepare_connection)
         self.model = model
@@ -124,7 +125,7 @@ class DjangoStore(Generic[M]):
         self.key_fields = tuple(dict.fromkeys([*pk_fields(model), *self.row_key.fields]))
         """Those that operations may not change."""
         self.version_field = None if version is None else version_field(model, version)
-        self.missing = missing
+        self.missing: Literal["raise"] | Callable[[Any], M] = makes
         self.allow_atomic = allow_atomic
         self.pipeline = pipeline
         self.idempotency = None if idempotency is None else _outcome_model(idempotency)

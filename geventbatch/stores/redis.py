@@ -12,9 +12,10 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
-from geventbatch._callables import check_functions, check_missing
+from geventbatch._callables import check_functions
 from geventbatch._shown import named, shown
 from geventbatch.stores import _json
+from geventbatch.stores._missing import checked
 from geventbatch.stores._redis_names import has_tag
 from geventbatch.stores._redis_resources import Resources
 from geventbatch.stores._redis_scope import Scope
@@ -94,14 +95,13 @@ class RedisStore(Generic[R]):
         _check_functions(encode=encode, decode=decode)
         check_functions(("resource",), encode=encode)
         check_functions(("state",), decode=decode)
-        check_missing(missing)
         self._resources: Resources[R] = Resources(
             server=Cluster(client) if isinstance(client, RedisCluster) else Server(client),
             prefix=prefix.encode(),
             encode=_json.encode_compact if encode is None else encode,
             decode=json.loads if decode is None else decode,
             check=_json.check_of(decode or json.loads),
-            missing=missing,
+            missing=checked(missing),
             milliseconds=_milliseconds("ttl", ttl),
             outcome_milliseconds=_milliseconds("idempotency_ttl", idempotency_ttl),
             kept=kept_by(reuse_resource),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
-from geventbatch._callables import check_functions, check_missing
+from geventbatch._callables import check_functions
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._bulk_documents import BulkDocuments
 from geventbatch.stores._document_scope import DocumentScope
@@ -35,6 +35,7 @@ from geventbatch.stores._mapping import (
     token_of,
     version_attribute,
 )
+from geventbatch.stores._missing import checked
 from geventbatch.stores._mode import mode_of, on_server
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._session import session_factory
@@ -100,7 +101,6 @@ class SQLAlchemyStore(Generic[ResourceT]):
         table: sa.Table,
         columns: Sequence[sa.ColumnElement[Any]],
         mode: Mode,
-        missing: object,
         idempotency: sa.Table | None = None,
         outcomes: OutcomeTable | None = None,
         kept: Kept[Any] | None = None,
@@ -108,7 +108,6 @@ class SQLAlchemyStore(Generic[ResourceT]):
         tenant: Callable[[], Hashable] | None = None,
     ) -> None:
         """Not to be called: use `documents` or `mapped`."""
-        check_missing(missing)
         check_functions((), tenant=tenant)
         self.table: Final = table
         self.mode: Final[Mode] = mode
@@ -251,7 +250,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             name=shown.fullname,
             encode=_json.encode if encode is json.dumps else encode,
             decode=decode,
-            missing=missing,
+            missing=checked(missing),
             locking=chosen == "lock",
             check=_json.check_of(decode),
             is_json=isinstance(shown.c.state.type, sa.JSON),
@@ -265,7 +264,6 @@ class SQLAlchemyStore(Generic[ResourceT]):
             table=shown,
             columns=[shown.c.key],
             mode=chosen,
-            missing=missing,
             idempotency=idempotency,
             outcomes=outcomes,
             kept=kept,
@@ -346,6 +344,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         Switches: no.
         """
         mapper = mapper_of(entity)
+        makes = checked(missing, rows=True)
         engine, sessions = session_factory(bind, mapper)
         chosen = mode_of(engine, mode)
         if tenant is not None and prepare_connection is None:
@@ -362,7 +361,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             ),
             mapper=mapper,
             by=attributes,
-            missing=missing if tenant is None or not callable(missing) else lambda key: missing(key[1]),
+            missing=makes if tenant is None or makes == "raise" else lambda key: makes(key[1]),
             locking=chosen == "lock",
             version=version_attribute(mapper, version),
             counts_itself=mapper.version_id_col is not None,
@@ -381,7 +380,6 @@ class SQLAlchemyStore(Generic[ResourceT]):
             table=mapper.local_table,
             columns=columns,
             mode=chosen,
-            missing=missing,
             idempotency=idempotency,
             outcomes=outcomes,
             tenant=tenant,
