@@ -6,12 +6,13 @@ It is not compiled: compiled code would not notice that it goes too deep.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
 from geventbatch import _report
@@ -121,6 +122,10 @@ def _instead(kind: type) -> str:
 class Copying:
     """Copies containers in containers, and what the scope copies; and collects what else there is."""
 
+    containers: ClassVar[frozenset[type]] = frozenset(
+        {bytearray, Counter, defaultdict, deque, dict, list, OrderedDict, set, tuple}
+    )
+
     def __init__(self, copied: Callable[[Any], Any] | None = None) -> None:
         self._copied = copied
         # -- mutable state ---------------------------------------------------------------------------------
@@ -134,8 +139,12 @@ class Copying:
         found = self._copies.get(id(value))
         if found is not None:
             return found
-        if kind not in _CONTAINERS:
-            return self._copy_other(value)
+        if kind not in self.containers:
+            return (
+                self._copy_named(value)
+                if hasattr(kind, "_make") and issubclass(kind, tuple)
+                else self._copy_other(value)
+            )
         return self._copy_tuple(value) if kind is tuple else self._copy_changeable(value)
 
     def _copy_other(self, value: Any) -> Any:
@@ -149,22 +158,27 @@ class Copying:
 
     def _copy_changeable(self, value: Any) -> Any:
         copy = self._copies[id(value)] = value.copy()
-        if type(value) is set:  # what it holds can be no container
+        kind = type(value)
+        if kind is set:  # what it holds can be no container
             self.others += [one for one in copy if type(one) not in PLAIN]
+        if kind is set or kind is bytearray:
             return copy
-        for place, one in enumerate(value) if type(value) is list else value.items():
+        for place, one in enumerate(value) if kind is list or kind is deque else value.items():
             if type(one) not in PLAIN:
                 copy[place] = self.copy(one)
         return copy
+
+    def _copy_named(self, value: Any) -> Any:
+        parts = [self.copy(one) for one in value]
+        if all(one is other for one, other in zip(parts, value, strict=True)):
+            return self._copy_other(value)
+        return self._copies.setdefault(id(value), type(value)._make(parts))
 
     def _copy_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
         copy = tuple([self.copy(one) for one in value])
         if all(one is other for one, other in zip(copy, value, strict=True)):
             copy = value
         return self._copies.setdefault(id(value), copy)  # type: ignore[no-any-return] # one that holds itself is there
-
-
-_CONTAINERS: Final = frozenset({list, dict, set, tuple})
 
 
 def _tell_of_own(batch: Batch, operation: Operation[Any], resource: Any, others: list[Any]) -> None:

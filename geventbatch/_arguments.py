@@ -1,13 +1,11 @@
-"""Arguments that are lists, dicts or sets: operations behind may change them, where they are in the resource by now.
+"""Arguments that can be changed: operations behind may do so, where they are in the resource by now.
 
 So an operation that is applied again, because the batch is replayed or another one is undone, gets them as they were.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from functools import partial
-from types import MemberDescriptorType
+from functools import lru_cache, partial
 from typing import Any
 
 from geventbatch._answer import PLAIN, Copying
@@ -17,7 +15,7 @@ from geventbatch._operation import attribute
 def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
     """Give what applies *operation* to *args* as they are now, however often; itself if nothing changes them.
 
-    Lists, dicts, sets and tuples are copied, as in answers, and dataclasses; a partial's too.
+    Containers are copied, as in answers, and objects that hold nothing but values; a partial's too.
     """
     given = args
     if type(operation) is partial:
@@ -59,12 +57,13 @@ class Repeatable:
 
 
 class _Copying(Copying):
-    """Copies dataclasses too, which are changed in the resource like a dict."""
+    """Copies objects of values too, which are changed in the resource like a dict."""
 
     def __init__(self) -> None:
         super().__init__()
         # -- mutable state ---------------------------------------------------------------------------------
         self.changeable = False  # there is something that was copied
+        self._inside = False  # an object that is copied whole, or not at all
 
     def _copy_changeable(self, value: Any) -> Any:
         self.changeable = True
@@ -72,18 +71,60 @@ class _Copying(Copying):
 
     def _copy_other(self, value: Any) -> Any:
         kind: Any = type(value)
-        if not hasattr(kind, "__dataclass_fields__") or hasattr(kind, "_sa_class_manager"):
+        members = _members(kind)
+        if members is None:
+            if self._inside:
+                raise _NoValue
             return super()._copy_other(value)
+        if self._inside or hasattr(kind, "__dataclass_fields__"):
+            return self._copy_object(value, members)
+        return self._copy_whole(value, members)
+
+    def _copy_whole(self, value: Any, members: tuple[Any, ...]) -> Any:
+        """Copy it if there are only values in it: what has a connection, say, is passed as it is."""
+        before = len(self._copies), len(self.others), self.changeable
+        self._inside = True
         try:
-            copy: Any = object.__new__(kind)
-        except TypeError:  # it is a dict besides, say
-            return super()._copy_other(value)
+            return self._copy_object(value, members)
+        except _NoValue:
+            while len(self._copies) > before[0]:
+                self._copies.popitem()
+            del self.others[before[1] :]
+            self.changeable = before[2]
+        finally:
+            self._inside = False
+        return super()._copy_other(value)
+
+    def _copy_object(self, value: Any, members: tuple[Any, ...]) -> Any:
+        """Copy what it has, without what is around that, such as a property. It is itself if it has nothing."""
+        attributes = getattr(value, "__dict__", {})
+        slots = [(member, member.__get__(value)) for member in members if _has(member, value)]
+        if not attributes and not slots:
+            return value
         self.changeable = True
+        copy: Any = object.__new__(type(value))
         self._copies[id(value)] = copy
-        for name, one in getattr(value, "__dict__", {}).items():  # without what is around them, such as a property
+        for name, one in attributes.items():
             copy.__dict__[name] = self.copy(one)
-        for member in (vars(above).get(name) for above in kind.__mro__ for name in kind.__dataclass_fields__):
-            if type(member) is MemberDescriptorType:
-                with suppress(AttributeError):  # it has none
-                    member.__set__(copy, self.copy(member.__get__(value)))
+        for member, one in slots:
+            member.__set__(copy, self.copy(one))
         return copy
+
+
+class _NoValue(Exception):
+    """An object has something in it of which nobody knows whether it can be copied."""
+
+
+def _has(member: Any, value: Any) -> bool:
+    try:
+        member.__get__(value)
+    except AttributeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1000)
+def _members(kind: Any) -> tuple[Any, ...] | None:
+    from geventbatch._photo import members_of  # which is slow to import
+
+    return members_of(kind)

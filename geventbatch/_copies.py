@@ -127,6 +127,8 @@ class _Held:
 class _Plain(Copying):
     """Copies lists, dicts, sets and tuples of plain values, several times as quick as `deepcopy`."""
 
+    containers = frozenset({dict, list, set, tuple})
+
     def _copy_changeable(self, value: Any) -> Any:
         if type(value) is dict:
             self.others += [name for name in value if not _is_plain(name)]

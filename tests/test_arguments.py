@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 import pytest
@@ -122,3 +125,98 @@ def test_an_operation_with_such_arguments_keeps_its_name() -> None:
     for _ in range(100_000):
         deep = [deep]
     assert repeatable(put, (deep,)) is put
+
+
+class Seat:
+    """Of a class that is nothing special."""
+
+    __slots__ = ("__dict__", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.taken_by: list[str] = []
+
+
+class Guarded:
+    """Has something in it that nobody can copy."""
+
+    def __init__(self) -> None:
+        self.seats = [1]
+        self.seat = Seat(1)
+        self.lock = Lock()
+
+
+class Named(NamedTuple):
+    seats: list[int]
+
+
+def take(resource: list[Any], passenger: str, *, refused: bool = False) -> list[str]:
+    seat: Seat = resource[-1]
+    seat.number += 1
+    seat.taken_by.append(passenger)
+    if refused:
+        raise ValueError(passenger)
+    return seat.taken_by
+
+
+def test_an_object_that_operations_have_put_into_the_resource_has_nothing_of_those_that_raise(
+    clock: VirtualTime, store: Store
+) -> None:
+    with store.processor(min_duration=1, max_duration=60) as processor:
+        running = [store.call(processor, "k", put, Seat(7))]
+        running += [store.call(processor, "k", partial(take, refused=refused), name) for name, refused in GUESTS]
+        gevent.sleep(30)
+        assert [type(one.error) for one in running] == [type(None), ValueError, type(None), ValueError, type(None)]
+        assert running[-1].answer == ["Bo", "Di"]
+        seat = store.kept["k"][0]
+        assert (seat.number, seat.taken_by) == (9, ["Bo", "Di"])
+
+
+GUESTS = [("Ann", True), ("Bo", False), ("Cy", True), ("Di", False)]
+
+
+def containers() -> list[Any]:
+    more = [bytearray(b"a"), Named([1])]
+    return [deque([[1]]), Counter("a"), OrderedDict(a=[1]), defaultdict(list, a=[1]), *more]
+
+
+def test_what_holds_nothing_but_values_is_copied_whole_and_all_else_is_passed_as_it_is() -> None:
+    applied: list[Any] = []
+    guarded, nothing, cyclic = Guarded(), Unlike(), Seat(1)
+    vars(cyclic)["self"] = cyclic
+    operation = repeatable(lambda _, *args: applied.append(args), (*containers(), guarded, nothing, cyclic))
+    for _ in range(3):
+        operation(None, *containers(), guarded, nothing, cyclic)
+        *copied, same, unlike, itself = applied[-1]
+        assert copied == containers()
+        assert [*map(type, copied)] == [*map(type, containers())]
+        assert same is guarded
+        assert same.seat is guarded.seat
+        assert unlike is nothing
+        assert itself.self is itself
+        assert itself.number == 1
+        copied[0][0].append(2)
+        copied[1]["b"] += 1
+        copied[2]["a"].append(2)
+        copied[3]["a"].append(2)
+        copied[4].append(0)
+        copied[5].seats.append(2)
+        itself.number = 2
+        cyclic.number = 1
+    assert applied[0][-1] is cyclic is not applied[1][-1]
+
+
+class Unlike:
+    """Of which one is told from another by nothing but its identity."""
+
+
+def test_what_an_operation_closes_over_is_the_same_object_when_it_is_applied_again(
+    clock: VirtualTime, store: Store
+) -> None:
+    seat = Seat(7)
+    with store.processor(min_duration=1, max_duration=60) as processor:
+        running = [store.call(processor, "k", lambda resource: resource.append(seat))]
+        running += [store.call(processor, "k", partial(take, refused=refused), name) for name, refused in GUESTS[:2]]
+        gevent.sleep(30)
+        assert {"Ann", "Bo"} == {*running[-1].answer}
+        assert store.kept["k"] == [seat]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 import pytest
@@ -24,6 +25,16 @@ class Train:
         self.seats: dict[int, list[str]] = {1: ["Ann"]}
         self.log: list[Any] = []
         self.tags: set[Any] = {"new"}
+        self.waiting: deque[list[str]] = deque([["Cy"]])
+        self.counts = Counter(["Ann"])
+        self.order: OrderedDict[str, list[str]] = OrderedDict(first=["Ann"])
+        self.found: defaultdict[str, list[str]] = defaultdict(list, first=["Ann"])
+        self.raw = bytearray(b"a")
+
+
+class Report(NamedTuple):
+    number: int
+    log: list[Any]
 
 
 class Scope:
@@ -56,6 +67,13 @@ def change_all(train: Train) -> None:
     train.seats[2] = []
     train.log.append("changed")
     train.tags.add("changed")
+    train.waiting[0].append("Di")
+    train.waiting.append([])
+    train.counts["Bob"] += 1
+    for found in (train.order, train.found):
+        found["first"].append("Bob")
+        found["second"] = []
+    train.raw.append(0)
 
 
 RETURNED: list[tuple[Callable[[Train], Any], Any]] = [
@@ -65,6 +83,12 @@ RETURNED: list[tuple[Callable[[Train], Any], Any]] = [
     (lambda train: train.tags, {"new"}),
     (lambda train: (1, train.seats[1], "x"), (1, ["Ann"], "x")),
     (lambda train: [[train.log], {"deep": (train.tags,)}], [[[]], {"deep": ({"new"},)}]),
+    (lambda train: train.waiting, deque([["Cy"]])),
+    (lambda train: train.counts, Counter(["Ann"])),
+    (lambda train: train.order, OrderedDict(first=["Ann"])),
+    (lambda train: train.found, defaultdict(list, first=["Ann"])),
+    (lambda train: train.raw, bytearray(b"a")),
+    (lambda train: Report(1, train.log), Report(1, [])),
 ]
 
 
