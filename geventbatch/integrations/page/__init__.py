@@ -1,0 +1,121 @@
+"""A page of what the processors do at this moment, for one's own admin: a WSGI application.
+
+    page = Page(allow=lambda environ: environ.get("REMOTE_ADDR") == "127.0.0.1")
+
+It shows rates, the hottest keys, how big batches are, where their time goes, what hangs and since when, and what has
+failed of late. It knows of the process that answers: under several workers each has numbers of its own. docs/page.md
+says how it is mounted.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakMethod, finalize
+
+from geventbatch import _process, _seam
+from geventbatch._check import check
+from geventbatch._processor import Processor
+from geventbatch.integrations.page.assets import HEADERS
+from geventbatch.integrations.page.html import Gathered, document
+from geventbatch.integrations.page.kept import Seen, live_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+__all__ = ["Page"]
+
+
+class Page:
+    """A WSGI application that shows what processors do. It begins to count when it is made.
+
+    Args:
+        allow: ``allow(environ)`` says who may see it. Whatever it gives but True is a 403 without content.
+        processors: Those that it shows; by default all of the process, those that are made later too.
+
+    Raises:
+        TypeError: *allow* cannot be called, or one of *processors* is no `Processor`.
+    Switches: no.
+    """
+
+    def __init__(
+        self, *, allow: Callable[[WSGIEnvironment], bool], processors: Iterable[Processor[Any]] | None = None
+    ) -> None:
+        """See the class."""
+        if not callable(allow):
+            raise TypeError(f"allow is {allow!r}, but must be a callable that is given the WSGI environ")
+        self._allow = allow
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._seen: WeakKeyDictionary[Processor[Any], Seen] = WeakKeyDictionary()
+        for processor in _process.processors() if processors is None else processors:
+            if not isinstance(processor, Processor):
+                raise TypeError(f"processors has {processor!r}, but must have instances of Processor only")
+            self._watch(processor)
+        if processors is None:
+            self._watch_later_ones()
+
+    def __repr__(self) -> str:
+        """Say how many processors it shows."""
+        return f"<Page of {len(self._seen)} processors>"
+
+    def _watch_later_ones(self) -> None:
+        method = WeakMethod(self._watch)
+
+        def watch(processor: Processor[Any]) -> None:
+            if (living := method()) is not None:
+                living(processor)
+
+        _process.watchers.append(watch)
+        finalize(self, _process.watchers.remove, watch).atexit = False
+
+    def _watch(self, processor: Processor[Any]) -> None:
+        seen = self._seen[processor] = Seen()
+        _seam.watch(processor, seen)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Be the WSGI application. Switches: no; *allow* may, and what a key's class does to show it."""
+        status, headers, body = self.answer(environ)
+        start_response(status, headers)
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+    def answer(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Give status, headers and body: for a view of a framework that mounts no WSGI application.
+
+        Raises:
+            Exception: What *allow* raised.
+        Switches: as *allow* does.
+        """
+        if self._allow(environ) is not True:
+            return _empty("403 Forbidden")
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return _empty("405 Method Not Allowed", ("Allow", "GET, HEAD"))
+        body = self._html().encode("utf-8", "backslashreplace")
+        return "200 OK", [("Content-Type", "text/html; charset=utf-8"), *HEADERS, _length(body)], body
+
+    def _html(self) -> str:
+        # All is gathered before anything is shown: what shows a key may be of the user's, and switch.
+        gathered = sorted(
+            (
+                Gathered(processor.name, _state_of(processor), processor.stats(), seen.now(), live_of(processor))
+                for processor, seen in list(self._seen.items())
+            ),
+            key=itemgetter(0),
+        )
+        return document(gathered, check())
+
+
+def _empty(status: str, *headers: tuple[str, str]) -> tuple[str, list[tuple[str, str]], bytes]:
+    # A content type, since WSGI wants one wherever there might be content.
+    return status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store"), *headers, _length(b"")], b""
+
+
+def _length(body: bytes) -> tuple[str, str]:
+    return "Content-Length", str(len(body))
+
+
+def _state_of(processor: Processor[Any]) -> str:
+    state = _seam.state_of(processor)
+    if state.stopping:
+        return "stopped" if state.ended else "stopping"
+    return "running" if processor.batching else "batching off"

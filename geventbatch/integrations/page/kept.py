@@ -1,0 +1,279 @@
+"""What a page keeps of each processor that it shows, and what it finds there at this moment.
+
+What is kept of a batch when it ends has a size that does not grow: the last minute in buckets of a second.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import uuid
+from collections import deque
+from heapq import nsmallest
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from geventbatch import _process, _seam
+from geventbatch._clock import clock
+from geventbatch._live import live_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from geventbatch._batch import Batch
+    from geventbatch._live import LiveBatch
+    from geventbatch._metrics import BatchMetric
+    from geventbatch._processor import Processor
+
+SPAN: Final = 60
+"""Seconds that are looked back on."""
+
+RATE_SPAN: Final = 10
+"""Seconds that a rate is of."""
+
+LONG: Final = 1.0
+"""Seconds from which on a running batch is said to hang."""
+
+KEYS: Final = 128
+"""Keys that are counted by name for each ten seconds: each is counted too low by less than a 128th of all."""
+
+_SLICE: Final = 10
+SIZES: Final = 14
+_MOST_HANGING: Final = 20
+_MOST_KEYS: Final = 10
+_MOST_FAILED: Final = 20
+_MOST_STRANGE: Final = 1024
+LONGEST: Final = 300
+"""Characters of a key, a name or an error."""
+
+PARTS: Final = ("queue wait", "load", "operations", "save", "other")
+
+_PLAIN: Final = frozenset({str, bytes, int, float, bool, type(None), uuid.UUID, decimal.Decimal, dt.date, dt.datetime})
+"""Of these, ``__hash__`` and ``__eq__`` cannot switch."""
+
+
+def _is_plain(key: Any) -> bool:
+    kind = type(key)
+    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, key)))
+
+
+class _Second:
+    """The batches that ended within one second."""
+
+    __slots__ = ("at", "batches", "conflicts", "failed", "operations", "parts", "raised", "sizes")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.batches = self.operations = self.raised = self.conflicts = self.failed = 0
+        self.sizes = [0] * SIZES  # batches by the bits of their number of operations
+        self.parts = [0.0] * len(PARTS)  # seconds
+
+
+class _Keys:
+    """The operations of the hottest keys within ten seconds, by Misra and Gries."""
+
+    __slots__ = ("at", "counts", "total")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.total = 0  # of all keys
+        self.counts: dict[Hashable, int] = {}
+
+    def add(self, key: Hashable, operations: int) -> None:
+        """Count; what all keys beyond `KEYS` have is taken from each, now and then."""
+        counts = self.counts
+        counts[key] = counts.get(key, 0) + operations
+        if len(counts) >= 2 * KEYS:
+            ranked = sorted(counts.items(), key=itemgetter(1), reverse=True)
+            least = ranked[KEYS][1]
+            self.counts = {key: count - least for key, count in ranked[:KEYS] if count > least}
+
+
+class _Failed(NamedTuple):
+    """A batch that failed as a whole."""
+
+    at: float
+    key: Hashable
+    operation: str | None
+    operations: int
+    phase: str | None
+    kind: str
+    told: str
+    retry_safe: bool
+
+
+class Seen:
+    """What a page has seen of one processor: its watcher.
+
+    It takes no lock: threads share it with ``batching=False``, and may lose a count, and nothing else. No code of
+    the user's runs in `publish`.
+    """
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._epoch = _process.here.epoch
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._began = clock.monotonic()
+        self._seconds = [_Second(-SPAN - 1)] * (SPAN + 1)
+        self._keys: deque[_Keys] = deque([_Keys(-SPAN)], maxlen=SPAN // _SLICE)
+        self._strange: deque[tuple[int, Hashable, int]] = deque(maxlen=_MOST_STRANGE)  # keys of the user's own classes
+        self._failed: deque[_Failed] = deque(maxlen=_MOST_FAILED)
+
+    def publish(self, metric: BatchMetric) -> None:
+        """Count *metric*. Switches: no."""
+        if self._epoch != _process.here.epoch:
+            self._restart()
+        now = int(clock.monotonic())
+        second = self._seconds[now % (SPAN + 1)]
+        if second.at != now:
+            second = self._seconds[now % (SPAN + 1)] = _Second(now)
+        operations = metric.operation_count
+        second.batches += 1
+        second.operations += operations
+        second.raised += metric.raised
+        second.conflicts += metric.conflicts
+        second.sizes[min(operations.bit_length(), SIZES - 1)] += 1
+        load, apply, save = metric.load_duration, metric.apply_duration, metric.save_duration
+        parts = second.parts
+        parts[0] += metric.queue_wait
+        parts[1] += load
+        parts[2] += apply
+        parts[3] += save
+        parts[4] += max(0.0, metric.total_duration - load - apply - save)
+        self._count_key(now, metric.key, operations)
+        if metric.error is not None:
+            second.failed += 1
+            self._keep_failed(metric)
+
+    def close(self) -> None:
+        """Keep what there is: it goes out of date by itself. Switches: no."""
+
+    def _count_key(self, now: int, key: Hashable, operations: int) -> None:
+        keys = self._keys[-1]
+        if keys.at + _SLICE <= now:
+            keys = _Keys(now - now % _SLICE)
+            self._keys.append(keys)
+        if not operations:
+            return
+        keys.total += operations
+        if type(key) is str or _is_plain(key):
+            keys.add(key, operations)
+        else:
+            self._strange.append((now, key, operations))
+
+    def _keep_failed(self, metric: BatchMetric) -> None:
+        error: Any = metric.error
+        self._failed.append(
+            _Failed(
+                metric.started_at + metric.total_duration,
+                metric.key,
+                metric.operation_name,
+                metric.operation_count,
+                metric.phase,
+                type(error).__name__,
+                str(error)[: LONGEST + 1],
+                error.retry_safe,
+            )
+        )
+
+    def now(self) -> Minute:
+        """Sum up the last minute. Switches: no."""
+        if self._epoch != _process.here.epoch:
+            self._restart()
+        now = int(clock.monotonic())
+        seconds = [second for second in self._seconds if 0 <= now - second.at <= SPAN]
+        span = min(RATE_SPAN, max(1, now - int(self._began)))
+        recent = [second for second in seconds if 0 < now - second.at <= span]
+        slices = [keys for keys in tuple(self._keys) if now - keys.at <= SPAN]
+        line = dict.fromkeys(range(now - SPAN, now), 0)
+        line.update((second.at, second.operations) for second in seconds if second.at < now)
+        return Minute(
+            watched=clock.monotonic() - self._began,
+            operations_rate=sum(second.operations for second in recent) / span,
+            batches_rate=sum(second.batches for second in recent) / span,
+            line=list(line.values()),
+            operations=sum(second.operations for second in seconds),
+            batches=sum(second.batches for second in seconds),
+            raised=sum(second.raised for second in seconds),
+            conflicts=sum(second.conflicts for second in seconds),
+            failed=sum(second.failed for second in seconds),
+            sizes=[sum(column) for column in zip(*(second.sizes for second in seconds), strict=True)] or [0] * SIZES,
+            parts=[sum(column) for column in zip(*(second.parts for second in seconds), strict=True)]
+            or [0.0] * len(PARTS),
+            counted=[tuple(keys.counts.items()) for keys in slices],
+            counted_in_all=sum(keys.total for keys in slices),
+            strange=[(key, count) for at, key, count in tuple(self._strange) if now - at <= SPAN],
+            failures=list(self._failed)[::-1],
+        )
+
+
+class Minute(NamedTuple):
+    """What there is to be shown; a rate is of `RATE_SPAN`, all else of `SPAN`."""
+
+    watched: float
+    operations_rate: float
+    batches_rate: float
+    line: list[int]  # operations by second, the last one last
+    operations: int
+    batches: int
+    raised: int
+    conflicts: int
+    failed: int
+    sizes: list[int]
+    parts: list[float]
+    counted: list[tuple[tuple[Hashable, int], ...]]
+    counted_in_all: int
+    strange: list[tuple[Hashable, int]]
+    failures: list[_Failed]
+
+    def hottest(self) -> list[tuple[Hashable, int]]:
+        """Rank the keys. Switches: only where ``__hash__`` or ``__eq__`` of a key do."""
+        sums: dict[Hashable, int] = {}
+        for counts in (*self.counted, self.strange):
+            for key, count in counts:
+                try:
+                    sums[key] = sums.get(key, 0) + count
+                except Exception:  # noqa: S112 - of a key of the user's, which has no place then
+                    continue
+        return sorted(sums.items(), key=itemgetter(1), reverse=True)[:_MOST_KEYS]
+
+
+class Live(NamedTuple):
+    """What runs or waits at this moment."""
+
+    queued: int
+    running: int
+    oldest: float | None  # how long the one has waited that was queued first
+    hanging: int
+    shown: list[tuple[int, LiveBatch]]
+
+
+def live_of(processor: Processor[Any]) -> Live:
+    """Look at the live batches once, and closely at a few of those that hang. Switches: no."""
+    state = _seam.state_of(processor)
+    now = clock.monotonic()
+    queued, oldest = 0, now
+    running = []
+    for batch in state.batches():
+        if batch.phase != "queued":
+            running.append(batch)
+        else:
+            queued += 1
+            if batch.opened < oldest:  # noqa: PLR1730 - min() costs more than all the rest
+                oldest = batch.opened
+    hanging = [batch for batch in running if (batch.ended and batch.spent) or now - batch.started >= LONG]
+    return Live(
+        queued=queued,
+        running=len(running),
+        oldest=now - oldest if queued else None,
+        hanging=len(hanging),
+        shown=[(id(batch), live_batch(batch)) for batch in nsmallest(_MOST_HANGING, hanging, key=_started)],
+    )
+
+
+def _started(batch: Batch) -> float:
+    return batch.started
