@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from contextvars import Context
-from operator import add
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -26,13 +25,12 @@ import gevent
 from geventbatch import _process, _report, _seam
 from geventbatch._clock import clock as _clock
 from geventbatch._later import Later
-from geventbatch._watch.gauges import Gauges, gauges_of
-from geventbatch._watch.outcomes import OUTCOMES, Counted, Outcomes, new_lock
 
 try:
     from opentelemetry import context as _context
-    from opentelemetry import metrics as _metrics
     from opentelemetry import trace as _trace
+
+    from geventbatch.integrations._opentelemetry_metrics import Instruments
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] != "opentelemetry":
         raise
@@ -42,9 +40,9 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from opentelemetry.metrics import CallbackOptions, MeterProvider
+    from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
     from geventbatch._batch import Batch
@@ -109,7 +107,7 @@ class _Recorder:
         self.keys = keys
         found = next((one for one in _instruments if one.provider is meter_provider), None)
         if found is None:
-            found = _Instruments(meter_provider)
+            found = Instruments(meter_provider)
             _instruments.append(found)
         self.instruments = found
 
@@ -126,14 +124,13 @@ class _Watcher:
     def __init__(self, recorder: _Recorder, processor: Processor[Any]) -> None:
         self._recorder = recorder
         self._processor = ref(processor)
+        self._measured = recorder.instruments.measure(processor)
         self.name = processor.name
         idempotency = _seam.options_of(processor).idempotency
         self._once = None if idempotency is None else idempotency.Once
         # -- mutable state ---------------------------------------------------------------------------------
         self._spans: dict[Batch, Span] = {}  # of the batches that run
-        self._outcomes = Outcomes(processor)
-        self._gauges = Gauges()  # as they were last
-        self._closed = self._off = False
+        self._off = False
         self._before = _seam.observer_of(processor)
         _seam.set_observer(processor, self.see_operation)
 
@@ -143,6 +140,7 @@ class _Watcher:
     def leave(self, processor: Processor[Any]) -> None:
         """See no more."""
         self._off = True
+        self._recorder.instruments.leave(processor)
         if _seam.observer_of(processor) == self.see_operation:
             _seam.set_observer(processor, self._before)
         while self._spans:
@@ -152,7 +150,6 @@ class _Watcher:
     def forget(self) -> None:
         """After a fork: the batches are the parent's."""
         self._spans.clear()
-        self._outcomes.forget_lock()
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -206,10 +203,7 @@ class _Watcher:
         """Have the span of *batch* ended. Switches: no."""
         if self._off:
             return
-        sums = self._recorder.instruments.of(self.name)
-        sums.add(self._outcomes.of_batch(batch, metric))
-        if metric.error is not None:
-            sums.add_failed(str(metric.phase), type(metric.error).__name__)
+        self._measured.end(batch, metric)
         span = self._spans.pop(batch, _trace.INVALID_SPAN)
         _record_later(_Ended(self, span, time.time_ns(), metric, batch.operations))
 
@@ -217,9 +211,9 @@ class _Watcher:
         """Nothing: `end` is called in its place."""
 
     def close(self) -> None:
-        """Count what is left; the gauges go back to 0. Switches: no."""
-        self._closed = True
-        self.catch_up()
+        """Count what is left. Switches: no."""
+        if not self._off:
+            self._measured.close()
 
     def record(self, ended: _Ended) -> None:
         """Record a batch that has ended. Switches: as exporters may."""
@@ -233,22 +227,6 @@ class _Watcher:
                 for caller in _callers(ended.operations):
                     span.add_link(caller)
         span.end(ended.at)
-
-    # -- counts -------------------------------------------------------------------------------------------
-
-    def catch_up(self) -> None:
-        """Count what no batch tells of. Switches: no."""
-        if not self._off:
-            self._recorder.instruments.of(self.name).add(self._outcomes.new())
-
-    def look(self, processor: Processor[Any]) -> Gauges:
-        """Give what is there now. Switches: no."""
-        self._gauges = Gauges() if self._closed else gauges_of(processor, self._gauges)
-        return self._gauges
-
-    def shows_in(self, instruments: _Instruments) -> bool:
-        """Whether its metrics are in *instruments*."""
-        return self._recorder.instruments is instruments
 
 
 class _Waiting:
@@ -338,129 +316,11 @@ def _describe(span: Span, metric: BatchMetric) -> None:
     span.set_attributes({f"geventbatch.{name}": value for name, value in attributes.items() if value is not None})
 
 
-# -- metrics: names and labels are those of `geventbatch.integrations.prometheus` ----------------------------------
-
-
-class _Sums:
-    """What the processors of one name have done."""
-
-    def __init__(self) -> None:
-        # -- mutable state ---------------------------------------------------------------------------------
-        self._lock = new_lock()
-        self.counted = Counted()
-        self.failed_batches: dict[tuple[str, str], int] = {}  # by phase and error
-
-    def add(self, new: Counted) -> None:
-        """Add what is new."""
-        with self._lock:
-            while True:
-                before = self.counted
-                after: Any = map(add, before, new)
-                after = Counted(*after)
-                if self.counted is before:  # else a signal handler has added something
-                    self.counted = after
-                    return
-
-    def add_failed(self, phase: str, error: str) -> None:
-        """Add a batch that has failed."""
-        with self._lock:
-            self.failed_batches[phase, error] = self.failed_batches.get((phase, error), 0) + 1
-
-
-class _Instruments:
-    """The metrics, of one provider. What is there at this moment is asked for when they are collected."""
-
-    def __init__(self, provider: MeterProvider | None) -> None:
-        self.provider = provider
-        meter = _metrics.get_meter("geventbatch", meter_provider=provider)
-        self._size = meter.create_histogram("geventbatch_batch_operations", "", "Operations that a batch has started")
-        self._wait, self._load, self._apply, self._save, self._total = (
-            meter.create_histogram(f"geventbatch_batch_{name}", "s", what)
-            for name, what in (
-                ("wait_seconds", "From a batch's opening to its start"),
-                ("load_seconds", "Loading, over all attempts of a batch"),
-                ("apply_seconds", "Its operations, likewise"),
-                ("save_seconds", "Saving, likewise"),
-                ("seconds", "From a batch's start to its answers"),
-            )
-        )
-        for name, counted, what in (
-            ("operations", self._operations, "Operations by what became of them"),
-            ("failed_batches", self._failed_batches, "Batches that failed as a whole"),
-            ("conflicts", self._sum("conflicts"), "Somebody else had changed a resource"),
-            ("undone", self._sum("undone"), "What an operation that raised had changed was undone"),
-            ("undo_seconds", self._sum("undo_seconds"), "What that took"),
-        ):
-            meter.create_observable_counter(f"geventbatch_{name}_total", [counted], "", what)
-        for name, unit, what in (
-            ("live_batches", "", "Batches that are queued or run"),
-            ("overdue_batches", "", "Failed batches whose code has not returned, and holds their key"),
-            ("waiting_operations", "", "Operations whose callers wait"),
-            ("workers", "", "Greenlets that run batches, or would"),
-            ("max_duration_seconds", "s", "How long a batch may take"),
-        ):
-            meter.create_observable_gauge(f"geventbatch_{name}", [self._gauge(name)], unit, what)
-        # -- mutable state ---------------------------------------------------------------------------------
-        self._sums: dict[str, _Sums] = {}  # by the name of the processors
-
-    def of(self, name: str) -> _Sums:
-        """Give the sums of the processors of this name."""
-        return self._sums.setdefault(name, _Sums())
-
-    def add_batch(self, name: str, metric: BatchMetric) -> None:
-        """Add a batch that has ended."""
-        labels = {"processor": name}
-        self._size.record(metric.operation_count, labels)
-        self._wait.record(metric.queue_wait, labels)
-        self._load.record(metric.load_duration, labels)
-        self._apply.record(metric.apply_duration, labels)
-        self._save.record(metric.save_duration, labels)
-        self._total.record(metric.total_duration, labels)
-
-    def forget(self) -> None:
-        """After a fork: what was counted is the parent's."""
-        self._sums.clear()
-
-    def _watchers(self) -> Iterator[tuple[Processor[Any], _Watcher]]:
-        return (found for found in tuple(_watched.items()) if found[1].shows_in(self))
-
-    def _caught_up(self) -> list[tuple[str, _Sums]]:
-        for _, watcher in self._watchers():
-            watcher.catch_up()
-        return list(self._sums.items())
-
-    def _operations(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
-        for name, sums in self._caught_up():
-            for outcome, count in zip(OUTCOMES, sums.counted, strict=False):
-                yield _metrics.Observation(count, {"processor": name, "outcome": outcome})
-
-    def _failed_batches(self, _: CallbackOptions) -> Iterable[_metrics.Observation]:
-        for name, sums in self._caught_up():
-            for (phase, error), count in tuple(sums.failed_batches.items()):
-                yield _metrics.Observation(count, {"processor": name, "phase": phase, "error": error})
-
-    def _sum(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
-        def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
-            caught_up = self._caught_up()
-            return [_metrics.Observation(getattr(sums.counted, field), {"processor": name}) for name, sums in caught_up]
-
-        return look
-
-    def _gauge(self, field: str) -> Callable[[CallbackOptions], Iterable[_metrics.Observation]]:
-        def look(_: CallbackOptions) -> Iterable[_metrics.Observation]:
-            sums: dict[str, Gauges] = {}
-            for processor, watcher in self._watchers():
-                sums[watcher.name] = sums.get(watcher.name, Gauges()).with_other(watcher.look(processor))
-            return [_metrics.Observation(getattr(one, field), {"processor": name}) for name, one in sums.items()]
-
-        return look
-
-
 # -- mutable state: of the process ------------------------------------------------------------------------------
 
 _watched: Final[WeakKeyDictionary[Processor[Any], _Watcher]] = WeakKeyDictionary()
 _instruments: Final[
-    list[_Instruments]
+    list[Instruments]
 ] = []  # one for each provider: an instrument cannot be made twice, nor be taken back
 _for_all: Callable[[Processor[Any]], object] | None = None
 _ender: Final = Later("%d spans of batches were dropped, since %d waited to be recorded")
