@@ -13,7 +13,7 @@ from geventbatch._failure import rejected
 from geventbatch._operation import BROKEN
 from geventbatch._parts import cut_after, cut_before
 from geventbatch._shown import shown
-from geventbatch.errors import NotSaved, Rejected, Undecided
+from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 
 if TYPE_CHECKING:
     from geventbatch._batch import Batch
@@ -101,7 +101,7 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: Bas
     if not isinstance(verdict, Rejected):
         return
     # What was reused is perhaps no more: it is judged by what the next attempt loads.
-    if (isinstance(verdict, Undecided) and _goes_on_differently(batch, operation)) or is_reused(batch):
+    if (isinstance(verdict, Undecided) and _goes_on_differently(batch, operation, verdict)) or is_reused(batch):
         batch.broken = error
     else:  # the transaction is spoiled: nothing can be tried on in it
         put_out(batch, operation, error)
@@ -111,11 +111,15 @@ def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: Bas
 
 def _steps_for(batch: Batch, verdict: NotSaved | None) -> Steps | None:
     """What sees to it in the attempt at hand. Before anything was refused, steps do not show who has made something."""
-    return None if isinstance(verdict, Undecided) and not batch.rejections else batch.steps
+    if isinstance(verdict, TooEarly) or (isinstance(verdict, Undecided) and not batch.rejections):
+        return None
+    return batch.steps
 
 
-def _goes_on_differently(batch: Batch, operation: Operation[Any]) -> bool:
+def _goes_on_differently(batch: Batch, operation: Operation[Any], verdict: Undecided) -> bool:
     """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
+    if isinstance(verdict, TooEarly):
+        return batch.mates is None and cut_before(batch, operation)
     if batch.steps is not None or has_steps(batch):
         batch.rejections += 1  # so that each step is written, which shows who has made what was refused
         batch.stepwise = True

@@ -1,7 +1,8 @@
 """What can go wrong, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `CannotUndo`, `PartlySaved`,
-`Repeated` and `NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing` is both.
+Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `TooEarly`, `CannotUndo`,
+`PartlySaved`, `Repeated` and `NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing`
+is both.
 """
 
 from __future__ import annotations
@@ -142,6 +143,14 @@ class Undecided(Rejected):
 
     The batch is replayed step by step, and finds the culprit. Where the scope has no steps, what is before this
     operation is saved first, and it is applied to what the next load gives.
+    """
+
+
+class TooEarly(Undecided):
+    """For a scope's verdict on an operation: it was applied to what *earlier* operations had left in memory.
+
+    That was not what there is behind their save. What is before this operation is saved first, whether or not the scope
+    has steps, and it is applied to what the next load gives.
     """
 
 

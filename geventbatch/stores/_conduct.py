@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch._verdict import is_clean as _is_clean
-from geventbatch.errors import NotSaved, Rejected, Undecided
+from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores import _listeners, _sql
 from geventbatch.stores._as_loaded import given
 from geventbatch.stores._derived import is_stale
@@ -40,6 +40,7 @@ class Conduct(Sending):
         try:
             unfit = (self.unfit() or self._misfit()) if self._seen else None
             given, new, deleted = self._given, self._new, self._deleted
+            unfit = unfit or self._too_early()
             self._forget()
             if unfit is None and self._loaded is not None:
                 if is_stale(self.session, new, given, deleted=deleted):
@@ -78,11 +79,20 @@ class Conduct(Sending):
         if conflict is not None:
             return conflict
         unfit = (self.unfit() or self._misfit()) if self._seen else None
-        if isinstance(unfit, Undecided):
-            return unfit
+        too_early = None if isinstance(error, DBAPIError) else self._too_early()
+        if isinstance(unfit, Undecided) or too_early is not None:
+            return too_early or unfit
         if unfit is not None or (self._spoils and is_clean):
             return Rejected(f"{shown(error)} left the transaction of {shown(self.key)} so that it cannot be saved")
         return None
+
+    def _too_early(self) -> TooEarly | None:
+        """What is said of an operation that has read what others had loaded, and it would load itself, alone."""
+        if self._outdated is None or not self._outdated.reads():
+            return None
+        return TooEarly(
+            f"an operation on {shown(self.key)} is to find what it has done in what those before have loaded"
+        )
 
     def stale(self, error: StaleDataError) -> NotSaved:
         """What it is that a flush of the library's own has not found a row that it was to write."""
@@ -233,11 +243,17 @@ class Conduct(Sending):
     def has_added(self, instance: object) -> None:
         """An operation has added *instance*."""
         if not self.ours:
+            self.loads()
             self._added.append((current_batch().completed, instance))
             self._new.append(instance)
+            outdated = self._loaded_before()
+            if outdated is not None:
+                outdated.has_added(instance)
             state: InstanceState[Any] = sa.inspect(instance)
-            for _, name in given(state, self._mapping.columns_of(state.mapper).as_loaded):
-                self.is_given(state, name)
+            found = list(given(state, self._mapping.columns_of(state.mapper).as_loaded))
+            if found and not self.flushing:
+                current_batch().ask_scope()
+                self._given += found
 
     def is_given(self, state: InstanceState[Any], name: str) -> None:
         """An operation has assigned something to attribute *name* that a load may give otherwise."""
@@ -245,6 +261,9 @@ class Conduct(Sending):
             if not self._given:
                 current_batch().ask_scope()
             self._given.append((state, name))
+            outdated = self._loaded_before()
+            if outdated is not None:
+                outdated.assigns(state, name)
 
     def deletes(self, *instances: object) -> None:
         """An operation is about to delete *instances*: what those before have added is in the database, if alone."""
@@ -261,6 +280,9 @@ class Conduct(Sending):
             return
         self.sees()
         self._spoils = self._deleted = True
+        outdated = self._loaded_before()
+        if outdated is not None:
+            outdated.has_deleted()
         assert self._loaded is not None  # noqa: S101 - as above
         if self._loaded.resource in self.session.deleted:
             current_batch().cut()

@@ -95,21 +95,22 @@ def is_stale(
 
     That is: *deleted* something by the session, *added* something with a foreign key, or *assigned* one.
     """
-    keyed = [one for one in added if _has_foreign_key(sa.inspect(one))]
+    keyed = [one for one in added if has_foreign_key(sa.inspect(one))]
     for state, name in assigned:
-        if _is_foreign_key(state, name) and _has_changed(state, name):
+        if is_foreign_key(state, name) and _has_changed(state, name):
             return True
     if not keyed and not deleted:
         return False
     return any(
-        _misses(state, relation, keyed, session)
+        misses(state, relation, keyed, session)
         for state in session.identity_map.all_states()
         for relation in state.mapper.relationships
         if relation.key in state.dict and not relation.viewonly
     )
 
 
-def _misses(state: InstanceState[Any], relation: Any, keyed: list[object], session: Session) -> bool:
+def misses(state: InstanceState[Any], relation: Any, keyed: list[object], session: Session) -> bool:
+    """Whether *relation* of *state*, which is loaded, shows what is deleted, or not what has its key by now."""
     value = state.dict[relation.key]
     members = list(collection_adapter(value)) if relation.uselist else [value]
     if any(one is not None and _is_gone(one, session) for one in members):
@@ -137,14 +138,16 @@ def _refers(child: InstanceState[Any], parent: InstanceState[Any], relation: Any
     return all(child.dict.get(theirs) == parent.dict.get(own) is not None for own, theirs in pairs)
 
 
-def _has_foreign_key(state: InstanceState[Any]) -> bool:
+def has_foreign_key(state: InstanceState[Any]) -> bool:
+    """Whether the instance has one that is not None."""
     return any(
-        state.dict.get(attribute.key) is not None and _is_foreign_key(state, attribute.key)
+        state.dict.get(attribute.key) is not None and is_foreign_key(state, attribute.key)
         for attribute in state.mapper.column_attrs
     )
 
 
-def _is_foreign_key(state: InstanceState[Any], name: str) -> bool:
+def is_foreign_key(state: InstanceState[Any], name: str) -> bool:
+    """Whether the attribute *name* is one."""
     mapper = state.mapper
     found = _foreign_keys.get(mapper)
     if found is None:

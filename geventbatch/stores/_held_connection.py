@@ -67,7 +67,7 @@ class HeldConnection(sa.Connection):
     @property
     def connection(self) -> PoolProxiedConnection:
         """The driver's, for the batch and for SQLAlchemy: nobody would see what is done with it."""
-        if not self.conduct.flushing:  # which may have to roll back
+        if not (self.conduct.flushing or self.conduct.in_bulk):  # which may have to roll back
             self.conduct.refuse("connection().connection", "use exec_driver_sql() in place of the driver's own methods")
         return super().connection
 

@@ -20,6 +20,7 @@ from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointC
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
 from geventbatch.stores import _listeners, _sql
+from geventbatch.stores._outdated import Outdated
 from geventbatch.stores._statements import first_word, forbidden, reads
 from geventbatch.stores._transaction import left_out
 
@@ -58,9 +59,12 @@ class Sending:
     _heard: int  # listeners of this session alone
     _autoflush: bool  # as the user's own sessions have it
     flushing: bool  # now
+    in_bulk: bool  # the session writes what an operation has given it in bulk
     unsure: bool  # the row of a resource that is new was sent, and none was inserted, as the database says
     left_out: bool  # the last flush has not found a row that nobody else can have changed
     _flushed: int  # all that so many operations have changed is in the database
+    _holds_more: int  # than was loaded, since an operation before which so many had returned
+    _outdated: Outdated | None  # what more
     _added: list[tuple[int, object]]  # by operations, with how many operations had returned before
     # -- mutable state: the operation at hand ----------------------------------------------------------------
     _seen: bool  # it is to be looked at
@@ -84,11 +88,12 @@ class Sending:
         self._loaded: Loaded | None = None
         self.ours = True
         self.wrote = self.rewrote = self.counted = self.asked = self.acted = False
-        self.flushing = self.left_out = self.unsure = False
+        self.flushing = self.left_out = self.unsure = self.in_bulk = False
         self.writes = 0
         self.nested = None
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
+        self._holds_more, self._outdated = 0, None
         self._added = []
         self._forget()
 
@@ -145,6 +150,8 @@ class Sending:
         self._broke = self._failed = None
         self._given, self._new, self._deleted = [], [], False
         self._set = []
+        if self._outdated is not None:
+            self._outdated.reads()  # so that all is in place again
 
     # -- what it sends -------------------------------------------------------------------------------------------
 
@@ -181,6 +188,7 @@ class Sending:
             calls = not self.flushing and self._calls_what_writes(statement)
             if not calls:
                 self.asked = True
+                self.loads()
                 return False
         self._refuse_on_sqlite("write")
         self.writes += 1
@@ -189,6 +197,9 @@ class Sending:
         if not self.flushing:
             self._spoils = True
             if calls or self._holds(statement):
+                outdated = self._loaded_before()
+                if outdated is not None:
+                    outdated.executes(None if calls else statement)
                 self.rewrote = True
                 batch.cut()
         # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
@@ -214,6 +225,16 @@ class Sending:
             question = question.replace("%s", "?")
         with self.own():
             return list(self.connection.exec_driver_sql(question, tuple(parameters)).scalars())
+
+    def loads(self) -> None:
+        """The operation at hand has the session hold more than was loaded for the batch."""
+        if self._outdated is None and self._loaded is not None:
+            self._holds_more = current_batch().completed
+            self._outdated = Outdated(self.session, self._loaded.resource)
+
+    def _loaded_before(self) -> Outdated | None:
+        """What the session holds more, if those before the operation at hand have loaded of that."""
+        return self._outdated if self._holds_more < current_batch().completed else None
 
     def has_inserted(self, cursor: Any, context: Any) -> None:
         """A statement was executed that inserts something."""
@@ -285,6 +306,8 @@ class Sending:
             if not self.ours and self._loaded.changes():
                 self.sees()
                 self._refuse_on_sqlite("write")
+        if self._outdated is not None:
+            self._outdated.flushes()
         before, self.flushing = self.flushing, True
         completed = current_batch().completed
         try:
@@ -296,6 +319,19 @@ class Sending:
         finally:
             self.flushing = before
         self._flushed = completed
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """An operation has the session write something in bulk: where that fails, SQLAlchemy ends the transaction."""
+        self.flush_others()
+        self.in_bulk = True
+        try:
+            yield
+        except Exception as error:
+            self._failed = error, False
+            raise
+        finally:
+            self.in_bulk = False
 
     def _is_left_out(self) -> bool:
         """Whether it is not for somebody else that a flush has not found what it was to write.

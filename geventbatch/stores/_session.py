@@ -281,18 +281,18 @@ class BatchSession(Session):
 
     def bulk_save_objects(self, *args: Any, **options: Any) -> None:
         """Write first what the operations before have changed, as before any statement."""
-        _conduct(self).flush_others()
-        super().bulk_save_objects(*args, **options)
+        with _conduct(self).bulk():
+            super().bulk_save_objects(*args, **options)
 
     def bulk_insert_mappings(self, *args: Any, **options: Any) -> None:
         """Likewise."""
-        _conduct(self).flush_others()
-        super().bulk_insert_mappings(*args, **options)
+        with _conduct(self).bulk():
+            super().bulk_insert_mappings(*args, **options)
 
     def bulk_update_mappings(self, *args: Any, **options: Any) -> None:
         """Likewise."""
-        _conduct(self).flush_others()
-        super().bulk_update_mappings(*args, **options)
+        with _conduct(self).bulk():
+            super().bulk_update_mappings(*args, **options)
 
     # -- for steps ---------------------------------------------------------------------------------------------
 
