@@ -10,9 +10,9 @@ from gevent import GreenletExit
 
 from geventbatch._answer import Copying, TooDeep, Unfinished
 from geventbatch._failure import rejected
-from geventbatch._operation import BROKEN
+from geventbatch._operation import BROKEN, name_of
 from geventbatch._parts import cut_after, cut_before
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> int:
     idempotency = batch.state.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
         return GOES_ON
+    if type(error) is TypeError:
+        _say_if_not_called(batch, operation, error)
     batch.forget_operation()
     verdict = _ask(batch, "operation_raised", error)
     steps = _steps_for(batch, verdict)
@@ -58,6 +60,21 @@ def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> int:
     if idempotency is not None and not idempotency.is_recorded(batch, operation):
         batch.asked = [*batch.asked, operation]  # it is in no save, and so its key has to be looked for
     return GOES_ON if is_clean(batch, error) else UNDONE
+
+
+def _say_if_not_called(batch: Batch, operation: Operation[Any], error: TypeError) -> None:
+    """Say of *error* whose it is, if Python has raised it since *operation* does not take what it was given."""
+    trace: Any = traceback_of(error)
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        if not name.startswith(("geventbatch._", "geventbatch.testing.")):
+            return
+        trace = trace.tb_next
+    number = len(operation.args)
+    given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
+    name, key = name_of(operation.callable), shown(batch.key)
+    told = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
+    error.args = (f"{told}; nothing of it was saved",)
 
 
 def look(batch: Batch, operation: Operation[Any]) -> bool:

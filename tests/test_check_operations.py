@@ -134,7 +134,12 @@ BAD: list[tuple[Callable[..., Any], tuple[Any, ...], str, str]] = [
     ),
     (differ_by_error, (), "differs", "raised ValueError(0), and in a second run on the same resource raised"),
     (differ_by_raising, (), "differs", "returned None, and in a second run on the same resource raised ValueError"),
-    (empty_the_names, (["Ann"],), "arguments", "changed its arguments"),
+    (
+        empty_the_names,
+        (["Ann"],),
+        "arguments",
+        "changed its arguments: its caller sees what the first run makes of",
+    ),
     (
         change_and_raise,
         (),

@@ -18,10 +18,12 @@ from sqlalchemy.orm import DeclarativeBase, sessionmaker
 from geventbatch import LoadFailed, Processor, SaveFailed
 from geventbatch.integrations.flask import GeventBatch
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from geventbatch.testing import VirtualTime
 
@@ -354,3 +356,60 @@ def test_a_store_names_what_is_no_engine_no_client_and_no_class(make: Callable[[
         make()
     assert told in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+# -- an operation that does not take what it is given ----------------------------------------------------------
+
+
+def book_for(train: list[Any], seat: int, name: str) -> None:
+    train.append((seat, name))
+
+
+def book_inside(train: list[Any]) -> None:
+    book_for(train)  # type: ignore[call-arg]
+
+
+def given_to(processor: Processor[Any], *call: Any, **options: Any) -> str:
+    with pytest.raises(TypeError) as raised:
+        processor.run("k", *call, **options)
+    assert type(raised.value) is TypeError
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("batching", [True, False], ids=["batching", "alone"])
+def test_an_operation_that_does_not_take_its_arguments_is_named_with_its_key(batching: bool) -> None:
+    saved: list[Any] = []
+    with Processor(
+        load_resource=lambda _: list(saved), save_resource=lambda _, train: saved.extend(train), batching=batching
+    ) as processor:
+        nothing = "; nothing of it was saved"
+        missing = "book_for() missing 1 required positional argument: 'name'"
+        name = "the operation book_for on key 'k' was called with the resource"
+        assert given_to(processor, book_for, 1) == f"{name} and 1 argument: {missing}{nothing}"
+        seat = missing.replace("name", "seat")
+        assert given_to(processor, partial(book_for, name="Ann")) == f"{name} alone: {seat}{nothing}"
+        assert given_to(processor, book_for, [1]) == f"{name} and 1 argument: {missing}{nothing}"  # which is copied
+        assert given_to(processor, list.append, 1, 2).startswith("the operation list.append on key 'k' was called")
+        many = "and 3 arguments: book_for() takes 3 positional arguments but 4 were given"
+        assert given_to(processor, book_for, 1, "Ann", 2) == f"{name} {many}{nothing}"
+        assert given_to(processor, book_inside).startswith("book_for() missing 2 required positional arguments")
+        processor.run("k", book_for, 1, "Ann")
+    assert saved == [(1, "Ann")]
+
+
+def test_a_type_error_that_was_recorded_is_given_again_as_it_was(tmp_path: Path) -> None:
+    def refuse(_: Any) -> None:
+        raise TypeError("it is closed")
+
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'documents.sqlite'}")
+    outcomes = idempotency_table("outcomes")
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {}, idempotency=outcomes)
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0) as processor:
+        for _ in range(2):
+            assert given_to(processor, refuse, idempotency_key="i") == "it is closed"
+        missing = "book_for() missing 2 required positional arguments: 'seat' and 'name'"
+        name = "the operation book_for on key 'k' was called with the resource alone"
+        assert given_to(processor, book_for, idempotency_key="j") == f"{name}: {missing}; nothing of it was saved"
+        assert given_to(processor, book_for, idempotency_key="j") == missing
+    engine.dispose()
