@@ -11,7 +11,7 @@ from gevent import Greenlet, getcurrent
 
 from geventbatch._operation import attribute, name_of
 from geventbatch._report import place_of
-from geventbatch._shown import named
+from geventbatch._shown import named, said
 
 _STORE: Final = (
     "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model) or RedisStore(client), or a "
@@ -65,9 +65,9 @@ def check_function(name: str, value: Any, *takes: str) -> None:
 
 
 def check_functions(takes: tuple[str, ...], **given: Any) -> None:
-    """Raise unless those of the options *given* that can be called can be with what each of them *takes*."""
+    """Raise unless the options *given* can be called with what each of them *takes*, but for those that are None."""
     for name, value in given.items():
-        if callable(value):
+        if value is not None:
             check_function(name, value, *takes)
 
 
@@ -177,7 +177,7 @@ def _check_arguments(name: str, value: Any, takes: tuple[str, ...]) -> None:
     except TypeError as error:
         raise TypeError(
             f"{name} is {_shown(value)}, which does not take what it is called with, {name}({', '.join(takes)}): "
-            f"{error}"
+            f"{said(error)}"
         ) from None
 
 

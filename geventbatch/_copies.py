@@ -165,7 +165,7 @@ def _check_complete(one: Any, copied: Any) -> None:
     if not hasattr(kind, "__deepcopy__") and kind.__reduce_ex__ is object.__reduce_ex__:
         lost = getattr(one, "__dict__", {}).keys() - getattr(copied, "__dict__", {}).keys()
         if lost:
-            raise CannotUndo(f"a copy of {shown(one)} has no {min(lost)!r}: its __getstate__ leaves that out")
+            raise CannotUndo(f"a copy of {shown(one)} has no {shown(min(lost))}: its __getstate__ leaves that out")
 
 
 def _check_sharing(originals: list[Any]) -> None:

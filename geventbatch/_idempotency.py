@@ -28,7 +28,7 @@ from geventbatch._operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._pace import pace
 from geventbatch._plain import ALLOWED, decode, describe, encode
 from geventbatch._plain_errors import decode_error, encode_error
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch._verdict import is_a
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
@@ -116,7 +116,8 @@ class Once:
 
     def _not_plain(self, batch: Batch, what: str, why: Exception, instead: str) -> NotPlain:
         return NotPlain(
-            f"the operation with the idempotency key {self.key!r} on key {shown(batch.key)} {what} cannot be recorded "
+            f"the operation with the idempotency key {shown(self.key)} on key {shown(batch.key)} {what} cannot be "
+            "recorded "
             f"({why}), and so nothing of it was saved: {instead} {ALLOWED}"
         )
 
@@ -124,7 +125,7 @@ class Once:
         """Return what *record* says, or raise it."""
         if record[:_PRINT] != self.fingerprint:
             raise IdempotencyKeyReused(
-                f"batch of key {shown(batch.key)}: the idempotency key {self.key!r} was used before, for another "
+                f"batch of key {shown(batch.key)}: the idempotency key {shown(self.key)} was used before, for another "
                 "operation or with other arguments (or another identified_by); nothing of this one was saved",
                 key=batch.key,
                 idempotency_key=self.key,
@@ -134,9 +135,10 @@ class Once:
             found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.recorded_errors)
         except Exception as error:
             raise BatchError(
-                f"batch of key {shown(batch.key)}: the operation with the idempotency key {self.key!r} was answered "
+                f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
+                "answered "
                 f"before, and is not applied again; but what it was answered cannot be given again: "
-                f"{told[:500]} ({error})"
+                f"{told[:500]} ({said(error)})"
             ) from error.with_traceback(None)
         if kind == _VALUE:
             return found
@@ -267,7 +269,8 @@ def _refuse_key(key: object) -> NoReturn:
 
 def _refuse_operation(key: str, operation: object, error: Exception, by: str) -> NoReturn:
     raise TypeError(
-        f"run() was given the idempotency_key {key!r}, but cannot tell {shown(operation)} with its {by} "
-        f"from others: {error}. Pass what it depends on as arguments, each {ALLOWED}; or, in identified_by=(…), what "
+        f"run() was given the idempotency_key {shown(key)}, but cannot tell {shown(operation)} with its {by} "
+        f"from others: {said(error)}. Pass what it depends on as arguments, each {ALLOWED}; or, in "
+        "identified_by=(…), what "
         "its client sends again"
     ) from error

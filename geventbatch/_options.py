@@ -9,11 +9,13 @@ from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from gevent import Timeout
+
 from geventbatch._callables import Told, check_function, check_functions, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
-from geventbatch._shown import named
+from geventbatch._shown import named, said, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +90,7 @@ class Options:
             check_identity(identified_by)
         if self.idempotency is None:
             raise TypeError(
-                f"run() was given the idempotency_key {key!r}, but the processor's store records no outcomes: a "
+                f"run() was given the idempotency_key {shown(key)}, but the processor's store records no outcomes: a "
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
                 "idempotency_ttl; a load and save pair cannot, nor can what opens many keys"
             )
@@ -132,7 +134,8 @@ def check_options(
     check_seconds("max_duration", max_duration)
     if max_duration <= min_duration:
         raise ValueError(
-            f"max_duration is {max_duration!r}, but must be more than min_duration, which is {min_duration!r}: it has "
+            f"max_duration is {shown(max_duration)}, but must be more than min_duration, which is "
+            f"{shown(min_duration)}: it has "
             "to hold the window, the load and the save"
         )
     if compares is not None:
@@ -200,13 +203,13 @@ def _refuse_unknown(name: str, *_: str) -> NoReturn:
 def check_seconds(name: str, value: object) -> None:
     """Raise unless *value* is a finite number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}, but must be a number of seconds (int or float)")
+        raise TypeError(f"{name} is {shown(value)}, but must be a number of seconds (int or float)")
     try:
         allowed = isfinite(value) and value >= 0
     except OverflowError:  # an int beyond all floats
         allowed = False
     if not allowed:
-        raise ValueError(f"{name} is {value!r}, but must be a finite number of seconds, 0 or more")
+        raise ValueError(f"{name} is {shown(value)}, but must be a finite number of seconds, 0 or more")
 
 
 def _blocking_time(value: Any) -> float | None:
@@ -218,14 +221,14 @@ def _blocking_time(value: Any) -> float | None:
 
 def _copy_resource(value: Any) -> Any:
     if value is not None and not callable(value):
-        raise TypeError(f"copy_resource is {value!r}, but must be callable, or None: it cannot be copied")
+        raise TypeError(f"copy_resource is {shown(value)}, but must be callable, or None: it cannot be copied")
     check_functions(("resource",), copy_resource=value)
     return value
 
 
 def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"name is {value!r}, but must be a str that is not empty")
+        raise TypeError(f"name is {shown(value)}, but must be a str that is not empty")
     return value
 
 
@@ -237,20 +240,20 @@ def _name(loads: Any) -> str:
 def check_flag(name: str, value: object) -> None:
     """Raise unless *value* is a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, but must be True or False")
+        raise TypeError(f"{name} is {shown(value)}, but must be True or False")
 
 
 def check_identity(value: object) -> None:
     """Raise unless *value* is a tuple."""
     if type(value) is not tuple:
-        raise TypeError(f"identified_by is {value!r}, but must be a tuple of what the client sends again")
+        raise TypeError(f"identified_by is {shown(value)}, but must be a tuple of what the client sends again")
 
 
 def check_callable(name: str, value: object) -> None:
     """Raise unless *value* can be called."""
     if not callable(value):
         hint = ": pass the function itself, and behind it its arguments, as in run(key, book, 12)"
-        raise TypeError(f"{name} is {value!r}, but must be callable{hint if name == 'operation' else ''}")
+        raise TypeError(f"{name} is {shown(value)}, but must be callable{hint if name == 'operation' else ''}")
 
 
 def refuse_unnamed(value: object, *_: object) -> NoReturn:
@@ -274,8 +277,8 @@ def check_key(key: object) -> None:
 def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
     """Raise what says why *key* cannot be one: it has no hash, which said *error*, or is not equal to itself."""
     if error is None:
-        raise ValueError(f"key is {key!r}, which is not equal to itself: no two operations could ever share it")
-    msg = f"key is {key!r}, but must be hashable: a str, an int, a UUID or a tuple of them ({error})"
+        raise ValueError(f"key is {shown(key)}, which is not equal to itself: no two operations could ever share it")
+    msg = f"key is {shown(key)}, but must be hashable: a str, an int, a UUID or a tuple of them ({said(error)})"
     raise TypeError(msg) from error
 
 
@@ -340,9 +343,9 @@ def _idempotency(open_resource: Any) -> Any:
 
 def _count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, but must be an int")
+        raise TypeError(f"{name} is {shown(value)}, but must be an int")
     if value < 1:
-        raise ValueError(f"{name} is {value!r}, but must be 1 or more")
+        raise ValueError(f"{name} is {shown(value)}, but must be 1 or more")
     return value
 
 
@@ -353,5 +356,11 @@ def _limit(name: str, value: Any) -> int | None:
 def _exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
     classes = value if isinstance(value, tuple) else None
     if classes is None or not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
-        raise TypeError(f"{name} is {value!r}, but must be a tuple of exception classes")
+        raise TypeError(f"{name} is {shown(value)}, but must be a tuple of exception classes")
+    for one in classes:
+        if not issubclass(one, (Exception, Timeout)) and one is not BaseException:
+            raise TypeError(
+                f"{name} is {shown(value)}, but must have subclasses of Exception, or gevent.Timeout: what else "
+                "an operation raises is no answer of its own, and kills its batch"
+            )
     return classes

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from geventbatch._shown import said
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -324,4 +326,4 @@ def _kept(function: Any, name: str, value: Any) -> Any:
     try:
         return [name, _tagged(value, _argument_only)]
     except Exception as error:
-        raise TypeError(f"{function.__qualname__} closes over {name} ({error})") from error
+        raise TypeError(f"{function.__qualname__} closes over {name} ({said(error)})") from error

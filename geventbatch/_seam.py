@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from geventbatch import _process
 from geventbatch._options import Door, reopened
 from geventbatch._processor import Processor
+from geventbatch._shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def the_processor(given: AnyProcessor) -> Processor[Any]:
     for_app = getattr(given, "for_app", None)
     found = None if for_app is None else for_app()
     if not isinstance(found, Processor):
-        raise TypeError(f"processor is {given!r}, but must be a Processor")
+        raise TypeError(f"processor is {shown(given)}, but must be a Processor")
     return found
 
 

@@ -20,6 +20,16 @@ def shown(value: object) -> str:
         return object.__repr__(value)
 
 
+def said(error: BaseException) -> str:
+    """Give what *error* says, or what it is where it cannot say that. Switches: as that does."""
+    try:
+        return str.__str__(str(error))
+    except BaseException as raised:
+        if isinstance(raised, _OURS):
+            raise
+        return object.__repr__(error)
+
+
 def named(value: object) -> str:
     """Give that, but of a URL with a password no more than what it is of."""
     if isinstance(value, str) and "://" in value and "@" in value:

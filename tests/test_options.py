@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 
 from geventbatch import BatchTimeout, Conflict, Processor, SaveFailed
 from tests.callers import answer_of
@@ -281,6 +282,11 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({name: value}, TypeError, CLASSES)
         for name in ("clean_errors", "recorded_errors")
         for value in (ValueError, [ValueError], None, (ValueError(),), ("ValueError",), (int,), (ValueError, object))
+    ],
+    *[
+        ({name: (ValueError, value)}, TypeError, "must have subclasses of Exception, or gevent.Timeout")
+        for name in ("clean_errors", "recorded_errors")
+        for value in (KeyboardInterrupt, SystemExit, GreenletExit)
     ],
     *[({"copy_resource": value}, TypeError, "must be callable, or None") for value in (1, "copy", False)],
     *[({"batching": value}, TypeError, "must be True or False") for value in (1, 0, None, "no")],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -11,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from redis import Redis
 
 from geventbatch import (
     COMPILED,
@@ -23,9 +26,10 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
+from geventbatch._options import check_options
 from geventbatch._shown import shown
 from geventbatch.integrations import opentelemetry
-from geventbatch.stores.sqlalchemy import SQLAlchemyStore
+from geventbatch.stores import RedisStore, SQLAlchemyStore
 from tests.callers import answer_of
 
 if TYPE_CHECKING:
@@ -375,3 +379,76 @@ def test_a_key_that_cannot_be_shown_has_its_own_errors_in_a_store(tmp_path: Path
         assert answer is None
         assert processor.run("odd", dict) == {"good": 1}
     engine.dispose()
+
+
+def test_an_odd_error_of_what_encodes_reaches_the_culprit_alone(tmp_path: Path) -> None:
+    error = Odd(1, 2)
+
+    def encode(document: dict[str, Any]) -> str:
+        if "bad" in document:
+            raise error
+        return json.dumps(document)
+
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'documents.sqlite'}")
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {}, encode=encode, decode=json.loads)
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0) as processor:
+        calls = [(dict.__setitem__, name, 1) for name in ("good", "bad", "better")]
+        callers = [gevent.spawn(answer_of, processor.run, "k", *call) for call in calls]
+        answers = [caller.get() for caller in callers]
+        assert answers[1] is error
+        assert processor.run("k", dict) == {"good": 1, "better": 1}
+    engine.dispose()
+
+
+# -- at the door ----------------------------------------------------------------------------------------------
+
+
+class Hidden:
+    """It is of no type that anybody wants, and cannot be shown."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise LookupError("repr")
+
+
+OPTIONS = [*list(signature(check_options).parameters)[:-1], "batching"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_cannot_be_shown_is_refused_at_the_door_as_anything_else(option: str) -> None:
+    pair = {"load_resources": dict, "save_resources": print}
+    options: dict[str, Any] = pair if option in {"max_bulk", "save_resources"} else {}
+    with pytest.raises(TypeError, match=f"{option}.*Hidden object at 0x"):
+        Processor(**{**options, option: Hidden()})
+
+
+@pytest.mark.parametrize("option", ["start_timeout", "identified_by", "read_only"])
+def test_what_cannot_be_shown_is_refused_by_run_as_anything_else(clock: VirtualTime, option: str) -> None:
+    options: dict[str, Any] = {option: Hidden()}
+    with Processor(min_duration=0) as processor, pytest.raises(TypeError, match=f"{option}.*Hidden object at 0x"):
+        processor.run("k", print, **options)
+
+
+def test_neither_a_key_nor_an_operation_has_to_be_shown_to_be_refused(clock: VirtualTime) -> None:
+    hidden: Any = Hidden()
+    with Processor(min_duration=0) as processor:
+        with pytest.raises(TypeError, match=r"operation is .*Hidden object at 0x.* must be callable"):
+            processor.run("k", hidden)
+        with pytest.raises(TypeError, match=r"key is .*Hidden object at 0x.* must be hashable"):
+            processor.run(hidden, print)
+        with pytest.raises(TypeError, match=r"idempotency_key .*Hidden object at 0x"):
+            processor.run("k", print, idempotency_key=hidden)
+
+
+@pytest.mark.parametrize(
+    "option", ["mode", "missing", "reuse_resource", "idempotency", "idempotency_ttl", "encode", "decode"]
+)
+def test_what_cannot_be_shown_is_refused_by_a_store_as_anything_else(option: str) -> None:
+    engine = sa.create_engine("sqlite://")
+    options: dict[str, Any] = {option: Hidden()}
+    with pytest.raises((TypeError, ValueError), match=f"{option}.*Hidden object at 0x"):
+        SQLAlchemyStore.documents(engine, "documents", **options)
+    with pytest.raises((TypeError, ValueError), match=r"prefix is .*Hidden object at 0x"):
+        RedisStore(Redis(), prefix=Hidden())  # type: ignore[arg-type]

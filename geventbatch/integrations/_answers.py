@@ -12,6 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from geventbatch._report import SHOWN_BEFORE, is_due, shows_again
+from geventbatch._shown import said
 from geventbatch.errors import (
     BatchError,
     BatchTimeout,
@@ -105,7 +106,7 @@ def log(logger: Logger, error: BatchError) -> None:
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
-    told = f"{type(error).__name__}: {error}"
+    told = f"{type(error).__name__}: {said(error)}"
     if isinstance(error, _AT_THE_DOOR) or not _is_news(error):
         logger.info(told)
     elif is_due(logger.name, *shows_again(error.__cause__ or error)):

@@ -35,6 +35,7 @@ from flask.globals import app_ctx
 from geventbatch import _set_up
 from geventbatch._options import bulk_scope, check_callable, check_flag, resource_scope
 from geventbatch._processor import Processor
+from geventbatch._shown import shown
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
 from geventbatch.integrations._flask_scope import AppStore, InBatch
@@ -259,7 +260,7 @@ class AppProcessor(Generic[R]):
             return _state_of(app).processors[self]
         except KeyError:
             raise RuntimeError(
-                f"the processor was declared on another GeventBatch than the one whose init_app() got {app!r}"
+                f"the processor was declared on another GeventBatch than the one whose init_app() got {shown(app)}"
             ) from None
 
 
@@ -305,12 +306,14 @@ class _AppState:
         given = {name.removeprefix(_PREFIX).lower(): config[name] for name in config if name.startswith(_PREFIX)}
         error_answers = given.pop("error_answers", True)
         if not isinstance(error_answers, bool):
-            raise TypeError(f"{_PREFIX}ERROR_ANSWERS is {error_answers!r}, but must be True or False")
+            raise TypeError(f"{_PREFIX}ERROR_ANSWERS is {shown(error_answers)}, but must be True or False")
         retry_after = given.pop("retry_after", 1)
         if isinstance(retry_after, bool) or not isinstance(retry_after, int):
-            raise TypeError(f"{_PREFIX}RETRY_AFTER is {retry_after!r}, but must be a whole number of seconds (int)")
+            raise TypeError(
+                f"{_PREFIX}RETRY_AFTER is {shown(retry_after)}, but must be a whole number of seconds (int)"
+            )
         if retry_after < 0:
-            raise ValueError(f"{_PREFIX}RETRY_AFTER is {retry_after!r}, but must be 0 or more")
+            raise ValueError(f"{_PREFIX}RETRY_AFTER is {shown(retry_after)}, but must be 0 or more")
         for name in given.keys() - _OPTIONS:
             _refuse(name)
         return cls(given, error_answers, retry_after)
@@ -333,7 +336,7 @@ class _AppState:
         try:
             self.processors[declared] = _Processor(**options)
         except (TypeError, ValueError) as error:
-            configured = ", ".join(f"{_PREFIX}{name.upper()} = {value!r}" for name, value in self.options.items())
+            configured = ", ".join(f"{_PREFIX}{name.upper()} = {shown(value)}" for name, value in self.options.items())
             error.add_note(f"app.config has {configured or 'no options for it'}")
             raise
 
@@ -356,7 +359,7 @@ def _refuse(name: str) -> None:
 
 def _state_of(app: Flask) -> _AppState:
     if _NAME not in app.extensions:
-        raise RuntimeError(f"GeventBatch.init_app() was not called for {app!r}")
+        raise RuntimeError(f"GeventBatch.init_app() was not called for {shown(app)}")
     state: _AppState = app.extensions[_NAME]
     return state
 

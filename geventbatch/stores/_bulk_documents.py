@@ -197,7 +197,7 @@ class BulkDocumentScope:
             if row is None:
                 continue
             if row.key in taken:
-                matched[key] = Conflict(f"{shown(key)} is the row {row.key!r}, as another key of the bulk is")
+                matched[key] = Conflict(f"{shown(key)} is the row {shown(row.key)}, as another key of the bulk is")
             else:
                 taken.add(row.key)
                 matched[key] = self._documents.statements.row_of(row)

@@ -17,7 +17,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch._verdict import is_clean as _is_clean
 from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores import _listeners, _sql
@@ -98,7 +98,7 @@ class Conduct(Sending):
         """What it is that a flush of the library's own has not found a row that it was to write."""
         assert self._loaded is not None  # noqa: S101 - as above
         if self.left_out:
-            return Rejected(f"{shown(self.key)} was not saved, nothing was written: {error}")
+            return Rejected(f"{shown(self.key)} was not saved, nothing was written: {said(error)}")
         return self._loaded.conflict()
 
     def _conflict(self, error: Exception) -> NotSaved | None:
@@ -138,7 +138,7 @@ class Conduct(Sending):
             conflict = self._conflict(error)
             if conflict is not None:
                 return conflict
-            verdict = (Undecided if others else Rejected)(f"{shown(self.key)} was not saved: {error}")
+            verdict = (Undecided if others else Rejected)(f"{shown(self.key)} was not saved: {said(error)}")
             verdict.__cause__ = error
             return verdict
         failed = self.transaction.has_failed()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Field, IntegerField
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from django.db.models import Model
 
@@ -23,7 +25,9 @@ def check_names(model: type[Model]) -> None:
     names = [*(field.model._meta.db_table for field in fields), *(field.column for field in fields)]
     for name in names:
         if name is not None and "%" in name:
-            raise ValueError(f"{model._meta.label} has the name {name!r}, which Django cannot send: it has a % in it")
+            raise ValueError(
+                f"{model._meta.label} has the name {shown(name)}, which Django cannot send: it has a % in it"
+            )
 
 
 def version_field(model: type[Model], version: str) -> Field[Any, Any]:
@@ -31,7 +35,7 @@ def version_field(model: type[Model], version: str) -> Field[Any, Any]:
     field = column(model, "version", version)
     if not isinstance(field, IntegerField):
         raise ValueError(  # noqa: TRY004 - the name is of the right type
-            f"version is {version!r}, but must name an integer field of {model._meta.label}"
+            f"version is {shown(version)}, but must name an integer field of {model._meta.label}"
         )
     return field
 
@@ -43,5 +47,5 @@ def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
     except FieldDoesNotExist:
         field = None
     if not isinstance(field, Field) or not field.concrete:
-        raise ValueError(f"{argument} is {name!r}, which is no column of {model._meta.label}")
+        raise ValueError(f"{argument} is {shown(name)}, which is no column of {model._meta.label}")
     return field

@@ -11,7 +11,7 @@ from django.db.models.functions import Cast
 from django.db.models.sql import Query
 from django.db.transaction import atomic
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Undecided
 from geventbatch.stores._django_changes import differ, kept
 
@@ -63,7 +63,7 @@ class Generated:
         error, self._refused = self._refused, None
         if error is None:
             return None
-        verdict = Undecided(f"{shown(key)} was not saved, nothing was written: {error}")
+        verdict = Undecided(f"{shown(key)} was not saved, nothing was written: {said(error)}")
         verdict.__cause__ = error
         return verdict
 

@@ -258,7 +258,8 @@ class Guard:
         """Raise unless it does: another operation's, or the batch's, must not be undone."""
         if not self._aside and sid not in self._savepoints:
             raise RuntimeError(
-                f"an operation on {shown(self._batch.key)} used the savepoint {sid!r}, which is not its own: it would "
+                f"an operation on {shown(self._batch.key)} used the savepoint {shown(sid)}, which is not its own: "
+                "it would "
                 "undo what others have done"
             )
 
@@ -397,7 +398,8 @@ class Guard:
         if running.get(gevent.getcurrent()) is self._batch and writes(self._text(sql)):
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} would write to the database "
-                f"{context['connection'].alias!r}, which is not in the transaction of its batch: write there behind "
+                f"{shown(context['connection'].alias)}, which is not in the transaction of its batch: write there "
+                "behind "
                 "run(), or in transaction.on_commit()"
             )
         return execute(sql, params, many, context)

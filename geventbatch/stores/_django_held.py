@@ -16,6 +16,7 @@ from django.db.models.base import ModelBase
 from django.utils.functional import cached_property
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.stores._django_values import watched
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def _is_loaded(instance: Model, name: str) -> bool:
 def _check_using(instance: Model, method: str, using: object) -> None:
     if using is not None and using != instance._state.db:
         raise RuntimeError(
-            f"{method}(using={using!r}) on the resource of a batch, which is of the database {instance._state.db!r}: "
+            f"{method}(using={shown(using)}) on the resource of a batch, which is of the database "
+            f"{shown(instance._state.db)}: "
             "what a batch does is in one transaction"
         )
 

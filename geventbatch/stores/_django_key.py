@@ -26,6 +26,7 @@ from django.db.models import (
     UUIDField,
 )
 
+from geventbatch._shown import said, shown
 from geventbatch.stores._django_fields import column, pk_fields
 from geventbatch.stores._key import KeyColumn, normalize_all, shortened
 
@@ -101,7 +102,7 @@ class RowKey:
             value: Hashable = self.fields[number].to_python(part.value if isinstance(part, Enum) else part)
             hash(value)
         except Exception as error:
-            raise ValueError(f"{shortened(part)} is no key for the column {name}: {error}") from error
+            raise ValueError(f"{shortened(part)} is no key for the column {name}: {said(error)}") from error
         if value is None:
             raise TypeError(f"{shortened(part)} is no key for the column {name}")
         return value
@@ -113,12 +114,12 @@ def _fields(model: type[Model], by: str | Sequence[str]) -> tuple[Field[Any, Any
     if isinstance(by, str):
         field = column(model, "by", by)
         if not field.unique:
-            raise ValueError(f"by is {by!r}, but must name a unique field of {model._meta.label}, or be 'pk'")
+            raise ValueError(f"by is {shown(by)}, but must name a unique field of {model._meta.label}, or be 'pk'")
         return (field,)
     fields = tuple(column(model, "by", name) for name in by)
     if not any(set(unique) <= {field.name for field in fields} for unique in _unique_together(model)):
         raise ValueError(
-            f"by is {by!r}, but {model._meta.label} has no constraint that these fields are unique together"
+            f"by is {shown(by)}, but {model._meta.label} has no constraint that these fields are unique together"
         )
     return fields
 

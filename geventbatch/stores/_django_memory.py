@@ -21,6 +21,7 @@ from django.db.models.fields.files import FieldFile
 from django.db.models.manager import BaseManager
 from django.utils.functional import LazyObject, Promise
 
+from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo
 from geventbatch.stores._django_changes import BUILT_IN, IMMUTABLE, pickled
 from geventbatch.stores._django_values import documents
@@ -84,7 +85,7 @@ class Memory:
         except Exception as error:
             raise CannotUndo(
                 f"what an operation changes in a {model.__name__} cannot be undone in memory: a value of it cannot be "
-                f"copied ({error})"
+                f"copied ({said(error)})"
             ) from error
 
     @classmethod
@@ -107,7 +108,8 @@ class Memory:
                 values[name] = kept  # it is made of its name when it is asked for
             else:
                 raise CannotUndo(
-                    f"what an operation has changed in {name!r} of a {model.__name__}, a {type(value).__name__}, is "
+                    f"what an operation has changed in {shown(name)} of a {model.__name__}, a "
+                    f"{type(value).__name__}, is "
                     "not known: no copy was taken of it"
                 )
         return cls(values, state, pickles)

@@ -10,7 +10,7 @@ from django.db.models import Model, QuerySet
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import changed, columns, differ, kept, same, state_of
@@ -152,7 +152,7 @@ class Row(Generic[M]):
             raise
         except Exception as error:  # of a field that makes a value of what the column holds
             raise ValueError(
-                f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {error}"
+                f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {said(error)}"
             ) from error
 
     def _make(self) -> M:
@@ -207,7 +207,7 @@ class Row(Generic[M]):
             before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
             if value is not before and differ(before, kept(field, value, self._connection)):
                 what = "the primary key" if field in pk_fields(self._store.model) else f"{field.name}, the key"
-                raise ValueError(f"an operation changed {what} of the resource, from {before!r} to {value!r}")
+                raise ValueError(f"an operation changed {what} of the resource, from {shown(before)} to {shown(value)}")
 
     # -- write ----------------------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class Row(Generic[M]):
             model.delete(instance)
         else:
             raise RuntimeError(
-                f"{model.__name__}.delete() takes no using=…, and the routers send it elsewhere than to {using!r}"
+                f"{model.__name__}.delete() takes no using=…, and the routers send it elsewhere than to {shown(using)}"
             )
 
     @property

@@ -10,7 +10,7 @@ from django.db import Error
 from django.db.models import Field, Model
 
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_added import add_rows
@@ -184,7 +184,7 @@ class Scope(Generic[M]):
                     take_related(instance)
                     settle(instance, self._class, self._connection)
             except Exception as error:  # as `save` would have raised it
-                verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {error}")
+                verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {said(error)}")
                 verdict.__cause__ = error
         self._forget_read()
         guard.next()

@@ -120,7 +120,7 @@ def _see(*, connection: BaseDatabaseWrapper, **_: object) -> None:
 def _note(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
     executed = execute(sql, params, many, context)
     if isinstance(sql, str) and ("search_path" in sql or sql[:4].upper() == "USE "):
-        _sent[context["connection"]] = sql if not params else f"{sql} {params!r}"
+        _sent[context["connection"]] = sql if not params else f"{sql} {shown(params)}"
     return executed
 
 

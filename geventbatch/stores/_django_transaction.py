@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores import _commit, _sql
 from geventbatch.stores._commit import polls
@@ -286,7 +286,7 @@ class Transaction:
         of_connection = isinstance(error, (InterfaceError, OperationalError))
         if of_connection or _sql.kind(error) is not _sql.Kind.OTHER:
             return _sql.not_saved(error, self._batch.key)
-        return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {error}")
+        return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {said(error)}")
 
     def _told(self) -> bool | None:
         """What this side knows of COMMIT: whether it was carried out. None: nothing."""

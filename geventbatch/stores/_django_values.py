@@ -39,6 +39,7 @@ from django.db.models import (
 from django.db.models.query_utils import DeferredAttribute
 
 from geventbatch._processor import current_batch
+from geventbatch._shown import shown
 from geventbatch.stores._django_changes import columns
 
 if TYPE_CHECKING:
@@ -281,7 +282,8 @@ def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
         return found.quantize(places, context=field.context)
     except InvalidOperation:
         raise ValueError(
-            f"{value!r} of {field.name} has more digits than its column, which has {field.max_digits}: it could not be "
+            f"{shown(value)} of {field.name} has more digits than its column, which has {field.max_digits}: it "
+            "could not be "
             "read back"
         ) from None
 

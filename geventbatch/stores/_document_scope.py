@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json, _sql
 from geventbatch.stores._commit import polls
@@ -132,7 +132,7 @@ class DocumentScope:
         try:
             return self._remade, self._documents.snapshot(self._encoded(self._loaded.state))
         except Exception as error:  # the operation whose fault that is learns of it in the save
-            raise CannotUndo(f"{shown(self._key)} cannot be copied: {error}") from error
+            raise CannotUndo(f"{shown(self._key)} cannot be copied: {said(error)}") from error
 
     def restore(self, checkpoint: Any) -> Any:
         """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
@@ -145,7 +145,7 @@ class DocumentScope:
             else:
                 self._resource = self._remade(self._unchanged)
         except Exception as error:
-            raise CannotUndo(f"{shown(self._key)} cannot be made once more as it was: {error}") from error
+            raise CannotUndo(f"{shown(self._key)} cannot be made once more as it was: {said(error)}") from error
         return self._resource
 
     def _remade(self, snapshot: Any) -> Any:
@@ -253,7 +253,7 @@ class DocumentScope:
             return self._documents.decode(state)
         except Exception as error:
             raise ValueError(
-                f"the state of {shown(self._key)} in {self._documents.name} cannot be decoded: {error}"
+                f"the state of {shown(self._key)} in {self._documents.name} cannot be decoded: {said(error)}"
             ) from error
 
     def _save(self) -> Row | None:
@@ -316,7 +316,7 @@ class DocumentScope:
             return state
         except Exception as error:
             raise Rejected(
-                f"{shown(self._key)} was not saved, nothing was written: it cannot be encoded: {error}"
+                f"{shown(self._key)} was not saved, nothing was written: it cannot be encoded: {said(error)}"
             ) from error
 
     def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import _process
-from geventbatch._shown import named
+from geventbatch._shown import named, shown
 from geventbatch.stores import _engines, _json
 from geventbatch.stores._mapping import python_type
 
@@ -92,7 +92,7 @@ def check_kept(kept: Kept[Any] | None, state_type: Any) -> None:
     """Raise where states of that type are to be kept from batch to batch, and cannot be."""
     if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
         raise ValueError(
-            f"reuse_resource keeps states that are a text or bytes, but state_type is {state_type!r}: pass a Text "
+            f"reuse_resource keeps states that are a text or bytes, but state_type is {shown(state_type)}: pass a Text "
             "or a LargeBinary and functions that encode and decode, or no reuse_resource"
         )
 

@@ -8,6 +8,8 @@ from gc import get_referents
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -128,20 +130,20 @@ def _found(value: Any, path: str, *, loses: bool = True) -> str | None:
     if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not loses):
         found = _odd_name(value, where, loses=loses) if isinstance(value, dict) else None
         inside = value.items() if isinstance(value, dict) else enumerate(value)
-        inner = (_found(one, f"{path}[{name!r}]", loses=loses) for name, one in inside)
+        inner = (_found(one, f"{path}[{shown(name)}]", loses=loses) for name, one in inside)
         return found or next(filter(None, inner), None)
     if isinstance(value, tuple):
-        return f"the tuple {value!r}{where} would come back from JSON as a list, which is not equal to it"
+        return f"the tuple {shown(value)}{where} would come back from JSON as a list, which is not equal to it"
     if value is None or isinstance(value, (str, int, float)):
         return None
-    return f"the {type(value).__name__} {value!r}{where} would not come back from JSON"
+    return f"the {type(value).__name__} {shown(value)}{where} would not come back from JSON"
 
 
 def _odd_name(document: dict[Any, Any], where: str, *, loses: bool) -> str | None:
     for name in document:
         if name is not None and not isinstance(name, (str, int, float)):
-            return f"the name {name!r}{where} is no text"
+            return f"the name {shown(name)}{where} is no text"
         if loses and not isinstance(name, str):
             told = repr(next(iter(json.loads(json.dumps({name: 0})))))
-            return f"the name {name!r}{where} is no text, and JSON would give back {told} in its place"
+            return f"the name {shown(name)}{where} is no text, and JSON would give back {told} in its place"
     return None

@@ -15,6 +15,8 @@ from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOpera
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
@@ -107,7 +109,7 @@ def normalize_all(key: Hashable, columns: Sequence[KeyColumn]) -> Hashable:
 
 def shortened(key: object) -> str:
     """Its `repr`, as far as anybody reads it."""
-    told = repr(key)
+    told = shown(key)
     return told if len(told) <= _LONGEST_SHOWN else f"{told[:_LONGEST_SHOWN]}…"
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified, instance_state
 
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._as_loaded import given as of_new
 from geventbatch.stores._beside import Beside
@@ -175,13 +175,13 @@ class Loaded:
                 raise Rejected(str(error)) from error
             if name in enums and isinstance(value, str) and value not in enums[name] and not isinstance(value, Enum):
                 error = ValueError(
-                    f"{value!r} of {name} is no value of its Enum: it could not be read back (assign one of "
+                    f"{shown(value)} of {name} is no value of its Enum: it could not be read back (assign one of "
                     f"{sorted(enums[name])})"
                 )
-                raise Rejected(f"{self._key!r} was not saved: {error}") from error
+                raise Rejected(f"{shown(self._key)} was not saved: {said(error)}") from error
             if hasattr(value, "__clause_element__") or isinstance(value, sa.ClauseElement):
                 raise Rejected(
-                    f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {value!r} to "
+                    f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {shown(value)} to "
                     f"{name}, but must assign a value"
                 )
 

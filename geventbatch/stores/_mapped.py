@@ -18,7 +18,7 @@ from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
 from geventbatch.stores._conduct import Conduct
@@ -208,7 +208,7 @@ class MappedScope:
                 transaction.precede(mapping.lock, parameters)
             return self._session.execute(mapping.load, parameters).unique().one_or_none()
         except (ValueError, TypeError, LookupError) as error:  # of a column's type
-            raise ValueError(f"the {mapping.name} {shown(self._key)} cannot be decoded: {error}") from error
+            raise ValueError(f"the {mapping.name} {shown(self._key)} cannot be decoded: {said(error)}") from error
 
     def _made(self) -> Any:
         mapping = self._mapping

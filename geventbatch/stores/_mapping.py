@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from sqlalchemy.sql.functions import FunctionElement
 
-from geventbatch._shown import named
+from geventbatch._shown import named, shown
 from geventbatch.stores import _engines
 from geventbatch.stores._bound import Columns
 from geventbatch.stores._derived import has_derived
@@ -220,7 +220,7 @@ def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAtt
     column = _column(attribute)
     if not _is_unique(column):
         raise ValueError(
-            f"by={by!r}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
+            f"by={shown(by)}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
         )
     return (attribute,)
 
@@ -232,11 +232,11 @@ def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
     column = _column(_attribute(mapper, version))
     if mapper.version_id_col is not None:
         if mapper.version_id_col is not column:
-            raise ValueError(f"version={version!r}: the mapper's version_id_col is {mapper.version_id_col}")
+            raise ValueError(f"version={shown(version)}: the mapper's version_id_col is {mapper.version_id_col}")
         return None
     if not issubclass(python_type(column) or int, int):
         raise ValueError(  # noqa: TRY004 - it is the value of *version* that is wrong
-            f"version={version!r}: the column {column} is no whole number"
+            f"version={shown(version)}: the column {column} is no whole number"
         )
     return version
 
@@ -277,7 +277,7 @@ def python_type(column: sa.ColumnElement[Any]) -> type | None:
 
 def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
     if name not in mapper.column_attrs:
-        raise ValueError(f"{mapper.class_.__name__} has no column attribute {name!r}")
+        raise ValueError(f"{mapper.class_.__name__} has no column attribute {shown(name)}")
     return cast("InstrumentedAttribute[Any]", getattr(mapper.class_, name))
 
 

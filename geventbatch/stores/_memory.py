@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from sqlalchemy.ext.mutable import MutableBase
 from sqlalchemy.orm.state import PendingCollection
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo
 from geventbatch.stores._copies import ATOMS, Copies
 
@@ -151,7 +151,7 @@ class Memory:
         except CannotUndo:
             raise
         except Exception as error:
-            raise self._refused(f"it cannot be copied ({error})") from error
+            raise self._refused(f"it cannot be copied ({said(error)})") from error
 
     def _changing(self, held: _Held) -> dict[str, Any]:
         values = held.values
@@ -167,7 +167,7 @@ class Memory:
         try:
             return dict(zip(self._copied, self._copies.copy(), strict=True))
         except Exception as error:
-            raise self._refused(f"it cannot be copied ({error})") from error
+            raise self._refused(f"it cannot be copied ({said(error)})") from error
 
     def _made(self, held: _Held) -> dict[str, Any]:
         """What operations have changed in place of the columns, as it was loaded."""

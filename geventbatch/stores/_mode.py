@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
@@ -19,14 +21,14 @@ def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
     has_locks = on_server(engine)
     if mode is None:
         mode = "lock" if has_locks else "version"
-    if mode not in {"lock", "version"}:
-        raise ValueError(f"mode={mode!r}: pass 'lock', 'version' or None")
+    if mode not in ("lock", "version"):
+        raise ValueError(f"mode={shown(mode)}: pass 'lock', 'version' or None")
     if mode == "lock" and not has_locks:
         raise ValueError("mode='lock': SQLite has no row locks; pass 'version' or None")
     insisted = levels & {"REPEATABLE READ", "SERIALIZABLE"}
     if mode == "lock" and insisted:
         raise ValueError(
-            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={insisted.pop()!r}: who has "
+            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={shown(insisted.pop())}: who has "
             "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
         )
     return mode

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict
 from geventbatch.stores import _sql
 from geventbatch.stores._engines import ENDED, IN_DOUBT
@@ -56,7 +56,7 @@ class MySQLTransaction(Transaction):
         if error is None:
             return None
         conflict = Conflict(
-            f"{shown(self.key)} was not saved: the server has ended the transaction of the batch ({error})"
+            f"{shown(self.key)} was not saved: the server has ended the transaction of the batch ({said(error)})"
         )
         conflict.__cause__ = error
         return conflict

@@ -86,11 +86,11 @@ def seconds_to_keep(seconds: object, idempotency: object) -> float:
     if seconds is None:
         return DAY
     if idempotency is None:
-        raise TypeError(f"idempotency_ttl is {seconds!r}, but no outcomes are recorded: pass idempotency=… too")
+        raise TypeError(f"idempotency_ttl is {shown(seconds)}, but no outcomes are recorded: pass idempotency=… too")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"idempotency_ttl is {seconds!r}, but must be a number of seconds")
+        raise TypeError(f"idempotency_ttl is {shown(seconds)}, but must be a number of seconds")
     if not 0 < seconds < inf:
-        raise ValueError(f"idempotency_ttl is {seconds!r}, but must be more than 0 seconds, and finite")
+        raise ValueError(f"idempotency_ttl is {shown(seconds)}, but must be more than 0 seconds, and finite")
     return float(seconds)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from redis.exceptions import RedisClusterException, RedisError
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
 from geventbatch.stores._redis_names import outcome_name
@@ -64,7 +64,7 @@ class Resources(Generic[R]):
                 return self.decode(state.value)
             except Exception as error:
                 raise ValueError(
-                    f"the value of {shown(key)} in Redis cannot be decoded: {type(error).__name__}: {error}"
+                    f"the value of {shown(key)} in Redis cannot be decoded: {type(error).__name__}: {said(error)}"
                 ) from error
         if self.missing != "raise":
             made: R = self.missing(key)
@@ -92,7 +92,7 @@ class Resources(Generic[R]):
                 self.missing.check(made, held, key)
             return made
         except Exception as error:
-            raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {error}") from error
+            raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {said(error)}") from error
 
     def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
         """Write what the batch has made of it, if that is something else, and give what is there then."""
@@ -112,7 +112,7 @@ class Resources(Generic[R]):
             try:
                 found = self.recorded(key, batch.outcomes)
             except (RedisError, RedisClusterException, ValueError) as error:
-                raise NotSaved(f"{shown(key)} was not saved, nothing was written: {error}") from error
+                raise NotSaved(f"{shown(key)} was not saved, nothing was written: {said(error)}") from error
             if found:
                 raise Repeated(f"{shown(key)} was not saved: an idempotency key is there", outcomes=found)
 
@@ -157,7 +157,7 @@ class Resources(Generic[R]):
             try:
                 pool = self.server.pool_of(self.name(key))
             except (RedisError, RedisClusterException) as error:
-                answers[key] = NotSaved(f"no node for {shown(key)}, it was not saved: {error}")
+                answers[key] = NotSaved(f"no node for {shown(key)}, it was not saved: {said(error)}")
             else:
                 by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
         for pool, some in by_pool.values():
@@ -169,7 +169,7 @@ class Resources(Generic[R]):
         try:
             there = self.load(key)
         except (RedisError, RedisClusterException, ValueError) as error:
-            raise NotSaved(f"{shown(key)} cannot be compared: {error}") from error
+            raise NotSaved(f"{shown(key)} cannot be compared: {said(error)}") from error
         if there != kept:
             raise Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
 
@@ -197,7 +197,7 @@ class Resources(Generic[R]):
                 self.check(resource)
             return value
         except Exception as error:
-            raise Rejected(f"{shown(key)} cannot be encoded any more, nothing was saved: {error}") from error
+            raise Rejected(f"{shown(key)} cannot be encoded any more, nothing was saved: {said(error)}") from error
 
     def _lives(self, loaded: State, value: bytes | None) -> str | int:
         if value is None:

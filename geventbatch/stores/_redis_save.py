@@ -21,7 +21,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores._redis_scripts import KEPT_SAVES, RESOLVE, SAVE, TRACE_MILLISECONDS
 from geventbatch.stores._redis_server import PART, answer, lent
@@ -77,7 +77,7 @@ class State:
     def of(cls, key: str, value: bytes | None, version: bytes | None, saves: bytes | None) -> State:
         if version is not None and not (version.isdigit() and len(version) <= _LONGEST_VERSION):
             raise ValueError(
-                f"the version of {shown(key)} in Redis cannot be decoded: it is {version!r}, and no number"
+                f"the version of {shown(key)} in Redis cannot be decoded: it is {shown(version)}, and no number"
             )
         return cls(value, version or b"", saves or b"")
 
@@ -197,13 +197,13 @@ class Save:
         command = ("EVAL", script, 1 + len(beside), self._name, *beside, *arguments)
         seconds = self._batch.remaining() * PART
         try:
-            with lent(self._pool(), seconds, self._batch, repr(self._key)) as connection:
+            with lent(self._pool(), seconds, self._batch, shown(self._key)) as connection:
                 return answer(connection, command)
         except AskError as error:  # or MOVED, which is one of them
             pool = self._server.pool_at(error.host, error.port)
             if pool is None:
                 raise
-            with lent(pool, seconds, self._batch, repr(self._key)) as connection:
+            with lent(pool, seconds, self._batch, shown(self._key)) as connection:
                 answer(connection, ("ASKING",))
                 return answer(connection, command)
 
@@ -211,7 +211,7 @@ class Save:
         try:
             return self._server.pool_of(self._name)
         except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
-            raise NotSaved(f"no node for {shown(self._key)}, it was not saved: {error}") from error
+            raise NotSaved(f"no node for {shown(self._key)}, it was not saved: {said(error)}") from error
 
 
 def _has_written_nothing(error: ResponseError) -> bool:

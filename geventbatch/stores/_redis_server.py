@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import gevent
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
+from geventbatch._shown import said
 from geventbatch.errors import NotSaved
 from geventbatch.stores._redis_scripts import LOAD, LOAD_OUTCOMES
 
@@ -99,7 +100,7 @@ def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:
             raise
         raise NotSaved(f"no connection to Redis in {seconds:.3f} s: {what} was not saved") from None
     except RedisError as error:
-        raise NotSaved(f"no connection to Redis, {what} was not saved: {error}") from error
+        raise NotSaved(f"no connection to Redis, {what} was not saved: {said(error)}") from error
     finally:
         if timer is not None:
             timer.close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from geventbatch._clock import clock
 from geventbatch._process import here
 from geventbatch._processor import current_batch
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Reuse:
     def __post_init__(self) -> None:
         """Check both."""
         if isinstance(self.max_keys, bool) or not isinstance(self.max_keys, int):
-            raise TypeError(f"max_keys is {self.max_keys!r}, but must be an int")
+            raise TypeError(f"max_keys is {shown(self.max_keys)}, but must be an int")
         if self.max_keys < 1:
-            raise ValueError(f"max_keys is {self.max_keys!r}, but must be 1 or more")
+            raise ValueError(f"max_keys is {shown(self.max_keys)}, but must be 1 or more")
         if isinstance(self.max_age, bool) or not isinstance(self.max_age, (int, float)):
-            raise TypeError(f"max_age is {self.max_age!r}, but must be a number of seconds")
+            raise TypeError(f"max_age is {shown(self.max_age)}, but must be a number of seconds")
         if not 0 < self.max_age < inf:
-            raise ValueError(f"max_age is {self.max_age!r}, but must be more than 0 seconds, and finite")
+            raise ValueError(f"max_age is {shown(self.max_age)}, but must be more than 0 seconds, and finite")
 
 
 class Kept(Generic[T]):
@@ -105,7 +105,7 @@ def judging_nobody(key: Hashable) -> Iterator[None]:
     except (Conflict, Repeated):
         raise
     except NotSaved as error:
-        raise Conflict(f"{shown(key)} was not saved, and is loaded now: {error}") from error
+        raise Conflict(f"{shown(key)} was not saved, and is loaded now: {said(error)}") from error
 
 
 def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:
@@ -113,10 +113,13 @@ def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:
     if reuse is None:
         return None
     if not isinstance(reuse, Reuse):
-        raise TypeError(f"reuse_resource is {reuse!r}, but must be a geventbatch.stores.Reuse, as Reuse(), or None")
+        raise TypeError(
+            f"reuse_resource is {shown(reuse)}, but must be a geventbatch.stores.Reuse, as Reuse(), or None"
+        )
     if mode != "version":
         raise ValueError(
-            f"reuse_resource is {reuse!r}, but the mode is {mode!r}, in which it is the load that locks: pass "
+            f"reuse_resource is {shown(reuse)}, but the mode is {shown(mode)}, in which it is the load that locks: "
+            "pass "
             "mode='version' too, or no reuse_resource"
         )
     return Kept(reuse)

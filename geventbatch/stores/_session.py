@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 
-from geventbatch._shown import named
+from geventbatch._shown import named, shown
 from geventbatch.stores import _listeners
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
     with _asked(maker()) as probe:
         bind = probe.get_bind(mapper)
     if not isinstance(bind, sa.Engine):
-        raise TypeError(f"the sessions of {source!r} are bound to {bind!r}: a store needs an Engine")
+        raise TypeError(f"the sessions of {shown(source)} are bound to {shown(bind)}: a store needs an Engine")
     return bind, _sessions(maker.class_, maker.kw, bind)
 
 
@@ -150,7 +150,7 @@ class BatchSession(Session):
         found = self.own if self.routes is None else self._route(self.routes, mapper, clause)
         if found is not self.own:
             raise RuntimeError(
-                f"{clause if mapper is None else mapper} is in another database ({found!r}) than the batch, whose "
+                f"{clause if mapper is None else mapper} is in another database ({shown(found)}) than the batch, whose "
                 "transaction is only in its own: use another session for it, which is committed by itself"
             )
         return self.bind if self.conduct is None else self.conduct.connection

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator
 
+from geventbatch._shown import shown
 from geventbatch.stores._documents import StateText
 from geventbatch.stores._outcomes import ID_LENGTH, OutcomeTable, seconds_to_keep
 
@@ -68,7 +69,9 @@ def outcome_table(table: sa.Table | None, engine: sa.Engine, seconds: object) ->
     if table is None:
         return None
     if not isinstance(table, sa.Table) or {column.name for column in table.columns} != {"id", "outcome", "expires"}:
-        raise TypeError(f"idempotency is {table!r}, but must be a Table that idempotency_table() has made, or None")
+        raise TypeError(
+            f"idempotency is {shown(table)}, but must be a Table that idempotency_table() has made, or None"
+        )
     mark = _MARKS.get(engine.dialect.paramstyle)
     if mark is None:
         raise ValueError(f"idempotency: the driver {engine.dialect.driver} has none of the forms {', '.join(_MARKS)}")

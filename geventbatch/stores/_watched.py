@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from sqlalchemy import event
 from sqlalchemy.orm.attributes import flag_modified, instance_state, set_attribute
 
+from geventbatch._shown import said, shown
 from geventbatch.stores._bound import exact
 
 if TYPE_CHECKING:
@@ -145,8 +146,9 @@ class Watched:
             return columns.in_place[name].exact(value)
         except Exception as error:
             raise TypeError(
-                f"whether {columns.named[name]} of {state.class_.__name__} has changed cannot be told: {value!r} can "
-                f"neither be bound nor pickled ({error}); give its type a process_bind_param"
+                f"whether {columns.named[name]} of {state.class_.__name__} has changed cannot be told: "
+                f"{shown(value)} can "
+                f"neither be bound nor pickled ({said(error)}); give its type a process_bind_param"
             ) from error
 
 

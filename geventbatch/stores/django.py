@@ -110,9 +110,9 @@ class DjangoStore(Generic[M]):
     ) -> None:
         """See the class."""
         if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
-            raise TypeError(f"model is {model!r}, but must be a concrete model class of Django")
-        if mode not in {None, "lock", "version"}:
-            raise ValueError(f'mode is {mode!r}, but must be "lock", "version" or None')
+            raise TypeError(f"model is {shown(model)}, but must be a concrete model class of Django")
+        if mode not in (None, "lock", "version"):
+            raise ValueError(f'mode is {shown(mode)}, but must be "lock", "version" or None')
         makes = checked(missing, rows=True)
         check_functions((), tenant=tenant)
         check_functions(("connection", "key"), prepare_connection=prepare_connection)
@@ -252,7 +252,9 @@ def _outcome_model(model: Any) -> type[OutcomeModel]:
     from geventbatch.integrations.django.models import OutcomeModel  # Django has to be set up for that
 
     if not isinstance(model, type) or not issubclass(model, OutcomeModel) or model._meta.abstract:
-        raise TypeError(f"idempotency is {model!r}, but must be a subclass of OutcomeModel in an app of yours, or None")
+        raise TypeError(
+            f"idempotency is {shown(model)}, but must be a subclass of OutcomeModel in an app of yours, or None"
+        )
     return model
 
 
@@ -260,7 +262,7 @@ def _manager(model: type[Model], name: str) -> str:
     found = getattr(model, name, None)
     if not isinstance(found, BaseManager):
         raise ValueError(  # noqa: TRY004 - the name is of the right type
-            f"manager is {name!r}, but must name a manager of {model._meta.label}"
+            f"manager is {shown(name)}, but must name a manager of {model._meta.label}"
         )
     return name
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from redis import Redis, RedisCluster
 
 from geventbatch._callables import check_functions
-from geventbatch._shown import named, shown
+from geventbatch._shown import named, said, shown
 from geventbatch.stores import _json
 from geventbatch.stores._missing import checked
 from geventbatch.stores._redis_names import has_tag
@@ -91,7 +91,7 @@ class RedisStore(Generic[R]):
         """See the class."""
         _check_client(client)
         if not isinstance(prefix, str):
-            raise TypeError(f"prefix is {prefix!r}, but must be a str")
+            raise TypeError(f"prefix is {shown(prefix)}, but must be a str")
         _check_functions(encode=encode, decode=decode)
         check_functions(("resource",), encode=encode)
         check_functions(("state",), decode=decode)
@@ -159,7 +159,9 @@ class RedisStore(Generic[R]):
         try:
             text.encode(errors="surrogateescape")
         except UnicodeEncodeError as error:
-            raise ValueError(f"the key {shown(key)} has no UTF-8 form, so it is no key in Redis: {error}") from error
+            raise ValueError(
+                f"the key {shown(key)} has no UTF-8 form, so it is no key in Redis: {said(error)}"
+            ) from error
         return text
 
     def check_outcomes(self, key: Hashable) -> None:
@@ -167,7 +169,8 @@ class RedisStore(Generic[R]):
         name = self._resources.name(self.normalize_key(key))
         if isinstance(self._resources.server, Cluster) and b"}" in name and not has_tag(name):
             raise ValueError(
-                f"the key {shown(key)} is {name!r} in Redis: beside it a cluster can keep no outcomes of operations "
+                f"the key {shown(key)} is {shown(name)} in Redis: beside it a cluster can keep no outcomes of "
+                "operations "
                 "with an idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys "
                 "without one, or with a tag, as in {tag}rest"
             )
@@ -191,14 +194,14 @@ def _check_client(client: object) -> None:
 def _check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
-            raise TypeError(f"{name} is {function!r}, but must be callable or None")
+            raise TypeError(f"{name} is {shown(function)}, but must be callable or None")
 
 
 def _milliseconds(option: str, ttl: object) -> int | None:
     if ttl is None:
         return None
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"{option} is {ttl!r}, but must be seconds or None")
+        raise TypeError(f"{option} is {shown(ttl)}, but must be seconds or None")
     if not 0 < ttl < inf:
-        raise ValueError(f"{option} is {ttl!r}, but must be more than 0 seconds, and finite, or None")
+        raise ValueError(f"{option} is {shown(ttl)}, but must be more than 0 seconds, and finite, or None")
     return max(1, round(min(ttl, _LONGEST) * 1000))

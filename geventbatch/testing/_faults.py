@@ -10,6 +10,7 @@ from gevent.event import Event
 
 from geventbatch._options import check_seconds
 from geventbatch._seam import Around, around_scopes, options_of, the_processor
+from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved
 
 if TYPE_CHECKING:
@@ -210,9 +211,9 @@ class Fault:
         if hangs and seconds is not None:
             check_seconds("seconds", seconds)
         if not hangs and not isinstance(error, BaseException | type):
-            raise TypeError(f"error is {error!r}, but must be an exception, or a class of them")
+            raise TypeError(f"error is {shown(error)}, but must be an exception, or a class of them")
         if isinstance(error, type) and not issubclass(error, BaseException):
-            raise TypeError(f"error is {error!r}, but must be an exception, or a class of them")
+            raise TypeError(f"error is {shown(error)}, but must be an exception, or a class of them")
         self.when: Final[When] = when
         self.key: Final = key
         self._nth = _count("nth", nth)
@@ -228,9 +229,9 @@ class Fault:
 
     def __repr__(self) -> str:
         """Say what it is."""
-        what = "hangs" if self._hangs else f"raises {self._error!r}"
+        what = "hangs" if self._hangs else f"raises {shown(self._error)}"
         after = " after it was carried out" if self.when == "saved" else ""
-        of = "" if self.key is _EVERY else f" of key {self.key!r}"
+        of = "" if self.key is _EVERY else f" of key {shown(self.key)}"
         phase = "load" if self.when == "load" else "save"
         return f"<Fault: {phase} {self._nth}{of} {what}{after}, happened {self.happened} times>"
 
@@ -288,9 +289,9 @@ class Fault:
 
 def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, but must be an int")
+        raise TypeError(f"{name} is {shown(value)}, but must be an int")
     if value < 1:
-        raise ValueError(f"{name} is {value!r}, but must be 1 or more")
+        raise ValueError(f"{name} is {shown(value)}, but must be 1 or more")
     return value
 
 

@@ -11,7 +11,7 @@ from geventbatch._answer import unfinished
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
 from geventbatch._seam import Around, around_scopes, each_of
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.testing._computed import reads_of_computed
 from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
 
@@ -46,7 +46,8 @@ def check_operations(
 
     - ``differs``: the second run returned or raised something else than the first, left the resource otherwise, or
       added other rows: it depends on more than the resource and its arguments;
-    - ``arguments``: it changed a list, dict or set among its arguments: its second run has others;
+    - ``arguments``: it changed a list, dict or set among its arguments: its caller sees what the first run makes of
+      them, and any other run gets them as they were;
     - ``raised``: it raised one of the processor's ``clean_errors``, and has changed the resource: that would be saved
       with the changes of the others;
     - ``read_only``: it changed the resource, although it is ``run(…, read_only=True)``;
@@ -86,7 +87,7 @@ def check_operations(
     for name, value in (("copy", copy), ("state", state), ("around", around)):
         check_callable(name, value)
     if unknown := set(skip) - _CHECKS:
-        raise ValueError(f"skip has {min(unknown)!r}, but must have names of checks: {', '.join(sorted(_CHECKS))}")
+        raise ValueError(f"skip has {shown(min(unknown))}, but must have names of checks: {', '.join(sorted(_CHECKS))}")
     checker = _Checker(copy, state, around, frozenset(skip))
     with each_of(processors, lambda one: around_scopes(one, lambda inner: _Watched(inner, checker))):
         yield
@@ -133,7 +134,7 @@ class _Run(NamedTuple):
 
     def __str__(self) -> str:
         """Say what it returned or raised."""
-        return f"returned {self.value!r}" if self.error is None else f"raised {self.error!r}"
+        return f"returned {shown(self.value)}" if self.error is None else f"raised {shown(self.error)}"
 
 
 class _Checker:
@@ -160,7 +161,11 @@ class _Checker:
         given = state_of(_containers(args))
         first, second = (self._try(operation, resource, args) for _ in range(2))
         if state_of(_containers(args)) != given:
-            self._complain(called, "arguments", "changed its arguments, of which a second run has others")
+            told = (
+                "changed its arguments: its caller sees what the first run makes of them, and any other run gets "
+                "them as they were. Let it change the resource only"
+            )
+            self._complain(called, "arguments", told)
         for check, told in self._findings(first, second, before, read_only=read_only):
             self._complain(called, check, told)
         return operation(resource, *args)
@@ -189,7 +194,8 @@ class _Checker:
             return self._copy(resource)
         except Exception as error:
             raise TypeError(
-                f"check_operations cannot copy the resource {resource!r} ({error}): pass copy=…, which gives another "
+                f"check_operations cannot copy the resource {shown(resource)} ({said(error)}): pass copy=…, which "
+                "gives another "
                 "one in the same state"
             ) from error
 
@@ -247,7 +253,7 @@ class _Checker:
         if check in self._skip:
             return
         complaint = ImpureOperation(
-            f"the operation {called} on key {current_batch().key!r} {told} ({check}); nothing of it was saved"
+            f"the operation {called} on key {shown(current_batch().key)} {told} ({check}); nothing of it was saved"
         )
         self.complaints.append(complaint)
         raise complaint
@@ -299,4 +305,4 @@ def _name(operation: Any) -> str:
         inner = [one for one in operation.args if callable(one)]
         operation = inner[0] if inner else operation.func
     operation = getattr(operation, "stands_for", operation)
-    return getattr(operation, "__qualname__", None) or repr(operation)
+    return getattr(operation, "__qualname__", None) or shown(operation)

@@ -8,6 +8,8 @@ from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -87,7 +89,7 @@ def _states_in(state: Any, path: str) -> dict[str, Any]:
     _, content, attributes = state
     named = {f"{path}.{name}": one for name, one in attributes.items()}
     if isinstance(content, dict):
-        return named | {f"{path}[{key!r}]": one for key, one in content.items()}
+        return named | {f"{path}[{shown(key)}]": one for key, one in content.items()}
     return named | {f"{path}[{number}]": one for number, one in enumerate(content if isinstance(content, list) else ())}
 
 
@@ -140,7 +142,7 @@ def held_twice(value: Any, path: str) -> dict[tuple[str, str], Any]:
 
 def _parts(value: Any, attributes: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
     if isinstance(value, dict):
-        yield from ((one, f"{path}[{key!r}]") for key, one in value.items())
+        yield from ((one, f"{path}[{shown(key)}]") for key, one in value.items())
     elif isinstance(value, (list, tuple, deque)):
         yield from ((one, f"{path}[{number}]") for number, one in enumerate(value))
     for name, one in attributes.items():

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakMethod, finalize
 from geventbatch import _process, _seam
 from geventbatch._check import check
 from geventbatch._processor import Processor
+from geventbatch._shown import shown
 from geventbatch.integrations.page.assets import HEADERS
 from geventbatch.integrations.page.html import Gathered, document
 from geventbatch.integrations.page.kept import Seen, live_of
@@ -44,13 +45,13 @@ class Page:
     ) -> None:
         """See the class."""
         if not callable(allow):
-            raise TypeError(f"allow is {allow!r}, but must be a callable that is given the WSGI environ")
+            raise TypeError(f"allow is {shown(allow)}, but must be a callable that is given the WSGI environ")
         self._allow = allow
         # -- mutable state ---------------------------------------------------------------------------------
         self._seen: WeakKeyDictionary[Processor[Any], Seen] = WeakKeyDictionary()
         for processor in _process.processors() if processors is None else processors:
             if not isinstance(processor, Processor):
-                raise TypeError(f"processors has {processor!r}, but must have instances of Processor only")
+                raise TypeError(f"processors has {shown(processor)}, but must have instances of Processor only")
             self._watch(processor)
         if processors is None:
             self._watch_later_ones()
