@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from django.core.exceptions import EmptyResultSet
@@ -19,7 +20,7 @@ from geventbatch.stores._django_generated import Generated, evaluate
 from geventbatch.stores._django_held import take_related
 from geventbatch.stores._django_messages import Written
 from geventbatch.stores._django_query import own_tables, reads_beside, whole_rows
-from geventbatch.stores._django_saving import has_own_save, takes
+from geventbatch.stores._django_saving import has_own_save, has_to_write, takes
 from geventbatch.stores._django_tenants import prepare
 from geventbatch.stores._django_transaction import send
 from geventbatch.stores._django_values import check_assigned
@@ -245,13 +246,18 @@ class Row(Generic[M]):
             names.append(version.name)
         only: dict[str, Any] = {} if self.computes(type(self.instance)) else {"update_fields": names}
         with self._transaction.saving(*checks, commits=self._written if commits else None):
-            type(self.instance).save(self.instance, using=self._store.using, **only)
+            self._save(has_to=bool(names), **only)
 
     def insert(self, *, commits: bool) -> None:
         """Write the new row. Switches: yes."""
         self._transaction.take_write_lock()
         with self._transaction.saving(commits=self._written if commits and self._is_plain else None):
-            type(self.instance).save(self.instance, using=self._store.using, force_insert=True)
+            self._save(has_to=True, force_insert=True)
+
+    def _save(self, *, has_to: bool, **options: Any) -> None:
+        model = type(self.instance)
+        with has_to_write(model, self._connection) if has_to else nullcontext():
+            model.save(self.instance, using=self._store.using, **options)
 
     @property
     def _written(self) -> Written:
@@ -262,12 +268,17 @@ class Row(Generic[M]):
         self.new, self.ours, self.save_asked = False, True, False
         self.loaded = state_of(self.instance, self._connection)
 
-    def delete(self) -> None:
-        """Delete it, if it is as it was loaded. Switches: yes.
+    def delete(self, fields: Sequence[Field[Any, Any]]) -> None:
+        """Delete it, if it is as it was loaded; *fields* were changed before. Switches: yes.
 
         Raises:
             RuntimeError: The model's own `delete` would do so elsewhere.
         """
+        if self.new:
+            return
+        if fields:  # a `delete` of the model's own may only mark it as deleted, and a trigger may keep a copy of it
+            self.update(fields, commits=False)
+            self.settle()
         self.verify()
         instance, using = self.instance, self._store.using
         model = type(instance)

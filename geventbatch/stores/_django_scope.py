@@ -397,8 +397,7 @@ class Scope(Generic[M]):
         self._transaction.only = not (more or self._steps)
         written = True
         if self._batch.deleted:
-            if not row.new:
-                row.delete()
+            row.delete(fields)
         elif row.new:
             row.insert(commits=commits and not rows)
         elif fields or (row.save_asked and row.computes(self._class)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
@@ -87,6 +87,7 @@ class Transaction:
         self.pipelines = self._can_pipeline()
         if self.nested:
             return
+        cast("Any", self.connection).rollback_exc = None  # another one's: Django forgets none
         if self.pipelines:
             raw: Any = self.connection.connection
             raw.autocommit = True  # so that psycopg leaves BEGIN to `loading`: it would wait for it

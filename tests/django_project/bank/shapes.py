@@ -392,3 +392,44 @@ class Counting(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.seats = Seat.objects.using(kwargs.get("using") or self._state.db).count()
         super().save(*args, **kwargs)
+
+
+class Marked(models.Model):
+    """Whose `delete` only marks it, and saves that."""
+
+    number: models.IntegerField[int, int] = models.IntegerField(default=0)
+    deleted: models.BooleanField[bool, bool] = models.BooleanField(default=False)
+
+    class Meta:
+        app_label = "bank"
+
+    def delete(self, using: Any = None, keep_parents: bool = False) -> tuple[int, dict[str, int]]:
+        self.deleted = True
+        self.save(using=using, update_fields=["deleted"])
+        return 1, {}
+
+
+class Updated(models.Model):
+    """Whose `delete` only marks it, by a query."""
+
+    number: models.IntegerField[int, int] = models.IntegerField(default=0)
+    deleted: models.BooleanField[bool, bool] = models.BooleanField(default=False)
+
+    class Meta:
+        app_label = "bank"
+
+    def delete(self, using: Any = None, keep_parents: bool = False) -> tuple[int, dict[str, int]]:
+        return Updated.objects.using(using).filter(pk=self.pk).update(deleted=True), {}
+
+
+class Choosy(models.Model):
+    """Whose `save` does not take every number, and says nothing."""
+
+    number: models.IntegerField[int, int] = models.IntegerField(default=0)
+
+    class Meta:
+        app_label = "bank"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.number < 100:
+            super().save(*args, **kwargs)
