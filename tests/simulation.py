@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -718,7 +719,8 @@ class Life:
             return "its start_timeout has not passed" if early or not isinstance(error, TimeoutError) else ""
         if isinstance(error, ProcessorStopped):
             return "" if self.stopping else "nobody has called stop()"
-        most, pending = self.choices.max_pending, sum(other.waiting for other in self.calls)
+        most = self.choices.max_pending
+        pending = sum(1 for _ in islice((other for other in self.calls if other.waiting), most))  # looks no further
         return f"only {pending} are pending" if most is None or pending < most else ""
 
     def _contradiction_of_batch(self, call: Call, error: BatchAborted) -> str:
