@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ContextDecorator, contextmanager, suppress
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
+from types import AsyncGeneratorType, BuiltinFunctionType, CoroutineType, GeneratorType, MethodType
 from typing import Any, Final, NamedTuple
 
 from gevent import Greenlet, getcurrent
@@ -156,7 +156,7 @@ def told(error: BaseException, name: str, given: object) -> BaseException:
 def _makes_no_scope(kind: type) -> bool:
     """Whether instances of *kind* are no context managers; not where what it makes may be something else."""
     own: Any = kind.__new__
-    is_plain = type(kind).__call__ is type.__call__ and own is object.__new__
+    is_plain = type(kind).__call__ is type.__call__ and type(own) is BuiltinFunctionType
     return is_plain and not _is_scope(kind) and not hasattr(kind, "__getattr__")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -413,3 +413,22 @@ def test_a_type_error_that_was_recorded_is_given_again_as_it_was(tmp_path: Path)
         assert given_to(processor, book_for, idempotency_key="j") == f"{name}: {missing}; nothing of it was saved"
         assert given_to(processor, book_for, idempotency_key="j") == missing
     engine.dispose()
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("kind", [dict, list, str, int, object, type("Own", (), {}), type("OwnDict", (dict,), {})])
+def test_a_class_whose_instances_are_no_context_managers_is_refused(kind: Any, many: bool) -> None:
+    option = "open_resources" if many else "open_resource"
+    options: dict[str, Any] = {option: kind}
+    with pytest.raises(TypeError, match=f"{option} is the class {kind.__qualname__}, whose instances are no context"):
+        Processor(**options)
+
+
+def test_a_class_that_makes_what_it_likes_is_taken() -> None:
+    class Opening:
+        def __new__(cls, key: object) -> Any:
+            return nullcontext([])
+
+    for kind in (Opening, nullcontext, partial(nullcontext)):
+        with Processor(open_resource=kind, min_duration=0) as processor:
+            processor.run("k", lambda _: None)
