@@ -108,6 +108,14 @@ def test_a_change_of_the_resources_own_row_that_is_swallowed_is_refused_too(alia
     assert isinstance(between(alias, change), RuntimeError)
 
 
+def test_a_query_finds_the_row_of_the_resource_as_it_was_loaded(alias: str) -> None:
+    def ask(resource: Account) -> tuple[int, int]:
+        resource.save()
+        return resource.balance, Account.objects.using(alias).get(pk=resource.pk).balance
+
+    assert between(alias, ask) == (1, 0)
+
+
 @pytest.mark.parametrize("mode", ["lock", "version"])
 def test_other_rows_of_the_resources_own_table_may_be_changed(alias: str, mode: str) -> None:
     Account.objects.using(alias).create(name="b")
