@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from gevent.event import AsyncResult
 
@@ -32,24 +32,20 @@ SETTLED: Final = 4
 _DEEPEST: Final = 100
 """Wrappers that are looked through: a stand-in for anything gives itself, or another, for ever."""
 
-_copy_context: Final = copy_context  # compiled code would look up the name that was imported
-
 
 class Operation(Generic[T]):
-    """One `run` of one caller."""
+    """One `run` of one caller, which fills it in: an ``__init__`` would cost each operation as much as all the rest."""
 
     __slots__ = ("args", "callable", "context", "error", "group", "state", "value")
 
-    def __init__(self, callable_: Callable[..., T], args: tuple[Any, ...]) -> None:
-        """Keep the caller's context as it is now (guarantee 11)."""
-        self.callable = callable_
-        self.args = args
-        self.context = _copy_context()
-        # -- mutable state ---------------------------------------------------------------------------------
-        self.group: AsyncResult[None]  # wakes its caller, and those of up to 31 operations beside it in its batch
-        self.state = WAITING
-        self.value: T  # what it returned, in the last attempt, once it has
-        self.error: BaseException | None = None  # what it raised, in the last attempt
+    callable: Callable[..., T]
+    args: tuple[Any, ...]
+    context: Context  # of its caller, at `run`
+    # -- mutable state -------------------------------------------------------------------------------------
+    group: AsyncResult[None]  # wakes its caller, and those of up to 31 operations beside it in its batch
+    state: int
+    value: T  # what it returned, in the last attempt, once it has
+    error: BaseException | None  # what it raised, in the last attempt
 
     read_only = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _getcurrent: Final = gevent.getcurrent
 
 _PLAIN: Final = PLAIN
+_copy_context: Final = copy_context  # compiled code would look up the name that was imported
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and what users make of it
@@ -74,12 +76,14 @@ class Runner:
             operation = self._options.once(key, idempotency_key, operation, args, identified_by)
         elif identified_by is not None:
             check_identity(identified_by)
-        admitted: Operation[Any]
-        if read_only is False:
-            admitted = Operation(operation, args)
-        else:
+        if read_only is not False:
             check_flag("read_only", read_only)
-            admitted = ReadOnly(operation, args) if read_only else Operation(operation, args)
+        admitted: Operation[Any] = ReadOnly() if read_only else Operation()
+        admitted.callable = operation
+        admitted.args = args
+        admitted.context = _copy_context()  # as it is now (guarantee 11)
+        admitted.state = WAITING
+        admitted.error = None
         batching = self._batching
         door = state.door
         if door is not None:

@@ -484,7 +484,8 @@ def test_an_operation_with_an_idempotency_key_stays_one(seen: Seen) -> None:
     watcher = opentelemetry._watched[processor]
     watcher._once = Once
     once = Once("a-key", nothing, ())
-    admitted = Operation(once, ())
+    admitted: Operation[None] = Operation()
+    admitted.callable, admitted.args, admitted.context = once, (), copy_context()
     with seen.tracer.start_as_current_span("call"):
         watcher.see_operation(admitted)
     assert admitted.callable is once
