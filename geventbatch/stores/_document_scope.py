@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +69,7 @@ class DocumentScope:
         saved = None
         try:
             if error is None:
-                with judging_nobody(self._key) if self.reused else nullcontext():
-                    saved = self._save()
+                saved = self._save_reused() if self.reused else self._save()
         except BaseException as raised:
             self._end(raised)
             raise
@@ -376,6 +375,10 @@ class DocumentScope:
             self._transaction = self._begun()
         except Exception as error:
             raise _sql.of_store(error, self._key) from error
+
+    def _save_reused(self) -> Row | None:
+        with judging_nobody(self._key):
+            return self._save()
 
     def _compare(self) -> None:
         """Raise a `Conflict` unless it is there as it was kept."""

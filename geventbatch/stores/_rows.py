@@ -23,6 +23,8 @@ def insert_rows(connection: Connection, rows: Sequence[object], session: Session
     Each is a mapped instance, a pair of a `Table` (or a mapped class) and the dictionary of its values, or an `insert`
     statement. Neighbours of one table and with the same columns go into one statement.
     """
+    if not rows:
+        return
     instances = [row for row in rows if is_instance(row)]
     if instances:
         used = Session(connection) if session is None else session
