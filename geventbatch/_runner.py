@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _getcurrent: Final = gevent.getcurrent
 
 _PLAIN: Final = PLAIN
+_NO_ERROR: Final[BaseException | None] = None
+"""A bare None has mypyc take it for one still, when the operation has raised."""
+
 _copy_context: Final = copy_context  # compiled code would look up the name that was imported
 
 
@@ -83,7 +86,7 @@ class Runner:
         admitted.args = args
         admitted.context = _copy_context()  # as it is now (guarantee 11)
         admitted.state = WAITING
-        admitted.error = None
+        admitted.error = _NO_ERROR
         batching = self._batching
         door = state.door
         if door is not None:
