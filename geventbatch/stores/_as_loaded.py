@@ -7,7 +7,7 @@ digits stands for. The operations behind are to find that. What is not known for
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _KNOWN: Final = (sa.Integer, sa.Numeric, sa.Float, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
 _SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum)
+
+_TIMES: Final = (sa.Date, sa.DateTime, sa.Time)
 
 _EVERYWHERE: Final = frozenset({bool, int, str})
 """Of which every column is known."""
@@ -53,6 +55,7 @@ class AsLoaded:
         # As it was declared: the driver's own may be no CHAR any more, nor a Float.
         self._type: Any = _below(variants.get(dialect.name, column.type))
         self._dialect = dialect.name
+        self._psycopg2 = dialect.driver == "psycopg2"
         self._of: Any = dialect  # it knows MariaDB after its first connection only
         is_float = isinstance(self._type, sa.Float)
         self._bind: Callable[[Any], Any] | None = kind.bind_processor(dialect)
@@ -61,6 +64,7 @@ class AsLoaded:
         )
         if isinstance(kind, sa.Time) and self._dialect in _MYSQL:
             self._result = None  # it is for the driver's intervals
+        self._is_plain = not isinstance(column.type, TypeDecorator) or isinstance(column.type, sa.Interval)
         self._keep = _keeper(self._type)
         self.zoned = isinstance(self._type, (sa.Date, sa.DateTime))
         """What a load gives depends on the zone of the database's session."""
@@ -80,11 +84,30 @@ class AsLoaded:
 
     def knows(self, value: Any) -> bool:
         """Whether it is known what a load gives of *value*, an object of Python's in a column of numbers or texts."""
+        if self._is_plain and value is not None and isinstance(self._type, (sa.ARRAY, *_TIMES)):
+            return self._knows_list(value) if isinstance(self._type, sa.ARRAY) else self._knows_time(value)
         if value is None or type(value) in _EVERYWHERE or isinstance(self._type, sa.LargeBinary):
             return True
         if isinstance(self._type, sa.String) and not isinstance(self._type, sa.Enum):
             return not isinstance(value, (float, Decimal)) and isinstance(value, _SCALARS)
         return isinstance(value, _SCALARS)
+
+    def _knows_time(self, value: Any) -> bool:
+        if self._dialect == "sqlite":  # which takes no others
+            return True
+        if isinstance(self._type, sa.DateTime):
+            return isinstance(value, (date, timedelta))
+        if isinstance(self._type, sa.Date):
+            return isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value) is not None)
+        zoned = self._dialect == "postgresql" and bool(self._type.timezone)
+        return isinstance(value, time) and zoned == (value.tzinfo is not None)
+
+    def _knows_list(self, value: Any) -> bool:
+        """Whether it is a list, of lists perhaps, of what its items are loaded as."""
+        kinds = fine(self._type.item_type)
+        return type(value) is list and all(
+            type(one) in kinds or (type(one) is list and self._knows_list(one)) for one in value
+        )
 
     # -- what the database makes of what is bound ---------------------------------------------------------------
 
@@ -103,11 +126,14 @@ class AsLoaded:
     def _number(self, value: Any, _: tzinfo | None) -> Any:
         if self._dialect == "sqlite":  # whose numbers are rounded when they are loaded
             return value
+        self._refuse_bool(value)
         if isinstance(value, str) and not _DECIMAL.fullmatch(value):
             return value
         if isinstance(value, float) and self._dialect == "postgresql":
             value = format(value, ".15g")
         found = Decimal(repr(value) if isinstance(value, float) else value)
+        if self._psycopg2 and not found.is_finite():
+            return Decimal("NaN")  # as it sends infinity
         scale = self._type.scale
         if scale is None and (self._dialect == "postgresql" or not found.is_finite()):
             return found
@@ -115,7 +141,15 @@ class AsLoaded:
             return found.quantize(Decimal(1).scaleb(-(scale or 0)), ROUND_HALF_UP) if found.is_finite() else found
 
     def _float(self, value: Any, _: tzinfo | None) -> Any:
-        return float(value) if isinstance(value, (int, Decimal)) else value
+        self._refuse_bool(value)
+        if isinstance(value, (int, Decimal)) or (isinstance(value, str) and self._dialect != "sqlite"):
+            return float(value)
+        return value
+
+    def _refuse_bool(self, value: Any) -> None:
+        """PostgreSQL takes none for such a number: its caller gets what the server says."""
+        if isinstance(value, bool) and self._dialect == "postgresql":
+            raise LookupError(value)
 
     def _text(self, value: Any, _: tzinfo | None) -> Any:
         if isinstance(value, bool):
@@ -142,10 +176,15 @@ class AsLoaded:
         if not self._type.timezone:
             return self._local(moment, zone)
         if moment.tzinfo is not None:
-            return moment if zone is None else moment.astimezone(zone)
+            return moment if zone is None else self._with_offset(moment.astimezone(zone))
         found = moment.replace(tzinfo=zone, fold=0)
         is_one = zone is not None and found.utcoffset() == found.replace(fold=1).utcoffset()
-        return found if is_one else value
+        return self._with_offset(found) if is_one else value
+
+    def _with_offset(self, moment: datetime) -> datetime:
+        """As psycopg2 gives it, which knows no zones."""
+        offset = moment.utcoffset()
+        return moment.replace(tzinfo=timezone(offset), fold=0) if self._psycopg2 and offset is not None else moment
 
     def _local(self, moment: datetime, zone: tzinfo | None) -> datetime:
         """Without its own zone."""
@@ -229,7 +268,7 @@ def fine(kind: Any) -> frozenset[type]:
 
 
 def _is_known(kind: Any) -> bool:
-    return isinstance(kind, sa.LargeBinary) or isinstance(_below(kind), _KNOWN)
+    return isinstance(kind, (sa.LargeBinary, sa.ARRAY)) or isinstance(_below(kind), _KNOWN)
 
 
 def _below(kind: Any) -> Any:

@@ -169,6 +169,8 @@ def _exact_object(kind: type, value: Any) -> Any:
         return (kind, value.name)
     if isinstance(value, (bytearray, memoryview)):
         return (bytes, bytes(value))
-    if kind.__module__.partition(".")[0] in _DRIVERS and hasattr(value, "obj"):  # their Binary
-        return exact(value.obj)
+    if kind.__module__.partition(".")[0] in _DRIVERS:  # their Binary
+        for name in ("obj", "adapted"):
+            if hasattr(value, name):
+                return exact(getattr(value, name))
     return (kind, pickle.dumps(value))

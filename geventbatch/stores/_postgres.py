@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -79,7 +81,12 @@ class PostgresTransaction(Transaction):
     def zone(self) -> tzinfo | None:
         info = getattr(self.connection.connection.driver_connection, "info", None)
         found: tzinfo | None = getattr(info, "timezone", None)
-        return found
+        if found is not None:
+            return found
+        name = info.parameter_status("TimeZone") if hasattr(info, "parameter_status") else None  # psycopg2
+        with suppress(ValueError, OSError, LookupError):  # a zone of the server's own
+            return None if name is None else ZoneInfo(name)
+        return None
 
     def was_not_committed(self) -> bool:
         if self.connection.closed or self.connection.invalidated:
