@@ -19,7 +19,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from geventbatch.stores._as_loaded import by_attribute
-from geventbatch.stores._derived import of_all, of_row
+from geventbatch.stores._derived import UNHELD, of_all, of_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +34,6 @@ _PLAIN: Final = (sa.Integer, sa.String, sa.Boolean, sa.Date, sa.Uuid, sa.Interva
 
 _LOOSE: Final = (sa.Numeric, sa.DateTime, sa.Time)
 """Of these not, but neither do they change in place: 1.0 and 1.00, -0.0, the two hours of one night in autumn."""
-
-_DYNAMIC: Final = ("dynamic", "write_only")
 
 _DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
 
@@ -53,7 +51,7 @@ class Columns:
             composite.key: tuple(part.key for part in composite.props) for composite in mapper.composites
         }
         """The attributes that are objects made of several columns, with the attributes of those."""
-        self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in _DYNAMIC]
+        self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in UNHELD]
         """The relationships of which SQLAlchemy keeps no collection, but what has changed in it."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_derived`."""

@@ -291,6 +291,7 @@ class Conduct(Sending):
         """The session does not hold *instance* any more."""
         if self.ours or self._loaded is None:
             return
+        current_batch().cut()  # others may refer to it still, and what those behind changed in it would be lost
         if instance is self._loaded.resource or instance_state(instance).modified:
             self.sees()
             self._broke = RuntimeError(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from geventbatch.stores._mapping import Mapping
 
 
+UNHELD: Final = ("dynamic", "write_only")
+"""Relationships of which SQLAlchemy keeps no collection: each look at them is a query."""
+
 _foreign_keys: Final[WeakKeyDictionary[Mapper[Any], frozenset[str]]] = WeakKeyDictionary()
 """The attributes of the classes that have one."""
 
@@ -111,6 +114,8 @@ def is_stale(
 
 def misses(state: InstanceState[Any], relation: Any, keyed: list[object], session: Session) -> bool:
     """Whether *relation* of *state*, which is loaded, shows what is deleted, or not what has its key by now."""
+    if relation.lazy in UNHELD:
+        return False
     value = state.dict[relation.key]
     members = list(collection_adapter(value)) if relation.uselist else [value]
     if any(one is not None and _is_gone(one, session) for one in members):

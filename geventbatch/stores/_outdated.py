@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
-from geventbatch.stores._derived import has_foreign_key, is_foreign_key, misses
+from geventbatch.stores._derived import UNHELD, has_foreign_key, is_foreign_key, misses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,9 @@ class Outdated:
                 for relation in self._loaded_of(state)
                 if statement is None or _names(statement, relation.mapper)
             ]
+            unheld = {one.key for one in state.mapper.relationships if one.lazy in UNHELD}
             if state is not self._resource and (statement is None or _names(statement, state.mapper)):
-                names = [name for name in state.manager if name in state.dict]
+                names = [name for name in state.manager if name in state.dict and name not in unheld]
             instance = state.obj()
             if not names or instance is None:
                 continue
@@ -108,7 +109,8 @@ class Outdated:
     def _loaded_of(self, state: InstanceState[Any]) -> list[Any]:
         """The relationships that are loaded, but for those that were with the resource."""
         eager = self._eager if state is self._resource else ()
-        return [one for one in state.mapper.relationships if one.key in state.dict and one.key not in eager]
+        relations = (one for one in state.mapper.relationships if one.lazy not in UNHELD)
+        return [one for one in relations if one.key in state.dict and one.key not in eager]
 
 
 def _names(statement: str, mapper: Mapper[Any]) -> bool:

@@ -83,7 +83,8 @@ class PostgresTransaction(Transaction):
         found: tzinfo | None = getattr(info, "timezone", None)
         if found is not None:
             return found
-        name = info.parameter_status("TimeZone") if hasattr(info, "parameter_status") else None  # psycopg2
+        ask = getattr(info, "parameter_status", None)  # psycopg2's
+        name = None if ask is None else ask("TimeZone")
         with suppress(ValueError, OSError, LookupError):  # a zone of the server's own
             return None if name is None else ZoneInfo(name)
         return None
