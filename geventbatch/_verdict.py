@@ -89,10 +89,10 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
         batch.doubted = False
         batch.halted = batch.deleted or batch.cut_off or steps is not None
         verdict = _ask(batch, "operation_returned")
-        judging = _steps_for(batch, verdict)
-        if isinstance(verdict, Rejected) and judging is not None:
-            return not judging.refuse(batch, operation, verdict)
         if verdict is not None:
+            judging = _steps_for(batch, verdict)
+            if isinstance(verdict, Rejected) and judging is not None:
+                return not judging.refuse(batch, operation, verdict)
             operation.error = error = rejected(verdict)
             _obey(batch, operation, verdict, error)
             return True

@@ -53,6 +53,11 @@ class Columns:
         """The attributes that are objects made of several columns, with the attributes of those."""
         self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in UNHELD]
         """The relationships of which SQLAlchemy keeps no collection, but what has changed in it."""
+        manager = mapper.class_manager
+        self.collections = tuple(manager._collection_impl_keys)  # noqa: SLF001 - nothing else tells them
+        """The relationships of which it keeps one."""
+        self.mapped = frozenset([*manager, manager.STATE_ATTR])
+        """All that an instance may have because it is mapped."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_derived`."""
         parts = {name for names in self.composites.values() for name in names}

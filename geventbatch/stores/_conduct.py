@@ -43,7 +43,7 @@ class Conduct(Sending):
             unfit = unfit or self._too_early()
             self._forget()
             if unfit is None and self._loaded is not None:
-                if is_stale(self.session, new, given, deleted=deleted):
+                if (given or new or deleted) and is_stale(self.session, new, given, deleted=deleted):
                     current_batch().cut()
                 self._loaded.operation_returned(self.transaction, given)
             return unfit

@@ -98,10 +98,12 @@ def is_stale(
 
     That is: *deleted* something by the session, *added* something with a foreign key, or *assigned* one.
     """
-    keyed = [one for one in added if has_foreign_key(sa.inspect(one))]
     for state, name in assigned:
         if is_foreign_key(state, name) and _has_changed(state, name):
             return True
+    if not added and not deleted:
+        return False
+    keyed = [one for one in added if has_foreign_key(sa.inspect(one))]
     if not keyed and not deleted:
         return False
     return any(

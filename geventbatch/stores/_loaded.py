@@ -86,17 +86,19 @@ class Loaded:
         That is what the database computes, and the values that it was *given*, as the database keeps them.
         Switches: no.
         """
-        batch = current_batch()
         state: InstanceState[Any] = instance_state(self.resource)
-        if state.pending:
+        is_new = state.key is None and state.pending
+        if is_new:
             given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
         for one, name in given:
             if not self._watched.make_as_loaded(one, name, transaction.zone):
-                batch.cut()
-        if state.pending and batch.steps is None and is_incomplete(state):
+                current_batch().cut()
+        if not (is_new or self._mapping.derives):
+            return
+        batch = current_batch()
+        if is_new and batch.steps is None and is_incomplete(state):
             batch.cut()
-        if self._mapping.derives or state.pending:
-            batch.ask_scope()
+        batch.ask_scope()
         if self._mapping.derives:
             self.flag_mutated()
             if self.changes():
@@ -120,18 +122,18 @@ class Loaded:
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What the database has of what can change in place, as far as that is known."""
-        return _copied(self._watched.known)
+        return self._watched.known.copy()
 
     def taken(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What columns have got of composites, for `put_known_back`."""
-        return _copied(self._watched.taken)
+        return self._watched.taken.copy()
 
     def put_known_back(
         self, known: dict[InstanceState[Any], dict[str, Any]], taken: dict[InstanceState[Any], dict[str, Any]]
     ) -> None:
         """It is that again, which `known` and `taken` gave."""
-        self._watched.known = _copied(known)
-        self._watched.taken = _copied(taken)
+        self._watched.known = known.copy()
+        self._watched.taken = taken.copy()
 
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""
@@ -278,7 +280,3 @@ class Loaded:
     def conflict(self) -> Conflict:
         """What a save is that finds another row than was loaded."""
         return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")
-
-
-def _copied(values: dict[InstanceState[Any], dict[str, Any]]) -> dict[InstanceState[Any], dict[str, Any]]:
-    return {state: dict(named) for state, named in values.items()} if values else {}

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _FEW: Final = 4
 """Instances of which it costs nothing that counts to keep what was loaded."""
 
-_OWN: Final = "_sa_instance_state"
 _ADAPTER: Final = "_sa_adapter"
 _BASES: Final = (list, set, dict)
 _NOTHING: Final[dict[str, Any]] = {}
@@ -48,6 +47,26 @@ def first(conduct: Conduct, loaded: Loaded) -> Memory | None:
 class Memory:
     """Of one session, as it was when this was made."""
 
+    __slots__ = (
+        "_added",
+        "_columns",
+        "_conduct",
+        "_copied",
+        "_copies",
+        "_deleted",
+        "_held",
+        "_identities",
+        "_is_known",
+        "_known",
+        "_loaded",
+        "_nested",
+        "_new",
+        "_plain",
+        "_session",
+        "_taken",
+        "_writes",
+    )
+
     def __init__(self, conduct: Conduct, loaded: Loaded, *, plain: bool, columns: bool) -> None:
         """Copy what can change in place: of what is *plain* (no attribute of the mapping), and of the *columns*.
 
@@ -58,11 +77,11 @@ class Memory:
         session = self._session = conduct.session
         self._writes = conduct.writes
         self._nested = session.get_nested_transaction()
-        self._new: dict[InstanceState[Any], Any] = dict(session._new)  # noqa: SLF001 - nothing public gives it in order
-        self._deleted = dict(session._deleted)  # noqa: SLF001
+        self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - nothing public has its order
+        self._deleted = session._deleted.copy()  # noqa: SLF001
         self._added = conduct.added()
         self._known, self._taken = loaded.known(), loaded.taken()
-        self._identities: dict[Any, InstanceState[Any]] = dict(session.identity_map._dict)  # noqa: SLF001
+        self._identities: dict[Any, InstanceState[Any]] = session.identity_map._dict.copy()  # noqa: SLF001
         columns_of = loaded.mapping.columns_of
         self._held: dict[InstanceState[Any], _Held] = {}
         for state in (*self._new, *self._identities.values()):
@@ -117,9 +136,11 @@ class Memory:
         for held in self._held.values():
             if held.opaque is not None:
                 raise self._refused(held.opaque)
-            if not self._plain and (name := held.changing()) is not None:
+            if not self._plain and (found := held.changing(plain=True, columns=False)):
                 self._loaded.mapping.keeps = True
-                raise self._refused(f"{name} of {held.state.class_.__name__} was not copied when it was loaded")
+                raise self._refused(
+                    f"{next(iter(found))} of {held.state.class_.__name__} was not copied when it was loaded"
+                )
         self._is_known = True
 
     def _refused(self, why: str) -> CannotUndo:
@@ -141,7 +162,11 @@ class Memory:
 
     def _copy(self) -> None:
         """All together, so that what is one object in two places stays that."""
-        changing = {state: found for state, held in self._held.items() if (found := self._changing(held))}
+        changing: dict[InstanceState[Any], dict[str, Any]] = {}
+        for state, held in self._held.items():
+            found = held.changing(plain=self._plain, columns=self._columns)
+            if found:
+                changing[state] = found
         if not changing:
             return
         self._copied = list(changing)
@@ -152,14 +177,6 @@ class Memory:
             raise
         except Exception as error:
             raise self._refused(f"it cannot be copied ({said(error)})") from error
-
-    def _changing(self, held: _Held) -> dict[str, Any]:
-        values = held.values
-        found = held.plain() if self._plain else {}
-        for name in held.columns.changing if self._columns else ():
-            if type(values.get(name)) not in ATOMS:
-                found[name] = values[name]
-        return {name: value for name, value in found.items() if type(value) not in ATOMS} if found else found
 
     def _from_copies(self) -> dict[InstanceState[Any], dict[str, Any]]:
         if self._copies is None:
@@ -192,27 +209,43 @@ class Memory:
 class _Held:
     """What one instance had, and what SQLAlchemy had noted of it."""
 
+    __slots__ = (
+        "_collections",
+        "_committed",
+        "_expired",
+        "_instance",
+        "_is_flat",
+        "_notes",
+        "columns",
+        "opaque",
+        "state",
+        "values",
+    )
+
     def __init__(self, state: InstanceState[Any], instance: object, columns: Columns, *, composites: bool) -> None:
         self.state = state
         self.columns = columns
         self._instance = instance  # so that it stays
         self.opaque: str | None = None  # why it cannot be put back
-        self.values: dict[str, Any] = dict(vars(instance))
+        self.values: dict[str, Any] = vars(instance).copy()
         if columns.composites and not composites:  # they are made of their columns again
             for composite in columns.composites:
                 self.values.pop(composite, None)
-        self._notes = _copied(state.__dict__)
-        self._committed = dict(state.committed_state)
-        self._expired = set(state.expired_attributes)
-        self._collections = [
-            self._collection(found)
-            for name in state.manager._collection_impl_keys  # noqa: SLF001 - nothing else tells them
-            if (found := self.values.get(name)) is not None
-        ]
-        if "_empty_collections" in self._notes:
+        notes = self._notes = state.__dict__.copy()
+        self._is_flat = dict not in map(type, notes.values())
+        if not self._is_flat:
+            self._notes = _copied(notes)
+        self._committed = state.committed_state.copy()
+        self._expired = state.expired_attributes.copy()
+        self._collections: list[Any] = []
+        for name in columns.collections:
+            if (found := self.values.get(name)) is not None:
+                self._collections.append(self._collection(found))
+        if "_empty_collections" in notes:
             self._collections += [self._collection(found) for found in self._notes["_empty_collections"].values()]
-        if any(name in self._committed for name in columns.dynamic):
-            self.opaque = "a dynamic relationship has changed"
+        for name in columns.dynamic:
+            if name in self._committed:
+                self.opaque = "a dynamic relationship has changed"
 
     def put_back(self, instead: dict[str, Any]) -> None:
         """All of it, but for some values *instead*."""
@@ -228,9 +261,9 @@ class _Held:
             values[name] = value
             if isinstance(value, MutableBase):
                 cast("Any", value)._parents[state] = name  # noqa: SLF001 - as SQLAlchemy does where it loads
-        state.__dict__ = _copied(self._notes)
-        state.committed_state = dict(self._committed)
-        state.expired_attributes = set(self._expired)
+        state.__dict__ = self._notes.copy() if self._is_flat else _copied(self._notes)
+        state.committed_state = self._committed.copy()
+        state.expired_attributes = self._expired.copy()
         for collection, adapter, is_empty, members, own in self._collections:
             vars(collection).clear()
             vars(collection).update(own)
@@ -245,17 +278,23 @@ class _Held:
 
     def plain(self) -> dict[str, Any]:
         """What the mapping does not know."""
-        names = self.values.keys() - self.state.manager.keys()
-        return {name: self.values[name] for name in names if name != _OWN} if len(names) > 1 else {}
+        mapped = self.columns.mapped
+        return {name: value for name, value in self.values.items() if name not in mapped}
 
-    def changing(self) -> str | None:
-        """Which of that can change in place."""
-        return next((name for name, value in self.plain().items() if type(value) not in ATOMS), None)
+    def changing(self, *, plain: bool, columns: bool) -> dict[str, Any]:
+        """What can change in place, of that and of the columns."""
+        values, found = self.values, {}
+        if plain and not values.keys() <= self.columns.mapped:
+            found = {name: value for name, value in self.plain().items() if type(value) not in ATOMS}
+        for name in self.columns.changing if columns else ():
+            if type(values.get(name)) not in ATOMS:
+                found[name] = values[name]
+        return found
 
     def put_plain_back(self, instead: dict[str, Any]) -> None:
         """What the mapping does not know, alone."""
-        values, mapped = self.state.dict, self.state.manager
-        for name in [name for name in values if name not in mapped and name != _OWN]:
+        values, mapped = self.state.dict, self.columns.mapped
+        for name in [name for name in values if name not in mapped]:
             del values[name]
         values.update({name: instead.get(name, value) for name, value in self.plain().items()})
 
@@ -284,8 +323,6 @@ def _refill(collection: Any, members: Any) -> None:
 
 def _copied(notes: dict[str, Any]) -> dict[str, Any]:
     """What an `InstanceState` notes: with what changes in it."""
-    if dict not in map(type, notes.values()):
-        return dict(notes)
     found = {name: dict(value) if type(value) is dict else value for name, value in notes.items()}
     if "_pending_mutations" in found:
         found["_pending_mutations"] = {name: _of(one) for name, one in found["_pending_mutations"].items()}

@@ -94,7 +94,7 @@ class Sending:
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
         self._holds_more, self._outdated = 0, None
-        self._added = []
+        self._added, self._set = [], []
         self._forget()
 
     def begin(self, loaded: Loaded) -> None:
@@ -141,15 +141,14 @@ class Sending:
 
     def _forget(self) -> None:
         """The operation at hand is over: what it has set for itself is as before."""
-        for where, name, value in reversed(self._set) if hasattr(self, "_set") else ():
+        for where, name, value in reversed(self._set) if self._set else ():
             if value is _ABSENT:
                 dict.pop(where, name, None)
             else:
                 dict.__setitem__(where, name, value)
         self._seen = self._spoils = self._early = False
         self._broke = self._failed = None
-        self._given, self._new, self._deleted = [], [], False
-        self._set = []
+        self._given, self._new, self._set, self._deleted = [], [], [], False
         if self._outdated is not None:
             self._outdated.reads()  # so that all is in place again
 

@@ -30,6 +30,7 @@ class Watched:
     """The instances in one session of a batch."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
+    # Of those two, a dict of an instance is never changed once it is complete: copies of the whole share it.
     known: dict[InstanceState[Any], dict[str, Any]]  # what the database has of the columns that can change in place
     taken: dict[InstanceState[Any], dict[str, Any]]  # what columns have got of composites that were changed in place
     seen: dict[str, Any]  # of all columns of the resource, as they were loaded first
@@ -50,7 +51,7 @@ class Watched:
         bound = self._mapping.columns_of(state.mapper).in_place
         if bound:
             values = state.dict
-            known = self.known.setdefault(state, {})
+            known = self.known[state] = {**self.known.get(state, {})}
             for name in bound if names is None else bound.keys() & names:
                 if name in values:
                     known[name] = self._exact(state, name, values[name])
@@ -113,7 +114,7 @@ class Watched:
     def _take_parts(self, state: InstanceState[Any], instance: object, name: str, parts: tuple[str, ...]) -> None:
         """Have the columns of a composite as the object is, if it was changed in place and they were not."""
         columns, known, values = self._mapping.columns_of(state.mapper), self.known[state], state.dict
-        taken = self.taken.setdefault(state, {})
+        taken = self.taken[state] = {**self.taken.get(state, {})}
         for part, value in zip(parts, parts_of(values[name]), strict=True):
             bound = columns.in_place[part]
             if part not in values or part not in known:
