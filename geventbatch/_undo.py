@@ -6,9 +6,12 @@ with that, and is applied again with all the others when the batch is replayed, 
 
 A copy is made where applying again has become dearer than that; and where it would come to more than one pass over all
 that was applied so far. Where none can be had, what has returned is saved then, and the rest goes on from another load:
-so what cannot be encoded, say, is found by the save, as ever. As long as nothing raises, nothing is copied: so a scope
-without a ``restore`` of its own has the batch loaded again once, and copies from then on. What cannot be copied costs a
-load for each that raises.
+so what cannot be encoded, say, is found by the save, as ever. Where each of the last ones that raised has had one
+applied again for it, which was dearer than a copy, the copy is made ahead: behind the next one that returns, instead of
+then.
+
+As long as nothing raises, nothing is copied: so a scope without a ``restore`` of its own has the batch loaded again
+once, and copies from then on. What cannot be copied costs a load for each that raises.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ from geventbatch.errors import CannotUndo
 if TYPE_CHECKING:
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
+
+_ROW: Final = 4
+"""So often in a row one alone was applied again, until copies are made ahead."""
 
 _SHARE: Final = 0.2
 """Of the time of a batch: more than that for undoing is worth a word, ..."""
@@ -99,6 +105,8 @@ class Undo:
         self._repeated = 0  # and how often one of them was applied again
         self._repeating = 0.0  # seconds for that, since the last copy
         self._copy_takes = 0.0  # seconds; infinite where there is none to be had
+        self._row = 0  # so often in a row one alone was applied again, and that has cost as much as a copy
+        self.ahead = False  # one is to be made behind the next operation that returns
 
     def begin(self, batch: Batch, resource: Any) -> None:
         """Another attempt of *batch* has loaded *resource*: copy it, if that is how it is restored."""
@@ -284,6 +292,7 @@ class Undo:
         """
         begun = batch.now
         monotonic, resource, since = _clock.monotonic, self.resource, self._since
+        postponed, self.ahead = self.ahead, False
         for place, one in enumerate(since):
             try:
                 value = one.context.copy().run(one.callable, resource, *one.args)
@@ -303,13 +312,47 @@ class Undo:
                     return ENDS
         self._repeated += len(since)
         self._repeating += batch.now - begun
+        return self._copy_if_due(batch, postponed=postponed)
+
+    def _copy_if_due(self, batch: Batch, *, postponed: bool) -> int:
+        """See to the copy behind those that were applied again; what was *postponed* is not postponed again."""
+        since = self._since
+        dear = self._given or self._repeating >= self._copy_takes
+        if self._is_made_ahead(dear=dear, postponed=postponed):
+            batch.halted = True
+            return GOES_ON
         if not since:
             return GOES_ON
         too_often = self._repeated + len(since) > self._applied + 1
-        dear = self._given or self._repeating >= self._copy_takes
         if (too_often or dear) and not self._copy_now(batch) and too_often:
             return self._save_so_far(batch)
         return GOES_ON
+
+    def _is_made_ahead(self, *, dear: bool, postponed: bool) -> bool:
+        """Whether the next copy is made behind the next operation that returns, and none now.
+
+        Not where that was *postponed* already, and nobody has returned since: so there is one for each that raised, at
+        the most. And not where the last copy was given away.
+        """
+        since = len(self._since)
+        if since:
+            self._row = self._row + 1 if dear and since == 1 and not (postponed or self._given) else 0
+        self.ahead = self._row >= _ROW
+        return self.ahead
+
+    def copy_ahead(self, batch: Batch, operation: Operation[Any]) -> None:
+        """Copy the resource behind *operation*, if that has returned: the next one is likely to raise."""
+        if operation.error is not None:
+            return
+        self.ahead = False
+        batch.halted = batch.ended
+        before, batch.now = batch.now, _clock.monotonic()
+        begun = batch.now
+        self._catch_up(batch, operation)
+        self._since.append(operation)
+        self._copy_now(batch)
+        self._add(batch, batch.now - begun)
+        batch.now = before  # what the operation has taken is still to be looked at
 
     def _raised_again(self, batch: Batch, place: int, error: BaseException) -> int:
         """One of them has raised this time."""

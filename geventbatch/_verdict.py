@@ -99,6 +99,8 @@ def look(batch: Batch, operation: Operation[Any]) -> bool:
     if batch.deleted or batch.cut_off:
         cut_after(batch, operation)
         return True
+    if batch.undo is not None and batch.undo.ahead:
+        batch.undo.copy_ahead(batch, operation)
     return steps is not None and operation.error is None and not steps.keep(batch, operation)
 
 

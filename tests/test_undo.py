@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -360,6 +361,74 @@ def test_a_copy_is_taken_once_applying_again_has_cost_as_much(clock: VirtualTime
         answers_of(processor, *((withdraw_slowly, amount) for amount in amounts))
     # The first one has twelve applied again, which is dearer than a copy; the others after it nobody, or one or two.
     assert bank.log == ["restore", "checkpoint", *["restore"] * 4]
+
+
+def test_where_every_second_one_raises_a_copy_is_made_ahead_and_hardly_anything_is_applied_again(
+    clock: VirtualTime,
+) -> None:
+    bank, applied = Bank(1000), [0]
+
+    def withdraw(account: Account, amount: int) -> int:
+        applied[0] += 1
+        return account.withdraw(amount)
+
+    with bank.processor() as processor:
+        answers = told(answers_of(processor, *((withdraw, amount) for amount in [1, 5000] * 200)))
+    assert answers == [one for number in range(200) for one in (999 - number, NotEnough)]
+    assert applied[0] <= 400 + 10
+    assert bank.account.history == [-1] * 200
+    assert bank.loads == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_however_they_raise_each_costs_one_copy_at_the_most_and_everybody_finds_what_the_others_have_left(
+    clock: VirtualTime, seed: int
+) -> None:
+    rng = Random(seed)
+    often, dear = rng.choice([0.1, 0.5, 0.9]), rng.choice([0, 0, 0.001, 0.01])
+    amounts = [rng.choice([1, 2]) if rng.random() < often else 5000 for _ in range(60)]
+    for place in range(rng.randrange(50), 60, 2):  # and in turns
+        amounts[place - 1 : place + 1] = [1, 5000]
+    bank, applied = Bank(1000), [0]
+    rows: list[object] = []
+    bank.on["checkpoint"] = lambda: clock.spend(dear)
+    no_more = rng.random() < 0.3  # copies are to be had, behind the first few
+    if no_more:
+        bank.on["checkpoint"] = lambda: _refuse(bank.log.count("checkpoint") in {6, 7})
+
+    def withdraw(account: Account, amount: int) -> int:
+        applied[0] += 1
+        clock.spend(0.001)
+        if seed % 2:
+            current_batch().add_row(amount)
+        return account.withdraw(amount)
+
+    class Auditing(Undoing):
+        takes_rows = True
+
+        def __exit__(self, kind: object, error: object, traceback: object) -> None:
+            rows.extend(current_batch().rows)
+            super().__exit__(kind, error, traceback)
+
+    with bank.processor(open_resource=lambda _: Auditing(bank), max_duration=500) as processor:
+        answers = told(answers_of(processor, *((withdraw, amount) for amount in amounts)))
+    balance, expected = 1000, []
+    for amount in amounts:
+        balance -= amount if amount < 5000 else 0
+        expected.append(balance if amount < 5000 else NotEnough)
+    assert answers == expected
+    assert bank.account.history == [-amount for amount in amounts if amount < 5000]
+    assert rows == [amount for amount in amounts if amount < 5000 and seed % 2]
+    assert bank.log.count("restore") == amounts.count(5000)
+    copies = "".join("r" if one == "restore" else "c" for one in bank.log)
+    assert "cc" not in copies
+    assert not copies.startswith("c")
+    assert no_more or applied[0] <= 2 * len(amounts) + 1
+
+
+def _refuse(refused: bool) -> None:
+    if refused:
+        raise CannotUndo("not now")
 
 
 def test_nothing_is_copied_or_restored_where_nobody_raises(clock: VirtualTime) -> None:
