@@ -13,6 +13,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -34,6 +35,9 @@ _PLAIN: Final = (sa.Integer, sa.String, sa.Boolean, sa.Date, sa.Uuid, sa.Interva
 
 _LOOSE: Final = (sa.Numeric, sa.DateTime, sa.Time)
 """Of these not, but neither do they change in place: 1.0 and 1.00, -0.0, the two hours of one night in autumn."""
+
+_OF_LISTS: Final = (*_PLAIN, *_LOOSE, sa.JSON, sa.ARRAY, sa.LargeBinary)
+"""In values of these there are lists and dicts, if anything."""
 
 _DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
 
@@ -58,6 +62,13 @@ class Columns:
         """The relationships of which it keeps one."""
         self.mapped = frozenset([*manager, manager.STATE_ATTR])
         """All that an instance may have because it is mapped."""
+        self.slots = {
+            f"{kind.__qualname__}.{name}": slot
+            for kind in mapper.class_.__mro__
+            for name, slot in vars(kind).items()
+            if isinstance(slot, MemberDescriptorType)
+        }
+        """What reads and writes the attributes that its classes name in ``__slots__``: they are in no dict."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_derived`."""
         parts = {name for names in self.composites.values() for name in names}
@@ -70,6 +81,10 @@ class Columns:
         """Whose values may change in place, or compare in a way of their own."""
         self.changing = (*self.in_place, *self.composites)
         """Both."""
+        self.of_objects = frozenset(
+            name for name in self.changing if name not in self.named or not isinstance(self.named[name].type, _OF_LISTS)
+        )
+        """Those among them in whose values there may be objects."""
         self.enums: dict[str, frozenset[str]] = {
             name: frozenset(column.type.enums)
             for name, column in self.named.items()

@@ -9,14 +9,18 @@ What was sent to the database in between cannot be gone back from in memory: tha
 
 from __future__ import annotations
 
+from contextlib import suppress
+from operator import attrgetter, itemgetter
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy.ext.mutable import MutableBase
+from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.orm.state import PendingCollection
 
 from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._copies import ATOMS, Copies
+from geventbatch.stores._copies import ATOMS, HEAP_TYPE, Copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +35,8 @@ _FEW: Final = 4
 """Instances of which it costs nothing that counts to keep what was loaded."""
 
 _ADAPTER: Final = "_sa_adapter"
-_BASES: Final = (list, set, dict)
+_BASES: Final[tuple[tuple[type[Any], Any], ...]] = ((list, list.copy), (set, set().union), (dict, dict.copy))
+_FUNCTIONS: Final = frozenset({FunctionType, BuiltinFunctionType, attrgetter, itemgetter})
 _NOTHING: Final[dict[str, Any]] = {}
 
 
@@ -218,6 +223,7 @@ class _Held:
         "_notes",
         "columns",
         "opaque",
+        "slotted",
         "state",
         "values",
     )
@@ -231,6 +237,7 @@ class _Held:
         if columns.composites and not composites:  # they are made of their columns again
             for composite in columns.composites:
                 self.values.pop(composite, None)
+        self.slotted = _slotted(columns, instance) if columns.slots else _NOTHING
         notes = self._notes = state.__dict__.copy()
         self._is_flat = dict not in map(type, notes.values())
         if not self._is_flat:
@@ -255,6 +262,8 @@ class _Held:
             before = values.get(name)
             if isinstance(before, MutableBase):
                 before._parents.pop(state, None)  # noqa: SLF001 - it tells of no change any more
+        if self.columns.slots:
+            instead = self._put_slots_back(instead)
         values.clear()
         values.update(self.values)
         for name, value in instead.items():
@@ -279,12 +288,12 @@ class _Held:
     def plain(self) -> dict[str, Any]:
         """What the mapping does not know."""
         mapped = self.columns.mapped
-        return {name: value for name, value in self.values.items() if name not in mapped}
+        return {name: value for name, value in self.values.items() if name not in mapped} | self.slotted
 
     def changing(self, *, plain: bool, columns: bool) -> dict[str, Any]:
         """What can change in place, of that and of the columns."""
         values, found = self.values, {}
-        if plain and not values.keys() <= self.columns.mapped:
+        if plain and (self.slotted or not values.keys() <= self.columns.mapped):
             found = {name: value for name, value in self.plain().items() if type(value) not in ATOMS}
         for name in self.columns.changing if columns else ():
             if type(values.get(name)) not in ATOMS:
@@ -293,20 +302,62 @@ class _Held:
 
     def put_plain_back(self, instead: dict[str, Any]) -> None:
         """What the mapping does not know, alone."""
+        instead = self._put_slots_back(instead)
         values, mapped = self.state.dict, self.columns.mapped
         for name in [name for name in values if name not in mapped]:
             del values[name]
-        values.update({name: instead.get(name, value) for name, value in self.plain().items()})
+        for name, value in self.plain().items():
+            if name not in self.slotted:
+                values[name] = instead.get(name, value)
+
+    def _put_slots_back(self, instead: dict[str, Any]) -> dict[str, Any]:
+        """Give what else is to be put *instead*."""
+        slots, now = self.columns.slots, _slotted(self.columns, self._instance)
+        for name in now.keys() - self.slotted.keys():
+            slots[name].__delete__(self._instance)
+        for name, value in self.slotted.items():
+            slots[name].__set__(self._instance, instead.get(name, value))
+        return {name: value for name, value in instead.items() if name not in slots}
 
     def _collection(self, collection: Any) -> tuple[Any, Any, bool, Any, dict[str, Any]]:
-        own = vars(collection)
-        if any(type(value) not in ATOMS and not callable(value) for name, value in own.items() if name != _ADAPTER):
+        own = getattr(collection, "__dict__", _NOTHING)
+        if any(not _is_fixed(value) for name, value in own.items() if name != _ADAPTER):
             self.opaque = f"a {type(collection).__name__} has attributes of its own"
-        base = next((base for base in _BASES if isinstance(collection, base)), None)
-        if base is None:
+        members = _members(collection)
+        if members is None:
             self.opaque = f"what is in a {type(collection).__name__} is not known"
-        adapter = own[_ADAPTER]
-        return collection, adapter, adapter.empty, base and base(collection), dict(own)
+        adapter = collection_adapter(collection)
+        return collection, adapter, adapter.empty, members, dict(own)
+
+
+def _slotted(columns: Columns, instance: object) -> dict[str, Any]:
+    """What *instance* has in slots."""
+    found = {}
+    for name, slot in columns.slots.items():
+        with suppress(AttributeError):
+            found[name] = slot.__get__(instance)
+    return found
+
+
+def _is_fixed(value: object) -> bool:
+    """Whether *value*, of a collection, stays as it is: what makes the keys of a dict, and the like."""
+    kind = type(value)
+    return kind in ATOMS or kind in _FUNCTIONS or (callable(value) and kind.__module__.startswith("sqlalchemy."))
+
+
+def _members(collection: Any) -> Any:
+    """All that is in it, whatever it shows. None: that is not known, as it has more than a built-in and a dict."""
+    kinds = type(collection).__mro__
+    for base, copy in _BASES:
+        if base in kinds:
+            others = [one for one in kinds if one is not base and one is not object]
+            return None if any(_has_more(one) for one in others) else copy(collection)
+    return None
+
+
+def _has_more(kind: type) -> bool:
+    is_written_in_c = not kind.__flags__ & HEAP_TYPE
+    return is_written_in_c or any(isinstance(slot, MemberDescriptorType) for slot in vars(kind).values())
 
 
 def _refill(collection: Any, members: Any) -> None:
