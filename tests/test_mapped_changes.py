@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import pickle
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -517,3 +518,67 @@ def test_an_object_in_a_column_is_answered_as_it_was_then(
     answer, _ = bed.together(Train, 1, returned, change)
     assert type(answer) is type(alone)
     assert shown(answer) == shown(alone)
+
+
+class Ticket:
+    """In a document, and with something below itself."""
+
+    def __init__(self, name: str) -> None:
+        self.names = [name]
+        self.below: list[Ticket] = []
+
+
+class Slotted:
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+
+
+@dataclass
+class Corner:
+    """A composite that holds an object."""
+
+    left: Ticket
+    right: Ticket
+
+
+class Ticketed(Base):
+    __tablename__ = "changed_ticketed"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tickets: Mapped[Any] = mapped_column(sa.PickleType)
+    left: Mapped[Any] = mapped_column(sa.PickleType)
+    right: Mapped[Any] = mapped_column(sa.PickleType)
+    corner: Mapped[Corner] = composite("left", "right")
+
+
+DEEP: list[Callable[[Ticketed], Any]] = [
+    lambda one: one.tickets["first"],
+    lambda one: one.tickets["first"].below[0],
+    lambda one: one.tickets,
+    lambda one: [one.tickets["slotted"].ticket],
+    lambda one: {"all": one.tickets["slotted"]},
+    lambda one: one.corner.left,
+    lambda one: one.corner,
+]
+
+
+@pytest.mark.parametrize("returned", DEEP, ids=map(str, range(len(DEEP))))
+def test_an_object_that_lies_deep_in_a_column_is_answered_as_it_was_then(
+    bed: Bed, returned: Callable[[Ticketed], Any]
+) -> None:
+    first = Ticket("Ann")
+    first.below.append(Ticket("Ben"))
+    tickets = {"first": first, "slotted": Slotted(Ticket("Eve"))}
+    bed.add(Ticketed(id=1, tickets=tickets, corner=Corner(Ticket("Joe"), Ticket("Zoe"))))
+
+    def change(one: Ticketed) -> None:
+        for ticket in (one.tickets["first"], one.tickets["first"].below[0], one.tickets["slotted"].ticket):
+            ticket.names.append("changed")
+        one.corner.left.names.append("changed")
+
+    answer, error = bed.together(Ticketed, 1, returned, change)
+    assert error is None
+    assert b"changed" not in pickle.dumps(answer)
+    assert type(answer) is type(bed.together(Ticketed, 1, returned)[0])
+    assert bed.read(sa.select(Ticketed)).tickets["first"].names == ["Ann", "changed"]

@@ -15,6 +15,7 @@ from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._as_loaded import given as of_new
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
+from geventbatch.stores._copies import is_in
 from geventbatch.stores._derived import forget, is_incomplete
 from geventbatch.stores._transaction import LostRow, is_doubtful
 from geventbatch.stores._watched import watched
@@ -67,9 +68,12 @@ class Loaded:
         for instance in (*self._session.new, *self._session.identity_map.values()):
             state: InstanceState[Any] = instance_state(instance)
             columns = self._mapping.columns_of(state.mapper)
-            for name in (*columns.in_place, *columns.composites):
-                if state.dict.get(name) is value:
+            for name in columns.changing:
+                found = state.dict.get(name)
+                if found is value:
                     return deepcopy if name in columns.composites else columns.in_place[name].copied
+                if name in columns.of_objects and is_in(value, found):
+                    return deepcopy
         return None
 
     def adds(self) -> bool:
