@@ -108,12 +108,45 @@ def test_a_change_of_the_resources_own_row_that_is_swallowed_is_refused_too(alia
     assert isinstance(between(alias, change), RuntimeError)
 
 
-def test_a_query_finds_the_row_of_the_resource_as_it_was_loaded(alias: str) -> None:
-    def ask(resource: Account) -> tuple[int, int]:
-        resource.save()
-        return resource.balance, Account.objects.using(alias).get(pk=resource.pk).balance
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_a_query_finds_in_the_row_of_the_resource_what_those_before_have_changed(alias: str, mode: str) -> None:
+    def count(_: object) -> list[int]:
+        return list(Account.objects.using(alias).values_list("balance", flat=True))
 
-    assert between(alias, ask) == (1, 0)
+    def look(resource: Account) -> None:
+        raise KeyError(Account.objects.using(alias).get(pk=resource.pk).balance)
+
+    assert between(alias, count, mode=mode) == [1]
+    Account.objects.using(alias).update(balance=0)
+    assert between(alias, look, mode=mode).args == (1,)
+
+
+def test_a_query_finds_the_row_of_the_resource_without_what_its_own_operation_has_changed(alias: str) -> None:
+    def ask(resource: Account) -> int:
+        resource.balance += 10
+        resource.save()
+        found = Account.objects.using(alias).get(pk=resource.pk).balance
+        resource.balance -= 10
+        return found
+
+    assert between(alias, ask) == 1
+
+
+def test_queries_for_other_rows_of_its_table_cost_no_save_of_their_own(alias: str) -> None:
+    other = Account.objects.using(alias).create(name="b", balance=7)
+
+    def ask(resource: Account) -> tuple[int, int, bool]:
+        found = Account.objects.using(alias).get(pk=other.pk)
+        locked = Account.objects.using(alias).select_for_update().get(pk=other.pk)
+        taken = (
+            Account.objects.using(alias).filter(name="a").exclude(pk=resource.pk).exists()
+        )  # as validate_unique asks
+        return found.balance, locked.balance, taken
+
+    with processing(alias, min_duration=0.01) as processor:
+        metrics = processor.subscribe_batch_metrics()
+        assert together(processor, lambda a: deposit(a, 1), ask, lambda a: deposit(a, 1)) == [1, (7, 7, False), 2]
+    assert [(metric.operation_count, metric.attempts) for metric in metrics] == [(3, 1)]
 
 
 @pytest.mark.parametrize("mode", ["lock", "version"])

@@ -19,11 +19,12 @@ from django.db.backends.signals import connection_created
 
 from geventbatch._process import running
 from geventbatch._shown import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.errors import Conflict, NotSaved, Rejected, TooEarly
 from geventbatch.stores import _sql
 from geventbatch.stores._django_changes import same
 from geventbatch.stores._django_connections import current
 from geventbatch.stores._django_guarded import GUARD, IN_PLACE, guarded_class
+from geventbatch.stores._django_query import is_of_others
 from geventbatch.stores._django_sent import functions_of, tables_of, writes
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Guard:
         """Of the state of the transaction: the same as long as nothing is written that stays."""
         self.asked = False
         """Some operation has sent what reads, and may have found what somebody else has made of the row."""
+        self.early = False
+        """The operation at hand has read the row from the database, which lacks what those before have changed."""
         self.savepoints: Savepoints | None = None
         """There where an operation is undone by one of them."""
         # -- mutable state, of the operation at hand -------------------------------------------------------
@@ -145,7 +148,7 @@ class Guard:
         if self._before is not None:
             self._restore(self._before)
         self.wrote, self._wrong, self._before, self._settings = False, None, None, None
-        self.has_point = False
+        self.has_point = self.early = False
         self._hooks, self._savepoints = [], {}
 
     def drop_hooks(self) -> None:
@@ -167,6 +170,8 @@ class Guard:
         over = self._transaction.ended_by()
         if over is not None:
             return over
+        if self.early:
+            return TooEarly(f"an operation on {shown(self._batch.key)} has read what is not saved yet")
         wrong = self._wrong or self.left_behind() or self._transaction.failed()
         if wrong is None:
             return None
@@ -302,6 +307,7 @@ class Guard:
         calls = not writes(text)
         if calls and not self._calls_what_writes(text):
             self.asked = True
+            self.early = self.early or self._reads_what_is_unsaved(text, params)
             return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
         own = calls or self._tables.search(text) is not None
         begun = self._begun(writes=True)
@@ -319,6 +325,13 @@ class Guard:
                 f"an operation on {shown(self._batch.key)} was refused a statement: it calls a procedure that may end "
                 "the transaction of its batch: call it outside of the batch"
             )
+
+    def _reads_what_is_unsaved(self, query: str, params: Any) -> bool:
+        """Whether *query* may find the row, which lacks what operations before have changed in memory."""
+        batch, row = self._batch, self._row
+        if not batch.completed or batch.mates is not None or self._tables.search(query) is None:
+            return False
+        return row.differs() and not is_of_others(query, params, row.instance)
 
     def _calls_what_writes(self, query: str) -> bool:
         """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.models.expressions import Col
@@ -56,3 +58,26 @@ def _leaves(node: Any) -> Iterator[Any]:
 def _looks_beside(lookup: Any) -> bool:
     sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
     return not isinstance(sides[0], Col) or hasattr(sides[1], "as_sql")
+
+
+def is_of_others(query: str, params: Any, instance: Model) -> bool:
+    """Whether *query* is one of Django's that leaves out *instance*: it names the key of another, or not its own."""
+    if not isinstance(params, (tuple, list)) or " JOIN " in query or query.count("SELECT ") != 1:
+        return False
+    for named, pattern in zip((True, False), _of_key(type(instance)), strict=True):
+        found = pattern.search(query)
+        place = -1 if found is None else query.count("%s", 0, found.start("value"))
+        if 0 <= place < len(params):
+            return (params[place] != instance.pk) is named
+    return False
+
+
+@cache
+def _of_key(model: type[Model]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What names one primary key and nothing else, and what leaves one out."""
+    table, column = re.escape(model._meta.db_table), re.escape(str(getattr(model._meta.pk, "column", None)))
+    equal = rf"[\"`]{table}[\"`]\.[\"`]{column}[\"`] = (?P<value>%s)"
+    return (
+        re.compile(rf" WHERE {equal}(?: ORDER BY [^()]+)?(?: LIMIT \d+)?(?: FOR [A-Z ]+)?$"),
+        re.compile(rf"NOT \({equal}\)\)"),
+    )

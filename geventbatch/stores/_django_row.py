@@ -198,6 +198,10 @@ class Row(Generic[M]):
             check_assigned(field, vars(self.instance).get(field.attname))
         return fields
 
+    def differs(self) -> bool:
+        """Whether the database has another row, or none. Switches: no."""
+        return self.new or bool(changed(self.instance, self.loaded, self._connection))
+
     def check_key(self) -> None:
         """Refuse to write another row than the one that was loaded. Switches: no."""
         if self.new:

@@ -20,8 +20,8 @@ def verdict_on(
     error: Exception, row: Row[Any], guard: Guard, transaction: Transaction, batch: Batch
 ) -> NotSaved | None:
     """Why the transaction cannot be saved after an operation raised *error*; None: it is sound. Switches: no."""
-    if error is transaction.over and isinstance(error, NotSaved):
-        return error
+    if guard.early or (error is transaction.over and isinstance(error, NotSaved)):
+        return guard.judge()
     kind = _sql.kind(error)
     raw: Any = guard.connection.connection
     lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
