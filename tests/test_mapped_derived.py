@@ -191,3 +191,23 @@ def test_a_row_that_was_added_beside_the_resource_has_its_key_and_defaults_behin
 
     assert bed.together(Train, 1, books, looks) == [None, [(True, None, None)]]
     assert bed.together(Train, 1, looks, looks) == [[(False, 1, True)]] * 2
+
+
+def book_and_flush(train: Train) -> int:
+    session: Any = object_session(train)
+    session.add(Booking(id=1 + session.scalar(sa.select(sa.func.count()).select_from(Booking)), train_id=1))
+    session.flush()
+    return len(train.opened)
+
+
+def count(train: Train) -> tuple[int, int]:
+    return train.booked, len(train.opened)
+
+
+def test_what_an_operation_has_flushed_itself_is_counted_behind_it_and_in_it(bed: Bed) -> None:
+    answers = bed.together(Train, 1, count, book_and_flush, count, count, book_and_flush, count)
+    if bed.server == "sqlite":  # which does not let operations write
+        assert [type(answers[1]), type(answers[4])] == [RuntimeError] * 2
+        assert [answers[index] for index in (0, 2, 3, 5)] == [(0, 0)] * 4
+    else:
+        assert answers == [(0, 0), 1, (1, 1), (1, 1), 2, (2, 2)]

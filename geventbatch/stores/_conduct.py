@@ -40,12 +40,13 @@ class Conduct(Sending):
         try:
             unfit = (self.unfit() or self._misfit()) if self._seen else None
             given, new, deleted = self._given, self._new, self._deleted
+            wrote = self.writes != self._writes_before
             unfit = unfit or self._too_early()
             self._forget()
             if unfit is None and self._loaded is not None:
                 if (given or new or deleted) and is_stale(self.session, new, given, deleted=deleted):
                     current_batch().cut()
-                self._loaded.operation_returned(self.transaction, given)
+                self._loaded.operation_returned(self.transaction, given, wrote=wrote)
             return unfit
         finally:
             self.ours = False

@@ -84,10 +84,13 @@ class Loaded:
             for state in (instance_state(one) for one in (*session.new, *session.dirty))
         )
 
-    def operation_returned(self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]]) -> None:
+    def operation_returned(
+        self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]], *, wrote: bool
+    ) -> None:
         """Have the operations behind the one at hand find what a load would give of what it has changed.
 
-        That is what the database computes, and the values that it was *given*, as the database keeps them.
+        That is what the database computes, and the values that it was *given*, as the database keeps them. What it
+        *wrote* itself, by a flush or a statement, has changed something too.
         Switches: no.
         """
         state: InstanceState[Any] = instance_state(self.resource)
@@ -105,7 +108,7 @@ class Loaded:
         batch.ask_scope()
         if self._mapping.derives:
             self.flag_mutated()
-            if self.changes():
+            if wrote or self.changes():
                 forget(self._mapping, self._session)
                 if not transaction.writes_anywhere and self._mapping.reads_derived:
                     batch.cut()

@@ -40,11 +40,11 @@ class Outdated:
     def has_added(self, instance: object) -> None:
         """The operation at hand has added *instance*."""
         if has_foreign_key(sa.inspect(instance)):
-            self._put_aside(lambda state, relation: misses(state, relation, [instance], self._session))
+            self._put_aside(lambda state, relation: self._misses(state, relation, [instance]))
 
     def has_deleted(self) -> None:
         """It has deleted something by the session."""
-        self._put_aside(lambda state, relation: misses(state, relation, [], self._session))
+        self._put_aside(lambda state, relation: self._misses(state, relation, []))
 
     def assigns(self, child: InstanceState[Any], name: str) -> None:
         """It assigns something to attribute *name* of *child*."""
@@ -54,11 +54,17 @@ class Outdated:
         column = mapper.attrs[name].columns[0]
 
         def concerns(state: InstanceState[Any], relation: Any) -> bool:
+            if relation.viewonly:
+                return False
             if state is child and column in relation.local_columns:
                 return True
             return bool(relation.mapper.common_parent(mapper) and column in relation.remote_side)
 
         self._put_aside(concerns)
+
+    def writes(self) -> None:
+        """It has something flushed: what is only looked at may be another thing now."""
+        self._put_aside(lambda _, relation: bool(relation.viewonly))
 
     def flushes(self) -> None:
         """What has changes is to be written: it has to be in place."""
@@ -102,9 +108,12 @@ class Outdated:
     def _put_aside(self, concerns: Callable[[InstanceState[Any], Any], bool]) -> None:
         for state in self._session.identity_map.all_states():
             for relation in self._loaded_of(state):
-                if not relation.viewonly and concerns(state, relation):
+                if concerns(state, relation):
                     name = relation.key
                     self._aside.append((state, name, state.dict.pop(name), name in state.committed_state))
+
+    def _misses(self, state: InstanceState[Any], relation: Any, added: list[object]) -> bool:
+        return not relation.viewonly and misses(state, relation, added, self._session)
 
     def _loaded_of(self, state: InstanceState[Any]) -> list[Any]:
         """The relationships that are loaded, but for those that were with the resource."""

@@ -72,6 +72,7 @@ class Sending:
     _early: bool  # it is to be applied again when what those before have changed is written
     _broke: RuntimeError | None  # what it has done that it may not
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent what those before had changed
+    _writes_before: int  # of `writes`
     _new: list[object]  # what it has added
     _deleted: bool  # it has deleted something by the session
     _given: list[tuple[InstanceState[Any], str]]  # attributes that have got what a load may give otherwise
@@ -148,6 +149,7 @@ class Sending:
                 dict.__setitem__(where, name, value)
         self._seen = self._spoils = self._early = False
         self._broke = self._failed = None
+        self._writes_before = self.writes
         self._given, self._new, self._set, self._deleted = [], [], [], False
         if self._outdated is not None:
             self._outdated.reads()  # so that all is in place again
@@ -305,6 +307,9 @@ class Sending:
             if not self.ours and self._loaded.changes():
                 self.sees()
                 self._refuse_on_sqlite("write")
+                outdated = self._loaded_before()
+                if outdated is not None:
+                    outdated.writes()
         if self._outdated is not None:
             self._outdated.flushes()
         before, self.flushing = self.flushing, True
