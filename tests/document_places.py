@@ -12,7 +12,6 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import Processor
@@ -134,7 +133,7 @@ class Place:
 
 def sql_place(kind: Kind, directory: Path) -> Iterator[Place]:
     with fresh(kind.server, directory) as address:
-        engine = PLACES[kind.server](address).engine(None, poolclass=NullPool)
+        engine = PLACES[kind.server](address).beside()
 
         def open_store(**options: Any) -> Any:
             outcomes = None if kind.bulk else idempotency_table("outcomes_undone")

@@ -10,7 +10,6 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
@@ -104,7 +103,7 @@ def opened(setting: tuple[Any, ...], base: type[DeclarativeBase], directory: Pat
     server, mode, pipeline = setting
     with fresh(server, directory) as address:
         place = PLACES[server](address)
-        engine, other = place.engine(None, pool_size=4), place.engine(None, poolclass=NullPool)
+        engine, other = place.engine(None, pool_size=4), place.beside()
         base.metadata.create_all(other)
         bed = Bed(engine, other, server, mode, pipeline, base)
         sa.event.listen(

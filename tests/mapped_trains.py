@@ -9,7 +9,6 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
@@ -139,7 +138,7 @@ def places(directory: Path) -> Iterator[Callable[[Form], Place]]:
         def place(form: Form) -> Place:
             if form.server not in engines:
                 found = PLACES[form.server](stack.enter_context(fresh(form.server, directory)))
-                engine, direct = found.engine(None, pool_size=2, max_overflow=0), found.engine(None, poolclass=NullPool)
+                engine, direct = found.engine(None, pool_size=2, max_overflow=0), found.beside()
                 stack.callback(engine.dispose)
                 Base.metadata.create_all(direct)
                 engines[form.server] = engine, direct

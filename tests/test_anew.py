@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 from gevent.event import Event
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import Reuse, SQLAlchemyStore
@@ -30,7 +29,7 @@ SERVERS = [
 @pytest.fixture(params=SERVERS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     with fresh(request.param, tmp_path) as address:
-        engine = PLACES[request.param](address).engine(None, poolclass=NullPool)
+        engine = PLACES[request.param](address).beside()
         yield engine
         engine.dispose()
 

@@ -9,7 +9,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, ResourceMissing, current_batch
 from geventbatch.stores import SQLAlchemyStore
@@ -55,7 +54,7 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     server, _, how = request.param.partition(", ")
     with fresh(server, tmp_path) as address:
-        engine = PLACES[server](address).engine(None, poolclass=NullPool)
+        engine = PLACES[server](address).beside()
         yield Place(engine, pipeline=not how)
         engine.dispose()
 

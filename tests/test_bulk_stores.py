@@ -10,7 +10,6 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, current_batch
@@ -381,7 +380,7 @@ def engine(tmp_path: Path) -> Iterator[sa.Engine]:
     with fresh("postgresql", tmp_path) as address:
         found = PLACES["postgresql"](address)
         assert isinstance(found, PostgresPlace)
-        engine = found.engine(None, poolclass=NullPool)
+        engine = found.beside()
         with engine.begin() as connection:
             connection.execute(sa.text("DROP TABLE documents"))
         yield engine

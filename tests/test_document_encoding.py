@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor
 from geventbatch.stores import RedisStore, SQLAlchemyStore
@@ -39,7 +38,7 @@ SERVERS = [
 @pytest.fixture(params=SERVERS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     with fresh(request.param, tmp_path) as address:
-        engine = PLACES[request.param](address).engine(None, poolclass=NullPool)
+        engine = PLACES[request.param](address).beside()
         yield engine
         engine.dispose()
 

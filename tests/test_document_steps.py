@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import RedisStore, SQLAlchemyStore
@@ -80,7 +79,7 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     server, _, how = request.param.partition(", ")
     with fresh(server, tmp_path) as address:
-        engine = PLACES[server](address).engine(None, poolclass=NullPool)
+        engine = PLACES[server](address).beside()
         yield Place(engine, pipeline=not how)
         engine.dispose()
 

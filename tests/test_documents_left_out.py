@@ -47,7 +47,7 @@ WITH_SQLITE = [*WAYS, pytest.param("sqlite", {}, id="sqlite")]
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     server: Server = getattr(request, "param", "postgresql")
     with fresh(server, tmp_path) as address:
-        engine = PLACES[server](address).engine(None, poolclass=NullPool)
+        engine = PLACES[server](address).beside()
         yield engine
         engine.dispose()
 

@@ -13,7 +13,6 @@ from gevent.event import Event
 from psycogreen.gevent import patch_psycopg  # type: ignore[import-untyped] # likewise
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore
@@ -92,7 +91,7 @@ def driven(driver: str, directory: Path) -> Iterator[Driven]:
             url = url.set(drivername=f"postgresql+{driver}")
             patch_psycopg()
             stack.callback(psycopg2.extensions.set_wait_callback, None)
-        direct = found.engine(None, poolclass=NullPool)
+        direct = found.beside()
         if server == "postgresql":
             # pg8000 takes no options, in which the schema could be.
             options["execution_options"] = {"schema_translate_map": {None: found.schema}}

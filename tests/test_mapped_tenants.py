@@ -10,7 +10,6 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
@@ -61,7 +60,7 @@ class Tenants:
     def __init__(self, address: str, mode: Any, *, pipeline: bool) -> None:
         place = PLACES["postgresql"](address)
         self.engine = place.engine(None, pool_size=2, max_overflow=0)
-        self._direct = place.engine(None, poolclass=NullPool)
+        self._direct = place.beside()
         self.options = {"mode": mode, "pipeline": pipeline}
         self.schemas = {tenant: f"{tenant}_{uuid4().hex}" for tenant in TENANTS}
         for tenant, schema in self.schemas.items():
@@ -92,6 +91,7 @@ class Tenants:
         for schema in self.schemas.values():
             with self._direct.begin() as connection:
                 connection.execute(sa.schema.DropSchema(schema, cascade=True))
+        self._direct.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
 
 from geventbatch import Processor, ResourceMissing, worker_number_for_key
 from geventbatch.stores import RedisStore, SQLAlchemyStore
@@ -68,7 +67,7 @@ SERVERS = [
 @pytest.fixture(params=SERVERS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     with fresh(request.param, tmp_path) as address:
-        engine = PLACES[request.param](address).engine(None, poolclass=NullPool)
+        engine = PLACES[request.param](address).beside()
         Base.metadata.create_all(engine)
         yield engine
         engine.dispose()

@@ -87,7 +87,7 @@ class Postgres:
     def __init__(self, place: PostgresPlace, proxy: Proxy) -> None:
         self.place = place
         self.proxy = proxy
-        self.direct = place.engine(None, poolclass=NullPool)
+        self.direct = place.beside()
         self._engines: list[sa.Engine] = []
         self._trips: list[Trips] = []
 
@@ -112,7 +112,7 @@ class Postgres:
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with fresh("postgresql", tmp_path_factory.mktemp("schema")) as address:
-        engine = PLACES["postgresql"](address).engine(None, poolclass=NullPool)
+        engine = PLACES["postgresql"](address).beside()
         Base.metadata.create_all(engine)
         with engine.begin() as connection:
             connection.execute(sa.text("DROP TABLE documents"))  # each store here has a type of its own in it
@@ -131,6 +131,7 @@ def postgres(schema: str) -> Iterator[Postgres]:
                 connection.execute(sa.delete(table))
             connection.execute(sa.text("DROP TABLE IF EXISTS documents"))
             connection.execute(sa.text("DROP TABLE IF EXISTS others"))
+        postgres.direct.dispose()
 
 
 @pytest.fixture

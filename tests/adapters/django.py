@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from django.db import IntegrityError, connections, transaction
 from django.db.models import F
+from gevent import getcurrent
 
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
@@ -76,6 +77,8 @@ class DjangoAdapter(Adapter):
         self._alias = alias
         self._direct = direct
         self._kind = kind
+        self._closes = getcurrent()
+        """The greenlet whose connection is closed with the place: a new one costs the server much."""
         self._pipeline = pipeline
         self._is_mysql = connections[direct].vendor == "mysql"
         if self._is_mysql:
@@ -115,11 +118,11 @@ class DjangoAdapter(Adapter):
 
     @contextmanager
     def _behind(self) -> Iterator[str]:
-        """A connection of this greenlet's, closed at the end."""
+        """A connection of this greenlet's, closed at the end if nobody else does so."""
         try:
             yield self._direct
         finally:
-            if not connections[self._direct].in_atomic_block:
+            if getcurrent() is not self._closes and not connections[self._direct].in_atomic_block:
                 connections[self._direct].close()
 
     def get(self, key: str) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from uuid import uuid4
 
@@ -79,7 +80,7 @@ class SQLAlchemyAdapter(Adapter):
         self.kind = kind
         self.pipeline = pipeline
         self.engine = place.engine(proxy, pool_size=self.pool_size, max_overflow=0)
-        self.direct = place.engine(None, poolclass=NullPool)
+        self.direct = place.beside()
         if place.server == "mariadb":
             self.commit_marker, self.commit_answer = b"\x03COMMIT", b""  # others say SET AUTOCOMMIT
 
@@ -293,6 +294,10 @@ class Place:
         """Through *proxy*, or beside it."""
         return sa.create_engine(self.address, **options)
 
+    def beside(self) -> sa.Engine:
+        """For everybody else, beside *proxy*: no connection is left where somebody counts them."""
+        return self.engine(None, poolclass=NullPool)
+
     def terminate(self, connection: sa.Connection) -> None:
         raise NotImplementedError
 
@@ -302,6 +307,10 @@ class Place:
 
 class SQLitePlace(Place):
     server = "sqlite"
+
+
+_kept: defaultdict[str, list[sa.Engine]] = defaultdict(list)
+"""Engines for others, by the address of their place."""
 
 
 class PostgresPlace(Place):
@@ -326,6 +335,14 @@ class PostgresPlace(Place):
             settings |= {"application_name": self.name, "sslmode": "disable", "gssencmode": "disable"}
             settings |= {"prepare_threshold": None}
         return sa.create_engine(url, connect_args=settings, **options)
+
+    def beside(self) -> sa.Engine:
+        """They are kept until the place is gone: a new one costs the server more than what is asked on it."""
+        engine = self.engine(None, pool_pre_ping=True, max_overflow=-1)
+        _kept[self.address].append(engine)
+        # A prepared statement fails when a test has changed its table.
+        sa.event.listen(engine, "connect", lambda connection, _: setattr(connection, "prepare_threshold", None))
+        return engine
 
     def terminate(self, connection: sa.Connection) -> None:
         named = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name")
@@ -375,10 +392,7 @@ PLACES: Final[dict[Server, type[Place]]] = {"sqlite": SQLitePlace, "postgresql":
 @contextmanager
 def fresh(server: Server, directory: Path) -> Iterator[str]:
     """The address of a new place, with all tables."""
-    with ExitStack() as stack:
-        address = stack.enter_context(_FRESH[server](directory))
-        engine = PLACES[server](address).engine(None, poolclass=NullPool)
-        Base.metadata.create_all(engine)
+    with _FRESH[server](directory) as address:
         yield address
 
 
@@ -388,6 +402,7 @@ def _fresh_file(directory: Path) -> Iterator[str]:
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+    Base.metadata.create_all(engine)
     engine.dispose()
     yield url
 
@@ -395,16 +410,33 @@ def _fresh_file(directory: Path) -> Iterator[str]:
 @contextmanager
 def _fresh_schema(_: Path) -> Iterator[str]:
     schema = f"place_{uuid4().hex}"
-    _execute(servers.postgres_url(), "postgresql+psycopg", f"CREATE SCHEMA {schema}")
-    yield f"{servers.postgres_url()}#{schema}"
-    _execute(servers.postgres_url(), "postgresql+psycopg", f"DROP SCHEMA {schema} CASCADE")
+    servers.administer(f"CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}; {_tables_of_postgres()}")
+    address = f"{servers.postgres_url()}#{schema}"
+    yield address
+    for engine in _kept.pop(address, ()):
+        engine.dispose()
+    servers.administer(f"DROP SCHEMA {schema} CASCADE")
+
+
+@cache
+def _tables_of_postgres() -> str:
+    """The statements that make them."""
+    said: list[str] = []
+    dialect = sa.make_url("postgresql+psycopg://").get_dialect()()
+    engine = sa.create_mock_engine(
+        "postgresql+psycopg://", lambda statement, *_, **__: said.append(str(statement.compile(dialect=dialect)))
+    )
+    Base.metadata.create_all(engine, checkfirst=False)
+    return ";".join(said)
 
 
 @contextmanager
 def _fresh_database(_: Path) -> Iterator[str]:
     name = f"place_{uuid4().hex}"
     _execute(mariadb.url(), "mysql+pymysql", f"CREATE DATABASE {name}")
-    yield f"{mariadb.url()}#{name}"
+    address = f"{mariadb.url()}#{name}"
+    Base.metadata.create_all(MariaPlace(address).beside())
+    yield address
     _execute(mariadb.url(), "mysql+pymysql", f"DROP DATABASE {name}")
 
 

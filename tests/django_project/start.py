@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,7 +23,7 @@ django.setup()
 
 from tests import mariadb
 from tests.django_project.bank.models import MODELS
-from tests.servers import postgres_url
+from tests.servers import administer, postgres_url
 
 
 @contextmanager
@@ -57,17 +58,29 @@ def place(server: str, directory: Path, *, models: Sequence[type[Model]] = MODEL
         with database(address, models=models):
             yield address
         return
-    url = postgres_url() if server == "postgresql" else mariadb.url()
-    word = "SCHEMA" if server == "postgresql" else "DATABASE"
     name = f"place_{uuid4().hex}"
-    with database(url, create=False) as alias:
+    if server == "postgresql":
+        administer(f"CREATE SCHEMA {name}; SET LOCAL search_path = {name}; {_tables_of_postgres(tuple(models))}")
+        yield f"{postgres_url()}#{name}"
+        administer(f"DROP SCHEMA {name} CASCADE")
+        return
+    with database(mariadb.url(), create=False) as alias:
         # Where a text is equal to itself only; with MariaDB's usual one, " " is "" and "A" is "a".
-        collation = "" if server == "postgresql" else "CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin"
-        execute(alias, f"CREATE {word} {name} {collation}")
-        address = f"{url}#{name}"
+        execute(alias, f"CREATE DATABASE {name} CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin")
+        address = f"{mariadb.url()}#{name}"
         with database(address, options=options_of(address), models=models):
             yield address
-        execute(alias, f"DROP {word} {name} {'CASCADE' if server == 'postgresql' else ''}")
+        execute(alias, f"DROP DATABASE {name}")
+
+
+@cache
+def _tables_of_postgres(models: tuple[type[Model], ...]) -> str:
+    """The statements that make them."""
+    with database(postgres_url(), create=False) as alias:
+        with connections[alias].schema_editor(collect_sql=True) as editor:
+            for model in models:
+                editor.create_model(model)
+        return "".join(editor.collected_sql)
 
 
 def options_of(address: str) -> dict[str, Any]:
