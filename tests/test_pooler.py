@@ -10,7 +10,7 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from gevent import socket
-from gevent.pool import Group
+from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from geventbatch import Processor, current_batch
@@ -34,8 +34,8 @@ def pooled(address: str) -> Iterator[sa.Engine]:
             _forward(server, client, _with_other_process)
             forwards.kill()
 
-    accepted = Group()
-    listener = StreamServer(("127.0.0.1", 0), accept, spawn=accepted.spawn)
+    accepted = Pool()
+    listener = StreamServer(("127.0.0.1", 0), accept, spawn=accepted)
     listener.start()
     settings = {"options": f"-c search_path={place.schema}", "sslmode": "disable", "gssencmode": "disable"}
     url = place.url.difference_update_query(["host"]).set(host="127.0.0.1", port=listener.address[1])
