@@ -366,7 +366,10 @@ PATHS = {
         BatchAborted BatchError BatchTimeout CannotUndo Conflict IdempotencyKeyReused LoadFailed NotSaved NothingToSave
         OperationCancelled PartlySaved ProcessorOverloaded ProcessorStopped Rejected Repeated ResourceMissing SaveFailed
     """,
-    "geventbatch.scopes": "Undoes",
+    "geventbatch.scopes": """
+        Admits AfterSave ChecksOutcomes Copies Deletes HearsStop JudgesErrors JudgesReturns KeepsOutcomes MustCompare
+        NormalizesKeys OnServer Owns Records Reuses StepByStep TakesRows Undoes
+    """,
     "geventbatch.stores": "DjangoStore RedisStore Reuse SQLAlchemyStore what_it_means",
     "geventbatch.stores.sqlalchemy": "SQLAlchemyStore idempotency_table",
     "geventbatch.stores.django": "DjangoStore",
