@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import Timeout
 
@@ -16,6 +16,7 @@ from geventbatch._keys import worker_number_for_key as default_worker_number
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
 from geventbatch._shown import named, said, shown
+from geventbatch._store import Door, Store, door_of, look_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,31 +28,6 @@ _SHORT_WINDOW: Final = 0.1
 """Seconds; under it twice the window is too short for any database."""
 
 
-class Door(NamedTuple):
-    """What an ``open_resource`` that is more than a function has to say: a store may have any of these methods."""
-
-    normalize_key: Callable[[Any], Any] | None
-    """Gives the one form of a key that has several: 42 and "42" are the same row. Raises for what is no key."""
-    admit: Callable[[Any], bool] | None
-    """Whether an operation on this key, called here and now, has to run alone, as with ``batching=False``, when it is
-    not asked. Raises to refuse it."""
-
-    stopped: Callable[[], object] | None
-    """Called once nothing runs any more, so that the store lets go what it holds. Must not switch; what it raises is
-    logged."""
-
-    see_operation: Callable[[Operation[Any]], object] | None
-    """Called with each operation; it may put something else in the place of its callable. For `_seam`."""
-
-    def enter(self, key: Any, operation: Operation[Any], *, batching: bool) -> tuple[Any, bool]:
-        """Give the key in its one form, and whether *operation* is to be batched."""
-        if self.see_operation is not None:
-            self.see_operation(operation)
-        if self.normalize_key is not None:
-            key = self.normalize_key(key)
-        return key, batching and not (self.admit is not None and self.admit(key))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What a processor was told, complete and checked."""
@@ -60,6 +36,8 @@ class Options:
     open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
     """Of many keys; then *open_resource* opens one of those by means of it."""
     max_bulk: int
+    store: Store
+    observers: tuple[Callable[[Operation[Any]], object], ...] = ()
     door: Door | None
     min_duration: float
     max_duration: float
@@ -94,9 +72,8 @@ class Options:
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
                 "idempotency_ttl; a load and save pair cannot, nor can what opens many keys"
             )
-        check = getattr(self.open_resource, "check_outcomes", None)
-        if check is not None:
-            check(resource_key)
+        if self.store.check_outcomes is not None:
+            self.store.check_outcomes(resource_key)
         return self.idempotency.Once(key, operation, args, identified_by)
 
 
@@ -150,7 +127,8 @@ def check_options(
                 "pass functions of one key (open_resource), or functions of many (open_resources), not both"
             )
         one = _one_of(many)
-    store = open_resource if many is None else open_resources
+    opener = one if many is None else many
+    store = look_at(opener)
     if workers is None:
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
     check_function("worker_number_for_key", worker_number_for_key, "key", "workers")
@@ -158,7 +136,8 @@ def check_options(
         open_resource=one,
         open_resources=many,
         max_bulk=_count("max_bulk", 100 if max_bulk is None else max_bulk),
-        door=_door(store),
+        store=store,
+        door=door_of(store, ()),
         min_duration=float(min_duration),
         max_duration=float(max_duration),
         workers=_count("workers", workers),
@@ -171,7 +150,7 @@ def check_options(
         max_batch_size=_limit("max_batch_size", max_batch_size),
         max_pending=_limit("max_pending", max_pending),
         max_blocking_time=_blocking_time(max_blocking_time),
-        name=_name(store or load_resources or load_resource) if name is None else _check_name(name),
+        name=_name(open_resource, open_resources, load_resources, load_resource) if name is None else _check_name(name),
         idempotency=_idempotency(store),
     )
 
@@ -179,11 +158,19 @@ def check_options(
 def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
     """Give *options* that open resources by what *around* makes of the function that did. For `_seam`."""
     many = options.open_resources
-    if many is None:
-        one = around(options.open_resource)
-        return replace(options, open_resource=one, door=_door(one))
-    many = around(many)
-    return replace(options, open_resource=_one_of(many), open_resources=many, door=_door(many))
+    opener = around(options.open_resource if many is None else many)
+    opened = replace(
+        options,
+        open_resource=opener if many is None else _one_of(opener),
+        open_resources=None if many is None else opener,
+        store=look_at(opener),
+    )
+    return observed(opened, options.observers)
+
+
+def observed(options: Options, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Options:
+    """Give *options* with these observers. For `_seam`."""
+    return replace(options, observers=observers, door=door_of(options.store, observers))
 
 
 def _one_of(many: Any) -> Any:
@@ -232,9 +219,9 @@ def _check_name(value: Any) -> str:
     return value
 
 
-def _name(loads: Any) -> str:
+def _name(*given: Any) -> str:
     """Say how a processor is called that nobody gave a name: as what loads its resources, and so in every process."""
-    return "geventbatch" if loads is None else name_of(loads)
+    return next((name_of(loads) for loads in given if loads is not None), "geventbatch")
 
 
 def check_flag(name: str, value: object) -> None:
@@ -328,13 +315,8 @@ def _check_no_pair(*, compares: bool | None) -> None:
         )
 
 
-def _door(open_resource: Any) -> Door | None:
-    door = Door(*(getattr(open_resource, name, None) for name in Door._fields))
-    return door if any(door) else None
-
-
-def _idempotency(open_resource: Any) -> Any:
-    if not getattr(open_resource, "keeps_outcomes", False):
+def _idempotency(store: Store) -> Any:
+    if not store.keeps_outcomes:
         return None
     from geventbatch import _idempotency  # which is slow to import
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from geventbatch import _process
-from geventbatch._options import Door, reopened
+from geventbatch._options import observed, reopened
 from geventbatch._processor import Processor
 from geventbatch._shown import shown
 
@@ -41,17 +40,27 @@ def watch(processor: Processor[Any], watcher: Watcher) -> None:
 # -- who sees its operations ------------------------------------------------------------------------------------
 
 
-def observer_of(processor: Processor[Any]) -> Callable[[Operation[Any]], object] | None:
-    """Return what is called with each operation of *processor*; it may put something in the place of its callable."""
-    door = processor._options.door
-    return None if door is None else door.see_operation
-
-
-def set_observer(processor: Processor[Any], see: Callable[[Operation[Any]], object] | None) -> None:
-    """Have *see* called with each operation from now on; it has to call the observer before. None: nobody."""
+def add_observer(processor: Processor[Any], see: Callable[[Operation[Any]], object]) -> None:
+    """Have *see* called with each operation from now on; it may put something in the place of its callable."""
     options = processor._options
-    door = (options.door or Door(None, None, None, None))._replace(see_operation=see)
-    _use(processor, replace(options, door=door if any(door) else None))
+    _use(processor, observed(options, (*options.observers, see)))
+
+
+def remove_observer(processor: Processor[Any], see: Callable[[Operation[Any]], object]) -> None:
+    """Call *see* no more."""
+    options = processor._options
+    _use(processor, observed(options, tuple(one for one in options.observers if one != see)))
+
+
+@contextmanager
+def observing(processor: Processor[Any], see: Callable[[Operation[Any]], object]) -> Iterator[None]:
+    """Have *see* called with each operation, before other observers, until the block ends."""
+    options = processor._options
+    _use(processor, observed(options, (see, *options.observers)))
+    try:
+        yield
+    finally:
+        remove_observer(processor, see)
 
 
 # -- between a processor and its store --------------------------------------------------------------------------
@@ -120,7 +129,7 @@ def around_scopes(processor: Processor[Any], around: Callable[[Any], Around]) ->
     try:
         yield
     finally:
-        _use(processor, before)
+        _use(processor, observed(before, processor._options.observers))
 
 
 def _use(processor: Processor[Any], options: Options) -> None:

@@ -96,8 +96,7 @@ def _untold(processor: Processor[Any]) -> list[Problem]:
 
 def _pair(options: Options) -> Told | None:
     """What is known of its pair, if it has one that loads."""
-    store = options.open_resource if options.open_resources is None else options.open_resources
-    told = getattr(store, "told_of_pair", None)  # through whatever an integration has put around it
+    told = options.store.told_of_pair
     return told if isinstance(told, Told) and told.load is not None else None
 
 
@@ -131,8 +130,7 @@ def _uncompared(options: Options, name: str) -> Iterator[Problem]:
 
 
 def _short(options: Options, name: str) -> Iterator[Problem]:
-    store = options.open_resource if options.open_resources is None else options.open_resources
-    if options.max_duration < _SHORT and getattr(store, "on_server", False):
+    if options.max_duration < _SHORT and options.store.on_server:
         yield Problem(
             "short-deadline",
             f"The processor {name} has a max_duration of {options.max_duration:g} s over a database server: "

@@ -241,10 +241,10 @@ class State:
             self.stopped.set()
 
     def _tell_store(self) -> None:
-        door = self.door
-        if door is not None and door.stopped is not None:
+        stopped = self.options.store.stopped
+        if stopped is not None:
             try:
-                door.stopped()
+                stopped()
             except Exception as error:
                 _report.error("when %s had stopped", self.options.name, error=error)
 

@@ -25,10 +25,12 @@ from geventbatch._clock import clock as library
 from geventbatch._idempotency import Once
 from geventbatch._operation import Operation, name_of
 from geventbatch.integrations import opentelemetry
+from geventbatch.testing import check_operations, faults
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from geventbatch.testing import VirtualTime
 
@@ -209,6 +211,19 @@ def test_load_and_save_are_inside_of_the_span_and_operations_inside_of_their_cal
         assert found[f"load {key}"][1] is None
     assert len(batches) == len(seen.spans()) == 9
     assert not batches & set(own.values())
+
+
+@pytest.mark.parametrize("block", [faults, check_operations], ids=["faults", "checks"])
+def test_callers_spans_are_told_of_their_operations_inside_a_block_of_the_test_tools(
+    clock: VirtualTime, seen: Seen, block: Callable[[Processor[None]], AbstractContextManager[object]]
+) -> None:
+    seen.instrument()
+    with make() as processor:
+        with block(processor), seen.tracer.start_as_current_span("inside"):
+            processor.run("k", nothing)
+        with seen.tracer.start_as_current_span("behind"):
+            processor.run("k", nothing)
+    assert [len(span.events) for span in (*seen.spans("inside"), *seen.spans("behind"))] == [1, 1]
 
 
 def test_a_replayed_batch_has_one_span_that_says_how_often_it_was_loaded(clock: VirtualTime, seen: Seen) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from geventbatch import scopes
+from geventbatch import Processor, check, scopes
+
+if TYPE_CHECKING:
+    from geventbatch.testing import VirtualTime
 
 STORES = Path(__file__).parent.parent / "docs/stores.md"
 
@@ -66,3 +70,23 @@ def test_every_function_of_a_protocol_says_whether_it_may_switch() -> None:
 
     assert len(public) > 10
     assert [one.__qualname__ for one in public if "Switches: " not in (one.__doc__ or "")] == []
+
+
+def test_what_a_store_has_is_looked_up_when_the_processor_is_made_and_not_again(clock: VirtualTime) -> None:
+    asked: list[str] = []
+
+    class Store:
+        def __call__(self, key: str) -> AbstractContextManager[list[str]]:
+            return nullcontext([key])
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            raise AttributeError(name)
+
+    with Processor(open_resource=Store(), min_duration=0, max_duration=5) as processor:
+        before = list(asked)
+        processor.run("k", list.__len__)
+        processor.run("k", list.__len__)
+        check()
+    assert set(names(scopes.OF_A_STORE)) <= {*before}
+    assert asked == before

@@ -131,8 +131,7 @@ class _Watcher:
         # -- mutable state ---------------------------------------------------------------------------------
         self._spans: dict[Batch, Span] = {}  # of the batches that run
         self._off = False
-        self._before = _seam.observer_of(processor)
-        _seam.set_observer(processor, self.see_operation)
+        _seam.add_observer(processor, self.see_operation)
 
     def __repr__(self) -> str:
         return f"{__name__} of {self._processor()!r}"
@@ -141,8 +140,7 @@ class _Watcher:
         """See no more."""
         self._off = True
         self._recorder.instruments.leave(processor)
-        if _seam.observer_of(processor) == self.see_operation:
-            _seam.set_observer(processor, self._before)
+        _seam.remove_observer(processor, self.see_operation)
         while self._spans:
             _, span = self._spans.popitem()
             _record_later(_Ended(self, span, time.time_ns()))
@@ -155,8 +153,6 @@ class _Watcher:
 
     def see_operation(self, operation: Operation[Any]) -> None:
         """Have the caller's span told when *operation* starts. Switches: no."""
-        if self._before is not None:
-            self._before(operation)
         if self._off:
             return
         span = _trace.get_current_span()

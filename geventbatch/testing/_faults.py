@@ -48,8 +48,7 @@ def faults(processor: AnyProcessor) -> Iterator[Faults]:
     """
     target = the_processor(processor)
     options = options_of(target)
-    normalize = None if options.door is None else options.door.normalize_key
-    plan = Faults(normalize)
+    plan = Faults(options.store.normalize_key)
     around: Callable[[Any, Faults], Around] = _OpenOne if options.open_resources is None else _OpenMany
     try:
         with around_scopes(target, lambda inner: around(inner, plan)):

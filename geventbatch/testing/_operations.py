@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 from geventbatch._answer import unfinished
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
-from geventbatch._seam import Around, around_scopes, each_of
+from geventbatch._seam import each_of, observing
 from geventbatch._shown import said, shown
 from geventbatch.testing._computed import reads_of_computed
 from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
@@ -89,31 +89,10 @@ def check_operations(
     if unknown := set(skip) - _CHECKS:
         raise ValueError(f"skip has {shown(min(unknown))}, but must have names of checks: {', '.join(sorted(_CHECKS))}")
     checker = _Checker(copy, state, around, frozenset(skip))
-    with each_of(processors, lambda one: around_scopes(one, lambda inner: _Watched(inner, checker))):
+    with each_of(processors, lambda one: observing(one, checker.see_operation)):
         yield
     if checker.complaints:
         raise checker.complaints[0]
-
-
-class _Watched(Around):
-    """Opens resources as the other one does, and has their operations checked."""
-
-    def __init__(self, inner: Callable[[Any], Any], checker: _Checker) -> None:
-        super().__init__(inner)
-        self._checker = checker
-
-    def see_operation(self, operation: Operation[Any]) -> None:
-        """Have *operation* checked whenever it is applied."""
-        see = getattr(self._inner, "see_operation", None)
-        if see is not None:
-            see(operation)
-        from geventbatch._idempotency import Once  # which is slow to import
-
-        once: Any = operation.callable
-        if type(once) is Once:  # it is known by its operation's name
-            once.operation = partial(self._checker.run, once.operation, operation.read_only)
-        else:
-            operation.callable = partial(self._checker.run, once, operation.read_only)
 
 
 class _Run(NamedTuple):
@@ -153,6 +132,16 @@ class _Checker:
         self._skip = skip
         # -- mutable state ---------------------------------------------------------------------------------
         self.complaints: list[ImpureOperation] = []
+
+    def see_operation(self, operation: Operation[Any]) -> None:
+        """Have *operation* checked whenever it is applied."""
+        from geventbatch._idempotency import Once  # which is slow to import
+
+        once: Any = operation.callable
+        if type(once) is Once:  # it is known by its operation's name
+            once.operation = partial(self.run, once.operation, operation.read_only)
+        else:
+            operation.callable = partial(self.run, once, operation.read_only)
 
     def run(self, operation: Callable[..., Any], read_only: bool, resource: Any, *args: Any) -> Any:  # noqa: FBT001 - bound by a partial
         """Apply *operation*, if there is nothing to be said against it."""
