@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[1]
-WAITS = "tests/programs/test_that_waits.py"
+WAITS = "tests/programs/waits_beside_servers.py"
 PASSES = "tests/test_changelog.py"
 
 
