@@ -33,18 +33,21 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 
-# Of about the same length: the contract of the stores on SQLAlchemy; on the others, with what else is about those; what
-# waits for servers to come and go; what asks databases; what keeps a core busy; the oracle; what is about Django
-# models; about mapped classes and documents; and what is in none of them.
+# They keep a core busy for about the same time: the contract of the stores on SQLAlchemy, and the pages; on the others,
+# with what else is about those and about documents; what waits for servers to come and go; what asks databases; what
+# needs none; the oracle; what is about Django models; about mapped classes; and what is in none of them.
 PARTS: Final = {
-    "sqlalchemy": (["stores"], "sqlalchemy"),
-    "stores": (["django", "redis_store", "reuse", "stores"], "not (test_stores and sqlalchemy)"),
-    "servers": (["benchmarks", "celery", "cluster", "docs", "fork", "gunicorn", "tickets_signals"], ""),
+    "sqlalchemy": (["docs", "forked_connections", "stores"], "sqlalchemy or not test_stores"),
+    "stores": (
+        ["*document*", "bulk_refusals", "commit", "django", "redis_*", "reuse", "row_keys", "stores"],
+        "not (test_stores and sqlalchemy)",
+    ),
+    "servers": (["benchmarks", "celery", "cluster", "gunicorn", "tickets_signals"], ""),
     "databases": (["bulk_stores", "flask", "sql", "sqlalchemy_store", "tickets", "wallet"], ""),
-    "simulation": (["signals", "simulation", "testing"], ""),
+    "simulation": (["fork", "signals", "simulation", "testing"], ""),
     "oracle": (["oracle"], ""),
     "django": (["django_*", "drivers", "ended_transactions"], ""),
-    "mapped": (["anew", "bulk_refusals", "commit", "document_*", "isolation", "mapped_*", "row_keys"], ""),
+    "mapped": (["anew", "isolation", "mapped_*"], ""),
 }
 REST: Final = "rest"
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from gevent.os import make_nonblocking, nb_read
 
+from tests.__main__ import parts
 from tests.servers import side_by_side, wait_until
 
 if TYPE_CHECKING:
@@ -71,6 +73,17 @@ def is_there(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_every_file_of_tests_is_in_one_part_and_that_of_the_stores_in_two_that_choose_what_the_other_leaves() -> None:
+    told = parts()
+    found = Counter(word for words in told.values() for word in words if word.endswith(".py"))
+    stores = str(ROOT / "tests/test_stores.py")
+    assert found == Counter(map(str, (ROOT / "tests").glob("test_*.py"))) + Counter([stores])
+    assert {name: words[-1] for name, words in told.items() if stores in words} == {
+        "sqlalchemy": "sqlalchemy or not test_stores",
+        "stores": "not (test_stores and sqlalchemy)",
+    }
 
 
 @pytest.mark.timeout(180)
