@@ -10,7 +10,8 @@ from setuptools import setup
 
 HOT = (
     "alarm",
-    "attempts",
+    "applying",
+    "attempt",
     "batch",
     "clock",
     "counts",
@@ -19,6 +20,7 @@ HOT = (
     "pace",
     "parts",
     "process",
+    "replay",
     "runner",
     "scope",
     "shard",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from math import inf
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import gevent
 
-from geventbatch._clock import clock as _clock
 from geventbatch._process import here
 from geventbatch._timeout import MaxDuration
 
 if TYPE_CHECKING:
-    from geventbatch._batch import Batch
+    from geventbatch._attempt import Attempt
+
+
+_SHORTEST: Final = 0.001
+"""Seconds after which it looks again whether a pause is over."""
 
 
 @final
@@ -29,7 +31,7 @@ class Alarm:
         self.greenlet: Any = gevent.getcurrent()
         self.timeout: Any = MaxDuration(self, seconds)
         # -- mutable state ---------------------------------------------------------------------------------
-        self.batch: Batch | None = None  # which the current greenlet runs, or is about to
+        self.attempt: Attempt | None = None  # the one that the greenlet runs, or is about to
         self.armed = False  # the timer runs, and keeps the hub alive
 
     def arm(self) -> None:
@@ -44,8 +46,13 @@ class Alarm:
 
         A timer that runs on does no harm, and is there for the next batch; but nobody's deadlock has to wait for it.
         """
-        self.batch = None
+        self.attempt = None
         self.timeout.timer.ref = self.armed = False
+
+    def forget(self, attempt: Attempt) -> None:
+        """The code of *attempt* has returned. Another one of its bulk may lead by now."""
+        if self.attempt is attempt:
+            self.attempt = None
 
     def close(self) -> None:
         """Ring no more."""
@@ -54,13 +61,15 @@ class Alarm:
 
     def ring(self, previous: Any, ex: Any) -> None:
         """The timer has fired. In the hub, on time, wherever the greenlet waits."""
-        batch = self.batch
-        if batch is None or batch.returned or batch.epoch != here.epoch:
+        attempt = self.attempt
+        if attempt is None or attempt.batch.epoch != here.epoch:
             self.armed = False
             return
-        left = batch.deadline - _clock.monotonic()
+        left = attempt.remaining()
         if left > 0:
-            self.timeout.again(batch.left_at_pause if left == inf else left, previous, ex)
+            self.timeout.again(left, previous, ex)
+        elif attempt.paused_at is not None:
+            self.timeout.again(_SHORTEST, previous, ex)
         else:
-            batch.expire()
+            attempt.expire()
             previous.throw(ex)

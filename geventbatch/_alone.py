@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 
-from geventbatch import _attempts, _process, _report
+from geventbatch import _process, _report
 from geventbatch._alarm import Alarm
+from geventbatch._attempt import Attempt
 from geventbatch._batch import Batch
 from geventbatch._clock import clock as _clock
 from geventbatch._options import check_key
@@ -39,9 +40,10 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     start = None if start_timeout is None else Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
     alarm = Alarm(state.options.max_duration) if _process.has_hub() else None
+    attempt = Attempt(batch, alarm, _clock.monotonic())
     try:
         try:
-            _attempts.run(batch, alarm, _clock.monotonic())
+            attempt.run()
         except gevent.Timeout as error:
             if start is None or error is not start.timeout:
                 raise
@@ -52,11 +54,11 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
                 alarm.close()
             if start is not None:
                 start.close()
-        _attempts.run_after(batch)
+        attempt.run_after()
     finally:
         if batch.failure is not None:
             _report.failed(batch, batch.failure, 1)
-        batch.bulk = {}  # no cycle
+        batch.attempt = None  # no cycle
         state.leave_alone(batch)
     if batch.epoch != _process.here.epoch:
         _process.park()

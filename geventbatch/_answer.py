@@ -23,7 +23,7 @@ from geventbatch._shown import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from geventbatch._batch import Batch
+    from geventbatch._attempt import Attempt
     from geventbatch._operation import Operation
 
 PLAIN: Final = frozenset(
@@ -40,24 +40,24 @@ class TooDeep(RecursionError):
     """An operation has returned what cannot be copied. Likewise."""
 
 
-def own_answer(batch: Batch, operation: Operation[Any], resource: Any, value: Any) -> Any:
+def own_answer(attempt: Attempt, operation: Operation[Any], resource: Any, value: Any) -> Any:
     """Give *value*, with the lists, dicts and sets in it copied: the resource goes on without its caller.
 
     What else belongs to the batch cannot be copied; the operator is told, once.
     """
-    copied: Any = getattr(batch.scope, "copied", None)
-    copying = Copying(None if copied is None else partial(batch.context.run, copied))
+    copied: Any = getattr(attempt.scope, "copied", None)
+    copying = Copying(None if copied is None else partial(attempt.context.run, copied))
     try:
         answer = copying.copy(value)
     except RecursionError:
         raise TooDeep(
-            f"the operation on key {shown(batch.key)} returned lists or dicts that lie too deep in one another "
+            f"the operation on key {shown(attempt.batch.key)} returned lists or dicts that lie too deep in one another "
             "to be copied, and so nothing of it was saved"
         ) from None
     if copying.others:
-        _refuse_unfinished(batch.key, operation.callable, copying.others)
-        if not batch.state.told_of_own:
-            _tell_of_own(batch, operation, resource, copying.others)
+        _refuse_unfinished(attempt.batch.key, operation.callable, copying.others)
+        if not attempt.state.told_of_own:
+            _tell_of_own(attempt, operation, resource, copying.others)
     return answer
 
 
@@ -181,17 +181,17 @@ class Copying:
         return self._copies.setdefault(id(value), copy)  # type: ignore[no-any-return] # one that holds itself is there
 
 
-def _tell_of_own(batch: Batch, operation: Operation[Any], resource: Any, others: list[Any]) -> None:
-    owns: Any = getattr(batch.scope, "owns", None)
+def _tell_of_own(attempt: Attempt, operation: Operation[Any], resource: Any, others: list[Any]) -> None:
+    owns: Any = getattr(attempt.scope, "owns", None)
     for other in others:
-        if other is resource or (owns is not None and _asked(batch, owns, other)):
-            batch.state.told_of_own = True
-            _report.returned_own(batch, operation, type(other))
+        if other is resource or (owns is not None and _asked(attempt, owns, other)):
+            attempt.state.told_of_own = True
+            _report.returned_own(attempt.batch, operation, type(other))
             return
 
 
-def _asked(batch: Batch, owns: Any, value: Any) -> bool:
+def _asked(attempt: Attempt, owns: Any, value: Any) -> bool:
     try:
-        return bool(batch.context.run(owns, value))
+        return bool(attempt.context.run(owns, value))
     except Exception:
         return False

@@ -78,8 +78,8 @@ class OneOfBulk:
     def __init__(self, open_resources: Callable[[list[Any]], AbstractContextManager[Any]], key: Hashable) -> None:
         """Open the scope of *key* and no other."""
         self._key = key
-        batch = _process.running[gevent.getcurrent()]
-        batch.bulk = {key: batch}
+        attempt = _process.running[gevent.getcurrent()]
+        attempt.bulk = {key: attempt.batch}
         self._scope = open_resources([key])
         check_scope("open_resources", self._scope)
         self.takes_rows = getattr(self._scope, "takes_rows", False)

@@ -21,32 +21,32 @@ from geventbatch.errors import CannotUndo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch._batch import Batch
+    from geventbatch._attempt import Attempt
     from geventbatch.scopes import Undoes
 
 
-def copies_of(batch: Batch, resource: Any) -> Undoes[Any]:
+def copies_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
     """Give what brings *resource* back to what it is now. Raises `CannotUndo`, or what copying it raises."""
-    copy = batch.state.options.copy_resource
-    in_place = not _saves_what_it_is_given(batch)
+    copy = attempt.state.options.copy_resource
+    in_place = not _saves_what_it_is_given(attempt)
     if in_place and is_fixed(resource):
         raise CannotUndo(f"its resource is {shown(resource)}: what operations change is somewhere else")
     if copy is None:
         raise CannotUndo("copy_resource is None")
     if in_place and copy is deepcopy:
         return InPlace(resource)
-    passes_on = batch.scope.replace if type(batch.scope) is PairScope else None
+    passes_on = attempt.scope.replace if type(attempt.scope) is PairScope else None
     return Copies(resource, _copy_all if copy is deepcopy else _checked(copy), passes_on, in_place=in_place)
 
 
-def _saves_what_it_is_given(batch: Batch) -> bool:
+def _saves_what_it_is_given(attempt: Attempt) -> bool:
     """Whether another object can take the place of what was loaded: who wrote a scope by hand may hold that itself."""
-    return type(batch.scope) in {PairScope, BulkPairScope}
+    return type(attempt.scope) in {PairScope, BulkPairScope}
 
 
-def needs_no_copy(batch: Batch, resource: Any) -> bool:
+def needs_no_copy(attempt: Attempt, resource: Any) -> bool:
     """Whether there is nothing that an operation could have changed: a pair, or a bulk, has nothing else."""
-    return is_fixed(resource) and _saves_what_it_is_given(batch)
+    return is_fixed(resource) and _saves_what_it_is_given(attempt)
 
 
 def is_fixed(resource: Any) -> bool:

@@ -33,8 +33,9 @@ from geventbatch._verdict import is_a
 from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
+    from geventbatch._attempt import Attempt
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
 
@@ -88,35 +89,35 @@ class Once:
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Apply it, and keep what came of it; or give what came of the same one in this attempt."""
-        batch = _process.running[getcurrent()]
-        outcomes = batch.outcomes
-        if not outcomes:
-            outcomes = batch.outcomes = {}
-        elif self.key in outcomes:
-            return self._again(batch, outcomes[self.key])
+        attempt = _process.running[getcurrent()]
+        outcomes = attempt.outcomes
+        if self.key in outcomes:
+            return self._again(attempt, outcomes[self.key])
         try:
             value = self.operation(resource, *args)
-        except batch.state.options.recorded_errors as error:
+        except attempt.state.options.recorded_errors as error:
             try:
-                told = encode_error(error, batch.state.options.recorded_errors)
+                told = encode_error(error, attempt.state.options.recorded_errors)
             except Exception as why:
                 instead = "raise one with arguments and attributes that are each"
-                raise self._not_plain(batch, f"raised {shown(error)}, which", why, instead) from error.with_traceback(
-                    None
-                )
+                raise self._not_plain(
+                    attempt.batch.key, f"raised {shown(error)}, which", why, instead
+                ) from error.with_traceback(None)
             outcomes[self.key] = f"{self.fingerprint}{_ERROR}{told}"
-            del batch  # no cycle through the error
+            del attempt  # no cycle through the error
             raise
         try:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
         except Exception as error:  # of an attribute that is not there, for one
-            refuse_unfinished(batch.key, self.operation, value)
-            raise self._not_plain(batch, "returned something that", error, "return") from error.with_traceback(None)
+            refuse_unfinished(attempt.batch.key, self.operation, value)
+            raise self._not_plain(
+                attempt.batch.key, "returned something that", error, "return"
+            ) from error.with_traceback(None)
         return value
 
-    def _not_plain(self, batch: Batch, what: str, why: Exception, instead: str) -> NotPlain:
+    def _not_plain(self, key: Hashable, what: str, why: Exception, instead: str) -> NotPlain:
         return NotPlain(
-            f"the operation with the idempotency key {shown(self.key)} on key {shown(batch.key)} {what} cannot be "
+            f"the operation with the idempotency key {shown(self.key)} on key {shown(key)} {what} cannot be "
             "recorded "
             f"({why}), and so nothing of it was saved: {instead} {ALLOWED}"
         )
@@ -144,9 +145,9 @@ class Once:
             return found
         raise found
 
-    def _again(self, batch: Batch, record: str) -> Any:
+    def _again(self, attempt: Attempt, record: str) -> Any:
         try:
-            return self.recall(batch, record)
+            return self.recall(attempt.batch, record)
         except Exception as error:
             raise Recalled from error.with_traceback(None)
 
@@ -177,20 +178,20 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
     return type(error) is Recalled
 
 
-def is_recorded(batch: Batch, operation: Operation[Any]) -> bool:
+def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
     """Whether what *operation* has raised goes into the save, if it has a key."""
     once = once_of(operation)
-    return once is None or (once.key in batch.outcomes and batch.outcomes[once.key][_PRINT] == _ERROR)
+    return once is None or (once.key in attempt.outcomes and attempt.outcomes[once.key][_PRINT] == _ERROR)
 
 
-def forget(batch: Batch, recorded: int) -> None:
+def forget(attempt: Attempt, recorded: int) -> None:
     """Forget the outcomes of those that have returned, behind the first so many."""
-    for key in [*islice(batch.outcomes, recorded, None)]:
-        if batch.outcomes[key][_PRINT] == _VALUE:
-            del batch.outcomes[key]
+    for key in [*islice(attempt.outcomes, recorded, None)]:
+        if attempt.outcomes[key][_PRINT] == _VALUE:
+            del attempt.outcomes[key]
 
 
-def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
+def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
     """Give the outcomes in *found* to those of *operations* that have them. False when none has. Switches: yes.
 
     Reading one may import a user's module, and so an outcome is read before anything is changed.
@@ -204,56 +205,56 @@ def settle_repeated(batch: Batch, operations: list[Operation[Any]], found: Mappi
         operation.state = max(operation.state, STARTED)  # its caller cannot withdraw it any more
         value, error = None, None
         try:
-            value = once.recall(batch, found[once.key])
+            value = once.recall(attempt.batch, found[once.key])
         except Exception as raised:
             error = raised.with_traceback(None)
-        if batch.over():
+        if attempt.over():
             break
         operation.value, operation.error, operation.state = value, error, SETTLED
-        batch.now = _clock.monotonic()
-        if batch.lane is not None and batch.now >= pace.slice_end(batch.now):
-            batch.pause()
-            if batch.over():
+        attempt.now = _clock.monotonic()
+        if not attempt.alone and attempt.now >= pace.slice_end(attempt.now):
+            attempt.pause()
+            if attempt.over():
                 break
     return settled
 
 
-def look_for(batch: Batch, operations: list[Operation[Any]]) -> bool:
+def look_for(attempt: Attempt, operations: list[Operation[Any]]) -> bool:
     """Have the scope look for the keys of *operations*, before they are applied. False when the attempt ends here."""
-    batch.asked = [one for one in operations if one.state <= STARTED and once_of(one) is not None]
-    if batch.asked:
-        ask(batch)
-    return not batch.ended and batch.verdict is None
+    attempt.asked = [one for one in operations if one.state <= STARTED and once_of(one) is not None]
+    if attempt.asked:
+        ask(attempt)
+    return not attempt.batch.ended and attempt.verdict is None
 
 
-def ask(batch: Batch) -> None:
+def ask(attempt: Attempt) -> None:
     """Have the scope look for the keys of operations that are in no save by themselves. Switches: yes."""
-    asked, batch.asked = batch.asked, []
+    asked, attempt.asked = attempt.asked or [], None
     keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
     try:
-        found: Mapping[str, str] = batch.context.run(batch.scope.recorded, keys)
+        found: Mapping[str, str] = attempt.context.run(attempt.scope.recorded, keys)
     except Conflict as conflict:
-        if not batch.over():
-            batch.asked, batch.verdict = asked, conflict
+        if not attempt.over():
+            attempt.asked, attempt.verdict = asked, conflict
     except Exception as error:
-        if not batch.over():
-            batch.fail_load(load_failed(batch.key, error))
+        if not attempt.over():
+            attempt.batch.fail_load(load_failed(attempt.batch.key, error))
     else:
-        if not batch.over():
-            settle_repeated(batch, asked, found)
+        if not attempt.over():
+            settle_repeated(attempt, asked, found)
 
 
-def record_broken(batch: Batch, operations: list[Operation[Any]]) -> None:
+def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
     """Have the errors of those of *operations* that are out recorded with this attempt, as are those of the others."""
-    kinds = batch.state.options.recorded_errors
+    kinds = attempt.state.options.recorded_errors
     for operation in operations:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
             continue
-        if is_a(error, kinds) and once.key not in batch.outcomes and not batch.over():
+        if is_a(error, kinds) and once.key not in attempt.outcomes and not attempt.over():
             with suppress(Exception):  # it could be recorded when it was raised
                 told = encode_error(error, kinds)
-                batch.outcomes = {**(batch.outcomes or {}), once.key: f"{once.fingerprint}{_ERROR}{told}"}
+                attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{told}"
 
 
 # -- at the door --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from types import FrameType
 
+    from geventbatch._attempt import Attempt
     from geventbatch._batch import Batch
     from geventbatch._state import State
 
@@ -99,25 +100,25 @@ def stats_of(state: State) -> ProcessorStats:
 def live_batch(batch: Batch) -> LiveBatch:
     """Say what *batch* is doing."""
     now = _clock.monotonic()
-    queued = batch.phase == "queued"
+    attempt = batch.attempt  # once: in another thread it may be gone next
     return LiveBatch(
         key=batch.key,
-        phase="replay" if batch.conflict is not None and not batch.ended else batch.phase,
+        phase="queued" if attempt is None else attempt.phase,
         age=now - batch.opened,
-        running=None if queued else now - batch.started,
-        remaining=None if queued or batch.ended else batch.remaining(),
+        running=None if attempt is None else now - attempt.started,
+        remaining=None if attempt is None or batch.ended else batch.remaining(),
         overdue=batch.ended,
         waiting=1 if batch.lane is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
-        attempts=batch.attempts,
-        stack=stack_of(batch),
+        attempts=0 if attempt is None else attempt.attempts,
+        stack=() if attempt is None else stack_of(attempt),
     )
 
 
-def stack_of(batch: Batch) -> tuple[str, ...]:
-    """Say where the code of *batch* waits: see `LiveBatch.stack`."""
-    greenlet: Any = None if batch.alarm is None else batch.alarm.greenlet
-    if greenlet is None or _process.running.get(greenlet) is not batch:
+def stack_of(attempt: Attempt) -> tuple[str, ...]:
+    """Say where the code of the batch waits: see `LiveBatch.stack`."""
+    greenlet: Any = None if attempt.alarm is None else attempt.alarm.greenlet
+    if greenlet is None or _process.running.get(greenlet) is not attempt:
         return ()  # perhaps another batch of its bulk leads
     frames: list[str] = []
     frame: FrameType | None = greenlet.gr_frame  # None while it runs

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from greenlet import greenlet
 
+    from geventbatch._attempt import Attempt
     from geventbatch._batch import Batch
     from geventbatch._processor import Processor
     from geventbatch._state import State
@@ -62,8 +63,8 @@ class Here:
 here: Final = Here()
 """Of this process. An object, and not names of this module, which compiled code would look up each time."""
 
-running: Final[dict[greenlet, Batch]] = {}
-"""The batch that each greenlet is in the middle of: its load, an operation, its save."""
+running: Final[dict[greenlet, Attempt]] = {}
+"""The attempt that each greenlet is in the middle of: its load, an operation, its save."""
 
 made: Final[list[ref[Processor[Any]]]] = []
 """The processors. A list, since any thread may add to it or take from it in one step."""
@@ -71,8 +72,8 @@ made: Final[list[ref[Processor[Any]]]] = []
 watchers: Final[list[Callable[[Processor[Any]], object]]] = []
 """Called with each processor that is made: for what watches all of them, and for tests."""
 
-after: Final[dict[greenlet, Batch]] = {}
-"""The batch whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""
+after: Final[dict[greenlet, Attempt]] = {}
+"""The attempt whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""
 
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
 native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
@@ -167,10 +168,12 @@ def is_waited_for(state: State) -> bool:
     return enclosing(state) is not None or _of(state, after.get(gevent.getcurrent())) is not None
 
 
-def _of(state: State, batch: Batch | None) -> Batch | None:
-    while batch is not None and batch.state is not state:
-        batch = batch.outer
-    return batch
+def _of(state: State, attempt: Attempt | None) -> Batch | None:
+    while attempt is not None:
+        if attempt.state is state:
+            return attempt.batch
+        attempt = attempt.outer
+    return None
 
 
 def in_hub() -> bool:

@@ -362,7 +362,7 @@ def current_batch() -> Batch:
         RuntimeError: Called elsewhere, a greenlet that an operation spawned included.
     Switches: no.
     """
-    batch = _process.running.get(gevent.getcurrent())
-    if batch is None:
+    attempt = _process.running.get(gevent.getcurrent())
+    if attempt is None:
         raise RuntimeError("current_batch() was called outside of a load, an operation or a save")
-    return batch
+    return attempt.batch

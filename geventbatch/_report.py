@@ -20,6 +20,7 @@ from geventbatch.errors import ResourceMissing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from geventbatch._attempt import Attempt
     from geventbatch._batch import Batch
     from geventbatch._failure import Failure
     from geventbatch._operation import Operation
@@ -123,12 +124,15 @@ def slow(batch: Batch, doing: str, seconds: float) -> None:
     _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
 
 
-def lost(batch: Batch, error: BaseException | None = None) -> None:
-    """A worker ends, and is replaced if need be: it was killed by *error*, or *batch* has left it unfit."""
-    late = clock.monotonic() - batch.deadline
-    if error is not None:
-        _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
-    elif late > _SOON:
+def killed(batch: Batch, error: BaseException) -> None:
+    """The worker of *batch* ends, and is replaced if need be: it was killed by *error*."""
+    _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
+
+
+def lost(attempt: Attempt) -> None:
+    """A worker ends, and is replaced if need be: *attempt* has left it unfit."""
+    batch, late = attempt.batch, clock.monotonic() - attempt.deadline
+    if late > _SOON:
         told = (
             "its code has returned %.3f s after its deadline, and its worker is not used again; another takes its place"
         )
@@ -148,19 +152,19 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
     )
 
 
-def undoing(batch: Batch, undo: Undo, operation: str, kind: type[BaseException]) -> None:
-    """Undoing has taken *batch* a good part of its time, most for the one of this name, whose error is a *kind*.
+def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseException]) -> None:
+    """Undoing has taken a good part of the time, most for the one of this name, whose error is a *kind*.
 
     That is told once of each operation and class.
     """
-    if _is_new("undoing", batch.state.options.name, operation, kind):
+    if _is_new("undoing", attempt.state.options.name, operation, kind):
         told = (
             "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
             "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
             "Told once of each operation and error"
         )
-        total, name = clock.monotonic() - batch.started, kind.__qualname__
-        _warn(batch, told, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
+        total, name = clock.monotonic() - attempt.started, kind.__qualname__
+        _warn(attempt.batch, told, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
 
 
 def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:

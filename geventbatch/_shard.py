@@ -16,8 +16,9 @@ import gevent
 from gevent.hub import Waiter
 from gevent.queue import SimpleQueue
 
-from geventbatch import _attempts, _report
+from geventbatch import _report
 from geventbatch._alarm import Alarm
+from geventbatch._attempt import Attempt
 from geventbatch._clock import clock as _clock
 from geventbatch._pace import pace
 from geventbatch._process import here
@@ -167,15 +168,14 @@ class Worker:
                 batch = queue.get_nowait()
                 if batch is None:
                     return
-                self._run(batch, alarm)
-                if batch.spent:
-                    _report.lost(batch)
+                if not self._run(batch, alarm):
                     return
                 del batch  # and with it its operations, and the contexts of their callers
         finally:
             alarm.close()
 
-    def _run(self, batch: Batch, alarm: Alarm) -> None:
+    def _run(self, batch: Batch, alarm: Alarm) -> bool:
+        """Run *batch*. False when this worker is not to be used again."""
         slots = self._state.slots
         try:
             if slots is None:
@@ -185,24 +185,32 @@ class Worker:
                     self._hold(batch, alarm)
         except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
             batch.abort(error)
-            batch.after = []
-            _report.lost(batch, error)
+            if batch.attempt is not None:
+                batch.attempt.after = None
+            _report.killed(batch, error)
             raise
         finally:
-            after = len(batch.after) > 0
+            attempt, batch.attempt = batch.attempt, None  # no cycle
+            after = attempt is not None and attempt.after is not None
             if after:
                 self._state.live += 1
             if batch.lane is not None:
                 batch.lane.finish()
+        if attempt is None:  # everybody had left
+            return True
         if after:
-            self._run_after(batch)
+            self._run_after(attempt)
+        if attempt.spent:
+            _report.lost(attempt)
+            return False
+        return True
 
-    def _run_after(self, batch: Batch) -> None:
+    def _run_after(self, attempt: Attempt) -> None:
         # The key is released and so is the place among max_batches, since what runs here may well call `run`; but the
         # worker is not free, and a stop waits for it.
         self._shard.hold()
         try:
-            _attempts.run_after(batch)
+            attempt.run_after()
         finally:
             self._shard.free += 1
             self._state.live -= 1
@@ -227,24 +235,21 @@ class Worker:
                 self._shard.hold()
                 try:
                     _bulk.drop_left(batches)
-                    if batches:
-                        _bulk.Bulk(batches, alarm).run(_clock.monotonic())
+                    spent = _bulk.Bulk(batches, alarm, _clock.monotonic()).run() if batches else None
                 finally:
                     self._shard.free += 1
         except BaseException as error:
             for batch in batches:
                 batch.abort(error)
             if taken:
-                _report.lost(taken[0], error)
+                _report.killed(taken[0], error)
             raise
         finally:
             while batches:
                 _bulk.free(batches.popitem()[0])
-        for batch in taken:
-            if batch.spent:
-                _report.lost(batch)
-                return False
-        return True
+        if spent is not None:
+            _report.lost(spent)
+        return spent is None
 
     def _take(self, batches: dict[Batch, None]) -> bool:
         """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""
@@ -269,7 +274,7 @@ class Worker:
         self._shard.hold()
         try:
             if batch.waiting:
-                _attempts.run(batch, alarm, now, slice_end)
+                Attempt(batch, alarm, now).run(slice_end)
             else:
                 batch.end()  # everybody left
         finally:

@@ -21,17 +21,17 @@ from geventbatch._verdict import ends_greenlet, has_steps, is_a, without_our_fra
 from geventbatch.errors import Conflict, NotSaved, Rejected
 
 if TYPE_CHECKING:
-    from geventbatch._batch import Batch
+    from geventbatch._attempt import Attempt
     from geventbatch._operation import Operation
 
 
-def begin_steps(batch: Batch, resource: Any) -> bool:
+def begin_steps(attempt: Attempt, resource: Any) -> bool:
     """Go step by step in the attempt at hand, if its scope can. False when the attempt ends here."""
-    if not has_steps(batch):
+    if not has_steps(attempt):
         return True
-    batch.steps = Steps(batch.scope, resource)
-    batch.halted = True
-    return batch.steps.begin(batch)
+    attempt.steps = Steps(attempt.scope, resource)
+    attempt.halted = True
+    return attempt.steps.begin(attempt)
 
 
 class Steps:
@@ -44,55 +44,55 @@ class Steps:
         self.resource: Any = resource
         self._recorded = 0  # outcomes of idempotency keys behind the last step
 
-    def begin(self, batch: Batch) -> bool:
+    def begin(self, attempt: Attempt) -> bool:
         """Have the scope be ready to go back to what was loaded. False when the attempt ends here."""
-        return self._do(batch, self._scope.begin_steps) is None and not batch.over()
+        return self._do(attempt, self._scope.begin_steps) is None and not attempt.over()
 
-    def look_for(self, batch: Batch, operations: list[Operation[Any]]) -> bool:
+    def look_for(self, attempt: Attempt, operations: list[Operation[Any]]) -> bool:
         """Look in the store for their idempotency keys, since who is refused is in no save. False as above."""
-        idempotency = batch.state.options.idempotency
-        return idempotency is None or bool(idempotency.look_for(batch, operations))
+        idempotency = attempt.state.options.idempotency
+        return idempotency is None or bool(idempotency.look_for(attempt, operations))
 
-    def keep(self, batch: Batch, operation: Operation[Any]) -> bool:
+    def keep(self, attempt: Attempt, operation: Operation[Any]) -> bool:
         """Write what *operation* has changed, or refuse it. False when the attempt ends here. Switches: yes."""
         begun = _clock.monotonic()
-        took(batch, "operation", begun - batch.now, operation)
-        refused = self._do(batch, self._scope.keep)
+        took(attempt, "operation", begun - attempt.now, operation)
+        refused = self._do(attempt, self._scope.keep)
         if refused is not None:
-            return isinstance(refused, Rejected) and self.refuse(batch, operation, refused)
-        self._recorded = len(batch.outcomes)
-        return not batch.over()
+            return isinstance(refused, Rejected) and self.refuse(attempt, operation, refused)
+        self._recorded = len(attempt.outcomes)
+        return not attempt.over()
 
-    def refuse(self, batch: Batch, operation: Operation[Any], refused: Rejected) -> bool:
+    def refuse(self, attempt: Attempt, operation: Operation[Any], refused: Rejected) -> bool:
         """What *operation* has made is undone, though it returned. False as above."""
-        batch.completed -= 1
-        batch.forget_operation()
-        while len(batch.outcomes) > self._recorded:
-            batch.outcomes.popitem()
+        attempt.completed -= 1
+        attempt.forget_operation()
+        while len(attempt.outcomes) > self._recorded:
+            attempt.outcomes.popitem()
         operation.value = None
         operation.error = rejected(refused)
-        return self.undo(batch, operation)
+        return self.undo(attempt, operation)
 
-    def undo(self, batch: Batch, operation: Operation[Any]) -> bool:
+    def undo(self, attempt: Attempt, operation: Operation[Any]) -> bool:
         """Go back to what was before *operation*, which has its error. False as above. Switches: yes.
 
         Where that cannot be done, because it has ended the transaction or made its scope unfit, the rest of the batch
         is replayed without it.
         """
-        batch.doubted = False
-        failed = self._do(batch, self._undo, ends=False)
+        attempt.doubted = False
+        failed = self._do(attempt, self._undo, ends=False)
         if failed is None:
-            self._recorded = len(batch.outcomes)
-            return not batch.over()
+            self._recorded = len(attempt.outcomes)
+            return not attempt.over()
         if not isinstance(failed, Conflict):
             operation.state = SETTLED
-            batch.broken = failed
+            attempt.broken = failed
         return False
 
     def _undo(self) -> None:
         self.resource = self._scope.undo()
 
-    def _do(self, batch: Batch, function: Any, *, ends: bool = True) -> BaseException | None:
+    def _do(self, attempt: Attempt, function: Any, *, ends: bool = True) -> BaseException | None:
         """Call a function of the scope; give what it raised. Unless it is told by that, the batch has its outcome then.
 
         What is told is a `Rejected`, if *ends*, else whatever it is; a `Conflict` is the batch's verdict besides.
@@ -100,21 +100,21 @@ class Steps:
         begun = _clock.monotonic()
         raised: BaseException | None = None
         try:
-            batch.context.run(function)
+            attempt.context.run(function)
         except BaseException as error:
-            if batch.over() or ends_greenlet(batch, error) or not is_a(error, (Exception, gevent.Timeout)):
+            if attempt.over() or ends_greenlet(attempt, error) or not is_a(error, (Exception, gevent.Timeout)):
                 raise
             raised = without_our_frame(error)
-        batch.now = _clock.monotonic()
-        batch.save_duration += batch.now - begun
-        if batch.lane is not None:
-            batch.turn = here.hub.loop.iteration
+        attempt.now = _clock.monotonic()
+        attempt.save_duration += attempt.now - begun
+        if not attempt.alone:
+            attempt.turn = here.hub.loop.iteration
         if isinstance(raised, Conflict):
-            batch.verdict = raised
+            attempt.verdict = raised
         elif raised is not None and ends and not isinstance(raised, Rejected):
-            batch.spent = not isinstance(raised, Exception)
-            batch.broken = raised
-            batch.end(save_failed(batch.key, _not_saved(raised)))
+            attempt.spent = not isinstance(raised, Exception)
+            attempt.broken = raised
+            attempt.batch.end(save_failed(attempt.batch.key, _not_saved(raised)))
         return raised
 
 

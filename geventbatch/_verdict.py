@@ -16,6 +16,7 @@ from geventbatch._shown import said, shown
 from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 
 if TYPE_CHECKING:
+    from geventbatch._attempt import Attempt
     from geventbatch._batch import Batch
     from geventbatch._operation import Operation
     from geventbatch._steps import Steps
@@ -38,31 +39,31 @@ ENDS: Final = 1
 UNDONE: Final = 2
 
 
-def judge(batch: Batch, operation: Operation[Any], error: BaseException) -> int:
+def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> int:
     """Keep what *operation* raised for its caller. Say whether the attempt goes on, ends, or has to undo it first."""
-    if batch.over() or not is_a(error, (Exception, gevent.Timeout)):
+    if attempt.over() or not is_a(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
     operation.error = without_our_frame(error)
-    idempotency = batch.state.options.idempotency
+    idempotency = attempt.state.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
         return GOES_ON
     if type(error) is TypeError:
-        _say_if_not_called(batch, operation, error)
-    batch.forget_operation()
-    verdict = _ask(batch, "operation_raised", error)
-    steps = _steps_for(batch, verdict)
+        _say_if_not_called(attempt, operation, error)
+    attempt.forget_operation()
+    verdict = _ask(attempt, "operation_raised", error)
+    steps = _steps_for(attempt, verdict)
     if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
-        return GOES_ON if steps.undo(batch, operation) else ENDS
+        return GOES_ON if steps.undo(attempt, operation) else ENDS
     if verdict is not None:
-        _obey(batch, operation, verdict, error)
+        _obey(attempt, operation, verdict, error)
         return ENDS
-    if idempotency is not None and not idempotency.is_recorded(batch, operation):
-        batch.asked = [*batch.asked, operation]  # it is in no save, and so its key has to be looked for
-    return GOES_ON if is_clean(batch, error) else UNDONE
+    if idempotency is not None and not idempotency.is_recorded(attempt, operation):
+        attempt.asked = [*(attempt.asked or ()), operation]  # it is in no save, and so its key has to be looked for
+    return GOES_ON if is_clean(attempt.batch, error) else UNDONE
 
 
-def _say_if_not_called(batch: Batch, operation: Operation[Any], error: TypeError) -> None:
+def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeError) -> None:
     """Say of *error* whose it is, if Python has raised it since *operation* does not take what it was given."""
     trace: Any = traceback_of(error)
     while trace is not None:
@@ -72,41 +73,41 @@ def _say_if_not_called(batch: Batch, operation: Operation[Any], error: TypeError
         trace = trace.tb_next
     number = len(operation.args)
     given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
-    name, key = name_of(operation.callable), shown(batch.key)
+    name, key = name_of(operation.callable), shown(attempt.batch.key)
     told = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
     error.args = (f"{told}; nothing of it was saved",)
 
 
-def look(batch: Batch, operation: Operation[Any]) -> bool:
+def look(attempt: Attempt, operation: Operation[Any]) -> bool:
     """See why the batch halts behind *operation*. True when the attempt ends here."""
-    if batch.over():
+    if attempt.over():
         return True
-    steps = batch.steps
-    if batch.rows_added:
-        _keep_rows(batch)
-        batch.halted = batch.deleted or batch.cut_off or batch.doubted or steps is not None
-    if batch.doubted:
-        batch.doubted = False
-        batch.halted = batch.deleted or batch.cut_off or steps is not None
-        verdict = _ask(batch, "operation_returned")
+    steps = attempt.steps
+    if attempt.rows_added:
+        _keep_rows(attempt)
+        attempt.halted = attempt.deleted or attempt.cut_off or attempt.doubted or steps is not None
+    if attempt.doubted:
+        attempt.doubted = False
+        attempt.halted = attempt.deleted or attempt.cut_off or steps is not None
+        verdict = _ask(attempt, "operation_returned")
         if verdict is not None:
-            judging = _steps_for(batch, verdict)
+            judging = _steps_for(attempt, verdict)
             if isinstance(verdict, Rejected) and judging is not None:
-                return not judging.refuse(batch, operation, verdict)
+                return not judging.refuse(attempt, operation, verdict)
             operation.error = error = rejected(verdict)
-            _obey(batch, operation, verdict, error)
+            _obey(attempt, operation, verdict, error)
             return True
-    if batch.deleted or batch.cut_off:
-        cut_after(batch, operation)
+    if attempt.deleted or attempt.cut_off:
+        cut_after(attempt, operation)
         return True
-    if batch.undo is not None and batch.undo.ahead:
-        batch.undo.copy_ahead(batch, operation)
-    return steps is not None and operation.error is None and not steps.keep(batch, operation)
+    if attempt.undo is not None and attempt.undo.ahead:
+        attempt.undo.copy_ahead(attempt, operation)
+    return steps is not None and operation.error is None and not steps.keep(attempt, operation)
 
 
-def _keep_rows(batch: Batch) -> None:
+def _keep_rows(attempt: Attempt) -> None:
     """Keep what the operation at hand has added as it is: a dict in it may be a part of the resource too."""
-    rows, mark = batch.rows_added, batch.completed - 1
+    rows, mark = attempt.rows_added, attempt.completed - 1
     place = len(rows) - 1
     while place >= 0 and rows[place][0] == mark:
         with suppress(RecursionError):  # what lies so deep is inserted as it will be then
@@ -114,73 +115,77 @@ def _keep_rows(batch: Batch) -> None:
         place -= 1
 
 
-def _obey(batch: Batch, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:
+def _obey(attempt: Attempt, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:
     """*operation* has come to *error*, of which the scope says *verdict*: the attempt ends here."""
-    batch.verdict = verdict
+    attempt.verdict = verdict
     if not isinstance(verdict, Rejected):
         return
     # What was reused is perhaps no more: it is judged by what the next attempt loads.
-    if (isinstance(verdict, Undecided) and _goes_on_differently(batch, operation, verdict)) or is_reused(batch):
-        batch.broken = error
+    if (isinstance(verdict, Undecided) and _goes_on_differently(attempt, operation, verdict)) or is_reused(attempt):
+        attempt.broken = error
     else:  # the transaction is spoiled: nothing can be tried on in it
-        put_out(batch, operation, error)
-        batch.rejections += 1
-        batch.stepwise = batch.stepwise or batch.rejections > _LOADS
+        put_out(attempt, operation, error)
+        attempt.rejections += 1
+        attempt.stepwise = attempt.stepwise or attempt.rejections > _LOADS
 
 
-def _steps_for(batch: Batch, verdict: NotSaved | None) -> Steps | None:
+def _steps_for(attempt: Attempt, verdict: NotSaved | None) -> Steps | None:
     """What sees to it in the attempt at hand. Before anything was refused, steps do not show who has made something."""
-    if isinstance(verdict, TooEarly) or (isinstance(verdict, Undecided) and not batch.rejections):
+    if isinstance(verdict, TooEarly) or (isinstance(verdict, Undecided) and not attempt.rejections):
         return None
-    return batch.steps
+    return attempt.steps
 
 
-def _goes_on_differently(batch: Batch, operation: Operation[Any], verdict: Undecided) -> bool:
+def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: Undecided) -> bool:
     """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
     if isinstance(verdict, TooEarly):
-        return batch.mates is None and cut_before(batch, operation)
-    if batch.steps is not None or has_steps(batch):
-        batch.rejections += 1  # so that each step is written, which shows who has made what was refused
-        batch.stepwise = True
+        return attempt.mates is None and cut_before(attempt, operation)
+    if attempt.steps is not None or has_steps(attempt):
+        attempt.rejections += 1  # so that each step is written, which shows who has made what was refused
+        attempt.stepwise = True
         return True
-    return batch.mates is None and not is_reused(batch) and cut_before(batch, operation)
+    return attempt.mates is None and not is_reused(attempt) and cut_before(attempt, operation)
 
 
-def put_out(batch: Batch, operation: Operation[Any], error: BaseException) -> None:
+def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
     """Have the batch replayed without *operation*; it comes back when all are applied to what another one saved."""
     operation.state = BROKEN
-    idempotency = batch.state.options.idempotency
-    if idempotency is not None and idempotency.once_of(operation) is not None and operation not in batch.asked:
-        batch.asked = [*batch.asked, operation]
-    if batch.broken is None:
-        batch.broken = error
+    idempotency = attempt.state.options.idempotency
+    if (
+        idempotency is not None
+        and idempotency.once_of(operation) is not None
+        and operation not in (attempt.asked or ())
+    ):
+        attempt.asked = [*(attempt.asked or ()), operation]
+    if attempt.broken is None:
+        attempt.broken = error
 
 
 # -- what the scope says --------------------------------------------------------------------------------------
 
 
-def _ask(batch: Batch, what: str, *about: object) -> NotSaved | None:
+def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
     """Ask the scope whether its transaction can still be saved, behind an operation."""
-    question: Any = getattr(batch.scope, what, None)
-    verdict: object = None if question is None else batch.context.run(question, *about)
+    question: Any = getattr(attempt.scope, what, None)
+    verdict: object = None if question is None else attempt.context.run(question, *about)
     if verdict is not None and not isinstance(verdict, NotSaved):
         raise TypeError(f"{what} gave {shown(verdict)}, but must give None, or an instance of NotSaved")
     return verdict
 
 
-def has_steps(batch: Batch) -> bool:
+def has_steps(attempt: Attempt) -> bool:
     """Whether an attempt can go step by step, and this one does not. What many keys share cannot."""
-    if batch.steps is not None or batch.mates is not None or is_reused(batch):
+    if attempt.steps is not None or attempt.mates is not None or is_reused(attempt):
         return False
-    return bool(getattr(batch.scope, "steps", False))
+    return bool(getattr(attempt.scope, "steps", False))
 
 
-def is_reused(batch: Batch) -> bool:
+def is_reused(attempt: Attempt) -> bool:
     """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
 
     Such a scope is left as for a save also when there is nothing to save.
     """
-    return bool(getattr(batch.scope, "reused", False))
+    return bool(getattr(attempt.scope, "reused", False))
 
 
 # -- errors -----------------------------------------------------------------------------------------------------
@@ -195,16 +200,16 @@ def is_clean(batch: Batch, error: BaseException) -> bool:
     return is_a(error, clean) and not (idempotency is not None and type(error) is idempotency.NotPlain)
 
 
-def ends_greenlet(batch: Batch, error: BaseException) -> bool:
-    """Whether *error* is for the greenlet that runs *batch*, rather than for the batch."""
+def ends_greenlet(attempt: Attempt, error: BaseException) -> bool:
+    """Whether *error* is for the greenlet that runs the batch, rather than for the batch."""
     # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
     # its alarm, is taken for the caller's, who waits for it to come.
     if is_a(error, KILLS):
         return True
-    return batch.lane is None and is_a(error, gevent.Timeout) and not (batch.alarm and error is batch.alarm.timeout)
+    return attempt.alone and is_a(error, gevent.Timeout) and not (attempt.alarm and error is attempt.alarm.timeout)
 
 
-def kill_behind(batch: Batch, error: BaseException, handled: BaseException | None) -> BaseException:
+def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException | None) -> BaseException:
     """Give what has ended the greenlet, where *error* only took its place, else *error*.
 
     What cleans up behind a kill may raise in its turn: Django's ``atomic`` does. *handled* is what somebody handled
@@ -216,7 +221,7 @@ def kill_behind(batch: Batch, error: BaseException, handled: BaseException | Non
         seen += 1
         if link is handled:
             continue
-        if ends_greenlet(batch, link):
+        if ends_greenlet(attempt, link):
             return link
         links += [one for one in (link.__context__, link.__cause__) if one is not None]
     return error

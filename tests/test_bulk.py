@@ -902,7 +902,7 @@ def test_what_is_answered_as_saved_is_saved_once_and_nothing_else(
 ) -> None:
     warehouse = Warehouse()
     chance = Misfortune(seed, warehouse).chance
-    monkeypatch.setattr("geventbatch._attempts.random", chance.random)  # of its backoff
+    monkeypatch.setattr("geventbatch._replay.random", chance.random)  # of its backoff
     answered: dict[str, list[int]] = {key: [] for key in "abcdefgh"}
     unsaved: set[int] = set()
 

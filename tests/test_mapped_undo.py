@@ -103,14 +103,14 @@ def applied(bed: Bed, operations: list[Operation], *, copies: bool, entity: type
                 verdict = scope.operation_raised(error)
                 resource = scope.restore(mark)
                 verdicts.append(verdict)
-                batch.completed = done
+                batch.attempt.completed = done
                 for again in since:
                     again(resource)
                     assert scope.operation_returned() is None
-                    batch.completed += 1
+                    batch.attempt.completed += 1
             else:
                 assert scope.operation_returned() is None
-                batch.completed += 1
+                batch.attempt.completed += 1
                 answers.append(answer)
                 since.append(operation)
                 if copies:

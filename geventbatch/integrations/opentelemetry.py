@@ -167,8 +167,8 @@ class _Watcher:
     def tell_wait(self, span: Span, seconds: float) -> None:
         """An operation of the caller who has *span* starts after so many *seconds*."""
         attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
-        batch = _process.running.get(gevent.getcurrent())
-        its = None if batch is None else self._spans.get(batch)
+        attempt = _process.running.get(gevent.getcurrent())
+        its = None if attempt is None else self._spans.get(attempt.batch)
         if its is not None:
             where = its.get_span_context()
             attributes["geventbatch.batch.trace_id"] = _trace.format_trace_id(where.trace_id)

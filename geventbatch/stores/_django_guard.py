@@ -329,7 +329,7 @@ class Guard:
     def _reads_what_is_unsaved(self, query: str, params: Any) -> bool:
         """Whether *query* may find the row, which lacks what operations before have changed in memory."""
         batch, row = self._batch, self._row
-        if not batch.completed or batch.mates is not None or self._tables.search(query) is None:
+        if not batch.completed or batch.in_bulk or self._tables.search(query) is None:
             return False
         return row.differs() and not is_of_others(query, params, row.instance)
 
@@ -408,7 +408,8 @@ class Guard:
             self._elsewhere.append(other)
 
     def _refuse_elsewhere(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        if running.get(gevent.getcurrent()) is self._batch and writes(self._text(sql)):
+        attempt = running.get(gevent.getcurrent())
+        if attempt is not None and attempt.batch is self._batch and writes(self._text(sql)):
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} would write to the database "
                 f"{shown(context['connection'].alias)}, which is not in the transaction of its batch: write there "
@@ -431,8 +432,8 @@ def _remove(wrappers: list[Any], wrapper: Any) -> None:
 
 def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
     """Where an operation has connected to another database, watch that too."""
-    batch = running.get(gevent.getcurrent())
-    guard = None if batch is None else getattr(batch.scope, "guard", None)
+    attempt = running.get(gevent.getcurrent())
+    guard = None if attempt is None else getattr(attempt.scope, "guard", None)
     if isinstance(guard, Guard) and connection is not guard.connection:
         guard.watch_elsewhere(connection)
 

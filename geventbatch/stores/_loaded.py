@@ -51,8 +51,7 @@ class Loaded:
         self._found_by = self._finding()
         self._beside = Beside(mapping, session, self._watched)
         if mapping.derives or token is None:
-            batch = current_batch()
-            batch.doubted = batch.halted = True  # so that it is asked behind the first operation
+            current_batch().ask_scope(first=True)
         if token is not None:
             self.identity = instance_state(resource).identity
             self._token = tuple(token)
@@ -103,7 +102,7 @@ class Loaded:
         if not (is_new or self._mapping.derives):
             return
         batch = current_batch()
-        if is_new and batch.steps is None and is_incomplete(state):
+        if is_new and not batch.stepwise and is_incomplete(state):
             batch.cut()
         batch.ask_scope()
         if self._mapping.derives:

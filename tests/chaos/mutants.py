@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import sqlalchemy as sa
 
-from geventbatch import _attempts, _options
+from geventbatch import _options
+from geventbatch._attempt import Attempt
 from geventbatch.errors import NotSaved
 from geventbatch.stores import _document_scope, _documents, _redis_save, _redis_scripts, _sql, _transaction
 
@@ -49,13 +50,13 @@ def lie_that_nothing_was_saved() -> None:
 
 def answer_before_the_save() -> None:
     """Answer everybody when the operations have been applied, and save then."""
-    save = _attempts._save
+    save: Callable[[Any, Any], bool] = Attempt._save
 
-    def answer_first(batch: Any, leave: Any) -> bool:
-        batch.end()
-        return save(batch, leave)
+    def answer_first(attempt: Any, leave: Any) -> bool:
+        attempt.batch.end()
+        return save(attempt, leave)
 
-    _replace(_attempts, "_save", answer_first)
+    _replace(Attempt, "_save", answer_first)
 
 
 def forget_idempotency_keys() -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-from geventbatch import _attempts
+from geventbatch import _applying
 from geventbatch._batch import Batch
 from geventbatch._undo import Undo
 from geventbatch.stores import _loaded
@@ -56,7 +56,7 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
     "computed is stale": [(_loaded, "forget", _nothing)],
     "answers are aliases": [
-        (_attempts, "own_answer", lambda _: lambda _batch, _operation, _resource, value: value),
+        (_applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
     ],
     "applied in another order": [(Batch, "add", _added_first)],
 }

@@ -259,21 +259,22 @@ def live_of(processor: Processor[Any]) -> Live:
     queued, oldest = 0, now
     running = []
     for batch in state.batches():
-        if batch.phase != "queued":
-            running.append(batch)
+        attempt = batch.attempt  # once: in another thread it may be gone next
+        if attempt is not None:
+            running.append((attempt.started, batch))
         else:
             queued += 1
             if batch.opened < oldest:  # noqa: PLR1730 - min() costs more than all the rest
                 oldest = batch.opened
-    hanging = [batch for batch in running if (batch.ended and batch.spent) or now - batch.started >= LONG]
+    hanging = [(started, batch) for started, batch in running if batch.overdue or now - started >= LONG]
     return Live(
         queued=queued,
         running=len(running),
         oldest=now - oldest if queued else None,
         hanging=len(hanging),
-        shown=[(id(batch), live_batch(batch)) for batch in nsmallest(_MOST_HANGING, hanging, key=_started)],
+        shown=[(id(batch), live_batch(batch)) for _, batch in nsmallest(_MOST_HANGING, hanging, key=_started)],
     )
 
 
-def _started(batch: Batch) -> float:
-    return batch.started
+def _started(found: tuple[float, Batch]) -> float:
+    return found[0]
