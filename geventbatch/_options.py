@@ -13,6 +13,7 @@ from gevent import Timeout
 
 from geventbatch._callables import Told, check_function, check_functions, check_no_store, check_opener
 from geventbatch._keys import worker_number_for_key as default_worker_number
+from geventbatch._misspelt import first_look
 from geventbatch._operation import name_of
 from geventbatch._scope import Pair
 from geventbatch._shown import named, said, shown
@@ -121,14 +122,14 @@ def check_options(
     one = resource_scope(open_resource, load_resource, save_resource, compares=compares if many is None else None)
     if many is None and max_bulk is not None:
         raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
-    if many is not None:
-        if not (open_resource is load_resource is save_resource is None):
-            raise TypeError(
-                "pass functions of one key (open_resource), or functions of many (open_resources), not both"
-            )
+    if many is not None and not (open_resource is load_resource is save_resource is None):
+        raise TypeError("pass functions of one key (open_resource), or functions of many (open_resources), not both")
+    if many is None:
+        one = first_look(one)
+    else:
+        many = first_look(many)
         one = _one_of(many)
-    opener = one if many is None else many
-    store = look_at(opener)
+    store = look_at(one if many is None else many)
     if workers is None:
         workers = 16 * (os.cpu_count() or 1) if many is None else 1
     check_function("worker_number_for_key", worker_number_for_key, "key", "workers")

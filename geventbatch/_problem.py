@@ -13,7 +13,8 @@ class Problem:
 
     Attributes:
         name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'forked-connections', 'psycopg', 'psycopg2',
-            'mysqlclient' or 'mysql-connector'; of a processor 'unsaved', 'uncompared' or 'short-deadline'.
+            'mysqlclient' or 'mysql-connector'; of a processor 'unsaved', 'uncompared', 'short-deadline' or
+            'misspelt'.
         what: What is wrong, and what comes of it.
         mend: The line, or the change, that mends it.
     """

@@ -13,6 +13,7 @@ from geventbatch._shown import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from geventbatch._around import Around
     from geventbatch._metrics import Watcher
     from geventbatch._operation import Operation
     from geventbatch._options import Options
@@ -64,22 +65,6 @@ def observing(processor: Processor[Any], see: Callable[[Operation[Any]], object]
 
 
 # -- between a processor and its store --------------------------------------------------------------------------
-
-
-class Around:
-    """An ``open_resource``, or an ``open_resources``, around another one."""
-
-    def __init__(self, inner: Callable[[Any], Any]) -> None:
-        """Wrap *inner*."""
-        self._inner = inner
-
-    def __call__(self, asked: Any) -> Any:
-        """Open the resource at a key, or those at some keys."""
-        return self._inner(asked)
-
-    def __getattr__(self, name: str) -> Any:
-        """Be whatever else the other one is: a store may normalise keys, among other things."""
-        return getattr(self._inner, name)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from geventbatch import _process
 from geventbatch._callables import Told
+from geventbatch._misspelt import problem_of
 from geventbatch._problem import Problem, warn
 from geventbatch._report import place_of
 
@@ -65,7 +66,8 @@ def see_environment(environ: Mapping[str, Any]) -> None:
 
 def warn_of(processor: Processor[Any]) -> None:
     """Warn of *processor*, which has been made."""
-    for problem in (*_unsaved(processor._options, processor.name), *_untold(processor)):  # noqa: SLF001 - it is the library's own
+    options, name = processor._options, processor.name  # noqa: SLF001 - it is the library's own
+    for problem in (*_unsaved(options, name), *_misspelt(options, name), *_untold(processor)):
         warn(problem)
 
 
@@ -77,7 +79,7 @@ def problems(names: Mapping[int, str] | None = None) -> Iterator[Problem]:
     for processor in _live():
         options = processor._options  # noqa: SLF001 - likewise
         name = (names or {}).get(id(processor), options.name)
-        for look in (_unsaved, _uncompared, _short):
+        for look in (_unsaved, _uncompared, _short, _misspelt):
             yield from look(options, name)
 
 
@@ -138,3 +140,10 @@ def _short(options: Options, name: str) -> Iterator[Problem]:
             "Pass max_duration, in seconds: what the slowest load and save may take together, such as 5. (By default "
             "it is twice min_duration.)",
         )
+
+
+def _misspelt(options: Options, _: str) -> Iterator[Problem]:
+    store = options.open_resource if options.open_resources is None else options.open_resources
+    problem = problem_of(store, scope=False)
+    if problem is not None:
+        yield problem

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
+from geventbatch._around import Around
 from geventbatch._callables import check_scope
 from geventbatch._processor import current_batch
 from geventbatch.integrations._flask_sqlalchemy import adopt_session, tell_of_lost_changes
@@ -23,7 +24,7 @@ _batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
 """In the `contextvars` context of a batch, the one of its load and save: its application context."""
 
 
-class AppStore:
+class AppStore(Around):
     """An ``open_resource`` around another one, whose scopes have an application context each."""
 
     def __init__(
@@ -32,8 +33,8 @@ class AppStore:
         """Wrap *open_resource*, which is the *option* of that name, for *app*."""
         pair = getattr(open_resource, "load_resource", None) or getattr(open_resource, "load_resources", None)
         self.__wrapped__ = pair or open_resource  # whose name the processor, metrics and the log give
+        super().__init__(open_resource)
         self._app = app
-        self._open_resource = open_resource
         self._option = option
 
     def __call__(self, key: Hashable) -> AppScope:
@@ -41,7 +42,7 @@ class AppStore:
         context = self._app.app_context()
         context.push()
         try:
-            scope = self._open_resource(key)
+            scope = self._inner(key)
             check_scope(self._option, scope)
         except BaseException as error:
             _pop(context, error)
@@ -49,23 +50,19 @@ class AppStore:
         _batch_context.set(context)
         return AppScope(context, scope)
 
-    def __getattr__(self, name: str) -> Any:
-        """Be whatever else the other one is: a store may normalise keys, among other things."""
-        return getattr(self._open_resource, name)
 
-
-class AppScope:
+class AppScope(Around):
     """A scope around another one: the application context is popped when that one has been left."""
 
     def __init__(self, context: AppContext, scope: AbstractContextManager[Any]) -> None:
         """Belong to *context*, which has been pushed."""
+        super().__init__(scope)
         self._context = context
-        self._scope = scope
 
     def __enter__(self) -> Any:
         """Load."""
         try:
-            resource = self._scope.__enter__()
+            resource = self._inner.__enter__()
         except BaseException as error:
             _pop(self._context, error)
             raise
@@ -77,7 +74,7 @@ class AppScope:
     ) -> None:
         """Save, or not."""
         try:
-            self._scope.__exit__(kind, error, traceback)
+            self._inner.__exit__(kind, error, traceback)
         except BaseException as raised:
             _pop(self._context, raised)
             raise
@@ -88,7 +85,7 @@ class AppScope:
     @property
     def saved(self) -> Callable[[], None] | None:
         """What the other one has to do when its save is answered, in a context of its own."""
-        saved = getattr(self._scope, "saved", None)
+        saved = getattr(self._inner, "saved", None)
         if saved is None:
             return None
 
@@ -97,10 +94,6 @@ class AppScope:
                 saved()
 
         return saved_in_context
-
-    def __getattr__(self, name: str) -> Any:
-        """Be whatever else the other one is."""
-        return getattr(self._scope, name)
 
 
 def _pop(context: AppContext, error: BaseException | None) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gevent.event import Event
 
+from geventbatch._around import Around
 from geventbatch._options import check_seconds
-from geventbatch._seam import Around, around_scopes, options_of, the_processor
+from geventbatch._seam import around_scopes, options_of, the_processor
 from geventbatch._shown import shown
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved
 
@@ -307,16 +308,13 @@ class _OpenOne(Around):
         return _Scope(self._plan, (key,), self._inner(key))
 
 
-class _Scope:
+class _Scope(Around):
     """The scope of one key around that of the store."""
 
     def __init__(self, plan: Faults, keys: tuple[Hashable, ...], inner: Any) -> None:
+        super().__init__(inner)
         self._plan = plan
         self._keys = keys
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def __enter__(self) -> Any:
         return self._inner.__enter__()

@@ -288,11 +288,11 @@ def _pool_sizes(database: dict[str, Any]) -> list[int]:
     return [options.get("max_size") or options.get("min_size", _POOL_SIZE)]
 
 
-_IDS: Final = {"short-deadline": "W011", "unsaved": "W012", "uncompared": "W013"}
+_IDS: Final = {"short-deadline": "W011", "unsaved": "W012", "uncompared": "W013", "misspelt": "W014"}
 
 
 def check_set_up(**_: object) -> list[CheckMessage]:
-    """W011: a batch over a server has less than a second; W012: nothing is saved; W013: a pair on several workers."""
+    """W011: too little time over a server; W012: nothing is saved; W013: a pair on several workers; W014: misspelt."""
     return [
         CheckWarning(problem.what, hint=problem.mend, id=f"geventbatch.{_IDS[problem.name]}")
         for problem in _set_up.problems(_names())
