@@ -13,7 +13,6 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 
 from geventbatch.stores._as_loaded import by_attribute
 from geventbatch.stores._derived import UNHELD, of_all, of_row
+from geventbatch.stores._insides import slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,12 +62,7 @@ class Columns:
         """The relationships of which it keeps one."""
         self.mapped = frozenset([*manager, manager.STATE_ATTR])
         """All that an instance may have because it is mapped."""
-        self.slots = {
-            f"{kind.__qualname__}.{name}": slot
-            for kind in mapper.class_.__mro__
-            for name, slot in vars(kind).items()
-            if isinstance(slot, MemberDescriptorType)
-        }
+        self.slots = slots_of(mapper.class_)
         """What reads and writes the attributes that its classes name in ``__slots__``: they are in no dict."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_derived`."""

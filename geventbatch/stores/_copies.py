@@ -5,30 +5,16 @@ from __future__ import annotations
 import io
 import pickle
 from copy import deepcopy
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from itertools import count
 from operator import is_
-from types import FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Final
-from uuid import UUID
 from weakref import WeakValueDictionary
 
 from sqlalchemy.ext.mutable import MutableBase
 
 from geventbatch._shown import shown
 from geventbatch.errors import CannotUndo
-
-ATOMS: Final = frozenset(
-    {type(None), bool, int, float, complex, str, bytes, date, datetime, time, timedelta, Decimal, UUID, type}
-)
-"""They do not change."""
-
-_ELSEWHERE: Final = (type, ModuleType, FunctionType)
-"""They have attributes, but those are in no value."""
-
-HEAP_TYPE: Final = 1 << 9
-"""Python's flag of a class that is made as the program runs."""
+from geventbatch.stores._insides import ATOMS
 
 _CONTAINERS: Final = frozenset({dict, list, set, tuple})
 
@@ -81,34 +67,6 @@ class Copies:
     def number(self) -> int:
         """Of those that are alive."""
         return self._number
-
-
-def is_in(value: object, held: object) -> bool:
-    """Whether *value* lies anywhere in *held*: in containers, or in attributes of objects."""
-    seen: dict[int, object] = {}
-    todo = [held]
-    while todo:
-        one = todo.pop()
-        if one is value:
-            return True
-        if type(one) in ATOMS or id(one) in seen or isinstance(one, _ELSEWHERE):
-            continue
-        seen[id(one)] = one
-        if isinstance(one, dict):
-            todo += [*dict.keys(one), *dict.values(one)]
-        elif isinstance(one, (list, tuple, set, frozenset)):
-            todo += one
-        own = getattr(one, "__dict__", None)
-        if type(own) is dict and "_sa_instance_state" not in own:
-            todo += own.values()
-        todo += [getattr(one, name) for name in _slots(type(one)) if hasattr(one, name)]
-    return False
-
-
-def _slots(kind: type) -> list[str]:
-    """The names of the attributes in ``__slots__``."""
-    own = [vars(one) for one in kind.__mro__ if one.__flags__ & HEAP_TYPE]
-    return [name for one in own for name, slot in one.items() if isinstance(slot, MemberDescriptorType)]
 
 
 def _kept(number: int, place: int) -> Any:

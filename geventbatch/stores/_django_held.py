@@ -17,6 +17,7 @@ from django.utils.functional import cached_property
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import shown
+from geventbatch.stores._django_memory import attributes, forget
 from geventbatch.stores._django_values import watched
 
 if TYPE_CHECKING:
@@ -203,7 +204,5 @@ def take_related(instance: Model) -> None:
 
 def forget_read(instance: Model, model: type[Model], before: dict[str, Any]) -> None:
     """Forget related objects, and all that is beside the columns of *model*, but what is in *before*. Switches: no."""
-    values = vars(instance)
     vars(instance._state).pop("fields_cache", None)
-    for name in values.keys() - before.keys() - _columns(model):
-        del values[name]
+    forget(instance, model, attributes(instance, model).keys() - before.keys() - _columns(model))

@@ -25,9 +25,11 @@ from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo
 from geventbatch.stores._django_changes import BUILT_IN, IMMUTABLE, pickled
 from geventbatch.stores._django_values import documents
+from geventbatch.stores._insides import put_in_slots, slots_of, slotted
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+    from types import MemberDescriptorType
 
 _FIXED: Final = (
     BaseManager,
@@ -48,16 +50,18 @@ _NONE: Final[Any] = object()
 class Memory:
     """Of one resource."""
 
-    __slots__ = ("_documents", "_others", "_state", "_values")
+    __slots__ = ("_documents", "_model", "_others", "_state", "_values")
 
     def __init__(
         self,
+        model: type[Model],
         values: dict[str, Any],
         state: dict[str, Any],
         documents: dict[str, bytes],
         others: list[tuple[object, dict[str, Any]]] | None = None,
     ) -> None:
         """Keep these; use `of` and `as_loaded`."""
+        self._model = model
         self._values = values
         self._state = state
         self._documents = documents
@@ -70,18 +74,18 @@ class Memory:
         Raises:
             CannotUndo: It has something that cannot be copied.
         """
-        found = vars(instance)
+        found = attributes(instance, model)
         state = {**vars(found["_state"])}
         values, pickles, mutable = _sorted(found, documents(model))
         if not state.get("fields_cache"):
             state.pop("fields_cache", None)
             if not mutable:
-                return cls(values, state, pickles)
+                return cls(model, values, state, pickles)
         copies = _Copies([instance, found["_state"]])
         try:
             state = {name: copies.of(value) for name, value in state.items()}
             values |= {name: copies.of(value) for name, value in mutable.items()}
-            return cls(values, state, pickles, copies.others())
+            return cls(model, values, state, pickles, copies.others())
         except Exception as error:
             raise CannotUndo(
                 f"what an operation changes in a {model.__name__} cannot be undone in memory: a value of it cannot be "
@@ -112,7 +116,7 @@ class Memory:
                     f"{type(value).__name__}, is "
                     "not known: no copy was taken of it"
                 )
-        return cls(values, state, pickles)
+        return cls(model, values, state, pickles)
 
     def put_back(self, instance: Model) -> None:
         """Have it in *instance* again. Switches: no."""
@@ -122,12 +126,42 @@ class Memory:
             values = {name: copies.of(value) for name, value in values.items()}
             state = {name: copies.of(value) for name, value in state.items()}
             for other, kept in self._others:
-                _replace(vars(other), {name: copies.of(value) for name, value in kept.items()})
+                _put(other, type(other), {name: copies.of(value) for name, value in kept.items()})
         if self._documents:
             values = {**values, **{name: pickle.loads(text) for name, text in self._documents.items()}}  # noqa: S301
-        found = vars(instance)
-        _replace(found, values)
-        _replace(vars(found["_state"]), state)
+        _put(instance, self._model, values)
+        _replace(vars(vars(instance)["_state"]), state)
+
+
+def attributes(instance: Model, model: type[Model]) -> dict[str, Any]:
+    """All that *instance* has: its attributes, and what is in slots of the classes of *model*. Switches: no."""
+    slots = _slots(model)
+    return {**vars(instance), **slotted(slots, instance)} if slots else vars(instance)
+
+
+def _put(one: Any, kind: type, values: dict[str, Any]) -> None:
+    """Have nothing but *values* in it, which `attributes` gives."""
+    slots = _slots(kind) if issubclass(kind, Model) else None
+    if slots:
+        put_in_slots(slots, one, {name: values[name] for name in slots if name in values})
+        values = {name: value for name, value in values.items() if name not in slots}
+    _replace(vars(one), values)
+
+
+def forget(instance: Model, model: type[Model], names: set[str]) -> None:
+    """Have nothing of those *names* in it, which `attributes` gives. Switches: no."""
+    values, slots = vars(instance), _slots(model)
+    for name in names:
+        if name in slots:
+            slots[name].__delete__(instance)
+        else:
+            del values[name]
+
+
+@cache
+def _slots(model: Hashable) -> dict[str, MemberDescriptorType]:
+    found: Any = model
+    return slots_of(found)
 
 
 def _sorted(
@@ -207,6 +241,8 @@ class _Copies:
         kept: dict[str, Any] = {}
         self._others.append((value, kept))
         deep = issubclass(kind, Model | ModelState)
+        if issubclass(kind, Model):
+            values = attributes(value, kind)
         for name, part in values.items():
             kept[name] = self.of(part) if deep or name == "_result_cache" else part
 

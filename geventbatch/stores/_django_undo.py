@@ -14,7 +14,7 @@ from django.db.models import Model
 from geventbatch._shown import shown
 from geventbatch.errors import CannotUndo
 from geventbatch.stores._django_held import held_class
-from geventbatch.stores._django_memory import Memory
+from geventbatch.stores._django_memory import Memory, attributes
 
 if TYPE_CHECKING:
     from geventbatch.stores._django_guard import Guard
@@ -42,7 +42,7 @@ class Undo(Generic[M]):
     def __init__(self, row: Row[M], model: type[M], guard: Guard, *, copies: bool) -> None:
         """It *copies* what is there now; else it makes the state that was loaded of what is kept to compare with."""
         instance = row.instance
-        self.found = {**vars(instance)}
+        self.found = {**attributes(instance, model)}
         """What the instance had when it was loaded."""
         self._row = row
         self._model = model
@@ -75,9 +75,9 @@ class Undo(Generic[M]):
         """Have in memory what there was. Switches: no."""
         row, connection = self._row, self._connection
         instance: Any = row.instance
-        held: Any = held_class(self._model)
-        if type(instance) is not held:
-            instance.__class__ = held
+        kind: Any = held_class(self._model)
+        if type(instance) is not kind:
+            instance.__class__ = kind
         kept.memory.put_back(instance)
         row.save_asked = kept.save_asked
         if len(connection["run_on_commit"]) != kept.hooks:

@@ -15,8 +15,8 @@ from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._as_loaded import given as of_new
 from geventbatch.stores._beside import Beside
 from geventbatch.stores._bound import exact
-from geventbatch.stores._copies import is_in
 from geventbatch.stores._derived import forget, is_incomplete
+from geventbatch.stores._insides import is_in
 from geventbatch.stores._transaction import LostRow, is_doubtful
 from geventbatch.stores._watched import watched
 

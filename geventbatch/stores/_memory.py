@@ -9,7 +9,6 @@ What was sent to the database in between cannot be gone back from in memory: tha
 
 from __future__ import annotations
 
-from contextlib import suppress
 from operator import attrgetter, itemgetter
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,7 +19,8 @@ from sqlalchemy.orm.state import PendingCollection
 
 from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._copies import ATOMS, HEAP_TYPE, Copies
+from geventbatch.stores._copies import Copies
+from geventbatch.stores._insides import ATOMS, HEAP_TYPE, put_in_slots, slotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,7 +237,7 @@ class _Held:
         if columns.composites and not composites:  # they are made of their columns again
             for composite in columns.composites:
                 self.values.pop(composite, None)
-        self.slotted = _slotted(columns, instance) if columns.slots else _NOTHING
+        self.slotted = slotted(columns.slots, instance) if columns.slots else _NOTHING
         notes = self._notes = state.__dict__.copy()
         self._is_flat = dict not in map(type, notes.values())
         if not self._is_flat:
@@ -312,11 +312,8 @@ class _Held:
 
     def _put_slots_back(self, instead: dict[str, Any]) -> dict[str, Any]:
         """Give what else is to be put *instead*."""
-        slots, now = self.columns.slots, _slotted(self.columns, self._instance)
-        for name in now.keys() - self.slotted.keys():
-            slots[name].__delete__(self._instance)
-        for name, value in self.slotted.items():
-            slots[name].__set__(self._instance, instead.get(name, value))
+        slots = self.columns.slots
+        put_in_slots(slots, self._instance, {name: instead.get(name, one) for name, one in self.slotted.items()})
         return {name: value for name, value in instead.items() if name not in slots}
 
     def _collection(self, collection: Any) -> tuple[Any, Any, bool, Any, dict[str, Any]]:
@@ -328,15 +325,6 @@ class _Held:
             self.opaque = f"what is in a {type(collection).__name__} is not known"
         adapter = collection_adapter(collection)
         return collection, adapter, adapter.empty, members, dict(own)
-
-
-def _slotted(columns: Columns, instance: object) -> dict[str, Any]:
-    """What *instance* has in slots."""
-    found = {}
-    for name, slot in columns.slots.items():
-        with suppress(AttributeError):
-            found[name] = slot.__get__(instance)
-    return found
 
 
 def _is_fixed(value: object) -> bool:

@@ -127,4 +127,43 @@ class Placed(Wagon):
         base_manager_name = "objects"
 
 
+class Marks:
+    """What instances have beside their columns is in no dict."""
+
+    __slots__ = ("mark", "marks")
+
+
+class Pier(Marks, models.Model):
+    name: models.CharField[str, str] = models.CharField(max_length=20)
+
+    class Meta:
+        app_label = "bank"
+
+
+class Boat(Marks, models.Model):
+    """With a mark that is there from the load on."""
+
+    sold: models.IntegerField[int, int] = models.IntegerField(default=0)
+    pier: models.ForeignKey[Pier, Pier] = models.ForeignKey(Pier, models.CASCADE)
+
+    class Meta:
+        app_label = "bank"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.marks: list[Any] = []
+
+
+class Writing(Boat):
+    """Whose save writes of what is in slots."""
+
+    class Meta:
+        app_label = "bank"
+        proxy = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.sold += 100 * len(self.marks) + 1000 * hasattr(self, "mark") + 10_000 * hasattr(self.pier, "mark")
+        super().save(*args, **kwargs)
+
+
 SHAPES: tuple[type[models.Model], ...] = (Depot, Wagon, Line, Placed)
