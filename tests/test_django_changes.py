@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -253,3 +254,33 @@ def test_an_object_in_a_column_is_answered_as_it_was_then_or_the_operator_is_tol
             gevent.sleep(0)
     assert (point.x, point.y) == (1, 2)
     assert "the batch's own" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda row: row.pickled["box"],
+        lambda row: [row.pickled["box"].names[0]],
+        lambda row: row.pickled,
+        lambda row: (row.pickled["boxes"][1],),
+    ],
+    ids=["in a dict", "deeper", "the dict", "in a list"],
+)
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_object_that_lies_deep_in_a_column_is_answered_as_it_was_then(
+    server: str, returned: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fill_boxes(row: Any) -> None:
+        row.pickled["box"].names[0].names.append("changed")
+        row.pickled["boxes"][1].names.append("changed")
+
+    with tables(server, tmp_path, Wide) as alias:
+        wide = made(alias)
+        boxes: Any = {"box": Box(Box("Ann")), "boxes": [1, Box("Ben")]}  # type: ignore[arg-type]  # one in another
+        Wide.objects.using(alias).update(pickled=boxes)
+        with processing(Wide, alias) as processor:
+            answer, _, again = answers_of(processor, wide.pk, returned, fill_boxes, returned)
+        assert b"changed" not in pickle.dumps(answer)
+        assert b"changed" in pickle.dumps(again)
+        assert Wide.objects.using(alias).get().pickled["boxes"][1].names == ["Ben", "changed"]
+    assert not caplog.records

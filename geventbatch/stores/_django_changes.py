@@ -8,7 +8,6 @@ can never be missed.
 from __future__ import annotations
 
 import pickle
-from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
@@ -129,14 +128,6 @@ def differ(one: object, other: object) -> bool:
 
 def _in_one_zone(one: datetime, other: datetime) -> bool:
     return one.tzinfo is other.tzinfo and one.fold == other.fold
-
-
-def copied(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
-    """Give a copy of *value*; or itself where there is none that is the same for the database."""
-    if isinstance(value, File):  # which has the instance with it
-        return value
-    copy = deepcopy(value)
-    return value if differ(kept(field, value, connection), kept(field, copy, connection)) else copy
 
 
 def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:

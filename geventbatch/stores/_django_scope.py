@@ -14,7 +14,7 @@ from geventbatch._shown import said, shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_added import add_rows
-from geventbatch.stores._django_changes import columns, copied
+from geventbatch.stores._django_answers import copied, lies_in
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import forget_read, held_class, take_related
@@ -206,18 +206,12 @@ class Scope(Generic[M]):
 
     def copied(self, value: object) -> object:
         """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
-        field = self._field_of(value)
-        return value if field is None else copied(field, value, self._connection)
+        return copied(self._row.instance, self._store.model, value, self._connection)
 
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch, or in a column of it. Switches: no."""
-        return value is self._row.instance or self._field_of(value) is not None
-
-    def _field_of(self, value: object) -> Field[Any, Any] | None:
-        values = vars(self._row.instance)
-        if type(value) is memoryview:  # nobody changes what the driver gives
-            return None
-        return next((field for field in columns(self._store.model) if values.get(field.attname) is value), None)
+        instance = self._row.instance
+        return value is instance or lies_in(instance, self._store.model, value)
 
     # -- undoing --------------------------------------------------------------------------------------------
 
