@@ -176,7 +176,8 @@ class MappedScope:
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
-        return self._outcomes().find(self._transaction.send, keys)
+        with self._conduct.own():  # it is no operation that asks, and it needs nothing of what those have changed
+            return self._outcomes().find(self._transaction.send, keys)
 
     # -- load ------------------------------------------------------------------------------------------------
 

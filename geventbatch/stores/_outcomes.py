@@ -19,7 +19,7 @@ from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._plain import encode
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores import _sql
 
@@ -202,7 +202,7 @@ class Recording:
         """Whether *error* names one of our ids; SQLite's names the column."""
         if (table := _sql.table_of(error)) is not None:  # which PostgreSQL tells apart from what is in the rows
             return table == self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
-        told = str(getattr(error, "orig", error))
+        told = said(getattr(error, "orig", error))
         column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
         return self._outcomes.prefix in told or column in told
 

@@ -14,7 +14,7 @@ from math import ceil
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from geventbatch._shown import shown
+from geventbatch._shown import said, shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores._driver_errors import (
     OF_OPERATION,
@@ -120,7 +120,7 @@ def what_it_means(error: BaseException, key: Hashable, *, committing: bool = Fal
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+    text = said(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
