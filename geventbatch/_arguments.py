@@ -26,7 +26,7 @@ def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
     copying = _Copying()
     try:
         kept = copying.copy(given)
-    except RecursionError:  # what lies so deep is passed as it is
+    except Exception:  # what lies too deep, or does not let itself be looked into, is passed as it is
         return operation
     return Repeatable(operation, kept) if copying.changeable else operation
 
@@ -71,7 +71,9 @@ class _Copying(Copying):
 
     def _copy_other(self, value: Any) -> Any:
         kind: Any = type(value)
-        members = _members(kind)
+        is_atom, members = _known(kind)
+        if is_atom:
+            return value
         if members is None:
             if self._inside:
                 raise _NoValue
@@ -124,7 +126,8 @@ def _has(member: Any, value: Any) -> bool:
 
 
 @lru_cache(maxsize=1000)
-def _members(kind: Any) -> tuple[Any, ...] | None:
-    from geventbatch._photo import members_of  # which is slow to import
+def _known(kind: Any) -> tuple[bool, tuple[Any, ...] | None]:
+    """Whether its instances hold nothing that could be changed; and their members."""
+    from geventbatch._photo import is_atom, members_of  # which is slow to import
 
-    return members_of(kind)
+    return (True, None) if is_atom(kind) else (False, members_of(kind))

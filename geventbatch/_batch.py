@@ -159,6 +159,7 @@ class Batch:
         if attempt is None or not getattr(attempt.scope, "deletes", False):
             raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
         attempt.delete()
+        self.ask_scope()
 
     @property
     def deleted(self) -> bool:

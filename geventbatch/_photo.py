@@ -140,14 +140,16 @@ def _shows_all(kind: Any, base: Any, slots: list[str]) -> bool:
     return bool(like.__basicsize__ == kind.__basicsize__ and like.__itemsize__ == kind.__itemsize__)
 
 
+def is_atom(kind: Any) -> bool:
+    """Whether instances of *kind* hold nothing that operations would change: values, classes, modules, functions."""
+    return kind in _ATOMS or issubclass(kind, (*_ATOMS, Enum, FunctionType)) or kind is object
+
+
 def members_of(kind: Any) -> tuple[Any, ...] | None:
     """The places of instances of *kind* beside their ``__dict__``, where these two are all that they hold.
 
-    None where they hold more, or say themselves how they are copied, or where something is done when they end. Nothing
-    where there is nothing that operations would change.
+    None where they hold more, or say themselves how they are copied, or where something is done when they end.
     """
-    if kind in _ATOMS or issubclass(kind, (*_ATOMS, Enum, FunctionType)) or kind is object:
-        return ()
     own = kind.__flags__ & _MADE_AT_RUN_TIME and not any(
         hasattr(kind, name) for name in ("_sa_class_manager", "__del__")
     )

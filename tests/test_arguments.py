@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import gc
+import re
+from abc import ABC
 from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
+from logging import getLogger
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import gevent
 import pytest
 
-from geventbatch import Conflict
+from geventbatch import Conflict, Processor
 from geventbatch._arguments import repeatable
 from geventbatch._operation import name_of
 from tests.stores import FORMS, Form, Store
@@ -55,6 +64,46 @@ def test_arguments_that_nothing_changes_are_passed_as_they_are() -> None:
     thing = object()
     for args in ((), (1, "Ann"), (thing,), ((1, (2, "3")), None)):
         assert repeatable(put, args) is put
+
+
+class Color(Enum):
+    RED = 1
+
+
+class Meta(type):
+    pass
+
+
+class Odd(metaclass=Meta):
+    names: ClassVar[list[str]] = []
+
+
+class Closed:
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise OSError("closed")
+
+
+THINGS = (
+    *(int, Odd, Meta, Closed, Closed(), ABC, Enum, Color, Color.RED, NamedTuple, Sequence[int]),
+    *(gc, gc.collect, put, partial, partial(put, [1]), Lock(), dt.UTC, getLogger("a"), re.compile("a")),
+    *(
+        object(),
+        iter([1]),
+        range(3),
+        Exception("x"),
+        memoryview(b"x"),
+        frozenset({1}),
+        MappingProxyType({"a": [1]}),
+    ),
+)
+
+
+@pytest.mark.parametrize("thing", THINGS, ids=[f"{number} {type(one).__name__}" for number, one in enumerate(THINGS)])
+def test_whatever_is_passed_reaches_the_operation(thing: object) -> None:
+    with Processor(open_resource=nullcontext, min_duration=0) as processor:
+        assert processor.run("k", lambda _, given: id(given), thing) == id(thing)
+        assert processor.run("k", lambda _, given: id(given[0]), [thing]) == id(thing)
 
 
 def test_the_first_application_gets_what_its_caller_has_passed_and_each_other_a_copy() -> None:

@@ -100,6 +100,20 @@ def test_nobody_is_answered_of_the_row_as_it_was_behind_one_who_has_asked_for_it
     assert [found.args[0] if raises else found for found in answers] == [10, 10]
 
 
+def test_where_all_have_raised_nothing_is_saved_though_they_have_asked_and_written(alias: str) -> None:
+    Account.objects.using(alias).create(name="b")
+
+    def asks(resource: Account) -> None:
+        raise Found(Account.objects.using(alias).values_list("balance", flat=True).get(name=resource.name))
+
+    def writes(_: Account) -> None:
+        raise Found(Account.objects.using(alias).filter(name="b").update(balance=1))
+
+    with processing(alias, mode="version", min_duration=0.01) as processor:
+        assert [found.args for found in together(processor, asks, writes)] == [(0,), (1,)]
+    assert account(alias).balance == Account.objects.using(alias).get(name="b").balance == 0
+
+
 def test_a_change_of_the_resources_own_row_that_is_swallowed_is_refused_too(alias: str) -> None:
     def change(resource: Account) -> None:
         with pytest.raises(RuntimeError):

@@ -134,7 +134,8 @@ def test_what_cannot_be_encoded_costs_no_load_each(place: Place, mode: str, kind
             runs: list[Any] = [(book, f"{new} {number}", number if number % 2 else object()) for number in range(40)]
             runs.insert(7, (refuse, "7"))
             answers = together(opened, *runs)
-            assert place.loads <= 5
+            # One more where an operation has raised: what is before it is saved first, as it cannot be copied.
+            assert place.loads <= 6
             assert type(answers.pop(7)) is LookupError
             assert [answer for answer in answers if isinstance(answer, int)] == list(
                 range(1, 21) if new else range(21, 41)
@@ -258,7 +259,7 @@ def test_the_same_in_redis() -> None:
                 ]
                 runs.insert(7, (refuse, "7"))
                 answers = together(opened, *runs)
-                assert len(loads) <= 5
+                assert len(loads) <= 6  # as above
                 assert type(answers.pop(7)) is LookupError
                 assert all(isinstance(answer, TypeError) for answer in answers[::2])
                 assert answers[1::2] == list(range(1, 201) if new else range(201, 401))

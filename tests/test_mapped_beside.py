@@ -269,3 +269,16 @@ def test_nobody_is_answered_of_the_row_as_it_was_behind_one_who_has_asked_for_it
     bed.write(sa.update(Train).values(sold=0))
     found, other = bed.together(Train, 1, first, raises)  # and nobody returns
     assert (found.args[0] if isinstance(found, Sold) else found, other.args[0]) == (10, 10)
+
+
+@pytest.mark.parametrize("opened_bed", COMPARING, indirect=True)
+def test_where_all_have_raised_nothing_is_saved_though_they_have_asked_and_flushed(bed: Bed) -> None:
+    def flushes(train: Train) -> None:
+        train.sold += 1
+        session_of(train).flush()
+        raise Sold(train.sold)
+
+    found, other = bed.together(Train, 1, asks_and_raises, flushes)
+    assert found.args == (0,)
+    assert isinstance(other, RuntimeError if bed.server == "sqlite" else Sold)
+    assert bed.read(sa.select(Train.sold).where(Train.id == 1)) == 0

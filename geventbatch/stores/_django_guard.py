@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.signals import connection_created
 
 from geventbatch._process import running
@@ -170,8 +170,8 @@ class Guard:
         over = self._transaction.ended_by()
         if over is not None:
             return over
-        if self.early:
-            return TooEarly(f"an operation on {shown(self._batch.key)} has read what is not saved yet")
+        if self.early or self._deletes_what_is_unsaved():
+            return TooEarly(f"an operation on {shown(self._batch.key)} has read, or deletes, what is not saved yet")
         wrong = self._wrong or self.left_behind() or self._transaction.failed()
         if wrong is None:
             return None
@@ -333,6 +333,10 @@ class Guard:
             return False
         return row.differs() and not is_of_others(query, params, row.instance)
 
+    def _deletes_what_is_unsaved(self) -> bool:
+        """Whether what operations before have changed would go with the row, unseen by a trigger or a `delete`."""
+        return self._batch.deleted and self._batch.completed > 1 and self._row.differs()
+
     def _calls_what_writes(self, query: str) -> bool:
         """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
         return not self._batch.alone and functions_of(self.connection).may_write(query, self._first_column)
@@ -354,7 +358,10 @@ class Guard:
     def compare(self) -> None:
         """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
         if self.asked and len(self._batch.operations) > 1:
-            self._row.verify()
+            try:
+                self._row.verify()
+            except Error as error:
+                raise _sql.of_store(error, self._batch.key) from error
 
     def writes_unseen(self) -> None:
         """The operation is about to write, perhaps, by what Django shows to nobody."""

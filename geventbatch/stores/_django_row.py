@@ -272,17 +272,14 @@ class Row(Generic[M]):
         self.new, self.ours, self.save_asked = False, True, False
         self.loaded = state_of(self.instance, self._connection)
 
-    def delete(self, fields: Sequence[Field[Any, Any]]) -> None:
-        """Delete it, if it is as it was loaded; *fields* were changed before. Switches: yes.
+    def delete(self) -> None:
+        """Delete it, if it is as it was loaded. What the same operation has changed in it goes too. Switches: yes.
 
         Raises:
             RuntimeError: The model's own `delete` would do so elsewhere.
         """
         if self.new:
             return
-        if fields:  # a `delete` of the model's own may only mark it as deleted, and a trigger may keep a copy of it
-            self.update(fields, commits=False)
-            self.settle()
         self.verify()
         instance, using = self.instance, self._store.using
         model = type(instance)

@@ -11,7 +11,7 @@ from django.db.models import Field, Model
 
 from geventbatch._processor import current_batch
 from geventbatch._shown import said, shown
-from geventbatch.errors import NotSaved, Rejected
+from geventbatch.errors import NothingToSave, NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_added import add_rows
 from geventbatch.stores._django_answers import copied, lies_in
@@ -314,11 +314,13 @@ class Scope(Generic[M]):
     def _save(self, verdict: NotSaved | None) -> None:
         if verdict is not None:
             raise verdict
-        transaction = self._transaction
+        transaction, outcomes = self._transaction, self._batch.outcomes
         transaction.check()
-        recording = self._recording = (
-            Recording(self._outcomes(), self._batch.outcomes) if self._batch.outcomes else None
-        )
+        if not (self._batch.completed or outcomes):  # whatever was sent, nobody has sent it
+            self._guard.compare()
+            transaction.roll_back(NothingToSave())
+            return
+        recording = self._recording = Recording(self._outcomes(), outcomes) if outcomes else None
         try:
             try:
                 self._write()
@@ -370,12 +372,11 @@ class Scope(Generic[M]):
             recording.send(partial(send, self._connection))
 
     def _write(self) -> None:
-        rows = self._batch.rows
         if not self._batch.completed:
             self._guard.compare()
             self._record()
-            return
-        self._write_row(rows[0 if self._steps is None else self._steps.kept :], commits=True)
+        else:
+            self._write_row(self._batch.rows[0 if self._steps is None else self._steps.kept :], commits=True)
 
     def _write_row(self, rows: list[object], *, commits: bool) -> bool:
         """Write what has changed of the row, and *rows*. Give whether the row was written. Switches: yes."""
@@ -391,7 +392,7 @@ class Scope(Generic[M]):
         self._transaction.only = not (more or self._steps)
         written = True
         if self._batch.deleted:
-            row.delete(fields)
+            row.delete()
         elif row.new:
             row.insert(commits=commits and not rows)
         elif fields or (row.save_asked and row.computes(self._class)):

@@ -237,8 +237,9 @@ class MappedScope:
         if self.must_compare and len(batch.operations) > 1:
             self._compare(batch)
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
-        if not batch.completed:  # whatever is in the session, nobody has made it
-            self._transaction.write(lambda: None, recording)
+        if not batch.completed:  # whatever is in the session, or was sent, nobody has made it
+            if recording is not None:
+                self._transaction.write(lambda: None, recording)
             return
         late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds what is to go with it only in the database
         if batch.deleted and not late:  # before a flush writes what is to go
