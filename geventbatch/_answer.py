@@ -131,6 +131,7 @@ class Copying:
         # -- mutable state ---------------------------------------------------------------------------------
         self.others: list[Any] = []
         self._copies: dict[int, Any] = {}  # by the identity of what they are copied from
+        self._given: list[Any] = []  # by the scope; they live on, so that nothing else has their identity
 
     def copy(self, value: Any) -> Any:
         kind = type(value)
@@ -154,6 +155,9 @@ class Copying:
                 copy = self._copied(value)
         if copy is value:
             self.others.append(value)
+        elif type(copy) in self.containers:  # a relationship's collection, as a list of what is in it
+            self._given.append(copy)
+            copy = self.copy(copy)
         return self._copies.setdefault(id(value), copy)
 
     def _copy_changeable(self, value: Any) -> Any:

@@ -219,6 +219,39 @@ def test_a_related_row_that_is_saved_after_it_was_assigned_is_referred_to(server
         assert agent.name == "Ann"
 
 
+def test_a_query_that_is_to_be_read_later_is_told_of_and_one_that_was_read_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(query: Any) -> Any:
+        len(query)
+        return query
+
+    def raw(client: Any) -> Any:
+        return Client.objects.using(client._state.db).raw("SELECT * FROM bank_client")
+
+    def managed(client: Any) -> Any:
+        return Client.objects.using(client._state.db)
+
+    with tables("sqlite", tmp_path, Agent, Client) as alias:
+        client = Client.objects.using(alias).create(number="1")
+        answers: list[Callable[[Any], Any]] = [
+            managed,
+            raw,
+            lambda _: Client.objects,
+            lambda row: {"all": managed(row).all()},
+        ]
+        for answer in answers:
+            with processing(Client, alias, by="number") as processor:
+                caplog.clear()
+                assert processor.run("1", lambda row: read(managed(row).all()))[0] == client
+                processor.run("1", lambda row: list(managed(row)))
+                gevent.sleep(0)
+                assert not caplog.records
+                processor.run("1", answer)
+                gevent.sleep(0)
+                assert "which is the batch's own" in caplog.text
+
+
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_column_whose_changes_cannot_be_told_is_named(server: str, tmp_path: Path) -> None:
     with tables(server, tmp_path, Mystery) as alias:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.core.files import File
-from django.db.models import Field, JSONField, Model
+from django.db.models import Field, JSONField, Model, QuerySet
+from django.db.models.manager import BaseManager
+from django.db.models.query import RawQuerySet
 
 from geventbatch.stores._django_changes import IMMUTABLE, columns, differ, kept
 from geventbatch.stores._insides import is_in
@@ -55,3 +57,10 @@ def _of_objects(model: type[Model]) -> tuple[str, ...]:
 def _has_objects(field: Field[Any, Any]) -> bool:
     kind: type = type(field)
     return not kind.__module__.startswith("django.") or (isinstance(field, JSONField) and field.decoder is not None)
+
+
+def asks_later(value: object) -> bool:
+    """Whether *value* asks the database only when it is read: a manager, or a query that has not been."""
+    if isinstance(value, QuerySet | RawQuerySet):
+        return cast("Any", value)._result_cache is None
+    return isinstance(value, BaseManager)

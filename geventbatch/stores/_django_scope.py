@@ -14,7 +14,7 @@ from geventbatch._shown import said, shown
 from geventbatch.errors import NothingToSave, NotSaved, Rejected
 from geventbatch.stores import _sql
 from geventbatch.stores._django_added import add_rows
-from geventbatch.stores._django_answers import copied, lies_in
+from geventbatch.stores._django_answers import asks_later, copied, lies_in
 from geventbatch.stores._django_connections import current, own
 from geventbatch.stores._django_guard import Guard
 from geventbatch.stores._django_held import forget_read, held_class, take_related
@@ -211,7 +211,7 @@ class Scope(Generic[M]):
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch, or in a column of it. Switches: no."""
         instance = self._row.instance
-        return value is instance or lies_in(instance, self._store.model, value)
+        return value is instance or asks_later(value) or lies_in(instance, self._store.model, value)
 
     # -- undoing --------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from geventbatch._processor import current_batch
 from geventbatch._shown import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores import _sql
+from geventbatch.stores._collections import asks_later, is_collection, plain
 from geventbatch.stores._conduct import Conduct
 from geventbatch.stores._held_connection import HeldConnection
 from geventbatch.stores._loaded import Loaded
@@ -115,15 +116,17 @@ class MappedScope:
         return self._conduct.asked and not self._mapping.locking
 
     def copied(self, value: object) -> object:
-        """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
+        """Give a copy of *value* where it is in a column, or a relationship's collection; else itself. Switches: no."""
+        if is_collection(value):
+            return plain(value)
         copy = self._loaded.copier_of(value)
         return value if copy is None else copy(value)
 
     def owns(self, value: object) -> bool:
-        """Whether *value* is an instance of the batch's session, or in a column of one. Switches: no."""
+        """Whether *value* is of the batch's session: an instance, in a column of one, or what asks it. Switches: no."""
         if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
             return value in self._session
-        return self._loaded.copier_of(value) is not None
+        return is_collection(value) or asks_later(value) or self._loaded.copier_of(value) is not None
 
     # -- undo --------------------------------------------------------------------------------------------------
 
