@@ -80,7 +80,7 @@ def check_opener(name: str, value: Any, takes: str) -> None:
         raise TypeError(
             f"{name} is the class {value.__qualname__}, whose instances are no context managers, but must be {_STORE}"
         )
-    _check_arguments(name, value, (takes,))
+    _check_arguments(name, value, (takes,), f"; it has to be {_STORE}" if name == "open_resource" else "")
     kind = _kind(value)
     if kind == _GENERATOR:
         raise TypeError(f"{name} is {_shown(value)}, {kind}: decorate it with contextlib.contextmanager")
@@ -110,7 +110,7 @@ def check_no_store(name: str, value: Any) -> None:
     """Raise if *value*, the option *name*, is a store of one key."""
     mark = "open_resources" if name == "open_resources" else "normalize_key"
     if hasattr(type(value), mark):
-        instead = "its open_resources" if name == "open_resources" else "it as open_resource"
+        instead = "its open_resources, or it as open_resource" if mark == name else "it as open_resource"
         raise TypeError(f"{name} is {named(value)}, a store of one key at a time: pass {instead}")
 
 
@@ -167,7 +167,7 @@ def _is_scope(value: object) -> bool:
 _CONTEXT_MANAGER: Final = contextmanager(lambda: iter(())).__code__
 
 
-def _check_arguments(name: str, value: Any, takes: tuple[str, ...]) -> None:
+def _check_arguments(name: str, value: Any, takes: tuple[str, ...], instead: str = "") -> None:
     try:
         signature = inspect.signature(_undecorated(value), follow_wrapped=False)
     except Exception:  # of what is written in C, or says something odd of itself
@@ -177,7 +177,7 @@ def _check_arguments(name: str, value: Any, takes: tuple[str, ...]) -> None:
     except TypeError as error:
         raise TypeError(
             f"{name} is {_shown(value)}, which does not take what it is called with, {name}({', '.join(takes)}): "
-            f"{said(error)}"
+            f"{said(error)}{instead}"
         ) from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from geventbatch._shown import shown
 from geventbatch.errors import (
@@ -63,6 +63,15 @@ def rejected(error: NotSaved) -> BaseException:
     return error if error.__cause__ is None else error.__cause__
 
 
+_POOLS: Final = ("/sqlalchemy/util/queue.py:", " in WaitingClient.wait")
+"""In the frames of those who wait for a connection of a pool: SQLAlchemy's, and psycopg's (Django's)."""
+
+_NO_CONNECTION: Final = (
+    "All connections of the pool were in use. Callers that have used the database before run() hold one each while "
+    "they wait: let them close their session, or their connection, before; or give the store an engine of its own"
+)
+
+
 def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...]) -> Failure:
     """The deadline passed, while the code of the batch waited in *stack*."""
     doing = {"load": "loading", "operations": "applying its operations", "save": "saving"}[phase]
@@ -70,6 +79,8 @@ def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...
     cause = TimeoutError(what)
     if stack:
         cause.add_note("\n  ".join(("its code waited there, the innermost frame last:", *stack)))
+        if any(mark in frame for frame in stack for mark in _POOLS):
+            cause.add_note(_NO_CONNECTION)
     return Failure(BatchTimeout, key, what, cause, retry_safe=phase != "save", phase=phase)
 
 

@@ -102,6 +102,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "missing a required argument: 'table'",
     ),
     ({"open_resource": load_nothing}, "load_nothing (", "open_resource(key): too many positional arguments"),
+    ({"open_resource": load_nothing}, "load_nothing (", "; it has to be a store, such as SQLAlchemyStore.documents("),
     ({"open_resource": contextmanager(load_nothing)}, "load_nothing (", "too many positional arguments"),  # type: ignore[arg-type]
     (
         {"open_resource": contextmanager(open_by_steps)(1)},
@@ -112,7 +113,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"open_resource": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
     ({"open_resource": open_later}, "open_later (", "an async function, but must give a context manager"),
     ({"open_resource": open_by_steps_later}, "open_by_steps_later (", "an async generator function"),
-    ({"open_resources": store}, "<SQLAlchemyStore", "a store of one key at a time: pass its open_resources"),
+    (
+        {"open_resources": store},
+        "<SQLAlchemyStore",
+        "one key at a time: pass its open_resources, or it as open_resource",
+    ),
     ({"open_resources": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
     ({"open_resources": load_nothing}, "load_nothing (", "open_resources(keys): too many"),
     ({"load_resources": load_nothing, "save_resources": print}, "load_nothing (", "load_resources(keys): too many"),
