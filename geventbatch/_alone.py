@@ -58,7 +58,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
     finally:
         if batch.failure is not None:
             _report.failed(batch, batch.failure, 1)
-        batch.attempt = None  # no cycle
+        batch.let_go()
         state.leave_alone(batch)
     if batch.epoch != _process.here.epoch:
         _process.park()

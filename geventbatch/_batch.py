@@ -61,6 +61,7 @@ class Batch:
         "reads",
         "size",
         "state",
+        "tried",
         "waiting",
         "waiting_at_close",
         "window_end",
@@ -68,6 +69,7 @@ class Batch:
 
     # -- mutable state -------------------------------------------------------------------------------------
     attempt: Attempt | None  # there from when it starts to run until its greenlet has let go of it
+    tried: int  # how often it was loaded, once its greenlet has let go
     behind: Batch | None  # the next batch of its lane
     waiting: int  # callers that are still there
     size: int  # operations that may have to be applied
@@ -95,7 +97,7 @@ class Batch:
         self.attempt = self.behind = self.failure = self.bell = None
         self.ended = self.loaded = False
         self.open = True
-        self.waiting = self.size = self.reads = 0
+        self.waiting = self.size = self.reads = self.tried = 0
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""
@@ -198,6 +200,13 @@ class Batch:
         if self.attempt is not None and self.attempt.phase == "operations":
             self.attempt.cut()
 
+    def let_go(self) -> Attempt | None:
+        """Give its attempt, whose greenlet is through with it; afterwards there is none, and so no cycle."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            self.tried = attempt.attempts
+        return attempt
+
     # -- for our own stores and watchers ------------------------------------------------------------------
 
     @property
@@ -208,7 +217,7 @@ class Batch:
     @property
     def attempts(self) -> int:
         """How often it was loaded."""
-        return 0 if self.attempt is None else self.attempt.attempts
+        return self.tried if self.attempt is None else self.attempt.attempts
 
     @property
     def conflicts(self) -> int:

@@ -121,7 +121,7 @@ class Bulk:
 
 def free(batch: Batch) -> None:
     """The code of *batch*, which has ended, has returned: the next one of its key may run."""
-    batch.attempt = None  # no cycle
+    batch.let_go()
     if batch.lane is not None:
         batch.lane.finish()
 

@@ -190,7 +190,7 @@ class Worker:
             _report.killed(batch, error)
             raise
         finally:
-            attempt, batch.attempt = batch.attempt, None  # no cycle
+            attempt = batch.let_go()
             after = attempt is not None and attempt.after is not None
             if after:
                 self._state.live += 1
