@@ -41,7 +41,7 @@ class Conduct(Sending):
             unfit = (self.unfit() or self._misfit()) if self._seen else None
             given, new, deleted = self._given, self._new, self._deleted
             wrote = self.writes != self._writes_before
-            unfit = unfit or self._too_early()
+            unfit = unfit or self._too_early() or self._deletes_too_early()
             self._forget()
             if unfit is None and self._loaded is not None:
                 if (given or new or deleted) and is_stale(self.session, new, given, deleted=deleted):
@@ -94,6 +94,16 @@ class Conduct(Sending):
         return TooEarly(
             f"an operation on {shown(self.key)} is to find what it has done in what those before have loaded"
         )
+
+    def _deletes_too_early(self) -> TooEarly | None:
+        """What is said of an operation that deletes what those before it have changed: a trigger is to find that."""
+        batch, loaded = current_batch(), self._loaded
+        if batch.deleted and not self._unwritten and loaded is not None and batch.completed - 1 > self._flushed:
+            loaded.flag_mutated()
+            self._unwritten = loaded.changes()
+        if not self._unwritten:
+            return None
+        return TooEarly(f"an operation on {shown(self.key)} deletes what those before it have changed")
 
     def stale(self, error: StaleDataError) -> NotSaved:
         """What it is that a flush of the library's own has not found a row that it was to write."""
@@ -287,6 +297,8 @@ class Conduct(Sending):
         assert self._loaded is not None  # noqa: S101 - as above
         if self._loaded.resource in self.session.deleted:
             current_batch().cut()
+        if self._has_others() and any(instance_state(one).modified for one in self.session.deleted):
+            self._unwritten = True
 
     def has_lost(self, instance: object) -> None:
         """The session does not hold *instance* any more."""

@@ -75,6 +75,7 @@ class Sending:
     _writes_before: int  # of `writes`
     _new: list[object]  # what it has added
     _deleted: bool  # it has deleted something by the session
+    _unwritten: bool  # which those before have changed, and that is in no transaction
     _given: list[tuple[InstanceState[Any], str]]  # attributes that have got what a load may give otherwise
     _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: where, by which name, what was there
 
@@ -147,7 +148,7 @@ class Sending:
                 dict.pop(where, name, None)
             else:
                 dict.__setitem__(where, name, value)
-        self._seen = self._spoils = self._early = False
+        self._seen = self._spoils = self._early = self._unwritten = False
         self._broke = self._failed = None
         self._writes_before = self.writes
         self._given, self._new, self._set, self._deleted = [], [], [], False
