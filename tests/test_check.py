@@ -150,6 +150,7 @@ FORK = """
 from gevent import monkey; monkey.patch_all()
 import os, warnings
 from geventbatch import Processor, check
+from tests.children import wait_for
 processor = Processor(min_duration=0)
 if {runs}:
     processor.run("k", lambda resource: None)
@@ -160,7 +161,7 @@ if pid == 0:
         processor.run("k", lambda resource: None)
     print([problem.name for problem in check()], len(caught), flush=True)
     os._exit(0)
-os.waitpid(pid, 0)
+wait_for(pid)
 print([problem.name for problem in check()])
 """
 

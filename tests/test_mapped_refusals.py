@@ -76,6 +76,18 @@ def add_odd(_: Train) -> None:
     current_batch().add_row((Train, {"id": 2, "pairs": 3}))
 
 
+def assign_odd_and_add_what_is_there(train: Train) -> None:
+    train.pairs = 1
+    current_batch().add_row((Train, {"id": 1}))
+
+
+def test_an_operation_that_has_made_two_wrong_values_is_told_of_one_of_them(bed: Bed) -> None:
+    before, error, behind = bed.together(Train, 1, sell, assign_odd_and_add_what_is_there, sell)
+    assert (before, behind) == (1, 2)
+    assert isinstance(error, StatementError)
+    assert bed.read(sa.select(Train.sold)) == 2
+
+
 def told_alone(bed: Bed, operation: Any) -> BaseException:
     with Session(bed.other) as session:
         operation(session.get_one(Train, 1))

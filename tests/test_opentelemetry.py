@@ -27,6 +27,7 @@ from geventbatch._operation import Operation, name_of
 from geventbatch.integrations import opentelemetry
 from geventbatch.testing import check_operations, faults
 from tests.callers import answer_of, in_a_thread
+from tests.children import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -488,7 +489,7 @@ def test_a_child_of_a_fork_records_its_own_and_nothing_of_its_parent(seen: Seen)
             os._exit(0 if len(seen.spans()) == 1 and answered == 1 else 1)
         finally:
             os._exit(2)
-    _, status = os.waitpid(child, 0)
+    status = wait_for(child)
     processor.stop()
     assert os.waitstatus_to_exitcode(status) == 0
 

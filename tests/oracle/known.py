@@ -32,6 +32,12 @@ KNOWN: tuple[Known, ...] = (
         source=r"add_row\(.*(select_from\(Other\)|sa\.update\(Other\)|others\(\)\.)",
     ),
     Known(
+        "by design (docs/as-if-alone.md): of two wrong values the driver refuses one before it sends the other",
+        source=r"chr\(0\)",
+        told=r"alone \(.raised., .sqlalchemy\.exc\.IntegrityError.\), in a batch "
+        r".*\s+DataError\('\(psycopg\.DataError\) PostgreSQL text fields cannot contain NUL",
+    ),
+    Known(
         "by design (docs/as-if-alone.md): what is computed of a row that the operation itself has changed is of both",
         source=r"^(postgresql|mariadb)\n.*\nclass Thing\(.*"
         r"def \w+\(r\):\n(    [^\n]*\n)*    +r\.n \+?= [^\n]*\n(    [^\n]*\n)*[^\n]*r\.(computed|double)",

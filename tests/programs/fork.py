@@ -20,6 +20,7 @@ import gevent
 from gevent.event import Event
 
 from geventbatch import BatchError, Conflict, Processor
+from tests.children import wait_for
 
 warnings.filterwarnings("ignore", message="This process was forked from one that had run batches")
 
@@ -114,7 +115,7 @@ def live(processor: Processor[Any], *, seconds: float = 0.0, letting_go: bool = 
 
 def end(processor: Processor[Any], child: int, *callers: gevent.Greenlet[..., Any]) -> None:
     """Wait for the child; then what the parent was in the middle of goes on."""
-    os.waitpid(child, 0)
+    wait_for(child)
     note("goes on")
     lets_go.set()
     gevent.joinall(callers)
@@ -131,7 +132,7 @@ def before_any_run() -> None:
         def grandchild() -> None:
             note("is a grandchild")
 
-        os.waitpid(forked(grandchild), 0)
+        wait_for(forked(grandchild))
 
     end(processor, forked(child))
 
@@ -141,7 +142,7 @@ def in_children_of_children() -> None:
 
     def child() -> None:
         caller(processor, "k", "own0").get()
-        os.waitpid(forked(live(processor)), 0)
+        wait_for(forked(live(processor)))
         caller(processor, "k", "own3").get()
 
     caller(processor, "k", "first").get()
@@ -365,7 +366,7 @@ def after_a_stop() -> None:
         caller(processor, "k", "own").get()
         note("stops", processor.stop(timeout=5))
 
-    os.waitpid(forked(child), 0)
+    wait_for(forked(child))
 
 
 def stop_waits_for_the_childs_own() -> None:

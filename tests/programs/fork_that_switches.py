@@ -20,6 +20,7 @@ os.register_at_fork(after_in_child=lambda: time.sleep(0.01))
 import gevent
 
 from geventbatch import Processor
+from tests.children import wait_for
 
 if __name__ == "__main__":
     with tempfile.TemporaryFile() as saved:
@@ -46,7 +47,7 @@ if __name__ == "__main__":
             pid = os.fork()
             if not pid:
                 os._exit(0)
-            os.waitpid(pid, 0)
+            wait_for(pid)
         gevent.killall(callers)
         saved.seek(0)
         sys.stdout.write(" ".join(sorted({line.decode().strip() for line in saved})) + "\n")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from geventbatch import Processor, check
+from tests.children import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +132,7 @@ def main(form: str, address: str) -> None:
         use()
         gevent.sleep(0)
     for pid in children:
-        os.waitpid(pid, 0)
+        wait_for(pid)
     use()
     os.write(1, f"parent {[problem.name for problem in check()]}\n".encode())
     os._exit(0)
