@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 import pytest
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session
 
 from geventbatch import Processor, current_batch
+from geventbatch.errors import Rejected
 from geventbatch.stores import SQLAlchemyStore
 from tests.callers import answer_of
 
@@ -104,3 +106,43 @@ def test_one_list_in_two_places_of_a_document_is_one_until_the_save(engine: sa.E
         callers = [gevent.spawn(answer_of, processor.run, "a", one) for one in (share, append)]
         assert [caller.get() for caller in callers] == [None, [1, 2]]  # one by one: [1]
         assert processor.run("a", append) == [1, 2]  # as it is loaded, "copy" is a list of its own
+
+
+class Judging:
+    """Refuses what operations have marked as bad. Where it is left without a save, somebody else writes."""
+
+    kept: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, _: object) -> None:
+        self.resource = dict(self.kept)
+
+    def __enter__(self) -> dict[str, int]:
+        return self.resource
+
+    def operation_returned(self) -> Rejected | None:
+        return Rejected("it is bad") if "bad" in self.resource else None
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.kept["n"] = 10 if kind is not None else self.resource["n"]
+
+
+class Enough(Exception):
+    pass
+
+
+def test_who_was_refused_stays_so_though_somebody_else_changes_the_row_before_the_others_are_applied_again() -> None:
+    def add(resource: dict[str, int], *, bad: bool) -> int:
+        if resource["n"] > 6:
+            raise Enough
+        resource["n"] += 1
+        if bad:
+            resource["bad"] = 1
+            current_batch().ask_scope()
+        return resource["n"]
+
+    Judging.kept = {"n": 5}
+    with Processor(open_resource=Judging, min_duration=0, max_duration=10, clean_errors=(Enough,)) as processor:
+        callers = [gevent.spawn(answer_of, processor.run, "k", partial(add, bad=bad)) for bad in (False, True)]
+        first, second = (caller.get() for caller in callers)
+    assert isinstance(first, Enough)  # of what somebody else has written
+    assert isinstance(second, Rejected)  # of what was there before
