@@ -38,6 +38,12 @@ KNOWN: tuple[Known, ...] = (
         r".*\s+DataError\('\(psycopg\.DataError\) PostgreSQL text fields cannot contain NUL",
     ),
     Known(
+        "by design (docs/as-if-alone.md): who was refused stays so, though another state is loaded for the others",
+        source=r"^(postgresql|mariadb)\n.*\ndef during_",
+        told=r"operation \d+: alone \('raised', '[\w.]+\.(Clean|Dirty)', '(enough|much)'\), "
+        r"in a batch \('raised', '(django|sqlalchemy|builtins)\.",
+    ),
+    Known(
         "by design (docs/as-if-alone.md): what is computed of a row that the operation itself has changed is of both",
         source=r"^(postgresql|mariadb)\n.*\nclass Thing\(.*"
         r"def \w+\(r\):\n(    [^\n]*\n)*    +r\.n \+?= [^\n]*\n(    [^\n]*\n)*[^\n]*r\.(computed|double)",
