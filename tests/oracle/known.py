@@ -44,6 +44,12 @@ KNOWN: tuple[Known, ...] = (
         r"in a batch \('raised', '(django|sqlalchemy|builtins)\.",
     ),
     Known(
+        "not mended: what is expired and read behind a wrong value flushes that, which is told before a raise",
+        source=r"^(postgresql|mariadb)\n.*2\*\*40",
+        told=r"operation \d+: alone \('raised', '[\w.]+\.(Clean|Dirty)', '(enough|much)'\), "
+        r"in a batch \('raised', 'sqlalchemy\.exc\.DataError'\)",
+    ),
+    Known(
         "by design (docs/as-if-alone.md): what is computed of a row that the operation itself has changed is of both",
         source=r"^(postgresql|mariadb)\n.*\nclass Thing\(.*"
         r"def \w+\(r\):\n(    [^\n]*\n)*    +r\.n \+?= [^\n]*\n(    [^\n]*\n)*[^\n]*r\.(computed|double)",
