@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import CIDR, INET
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -43,6 +44,8 @@ class Train(Base):
     hour: Mapped[Any] = mapped_column(sa.Time, nullable=True)
     zoned_hour: Mapped[Any] = mapped_column(sa.Time(timezone=True), nullable=True)
     day: Mapped[Any] = mapped_column(sa.Date, nullable=True)
+    host: Mapped[Any] = mapped_column(INET, nullable=True)
+    network: Mapped[Any] = mapped_column(CIDR, nullable=True)
     parts: Mapped[Any] = mapped_column(sa.PickleType, default=lambda: {"a": [1]})
 
 
@@ -88,6 +91,12 @@ def look(name: str) -> Callable[[Train], str]:
 
 
 VALUES: list[tuple[str, Any]] = [
+    ("host", "10.0.0.1"),
+    ("host", "10.0.0.1/32"),
+    ("host", "10.0.0.1/8"),
+    ("host", "::1"),
+    ("network", "10.0.0.0/8"),
+    ("network", "10.0.0.1/32"),
     ("share", "1.5"),
     ("took", "1 day"),
     ("took", timedelta(hours=1)),

@@ -10,12 +10,23 @@ import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from enum import Enum
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects.postgresql import CIDR, INET
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
@@ -24,8 +35,21 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, Mapper
 
-_KNOWN: Final = (sa.Integer, sa.Numeric, sa.Float, sa.String, sa.Boolean, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
-_SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum)
+_KNOWN: Final = (
+    sa.Integer,
+    sa.Numeric,
+    sa.Float,
+    sa.String,
+    sa.Boolean,
+    sa.Date,
+    sa.DateTime,
+    sa.Time,
+    sa.Uuid,
+    INET,
+    CIDR,
+)
+_ADDRESSES: Final = (IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network)
+_SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum, *_ADDRESSES)
 
 _TIMES: Final = (sa.Date, sa.DateTime, sa.Time)
 
@@ -56,6 +80,7 @@ class AsLoaded:
         self._type: Any = _below(variants.get(dialect.name, column.type))
         self._dialect = dialect.name
         self._psycopg2 = dialect.driver == "psycopg2"
+        self._addresses = not self._psycopg2 and getattr(dialect, "_native_inet_types", None) is not False
         self._of: Any = dialect  # it knows MariaDB after its first connection only
         is_float = isinstance(self._type, sa.Float)
         self._bind: Callable[[Any], Any] | None = kind.bind_processor(dialect)
@@ -211,6 +236,13 @@ class AsLoaded:
             return UUID(value)
         return value
 
+    def _address(self, value: Any, _: tzinfo | None) -> Any:
+        """A host without the length of its network; as texts where the driver gives those."""
+        found: Any = ip_network(value) if isinstance(self._type, CIDR) else ip_interface(value)
+        if isinstance(self._type, INET) and found.network.prefixlen == found.max_prefixlen:
+            found = found.ip
+        return found if self._addresses else str(found)
+
     def _same(self, value: Any, _: tzinfo | None) -> Any:
         return value
 
@@ -225,6 +257,7 @@ _KEEPERS: Final = (
     (sa.Time, AsLoaded._hour),  # noqa: SLF001
     (sa.Date, AsLoaded._day),  # noqa: SLF001
     (sa.Uuid, AsLoaded._id),  # noqa: SLF001
+    ((INET, CIDR), AsLoaded._address),  # noqa: SLF001
 )
 
 
