@@ -199,3 +199,23 @@ def test_who_has_loaded_it_itself_costs_no_load(bed: Bed) -> None:
     loads = [one for one in bed.statements if "FROM outdated_trains" in one and "outdated_trains.sold" in one]
     compares = bed.mode == "version" and bed.server != "postgresql"  # the row, when it is saved
     assert len(loads) == 1 + compares
+
+
+def test_who_puts_something_where_those_before_have_found_nothing_finds_it(bed: Bed) -> None:
+    bed.add(Train(id=2))
+
+    def assign(train: Train) -> Any:
+        train.line_id = 1
+        return look(train)
+
+    def add(train: Train) -> Any:
+        session_of(train).add(Wagon(id=9, train_id=2))
+        return look(train)
+
+    found, assigned, last = bed.together(Train, 2, look, assign, look)
+    assert (found, assigned, last) == ((None, []), ("north", []), ("north", []))
+    found, added, last = bed.together(Train, 2, look, add, look)
+    assert found == ("north", [])
+    assert last == ("north", [(9, 10)])
+    if bed.server != "sqlite":  # where an operation's queries do not find what it has changed itself
+        assert added == last

@@ -257,7 +257,7 @@ class Conduct(Sending):
             self.loads()
             self._added.append((current_batch().completed, instance))
             self._new.append(instance)
-            outdated = self._loaded_before()
+            outdated = self._looked_before()
             if outdated is not None:
                 outdated.has_added(instance)
             state: InstanceState[Any] = sa.inspect(instance)
@@ -272,7 +272,7 @@ class Conduct(Sending):
             if not self._given:
                 current_batch().ask_scope()
             self._given.append((state, name))
-            outdated = self._loaded_before()
+            outdated = self._looked_before()
             if outdated is not None:
                 outdated.assigns(state, name)
 
@@ -291,7 +291,7 @@ class Conduct(Sending):
             return
         self.sees()
         self._spoils = self._deleted = True
-        outdated = self._loaded_before()
+        outdated = self._looked_before()
         if outdated is not None:
             outdated.has_deleted()
         assert self._loaded is not None  # noqa: S101 - as above

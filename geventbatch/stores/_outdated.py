@@ -8,7 +8,7 @@ reads it then is applied again, to what the next load gives; for who does not, n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.orm import InstanceState, Mapper
+
+
+_EAGER: Final = ("joined", False, "subquery", "selectin", "immediate")
+"""Relationships that are loaded with the instance."""
 
 
 class Outdated:
@@ -34,7 +38,10 @@ class Outdated:
         """Of *session*, which holds what was loaded with the *resource*: alone, that is loaded before, too."""
         self._session = session
         self._resource: InstanceState[Any] = instance_state(resource)
-        self._eager = self._resource.mapper.relationships.keys() & self._resource.dict.keys()
+        relationships = self._resource.mapper.relationships
+        self._eager = {one.key for one in relationships if one.lazy in _EAGER}
+        if self._resource.key is None:  # what was made has what it was given
+            self._eager |= relationships.keys() & self._resource.dict.keys()
         self._aside, self._expired, self._written = [], [], False
 
     def has_added(self, instance: object) -> None:

@@ -238,6 +238,13 @@ class Sending:
         """What the session holds more, if those before the operation at hand have loaded of that."""
         return self._outdated if self._holds_more < current_batch().completed else None
 
+    def _looked_before(self) -> Outdated | None:
+        """The same, if any have returned: to find nothing in a relationship, they may have sent nothing."""
+        if self._loaded is None or not current_batch().completed:
+            return None
+        self.loads()
+        return self._outdated
+
     def has_inserted(self, cursor: Any, context: Any) -> None:
         """A statement was executed that inserts something."""
         loaded = self._loaded
