@@ -52,7 +52,7 @@ KNOWN: tuple[Known, ...] = (
     Known(
         "by design (docs/as-if-alone.md): what is computed of a row that the operation itself has changed is of both",
         source=r"^(postgresql|mariadb)\n.*\nclass Thing\(.*"
-        r"def \w+\(r\):\n(    [^\n]*\n)*    +r\.n \+?= [^\n]*\n(    [^\n]*\n)*[^\n]*r\.(computed|double)",
+        r"def \w+\(r\):\n(    [^\n]*\n)*    +r\.n [+-]?= [^\n]*\n(    [^\n]*\n)*[^\n]*r\.(computed|double)",
     ),
 )
 
