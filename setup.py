@@ -1,40 +1,20 @@
-"""What pyproject.toml cannot say: with GEVENTBATCH_COMPILE=1, mypyc compiles the modules that every operation passes.
+"""What pyproject.toml cannot say: with GEVENTBATCH_COMPILE=1, mypyc compiles the folder `geventbatch/_core`.
 
-The same sources run as plain Python, which is the default. Compiling takes mypy, gevent and its stubs, a C compiler and
-the headers of Python.
+That is what every operation passes. The same sources run as plain Python, which is the default. Compiling takes mypy,
+gevent and its stubs, a C compiler and the headers of Python.
 """
 
 import os
+from pathlib import Path
 
 from setuptools import setup
-
-HOT = (
-    "alarm",
-    "applying",
-    "attempt",
-    "batch",
-    "clock",
-    "counts",
-    "lane",
-    "operation",
-    "pace",
-    "parts",
-    "process",
-    "replay",
-    "runner",
-    "scope",
-    "shard",
-    "state",
-    "steps",
-    "turns",
-    "undo",
-    "verdict",
-)
 
 if os.environ.get("GEVENTBATCH_COMPILE") == "1":
     from mypyc.build import mypycify
 
-    modules = mypycify([f"geventbatch/_{name}.py" for name in HOT], opt_level="3", group_name="geventbatch")
+    modules = mypycify(
+        [str(path) for path in sorted(Path("geventbatch/_core").glob("*.py"))], opt_level="3", group_name="geventbatch"
+    )
     setup(ext_modules=modules)
 else:
     setup()

@@ -39,7 +39,7 @@ from gevent.event import Event
 from benchmarks.overhead import Counter
 from benchmarks.ways import spread
 from geventbatch import Processor
-from geventbatch._scope import save_nothing
+from geventbatch._core.pair import save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

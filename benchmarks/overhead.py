@@ -26,7 +26,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from geventbatch import COMPILED, Processor
-from geventbatch._scope import save_nothing
+from geventbatch._core.pair import save_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ import gevent
 from gevent.event import Event
 
 from geventbatch import BatchMetric, Processor
-from geventbatch._scope import save_nothing
+from geventbatch._core.pair import save_nothing
 from geventbatch.integrations.page import Page
 
 KEYS = 10_000

@@ -34,8 +34,8 @@ from benchmarks.idempotency import engine
 from benchmarks.stores import spread
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
-from geventbatch.stores._django_connections import close_idle
 from geventbatch.stores._json import encode, encode_compact
+from geventbatch.stores.django._connections import close_idle
 from tests.adapters import sqlalchemy
 from tests.adapters.django import TABLES
 from tests.django_project.bank.models import Purse

@@ -6,14 +6,14 @@
 
 from typing import Final
 
-from geventbatch import _runner
-from geventbatch._batch import Batch
-from geventbatch._check import check
-from geventbatch._keys import worker_number_for_key
-from geventbatch._live import LiveBatch, ProcessorStats
-from geventbatch._metrics import BatchMetric, BatchMetrics
-from geventbatch._problem import Problem
+from geventbatch._core import run
+from geventbatch._core.batch import Batch
 from geventbatch._processor import Processor, current_batch, stop_all
+from geventbatch._watch.live import LiveBatch, ProcessorStats
+from geventbatch._watch.metrics import BatchMetric, BatchMetrics
+from geventbatch._watch.problem import Problem
+from geventbatch._watch.setup_check import check
+from geventbatch._worker_number import worker_number_for_key
 from geventbatch.errors import (
     BatchAborted,
     BatchError,
@@ -32,7 +32,7 @@ from geventbatch.errors import (
     SaveFailed,
 )
 
-COMPILED: Final = not _runner.__file__.endswith(".py")
+COMPILED: Final = not run.__file__.endswith(".py")
 """Whether what every operation passes runs compiled, as in a wheel for this platform, or as plain Python."""
 
 __version__ = "0.1.0"

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from gevent import Greenlet, getcurrent
 
-from geventbatch._operation import attribute, name_of
-from geventbatch._report import place_of
-from geventbatch._shown import named, said
+from geventbatch._core.operation import attribute, name_of
+from geventbatch._safe_repr import named, said
+from geventbatch._watch.log import place_of
 
 _STORE: Final = (
     "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model) or RedisStore(client), or a "

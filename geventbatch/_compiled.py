@@ -1,4 +1,4 @@
-"""What stands between the modules that setup.py compiles and those that it does not."""
+"""What stands between `_core`, which may be compiled, and what is not."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 from geventbatch.errors import (
     BatchAborted,
     BatchTimeout,

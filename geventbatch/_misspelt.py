@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import getcurrent
 
-from geventbatch import _process
 from geventbatch._around import Around, innermost
-from geventbatch._problem import Problem, warn
+from geventbatch._core import process
+from geventbatch._watch.problem import Problem, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -83,11 +83,11 @@ class FirstLook(Around):
 
     def _leave(self) -> None:
         # They are frozen for everybody else. Where a test tool has put something around us, we leave when that is gone.
-        options: Any = _process.running[getcurrent()].state.options
+        options: Any = process.running[getcurrent()].state.options
         if options.open_resource is self:
             object.__setattr__(options, "open_resource", self._inner)
         elif options.open_resources is self:
-            from geventbatch._bulk_scope import OneOfBulk  # which is imported by now
+            from geventbatch._bulk.scopes import OneOfBulk  # which is imported by now
 
             object.__setattr__(options, "open_resources", self._inner)
             object.__setattr__(options, "open_resource", partial(OneOfBulk, self._inner))

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from gevent import Timeout
 
 from geventbatch._callables import Told, check_function, check_functions, check_no_store, check_opener
-from geventbatch._keys import worker_number_for_key as default_worker_number
+from geventbatch._core.operation import name_of
+from geventbatch._core.pair import Pair
 from geventbatch._misspelt import first_look
-from geventbatch._operation import name_of
-from geventbatch._scope import Pair
-from geventbatch._shown import named, said, shown
+from geventbatch._safe_repr import named, said, shown
 from geventbatch._store import Door, Store, door_of, look_at
+from geventbatch._worker_number import worker_number_for_key as default_worker_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from geventbatch._operation import Operation
+    from geventbatch._core.operation import Operation
 
 _SHORT_WINDOW: Final = 0.1
 """Seconds; under it twice the window is too short for any database."""
@@ -54,7 +54,7 @@ class Options:
     max_blocking_time: float | None
     name: str
     idempotency: Any
-    """The module `_idempotency`, where the store records outcomes; else None."""
+    """The module `once`, where the store records outcomes; else None."""
 
     def once(
         self,
@@ -175,7 +175,7 @@ def observed(options: Options, observers: tuple[Callable[[Operation[Any]], objec
 
 
 def _one_of(many: Any) -> Any:
-    from geventbatch._bulk_scope import OneOfBulk
+    from geventbatch._bulk.scopes import OneOfBulk
 
     return partial(OneOfBulk, many)
 
@@ -296,7 +296,7 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any, *,
     if open_resources is None:
         check_function("load_resources", load_resources, "keys")
         check_function("save_resources", save_resources, "resources")
-        from geventbatch._bulk_scope import BulkPair
+        from geventbatch._bulk.scopes import BulkPair
 
         return BulkPair(load_resources, save_resources, compares=bool(compares))
     if load_resources is not None or save_resources is not None:
@@ -319,7 +319,7 @@ def _check_no_pair(*, compares: bool | None) -> None:
 def _idempotency(store: Store) -> Any:
     if not store.keeps_outcomes:
         return None
-    from geventbatch import _idempotency  # which is slow to import
+    from geventbatch._idempotency import once as _idempotency  # which is slow to import
 
     return _idempotency
 

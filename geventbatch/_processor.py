@@ -8,14 +8,15 @@ from weakref import ref
 
 import gevent
 
-from geventbatch import _process, _set_up
-from geventbatch._clock import clock as _clock
 from geventbatch._compiled import defined_by
-from geventbatch._live import LiveBatch, ProcessorStats, live_batch, stats_of
-from geventbatch._metrics import BatchMetrics, Watcher
+from geventbatch._core import process
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.dispatcher import State
+from geventbatch._core.run import Runner
 from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
-from geventbatch._runner import Runner
-from geventbatch._state import State
+from geventbatch._watch import setup_problems
+from geventbatch._watch.live import LiveBatch, ProcessorStats, live_batch, stats_of
+from geventbatch._watch.metrics import BatchMetrics, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from geventbatch._batch import Batch
+    from geventbatch._core.batch import Batch
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -149,10 +150,10 @@ class Processor(Runner, Generic[R]):
         # -- mutable state ---------------------------------------------------------------------------------
         self.batching = batching
         self._state = State(self._options, self._subscriptions)
-        _process.made.append(ref(self, _process.made.remove))
-        for watch in _process.watchers:
+        process.made.append(ref(self, process.made.remove))
+        for watch in process.watchers:
             watch(self)
-        _set_up.warn_of(self)
+        setup_problems.warn_of(self)
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""
@@ -250,11 +251,11 @@ class Processor(Runner, Generic[R]):
             check_seconds("timeout", timeout)
         state = self._current()
         if self._batching or state.shards:
-            _process.check_thread("stop")
+            process.check_thread("stop")
         state.begin_stop()
         if timeout == 0:
             return state.stopped.is_set()
-        if _process.in_hub() or _process.is_waited_for(state):
+        if process.in_hub() or process.is_waited_for(state):
             raise RuntimeError(
                 "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call "
                 "stop(timeout=0) here, or stop() in a greenlet of its own"
@@ -302,7 +303,7 @@ def _wait_for_stop(state: State, timeout: float | None) -> bool:
     deadline = inf if timeout is None else _clock.monotonic() + timeout
     # What runs alone may be in other threads, which cannot wake this one's hub for sure.
     while state.alone and (left := deadline - _clock.monotonic()) > 0:
-        _process.sleep(min(left, 0.01))
+        process.sleep(min(left, 0.01))
         state.check_stopped()
     if state.stopped.is_set():
         return True
@@ -329,7 +330,7 @@ def stop_all(timeout: float | None = None) -> bool:
     if timeout is not None:
         check_seconds("timeout", timeout)
     deadline = inf if timeout is None else _clock.monotonic() + timeout
-    processors = _process.processors()
+    processors = process.processors()
     ended, refused = _stop_each(processors, 0)
     if timeout != 0:
         ended, refused = _stop_each(processors, deadline)
@@ -362,7 +363,7 @@ def current_batch() -> Batch:
         RuntimeError: Called elsewhere, a greenlet that an operation spawned included.
     Switches: no.
     """
-    attempt = _process.running.get(gevent.getcurrent())
+    attempt = process.running.get(gevent.getcurrent())
     if attempt is None:
         raise RuntimeError("current_batch() was called outside of a load, an operation or a save")
     return attempt.batch

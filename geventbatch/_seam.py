@@ -5,19 +5,19 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from geventbatch import _process
+from geventbatch._core import process
 from geventbatch._options import observed, reopened
 from geventbatch._processor import Processor
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from geventbatch._around import Around
-    from geventbatch._metrics import Watcher
-    from geventbatch._operation import Operation
+    from geventbatch._core.dispatcher import State
+    from geventbatch._core.operation import Operation
     from geventbatch._options import Options
-    from geventbatch._state import State
+    from geventbatch._watch.metrics import Watcher
     from geventbatch.integrations.flask import AppProcessor
 
     AnyProcessor: TypeAlias = Processor[Any] | AppProcessor[Any]
@@ -80,16 +80,16 @@ def each_of(
         def enter(processor: Processor[Any]) -> None:
             stack.enter_context(block(processor))
 
-        for processor in map(the_processor, given) if given else _process.processors():
+        for processor in map(the_processor, given) if given else process.processors():
             enter(processor)
         if given:
             yield
             return
-        _process.watchers.append(enter)
+        process.watchers.append(enter)
         try:
             yield
         finally:
-            _process.watchers.remove(enter)
+            process.watchers.remove(enter)
 
 
 def the_processor(given: AnyProcessor) -> Processor[Any]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from geventbatch._callables import Told
-    from geventbatch._operation import Operation
+    from geventbatch._core.operation import Operation
 
 
 class Store(NamedTuple):

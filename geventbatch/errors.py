@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping

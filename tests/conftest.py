@@ -14,7 +14,8 @@ import pytest  # noqa: E402
 from gevent.hub import Hub  # noqa: E402
 from greenlet import greenlet  # noqa: E402
 
-from geventbatch import _process, _report, _set_up  # noqa: E402
+from geventbatch._core import process  # noqa: E402
+from geventbatch._watch import log, setup_problems  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
 from tests.servers import end_postgres  # noqa: E402
 from tests.shared import environment  # noqa: E402
@@ -48,8 +49,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told_before() -> None:
-    _report._told.clear()
-    _set_up._workers.seen = 0
+    log._told.clear()
+    setup_problems._workers.seen = 0
 
 
 @pytest.fixture(autouse=True)
@@ -78,11 +79,11 @@ def clock() -> Iterator[VirtualTime]:
 @pytest.fixture
 def no_other_processors() -> Iterator[None]:
     """What watches all processors sees those of this test: others live as long as somebody holds them."""
-    others = list(_process.made)
+    others = list(process.made)
     kept = [held() for held in others]
-    _process.made.clear()
+    process.made.clear()
     yield
-    _process.made[:0] = others
+    process.made[:0] = others
     del kept
 
 

@@ -23,7 +23,7 @@ from examples.server import Server
 from examples.tickets.domain import taken
 from examples.tickets.settings import CONFIGURATION
 from examples.tickets.storage import Store
-from geventbatch.stores import _sql
+from geventbatch.stores._sql import bounds
 from tests.shared import initdb
 
 # A busy machine is slow; a test that waits this long has found something.
@@ -44,13 +44,13 @@ def bound_early(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[float]:
     Else a busy machine has a tenth of a second to hear, before the deadline, that a server has ended a statement.
     """
     left: list[float] = []
-    bound = _sql.bound_seconds
+    bound = bounds.bound_seconds
 
     def early(remaining: float) -> float:
         left.append(remaining)
         return bound(max(0.0, remaining - seconds))
 
-    monkeypatch.setattr(_sql, "bound_seconds", early)
+    monkeypatch.setattr(bounds, "bound_seconds", early)
     return left
 
 

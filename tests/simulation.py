@@ -35,10 +35,10 @@ from geventbatch import (
     ProcessorStopped,
     Rejected,
     SaveFailed,
-    _process,
     current_batch,
 )
-from geventbatch._pace import pace
+from geventbatch._core import process
+from geventbatch._core.hub_turns import pace
 from geventbatch.errors import CannotUndo, Undecided
 from geventbatch.testing import virtual_time
 
@@ -524,7 +524,7 @@ def _forget_the_past() -> None:
     """Begin as a process does: what an earlier example left in the library must not change this one."""
     pace.forget()
     pace._iteration = -1
-    _process.running.clear()
+    process.running.clear()
 
 
 class Life:

@@ -21,8 +21,8 @@ import gevent
 import pytest
 
 from geventbatch import Conflict, Processor
-from geventbatch._arguments import repeatable
-from geventbatch._operation import name_of
+from geventbatch._core.operation import name_of
+from geventbatch._values.arguments import repeatable
 from tests.stores import FORMS, Form, Store
 
 if TYPE_CHECKING:

@@ -33,9 +33,9 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
-from geventbatch._bulk import _Round
-from geventbatch._clock import clock as library_clock
-from geventbatch._pace import pace
+from geventbatch._bulk.bulk import _Round
+from geventbatch._core.clock import clock as library_clock
+from geventbatch._core.hub_turns import pace
 from geventbatch.testing._virtual_time import _VirtualTimer
 
 if TYPE_CHECKING:
@@ -902,7 +902,7 @@ def test_what_is_answered_as_saved_is_saved_once_and_nothing_else(
 ) -> None:
     warehouse = Warehouse()
     chance = Misfortune(seed, warehouse).chance
-    monkeypatch.setattr("geventbatch._replay.random", chance.random)  # of its backoff
+    monkeypatch.setattr("geventbatch._core.replay.random", chance.random)  # of its backoff
     answered: dict[str, list[int]] = {key: [] for key in "abcdefgh"}
     unsaved: set[int] = set()
 

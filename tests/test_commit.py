@@ -1,4 +1,4 @@
-"""What became of a save whose COMMIT raised: one table for all SQL stores (geventbatch/stores/_commit.py)."""
+"""What became of a save whose COMMIT raised: one table for all SQL stores (geventbatch/stores/_sql/commit.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from geventbatch import Conflict, NotSaved, Processor, Rejected, SaveFailed
-from geventbatch.stores import SQLAlchemyStore, _commit
+from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores._sql import commit as _commit
 from tests.adapters.base import case_named
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.callers import answer_of

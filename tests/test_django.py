@@ -22,10 +22,11 @@ from django.test import Client, TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from gevent import monkey
 
-from geventbatch import LoadFailed, Processor, _set_up, current_batch
+from geventbatch import LoadFailed, Processor, current_batch
+from geventbatch._watch import setup_problems
 from geventbatch.integrations.django import checks, processors, stop_all
 from geventbatch.stores import DjangoStore
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores.django._connections import close_idle
 from geventbatch.testing import ImpureOperation, check_operations
 from tests import answers
 from tests.callers import answer_of
@@ -84,7 +85,7 @@ def test_the_processors_of_all_apps_are_found_by_name() -> None:
 
 
 def test_they_are_stopped_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geventbatch._process.processors", lambda: list(processors().values()))
+    monkeypatch.setattr("geventbatch._core.process.processors", lambda: list(processors().values()))
     assert stop_all(timeout=5)
     assert "stopped" in repr(bank.accounts)
 
@@ -350,7 +351,7 @@ def test_what_is_near_it_but_right_is_not_told_of(database: dict[str, Any], opti
 def test_a_pair_is_told_of_that_saves_nothing_or_that_the_first_request_finds_beside_other_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_set_up, "_workers", type(_set_up._workers)())
+    monkeypatch.setattr(setup_problems, "_workers", type(setup_problems._workers)())
     apps.get_app_config("geventbatch").ready()
     with Processor(load_resource=print, min_duration=0) as pair:
         monkeypatch.setattr(bank, "pair", pair, raising=False)

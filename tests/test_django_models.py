@@ -14,7 +14,7 @@ from django.db import connections, models, transaction
 
 from geventbatch import Processor, ResourceMissing
 from geventbatch.stores import DjangoStore
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores.django._connections import close_idle
 from tests.callers import answer_of
 from tests.django_project.start import database, execute, options_of, place
 from tests.servers import wait_until

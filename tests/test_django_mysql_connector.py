@@ -10,7 +10,7 @@ from django.db import IntegrityError, connections, transaction
 
 from geventbatch import Processor, SaveFailed, current_batch
 from geventbatch.stores import DjangoStore
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores.django._connections import close_idle
 from tests.callers import answer_of
 from tests.django_project.start import database, place
 

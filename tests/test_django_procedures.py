@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import connections, transaction
 
-from geventbatch.stores._functions import Functions
+from geventbatch.stores._sql.functions import Functions
 from tests.callers import answer_of
 from tests.django_project.start import execute
 from tests.test_django_store import _place, account, deposit, processing, together

@@ -18,16 +18,12 @@ from django.db.models import F
 from django.db.models.signals import post_save
 from gevent.event import Event
 
-from geventbatch import (
-    BatchTimeout,
-    IdempotencyKeyReused,
-    LoadFailed,
-    Processor,
-    _process,
-    current_batch,
-)
-from geventbatch.stores import DjangoStore, _django_connections, _sql
-from geventbatch.stores._django_connections import close_idle
+from geventbatch import BatchTimeout, IdempotencyKeyReused, LoadFailed, Processor, current_batch
+from geventbatch._core import process
+from geventbatch.stores import DjangoStore
+from geventbatch.stores._sql import bounds
+from geventbatch.stores.django import _connections
+from geventbatch.stores.django._connections import close_idle
 from tests.callers import answer_of
 from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy
@@ -76,7 +72,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     execute = CursorWrapper._execute  # type: ignore[attr-defined]
 
     def remember(self: Any, sql: Any, *args: Any) -> Any:
-        statements.extend(_sql.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
+        statements.extend(bounds.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
         return execute(self, sql, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", remember)
@@ -571,13 +567,13 @@ def test_a_child_of_a_fork_leaves_the_connections_of_its_parent_alone(
     with Processor(open_resource=store, min_duration=0) as processor:
         processor.run("a", deposit, 1)
         (parents,) = store._pool._idle
-        monkeypatch.setattr(_process.here, "epoch", _process.here.epoch + 1)
+        monkeypatch.setattr(process.here, "epoch", process.here.epoch + 1)
         assert len(store._pool) == 1
         own = connections[postgres]
         lent, reused = store._pool.lend()
         store._pool.give_back(lent, own)
         assert lent is not parents
-        assert (postgres, parents) in _django_connections._put_aside
+        assert (postgres, parents) in _connections._put_aside
         assert not reused
         assert parents.connection is not None
         monkeypatch.undo()

@@ -10,8 +10,9 @@ import pytest
 from django.db import connections
 
 from geventbatch import Processor
-from geventbatch.stores import DjangoStore, _django_tenants
-from geventbatch.stores._django_connections import close_idle, pool
+from geventbatch.stores import DjangoStore
+from geventbatch.stores.django import _tenants
+from geventbatch.stores.django._connections import close_idle, pool
 from tests.callers import answer_of
 from tests.django_project.start import create_tables, database, execute, options_of, place
 
@@ -84,7 +85,7 @@ def test_a_caller_that_finds_other_tables_than_the_batch_would_is_refused(
     alias: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not is_told:  # by the server, as one before PostgreSQL 18 does not
-        monkeypatch.setattr(_django_tenants, "_status", lambda raw: None)
+        monkeypatch.setattr(_tenants, "_status", lambda raw: None)
     with Processor(open_resource=DjangoStore(Ticket, using=alias), min_duration=0) as processor:
         refused = gevent.spawn(ask, processor, alias, "north", 1).get()
         assert isinstance(refused, RuntimeError)

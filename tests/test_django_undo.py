@@ -19,8 +19,9 @@ from django.utils.functional import SimpleLazyObject
 from psycopg.types.range import Range
 
 from geventbatch import Processor, current_batch
-from geventbatch.stores import DjangoStore, _sql
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores import DjangoStore
+from geventbatch.stores._sql import bounds
+from geventbatch.stores.django._connections import close_idle
 from tests.django_project.start import database, options_of, place
 from tests.test_django_models import answers_of, processing, tables
 
@@ -70,7 +71,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     execute = CursorWrapper._execute  # type: ignore[attr-defined]
 
     def remember(self: Any, sql: Any, *args: Any) -> Any:
-        statements.extend(_sql.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
+        statements.extend(bounds.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
         return execute(self, sql, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", remember)

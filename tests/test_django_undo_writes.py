@@ -12,7 +12,8 @@ from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from geventbatch import Processor
-from geventbatch.stores import DjangoStore, _sql
+from geventbatch.stores import DjangoStore
+from geventbatch.stores._sql import bounds
 from tests.callers import answer_of
 from tests.django_project.start import execute
 from tests.servers import wait_until
@@ -234,8 +235,8 @@ def test_an_operation_finds_its_statements_as_ever_where_a_savepoint_goes_before
     assert answers[1] == ([(2, "100 %")] if connections[alias].vendor == "postgresql" else ((2, "100 %"),), 1, [])
     assert answers[4] == answers[6] == ["1", "2", "3"]
     (query, params), (insert, _) = seen[-2:]
-    assert (_sql.without_prefix(query), params) == ("SELECT %s + 1, '100 %%'", [1])
-    assert _sql.without_prefix(insert).startswith("INSERT INTO")
+    assert (bounds.without_prefix(query), params) == ("SELECT %s + 1, '100 %%'", [1])
+    assert bounds.without_prefix(insert).startswith("INSERT INTO")
 
 
 def test_blocks_of_an_operations_own_are_undone_with_it(anywhere: str) -> None:

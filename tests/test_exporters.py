@@ -21,7 +21,7 @@ from tests.test_prometheus import outcomes, watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from geventbatch._metrics import BatchMetric
+    from geventbatch._watch.metrics import BatchMetric
     from geventbatch.testing import VirtualTime
 
     Exported = Callable[[], dict[str, float]]

@@ -21,12 +21,12 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from geventbatch import Conflict, Processor, errors
-from geventbatch._idempotency import Once
-from geventbatch._plain import decode, describe, encode, path_of
-from geventbatch._plain_errors import decode_error, encode_error
+from geventbatch._idempotency.errors import decode_error, encode_error
+from geventbatch._idempotency.once import Once
+from geventbatch._idempotency.values import decode, describe, encode, path_of
 from geventbatch.integrations import opentelemetry
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
-from geventbatch.stores._redis_save import State
+from geventbatch.stores.redis._save import State
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.callers import answer_of
 from tests.django_project.start import database

@@ -24,7 +24,7 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
-from geventbatch._plain import decode, describe, encode
+from geventbatch._idempotency.values import decode, describe, encode
 from geventbatch.errors import Repeated
 from tests.callers import answer_of
 from tests.plain import OPERATIONS, VALUES, Odd, Taken, Train, anything, closing_over, with_default

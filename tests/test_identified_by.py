@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from geventbatch import IdempotencyKeyReused, Processor
-from geventbatch._plain import describe
+from geventbatch._idempotency.values import describe
 from geventbatch.integrations.flask import GeventBatch
 from tests.callers import answer_of
 from tests.stores import Store

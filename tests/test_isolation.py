@@ -16,7 +16,7 @@ from sqlalchemy.orm import object_session
 
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore, SQLAlchemyStore
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores.django._connections import close_idle
 from tests.adapters.base import case_named
 from tests.adapters.sqlalchemy import PLACES, Purse, fresh
 from tests.django_project.start import database, options_of, place

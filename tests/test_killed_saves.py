@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, Processor, Rejected, _process
+from geventbatch import BatchAborted, Processor, Rejected
+from geventbatch._core import process
 from tests.callers import answer_of
 from tests.servers import wait_until
 from tests.stores import raising
@@ -31,7 +32,7 @@ def test_a_kill_in_a_save_ends_the_worker_and_is_told_as_a_kill(
         with adapter.slow(step) as reached:
             caller = spawned(processor.run, "k", adapter.add, 1)
             wait_until(reached)
-            worker: Any = next(iter(_process.running))
+            worker: Any = next(iter(process.running))
             worker.kill(block=False)
             outcome = caller.get()
         assert type(outcome) is BatchAborted

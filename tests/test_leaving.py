@@ -477,7 +477,7 @@ def noting_the_greenlet_in(runners: list[Any]) -> Callable[..., None]:
 def test_a_worker_killed_in_a_window_a_pause_a_backoff_or_anything_else_that_takes_time_answers_everyone(
     form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geventbatch._replay.random", lambda: 1.0)  # the backoff is as long as can be
+    monkeypatch.setattr("geventbatch._core.replay.random", lambda: 1.0)  # the backoff is as long as can be
     kinds: set[type[BaseException | None]] = set()
     for step in range(70):
         with virtual_time() as clock:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from geventbatch import Processor, ResourceMissing
 from geventbatch.stores import SQLAlchemyStore
-from geventbatch.stores._session import BatchSession
+from geventbatch.stores.sqlalchemy._session import BatchSession
 from tests.callers import answer_of
 from tests.mapped import EVERYWHERE, Bed, opened
 

@@ -21,9 +21,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from geventbatch import BatchTimeout, Conflict, Processor, ProcessorOverloaded, SaveFailed
-from geventbatch._clock import clock as library
-from geventbatch._idempotency import Once
-from geventbatch._operation import Operation, name_of
+from geventbatch._core.clock import clock as library
+from geventbatch._core.operation import Operation, name_of
+from geventbatch._idempotency.once import Once
 from geventbatch.integrations import opentelemetry
 from geventbatch.testing import check_operations, faults
 from tests.callers import answer_of, in_a_thread

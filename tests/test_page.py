@@ -22,7 +22,8 @@ import sqlalchemy as sa
 from greenlet import settrace
 
 from examples.tickets.compare import load
-from geventbatch import Processor, _process
+from geventbatch import Processor
+from geventbatch._core import process
 from geventbatch.integrations.page import Page, kept
 from tests.browser import browser, keep
 from tests.callers import answer_of, in_a_thread
@@ -262,7 +263,7 @@ def test_the_last_failed_batches_say_when_what_and_whether_the_outcome_is_known(
 
 
 def test_problems_of_the_process_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_process.here, "forked_late", True)
+    monkeypatch.setattr(process.here, "forked_late", True)
     assert "This process was forked from one that had run batches already" in text(Page(allow=anybody, processors=[]))
 
 
@@ -380,12 +381,12 @@ def test_processors_of_one_name_are_told_apart(clock: VirtualTime) -> None:
 
 def test_a_page_that_is_gone_watches_nobody(clock: VirtualTime) -> None:
     gc.collect()
-    before = list(_process.watchers)
+    before = list(process.watchers)
     page = Page(allow=anybody)
-    assert len(_process.watchers) == len(before) + 1
+    assert len(process.watchers) == len(before) + 1
     del page
     gc.collect()
-    assert _process.watchers == before
+    assert process.watchers == before
     with Processor(min_duration=0) as processor:
         processor.run("k", nothing)
 

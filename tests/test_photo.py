@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geventbatch._photo import Photo, bring_over, check_changeable
+from geventbatch._values.photo import Photo, bring_over, check_changeable
 from geventbatch.errors import CannotUndo
 from geventbatch.testing._values import state_of
 

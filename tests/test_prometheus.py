@@ -19,7 +19,8 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from geventbatch import BatchTimeout, Conflict, Processor, ProcessorOverloaded, _process
+from geventbatch import BatchTimeout, Conflict, Processor, ProcessorOverloaded
+from geventbatch._core import process
 from geventbatch.integrations import prometheus
 from tests.callers import answer_of, in_a_thread
 from tests.servers import side_by_side, wait_until
@@ -46,9 +47,9 @@ def watched(registry: CollectorRegistry) -> Iterator[CollectorRegistry]:
         yield registry
     finally:
         export._close_timer()
-        _process.watchers.remove(export.add)
-        _process._at_first_run.remove(export._start)
-        _process._after_fork.remove(export._forget)
+        process.watchers.remove(export.add)
+        process._at_first_run.remove(export._start)
+        process._after_fork.remove(export._forget)
         del prometheus._exports[registry]
 
 
@@ -275,8 +276,8 @@ def test_without_a_scrape_a_timer_looks_once_a_second_and_ends_with_the_processo
 def test_a_process_looks_from_its_first_run_on(
     clock: VirtualTime, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_process.here, "thread", None)
-    monkeypatch.setattr(_process.here, "hub", _process._NO_HUB)
+    monkeypatch.setattr(process.here, "thread", None)
+    monkeypatch.setattr(process.here, "hub", process._NO_HUB)
     with Processor(load_resource=sleeping(20), min_duration=0, max_duration=50, name="trains") as processor:
         caller = gevent.spawn(processor.run, "k", nothing)
         clock.advance(1.5)

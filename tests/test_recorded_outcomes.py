@@ -14,8 +14,8 @@ from django.core.exceptions import ValidationError
 from django.utils.functional import lazystr
 from django.utils.safestring import SafeString
 
-from geventbatch._plain import decode, describe, encode
-from geventbatch._plain_errors import decode_error, encode_error
+from geventbatch._idempotency.errors import decode_error, encode_error
+from geventbatch._idempotency.values import decode, describe, encode
 from tests.plain import Class, Taken, Ticket
 
 BERLIN = ZoneInfo("Europe/Berlin")

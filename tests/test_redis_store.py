@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from geventbatch import BatchError, Conflict, LoadFailed, NotSaved, Processor, ResourceMissing, SaveFailed
 from geventbatch.stores import RedisStore
-from geventbatch.stores._redis_server import take_connection
+from geventbatch.stores.redis._server import take_connection
 from tests.adapters.redis import CASES, RedisAdapter
 from tests.callers import answer_of, in_a_thread
 from tests.redis_server import RedisServer, connected, own_server

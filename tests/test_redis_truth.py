@@ -19,8 +19,8 @@ from redis.retry import Retry
 
 from geventbatch import BatchError, Conflict, LoadFailed, NotSaved, Processor, SaveFailed, current_batch
 from geventbatch.stores import RedisStore
-from geventbatch.stores._redis_names import has_tag, outcome_name
-from geventbatch.stores._redis_scripts import SAVE
+from geventbatch.stores.redis._names import has_tag, outcome_name
+from geventbatch.stores.redis._scripts import SAVE
 from tests.callers import answer_of
 from tests.redis_server import cluster_url, connected, redis_url
 

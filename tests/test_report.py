@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing, _later, _report
+from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing
+from geventbatch._watch import deferred, log
 from tests.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_place_is_known() -> Iterator[None]:
-    known = set(_report._reported)
-    _report._reported.clear()
+    known = set(log._reported)
+    log._reported.clear()
     yield
-    _report._reported.update(known)
+    log._reported.update(known)
 
 
 def nothing(resource: object) -> None:
@@ -87,7 +88,7 @@ def test_the_traceback_of_a_cause_is_shown_once_a_minute_and_each_line_says_what
         answer_of(processor.run, "c", nothing)
     told = [message for _, message in logged(caplog)]
     assert [f"no connection for {key}" in message for key, message in zip("abc", told, strict=True)] == [True] * 3
-    assert [message.endswith(_report.SHOWN_BEFORE) for message in told] == [False, True, False]
+    assert [message.endswith(log.SHOWN_BEFORE) for message in told] == [False, True, False]
     assert [record.exc_info is not None for record in caplog.records] == [True, False, True]
 
 
@@ -212,8 +213,8 @@ def test_more_than_a_thousand_lines_that_wait_are_dropped_and_counted(
     with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
         answer_of(processor.run, "k", nothing)
         logged(caplog)
-        for number in range(_later.MOST + 5):
-            _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "line %d", number))
+        for number in range(deferred.MOST + 5):
+            log._reporter.tell(logging.WARNING, partial(log._log.warning, "line %d", number))
     told = [line for _, line in logged(caplog)][1:]
     assert told == [f"line {number}" for number in range(1000)] + [
         "5 more lines were dropped, since 1000 waited to be logged"
@@ -224,12 +225,12 @@ def test_a_teller_that_was_killed_is_replaced(clock: VirtualTime, caplog: pytest
     with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
         answer_of(processor.run, "k", nothing)
         logged(caplog)
-        _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "one"))
-        teller = _report._reporter._teller
+        log._reporter.tell(logging.WARNING, partial(log._log.warning, "one"))
+        teller = log._reporter._teller
         assert teller is not None
         teller.kill(block=False)
         gevent.sleep(0)
-        _report._reporter.tell(logging.WARNING, partial(_report._log.warning, "two"))
+        log._reporter.tell(logging.WARNING, partial(log._log.warning, "two"))
     assert [line for _, line in logged(caplog)][1:] == ["one", "two"]
 
 
@@ -399,10 +400,10 @@ def test_a_key_whose_repr_raises_is_told_of_all_the_same(clock: VirtualTime, cap
 
 
 def test_places_that_have_no_end_are_forgotten(burn: Burn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_report, "_MOST_PLACES", 3)
+    monkeypatch.setattr(log, "_MOST_PLACES", 3)
     with Processor(min_duration=0, max_duration=10, max_blocking_time=0.05) as processor:
         for number in range(5):
             operation = burn(0.06)
             operation.__qualname__ = f"operation {number}"
             processor.run("k", operation)
-    assert len(_report._reported) == 2
+    assert len(log._reported) == 2

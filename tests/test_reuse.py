@@ -12,8 +12,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from geventbatch import LoadFailed, Processor, ResourceMissing, _process
-from geventbatch._clock import clock
+from geventbatch import LoadFailed, Processor, ResourceMissing
+from geventbatch._core import process
+from geventbatch._core.clock import clock
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
 from geventbatch.stores._reuse import Kept
 from tests.adapters.base import TooLittle
@@ -105,7 +106,7 @@ def test_a_batch_that_went_wrong_has_the_next_one_load(adapter: Adapter, warm: P
     pause = Pause(lambda resource: adapter.add(resource, 1000))
     caller = spawned(warm.run, "k", pause)
     pause.reached.wait()
-    worker: Any = next(iter(_process.running))
+    worker: Any = next(iter(process.running))
     worker.kill()
     caller.join()
     assert trips(adapter, warm.run, adapter.add, 1) == 2
@@ -397,7 +398,7 @@ def test_in_a_child_of_a_fork_nothing_of_the_parents_is_kept(monkeypatch: pytest
     kept: Kept[str] = Kept(Reuse())
     kept.put("k", "of the parent")
     kept.put("l", "of the parent")
-    monkeypatch.setattr(_process.here, "epoch", _process.here.epoch + 1)
+    monkeypatch.setattr(process.here, "epoch", process.here.epoch + 1)
     assert kept.take("k") is None
     kept.put("k", "of the child")
     assert [kept.take("k"), kept.take("l")] == ["of the child", None]

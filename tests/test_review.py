@@ -11,7 +11,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from geventbatch import BatchTimeout, LoadFailed, OperationCancelled, Processor, _batch, _process, worker_number_for_key
+from geventbatch import BatchTimeout, LoadFailed, OperationCancelled, Processor, worker_number_for_key
+from geventbatch._core import batch, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,7 +245,7 @@ def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
         return clock.now()
 
     if place != "worker_number_for_key":
-        monkeypatch.setattr(_batch, place, stop_before(getattr(_batch, place)))
+        monkeypatch.setattr(batch, place, stop_before(getattr(batch, place)))
     caller = gevent.spawn(call)
     clock.advance(20)
     assert caller.value == 0.0
@@ -361,10 +362,10 @@ def test_a_worker_killed_just_when_it_is_woken_leaves_its_batch_to_another_one(c
 
 def test_a_processor_that_nobody_holds_is_gone_and_forgotten() -> None:
     gc.collect()
-    before = list(_process.made)
+    before = list(process.made)
     processor: Processor[None] = Processor(min_duration=0)
     gone = weakref.ref(processor)
     del processor
     gc.collect()
     assert gone() is None
-    assert _process.made == before
+    assert process.made == before

@@ -21,9 +21,11 @@ from redis import RedisCluster
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.pool import QueuePool
 
-from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor, _idempotency
-from geventbatch._plain import decode
-from geventbatch.stores import _django_transaction, _outcomes
+from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor
+from geventbatch._idempotency import once
+from geventbatch._idempotency.values import decode
+from geventbatch.stores._sql import outcomes
+from geventbatch.stores.django import _transaction
 from geventbatch.stores.redis import RedisStore
 from geventbatch.stores.sqlalchemy import SQLAlchemyStore, idempotency_table
 from tests import redis_server
@@ -216,7 +218,7 @@ def test_no_error_leads_to_the_batch(
             for _ in range(2):
                 error = answer_of(processor.run, "k", operation, idempotency_key="a", start_timeout=start_timeout)
                 assert isinstance(error, Exception)
-                assert not [frame for frame in frames_of(error) if frame == "geventbatch._idempotency"]
+                assert not [frame for frame in frames_of(error) if frame == "geventbatch._idempotency.once"]
 
 
 def frames_of(error: BaseException | None) -> list[str]:
@@ -355,7 +357,7 @@ def test_a_thousand_outcomes_that_are_read_never_hold_the_hub_for_long(
     with opened(keeping, min_duration=1, max_duration=5) as processor:
         sent = [call(processor, f"{n}", add, n) for n in range(1000)]
         assert answers(sent) == list(range(1000))
-        monkeypatch.setattr(_idempotency, "decode", slowly)
+        monkeypatch.setattr(once, "decode", slowly)
         with Ticks(clock) as ticks:
             assert answers([call(processor, f"{n}", add, n) for n in range(1000)]) == list(range(1000))
     assert ticks.longest_gap() < LONGEST
@@ -398,10 +400,10 @@ def test_keys_that_are_equal_have_the_same_outcomes(engine: sa.Engine) -> None:
     ],
 )
 def test_keys_that_are_equal_have_one_name(first: Any, second: Any) -> None:
-    table = _outcomes.OutcomeTable("outcomes", "sqlite", 1.0)
+    table = outcomes.OutcomeTable("outcomes", "sqlite", 1.0)
     assert first == second
-    assert _outcomes.Outcomes(table, "s", first).prefix == _outcomes.Outcomes(table, "s", second).prefix
-    assert _outcomes.Outcomes(table, "s", first).prefix != _outcomes.Outcomes(table, "s", str(first)).prefix
+    assert outcomes.Outcomes(table, "s", first).prefix == outcomes.Outcomes(table, "s", second).prefix
+    assert outcomes.Outcomes(table, "s", first).prefix != outcomes.Outcomes(table, "s", str(first)).prefix
 
 
 def test_the_outcomes_are_in_the_schema_that_the_engine_translates_to(tmp_path: Path) -> None:
@@ -451,16 +453,16 @@ def test_an_expired_outcome_that_somebody_else_deletes_meanwhile_is_in_nobodys_w
     with case.fresh(tmp_path) as address, case.opens(address) as adapter:
         adapter.put("k", 10)
         store: Any = adapter.store()
-        find = _outcomes.Outcomes.find
+        find = outcomes.Outcomes.find
 
-        def purged_before(self: _outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
+        def purged_before(self: outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
             store.purge_outcomes()
             return find(self, send, keys)
 
         with adapter.processor() as processor:
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
             adapter.expire_outcomes()
-            monkeypatch.setattr(_outcomes.Outcomes, "find", purged_before)
+            monkeypatch.setattr(outcomes.Outcomes, "find", purged_before)
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 12
 
 
@@ -478,11 +480,11 @@ def test_who_cannot_look_what_is_recorded_has_certainly_not_saved(
         with adapter.processor() as processor:
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
 
-            def fails(self: _outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
+            def fails(self: outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
                 return dict(send("SELECT nothing", ()).fetchall())
 
             with monkeypatch.context() as patch:
-                patch.setattr(_outcomes.Outcomes, "find", fails)
+                patch.setattr(outcomes.Outcomes, "find", fails)
                 error = answer_of(processor.run, "k", adapter.add, 1, idempotency_key="a")
             assert isinstance(error, BatchError)
             assert error.retry_safe
@@ -499,14 +501,14 @@ def test_an_expired_outcome_is_deleted_in_gevents_way_while_another_process_writ
     with case.fresh(tmp_path) as address, case.opens(address) as adapter:
         adapter.put("k", 10)
         adapter.put("other", 0)
-        find = _outcomes.Outcomes.find
+        find = outcomes.Outcomes.find
         others: list[gevent.Greenlet[..., None]] = []
 
         def write() -> None:
             with adapter.holding("other", 1):
                 gevent.sleep(0.1)
 
-        def while_another_writes(self: _outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
+        def while_another_writes(self: outcomes.Outcomes, send: Any, keys: Any) -> dict[str, str]:
             others.append(gevent.spawn(write))
             gevent.sleep(0.02)
             return find(self, send, keys)
@@ -514,7 +516,7 @@ def test_an_expired_outcome_is_deleted_in_gevents_way_while_another_process_writ
         with adapter.processor() as processor:
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
             adapter.expire_outcomes()
-            monkeypatch.setattr(_outcomes.Outcomes, "find", while_another_writes)
+            monkeypatch.setattr(outcomes.Outcomes, "find", while_another_writes)
             begun = time.monotonic()
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 12
             assert time.monotonic() - begun < 3
@@ -539,7 +541,7 @@ def test_a_deletion_of_expired_outcomes_that_cannot_be_committed_leaves_nothing_
             assert processor.run("k", adapter.add, 1, idempotency_key="a") == 11
             adapter.expire_outcomes()
             with monkeypatch.context() as patch:
-                patch.setattr(_django_transaction.Transaction, "commit", fails)
+                patch.setattr(_transaction.Transaction, "commit", fails)
                 error = answer_of(processor.run, "k", adapter.add, 1, idempotency_key="a")
             assert isinstance(error, BatchError)
             assert error.retry_safe

@@ -17,9 +17,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from geventbatch import Processor, ResourceMissing, worker_number_for_key
 from geventbatch.stores import RedisStore, SQLAlchemyStore
-from geventbatch.stores._key import KeyColumn, row_key
-from geventbatch.stores._key_columns import key_column
+from geventbatch.stores._sql.keys import KeyColumn, row_key
 from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.stores.sqlalchemy._key_columns import key_column
 from tests.adapters.sqlalchemy import PLACES, fresh
 from tests.callers import answer_of
 from tests.test_stores import spawned

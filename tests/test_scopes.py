@@ -720,11 +720,11 @@ def test_stop_all_inside_a_batch_stops_the_others_before_it_refuses(clock: Virtu
 
 
 def test_a_processor_that_is_gone_is_not_kept_for_stop_all(store: Store) -> None:
-    before = len(geventbatch._process.processors())
+    before = len(geventbatch._core.process.processors())
     processor = store.processor()
-    assert len(geventbatch._process.processors()) == before + 1
+    assert len(geventbatch._core.process.processors()) == before + 1
     del processor
-    assert len(geventbatch._process.processors()) == before
+    assert len(geventbatch._core.process.processors()) == before
 
 
 # What a hostile reading found

@@ -13,7 +13,8 @@ import redis
 import sqlalchemy as sa
 from flask import Flask
 
-from geventbatch import Conflict, Problem, Processor, _set_up, check
+from geventbatch import Conflict, Problem, Processor, check
+from geventbatch._watch import setup_problems
 from geventbatch.integrations.flask import GeventBatch
 from geventbatch.integrations.gunicorn import _Hooks
 from geventbatch.integrations.wsgi import ErrorAnswers
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_other_processors")
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_set_up, "_workers", type(_set_up._workers)())
+    monkeypatch.setattr(setup_problems, "_workers", type(setup_problems._workers)())
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
 
 
@@ -215,7 +216,7 @@ def test_the_number_is_that_of_uwsgi_or_of_the_platform_where_no_integration_say
         monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(numproc=numproc))
     warned = told(lambda: Processor(min_duration=0, **PAIRS[0]))
     assert len(warned) == (number > 1)
-    assert _set_up.know_workers(1) == []
+    assert setup_problems.know_workers(1) == []
     assert told(lambda: Processor(min_duration=0, **PAIRS[0])) == []
 
 
@@ -225,7 +226,7 @@ def test_the_number_is_that_of_uwsgi_or_of_the_platform_where_no_integration_say
     ids=["one", "many", "by hand", "nothing"],
 )
 def test_what_compares_is_not_warned_of(options: dict[str, Any]) -> None:
-    _set_up.know_workers(2)
+    setup_problems.know_workers(2)
     processors: list[Processor[Any]] = []
     assert told(lambda: processors.append(Processor(min_duration=0, **options))) == []
     app = Flask("trains")
@@ -321,4 +322,4 @@ def test_one_with_time_or_without_a_server_is_not(options: dict[str, Any]) -> No
 
 
 def test_it_is_a_problem_like_any_other() -> None:
-    assert all(isinstance(one, Problem) for one in _set_up.problems())
+    assert all(isinstance(one, Problem) for one in setup_problems.problems())

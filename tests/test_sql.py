@@ -1,4 +1,4 @@
-"""What the errors of SQL drivers mean for a batch, and how its statements are bounded (geventbatch/stores/_sql.py)."""
+"""What the errors of SQL drivers mean for a batch, and how its statements are bounded (geventbatch/stores/_sql)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from mysql.connector import errors as connector_errors
 
 from geventbatch import Conflict, NotSaved, Rejected
-from geventbatch.stores import _sql
-from geventbatch.stores._sql import Kind
+from geventbatch.stores._sql import bounds, errors
+from geventbatch.stores._sql.errors import Kind
 
 
 def postgres(state: str | None, parent: type[psycopg.Error] = psycopg.OperationalError) -> psycopg.Error:
@@ -116,12 +116,12 @@ def sqlite(statement: str, *parameters: object) -> sqlite3.Error:
     ids=str,
 )
 def test_an_error_means_the_same_bare_and_in_the_wrapper_of_an_orm(error: Exception, kind: Kind) -> None:
-    assert _sql.kind(error) is kind
+    assert errors.kind(error) is kind
     wrapped = sa.exc.DBAPIError.instance("SELECT 1", {}, error, type(error))
-    assert _sql.kind(wrapped) is kind
+    assert errors.kind(wrapped) is kind
     other = RuntimeError("as Django does it")
     other.__cause__ = error
-    assert _sql.kind(other) is kind
+    assert errors.kind(other) is kind
 
 
 def test_a_busy_sqlite_is_a_conflict(tmp_path: object) -> None:
@@ -129,7 +129,7 @@ def test_a_busy_sqlite_is_a_conflict(tmp_path: object) -> None:
     one.execute("BEGIN IMMEDIATE")
     with pytest.raises(sqlite3.OperationalError) as raised:
         other.execute("BEGIN IMMEDIATE")
-    assert _sql.kind(raised.value) is Kind.CONFLICT
+    assert errors.kind(raised.value) is Kind.CONFLICT
     one.close()
     other.close()
 
@@ -150,7 +150,7 @@ def test_a_busy_sqlite_is_a_conflict(tmp_path: object) -> None:
     ids=str,
 )
 def test_whatever_comes_before_commit_says_that_nothing_was_written(error: Exception, expected: type[NotSaved]) -> None:
-    found = _sql.not_saved(error, "ICE 1")
+    found = errors.not_saved(error, "ICE 1")
     assert type(found) is expected
     assert "'ICE 1' was not saved, nothing was written" in str(found)
 
@@ -181,7 +181,7 @@ def test_whatever_comes_before_commit_says_that_nothing_was_written(error: Excep
 def test_what_comes_out_of_commit_is_told_to_be_not_saved_only_when_it_certainly_is(
     error: Exception, expected: type[object]
 ) -> None:
-    assert type(_sql.of_commit(error, "ICE 1")) is expected
+    assert type(errors.of_commit(error, "ICE 1")) is expected
 
 
 @pytest.mark.parametrize(
@@ -197,16 +197,16 @@ def test_what_comes_out_of_commit_is_told_to_be_not_saved_only_when_it_certainly
 def test_what_is_said_to_a_statement_of_the_stores_own_blames_no_operation(
     error: Exception, expected: type[NotSaved]
 ) -> None:
-    assert type(_sql.of_store(error, "ICE 1")) is expected
+    assert type(errors.of_store(error, "ICE 1")) is expected
 
 
 @pytest.mark.parametrize("remaining", [0.001, 0.01, 0.2, 1.0, 5.0, 60.0])
 def test_a_server_is_bounded_to_less_than_what_remains_and_never_to_nothing(remaining: float) -> None:
-    milliseconds = _sql.bound_milliseconds(remaining)
+    milliseconds = bounds.bound_milliseconds(remaining)
     assert 1 <= milliseconds <= max(1, remaining * 1000)
     assert milliseconds >= int(remaining * 1000 * 0.85)
-    assert _sql.postgres_bound(remaining) == f"SET LOCAL statement_timeout = {milliseconds}"
-    assert int(_sql.mysql_lock_bound(remaining).rpartition(" ")[2]) >= 1
+    assert bounds.postgres_bound(remaining) == f"SET LOCAL statement_timeout = {milliseconds}"
+    assert int(bounds.mysql_lock_bound(remaining).rpartition(" ")[2]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -226,8 +226,8 @@ def test_a_server_is_bounded_to_less_than_what_remains_and_never_to_nothing(rema
     ids=repr,
 )
 def test_it_is_known_when_mysql_has_ended_the_whole_transaction(error: Exception, ended: bool) -> None:
-    assert _sql.has_ended(error) is ended
-    assert _sql.has_ended(sa.exc.DBAPIError.instance("SELECT 1", {}, error, type(error))) is ended
+    assert errors.has_ended(error) is ended
+    assert errors.has_ended(sa.exc.DBAPIError.instance("SELECT 1", {}, error, type(error))) is ended
 
 
 def test_what_django_makes_of_a_constraint_of_mysql_is_known_though_it_has_no_cause() -> None:
@@ -241,10 +241,10 @@ def test_what_django_makes_of_a_constraint_of_mysql_is_known_though_it_has_no_ca
 
     with pytest.raises(IntegrityError) as raised:
         replace()
-    assert _sql.kind(raised.value) is Kind.REJECTED
+    assert errors.kind(raised.value) is Kind.REJECTED
     with pytest.raises(IntegrityError) as raised:
         replace("of something else")
-    assert _sql.kind(raised.value) is Kind.OTHER
+    assert errors.kind(raised.value) is Kind.OTHER
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_what_django_makes_of_a_constraint_of_mysql_is_known_though_it_has_no_ca
 def test_a_statement_of_mysql_is_bounded_whatever_comment_stands_before_it(
     mariadb: bool, statement: str, bounded: str
 ) -> None:
-    assert _sql.bounded_mysql(statement, 1.0, mariadb=mariadb) == bounded
+    assert bounds.bounded_mysql(statement, 1.0, mariadb=mariadb) == bounded
 
 
 def test_a_statement_is_found_behind_the_bound_of_mariadb() -> None:
     statement = "SELECT 1 FOR UPDATE"
-    assert _sql.without_prefix(_sql.mariadb_prefix(1.5) + statement) == statement
-    assert _sql.without_prefix(statement) == statement
+    assert bounds.without_prefix(bounds.mariadb_prefix(1.5) + statement) == statement
+    assert bounds.without_prefix(statement) == statement

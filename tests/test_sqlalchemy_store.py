@@ -28,9 +28,10 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import NullPool
 
 from geventbatch import BatchError, BatchTimeout, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
-from geventbatch.stores import SQLAlchemyStore, _sql
-from geventbatch.stores._postgres import outcome
+from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores._sql import bounds as sql_bounds
 from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.stores.sqlalchemy._postgres import outcome
 from tests.adapters.sqlalchemy import PLACES, PostgresPlace, fresh
 from tests.callers import answer_of
 from tests.proxy import Proxy
@@ -556,7 +557,7 @@ def test_a_commit_of_which_nobody_can_ask_is_not_told_to_be_safe_to_run_again(po
 
 def test_the_outcome_of_a_transaction_is_asked_for_until_it_has_one(postgres: Postgres) -> None:
     def begun(connection: sa.Connection) -> str:
-        return str(connection.exec_driver_sql(_sql.postgres_bound_and_xid(30)).one()[1])
+        return str(connection.exec_driver_sql(sql_bounds.postgres_bound_and_xid(30)).one()[1])
 
     with postgres.direct.connect() as connection:
         xid = begun(connection)
@@ -572,7 +573,7 @@ def test_the_outcome_of_a_transaction_is_asked_for_until_it_has_one(postgres: Po
 
 def test_after_a_crash_nobody_is_told_that_a_transaction_was_committed(postgres: Postgres) -> None:
     with postgres.direct.connect() as connection:
-        xid = str(connection.exec_driver_sql(_sql.postgres_bound_and_xid(30)).one()[1])
+        xid = str(connection.exec_driver_sql(sql_bounds.postgres_bound_and_xid(30)).one()[1])
         connection.commit()
     number, last_crash = xid.split()
     assert outcome(postgres.direct, f"{number} {last_crash}", 30) is True

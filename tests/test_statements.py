@@ -1,11 +1,11 @@
-"""What an operation may not send in its batch's transaction (geventbatch/stores/_statements.py)."""
+"""What an operation may not send in its batch's transaction (geventbatch/stores/_sql/statements.py)."""
 
 from __future__ import annotations
 
 import pytest
 
-from geventbatch.stores import _sql
-from geventbatch.stores._statements import first_word
+from geventbatch.stores._sql import statements
+from geventbatch.stores._sql.statements import first_word
 
 ENDS = [
     "BEGIN",
@@ -128,22 +128,22 @@ MAY = [
 def test_what_begins_or_ends_the_transaction_is_forbidden(statement: str, mysql: bool) -> None:
     if mysql and "nested" in statement:  # where comments do not nest
         statement = "COMMIT"
-    why = _sql.forbidden(statement, mysql=mysql)
+    why = statements.forbidden(statement, mysql=mysql)
     assert why is not None
     assert "transaction that all operations of the batch share" in why
 
 
 @pytest.mark.parametrize("statement", SETS)
 def test_what_sets_something_in_the_session_is_forbidden(statement: str) -> None:
-    why = _sql.forbidden(statement)
+    why = statements.forbidden(statement)
     assert why is not None
     assert "reach the operations of other callers" in why
 
 
 @pytest.mark.parametrize("statement", MAY)
 def test_everything_else_may_be_sent_whatever_stands_in_its_literals_and_comments(statement: str) -> None:
-    assert _sql.forbidden(statement) is None
-    assert _sql.forbidden(statement + " " * 3_000) is None  # too long to be remembered
+    assert statements.forbidden(statement) is None
+    assert statements.forbidden(statement + " " * 3_000) is None  # too long to be remembered
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_everything_else_may_be_sent_whatever_stands_in_its_literals_and_comment
     ["INSERT INTO t VALUES ('it\\'s; COMMIT')", "SELECT 1 # ; COMMIT it's", 'SELECT "; COMMIT"', "SELECT 'a\\\\'"],
 )
 def test_literals_and_comments_are_read_as_mysql_reads_them(statement: str) -> None:
-    assert _sql.forbidden(statement, mysql=True) is None
+    assert statements.forbidden(statement, mysql=True) is None
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_literals_and_comments_are_read_as_mysql_reads_them(statement: str) -> N
     ],
 )
 def test_what_makes_mysql_commit_is_forbidden_there_alone(statement: str) -> None:
-    assert _sql.forbidden(statement) is None
-    why = _sql.forbidden(statement, mysql=True)
+    assert statements.forbidden(statement) is None
+    why = statements.forbidden(statement, mysql=True)
     assert why is not None
     assert "makes MySQL commit" in why
 
 
 def test_the_reason_names_the_statement_and_what_to_do() -> None:
-    assert _sql.forbidden("select 1; start  transaction") == (
+    assert statements.forbidden("select 1; start  transaction") == (
         "START TRANSACTION would begin or end the transaction that all operations of the batch share: the batch does "
         "that, and a savepoint is the ORM's (begin_nested(), atomic())"
     )

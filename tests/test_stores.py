@@ -22,9 +22,9 @@ from geventbatch import (
     LoadFailed,
     ResourceMissing,
     SaveFailed,
-    _process,
     current_batch,
 )
+from geventbatch._core import process as _process
 from tests.adapters.base import Adapter, TooLittle, cases
 from tests.callers import answer_of
 from tests.servers import wait_until

@@ -20,7 +20,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from gevent.queue import Empty, Queue
 
-from geventbatch._clock import clock as _clock
+from geventbatch._core.clock import clock as _clock
 from geventbatch.testing import VirtualTime, virtual_time
 from tests.shared import STARTUP
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from geventbatch import Processor
-from geventbatch._photo import Photo
+from geventbatch._values.photo import Photo
 from tests.test_undo import NotEnough, answers_of, told
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from geventbatch import (
     current_batch,
 )
 from geventbatch._options import check_options
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 from geventbatch.integrations import opentelemetry
 from geventbatch.stores import RedisStore, SQLAlchemyStore
 from tests.callers import answer_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from operator import add
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from geventbatch import _process, _seam
+from geventbatch import _seam
+from geventbatch._core import process
 
 if TYPE_CHECKING:
     from geventbatch._processor import Processor
@@ -29,7 +30,7 @@ class Gauges(NamedTuple):
 def gauges_of(processor: Processor[Any], last: Gauges) -> Gauges:
     """Look at *processor*; in another thread what is overdue is as it was at the *last* look. Switches: no."""
     stats, overdue = processor.stats(), last.overdue_batches
-    if _process.in_thread():  # else the batches may change meanwhile
+    if process.in_thread():  # else the batches may change meanwhile
         overdue = sum([batch.overdue for batch in _seam.state_of(processor).batches()])
     longest = _seam.options_of(processor).max_duration
     return Gauges(stats.batches, overdue, stats.operations, stats.workers, longest)

@@ -15,10 +15,10 @@ from gevent import monkey
 from geventbatch import _seam
 
 if TYPE_CHECKING:
-    from geventbatch._batch import Batch
-    from geventbatch._counts import Counts
-    from geventbatch._metrics import BatchMetric
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.counts import Counts
     from geventbatch._processor import Processor
+    from geventbatch._watch.metrics import BatchMetric
 
 new_lock: Final[Any] = monkey.get_original("_thread", "RLock")
 """Of threads, and not of greenlets: it is held for a few additions, in which nothing switches."""

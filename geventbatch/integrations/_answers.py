@@ -11,8 +11,8 @@ from http import HTTPStatus
 from math import ceil
 from typing import TYPE_CHECKING
 
-from geventbatch._report import SHOWN_BEFORE, is_due, shows_again
-from geventbatch._shown import said
+from geventbatch._safe_repr import said
+from geventbatch._watch.log import SHOWN_BEFORE, is_due, shows_again
 from geventbatch.errors import (
     BatchError,
     BatchTimeout,

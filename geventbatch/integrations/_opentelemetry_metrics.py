@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import CallbackOptions, MeterProvider
 
-    from geventbatch._batch import Batch
-    from geventbatch._metrics import BatchMetric
+    from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
+    from geventbatch._watch.metrics import BatchMetric
 
 
 class Sums:

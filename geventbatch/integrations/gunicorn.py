@@ -38,7 +38,9 @@ from gevent import GreenletExit, monkey
 
 monkey.patch_all()
 
-from geventbatch import _process, _seam, _set_up, stop_all  # noqa: E402 - as it asks for itself
+from geventbatch import _seam, stop_all  # noqa: E402 - as it asks for itself
+from geventbatch._core import process  # noqa: E402 - as it asks for itself
+from geventbatch._watch import setup_problems  # noqa: E402 - as it asks for itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,10 +105,10 @@ class _Hooks:
 
     def post_worker_init(self, worker: Any) -> None:
         """Say what would be killed, and what would be lost."""
-        for problem in _set_up.know_workers(self._workers):
+        for problem in setup_problems.know_workers(self._workers):
             worker.log.warning("%s", problem)
         most = worker.cfg.graceful_timeout * _TO_STOP
-        for processor in _process.processors():
+        for processor in process.processors():
             longest = _seam.options_of(processor).max_duration
             if longest > most and not _seam.state_of(processor).stopping:
                 worker.log.warning(

@@ -22,9 +22,11 @@ from weakref import WeakKeyDictionary, ref
 
 import gevent
 
-from geventbatch import _process, _report, _seam
-from geventbatch._clock import clock as _clock
-from geventbatch._later import Later
+from geventbatch import _seam
+from geventbatch._core import process
+from geventbatch._core.clock import clock as _clock
+from geventbatch._watch import log
+from geventbatch._watch.deferred import Later
 
 try:
     from opentelemetry import context as _context
@@ -45,10 +47,10 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-    from geventbatch._batch import Batch
-    from geventbatch._metrics import BatchMetric
-    from geventbatch._operation import Operation
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.operation import Operation
     from geventbatch._processor import Processor
+    from geventbatch._watch.metrics import BatchMetric
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -75,11 +77,11 @@ def instrument(
     """
     global _for_all  # noqa: PLW0603 - what is to come has to be known somewhere
     recorder = _Recorder(tracer_provider, meter_provider, keys=keys)
-    for processor in processors or _process.processors():
+    for processor in processors or process.processors():
         recorder.add(processor)
     if not processors and _for_all is None:
         _for_all = recorder.add
-        _process.watchers.append(_for_all)
+        process.watchers.append(_for_all)
 
 
 def uninstrument(*processors: Processor[Any]) -> None:
@@ -89,7 +91,7 @@ def uninstrument(*processors: Processor[Any]) -> None:
     """
     global _for_all  # noqa: PLW0603 - see there
     if not processors and _for_all is not None:
-        _process.watchers.remove(_for_all)
+        process.watchers.remove(_for_all)
         _for_all = None
     for processor in processors or tuple(_watched):
         watcher = _watched.pop(processor, None)
@@ -167,7 +169,7 @@ class _Watcher:
     def tell_wait(self, span: Span, seconds: float) -> None:
         """An operation of the caller who has *span* starts after so many *seconds*."""
         attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
-        attempt = _process.running.get(gevent.getcurrent())
+        attempt = process.running.get(gevent.getcurrent())
         its = None if attempt is None else self._spans.get(attempt.batch)
         if its is not None:
             where = its.get_span_context()
@@ -244,7 +246,7 @@ class _Waiting:
                 if span.is_recording():  # its caller may have left, and ended it
                     self._watcher.tell_wait(span, _clock.monotonic() - self._since)
             except Exception as error:
-                _report.watcher_failed(self._watcher, error)
+                log.watcher_failed(self._watcher, error)
         return self.__wrapped__(resource, *args)
 
 
@@ -267,7 +269,7 @@ def _record(ended: _Ended) -> None:
     try:
         ended.watcher.record(ended)
     except Exception as error:
-        _report.watcher_failed(ended.watcher, error)
+        log.watcher_failed(ended.watcher, error)
 
 
 def _span_context(operation: Operation[Any]) -> _context.Context:
@@ -330,4 +332,4 @@ def _forget() -> None:
         instruments.forget()
 
 
-_process.after_fork(_forget)
+process.after_fork(_forget)

@@ -20,7 +20,9 @@ from weakref import WeakKeyDictionary, ref
 
 import gevent
 
-from geventbatch import _process, _report, _seam
+from geventbatch import _seam
+from geventbatch._core import process
+from geventbatch._watch import log
 from geventbatch._watch.gauges import Gauges, gauges_of
 from geventbatch._watch.outcomes import OUTCOMES, Outcomes
 
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics import MetricWrapperBase
 
-    from geventbatch._batch import Batch
-    from geventbatch._metrics import BatchMetric
+    from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
+    from geventbatch._watch.metrics import BatchMetric
     from geventbatch._watch.outcomes import Counted
 
 __all__ = ["watch"]
@@ -185,11 +187,11 @@ class _Export:
         self._series: dict[str, _Series] = {}  # by the name of the processors
         self._watchers: WeakKeyDictionary[Processor[Any], _Watcher] = WeakKeyDictionary()
         self._timer: Any = None  # there while a processor may run batches
-        for processor in _process.processors():
+        for processor in process.processors():
             self.add(processor)
-        _process.watchers.append(self.add)
-        _process.at_first_run(self._start)
-        _process.after_fork(self._forget)
+        process.watchers.append(self.add)
+        process.at_first_run(self._start)
+        process.after_fork(self._forget)
 
     def describe(self) -> list[Any]:
         """Give no metric of its own."""
@@ -215,7 +217,7 @@ class _Export:
     def refresh(self) -> None:
         """Bring up to date what no batch that ends tells of. Switches: no; any thread may call."""
         sums = dict.fromkeys(self._series, Gauges())
-        for processor in _process.processors():
+        for processor in process.processors():
             watcher = self._watchers.get(processor)
             if watcher is not None:
                 sums[processor.name] = sums[processor.name].with_other(watcher.look(processor))
@@ -227,7 +229,7 @@ class _Export:
     def keep_fresh(self) -> None:
         """Have the gauges looked at, from now on."""
         active = self._timer is not None and self._timer.active
-        if not active and _process.here.thread is not None and _process.in_thread():
+        if not active and process.here.thread is not None and process.in_thread():
             self._start()
 
     def _start(self) -> None:
@@ -241,7 +243,7 @@ class _Export:
             self.refresh()
         except Exception as error:
             self._close_timer()  # until a batch ends, or the log would be full of it
-            _report.watcher_failed(self, error)
+            log.watcher_failed(self, error)
         else:
             if all(watcher.closed for watcher in self._watchers.values()):
                 self._close_timer()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from geventbatch._set_up import see_environment
+from geventbatch._watch.setup_problems import see_environment
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from geventbatch.stores._reuse import Reuse
 
 if TYPE_CHECKING:
-    from geventbatch.stores._sql import what_it_means
+    from geventbatch.stores._sql.errors import what_it_means
     from geventbatch.stores.django import DjangoStore
     from geventbatch.stores.redis import RedisStore
     from geventbatch.stores.sqlalchemy import SQLAlchemyStore
@@ -23,7 +23,7 @@ _MODULES: Final = {
     "DjangoStore": "django",
     "RedisStore": "redis",
     "SQLAlchemyStore": "sqlalchemy",
-    "what_it_means": "_sql",
+    "what_it_means": "_sql.errors",
 }
 
 

@@ -8,7 +8,7 @@ from gc import get_referents
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

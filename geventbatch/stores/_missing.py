@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import ref
 
 from geventbatch._callables import check_missing
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

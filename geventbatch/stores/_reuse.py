@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from geventbatch._clock import clock
-from geventbatch._process import here
+from geventbatch._core.clock import clock
+from geventbatch._core.process import here
 from geventbatch._processor import current_batch
-from geventbatch._shown import said, shown
+from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 
 if TYPE_CHECKING:

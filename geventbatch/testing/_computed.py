@@ -44,7 +44,7 @@ def computed_of(kind: type) -> set[str]:
     mapper: Any = None if sqlalchemy is None else sqlalchemy.inspect(kind, raiseerr=False)
     if not hasattr(mapper, "column_attrs"):
         return set()
-    from geventbatch.stores import _derived
+    from geventbatch.stores.sqlalchemy import _derived
 
     set_by_updates = {one.key for one in mapper.column_attrs if getattr(one.columns[0], "onupdate", None) is not None}
     return {*_derived.of_row(mapper), *_derived.of_all(mapper), *set_by_updates}

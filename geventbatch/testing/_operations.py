@@ -7,18 +7,18 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from geventbatch._answer import unfinished
 from geventbatch._options import check_callable
 from geventbatch._processor import current_batch
+from geventbatch._safe_repr import said, shown
 from geventbatch._seam import each_of, observing
-from geventbatch._shown import said, shown
+from geventbatch._values.answers import unfinished
 from geventbatch.testing._computed import reads_of_computed
 from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from geventbatch._operation import Operation
+    from geventbatch._core.operation import Operation
     from geventbatch._seam import AnyProcessor
 
 Check = Literal[
@@ -135,7 +135,7 @@ class _Checker:
 
     def see_operation(self, operation: Operation[Any]) -> None:
         """Have *operation* checked whenever it is applied."""
-        from geventbatch._idempotency import Once  # which is slow to import
+        from geventbatch._idempotency.once import Once  # which is slow to import
 
         once: Any = operation.callable
         if type(once) is Once:  # it is known by its operation's name

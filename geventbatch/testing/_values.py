@@ -8,7 +8,7 @@ from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 import gevent
 from gevent.hub import Waiter
 
-from geventbatch._clock import clock as _clock
+from geventbatch._core.clock import clock as _clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

@@ -14,7 +14,7 @@ from gevent import getcurrent
 
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
-from geventbatch.stores._django_connections import close_idle
+from geventbatch.stores.django._connections import close_idle
 from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.django_project.start import database, endpoint, options_of, place
 from tests.proxy import Proxy

@@ -16,8 +16,8 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.types import TypeDecorator
 
 from geventbatch.stores import Reuse, SQLAlchemyStore
-from geventbatch.stores._documents import KeyText
 from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.stores.sqlalchemy._documents import KeyText
 from tests import mariadb, postgres_server, servers
 from tests.adapters.base import Adapter, Case, Missing, Step
 from tests.proxy import Proxy

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import sqlalchemy as sa
 
 from geventbatch import _options
-from geventbatch._attempt import Attempt
+from geventbatch._core.attempt import Attempt
 from geventbatch.errors import NotSaved
-from geventbatch.stores import _document_scope, _documents, _redis_save, _redis_scripts, _sql, _transaction
+from geventbatch.stores._sql import errors
+from geventbatch.stores.redis import _save, _scripts
+from geventbatch.stores.sqlalchemy import _document_scope, _documents, _transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,21 +33,21 @@ def detect_no_conflicts() -> None:
 
     _replace(_documents.Statements, "__init__", init)
     compares = "if not as_loaded then return 0 end"
-    assert compares in _redis_scripts.SAVE
-    _replace(_redis_save, "SAVE", _redis_scripts.SAVE.replace(compares, ""))
+    assert compares in _scripts.SAVE
+    _replace(_save, "SAVE", _scripts.SAVE.replace(compares, ""))
 
 
 def lie_that_nothing_was_saved() -> None:
     """Say `NotSaved` of a save whose answer was lost, as if that meant that it was not carried out."""
 
     def settle(self: Any, error: Exception) -> NoReturn:
-        raise _sql.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")
+        raise errors.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")
 
     def resolve(self: Any, lost: Exception) -> NoReturn:
         raise NotSaved(f"the connection was lost: {lost}")
 
     _replace(_transaction.Transaction, "settle", settle)
-    _replace(_redis_save.Save, "_resolve", resolve)
+    _replace(_save.Save, "_resolve", resolve)
 
 
 def answer_before_the_save() -> None:

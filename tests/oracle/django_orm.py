@@ -20,7 +20,7 @@ from django.db import IntegrityError, connections, models  # isort: skip
 from django.db.models import F  # isort: skip
 from django.db.transaction import atomic  # isort: skip
 
-from geventbatch.stores._django_connections import close_idle  # isort: skip
+from geventbatch.stores.django._connections import close_idle  # isort: skip
 from tests.oracle.django_model import SHAPES, foreign, grammar, render  # isort: skip
 from tests.oracle.django_world import DjangoWorld  # isort: skip
 from tests.oracle.example import Example, Orm, course, operations  # isort: skip

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-from geventbatch import _applying
-from geventbatch._batch import Batch
-from geventbatch._undo import Undo
-from geventbatch.stores import _loaded
-from geventbatch.stores._bound import Bound
-from geventbatch.stores._conduct import Conduct
+from geventbatch._core import applying
+from geventbatch._core.batch import Batch
+from geventbatch._core.undo import Undo
+from geventbatch.stores.sqlalchemy import _loaded
+from geventbatch.stores.sqlalchemy._bound import Bound
+from geventbatch.stores.sqlalchemy._conduct import Conduct
 
 
 @contextmanager
@@ -56,7 +56,7 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
     "computed is stale": [(_loaded, "forget", _nothing)],
     "answers are aliases": [
-        (_applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
+        (applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
     ],
     "applied in another order": [(Batch, "add", _added_first)],
 }

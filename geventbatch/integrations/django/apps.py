@@ -13,7 +13,7 @@ from django.core.signals import request_started
 from django.db.models.signals import post_migrate
 from django.utils.module_loading import module_has_submodule
 
-from geventbatch import _set_up
+from geventbatch._watch import setup_problems
 from geventbatch.integrations import django as integration
 
 _log: Final = logging.getLogger("geventbatch")
@@ -49,10 +49,10 @@ def _see_environment(sender: type, environ: dict[str, Any] | None = None, **_: A
     """See, in the first request of a server, how many processes serve."""
     if issubclass(sender, WSGIHandler):  # and no client of tests, which says that there are several
         request_started.disconnect(dispatch_uid="geventbatch")
-        _set_up.see_environment(environ or {})
+        setup_problems.see_environment(environ or {})
 
 
 def _close_idle(using: str, **_: Any) -> None:
-    connections = sys.modules.get("geventbatch.stores._django_connections")
+    connections = sys.modules.get("geventbatch.stores.django._connections")
     if connections is not None:  # else there is no store
         connections.close_idle(using)

@@ -18,7 +18,9 @@ from django.db import connections
 from django.urls import URLPattern, URLResolver, get_resolver
 from gevent import monkey
 
-from geventbatch import _check, _process, _seam, _set_up
+from geventbatch import _seam
+from geventbatch._core import process
+from geventbatch._watch import setup_check, setup_problems
 from geventbatch.integrations import django as integration
 from geventbatch.stores.django import DjangoStore
 
@@ -64,7 +66,7 @@ def declared() -> list[Declared]:
     """All live processors over a `DjangoStore` whose database is there."""
     names = _names()
     found = []
-    for processor in _process.processors():
+    for processor in process.processors():
         store = _seam.options_of(processor).open_resource
         if isinstance(store, DjangoStore) and store.using in connections.settings:
             found.append(Declared(names.get(id(processor), f"over {store!r}"), processor, store))
@@ -142,12 +144,12 @@ def _initialized() -> list[str]:
 
 def check_psycopg(**_: object) -> list[CheckMessage]:
     """W003: psycopg 3 waits in C, where gevent cannot switch."""
-    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W003") for problem in _check.psycopg()]
+    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W003") for problem in setup_check.psycopg()]
 
 
 def check_psycopg2(**_: object) -> list[CheckMessage]:
     """W004: psycopg2 blocks."""
-    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W004") for problem in _check.psycopg2()]
+    return [CheckWarning(problem.what, hint=problem.mend, id="geventbatch.W004") for problem in setup_check.psycopg2()]
 
 
 _OF_PROCESS: Final[tuple[Check, ...]] = (check_patched, check_connections, check_psycopg, check_psycopg2)
@@ -295,7 +297,7 @@ def check_set_up(**_: object) -> list[CheckMessage]:
     """W011: too little time over a server; W012: nothing is saved; W013: a pair on several workers; W014: misspelt."""
     return [
         CheckWarning(problem.what, hint=problem.mend, id=f"geventbatch.{_IDS[problem.name]}")
-        for problem in _set_up.problems(_names())
+        for problem in setup_problems.problems(_names())
     ]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
-from geventbatch.stores._outcomes import ID_LENGTH
+from geventbatch.stores._sql.outcomes import ID_LENGTH
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -13,10 +13,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakMethod, finalize
 
-from geventbatch import _process, _seam
-from geventbatch._check import check
+from geventbatch import _seam
+from geventbatch._core import process
 from geventbatch._processor import Processor
-from geventbatch._shown import shown
+from geventbatch._safe_repr import shown
+from geventbatch._watch.setup_check import check
 from geventbatch.integrations.page.assets import HEADERS
 from geventbatch.integrations.page.html import Gathered, document
 from geventbatch.integrations.page.kept import Seen, live_of
@@ -49,7 +50,7 @@ class Page:
         self._allow = allow
         # -- mutable state ---------------------------------------------------------------------------------
         self._seen: WeakKeyDictionary[Processor[Any], Seen] = WeakKeyDictionary()
-        for processor in _process.processors() if processors is None else processors:
+        for processor in process.processors() if processors is None else processors:
             if not isinstance(processor, Processor):
                 raise TypeError(f"processors has {shown(processor)}, but must have instances of Processor only")
             self._watch(processor)
@@ -67,8 +68,8 @@ class Page:
             if (living := method()) is not None:
                 living(processor)
 
-        _process.watchers.append(watch)
-        finalize(self, _process.watchers.remove, watch).atexit = False
+        process.watchers.append(watch)
+        finalize(self, process.watchers.remove, watch).atexit = False
 
     def _watch(self, processor: Processor[Any]) -> None:
         seen = self._seen[processor] = Seen()

@@ -7,16 +7,16 @@ import time
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from geventbatch._clock import clock
-from geventbatch._shown import shown
+from geventbatch._core.clock import clock
+from geventbatch._safe_repr import shown
 from geventbatch.integrations.page.assets import AFTER, BEFORE
 from geventbatch.integrations.page.kept import LONG, LONGEST, PARTS, SIZES, SPAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from geventbatch._live import ProcessorStats
-    from geventbatch._problem import Problem
+    from geventbatch._watch.live import ProcessorStats
+    from geventbatch._watch.problem import Problem
     from geventbatch.integrations.page.kept import Live, Minute
 
 

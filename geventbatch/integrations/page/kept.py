@@ -13,17 +13,18 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from geventbatch import _process, _seam
-from geventbatch._clock import clock
-from geventbatch._live import live_batch
+from geventbatch import _seam
+from geventbatch._core import process
+from geventbatch._core.clock import clock
+from geventbatch._watch.live import live_batch
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from geventbatch._batch import Batch
-    from geventbatch._live import LiveBatch
-    from geventbatch._metrics import BatchMetric
+    from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
+    from geventbatch._watch.live import LiveBatch
+    from geventbatch._watch.metrics import BatchMetric
 
 SPAN: Final = 60
 """Seconds that are looked back on."""
@@ -115,7 +116,7 @@ class Seen:
         self._restart()
 
     def _restart(self) -> None:
-        self._epoch = _process.here.epoch
+        self._epoch = process.here.epoch
         # -- mutable state ---------------------------------------------------------------------------------
         self._began = clock.monotonic()
         self._seconds = [_Second(-SPAN - 1)] * (SPAN + 1)
@@ -125,7 +126,7 @@ class Seen:
 
     def publish(self, metric: BatchMetric) -> None:
         """Count *metric*. Switches: no."""
-        if self._epoch != _process.here.epoch:
+        if self._epoch != process.here.epoch:
             self._restart()
         now = int(clock.monotonic())
         second = self._seconds[now % (SPAN + 1)]
@@ -182,7 +183,7 @@ class Seen:
 
     def now(self) -> Minute:
         """Sum up the last minute. Switches: no."""
-        if self._epoch != _process.here.epoch:
+        if self._epoch != process.here.epoch:
             self._restart()
         now = int(clock.monotonic())
         seconds = [second for second in self._seconds if 0 <= now - second.at <= SPAN]

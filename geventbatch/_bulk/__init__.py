@@ -1,0 +1,1 @@
+"""Batches of many keys that are loaded and saved together."""

@@ -1,0 +1,153 @@
+"""Resource scopes of many keys, as a bulk enters and leaves them (see `bulk`).
+
+Entering gives a dict of the keys and their resources. A key that is not in it is missing; where an exception stands in
+place of a resource, that is what the load of this key alone has raised. When the scope is left to save, the dict holds
+only the keys that are to be saved; those that were not are told by raising `PartlySaved`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from geventbatch._callables import Told, check_scope, refuse_lazy
+from geventbatch._core import process
+from geventbatch._core.pair import IMMUTABLE, ImmutableWarning
+from geventbatch._safe_repr import shown
+from geventbatch.errors import PartlySaved, ResourceMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Hashable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+
+class BulkPairScope:
+    """Entering loads, leaving saves, leaving with an exception does nothing."""
+
+    def __init__(self, pair: BulkPair, keys: list[Any]) -> None:
+        """Belong to *pair*."""
+        self._pair = pair
+        self._keys = keys
+
+    def __enter__(self) -> dict[Any, Any]:
+        """Load."""
+        self._resources = self._pair.load(self._keys)
+        return self._resources
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Save."""
+        if kind is None:
+            refuse_lazy("save_resources", self._pair.save_resources(self._resources))
+
+
+class BulkPair:
+    """``load_resources`` and ``save_resources``, as an ``open_resources``."""
+
+    def __init__(
+        self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object], *, compares: bool
+    ) -> None:
+        """Keep both."""
+        self.told_of_pair = Told(load_resources, saves=True, compares=compares)
+        self.warning = ImmutableWarning()
+        self.load_resources = load_resources
+        self.save_resources = save_resources
+
+    def __call__(self, keys: list[Any]) -> BulkPairScope:
+        """Open the resources at *keys*. It calls nothing of the user's."""
+        return BulkPairScope(self, keys)
+
+    def load(self, keys: list[Any]) -> dict[Any, Any]:
+        """Load, and look at what came of it."""
+        found = self.load_resources(keys)
+        refuse_lazy("load_resources", found)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"load_resources gave {shown(found)}, but must give a mapping of keys to their resources")
+        for resource in found.values():
+            if type(resource) in IMMUTABLE:
+                self.warning.warn("load_resources", resource)
+        return dict(found)
+
+
+class OneOfBulk:
+    """The scope of one key, by means of one of many: for a batch that its caller runs alone."""
+
+    def __init__(self, open_resources: Callable[[list[Any]], AbstractContextManager[Any]], key: Hashable) -> None:
+        """Open the scope of *key* and no other."""
+        self._key = key
+        attempt = process.running[gevent.getcurrent()]
+        attempt.bulk = {key: attempt.batch}
+        self._scope = open_resources([key])
+        check_scope("open_resources", self._scope)
+        self.takes_rows = getattr(self._scope, "takes_rows", False)
+        self.deletes = getattr(self._scope, "deletes", False)
+        self.operation_raised = getattr(self._scope, "operation_raised", None)
+        self.operation_returned = getattr(self._scope, "operation_returned", None)
+
+    def __enter__(self) -> Any:
+        """Load."""
+        resources = self._scope.__enter__()
+        try:
+            return self._found(resources)
+        except BaseException as error:
+            with suppress(Exception):  # what it makes of that is ignored
+                self._scope.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def _found(self, resources: Any) -> Any:
+        found = fault_of(resources, {self._key}) or loaded(resources, self._key)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save."""
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        except PartlySaved as lost:
+            for raised in errors_of(lost, {self._key}).values():
+                raise raised from raised.__cause__
+
+
+def fault_of(resources: Any, keys: Container[Hashable]) -> TypeError | None:
+    """Say what is wrong with what was loaded for *keys*, if anything is."""
+    if not isinstance(resources, MutableMapping):
+        return TypeError(
+            f"the load of a bulk gave {shown(resources)}, but must give a dict of keys and their resources"
+        )
+    for key in resources:
+        if key not in keys:  # it would be saved beside its own batch
+            return TypeError(f"the load of a bulk gave the key {shown(key)}, for which it was not asked")
+    return None
+
+
+def loaded(resources: Any, key: Hashable) -> Any:
+    """Give what was loaded for *key*, or the exception that stands for what its load has raised.
+
+    It is not raised here: its traceback would hold the resources of the others.
+    """
+    return resources[key] if key in resources else ResourceMissing(f"there is nothing at {shown(key)}", key=key)
+
+
+def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
+    """Give what became of those of *keys* that were not saved. Raises `TypeError` when that is not clear."""
+    errors: Any = lost.errors
+    if not isinstance(errors, Mapping):
+        raise TypeError(
+            f"PartlySaved has {shown(errors)}, but must have a mapping of keys to their exceptions"
+        ) from lost
+    for key, error in errors.items():
+        if key not in keys:
+            raise TypeError(
+                f"PartlySaved names the key {shown(key)}, which is not among those that were to be saved"
+            ) from lost
+        if not isinstance(error, Exception):
+            raise TypeError(
+                f"PartlySaved has {shown(error)} for the key {shown(key)}, but must have an exception"
+            ) from lost
+    return errors

@@ -1,0 +1,76 @@
+"""The hub's turns while a batch runs, and what kept it from having one (guarantee 10); and the end of the window."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.hub_turns import pace
+from geventbatch._core.process import here
+from geventbatch._watch import log
+
+if TYPE_CHECKING:
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.operation import Operation
+
+BRIEF: Final = 0.00005
+"""Seconds: what is quicker is not asked whether it let the hub have a turn, since to ask would cost a share of it."""
+
+
+def take_breath(attempt: Attempt, slice_end: float) -> bool:
+    """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
+    attempt.now = _clock.monotonic()
+    if slice_end < inf and attempt.now >= pace.slice_end(attempt.now):
+        attempt.pause()
+        attempt.now = _clock.monotonic()
+    if attempt.now >= attempt.deadline and not attempt.over():
+        if attempt.phase != "replay":
+            attempt.phase = "operations"  # no load is begun that those behind would have to answer for
+        attempt.expire()
+    return not attempt.over()
+
+
+def take_turns(attempt: Attempt, operation: Operation[Any], now: float) -> float:
+    """Let the hub have a turn if it has gone long without; give when something is due again."""
+    seconds = now - attempt.now  # that *operation* took
+    attempt.now = now
+    if seconds > BRIEF:
+        took(attempt, "operation", seconds, operation)
+    if now >= attempt.deadline:
+        attempt.expire()
+        return now
+    slice_end = pace.slice_end(now)
+    if now >= slice_end:
+        attempt.pause()
+        attempt.now = _clock.monotonic()
+        if not attempt.alone:
+            attempt.turn = here.hub.loop.iteration
+        slice_end = pace.slice_end(attempt.now)
+    return see_to_window(attempt, slice_end)
+
+
+def see_to_window(attempt: Attempt, slice_end: float) -> float:
+    """Take no more operations when the window is over; give when something is due."""
+    if attempt.now >= attempt.batch.window_end:
+        if attempt.batch.open:
+            attempt.batch.shut(attempt.now)
+        return slice_end
+    return min(slice_end, attempt.batch.window_end)
+
+
+def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any] | None = None) -> None:
+    """Tell the operator of what took long, and of what kept the hub from having a turn. Switches: no.
+
+    `Attempt.turn` is the hub's turn as it was seen before.
+    """
+    if attempt.alone:
+        return
+    turn = here.hub.loop.iteration
+    state = attempt.state
+    if seconds > state.long and attempt.batch.epoch == here.epoch:
+        if turn == attempt.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns
+            log.blocked(attempt.batch, doing, state.doing(doing) if operation is None else operation.callable, seconds)
+        elif operation is None and seconds > state.slow and not attempt.batch.ended:  # else its failure is told
+            log.slow(attempt.batch, doing, seconds)
+    attempt.turn = turn

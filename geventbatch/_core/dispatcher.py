@@ -1,0 +1,318 @@
+"""What one process knows of a processor; a fork begins a fresh one (guarantee 12)."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import Event
+
+from geventbatch._core import process
+from geventbatch._core.counts import Counts
+from geventbatch._core.fair_semaphore import Slots
+from geventbatch._core.hub_turns import WIDTH, pace
+from geventbatch._core.key_queue import Lane
+from geventbatch._core.pair import Pair
+from geventbatch._core.process import here
+from geventbatch._core.shard import Shard
+from geventbatch._options import refuse_key
+from geventbatch._safe_repr import shown
+from geventbatch._watch import log
+from geventbatch._watch.aside import call_aside
+from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+    from contextvars import Context
+    from typing import NoReturn
+    from weakref import ref
+
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.operation import Operation
+    from geventbatch._options import Options
+    from geventbatch._watch.metrics import BatchMetric, Watcher
+
+
+class State:
+    """The lanes, shards and counts of a processor."""
+
+    def __init__(self, options: Options, subscriptions: list[ref[Watcher]], *, stopping: bool = False) -> None:
+        """Start with nothing live: no greenlet, no timer."""
+        self.options = options
+        self.epoch = here.epoch
+        self.slots = None if options.max_batches is None else Slots(options.max_batches)
+        self.subscriptions = subscriptions
+        self.counts = Counts()
+        # Of the options, what every operation asks for: compiled code finds it here without a look-up. (Here and not by
+        # `use`, after which it would have to ask each time whether they are there: 1 % of an operation.)
+        self.door = options.door
+        self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
+        self.max_pending = options.max_pending
+        self.max_batch_size = options.max_batch_size
+        self.blocking = inf if options.max_blocking_time is None else options.max_blocking_time
+        self.slow = options.max_duration / 2  # a load or a save that takes longer is worth a word
+        self.long = min(self.blocking, self.slow)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.lanes: dict[object, Lane] = {}  # of the keys that have live batches: the front one of each hash
+        self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
+        self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
+        self.live = 0  # batches on lanes whose code has not returned yet
+        self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
+        self.stopping = stopping
+        self.ended = False  # nothing runs any more
+        self.told_of_own = False  # that an operation returned what is the batch's own
+        self.stopped = Event()  # nothing runs any more, and everybody has been woken
+
+    def __repr__(self) -> str:
+        """Sum it up, for the processor."""
+        workers = sum(shard.workers for shard in self.shards.values())
+        state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
+        return (
+            f"{state}, {sum(1 for _ in self._all_lanes())} keys, {self.live + len(self.alone)} batches, "
+            f"{self.pending + len(self.alone)} operations pending, {workers} workers"
+        )
+
+    def use(self, options: Options) -> None:
+        """Open resources as *options* say from now on, which differ in nothing else. Switches: no."""
+        self.options = options
+        self.door = options.door
+        self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
+
+    # -- admitting ----------------------------------------------------------------------------------------
+
+    def admit(self, key: Hashable, operation: Operation[Any]) -> Batch:
+        """Put *operation* into the open batch of *key*, and give the batch.
+
+        Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation
+        of the key. From then on nothing switches; and what a signal handler does in between is seen, since the
+        operation is counted before `stopping` is asked.
+        """
+        if self.stopping:
+            self._refuse()
+        try:
+            hashed: object = hash(key)
+        except TypeError as error:
+            refuse_key(key, error)
+        lane = self.lanes.get(hashed)
+        if lane is None or lane.retired or not (lane.key is key or lane.key == key) or lane.retired:
+            lane = self._find_lane(key, hashed)
+        # No switch from here.
+        self.pending += 1
+        most = self.max_pending
+        if self.stopping or (most is not None and self.pending + len(self.alone) > most):
+            self.pending -= 1
+            self._discard(lane)
+            self._refuse()
+        batch = lane.last
+        if batch is None or not batch.open or batch.loaded:
+            batch = lane.open_batch()
+        batch.add(operation)
+        if self.stopping:  # a signal handler did that since it was asked, and could not see the batch
+            batch.close()
+        return batch
+
+    def admit_alone(self, batch: Batch) -> None:
+        """Count *batch*, which its caller is about to run."""
+        self.alone.add(batch)
+        most = self.max_pending
+        if self.stopping or (most is not None and self.pending + len(self.alone) > most):
+            self.leave_alone(batch)
+            self._refuse()
+
+    def leave_alone(self, batch: Batch) -> None:
+        """Its caller has run *batch*, perhaps in a thread that has nothing to do with our greenlets."""
+        self.alone.discard(batch)
+        if not self.stopping:
+            return
+        if process.in_thread():
+            self.check_stopped()
+        else:
+            here.hub.loop.run_callback_threadsafe(self.check_stopped)
+
+    def _refuse(self) -> NoReturn:
+        if self.stopping:
+            raise ProcessorStopped(
+                f"{self.options.name}: the processor was stopped before the operation was admitted; nothing was saved, "
+                "it is safe to run it again on another processor"
+            )
+        self.counts.overloaded += 1
+        log.overloaded(self.options, self.counts.overloaded)
+        seconds = self.retry_after()
+        raise ProcessorOverloaded(
+            f"{self.options.name}: max_pending of {self.options.max_pending} operations are waiting already; nothing "
+            "was saved, it is safe to run it again later: at the recent rate they will have their answers in "
+            f"{seconds:.3g} s",
+            retry_after=seconds,
+        )
+
+    # -- lanes --------------------------------------------------------------------------------------------
+
+    def _find_lane(self, key: Hashable, hashed: object) -> Lane:
+        """Find the lane of *key* among those of the same hash, or open one.
+
+        The key's ``__eq__`` and the worker number may be functions that switch. Whatever changed in the meantime is
+        noticed: a lane that was found is asked whether it is still one; and new ones stand in front, so that ours is
+        put there only while the one in front is the one that the comparing began with. Nothing of the user's runs when
+        a lane is taken out.
+        """
+        shard: Shard | None = None
+        while True:
+            front = lane = self.lanes.get(hashed)
+            while lane is not None:  # and not `_row`, since most often there is none
+                if (lane.key is key or lane.key == key) and not lane.retired:
+                    return lane
+                lane = lane.beside
+            if shard is None:
+                if key != key:  # noqa: PLR0124 - such as a NaN
+                    refuse_key(key)
+                shard = self._shard(key)
+            elif self.lanes.get(hashed) is front:
+                self.lanes[hashed] = lane = Lane(self, key, hashed, shard, front)
+                return lane
+
+    def _shard(self, key: Hashable) -> Shard:
+        workers = self.options.workers
+        ask: Any = self.options.worker_number_for_key  # so that compiled code leaves it to us to check the number
+        number = ask(key, workers)
+        if type(number) is not int and (isinstance(number, bool) or not isinstance(number, int)):
+            raise TypeError(
+                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give an int"
+            )
+        if not 0 <= number < workers:
+            raise ValueError(
+                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give a number from "
+                f"0 to {workers - 1}, since workers is {workers}"
+            )
+        shard = self.shards.get(number)
+        if shard is None:
+            shard = self.shards[number] = Shard(self)
+        return shard
+
+    def retire(self, lane: Lane) -> None:
+        """Forget *lane*, which has no batch."""
+        lane.retired = True
+        front = self.lanes.pop(lane.hashed)
+        if front is not lane:
+            self.lanes[lane.hashed] = front
+            before = next(other for other in _row(front) if other.beside is lane)
+            before.beside = lane.beside
+        elif lane.beside is not None:
+            self.lanes[lane.hashed] = lane.beside
+
+    def _all_lanes(self) -> Iterator[Lane]:
+        for front in self.lanes.values():
+            yield from _row(front)
+
+    def _discard(self, lane: Lane) -> None:
+        """Forget *lane* if nobody has opened a batch on it."""
+        if lane.first is None and not lane.retired:
+            self.retire(lane)
+        if self.stopping:
+            self.check_stopped()
+
+    # -- stopping -----------------------------------------------------------------------------------------
+
+    def begin_stop(self) -> None:
+        """Admit nothing any more, and close the open windows. Switches: no."""
+        self.stopping = True
+        for lane in self._all_lanes():
+            for batch in lane:
+                batch.close()
+        self.check_stopped()
+
+    def check_stopped(self) -> None:
+        """Whoever ends something calls this: the last one finishes the stop."""
+        if self.live or self.pending or self.alone or self.ended:
+            return
+        self.ended = True
+        batched = bool(self.shards)
+        for shard in self.shards.values():
+            shard.stop()
+        self.shards.clear()
+        for subscription in self._watchers():
+            try:
+                subscription.close()
+            except Exception as error:
+                log.watcher_failed(subscription, error)
+        self._tell_store()
+        if batched and not pace.idle():
+            pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
+        else:
+            self.stopped.set()
+
+    def _tell_store(self) -> None:
+        stopped = self.options.store.stopped
+        if stopped is not None:
+            try:
+                stopped()
+            except Exception as error:
+                log.error("when %s had stopped", self.options.name, error=error)
+
+    # -- what is seen of it ---------------------------------------------------------------------------------
+
+    def doing(self, phase: str) -> Any:
+        """Give the function of the user's that loads, or that saves."""
+        many = self.options.open_resources
+        opens: Any = self.options.open_resource if many is None else many
+        name = f"{phase}_resource" if many is None else f"{phase}_resources"
+        return getattr(opens, name, opens)  # pairs have both
+
+    def retry_after(self) -> float:
+        """Seconds until those who wait now will have their answers, as far as one can tell from the recent rate."""
+        rate = self.counts.rate()
+        return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
+
+    def batches(self) -> list[Batch]:
+        """Give the live batches, those of each key in the order they opened; in another thread, those of callers alone.
+
+        On lanes they may change meanwhile there. In the plainest way, since there may be very many.
+        """
+        found = list(self.alone)
+        for front in self.lanes.values() if process.in_thread() else ():
+            lane: Lane | None = front
+            while lane is not None:
+                batch = lane.first
+                while batch is not None:
+                    found.append(batch)
+                    batch = batch.behind
+                lane = lane.beside
+        return found
+
+    def announce(self, batches: list[Batch], context: Context) -> Context:
+        """Show the watchers that want to know *batches*, which are about to be loaded together in *context*.
+
+        Give the context as they leave it. Who waits is not waited for.
+        """
+        for subscription in self._watchers():
+            begin: Any = getattr(subscription, "begin", None)
+            if begin is not None:
+                inside = call_aside(context, partial(log.watcher_failed, subscription), begin, batches)
+                if inside is None:
+                    log.watcher_waits(subscription)
+                else:
+                    context = inside
+        return context
+
+    def publish(self, metric: BatchMetric, batch: Batch) -> None:
+        """Show *metric*, of *batch*, to every watcher."""
+        for subscription in self._watchers():
+            end: Any = getattr(subscription, "end", None)
+            try:
+                if end is None:
+                    subscription.publish(metric)
+                else:
+                    end(batch, metric)
+            except Exception as error:
+                log.watcher_failed(subscription, error)
+
+    def _watchers(self) -> list[Watcher]:
+        # Other threads may subscribe or let go meanwhile: the copy is made in one step.
+        return [subscription for held in tuple(self.subscriptions) if (subscription := held()) is not None]
+
+
+def _row(front: Lane | None) -> Iterator[Lane]:
+    """Give *front* and the lanes behind it, whose keys have the same hash."""
+    while front is not None:
+        yield front
+        front = front.beside

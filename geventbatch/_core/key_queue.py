@@ -1,0 +1,83 @@
+"""A lane: the live batches of one key, of which only the first may run (guarantee 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from geventbatch._core.batch import Batch
+from geventbatch._core.clock import clock as _clock
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from geventbatch._core.dispatcher import State
+    from geventbatch._core.shard import Shard
+
+
+class Lane:
+    """One key that has live batches. No method switches greenlets."""
+
+    __slots__ = ("beside", "first", "hashed", "key", "last", "retired", "shard", "state")
+
+    def __init__(self, state: State, key: Hashable, hashed: object, shard: Shard, beside: Lane | None) -> None:
+        """Start without a batch; *beside* is the next lane whose key has the same hash."""
+        self.state = state
+        self.key = key
+        self.hashed = hashed
+        self.shard = shard
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.beside = beside
+        self.first: Batch | None = None  # runs or is queued; the others stand behind it in the order they opened
+        self.last: Batch | None = None  # may be open
+        self.retired = False  # no longer among the processor's lanes
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the live batches in the order they opened."""
+        batch = self.first
+        while batch is not None:
+            yield batch
+            batch = batch.behind
+
+    def open_batch(self) -> Batch:
+        """Give the batch that takes the next operation of the key, a new one if need be."""
+        last = self.last
+        if last is not None and last.open:
+            if not last.loaded or _clock.monotonic() < last.window_end:
+                return last
+            last.close()
+        state = self.state
+        window = state.options.min_duration
+        now = _clock.monotonic()
+        batch = Batch(state, self.key, now, self, now + window if window else 0.0)
+        if now >= state.counts.next_sample:
+            state.counts.sample(now)
+        state.live += 1
+        self.last = batch
+        if last is None:
+            self.first = batch
+            self.shard.put(batch)
+        else:
+            last.behind = batch
+        return batch
+
+    def cut_behind(self) -> list[Batch]:
+        """Forget the batches behind the first, and give them."""
+        _, *behind = self
+        if self.first is not None:
+            self.first.behind = None
+        self.last = self.first
+        self.state.live -= len(behind)
+        return behind
+
+    def finish(self) -> None:
+        """The code of the first batch has returned: the key is free for the next one."""
+        state = self.state
+        self.first = batch = self.first and self.first.behind
+        state.live -= 1
+        if batch is None:
+            self.last = None
+            state.retire(self)
+        else:
+            self.shard.put(batch)
+        if state.stopping:
+            state.check_stopped()

@@ -1,0 +1,88 @@
+"""The load and save pair as a resource scope: one mechanism underneath."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._callables import LAZY, Told, refuse_lazy
+from geventbatch._safe_repr import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+IMMUTABLE: Final = frozenset({int, str, tuple, float, bytes, bool, frozenset, complex})
+
+_ODD: Final = IMMUTABLE | LAZY
+
+
+class PairScope:
+    """Entering loads, leaving saves, leaving with an exception does nothing."""
+
+    __slots__ = ("_key", "_pair", "_resource")
+
+    def __init__(self, pair: Pair, key: Hashable) -> None:
+        """Belong to *pair*."""
+        self._pair = pair
+        self._key = key
+
+    def __enter__(self) -> Any:
+        """Load."""
+        self._resource = self._pair.load_resource(self._key)
+        if type(self._resource) in _ODD:
+            refuse_lazy("load_resource", self._resource)
+            self._pair.warning.warn("load_resource", self._resource)
+        return self._resource
+
+    def replace(self, resource: Any) -> None:
+        """Save *resource* in place of what was loaded."""
+        self._resource = resource
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Save."""
+        if kind is None:
+            given = self._pair.save_resource(self._key, self._resource)
+            if given is not None:
+                refuse_lazy("save_resource", given)
+
+
+class Pair:
+    """``load_resource`` and ``save_resource``, as an ``open_resource``."""
+
+    def __init__(self, load_resource: Any, save_resource: Any, told: Told) -> None:
+        """Keep both; None does nothing."""
+        self.load_resource: Callable[[Any], Any] = load_nothing if load_resource is None else load_resource
+        self.save_resource: Callable[[Any, Any], object] = save_nothing if save_resource is None else save_resource
+        self.told_of_pair = told
+        self.warning = ImmutableWarning()
+
+    def __call__(self, key: Hashable) -> PairScope:
+        """Open the resource at *key*. It calls nothing of the user's."""
+        return PairScope(self, key)
+
+
+class ImmutableWarning:
+    """The warning that operations cannot change what was loaded, given once."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._given = False
+
+    def warn(self, name: str, resource: object) -> None:
+        """The function *name* gave *resource*, which no operation can change."""
+        if not self._given:
+            self._given = True
+            warnings.warn(
+                f"{name} gave {shown(resource)}, a {type(resource).__name__}, which no operation can change, so that "
+                "nothing can be saved in it: let it give an object, a dict or a list that operations change in place",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def load_nothing(key: Any) -> None:
+    """The default ``load_resource``: the resource is None."""
+
+
+def save_nothing(key: Any, resource: Any) -> None:
+    """The default ``save_resource``."""

@@ -1,0 +1,83 @@
+"""Again: what becomes of an attempt whose save has raised, and the wait before another one after a conflict."""
+
+from __future__ import annotations
+
+from random import random
+from typing import TYPE_CHECKING, Final
+
+from geventbatch._core import process
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.halving import apply_again, current_part, is_left, settle, split
+from geventbatch._core.verdict import ends_greenlet
+from geventbatch._failure import save_failed
+from geventbatch.errors import Conflict, Rejected, Repeated
+
+if TYPE_CHECKING:
+    from geventbatch._core.attempt import Attempt
+
+_FIRST_BACKOFF: Final = 0.005
+_LONGEST_BACKOFF: Final = 0.1
+
+
+def save_raised(attempt: Attempt, error: BaseException) -> float | None:
+    """Say what becomes of the batch, whose save raised *error*: seconds to wait before another attempt, or None."""
+    replay = False
+    if attempt.over() or ends_greenlet(attempt, error):
+        attempt.abort(error)
+    elif isinstance(error, Conflict):
+        return delay(attempt, error)
+    elif isinstance(error, Rejected):
+        replay = split(attempt, error)
+    elif isinstance(error, Repeated) and _settle_repeated(attempt, error):
+        replay = not attempt.batch.ended and _goes_on(attempt)
+    else:
+        attempt.spent = not isinstance(error, Exception)
+        attempt.batch.end(save_failed(attempt.batch.key, error))
+    return 0.0 if replay else None
+
+
+def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
+    """Give the outcomes that are recorded already to those who have the keys. False when nobody has."""
+    attempt.phase = "operations"  # nothing was written
+    idempotency = attempt.state.options.idempotency
+    return idempotency is not None and idempotency.settle_repeated(attempt, current_part(attempt), error.outcomes)
+
+
+def _goes_on(attempt: Attempt) -> bool:
+    """Whether the part at hand, or one behind it, is to be tried again without those that are settled."""
+    attempt.phase = "load"
+    return is_left(attempt) or settle(attempt)
+
+
+def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> float | None:
+    """Give the seconds to wait before a replay; None when there is none, and the callers have been told."""
+    apply_again(attempt)  # somebody else has written since: those too that are out may come to something else now
+    attempt.conflicts += 1
+    attempt.state.counts.conflicts += 1
+    attempt.conflict_of_load = loading
+    most = attempt.state.options.max_attempts
+    if attempt.conflicts >= most:
+        attempt.give_up_replay(conflict, f" in attempt {attempt.conflicts} of {most}")
+        return None
+    longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt.conflicts - 1, 10))
+    seconds: float = random() * longest
+    if _clock.monotonic() + seconds >= attempt.deadline:
+        attempt.give_up_replay(conflict, ", and max_duration leaves no time for another attempt")
+        return None
+    attempt.conflict = conflict
+    attempt.phase = "replay"
+    return seconds
+
+
+def back_off(attempt: Attempt, seconds: float | None) -> bool:
+    """Wait for *seconds* before a replay. False when there is none any more. Switches: yes, unless it is 0."""
+    if seconds is None:
+        return False
+    if seconds:
+        begun = attempt.now
+        process.sleep(seconds)
+        attempt.now = _clock.monotonic()
+        attempt.aside += attempt.now - begun
+        if attempt.now >= attempt.deadline:  # the hub was kept from ringing the alarm
+            attempt.expire()
+    return not attempt.over()

@@ -1,0 +1,146 @@
+"""What of the processor every operation passes: `run`. It is apart from `Processor` to be compiled."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from functools import partial
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+
+from geventbatch._compiled import mypyc_attr
+from geventbatch._core import process
+from geventbatch._core.dispatcher import State
+from geventbatch._core.operation import WAITING, Operation, ReadOnly
+from geventbatch._core.process import here, running
+from geventbatch._options import check_callable, check_flag, check_identity, check_seconds
+from geventbatch._unbatched import run_alone
+from geventbatch._values.answers import PLAIN
+from geventbatch._values.arguments import repeatable
+from geventbatch.errors import OperationCancelled, not_started
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from weakref import ref
+
+    from gevent.event import AsyncResult
+
+    from geventbatch._core.batch import Batch
+    from geventbatch._options import Options
+    from geventbatch._watch.metrics import Watcher
+
+
+_getcurrent: Final = gevent.getcurrent
+
+_PLAIN: Final = PLAIN
+_NO_ERROR: Final[BaseException | None] = None
+"""A bare None has mypyc take it for one still, when the operation has raised."""
+
+_copy_context: Final = copy_context  # compiled code would look up the name that was imported
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and what users make of it
+class Runner:
+    """The part of `Processor` that has to be quick.
+
+    It is not generic: mypyc gives an object of a generic class a place for weak references that it never clears, and
+    there are weak references to processors.
+    """
+
+    _options: Options
+    _subscriptions: list[ref[Watcher]]
+    _batching: bool
+    _state: State
+
+    def run(  # noqa: C901, PLR0912, PLR0913 - the hot path stays in one piece: a call more costs each operation 50 ns
+        self,
+        key: Hashable,
+        operation: Any,
+        /,
+        *args: Any,
+        # Any, since compiled code would check these by itself, and say less of what is wrong with them.
+        start_timeout: Any = None,
+        idempotency_key: Any = None,
+        identified_by: Any = None,
+        read_only: Any = False,
+    ) -> Any:
+        """Do what `Processor.run` says."""
+        state = self._state
+        if state.epoch != here.epoch:
+            state = self._current()
+        for one in args if type(operation) is FunctionType else _given(operation, args):
+            if type(one) not in _PLAIN:
+                operation = repeatable(operation, args)
+                break
+        if start_timeout is not None:
+            check_seconds("start_timeout", start_timeout)
+        if idempotency_key is not None:
+            operation = self._options.once(key, idempotency_key, operation, args, identified_by)
+        elif identified_by is not None:
+            check_identity(identified_by)
+        if read_only is not False:
+            check_flag("read_only", read_only)
+        admitted: Operation[Any] = ReadOnly() if read_only else Operation()
+        admitted.callable = operation
+        admitted.args = args
+        admitted.context = _copy_context()  # as it is now (guarantee 11)
+        admitted.state = WAITING
+        admitted.error = _NO_ERROR
+        batching = self._batching
+        door = state.door
+        if door is not None:
+            key, batching = door.enter(key, admitted, batching=batching)
+        if not batching:
+            return run_alone(state, key, admitted, start_timeout)
+        current = _getcurrent()
+        # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
+        if current.parent is not here.hub or current in running:
+            process.check_place(state)
+        batch = state.admit(key, admitted)
+        group = admitted.group
+        if read_only:
+            batch.reads += 1
+        try:
+            # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
+            if start_timeout is None:
+                group.wait()
+            else:
+                _wait_from_start(batch, admitted, group, start_timeout)
+        except BaseException:
+            batch.withdraw(admitted)
+            raise
+        if batch.epoch != here.epoch:
+            process.park()
+        if batch.failure is None and admitted.error is None:
+            return admitted.value
+        return batch.answer(admitted)
+
+    def _current(self) -> State:
+        """This process's state."""
+        state = self._state
+        if state.epoch != here.epoch:
+            state = self._state = State(self._options, self._subscriptions, stopping=state.stopping)
+            if state.stopping:
+                state.check_stopped()
+        return state
+
+
+def _given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What *operation* is applied to beside the resource. Raises unless it can be called."""
+    check_callable("operation", operation)
+    return (*operation.args, *operation.keywords.values(), *args) if type(operation) is partial else args
+
+
+# A second wait asks first whether it has anything to wait for: gevent parks the one who waits for what is set already
+# behind those who have yet to be woken, and forgets him when the last of them leaves in that moment by a kill or a
+# Timeout.
+
+
+def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
+    group.wait(seconds)
+    if operation.state == WAITING and not batch.ended and batch.epoch == here.epoch:
+        batch.withdraw(operation)
+        raise OperationCancelled(not_started(batch.key, seconds))
+    if not group.ready():
+        group.wait()

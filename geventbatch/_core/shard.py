@@ -1,0 +1,281 @@
+"""A shard: a queue of batches, and the workers that take them.
+
+Guarantees kept here:
+- While the queue holds a batch, somebody will take it: a free worker, or the callback that adds one. Every place where
+  the number of free workers falls, or the queue grows, ends in `_reinforce_later`.
+- A slow key keeps to itself (9): a worker that runs a batch is not free.
+- A killed worker answers, ends, and is replaced (7).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.hub import Waiter
+from gevent.queue import SimpleQueue
+
+from geventbatch._core.attempt import Attempt
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.deadline import Alarm
+from geventbatch._core.hub_turns import pace
+from geventbatch._core.process import here
+from geventbatch._watch import log
+
+if TYPE_CHECKING:
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.dispatcher import State
+
+IDLE: Final = 10.0
+"""Seconds for which a worker was never needed before it ends."""
+
+
+class Shard:
+    """The workers of the keys with one worker number."""
+
+    def __init__(self, state: State) -> None:
+        """Start without a worker."""
+        self.state = state
+        self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.workers = 0
+        self.free = 0  # workers that run no batch: they are parked or woken, or wait for a slot to run one in
+        # Of the workers that nobody has woken yet, the last one to park is in front: it needs the fewest cache lines,
+        # and the others get to be surplus. (`queue.get` would scan all who wait there for each that comes and goes.)
+        self.parked: list[Waiter[None]] = []
+        self._least_free = 0  # over the present period of IDLE seconds
+        self._reinforcing = False  # a callback is on its way
+        self._idle_timer: Any = None  # ends the period, while there is more than one worker
+
+    def put(self, batch: Batch) -> None:
+        """Queue *batch*. Switches: no; works in the hub too."""
+        self.queue.put(batch)
+        if self.parked:
+            self._wake()
+        elif not self.free:
+            self._reinforce_later()
+
+    def _end_worker(self) -> None:
+        self.queue.put(None)
+        if self.parked:
+            self._wake()
+
+    def _wake(self) -> None:
+        here.hub.loop.run_callback(self.parked.pop().switch, None)
+
+    def park(self) -> None:
+        """Wait for something in the queue. Switches: yes.
+
+        Woken by `put` and `_end_worker`; another worker may have taken it since. Killed here, it leaves it
+        there, where `_left` finds it.
+        """
+        waiter: Waiter[None] = Waiter()
+        self.parked.append(waiter)
+        try:
+            waiter.get()
+        except BaseException:
+            if waiter in self.parked:
+                self.parked.remove(waiter)
+            raise
+
+    def _reinforce_later(self) -> None:
+        # Not now: a batch that never waits is over before the hub calls back, and its worker takes the next one.
+        if not self.free and not self._reinforcing and len(self.queue):
+            self._reinforcing = True
+            gevent.get_hub().loop.run_callback(self._reinforce)
+
+    def _reinforce(self) -> None:
+        self._reinforcing = False
+        if not self.free and len(self.queue) and self.state.epoch == here.epoch:
+            self.workers += 1
+            self.free += 1
+            # A link, and no `finally` of the worker's: it may be killed before its first step.
+            gevent.spawn(Worker(self).work).rawlink(self._left)
+            if self.workers > 1:
+                self._start_period()
+
+    # -- surplus workers end ------------------------------------------------------------------------------
+
+    def _start_period(self) -> None:
+        if self._idle_timer is None:
+            self._least_free = self.free
+            # Without a reference: nobody's deadlock has to wait for it.
+            self._idle_timer = gevent.get_hub().loop.timer(IDLE, ref=False)
+            self._idle_timer.start(self._end_period)
+
+    def _end_period(self) -> None:
+        self._close_timer()
+        if self.state.epoch != here.epoch:
+            return
+        for _ in range(min(self._least_free, self.workers - 1)):
+            self._end_worker()
+        if self.workers > 1:
+            self._start_period()
+
+    def _close_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.close()
+            self._idle_timer = None
+
+    def stop(self) -> None:
+        """End all workers; there are no batches any more. Switches: no."""
+        self._close_timer()
+        for _ in range(self.workers):
+            self._end_worker()
+
+    # -- called by workers, without a switch --------------------------------------------------------------
+
+    def hold(self) -> None:
+        """A free worker begins to run a batch."""
+        self.free = free = self.free - 1
+        if free < self._least_free:  # noqa: PLR1730 - min() costs a batch 50 ns
+            self._least_free = free
+        if not free:
+            self._reinforce_later()
+
+    def _left(self, worker: object) -> None:  # noqa: ARG002 - the signature is a link's
+        self.workers -= 1
+        self.free -= 1
+        if self.parked and len(self.queue):  # perhaps it had been woken, and did not get to take anything
+            self._wake()
+        self._reinforce_later()
+
+
+class Worker:
+    """A greenlet that runs one batch after another."""
+
+    def __init__(self, shard: Shard) -> None:
+        """Belong to *shard*, which counts it as free."""
+        self._shard = shard
+        self._state = shard.state
+
+    def work(self) -> None:
+        """Take batches until told to end, killed, or not to be used again."""
+        shard = self._shard
+        queue = shard.queue
+        bulks = self._state.options.open_resources is not None
+        alarm = Alarm(self._state.options.max_duration)
+        try:
+            while True:
+                while not len(queue):
+                    alarm.relax()
+                    shard.park()
+                if bulks:
+                    if not self._run_bulk(alarm):
+                        return
+                    continue
+                batch = queue.get_nowait()
+                if batch is None:
+                    return
+                if not self._run(batch, alarm):
+                    return
+                del batch  # and with it its operations, and the contexts of their callers
+        finally:
+            alarm.close()
+
+    def _run(self, batch: Batch, alarm: Alarm) -> bool:
+        """Run *batch*. False when this worker is not to be used again."""
+        slots = self._state.slots
+        try:
+            if slots is None:
+                self._hold(batch, alarm)
+            else:
+                with slots:
+                    self._hold(batch, alarm)
+        except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
+            batch.abort(error)
+            if batch.attempt is not None:
+                batch.attempt.after = None
+            log.killed(batch, error)
+            raise
+        finally:
+            attempt = batch.let_go()
+            after = attempt is not None and attempt.after is not None
+            if after:
+                self._state.live += 1
+            if batch.lane is not None:
+                batch.lane.finish()
+        if attempt is None:  # everybody had left
+            return True
+        if after:
+            self._run_after(attempt)
+        if attempt.spent:
+            log.lost(attempt)
+            return False
+        return True
+
+    def _run_after(self, attempt: Attempt) -> None:
+        # The key is released and so is the place among max_batches, since what runs here may well call `run`; but the
+        # worker is not free, and a stop waits for it.
+        self._shard.hold()
+        try:
+            attempt.run_after()
+        finally:
+            self._shard.free += 1
+            self._state.live -= 1
+            if self._state.stopping:
+                self._state.check_stopped()
+
+    def _run_bulk(self, alarm: Alarm) -> bool:
+        """Run what is queued as one bulk (see `bulk`). False when this worker has to end."""
+        from geventbatch._bulk import bulk  # most processors have none
+
+        batches: dict[Batch, None] = {}
+        taken: list[Batch] = []
+        try:
+            with self._state.slots or nullcontext():
+                now = _clock.monotonic()
+                if now >= pace.slice_end(now) and len(self._shard.queue) and not self._state.ended:
+                    pace.wait()
+                # Not before it has its slot: what comes while it waits for one is in the bulk too.
+                if not self._take(batches):
+                    return False
+                taken = list(batches)
+                self._shard.hold()
+                try:
+                    bulk.drop_left(batches)
+                    spent = bulk.Bulk(batches, alarm, _clock.monotonic()).run() if batches else None
+                finally:
+                    self._shard.free += 1
+        except BaseException as error:
+            for batch in batches:
+                batch.abort(error)
+            if taken:
+                log.killed(taken[0], error)
+            raise
+        finally:
+            while batches:
+                bulk.free(batches.popitem()[0])
+        if spent is not None:
+            log.lost(spent)
+        return spent is None
+
+    def _take(self, batches: dict[Batch, None]) -> bool:
+        """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""
+        queue = self._shard.queue
+        while len(batches) < self._state.options.max_bulk and len(queue):
+            batch = queue.get(block=False)
+            if batch is not None:
+                batches[batch] = None
+            elif batches:  # the end of a worker, which comes after this bulk
+                queue.put(None)
+                return True
+            else:
+                return False
+        return True
+
+    def _hold(self, batch: Batch, alarm: Alarm) -> None:
+        now = _clock.monotonic()
+        slice_end = pace.slice_end(now)
+        if now >= slice_end:
+            pace.wait()  # free, since no other worker would get its turn any sooner
+            now = _clock.monotonic()
+        self._shard.hold()
+        try:
+            if batch.waiting:
+                Attempt(batch, alarm, now).run(slice_end)
+            else:
+                batch.end()  # everybody left
+        finally:
+            self._shard.free += 1

@@ -1,0 +1,249 @@
+"""What becomes of an attempt after an operation that raised, or that its scope has to look at (guarantee 18)."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import gevent
+from gevent import GreenletExit
+
+from geventbatch._core.halving import cut_after, cut_before
+from geventbatch._core.operation import BROKEN, name_of
+from geventbatch._failure import rejected
+from geventbatch._safe_repr import said, shown
+from geventbatch._values.answers import Copying, TooDeep, Unfinished
+from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
+
+if TYPE_CHECKING:
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.operation import Operation
+    from geventbatch._core.steps import Steps
+
+E = TypeVar("E", bound=BaseException)
+
+KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
+
+traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # not what a class of the user's makes of it
+
+_OURS: Final = frozenset({TooDeep, Unfinished})
+"""What an operation did not raise: it has returned what is no answer."""
+
+_LOADS: Final = 4
+"""Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
+
+
+GOES_ON: Final = 0
+ENDS: Final = 1
+UNDONE: Final = 2
+
+
+def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> int:
+    """Keep what *operation* raised for its caller. Say whether the attempt goes on, ends, or has to undo it first."""
+    if attempt.over() or not is_a(error, (Exception, gevent.Timeout)):
+        operation.error = error
+        raise error
+    operation.error = without_our_frame(error)
+    idempotency = attempt.state.options.idempotency
+    if idempotency is not None and idempotency.is_recalled(operation, error):
+        return GOES_ON
+    if type(error) is TypeError:
+        _say_if_not_called(attempt, operation, error)
+    attempt.forget_operation()
+    verdict = _ask(attempt, "operation_raised", error)
+    steps = _steps_for(attempt, verdict)
+    if steps is not None and (verdict is None or isinstance(verdict, Rejected)):
+        return GOES_ON if steps.undo(attempt, operation) else ENDS
+    if verdict is not None:
+        _obey(attempt, operation, verdict, error)
+        return ENDS
+    if idempotency is not None and not idempotency.is_recorded(attempt, operation):
+        attempt.asked = [*(attempt.asked or ()), operation]  # it is in no save, and so its key has to be looked for
+    return GOES_ON if is_clean(attempt.batch, error) else UNDONE
+
+
+def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeError) -> None:
+    """Say of *error* whose it is, if Python has raised it since *operation* does not take what it was given."""
+    trace: Any = traceback_of(error)
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        if not name.startswith(("geventbatch._", "geventbatch.testing.")):
+            return
+        trace = trace.tb_next
+    number = len(operation.args)
+    given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
+    name, key = name_of(operation.callable), shown(attempt.batch.key)
+    told = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
+    error.args = (f"{told}; nothing of it was saved",)
+
+
+def look(attempt: Attempt, operation: Operation[Any]) -> bool:
+    """See why the batch halts behind *operation*. True when the attempt ends here."""
+    if attempt.over():
+        return True
+    steps = attempt.steps
+    if attempt.rows_added:
+        _keep_rows(attempt)
+        attempt.halted = attempt.deleted or attempt.cut_off or attempt.doubted or steps is not None
+    if attempt.doubted:
+        attempt.doubted = False
+        attempt.halted = attempt.deleted or attempt.cut_off or steps is not None
+        verdict = _ask(attempt, "operation_returned")
+        if verdict is not None:
+            judging = _steps_for(attempt, verdict)
+            if isinstance(verdict, Rejected) and judging is not None:
+                return not judging.refuse(attempt, operation, verdict)
+            operation.error = error = rejected(verdict)
+            _obey(attempt, operation, verdict, error)
+            return True
+    if attempt.deleted or attempt.cut_off:
+        cut_after(attempt, operation)
+        return True
+    if attempt.undo is not None and attempt.undo.ahead:
+        attempt.undo.copy_ahead(attempt, operation)
+    return steps is not None and operation.error is None and not steps.keep(attempt, operation)
+
+
+def _keep_rows(attempt: Attempt) -> None:
+    """Keep what the operation at hand has added as it is: a dict in it may be a part of the resource too."""
+    rows, mark = attempt.rows_added, attempt.completed - 1
+    place = len(rows) - 1
+    while place >= 0 and rows[place][0] == mark:
+        with suppress(RecursionError):  # what lies so deep is inserted as it will be then
+            rows[place] = mark, Copying().copy(rows[place][1])
+        place -= 1
+
+
+def _obey(attempt: Attempt, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:
+    """*operation* has come to *error*, of which the scope says *verdict*: the attempt ends here."""
+    attempt.verdict = verdict
+    if not isinstance(verdict, Rejected):
+        return
+    # What was reused is perhaps no more: it is judged by what the next attempt loads.
+    if (isinstance(verdict, Undecided) and _goes_on_differently(attempt, operation, verdict)) or is_reused(attempt):
+        attempt.broken = error
+    else:  # the transaction is spoiled: nothing can be tried on in it
+        put_out(attempt, operation, error)
+        attempt.rejections += 1
+        attempt.stepwise = attempt.stepwise or attempt.rejections > _LOADS
+
+
+def _steps_for(attempt: Attempt, verdict: NotSaved | None) -> Steps | None:
+    """What sees to it in the attempt at hand. Before anything was refused, steps do not show who has made something."""
+    if isinstance(verdict, TooEarly) or (isinstance(verdict, Undecided) and not attempt.rejections):
+        return None
+    return attempt.steps
+
+
+def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: Undecided) -> bool:
+    """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
+    if isinstance(verdict, TooEarly):
+        return attempt.mates is None and cut_before(attempt, operation)
+    if attempt.steps is not None or has_steps(attempt):
+        attempt.rejections += 1  # so that each step is written, which shows who has made what was refused
+        attempt.stepwise = True
+        return True
+    return attempt.mates is None and not is_reused(attempt) and cut_before(attempt, operation)
+
+
+def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
+    """Have the batch replayed without *operation*; it comes back when all are applied to what another one saved."""
+    operation.state = BROKEN
+    idempotency = attempt.state.options.idempotency
+    if (
+        idempotency is not None
+        and idempotency.once_of(operation) is not None
+        and operation not in (attempt.asked or ())
+    ):
+        attempt.asked = [*(attempt.asked or ()), operation]
+    if attempt.broken is None:
+        attempt.broken = error
+
+
+# -- what the scope says --------------------------------------------------------------------------------------
+
+
+def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
+    """Ask the scope whether its transaction can still be saved, behind an operation."""
+    question: Any = getattr(attempt.scope, what, None)
+    verdict: object = None if question is None else attempt.context.run(question, *about)
+    if verdict is not None and not isinstance(verdict, NotSaved):
+        raise TypeError(f"{what} gave {shown(verdict)}, but must give None, or an instance of NotSaved")
+    return verdict
+
+
+def has_steps(attempt: Attempt) -> bool:
+    """Whether an attempt can go step by step, and this one does not. What many keys share cannot."""
+    if attempt.steps is not None or attempt.mates is not None or is_reused(attempt):
+        return False
+    return bool(getattr(attempt.scope, "steps", False))
+
+
+def is_reused(attempt: Attempt) -> bool:
+    """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
+
+    Such a scope is left as for a save also when there is nothing to save.
+    """
+    return bool(getattr(attempt.scope, "reused", False))
+
+
+# -- errors -----------------------------------------------------------------------------------------------------
+
+
+def is_clean(batch: Batch, error: BaseException) -> bool:
+    """Whether *error* promises that there is nothing to undo."""
+    clean = batch.state.options.clean_errors
+    if not clean or type(error) in _OURS:
+        return False
+    idempotency = batch.state.options.idempotency
+    return is_a(error, clean) and not (idempotency is not None and type(error) is idempotency.NotPlain)
+
+
+def ends_greenlet(attempt: Attempt, error: BaseException) -> bool:
+    """Whether *error* is for the greenlet that runs the batch, rather than for the batch."""
+    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
+    # its alarm, is taken for the caller's, who waits for it to come.
+    if is_a(error, KILLS):
+        return True
+    return attempt.alone and is_a(error, gevent.Timeout) and not (attempt.alarm and error is attempt.alarm.timeout)
+
+
+def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException | None) -> BaseException:
+    """Give what has ended the greenlet, where *error* only took its place, else *error*.
+
+    What cleans up behind a kill may raise in its turn: Django's ``atomic`` does. *handled* is what somebody handled
+    already when all that began, and is no matter of the batch's.
+    """
+    links, seen = [error], 0
+    while links and seen < _LINKS:
+        link = links.pop()
+        seen += 1
+        if link is handled:
+            continue
+        if ends_greenlet(attempt, link):
+            return link
+        links += [one for one in (link.__context__, link.__cause__) if one is not None]
+    return error
+
+
+_LINKS: Final = 50
+"""Errors behind an error that are looked at."""
+
+
+def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """Whether ``except`` takes *error* for one of *kinds*; without asking it for its class, which may be a property."""
+    try:
+        return issubclass(type(error), kinds)
+    except Exception:
+        return False
+
+
+def without_our_frame(error: E) -> E:
+    """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
+
+    It would keep them alive, and a log that shows the variables of frames would show them.
+    """
+    trace: Any = traceback_of(error)
+    BaseException.with_traceback(error, trace and trace.tb_next)  # which gives it again
+    return error

@@ -1,0 +1,135 @@
+"""Errors as text, the same in every process, as they were: without a call of `__init__`, and no pickle.
+
+What is recorded is decoded at once and compared, so that nobody is told later that it cannot be given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import GetSetDescriptorType, MemberDescriptorType
+from typing import Any, Final
+
+from geventbatch._idempotency.values import decode, encode, found_at, path_of
+
+_OF_THE_RAISE: Final = frozenset(
+    {
+        "args",
+        "__traceback__",
+        "__context__",
+        "__cause__",
+        "__suppress_context__",
+        "__dict__",
+        "__weakref__",
+        "__class__",
+    }
+)
+"""Members of an exception that are recorded apart, or are of where it was raised."""
+
+
+def encode_error(error: BaseException, kinds: tuple[type[BaseException], ...]) -> str:
+    """Give *error*, which is one of *kinds*, as one line of ASCII. Raises whatever one that is not plain makes it."""
+    path = path_of(type(error))
+    if _is_validation_error(type(error)):
+        told = encode([path, _validation_parts(error), _beside(error)])
+        if _state(decode_error(told, kinds)) != _state(error):
+            raise TypeError(f"a {path} like this one would not come back as it is")
+        return told
+    parts = [path, error.args, _attributes(error)]
+    told = encode(parts)
+    made = decode_error(told, kinds)
+    members = {name: value for name, value in _members(error).items() if _members(made).get(name) is not value}
+    lost = {name: value for name, value in members.items() if encode(value) != encode(_members(made).get(name))}
+    if lost:
+        told = encode([*parts, lost])
+        made = decode_error(told, kinds)
+    if _state(made) != _state(error):
+        raise TypeError(f"a {path} like this one would not come back as it is")
+    return told
+
+
+def decode_error(told: str, kinds: tuple[type[BaseException], ...]) -> BaseException:
+    """Make the error again that *told* is of. Raises whatever it makes it raise."""
+    path, *parts = decode(told)
+    if len(parts) == 1:  # as it was recorded once
+        raise ValueError("it had arguments that cannot be recorded")
+    kind = found_at(path)
+    if not (isinstance(kind, type) and issubclass(kind, kinds)):
+        raise TypeError(f"{path} is not among recorded_errors")
+    if _is_validation_error(kind):
+        return _validation_error(kind, *parts)
+    args, attributes, *members = parts
+    error: BaseException = kind.__new__(kind, *args)  # no __init__, which may want others than are in `args`
+    error.args = args
+    error.__dict__.update(attributes)
+    for name, value in members[0].items() if members else ():
+        setattr(error, name, value)
+    return error
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
+    return {name: value for name, value in error.__dict__.items() if name != "__notes__"}
+
+
+def _members(error: BaseException) -> dict[str, Any]:
+    """What it has in ``__slots__``, and what classes written in C keep beside its arguments."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(error).__mro__[:-1]):  # but for `object`
+        for name, member in vars(kind).items():
+            if isinstance(member, (MemberDescriptorType, GetSetDescriptorType)) and name not in _OF_THE_RAISE:
+                try:
+                    found[name] = member.__get__(error)
+                except AttributeError:  # it was never set
+                    continue
+    return found
+
+
+def _state(error: BaseException) -> tuple[Any, ...]:
+    """What has to be the same of two of them."""
+    if _is_validation_error(type(error)):
+        return type(error), encode(_validation_parts(error)), encode(_beside(error))
+    return type(error), encode(error.args), encode(_attributes(error)), encode(_members(error))
+
+
+# -- Django's, which holds itself, or many -------------------------------------------------------------------------
+
+_OF_VALIDATION: Final = frozenset({"message", "code", "params", "error_list", "error_dict", "__notes__"})
+
+
+def _is_validation_error(kind: type) -> bool:
+    exceptions: Any = sys.modules.get("django.core.exceptions")
+    return exceptions is not None and issubclass(kind, exceptions.ValidationError)
+
+
+def _validation_parts(error: Any) -> list[Any]:
+    if hasattr(error, "error_dict"):
+        return ["dict", [[field, [_one(each) for each in those]] for field, those in error.error_dict.items()]]
+    if hasattr(error, "message"):
+        return ["one", _one(error)]
+    return ["list", [_one(each) for each in error.error_list]]
+
+
+def _one(error: Any) -> list[Any]:
+    """Its message, as text where it would be translated later: who comes again speaks the same language."""
+    if not hasattr(error, "message"):
+        raise TypeError("a list of errors in a list of errors")
+    message = error.message
+    if isinstance(message, sys.modules["django.utils.functional"].Promise):
+        message = str(message)
+    return [message, error.code, error.params]
+
+
+def _beside(error: Any) -> dict[str, Any]:
+    return {name: value for name, value in error.__dict__.items() if name not in _OF_VALIDATION}
+
+
+def _validation_error(kind: Any, parts: list[Any], beside: dict[str, Any]) -> BaseException:
+    base: Any = sys.modules["django.core.exceptions"].ValidationError
+    form, told = parts
+    if form == "dict":
+        given: tuple[Any, ...] = ({field: [base(*each) for each in those] for field, those in told},)
+    else:
+        given = tuple(told) if form == "one" else ([base(*each) for each in told],)
+    error: BaseException = kind.__new__(kind, *given)
+    base.__init__(error, *given)
+    error.__dict__.update(beside)
+    return error

@@ -1,0 +1,277 @@
+"""Idempotency keys: an operation that was saved under one is not applied again, and its caller gets what came of it.
+
+To its batch an operation with a key is like any other; its callable is a `Once`. That keeps the outcome on the batch,
+as a text, and the store records all of them in the transaction of the save. If some are there already, it saves nothing
+and raises `Repeated`: those operations are settled by what is there, and the batch is replayed without them.
+
+So every operation with a key has been looked for in the store before its caller gets an answer: with the save, or, when
+it was broken and is in no save, with the load of the next attempt (`ask`).
+
+It is imported when a processor is made whose store records outcomes, and is that one's ``options.idempotency``.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from gevent import getcurrent
+
+from geventbatch._core import process
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.hub_turns import pace
+from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WAITING
+from geventbatch._core.verdict import is_a
+from geventbatch._failure import load_failed
+from geventbatch._idempotency.errors import decode_error, encode_error
+from geventbatch._idempotency.values import ALLOWED, decode, describe, encode
+from geventbatch._safe_repr import said, shown
+from geventbatch._unbatched import Start
+from geventbatch._values.answers import refuse_unfinished
+from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.operation import Operation
+
+LONGEST: Final = 255
+"""Characters of an idempotency key."""
+
+_PRINT: Final = 24
+"""Characters of a fingerprint (12 bytes), with which a record begins. One more says what follows."""
+
+_VALUE: Final = "="
+_ERROR: Final = "!"
+
+
+class Recalled(Exception):
+    """Another operation of the batch had the same key: what is its ``__cause__`` is for the caller of this one too."""
+
+
+class NotPlain(TypeError):
+    """An operation returned what cannot be recorded. It is broken, whatever the clean errors are."""
+
+
+class Once:
+    """An operation with an idempotency key, as its batch calls it."""
+
+    __slots__ = ("__wrapped__", "fingerprint", "key", "operation")
+
+    def __init__(
+        self,
+        key: str,
+        operation: Callable[..., Any],
+        args: tuple[Any, ...],
+        identified_by: tuple[Any, ...] | None = None,
+    ) -> None:
+        """Raise what says what is wrong with the key, or with what it is to be remembered by."""
+        if (
+            type(key) is not str
+            or not 0 < len(key) <= LONGEST
+            or not key.isascii()
+            or not key.isprintable()
+            or " " in key
+        ):
+            _refuse_key(key)
+        asked = getattr(operation, "stands_for", operation)  # an integration may have put something around it
+        try:
+            told = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
+        except Exception as error:
+            _refuse_operation(key, asked, error, "arguments" if identified_by is None else "identified_by")
+        self.key = key
+        self.operation = self.__wrapped__ = operation
+        self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        """Apply it, and keep what came of it; or give what came of the same one in this attempt."""
+        attempt = process.running[getcurrent()]
+        outcomes = attempt.outcomes
+        if self.key in outcomes:
+            return self._again(attempt, outcomes[self.key])
+        try:
+            value = self.operation(resource, *args)
+        except attempt.state.options.recorded_errors as error:
+            try:
+                told = encode_error(error, attempt.state.options.recorded_errors)
+            except Exception as why:
+                instead = "raise one with arguments and attributes that are each"
+                raise self._not_plain(
+                    attempt.batch.key, f"raised {shown(error)}, which", why, instead
+                ) from error.with_traceback(None)
+            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{told}"
+            del attempt  # no cycle through the error
+            raise
+        try:
+            outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
+        except Exception as error:  # of an attribute that is not there, for one
+            refuse_unfinished(attempt.batch.key, self.operation, value)
+            raise self._not_plain(
+                attempt.batch.key, "returned something that", error, "return"
+            ) from error.with_traceback(None)
+        return value
+
+    def _not_plain(self, key: Hashable, what: str, why: Exception, instead: str) -> NotPlain:
+        return NotPlain(
+            f"the operation with the idempotency key {shown(self.key)} on key {shown(key)} {what} cannot be "
+            "recorded "
+            f"({why}), and so nothing of it was saved: {instead} {ALLOWED}"
+        )
+
+    def recall(self, batch: Batch, record: str) -> Any:
+        """Return what *record* says, or raise it."""
+        if record[:_PRINT] != self.fingerprint:
+            raise IdempotencyKeyReused(
+                f"batch of key {shown(batch.key)}: the idempotency key {shown(self.key)} was used before, for another "
+                "operation or with other arguments (or another identified_by); nothing of this one was saved",
+                key=batch.key,
+                idempotency_key=self.key,
+            )
+        kind, told = record[_PRINT], record[_PRINT + 1 :]
+        try:
+            found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.recorded_errors)
+        except Exception as error:
+            raise BatchError(
+                f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
+                "answered "
+                f"before, and is not applied again; but what it was answered cannot be given again: "
+                f"{told[:500]} ({said(error)})"
+            ) from error.with_traceback(None)
+        if kind == _VALUE:
+            return found
+        raise found
+
+    def _again(self, attempt: Attempt, record: str) -> Any:
+        try:
+            return self.recall(attempt.batch, record)
+        except Exception as error:
+            raise Recalled from error.with_traceback(None)
+
+
+_OUR_CODE: Final = Once.__call__.__code__
+
+
+def once_of(operation: Operation[Any]) -> Once | None:
+    """The `Once` of an operation; None when it has no key."""
+    found: Any = operation.callable
+    if type(found) is Start:
+        found = found.callable
+    return found if type(found) is Once else None  # `isinstance` would ask an object of the user's for its class
+
+
+def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
+    """Whether *error* is another operation's, with the same key; keep it then. Take our own frame out of any."""
+    if once_of(operation) is None:
+        return False
+    if type(error) is Recalled:
+        operation.error = error.__cause__
+    else:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code is not _OUR_CODE:  # of one that has to start in time
+            trace = trace.tb_next
+        if trace is not None:
+            error.__traceback__ = trace.tb_next
+    return type(error) is Recalled
+
+
+def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
+    """Whether what *operation* has raised goes into the save, if it has a key."""
+    once = once_of(operation)
+    return once is None or (once.key in attempt.outcomes and attempt.outcomes[once.key][_PRINT] == _ERROR)
+
+
+def forget(attempt: Attempt, recorded: int) -> None:
+    """Forget the outcomes of those that have returned, behind the first so many."""
+    for key in [*islice(attempt.outcomes, recorded, None)]:
+        if attempt.outcomes[key][_PRINT] == _VALUE:
+            del attempt.outcomes[key]
+
+
+def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
+    """Give the outcomes in *found* to those of *operations* that have them. False when none has. Switches: yes.
+
+    Reading one may import a user's module, and so an outcome is read before anything is changed.
+    """
+    settled = False
+    for operation in operations:
+        once = once_of(operation) if operation.state in {WAITING, STARTED, BROKEN} else None
+        if once is None or once.key not in found:
+            continue
+        settled = True
+        operation.state = max(operation.state, STARTED)  # its caller cannot withdraw it any more
+        value, error = None, None
+        try:
+            value = once.recall(attempt.batch, found[once.key])
+        except Exception as raised:
+            error = raised.with_traceback(None)
+        if attempt.over():
+            break
+        operation.value, operation.error, operation.state = value, error, SETTLED
+        attempt.now = _clock.monotonic()
+        if not attempt.alone and attempt.now >= pace.slice_end(attempt.now):
+            attempt.pause()
+            if attempt.over():
+                break
+    return settled
+
+
+def look_for(attempt: Attempt, operations: list[Operation[Any]]) -> bool:
+    """Have the scope look for the keys of *operations*, before they are applied. False when the attempt ends here."""
+    attempt.asked = [one for one in operations if one.state <= STARTED and once_of(one) is not None]
+    if attempt.asked:
+        ask(attempt)
+    return not attempt.batch.ended and attempt.verdict is None
+
+
+def ask(attempt: Attempt) -> None:
+    """Have the scope look for the keys of operations that are in no save by themselves. Switches: yes."""
+    asked, attempt.asked = attempt.asked or [], None
+    keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
+    try:
+        found: Mapping[str, str] = attempt.context.run(attempt.scope.recorded, keys)
+    except Conflict as conflict:
+        if not attempt.over():
+            attempt.asked, attempt.verdict = asked, conflict
+    except Exception as error:
+        if not attempt.over():
+            attempt.batch.fail_load(load_failed(attempt.batch.key, error))
+    else:
+        if not attempt.over():
+            settle_repeated(attempt, asked, found)
+
+
+def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
+    """Have the errors of those of *operations* that are out recorded with this attempt, as are those of the others."""
+    kinds = attempt.state.options.recorded_errors
+    for operation in operations:
+        once, error = once_of(operation), operation.error
+        if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
+            continue
+        if is_a(error, kinds) and once.key not in attempt.outcomes and not attempt.over():
+            with suppress(Exception):  # it could be recorded when it was raised
+                told = encode_error(error, kinds)
+                attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{told}"
+
+
+# -- at the door --------------------------------------------------------------------------------------------
+
+
+def _refuse_key(key: object) -> NoReturn:
+    if not isinstance(key, str):
+        raise TypeError(f"idempotency_key is {shown(key)}, but must be a str")
+    raise ValueError(
+        f"idempotency_key is {shown(key)}, but must be 1 to {LONGEST} visible ASCII characters, without spaces"
+    )
+
+
+def _refuse_operation(key: str, operation: object, error: Exception, by: str) -> NoReturn:
+    raise TypeError(
+        f"run() was given the idempotency_key {shown(key)}, but cannot tell {shown(operation)} with its {by} "
+        f"from others: {said(error)}. Pass what it depends on as arguments, each {ALLOWED}; or, in "
+        "identified_by=(…), what "
+        "its client sends again"
+    ) from error

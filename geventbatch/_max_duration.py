@@ -1,0 +1,30 @@
+"""The exception of an alarm. It is not compiled: what gevent makes of a Timeout is not for mypyc to lay out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+if TYPE_CHECKING:
+    from geventbatch._core.deadline import Alarm
+
+
+class MaxDuration(gevent.Timeout):
+    """Thrown at the deadline: its name is what a user reads in the traceback of what was interrupted."""
+
+    timer: Any  # the stubs do not know what gevent's timers have
+
+    def __init__(self, alarm: Alarm, seconds: float) -> None:
+        """Belong to *alarm*."""
+        super().__init__(seconds)
+        self._alarm = alarm
+
+    def _on_expiration(self, previous: Any, ex: Any) -> None:  # gevent's hook for subclasses
+        self._alarm.ring(previous, ex)
+
+    def again(self, seconds: float, previous: Any, ex: Any) -> None:
+        """Ring once more, for *previous*, in *seconds*."""
+        self.timer.close()
+        self.timer = gevent.get_hub().loop.timer(seconds, priority=-1)
+        self.timer.start(self._on_expiration, previous, ex, update=True)

@@ -1,0 +1,97 @@
+"""The off-switch: each operation is a batch of its own, run in its caller's own greenlet or thread (guarantee 19)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gevent
+
+from geventbatch._core import process
+from geventbatch._core.attempt import Attempt
+from geventbatch._core.batch import Batch
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.deadline import Alarm
+from geventbatch._options import check_key
+from geventbatch._watch import log
+from geventbatch.errors import OperationCancelled, not_started
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from geventbatch._core.dispatcher import State
+    from geventbatch._core.operation import Operation
+
+
+T = TypeVar("T")
+
+
+def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
+    """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
+    process.check_not_inside(state)
+    check_key(key)
+    now = _clock.monotonic()
+    batch = Batch(state, key, now)
+    batch.operations.append(operation)
+    batch.reads = int(operation.read_only)
+    batch.close()
+    batch.waiting_at_close = 1
+    if now >= state.counts.next_sample:
+        state.counts.sample(now)
+    state.admit_alone(batch)
+    start = None if start_timeout is None else Start(operation, start_timeout)
+    # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
+    alarm = Alarm(state.options.max_duration) if process.has_hub() else None
+    attempt = Attempt(batch, alarm, _clock.monotonic())
+    try:
+        try:
+            attempt.run()
+        except gevent.Timeout as error:
+            if start is None or error is not start.timeout:
+                raise
+            start.fired = True
+        finally:
+            if alarm is not None:
+                alarm.relax()
+                alarm.close()
+            if start is not None:
+                start.close()
+        attempt.run_after()
+    finally:
+        if batch.failure is not None:
+            log.failed(batch, batch.failure, 1)
+        batch.let_go()
+        state.leave_alone(batch)
+    if batch.epoch != process.here.epoch:
+        process.park()
+    if start is not None and start.is_late():  # whatever the load made of the interruption
+        raise OperationCancelled(not_started(key, start.seconds))
+    return batch.answer(operation)
+
+
+class Start:
+    """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
+
+    def __init__(self, operation: Operation[Any], seconds: float) -> None:
+        self.seconds = seconds
+        self.fired = False
+        self._latest = _clock.monotonic() + seconds
+        self.timeout = gevent.Timeout.start_new(seconds) if process.has_hub() else None
+        self._started = False
+        self.callable = self.__wrapped__ = operation.callable
+        operation.callable = self
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        self.close()
+        if self.is_late():
+            raise OperationCancelled
+        self._started = True
+        return self.callable(resource, *args)
+
+    def is_late(self) -> bool:
+        """Whether its time is over, and it has not started."""
+        return not self._started and (self.fired or _clock.monotonic() >= self._latest)
+
+    def close(self) -> None:
+        """Interrupt nothing any more."""
+        if self.timeout is not None:
+            self.timeout.close()

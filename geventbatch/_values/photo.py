@@ -1,0 +1,272 @@
+"""A photo of an object and of all that it holds, to bring them back, in place, to what they were.
+
+Whoever else holds one of them, a scope that was written by hand, say, sees them as they were, too. That can be done
+with lists, dicts, sets and objects of classes that are written in Python. What else there is, such as a lock or a
+connection, has a state that nobody sees: of that there is no photo.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
+from enum import Enum
+from fractions import Fraction
+from re import Pattern
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+from geventbatch._safe_repr import shown
+from geventbatch._values.answers import PLAIN
+from geventbatch.errors import CannotUndo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, BuiltinFunctionType, ModuleType, type}
+"""Types of what cannot be changed, or belongs to no resource."""
+
+_MADE_AT_RUN_TIME: Final = 1 << 9
+"""The flag of classes that are written in Python, among others."""
+
+_MOST_SHAPES: Final = 1000
+
+
+class Photo:
+    """What an object, and all that it holds, was when it was taken."""
+
+    def __init__(self, resource: Any) -> None:
+        """Take it of *resource*. Raises `CannotUndo` if that holds what cannot be brought back."""
+        self._taken: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
+        hashing: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
+        self._seen: dict[int, Any] = {}  # so that they live as long as they are told apart by identity
+        left = [resource]
+        while left:
+            one = left.pop()
+            if type(one) in _ATOMS or id(one) in self._seen:
+                continue
+            self._seen[id(one)] = one
+            for part in _parts_of(one):
+                content, inside = part.take(one)
+                if part.put is not None:
+                    (hashing if part.hashes else self._taken).append((type(one), part.put, one, content))
+                left += [value for value in inside if type(value) not in _ATOMS]
+        self._taken += hashing  # last: what is in them has to be what it was, for its hash
+
+    def put_back(self) -> None:
+        """Bring all of it back. It may be called many times."""
+        for kind, put, one, content in self._taken:
+            if type(one) is not kind:  # it may have been given another one
+                object.__setattr__(one, "__class__", kind)
+            put(one, content)
+
+
+def check_changeable(resource: Any) -> None:
+    """Raise `CannotUndo` unless *resource* is of those that can be brought back in place."""
+    if not any(part.put is not None for part in _parts_of(resource)):
+        raise CannotUndo(f"{shown(resource)}, a {type(resource).__qualname__}, cannot be brought back in place")
+
+
+def bring_over(resource: Any, copy: Any) -> None:
+    """Give *resource* what *copy* holds, which is of the same class. Raises `CannotUndo`."""
+    if type(copy) is not type(resource):
+        raise CannotUndo(f"copy_resource gave {shown(copy)} of {shown(resource)}, which is of another class")
+    for part in _parts_of(resource):
+        if part.put is not None:
+            part.put(resource, part.take(copy)[0])
+
+
+class _Part(NamedTuple):
+    """Something that an object holds."""
+
+    take: Callable[[Any], tuple[Any, list[Any]]]
+    """Gives it in a form of its own, and what is inside of it."""
+    put: Callable[[Any, Any], object] | None
+    """Puts that back; None where it cannot change."""
+    hashes: bool = False
+    """Whether it asks what is inside for its hash to put it back."""
+
+
+_shapes: dict[type, list[_Part] | None] = {}
+"""What instances of a class hold; None where that cannot be seen."""
+
+
+def _parts_of(one: Any) -> list[_Part]:
+    kind = type(one)
+    if kind not in _shapes:
+        if len(_shapes) >= _MOST_SHAPES:  # classes that are made anew at run time have no end
+            _shapes.clear()
+        _shapes[kind] = _look_at(kind)
+    parts = _shapes[kind]
+    if parts is None:
+        raise CannotUndo(f"{shown(one)}, a {kind.__qualname__}, cannot be brought back to what it was")
+    return parts
+
+
+def _look_at(kind: Any) -> list[_Part] | None:
+    if issubclass(kind, (type, Enum, ModuleType)):
+        return []
+    if kind is MethodType:
+        return [_Part(lambda one: (None, [one.__self__]), None)]
+    if kind is FunctionType:
+        return [_Part(_take_closure, _put_closure), _Part(_take_attributes, _put_attributes)]
+    base = next(one for one in kind.__mro__ if one in _BASES)
+    names = ("__reduce__", "__reduce_ex__")
+    if hasattr(kind, "__deepcopy__") or any(getattr(kind, name) is not getattr(base, name) for name in names):
+        return None  # it says itself how it is copied
+    slots = _slots_of(kind)
+    if kind is not base and not _shows_all(kind, base, [name for name in slots if name not in _slots_of(base)]):
+        return None
+    parts = [] if _BASES[base] is None else [_BASES[base]]
+    if kind.__dictoffset__ != 0:
+        parts.append(_Part(_take_attributes, _put_attributes))
+    if slots:
+        parts.append(_part_of_slots(slots))
+    return [part for part in parts if part is not None]
+
+
+def _shows_all(kind: Any, base: Any, slots: list[str]) -> bool:
+    """Whether instances of *kind* hold nothing that Python does not show: then one made here is of their size."""
+    above = set(base.__mro__)
+    if not all(one in above or one.__flags__ & _MADE_AT_RUN_TIME for one in kind.__mro__):
+        return False
+    if base.__itemsize__:
+        return not slots
+    if kind.__dictoffset__ and not base.__dictoffset__:
+        slots = [*slots, "__dict__"]
+    if kind.__weakrefoffset__ and not base.__weakrefoffset__:
+        slots = [*slots, "__weakref__"]
+    like: Any = type("Like", (base,), {"__slots__": tuple(slots)})
+    return bool(like.__basicsize__ == kind.__basicsize__ and like.__itemsize__ == kind.__itemsize__)
+
+
+def is_atom(kind: Any) -> bool:
+    """Whether instances of *kind* hold nothing that operations would change: values, classes, modules, functions."""
+    return kind in _ATOMS or issubclass(kind, (*_ATOMS, Enum, FunctionType)) or kind is object
+
+
+def members_of(kind: Any) -> tuple[Any, ...] | None:
+    """The places of instances of *kind* beside their ``__dict__``, where these two are all that they hold.
+
+    None where they hold more, or say themselves how they are copied, or where something is done when they end.
+    """
+    own = kind.__flags__ & _MADE_AT_RUN_TIME and not any(
+        hasattr(kind, name) for name in ("_sa_class_manager", "__del__")
+    )
+    base = next(one for one in kind.__mro__ if one in _BASES)
+    return tuple(_slots_of(kind).values()) if own and base is object and _look_at(kind) is not None else None
+
+
+# -- what objects hold ------------------------------------------------------------------------------------------
+
+
+def _take_attributes(one: Any) -> tuple[Any, list[Any]]:
+    content = dict(object.__getattribute__(one, "__dict__"))
+    return content, list(content.values())
+
+
+def _put_attributes(one: Any, content: Any) -> None:
+    attributes = object.__getattribute__(one, "__dict__")
+    attributes.clear()
+    attributes.update(content)
+
+
+def _take_closure(one: Any) -> tuple[Any, list[Any]]:
+    content = []
+    for cell in one.__closure__ or ():
+        try:
+            content.append((cell, True, cell.cell_contents))
+        except ValueError:
+            content.append((cell, False, None))
+    defaults = [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
+    return content, [*(value for _, _, value in content), *defaults]
+
+
+def _put_closure(_: object, content: Any) -> None:
+    for cell, there, value in content:
+        if there:
+            cell.cell_contents = value
+        else:
+            with suppress(ValueError):
+                del cell.cell_contents
+
+
+def _slots_of(kind: Any) -> dict[str, Any]:
+    """The places of instances beside their ``__dict__``."""
+    return {
+        f"{name}": member
+        for one in reversed(kind.__mro__)
+        for name, member in vars(one).items()
+        if type(member) is MemberDescriptorType
+    }
+
+
+def _part_of_slots(slots: dict[str, Any]) -> _Part:
+    def take(one: Any) -> tuple[Any, list[Any]]:
+        content = []
+        for member in slots.values():
+            try:
+                content.append((member, True, member.__get__(one)))
+            except AttributeError:
+                content.append((member, False, None))
+        return content, [value for _, _, value in content]
+
+    def put(one: Any, content: Any) -> None:
+        for member, there, value in content:
+            if there:
+                member.__set__(one, value)
+            elif take_one(member, one):
+                member.__delete__(one)
+
+    def take_one(member: Any, one: Any) -> bool:
+        try:
+            member.__get__(one)
+        except AttributeError:
+            return False
+        return True
+
+    return _Part(take, put)
+
+
+def _part_of_dict(base: Any) -> _Part:
+    def take(one: Any) -> tuple[Any, list[Any]]:
+        content = dict(base.items(one))
+        return content, [*content, *content.values()]
+
+    def put(one: Any, content: Any) -> None:
+        base.clear(one)
+        for name, value in content.items():
+            base.__setitem__(one, name, value)
+
+    def put_quickly(one: Any, content: Any) -> None:
+        dict.clear(one)
+        dict.update(one, content)
+
+    return _Part(take, put if base is OrderedDict else put_quickly, hashes=True)
+
+
+def _part_of_collection(base: Any, fill: Any) -> _Part:
+    def take(one: Any) -> tuple[Any, list[Any]]:
+        content = list(base.__iter__(one))
+        return content, content
+
+    def put(one: Any, content: Any) -> None:
+        base.clear(one)
+        fill(one, content)
+
+    return _Part(take, put, hashes=base is set)
+
+
+def _part_of_fixed(base: Any) -> _Part:
+    return _Part(lambda one: (None, list(base.__iter__(one))), None)
+
+
+_BASES: Final[dict[type, _Part | None]] = {
+    **dict.fromkeys((object, *_ATOMS)),
+    **{base: _part_of_dict(base) for base in (dict, OrderedDict, defaultdict, Counter)},
+    list: _part_of_collection(list, list.extend),
+    set: _part_of_collection(set, set.update),
+    deque: _part_of_collection(deque, deque.extend),
+    bytearray: _part_of_collection(bytearray, bytearray.extend),
+    **{base: _part_of_fixed(base) for base in (tuple, frozenset)},
+}

@@ -1,0 +1,128 @@
+"""What is to be seen of a processor at this moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from geventbatch._core import process
+from geventbatch._core.clock import clock as _clock
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from types import FrameType
+
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.dispatcher import State
+
+_DEEPEST: Final = 20
+"""Frames of what a batch is in the middle of."""
+
+_OURS: Final = ("geventbatch._", "geventbatch.integrations.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorStats:
+    """Counters of a processor, in this process. Those that end in ``_total`` only grow, from its first `run` on."""
+
+    keys: int
+    """Keys that have live batches; those of equal hash count as one."""
+    batches: int
+    """Live batches: queued or running."""
+    operations: int
+    """Operations whose callers wait."""
+    workers: int
+    """Greenlets that run batches, or would."""
+    operations_per_second: float
+    """Answered operations, over the last ten seconds or less."""
+    operations_total: int
+    """Operations whose callers were answered, whatever the answer."""
+    batches_total: int
+    """Batches that began to run and ended."""
+    failed_batches_total: int
+    """Those of them that failed as a whole."""
+    conflicts_total: int
+    """How often somebody else had changed a resource."""
+    withdrawn_total: int
+    """Operations whose callers left before the answer: by a kill, a Timeout of their own, ``start_timeout``."""
+    overloaded_total: int
+    """Operations that were refused with `ProcessorOverloaded`."""
+    undone_total: int
+    """How often what an operation had changed was undone, since it raised."""
+    undo_duration: float
+    """Seconds that this took, in all; see `BatchMetric`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveBatch:
+    """A batch that has not ended, or whose code has not returned yet. Durations are in seconds."""
+
+    key: Hashable
+    phase: Literal["queued", "load", "operations", "save", "replay"]
+    """What it is doing; 'replay' is the wait before one."""
+    age: float
+    """Since it opened."""
+    running: float | None
+    """Since it started; None while it is queued."""
+    remaining: float | None
+    """Until its deadline; None while it is queued, and from its end on."""
+    overdue: bool
+    """Its callers were told already that it has failed, but its code has not returned: it holds its key."""
+    waiting: int
+    """Callers that wait for it."""
+    operations: int
+    attempts: int
+    stack: tuple[str, ...]
+    """Where its code waits, the innermost frame last: 'file:line in function'. Empty where that cannot be seen."""
+
+
+def stats_of(state: State) -> ProcessorStats:
+    """Sum up *state*."""
+    counts = state.counts
+    return ProcessorStats(
+        keys=len(state.lanes),
+        batches=state.live + len(state.alone),
+        operations=state.pending + len(state.alone),
+        workers=sum(shard.workers for shard in tuple(state.shards.values())),
+        operations_per_second=counts.rate(),
+        operations_total=counts.answered,
+        batches_total=counts.batches,
+        failed_batches_total=counts.failed_batches,
+        conflicts_total=counts.conflicts,
+        withdrawn_total=counts.withdrawn,
+        overloaded_total=counts.overloaded,
+        undone_total=counts.undone,
+        undo_duration=counts.undo_seconds,
+    )
+
+
+def live_batch(batch: Batch) -> LiveBatch:
+    """Say what *batch* is doing."""
+    now = _clock.monotonic()
+    attempt = batch.attempt  # once: in another thread it may be gone next
+    return LiveBatch(
+        key=batch.key,
+        phase="queued" if attempt is None else attempt.phase,
+        age=now - batch.opened,
+        running=None if attempt is None else now - attempt.started,
+        remaining=None if attempt is None or batch.ended else batch.remaining(),
+        overdue=batch.ended,
+        waiting=1 if batch.lane is None and not batch.ended else batch.waiting,
+        operations=len(batch.operations),
+        attempts=0 if attempt is None else attempt.attempts,
+        stack=() if attempt is None else stack_of(attempt),
+    )
+
+
+def stack_of(attempt: Attempt) -> tuple[str, ...]:
+    """Say where the code of the batch waits: see `LiveBatch.stack`."""
+    greenlet: Any = None if attempt.alarm is None else attempt.alarm.greenlet
+    if greenlet is None or process.running.get(greenlet) is not attempt:
+        return ()  # perhaps another batch of its bulk leads
+    frames: list[str] = []
+    frame: FrameType | None = greenlet.gr_frame  # None while it runs
+    while frame is not None and len(frames) < _DEEPEST and not frame.f_globals.get("__name__", "").startswith(_OURS):
+        frames.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
+        frame = frame.f_back
+    return tuple(reversed(frames))

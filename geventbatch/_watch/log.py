@@ -1,0 +1,269 @@
+"""What operators are told through `logging`, and what it costs: nothing, as long as all is well.
+
+A handler may wait, raise or be slow, and where something goes wrong nothing may switch: it is told `Later`.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._core import process
+from geventbatch._core.clock import clock
+from geventbatch._core.operation import attribute, name_of, unwrapped
+from geventbatch._safe_repr import shown
+from geventbatch._watch.deferred import MOST, Later
+from geventbatch.errors import ResourceMissing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.operation import Operation
+    from geventbatch._core.undo import Undo
+    from geventbatch._failure import Failure
+    from geventbatch._options import Options
+
+_log: Final = logging.getLogger("geventbatch")
+_log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
+
+_SOON: Final = 0.1
+"""Seconds after its deadline within which code that was interrupted there has returned, as a rule."""
+
+
+class _Reporter(Later):
+    """Tells, one line after the other."""
+
+    def tell(self, level: int, line: Callable[[], object]) -> None:
+        """Have *line* called soon, which logs at *level*. Switches: no, in the thread that has batches."""
+        if _log.isEnabledFor(level):
+            self.add(line)
+
+
+_reporter: Final = _Reporter("%d more lines were dropped, since %d waited to be logged")
+
+
+# -- what would be told again and again -------------------------------------------------------------------------
+
+AGAIN: Final = 60.0
+"""Seconds after which what was told is worth telling again."""
+
+_told: dict[int, float] = {}
+"""When that was, by what it is."""
+
+process.after_fork(_told.clear)
+
+
+def is_due(*what: object) -> bool:
+    """Whether the like of *what* was not told in the last minute; if so, it counts as told now. Switches: no."""
+    like, now = hash(what), clock.monotonic()
+    if 0 <= now - _told.get(like, -AGAIN) < AGAIN:
+        return False
+    if len(_told) >= MOST:
+        _told.clear()
+    _told[like] = now
+    return True
+
+
+def shows_again(cause: BaseException) -> tuple[object, ...]:
+    """Give what the traceback of *cause* shows, whatever it says: a database that is down fails each batch alike."""
+    places = tuple((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(cause.__traceback__))
+    kinds = type(cause).__qualname__, type(cause.__cause__).__qualname__
+    return *kinds, shown(getattr(cause, "__notes__", None)), places
+
+
+SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the last minute"
+
+
+def failed(batch: Batch, failure: Failure, callers: int) -> None:
+    """*batch* failed as a whole. A missing resource is its callers' affair."""
+    if failure.kind is ResourceMissing:
+        return
+    name = batch.state.options.name
+
+    def line() -> None:
+        cause = failure.cause
+        tells = cause.__traceback__ is not None or hasattr(cause, "__notes__")
+        again = tells and not is_due(name, *shows_again(cause))
+        under = (type(cause), cause, cause.__traceback__) if tells and not again else None
+        _log.error(
+            "%s: %s; callers that were told so: %d%s",
+            name,
+            failure.exception(),
+            callers,
+            SHOWN_BEFORE if again else "",
+            exc_info=under,
+        )
+
+    _reporter.tell(logging.ERROR, line)
+
+
+def overloaded(options: Options, refused: int) -> None:
+    """An operation was refused at the door; so many *refused* ones there were by now. That is told once a minute."""
+    if is_due(options.name, "overloaded"):
+        _reporter.tell(
+            logging.WARNING,
+            lambda: _log.warning(
+                "%s: refuses operations, since max_pending of %d wait already (ProcessorOverloaded, number %d of this "
+                "process): load and save have become slower, or more come than they can take; told again in %g s, if "
+                "it goes on",
+                options.name,
+                options.max_pending,
+                refused,
+                AGAIN,
+            ),
+        )
+
+
+def slow(batch: Batch, doing: str, seconds: float) -> None:
+    """The load or save of *batch* took most of what a batch may take."""
+    most = batch.state.options.max_duration
+    _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
+
+
+def killed(batch: Batch, error: BaseException) -> None:
+    """The worker of *batch* ends, and is replaced if need be: it was killed by *error*."""
+    _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
+
+
+def lost(attempt: Attempt) -> None:
+    """A worker ends, and is replaced if need be: *attempt* has left it unfit."""
+    batch, late = attempt.batch, clock.monotonic() - attempt.deadline
+    if late > _SOON:
+        told = (
+            "its code has returned %.3f s after its deadline, and its worker is not used again; another takes its place"
+        )
+        _warn(batch, told, late)
+    elif late <= 0:  # else it has returned as it should, and the failure of the batch is told
+        _warn(batch, "its worker is not used again; another takes its place")
+
+
+def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
+    """*operation* returned an instance of *kind* that belongs to its batch."""
+    _warn(
+        batch,
+        "%s returned its %s, which is the batch's own: operations behind it go on changing it, and its caller may read "
+        "what was never saved, or use a session that is closed. Return values of it; this is told once",
+        name_of(operation.callable),
+        kind.__qualname__,
+    )
+
+
+def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseException]) -> None:
+    """Undoing has taken a good part of the time, most for the one of this name, whose error is a *kind*.
+
+    That is told once of each operation and class.
+    """
+    if _is_new("undoing", attempt.state.options.name, operation, kind):
+        told = (
+            "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
+            "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
+            "Told once of each operation and error"
+        )
+        total, name = clock.monotonic() - attempt.started, kind.__qualname__
+        _warn(attempt.batch, told, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
+
+
+def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
+    """What *function* had done before it raised a *kind* cannot be taken back, for it says *why*.
+
+    That is told once of each operation and class.
+    """
+    if _is_new("cannot undo", batch.state.options.name, name_of(function), kind):
+        told = (
+            "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
+            "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
+            "and restore(). If the operation changes nothing before it raises that, say clean_errors=(%s,). Told once "
+            "of each operation and error"
+        )
+        name = kind.__qualname__
+        _warn(batch, told, name_of(function), name, shown(why), name)
+
+
+def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
+    """The load gave the very object again that *function* had changed when it raised a *kind*. That is told once."""
+    if _is_new("same again", batch.state.options.name):
+        told = (
+            "its load gave the very object again that it had given before, in which %s had raised %s: what that had "
+            "changed stays there. Let the load give a new object each time, made of what the save has kept, or name "
+            "what is raised before anything is changed in clean_errors. Told once"
+        )
+        _warn(batch, told, name_of(function), kind.__qualname__)
+
+
+def error(told: str, *values: object, error: BaseException) -> None:
+    """*error* has come to nobody who could be told; *told* says where, with a ``%s`` for each of *values*."""
+    _reporter.tell(logging.ERROR, lambda: _log.error(told, *map(shown, values), exc_info=error))
+
+
+def watcher_waits(watcher: object) -> None:
+    """*watcher* waits where a batch begins, which goes on without it. That is told once a minute."""
+    if is_due("waits", id(watcher)):
+        _reporter.tell(
+            logging.WARNING,
+            lambda: _log.warning(
+                "%s waits where a batch begins (a span processor's on_start, say), which is not waited for: the load "
+                "and the save are not inside of its span; told again in %g s, if it goes on",
+                shown(watcher),
+                AGAIN,
+            ),
+        )
+
+
+def watcher_failed(watcher: object, error: Exception) -> None:
+    """*watcher* raised *error* when it was shown a metric."""
+    _reporter.tell(
+        logging.ERROR, lambda: _log.error("%s failed at the metric of a batch", shown(watcher), exc_info=error)
+    )
+
+
+def _warn(batch: Batch, told: str, *values: object) -> None:
+    name, key = batch.state.options.name, batch.key
+    _reporter.tell(
+        logging.WARNING,
+        lambda: _log.warning(f"%s: batch of key %s: {told}", name, shown(key), *values),
+    )
+
+
+# -- code that keeps the hub from everything else ---------------------------------------------------------------
+
+_MOST_PLACES: Final = 1000
+"""Beyond it the same places may be named again: code that is made anew at run time has no end of them."""
+
+_reported: set[object] = set()
+"""The places that were reported."""
+
+
+def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
+    """*function* kept the hub for so many *seconds* without a yield: that is told once of each place."""
+    name, place = name_of(function), place_of(function)
+    if not _is_new(name, place):
+        return
+    told = (
+        "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
+        "what gevent has patched (geventbatch.check() names drivers that block, but for sqlite3, which always does), "
+        "or do the computing elsewhere; this place is not named again"
+    )
+    _warn(batch, told, doing, name, place, seconds)
+
+
+def _is_new(*what: object) -> bool:
+    """Whether *what* was not told before; it is from now on."""
+    if what in _reported:
+        return False
+    if len(_reported) >= _MOST_PLACES:
+        _reported.clear()
+    _reported.add(what)
+    return True
+
+
+def place_of(function: Any) -> str:
+    """Where *function*, or its class, was written: file and line, as far as that is known."""
+    function = unwrapped(function)
+    code = attribute(attribute(function, "__func__") or function, "__code__")
+    if isinstance(code, CodeType):
+        return f"{code.co_filename}:{code.co_firstlineno}"
+    return str(attribute(function, "__module__") or type(function).__module__)

@@ -1,0 +1,135 @@
+"""What in this process would block the hub, not outlive a fork, or lose changes: looked for by `check`.
+
+The first two are looked for at the first `run`, too.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import monkey
+
+from geventbatch._core import process
+from geventbatch._watch import setup_problems
+from geventbatch._watch.problem import Problem, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def check() -> list[Problem]:
+    """Look for what would block the hub, not outlive a fork, or lose changes: for a health endpoint, or a test.
+
+    It looks at the modules that are imported by now and at the processors that there are, so call it after the
+    application is imported. The first `run` of a process warns of what is the process's, once; a processor that is made
+    warns of what it would lose. It does not name sqlite3, which blocks while it waits for a lock on its file, and
+    nothing mends that.
+
+    Returns:
+        The problems; none when all is well.
+    Switches: no.
+    """
+    return [*_of_process(), *setup_problems.problems()]
+
+
+def _of_process() -> list[Problem]:
+    return [problem for look in _LOOKS for problem in look()]
+
+
+_PATCHED: Final = ("socket", "threading")
+
+
+def _is_patched() -> bool:
+    return all(map(monkey.is_module_patched, _PATCHED))
+
+
+def _unpatched() -> Iterator[Problem]:
+    names = [name for name in _PATCHED if not monkey.is_module_patched(name)]
+    if names:
+        yield Problem(
+            "unpatched",
+            f"geventbatch runs in a process whose {' and '.join(names)} gevent has not patched: a load, a save or a "
+            "lock that waits will block every greenlet.",
+            "Call gevent.monkey.patch_all() before anything else is imported.",
+        )
+
+
+def _fork() -> Iterator[Problem]:
+    if _is_patched() and not monkey.is_module_patched("os"):
+        yield Problem(
+            "fork-unpatched",
+            "gevent has patched this process, but not os.fork: a child would share its parent's event loop.",
+            "Call gevent.monkey.patch_all() without os=False.",
+        )
+    inherited: list[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "inherited", list)()
+    inherited += getattr(sys.modules.get("geventbatch.stores.django._connections"), "inherited", list)()
+    if inherited:
+        yield Problem(
+            "forked-connections",
+            f"The process that this one was forked from had used {', '.join(inherited)}: its connections are here too. "
+            "Stores have put them aside, but other code that used them before a store did has shared them.",
+            "Close them before the fork: engine.dispose(), django.db.connections.close_all(); or put them aside in the "
+            "child, first of all: engine.dispose(close=False).",
+        )
+    if process.here.forked_late:
+        yield Problem(
+            "forked-late",
+            "This process was forked from one that had run batches already: it shares what that one had opened, "
+            "connections to a database among it.",
+            "Run nothing before the fork (gunicorn: not while the application is preloaded), or close it all in the "
+            "parent first: engine.dispose(), django.db.connections.close_all().",
+        )
+
+
+def psycopg() -> Iterator[Problem]:
+    """Say whether psycopg 3 waits in C."""
+    waiting: Any = sys.modules.get("psycopg.waiting")
+    if waiting is not None and _is_patched() and waiting.wait is getattr(waiting, "wait_c", None):
+        yield Problem(
+            "psycopg",
+            "psycopg waits in C, so that a statement blocks every greenlet: it was imported before gevent patched.",
+            "Call gevent.monkey.patch_all() first of all; do not set PSYCOPG_WAIT_FUNC=wait_c.",
+        )
+
+
+def psycopg2() -> Iterator[Problem]:
+    """Say whether psycopg2 does, as it does by itself."""
+    extensions: Any = sys.modules.get("psycopg2.extensions")
+    if "psycopg" in sys.modules or not _is_patched():  # whoever finds both uses the new one
+        return
+    if extensions is not None and extensions.get_wait_callback() is None:
+        yield Problem(
+            "psycopg2",
+            "psycopg2 waits in C, so that a statement blocks every greenlet.",
+            "Use psycopg 3, or call psycogreen.gevent.patch_psycopg() after patching.",
+        )
+
+
+def _mysql() -> Iterator[Problem]:
+    if "MySQLdb._mysql" in sys.modules:  # PyMySQL, which may stand in for MySQLdb, has no such module
+        yield Problem(
+            "mysqlclient",
+            "mysqlclient (MySQLdb) waits in C, so that a statement blocks every greenlet.",
+            "Use PyMySQL: pymysql.install_as_MySQLdb() before anything imports MySQLdb.",
+        )
+    extension: Any = sys.modules.get("mysql.connector.connection_cext")  # loaded also where nobody uses it
+    blocks = getattr(extension, "CMySQLConnection", None)
+    if blocks is not None and any(issubclass(type(one), blocks) for one in gc.get_objects()):
+        yield Problem(
+            "mysql-connector",
+            "mysql-connector-python has connected by its C extension, whose statements block every greenlet.",
+            "Connect with use_pure=True.",
+        )
+
+
+_LOOKS: tuple[Callable[[], Iterator[Problem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql)
+
+
+def _warn() -> None:
+    for problem in _of_process():
+        warn(problem)
+
+
+process.at_first_run(_warn)

@@ -1,0 +1,149 @@
+"""How processors are set up: what would lose changes, or time out.
+
+It is looked for when a processor is made, when an integration has seen how many processes serve, and by `check`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from geventbatch._callables import Told
+from geventbatch._core import process
+from geventbatch._misspelt import problem_of
+from geventbatch._watch.log import place_of
+from geventbatch._watch.problem import Problem, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from geventbatch._options import Options
+    from geventbatch._processor import Processor
+
+_SHORT: Final = 1.0
+"""Seconds; under it, a batch over a server has no time for one slow statement."""
+
+_SEVERAL: Final = 2
+"""Processes, where all that is known is that there is more than one."""
+
+
+class _Workers:
+    """What is known of the processes that serve side by side."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.seen = 0  # 0: no integration has said
+        self.told: WeakSet[Processor[Any]] = WeakSet()  # of whose pair that was said
+
+    def number(self) -> int:
+        """How many there are, as far as anybody knows."""
+        if self.seen:
+            return self.seen
+        uwsgi = getattr(sys.modules.get("uwsgi"), "numproc", None)
+        if isinstance(uwsgi, int):
+            return uwsgi
+        told = os.environ.get("WEB_CONCURRENCY", "")  # gunicorn's own default, and what platforms set
+        return int(told) if told.isdecimal() else 1
+
+
+_workers: Final = _Workers()
+
+
+def know_workers(number: int) -> list[Problem]:
+    """Note that so many processes serve; give what is to be said of the processors that there are, once of each."""
+    _workers.seen = number
+    return [problem for processor in _live() for problem in _untold(processor)]
+
+
+def see_environment(environ: Mapping[str, Any]) -> None:
+    """Learn from what a WSGI server says of itself, in a request; warn of what is to be said."""
+    if environ.get("wsgi.multiprocess") and _workers.seen < _SEVERAL:
+        for problem in know_workers(_SEVERAL):
+            warn(problem)
+
+
+def warn_of(processor: Processor[Any]) -> None:
+    """Warn of *processor*, which has been made."""
+    options, name = processor._options, processor.name  # noqa: SLF001 - it is the library's own
+    for problem in (*_unsaved(options, name), *_misspelt(options, name), *_untold(processor)):
+        warn(problem)
+
+
+def problems(names: Mapping[int, str] | None = None) -> Iterator[Problem]:
+    """Give those of the processors that there are, and that are not stopped.
+
+    *names* has the names of some by their identity; the others are called what they call themselves.
+    """
+    for processor in _live():
+        options = processor._options  # noqa: SLF001 - likewise
+        name = (names or {}).get(id(processor), options.name)
+        for look in (_unsaved, _uncompared, _short, _misspelt):
+            yield from look(options, name)
+
+
+def _live() -> list[Processor[Any]]:
+    return [one for one in process.processors() if not one._current().stopping]  # noqa: SLF001 - likewise
+
+
+def _untold(processor: Processor[Any]) -> list[Problem]:
+    if processor in _workers.told:
+        return []
+    found = list(_uncompared(processor._options, processor.name))  # noqa: SLF001 - likewise
+    if found:
+        _workers.told.add(processor)
+    return found
+
+
+def _pair(options: Options) -> Told | None:
+    """What is known of its pair, if it has one that loads."""
+    told = options.store.told_of_pair
+    return told if isinstance(told, Told) and told.load is not None else None
+
+
+def _found(name: str, pair: Told) -> str:
+    """Its name, with the place of what loads where that is no name."""
+    return f"{name} ({place_of(pair.load)})" if name.endswith("<lambda>") else name
+
+
+def _unsaved(options: Options, name: str) -> Iterator[Problem]:
+    pair = _pair(options)
+    if pair is not None and not pair.saves:
+        yield Problem(
+            "unsaved",
+            f"The processor {_found(name, pair)} has a load_resource without save_resource: what operations change is "
+            "answered, and never saved.",
+            "Pass save_resource; or, where nothing is to be saved, save_resource=lambda key, resource: None.",
+        )
+
+
+def _uncompared(options: Options, name: str) -> Iterator[Problem]:
+    pair = _pair(options)
+    if pair is not None and pair.saves and not pair.compares and _workers.number() > 1:
+        yield Problem(
+            "uncompared",
+            f"The processor {_found(name, pair)} loads and saves by a pair of functions, which compares nothing, and "
+            "more than one worker process serves: what one of them saves, and answers, is written over by another that "
+            "has loaded before.",
+            "Use a store (SQLAlchemyStore, DjangoStore, RedisStore), which locks or compares; or let the save compare "
+            "what was loaded, raise geventbatch.Conflict where it is another by now, and pass compares=True.",
+        )
+
+
+def _short(options: Options, name: str) -> Iterator[Problem]:
+    if options.max_duration < _SHORT and options.store.on_server:
+        yield Problem(
+            "short-deadline",
+            f"The processor {name} has a max_duration of {options.max_duration:g} s over a database server: "
+            "one slow statement, or a wait for a lock, and all callers of the batch get a BatchTimeout.",
+            "Pass max_duration, in seconds: what the slowest load and save may take together, such as 5. (By default "
+            "it is twice min_duration.)",
+        )
+
+
+def _misspelt(options: Options, _: str) -> Iterator[Problem]:
+    store = options.open_resource if options.open_resources is None else options.open_resources
+    problem = problem_of(store, scope=False)
+    if problem is not None:
+        yield problem

@@ -1,0 +1,139 @@
+"""The application context of a batch, from load to save, and what its operations see of it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from flask.globals import _cv_app
+
+from geventbatch._around import Around
+from geventbatch._callables import check_scope
+from geventbatch._processor import current_batch
+from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from flask import Flask
+    from flask.ctx import AppContext
+
+_batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
+"""In the `contextvars` context of a batch, the one of its load and save: its application context."""
+
+
+class AppStore(Around):
+    """An ``open_resource`` around another one, whose scopes have an application context each."""
+
+    def __init__(
+        self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]], option: str = "open_resource"
+    ) -> None:
+        """Wrap *open_resource*, which is the *option* of that name, for *app*."""
+        pair = getattr(open_resource, "load_resource", None) or getattr(open_resource, "load_resources", None)
+        self.__wrapped__ = pair or open_resource  # whose name the processor, metrics and the log give
+        super().__init__(open_resource)
+        self._app = app
+        self._option = option
+
+    def __call__(self, key: Hashable) -> AppScope:
+        """Open the scope of *key* in a new application context."""
+        context = self._app.app_context()
+        context.push()
+        try:
+            scope = self._inner(key)
+            check_scope(self._option, scope)
+        except BaseException as error:
+            _pop(context, error)
+            raise
+        _batch_context.set(context)
+        return AppScope(context, scope)
+
+
+class AppScope(Around):
+    """A scope around another one: the application context is popped when that one has been left."""
+
+    def __init__(self, context: AppContext, scope: AbstractContextManager[Any]) -> None:
+        """Belong to *context*, which has been pushed."""
+        super().__init__(scope)
+        self._context = context
+
+    def __enter__(self) -> Any:
+        """Load."""
+        try:
+            resource = self._inner.__enter__()
+        except BaseException as error:
+            _pop(self._context, error)
+            raise
+        adopt_session(self._context.app, resource)
+        return resource
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save, or not."""
+        try:
+            self._inner.__exit__(kind, error, traceback)
+        except BaseException as raised:
+            _pop(self._context, raised)
+            raise
+        if error is None:
+            tell_of_lost_changes(self._context.app, current_batch().key)
+        _pop(self._context, error)
+
+    @property
+    def saved(self) -> Callable[[], None] | None:
+        """What the other one has to do when its save is answered, in a context of its own."""
+        saved = getattr(self._inner, "saved", None)
+        if saved is None:
+            return None
+
+        def saved_in_context() -> None:
+            with self._context.app.app_context():
+                saved()
+
+        return saved_in_context
+
+
+def _pop(context: AppContext, error: BaseException | None) -> None:
+    """Let teardown functions run. What was saved is saved by now, so that none of them can make a save fail."""
+    try:
+        context.pop(error)
+    except Exception:
+        context.app.logger.exception("a teardown function failed after a batch of operations")
+
+
+class InBatch:
+    """An operation that is called in the application context of its batch, but with the ``g`` of its caller.
+
+    The context is that of the batch because whatever is kept for each application context, such as the session of
+    Flask-SQLAlchemy, would else be the request's. Operations come one after the other, and while one runs nobody else
+    looks at ``g``.
+    """
+
+    __slots__ = ("__wrapped__",)
+
+    def __init__(self, operation: Callable[..., Any]) -> None:
+        self.__wrapped__ = operation
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+    @property
+    def stands_for(self) -> Callable[..., Any]:
+        """What an idempotency key remembers, and must whatever is around it."""
+        return self.__wrapped__
+
+    def __call__(self, resource: Any, *args: Any) -> Any:
+        """Call it."""
+        context = current_batch().context[_batch_context]
+        callers = _cv_app.get(None)
+        _cv_app.set(context)  # never reset: this is a copy of the caller's context, made for this call
+        if callers is None or callers.app is not context.app:
+            return self.__wrapped__(resource, *args)
+        own, context.g = context.g, callers.g
+        try:
+            return self.__wrapped__(resource, *args)
+        finally:
+            context.g = own

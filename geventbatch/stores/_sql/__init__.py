@@ -1,0 +1,1 @@
+"""What all stores in SQL databases share. Imports no vendor."""

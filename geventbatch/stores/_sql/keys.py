@@ -1,0 +1,245 @@
+"""A key as its column has it: 42 and "42" are one row, and so they have to be one batch. Imports no vendor.
+
+What is equal to a value of the column is that value: a member of ``class Line(str, Enum)`` is its text. What can be in
+no row is refused here, at the door: no database needs to be asked, and many would take it for another value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from geventbatch._safe_repr import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
+
+_EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)
+
+_MOST_DIGITS: Final = 4300
+"""Of a whole number as a text: more take a time that grows with the square of their number."""
+
+_LONGEST_SHOWN: Final = 200
+"""Characters of a key in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """A column that keys name: the type of its values, and what it has room for."""
+
+    name: str
+    kind: type | None
+    """None, or an unknown type: keys are taken as they are."""
+    longest: int = sys.maxsize
+    """Characters of a text."""
+    takes_nul: bool = True
+    """A text may have a NUL in it."""
+    least: float = -math.inf
+    """Of a whole number."""
+    most: float = math.inf
+    digits: int = 131_072
+    """Of a decimal number, before its point: as many as PostgreSQL has."""
+    decimals: int = 16_383
+    """And behind it."""
+
+    def normalize(self, key: Hashable) -> Hashable:
+        """The value that *key* stands for.
+
+        Raises:
+            TypeError: Its type cannot be such a key. It names the key and the column.
+            ValueError: Its type can, and its value is none, or can be in no row.
+        Switches: no.
+        """
+        kind = self.kind
+        if kind is str and type(key) is str and len(key) <= self.longest and key.isprintable():
+            return key  # as nearly all are
+        value: Any = key
+        if type(key) is not kind:
+            convert = _CONVERSIONS.get(kind) if kind is not None else None
+            if convert is None:
+                return key
+            value = self._converted(key, convert)
+        check = _CHECKS.get(kind)
+        why = None if check is None else check(value, self)
+        if why is not None:
+            raise ValueError(f"{shortened(key)} is no key for the column {self.name}: {why}")
+        return value  # type: ignore[no-any-return]
+
+    def _converted(self, key: Hashable, convert: Callable[[Any], Hashable]) -> Hashable:
+        try:
+            converted = None if isinstance(key, bool) else convert(key)
+        except (ValueError, OverflowError, InvalidOperation):
+            raise ValueError(
+                f"{shortened(key)} is no key for the column {self.name}, which has values of type {_name(self.kind)}"
+            ) from None
+        if converted is None:
+            raise TypeError(
+                f"{shortened(key)} is no key for the column {self.name}: it has values of type {_name(self.kind)}, "
+                f"not {type(key).__name__}"
+            )
+        return converted
+
+
+def normalize(key: Hashable, column: str, kind: type | None) -> Hashable:
+    """The same for a column of which nothing but the type is known."""
+    return KeyColumn(column, kind).normalize(key)
+
+
+def normalize_all(key: Hashable, columns: Sequence[KeyColumn]) -> Hashable:
+    """The same for a key of several columns, a tuple."""
+    if len(columns) == 1:
+        return columns[0].normalize(key)
+    names = ", ".join(column.name for column in columns)
+    if not isinstance(key, tuple):
+        raise TypeError(f"{shortened(key)} is no key for the columns {names}: pass a tuple of {len(columns)} values")
+    if len(key) != len(columns):
+        raise ValueError(
+            f"{shortened(key)} is no key for the columns {names}: it has {len(key)} values, not {len(columns)}"
+        )
+    return tuple(column.normalize(part) for part, column in zip(key, columns, strict=True))
+
+
+def shortened(key: object) -> str:
+    """Its `repr`, as far as anybody reads it."""
+    told = shown(key)
+    return told if len(told) <= _LONGEST_SHOWN else f"{told[:_LONGEST_SHOWN]}…"
+
+
+def row_key(asked: Any, found: Any) -> Any:
+    """The key that a row has by itself, which was found by the key *asked* for.
+
+    A collation may take several texts for one: then only what the row has is one for all of them. Values of any other
+    type are equal to what was asked for, and have the form of the driver.
+    """
+    if isinstance(asked, tuple):
+        return tuple(row_key(one, other) for one, other in zip(asked, found, strict=True))
+    return found if isinstance(found, str) and isinstance(asked, str) else asked
+
+
+# -- conversions ----------------------------------------------------------------------------------------------
+#
+# By the methods of the plain types: a subclass, such as an Enum, may have others of its own. None: of a wrong type.
+
+
+def _integer(key: Any) -> int | None:
+    if isinstance(key, int):
+        return int(key)
+    if isinstance(key, str):
+        if len(key) > _MOST_DIGITS or not _NUMBER.fullmatch(key):
+            raise ValueError(key)
+        return int(str.__str__(key))
+    return None
+
+
+def _text(key: Any) -> str | None:
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, int):
+        return int.__repr__(key)
+    return UUID.__str__(key) if isinstance(key, UUID) else None
+
+
+def _uuid(key: Any) -> UUID | None:
+    if isinstance(key, UUID):
+        return UUID(int=key.int)
+    if isinstance(key, str):
+        return UUID(str.__str__(key))
+    return UUID(bytes=bytes(key)) if isinstance(key, bytes) else None
+
+
+def _decimal(key: Any) -> Decimal | None:
+    if isinstance(key, str):
+        key = str.__str__(key)
+    return Decimal(key) if isinstance(key, (int, str, Decimal)) else None
+
+
+def _float(key: Any) -> float | None:
+    return float(key) if isinstance(key, (int, str, float, Decimal)) else None
+
+
+def _bytes(key: Any) -> bytes | None:
+    return bytes(key) if isinstance(key, (bytes, bytearray, memoryview)) else None
+
+
+def _date(key: Any) -> date | None:
+    if isinstance(key, date) and not isinstance(key, datetime):
+        return date(key.year, key.month, key.day)
+    return date.fromisoformat(str.__str__(key)) if isinstance(key, str) else None
+
+
+def _datetime(key: Any) -> datetime | None:
+    if isinstance(key, datetime):
+        return datetime.combine(date(key.year, key.month, key.day), key.timetz())
+    return datetime.fromisoformat(str.__str__(key)) if isinstance(key, str) else None
+
+
+_CONVERSIONS: Final[dict[type, Callable[[Any], Hashable]]] = {
+    int: _integer,
+    str: _text,
+    UUID: _uuid,
+    Decimal: _decimal,
+    float: _float,
+    bytes: _bytes,
+    date: _date,
+    datetime: _datetime,
+}
+
+
+# -- what can be in no row ------------------------------------------------------------------------------------
+
+
+def _text_fits(key: str, column: KeyColumn) -> str | None:
+    if len(key) > column.longest:
+        return f"it has {len(key)} characters, and the column has room for {column.longest}"
+    if key.isprintable():  # so no NUL is in it, and no half of a surrogate pair
+        return None
+    if "\0" in key and not column.takes_nul:
+        return "it has a NUL in it, which no text in this database has"
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        return f"it has no UTF-8 form ({error.reason})"
+    return None
+
+
+def _integer_fits(key: int, column: KeyColumn) -> str | None:
+    if column.least <= key <= column.most:
+        return None
+    return f"the column has numbers from {column.least} to {column.most}"
+
+
+def _decimal_fits(key: Decimal, column: KeyColumn) -> str | None:
+    if not key.is_finite():
+        return "it is no number"
+    if not key:
+        return None
+    if key.adjusted() >= column.digits:
+        return f"the column has room for {column.digits} digits before the point"
+    exponent = _EXACT.normalize(key).as_tuple().exponent
+    if isinstance(exponent, int) and -exponent > column.decimals:
+        return f"the column has room for {column.decimals} digits behind the point"
+    return None
+
+
+def _float_fits(key: float, _: KeyColumn) -> str | None:
+    return None if math.isfinite(key) else "it is no number"
+
+
+_CHECKS: Final[dict[type | None, Callable[[Any, KeyColumn], str | None]]] = {
+    str: _text_fits,
+    int: _integer_fits,
+    Decimal: _decimal_fits,
+    float: _float_fits,
+}
+
+
+def _name(kind: type | None) -> str:
+    return "any" if kind is None else kind.__name__

@@ -1,0 +1,274 @@
+"""`DjangoStore`: a row of a Django model as the resource of a batch, loaded and saved in one transaction."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from django.db import connections
+from django.db.models import Model
+from django.db.models.manager import BaseManager
+from django.db.transaction import atomic
+from gevent import monkey
+
+from geventbatch._callables import check_functions
+from geventbatch._safe_repr import shown
+from geventbatch.stores._missing import checked
+from geventbatch.stores._sql.outcomes import OutcomeTable, seconds_to_keep
+from geventbatch.stores.django._connections import check_backend, current, own, pool
+from geventbatch.stores.django._fields import check_names, pk_fields, version_field
+from geventbatch.stores.django._key import RowKey
+from geventbatch.stores.django._saving import check_save
+from geventbatch.stores.django._scope import Scope
+from geventbatch.stores.django._tenants import Place, watch
+from geventbatch.stores.django._transaction import send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+    from contextlib import AbstractContextManager
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import QuerySet
+
+    from geventbatch.integrations.django.models import OutcomeModel
+
+M = TypeVar("M", bound=Model)
+
+Mode = Literal["lock", "version"]
+
+
+class DjangoStore(Generic[M]):
+    """Loads and saves the rows of one model: what a `Processor` takes as its ``open_resource``.
+
+    The resource is the model instance. An operation changes its fields; the store writes those that differ from what
+    was loaded, a JSON document changed in place included. What else an operation does through the ORM is in the same
+    transaction. ``resource.save()`` inside an operation writes nothing by itself: the store saves once, at the end.
+    ``resource.delete()`` is `current_batch().delete()`. `current_batch().add_row(instance)` has unsaved instances of
+    any model inserted with the save, each model's in one statement (`bulk_create`: no `save`, no signals).
+
+    Each batch has a connection that it gives back, so that there are never more than batches running at once
+    (``max_batches``). With ``batching=False`` it is its caller's own connection, and inside an `atomic()` block the
+    batch is a savepoint of that: an answer means saved only when the block commits. In a `django.test.TestCase` that
+    is so by itself.
+
+    On SQLite, which locks no rows, a batch compares the row before it writes, under the database's write lock; so it
+    does elsewhere in mode "version" where there is no version to compare.
+
+    Args:
+        model: A concrete model.
+        by: The field whose value is the key: "pk", or another unique one; or the names of several that are unique
+            together. Of several, and of a composite primary key, the key is a tuple.
+        mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
+            where the database can. "version" locks nothing, and replays the batch when another writer was faster.
+        version: The name of an integer field that every save counts up, and mode "version" compares. Without one,
+            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere (and of a view) the
+            whole row. It is compared beside the version, too: a row that was deleted and made anew may have the same.
+        missing: What a key without a row does: "raise" `ResourceMissing`, or what gives the new, unsaved instance for
+            a key, which the batch inserts.
+        manager: The name of the manager that finds the rows, where some are hidden (deleted softly): one that it hides
+            counts as missing. Without one, it is the model's base manager. What it joins or defers is not taken over.
+        using: The alias of the database.
+        allow_atomic: Let `run` be called inside an `atomic()` block of the same database. The batch is then saved
+            whether or not the block is rolled back, and waits for rows that the block has locked until its deadline.
+        conn_max_age: Seconds that an idle connection is kept for the next batch. ``CONN_MAX_AGE``, which is for
+            requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
+        pipeline: Where the driver is psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one
+            round trip each. False where something between here and the server takes no pipelines.
+        tenant: Called at the door of `run`, in its caller's greenlet: whose row it is, where each tenant has a schema
+            of its own. The key of the batch is then the pair of that and the row's key.
+        prepare_connection: Called with the batch's connection of Django's and the key, inside the transaction and
+            before the load: to set ``search_path``, a role, or what row-level security asks for. On PostgreSQL, what
+            its SET sets is gone with the transaction (it is sent as SET LOCAL). It costs two round trips.
+        idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key; None:
+            such operations are refused.
+        idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
+
+    Raises:
+        TypeError: An argument is of a wrong type, or the model's own `save` takes no ``using``.
+        ValueError: *by*, *version* or *manager* names nothing that fits, *mode* no mode, or a name in the database has
+            a % in it, which Django cannot send.
+    Switches: no.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a keyword
+        self,
+        model: type[M],
+        *,
+        by: str | Sequence[str] = "pk",
+        mode: Mode | None = None,
+        version: str | None = None,
+        missing: Literal["raise"] | Callable[[Any], M] = "raise",
+        manager: str | None = None,
+        using: str = "default",
+        allow_atomic: bool = False,
+        conn_max_age: float = 60.0,
+        pipeline: bool = True,
+        tenant: Callable[[], Hashable] | None = None,
+        prepare_connection: Callable[[BaseDatabaseWrapper, Any], object] | None = None,
+        idempotency: type[OutcomeModel] | None = None,
+        idempotency_ttl: float | None = None,
+    ) -> None:
+        """See the class."""
+        if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
+            raise TypeError(f"model is {shown(model)}, but must be a concrete model class of Django")
+        if mode not in (None, "lock", "version"):
+            raise ValueError(f'mode is {shown(mode)}, but must be "lock", "version" or None')
+        makes = checked(missing, rows=True)
+        check_functions((), tenant=tenant)
+        check_functions(("connection", "key"), prepare_connection=prepare_connection)
+        self.model = model
+        self.using = using
+        check_backend(using, locking=mode != "version")
+        check_names(model)
+        check_save(model, inserts=callable(missing))
+        self.row_key = RowKey(model, by, using)
+        self.key_fields = tuple(dict.fromkeys([*pk_fields(model), *self.row_key.fields]))
+        """Those that operations may not change."""
+        self.version_field = None if version is None else version_field(model, version)
+        self.missing: Literal["raise"] | Callable[[Any], M] = makes
+        self.allow_atomic = allow_atomic
+        self.pipeline = pipeline
+        self.idempotency = None if idempotency is None else _outcome_model(idempotency)
+        self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
+        self.has_xmin = True
+        """Whether PostgreSQL has one of its rows. A view has none, which the first load finds out."""
+        self._mode = mode
+        self._manager = None if manager is None else _manager(model, manager)
+        self._pool = pool(using, conn_max_age, prepare_connection)
+        self.prepare_connection = prepare_connection
+        self.tenant = tenant
+        if tenant is not None and prepare_connection is None:
+            raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
+        self._place = None if prepare_connection is not None else Place(using, self._pool)
+        if self._place is not None:
+            watch(using)
+
+    def __repr__(self) -> str:
+        """Say whose rows by what."""
+        return f"<DjangoStore: {self.model._meta.label} by {self.row_key.name} in {self.using!r}>"
+
+    def __call__(self, key: Any) -> AbstractContextManager[M]:
+        """Give the scope of a batch on the row at *key*."""
+        return Scope(self, key)
+
+    def normalize_key(self, key: Hashable) -> Hashable:
+        """Give *key* in the type of its column, so that 42 and "42" are one.
+
+        Raises:
+            TypeError: Its type cannot be such a key.
+            ValueError: Its type can, and its value is none.
+        Switches: no (as ``tenant`` does).
+        """
+        found = self.row_key.normalize(key)
+        return found if self.tenant is None else (self.tenant(), found)
+
+    def key_of_row(self, key: Any) -> Any:
+        """What of a batch's *key* the row has, without the tenant. Switches: no."""
+        return key if self.tenant is None else key[1]
+
+    def admit(self, key: Hashable) -> bool:
+        """Whether an operation called here runs alone, on the connection that is there.
+
+        So it does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
+
+        Raises:
+            RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*), or with a
+                connection that finds other tables than the batch would.
+        Switches: the first time, to connect.
+        """
+        connection = current(self.using)
+        alone = not monkey.is_module_patched("threading")
+        if connection is not None and self._place is not None and not alone:
+            self._place.check(connection, key)
+        if connection is None or not _in_transaction(connection):
+            return alone
+        if connection.in_atomic_block and all(
+            getattr(one, "_from_testcase", False) for one in connection.atomic_blocks
+        ):
+            return True
+        if self.allow_atomic:
+            return alone
+        raise RuntimeError(
+            f"run() was called on key {shown(key)} inside a transaction of the database {self.using!r} (atomic(), or "
+            "ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch would wait for "
+            "rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view with "
+            "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
+        )
+
+    @property
+    def on_server(self) -> bool:
+        """Whether a database server is behind it, which may take its time."""
+        engine: str = connections.settings.get(self.using, {}).get("ENGINE", "sqlite3")
+        return not engine.endswith("sqlite3")
+
+    @property
+    def keeps_outcomes(self) -> bool:
+        """Whether it records the outcomes of operations with an idempotency key."""
+        return self.idempotency is not None
+
+    def purge_outcomes(self, limit: int = 10_000) -> int:
+        """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
+
+        On SQLite, the driver blocks the process while another one writes.
+
+        Args:
+            limit: So many at the most, so that nobody waits long for it.
+
+        Returns:
+            How many there were. While it is *limit*, there may be more.
+
+        Raises:
+            ValueError: The store records none.
+        Switches: yes.
+        """
+        connection = own(self.using)
+        table = self.outcome_table(connection)
+        with atomic(using=self.using):
+            return table.purge(partial(send, connection), limit)
+
+    def stopped(self) -> None:
+        """Close the idle connections to its database; a later batch opens new ones. Switches: no."""
+        self._pool.close()
+
+    def outcome_table(self, connection: BaseDatabaseWrapper) -> OutcomeTable:
+        """What is sent for the table of outcomes. Switches: no."""
+        if self.idempotency is None:
+            raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
+        name = connection.ops.quote_name(self.idempotency._meta.db_table)
+        return OutcomeTable(name, connection.vendor, self.idempotency_ttl)
+
+    def rows(self) -> QuerySet[M]:
+        """All rows that there are for it, as a query on the batch's connection. Switches: no."""
+        manager: Any = self.model._base_manager if self._manager is None else getattr(self.model, self._manager)
+        rows: QuerySet[M] = manager.using(self.using)
+        return rows
+
+    def locks(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether its batches lock their rows on *connection*. Switches: no."""
+        return self._mode != "version" and bool(connection.features.has_select_for_update)
+
+
+def _outcome_model(model: Any) -> type[OutcomeModel]:
+    from geventbatch.integrations.django.models import OutcomeModel  # Django has to be set up for that
+
+    if not isinstance(model, type) or not issubclass(model, OutcomeModel) or model._meta.abstract:
+        raise TypeError(
+            f"idempotency is {shown(model)}, but must be a subclass of OutcomeModel in an app of yours, or None"
+        )
+    return model
+
+
+def _manager(model: type[Model], name: str) -> str:
+    found = getattr(model, name, None)
+    if not isinstance(found, BaseManager):
+        raise ValueError(  # noqa: TRY004 - the name is of the right type
+            f"manager is {shown(name)}, but must name a manager of {model._meta.label}"
+        )
+    return name
+
+
+def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    if connection.in_atomic_block:
+        return True
+    is_manual = connection.settings_dict["AUTOCOMMIT"] and connection.connection is not None
+    return is_manual and not connection.get_autocommit()

@@ -1,0 +1,174 @@
+"""What a batch has changed in a model instance: its columns' values now, against those that were loaded.
+
+Told by what the database would be sent. A value that nobody can change in place is kept as it is; of any other (what a
+JSONField gives, say) an encoding is kept: two that differ although the values are equal cost an UPDATE, and a change
+can never be missed.
+"""
+
+from __future__ import annotations
+
+import pickle
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import UUID
+
+from django.core.files import File
+from django.db.models import Field, FileField
+
+from geventbatch.stores.django._fields import pk_fields
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
+
+IMMUTABLE: Final = frozenset(
+    {bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID},
+)
+_COARSE: Final = frozenset({datetime, Decimal, float, time})
+"""Equal and not the same: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
+BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
+
+
+_NOTHING: Final = object()
+
+
+class _Untold:
+    """Equal to nothing."""
+
+
+@cache
+def columns(model: type[Model]) -> tuple[Field[Any, Any], ...]:
+    """The fields of *model* that a batch may write: not its key, not what the database computes."""
+    own = pk_fields(model)
+    return tuple(
+        field
+        for field in model._meta.concrete_fields
+        if field not in own and not field.primary_key and not getattr(field, "generated", False)
+    )
+
+
+@cache
+def computed(model: type[Model]) -> tuple[Field[Any, Any], ...]:
+    """The columns that are written whenever another one is: they follow the clock, or a `pre_save` of their own."""
+    return tuple(field for field in columns(model) if _computes(field))
+
+
+def _computes(field: Field[Any, Any]) -> bool:
+    own: Any = type(field).pre_save
+    return bool(getattr(field, "auto_now", False)) or not str(own.__module__).startswith("django.db.models.fields")
+
+
+def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, object]:
+    """The values of all columns, in a form that later changes of the instance do not reach.
+
+    Raises:
+        TypeError: Of one, nobody could tell whether it has changed.
+    """
+    values = instance.__dict__
+    found = {}
+    for field in instance._meta.concrete_fields:
+        name = field.attname
+        if name in values:
+            value = values[name]
+            kept = found[name] = value if type(value) in IMMUTABLE else _encoded(field, value, connection)
+            if isinstance(kept, _Untold):
+                raise TypeError(
+                    f"whether {field} has changed cannot be told: its value is a {type(value).__name__}, of which "
+                    "get_db_prep_save() gives nothing that is the same each time, and pickle nothing at all"
+                )
+    return found
+
+
+def same(state: dict[str, object], other: dict[str, object]) -> bool:
+    """Whether two states are of the same row."""
+    return state.keys() == other.keys() and not any(map(differ, state.values(), map(other.__getitem__, state)))
+
+
+def changed(instance: Model, loaded: dict[str, object], connection: BaseDatabaseWrapper) -> list[Field[Any, Any]]:
+    """The fields whose columns have to be written: those with another value, and then those that are computed."""
+    model, values = type(instance), instance.__dict__
+    found = []
+    for field in columns(model):
+        name = field.attname
+        if name in values:
+            value = values[name]
+            # What is kept of a value that can be changed in place is another object.
+            if value is not loaded.get(name, _NOTHING) and has_changed(field, value, loaded, connection):
+                found.append(field)
+    return found and [*found, *(field for field in computed(model) if field not in found)]
+
+
+def has_changed(
+    field: Field[Any, Any], value: object, loaded: dict[str, object], connection: BaseDatabaseWrapper
+) -> bool:
+    """Whether *value* is another one than was loaded."""
+    if field.attname not in loaded:
+        return True
+    return differ(loaded[field.attname], kept(field, value, connection))
+
+
+def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
+    """Something that is the same for values that the database would not tell apart."""
+    return value if type(value) in IMMUTABLE else _encoded(field, value, connection)
+
+
+def differ(one: object, other: object) -> bool:
+    """Whether two of what `kept` gives are of different values."""
+    if one is other:
+        return False
+    kind = type(one)
+    if kind is not type(other):
+        return True
+    if kind not in _COARSE or (isinstance(one, datetime) and _in_one_zone(one, cast("datetime", other))):
+        return one != other
+    return repr(one) != repr(other)
+
+
+def _in_one_zone(one: datetime, other: datetime) -> bool:
+    return one.tzinfo is other.tzinfo and one.fold == other.fold
+
+
+def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+    if type(value) not in BUILT_IN:
+        return _driven(field, value, connection)
+    text = pickled(value)
+    if text is not None:
+        return text
+    found = _driven(field, value, connection)
+    return found if isinstance(found, _Untold) else (found,)  # so that bytes are always a pickle of the value
+
+
+def _driven(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, File) and not (isinstance(field, FileField) and getattr(value, "_committed", False)):
+        return _Untold()  # it is put into its storage with the save, under a name that nobody knows yet
+    try:
+        bound, again = (_bound(field, value, connection) for _ in range(2))
+    except Exception:
+        return _Untold()  # such as a value that the field refuses, which saving will say
+    if not differ(bound, again):
+        return bound
+    found = pickled(value)  # of what has another form each time, such as what is encrypted
+    return _Untold() if found is None else found
+
+
+def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+    """What the driver gets for *value*."""
+    found = field.get_db_prep_save(value, connection)
+    if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's Json
+        found = found.obj if found.dumps is None else found.dumps(found.obj)
+    if type(found) in IMMUTABLE:
+        return found
+    text = pickled(found)
+    return _Untold() if text is None else text
+
+
+def pickled(value: object) -> bytes | None:
+    """Its pickle, if it has one. Switches: no."""
+    try:
+        return pickle.dumps(value)
+    except Exception:
+        return None

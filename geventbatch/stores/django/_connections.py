@@ -1,0 +1,259 @@
+"""Connections of Django's for batches, lent to whatever greenlet runs one.
+
+Django keeps a connection per greenlet for as long as that lives, so that workers would each keep one for ever. Here
+a batch is lent one, and gives it back at its end: there are never more than batches that ran at the same time.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+import gevent
+from django.db import connections
+from django.db.backends.signals import connection_created
+from django.db.utils import load_backend
+from django.dispatch import receiver
+
+from geventbatch._core import process
+from geventbatch.stores._sql import errors
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def current(alias: str) -> BaseDatabaseWrapper | None:
+    """The connection of this greenlet (or thread), when it has one already."""
+    handler: Any = connections
+    found: BaseDatabaseWrapper | None = getattr(handler._connections, alias, None)  # by `all`, each `run` took 10 µs
+    return found
+
+
+def check_backend(alias: str, *, locking: bool) -> None:
+    """Warn of a database whose errors nobody knows, and refuse a level of isolation where batches lock. Switches: no.
+
+    Raises:
+        ValueError: The level is REPEATABLE READ or SERIALIZABLE.
+    """
+    settings = connections.settings.get(alias)
+    if settings is None:  # Django will say so
+        return
+    vendor = load_backend(settings["ENGINE"]).DatabaseWrapper.vendor
+    level = settings["OPTIONS"].get("isolation_level")
+    if vendor == "postgresql" and level is not None:
+        from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+        level = IsolationLevel(level).name
+    insisted = str(level).replace("_", " ").upper()
+    if locking and vendor != "sqlite" and insisted in {"REPEATABLE READ", "SERIALIZABLE"}:
+        raise ValueError(
+            f'mode "lock" is for READ COMMITTED, but OPTIONS of the database {alias!r} has isolation_level {insisted}: '
+            'who has waited for a row that was locked would get an error. Pass mode="version", or take it out'
+        )
+    if vendor not in {"postgresql", "mysql", "sqlite"}:
+        errors.tell_of_driver("DjangoStore", f"the database {alias!r} ({settings['ENGINE']})")
+
+
+_put_aside: list[tuple[str, object]] = []
+"""The parent's connections and pools, each with its alias: to close one here, or to let it go, would end it there."""
+
+_epochs: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
+"""In which epoch each wrapper has last connected."""
+
+_imported: int = process.here.epoch
+
+
+@receiver(connection_created, weak=False, dispatch_uid="geventbatch")
+def _connected(connection: BaseDatabaseWrapper, **_: object) -> None:
+    _epochs[connection] = process.here.epoch
+
+
+def own(alias: str) -> BaseDatabaseWrapper:
+    """The connection of this greenlet; another one in place of one that the parent has opened. Switches: no."""
+    connection: BaseDatabaseWrapper = connections[alias]
+    if connection.connection is not None and _epochs.get(connection, _imported) != process.here.epoch:
+        _put_aside.append((alias, connection))
+        connection = connections[alias] = connections.create_connection(alias)
+    return connection
+
+
+def inherited() -> list[str]:
+    """The databases to which the parent had connections when this process was forked, as far as that is known."""
+    if not process.here.epoch:
+        return []
+    left = [one.alias for one, epoch in _epochs.items() if epoch != process.here.epoch]
+    return sorted({f"Django's database {alias!r}" for alias in [*left, *(alias for alias, _ in _put_aside)]})
+
+
+def _forked() -> None:
+    """Have Django make other pools of its own in place of the parent's, whose threads are there. No I/O here."""
+    backend: Any = sys.modules.get("django.db.backends.postgresql.base")
+    pools: dict[str, object] = getattr(backend and backend.DatabaseWrapper, "_connection_pools", {})
+    _put_aside.extend(pools.items())
+    pools.clear()
+
+
+process.after_fork(_forked)
+
+
+_pools: dict[tuple[str, float, object], Pool] = {}
+
+
+def pool(alias: str, max_age: float, prepare: object = None) -> Pool:
+    """The pool that all stores of a database share, but those that *prepare* their connections. Switches: no."""
+    return _pools.setdefault((alias, max_age, prepare), Pool(alias, max_age))
+
+
+def close_idle(alias: str | None = None) -> None:
+    """Close the idle connections of all stores, or of those of one database. Switches: no."""
+    for (name, *_), one in list(_pools.items()):
+        if alias in {None, name}:
+            one.close()
+
+
+class Pool:
+    """The idle connections to one database, the one that was used last on top."""
+
+    def __init__(self, alias: str, max_age: float) -> None:
+        """Open none yet."""
+        self._alias = alias
+        self._max_age = max_age
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._epoch = process.here.epoch
+        self._idle: list[BaseDatabaseWrapper] = []
+        self._idle_since: list[float] = []  # of each of them
+        self._checked = False
+
+    def __len__(self) -> int:
+        """How many are idle."""
+        return len(self._idle)
+
+    def lend(self) -> tuple[BaseDatabaseWrapper, bool]:
+        """Make a connection this greenlet's; and say whether it may have been closed by the server meanwhile.
+
+        A pool of Django's own may give such a one.
+
+        Switches: the first time in a process.
+        """
+        self._notice_fork()
+        self._check_greenlets()
+        connection = self._pop() or self._make()
+        connection.close_if_unusable_or_obsolete()
+        reused = connection.connection is not None or _is_pooled(connection)
+        connections[self._alias] = connection
+        return connection, reused
+
+    def give_back(self, connection: BaseDatabaseWrapper, before: BaseDatabaseWrapper | None) -> None:
+        """Take it from this greenlet, in whatever state it is, and restore the one that was there before it."""
+        if before is None:
+            with suppress(AttributeError):
+                del connections[self._alias]
+        else:
+            connections[self._alias] = before
+        close_others(self._alias)
+        if is_sound(connection):
+            connection.errors_occurred = False
+            connection.close_if_unusable_or_obsolete()
+            self._idle.append(connection)
+            self._idle_since.append(time.monotonic())
+            self._drop_oldest()
+        else:
+            discard(connection)
+
+    def renew(self, connection: BaseDatabaseWrapper) -> None:
+        """The server has ended connections at rest, of which *connection* was one: close all those. Switches: yes."""
+        self.close()
+        if _is_pooled(connection):
+            # Else the next one that it gives may be another such. It makes new ones in their place.
+            with suppress(Exception):
+                cast("Any", connection).pool.check()  # Django 5.1 has it, its types have not
+
+    def close(self) -> None:
+        """Close those that are idle."""
+        self._notice_fork()
+        self._idle_since.clear()
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            discard(connection)
+
+    def _pop(self) -> BaseDatabaseWrapper | None:
+        if not self._idle:
+            return None
+        self._idle_since.pop()
+        return self._idle.pop()
+
+    def _drop_oldest(self) -> None:
+        """After a peak, nothing would ever take what lies at the bottom."""
+        if time.monotonic() - self._idle_since[0] > self._max_age:
+            self._idle_since.pop(0)
+            discard(self._idle.pop(0))
+
+    def _make(self) -> BaseDatabaseWrapper:
+        connection = connections.create_connection(self._alias)
+        settings = {**connection.settings_dict, "AUTOCOMMIT": True, "OPTIONS": {**connection.settings_dict["OPTIONS"]}}
+        if not settings["OPTIONS"].get("pool"):  # Django's own pool keeps them, or we do
+            settings["CONN_MAX_AGE"] = self._max_age
+        if connection.vendor == "sqlite":
+            # It waits by blocking the process: a replay waits better.
+            settings["OPTIONS"]["timeout"] = 0.05
+        connection.settings_dict = settings
+        connection.inc_thread_sharing()  # greenlets are threads to it
+        return connection
+
+    def _notice_fork(self) -> None:
+        if self._epoch != process.here.epoch:
+            self._epoch = process.here.epoch
+            _put_aside.extend((self._alias, one) for one in self._idle)
+            self._idle, self._idle_since = [], []
+
+    def _check_greenlets(self) -> None:
+        """Connections of Django that all greenlets share would be used by several batches at once."""
+        if self._checked:
+            return
+        connections[self._alias]  # so that this greenlet has one
+        if gevent.spawn(current, self._alias).get() is not None:
+            raise RuntimeError(
+                "Django was imported before gevent patched threading, so that all greenlets share one database "
+                "connection: call gevent.monkey.patch_all() before anything else is imported (with gunicorn --preload, "
+                "in gunicorn.conf.py)"
+            )
+        self._checked = True
+
+
+def _is_pooled(connection: BaseDatabaseWrapper) -> bool:
+    """Whether Django has a pool of its own for it, which keeps connections that are at rest."""
+    return connection.vendor == "postgresql" and bool(connection.settings_dict["OPTIONS"].get("pool"))
+
+
+def is_sound(connection: BaseDatabaseWrapper) -> bool:
+    """Whether it is open, at rest and in no transaction, as far as this side knows."""
+    raw: Any = connection.connection
+    if raw is None or connection.in_atomic_block or connection.closed_in_transaction:
+        return False
+    if connection.vendor == "postgresql":
+        return not raw.closed and raw.info.transaction_status == 0
+    if connection.vendor == "sqlite":
+        return not raw.in_transaction
+    return bool(getattr(raw, "open", True)) and not connection.errors_occurred
+
+
+def discard(connection: Any) -> None:
+    """Close it for good, in whatever state it is, without asking the server. Switches: no."""
+    if connection.connection is not None:
+        if connection.vendor == "postgresql" and not is_sound(connection):
+            with suppress(Exception):  # a pool of the driver would first ask the server for a rollback
+                connection.connection.close()
+        with suppress(Exception):
+            connection._close()  # which asks nothing about transactions
+        connection.connection = None
+
+
+def close_others(alias: str) -> None:
+    """Close the connections to other databases that operations used in this greenlet."""
+    for other in connections.all(initialized_only=True):
+        if other.alias != alias:
+            discard(other)
+            del connections[other.alias]

@@ -1,0 +1,51 @@
+"""Look-ups of a model's fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Field, IntegerField
+
+from geventbatch._safe_repr import shown
+
+if TYPE_CHECKING:
+    from django.db.models import Model
+
+
+def pk_fields(model: type[Model]) -> list[Field[Any, Any]]:
+    """The fields of the primary key: of a composite one (since Django 5.2) several. Switches: no."""
+    found: Any = getattr(model._meta, "pk_fields", [model._meta.pk])
+    return list(found)
+
+
+def check_names(model: type[Model]) -> None:
+    """Raise `ValueError` at a name that Django does not get into a statement with parameters. Switches: no."""
+    fields = model._meta.concrete_fields
+    names = [*(field.model._meta.db_table for field in fields), *(field.column for field in fields)]
+    for name in names:
+        if name is not None and "%" in name:
+            raise ValueError(
+                f"{model._meta.label} has the name {shown(name)}, which Django cannot send: it has a % in it"
+            )
+
+
+def version_field(model: type[Model], version: str) -> Field[Any, Any]:
+    """The field that counts the saves. Raises `ValueError` where it cannot. Switches: no."""
+    field = column(model, "version", version)
+    if not isinstance(field, IntegerField):
+        raise ValueError(  # noqa: TRY004 - the name is of the right type
+            f"version is {shown(version)}, but must name an integer field of {model._meta.label}"
+        )
+    return field
+
+
+def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
+    """The field *name* of *model*, which *argument* names. Raises `ValueError` where it is no column. Switches: no."""
+    try:
+        field: object = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        field = None
+    if not isinstance(field, Field) or not field.concrete:
+        raise ValueError(f"{argument} is {shown(name)}, which is no column of {model._meta.label}")
+    return field

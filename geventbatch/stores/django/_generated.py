@@ -1,0 +1,123 @@
+"""What the database computes: the value of a `GeneratedField` for the values at hand, and what it gives a new row."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import CharField, DecimalField, ExpressionWrapper, Model, TextField, Value
+from django.db.models.functions import Cast
+from django.db.models.sql import Query
+from django.db.transaction import atomic
+
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import Undecided
+from geventbatch.stores.django._changes import differ, kept
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Field
+
+
+class Generated:
+    """The generated columns of the row of one attempt."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._known: dict[str, tuple[list[object], Any]] = {}  # the values that one is of, and what they give
+        self._refused: Exception | None = None
+
+    def note(self, instance: Model, loaded: dict[str, object]) -> None:
+        """Remember what was loaded. Switches: no."""
+        for field in generated_fields(type(instance)):
+            of = [loaded[other.attname] for other in generated_from(field).values()]
+            self._known[field.attname] = of, vars(instance)[field.attname]
+
+    def value(self, instance: Model, field: Any) -> Any:
+        """What the database would have in *field* now. Switches: yes, where the values that it is of have changed."""
+        others, values = generated_from(field), vars(instance)
+        now = [kept(other, values.get(other.attname), self._connection) for other in others.values()]
+        known = self._known.get(field.attname)
+        if known is not None and not any(map(differ, known[0], now)):
+            return known[1]
+        given = {name: (values.get(other.attname), other) for name, other in others.items()}
+        try:
+            with self._undone_if_refused():
+                (found,) = evaluate(self._connection, [(field.expression, field.output_field)], given)
+        except Exception as error:
+            self._refused = error
+            raise
+        self._known[field.attname] = now, found
+        return found
+
+    def refused(self, key: object) -> Undecided | None:
+        """Whether the database has refused to compute something: perhaps for what an earlier operation had made.
+
+        It is said once. Switches: no.
+        """
+        error, self._refused = self._refused, None
+        if error is None:
+            return None
+        verdict = Undecided(f"{shown(key)} was not saved, nothing was written: {said(error)}")
+        verdict.__cause__ = error
+        return verdict
+
+    def _undone_if_refused(self) -> AbstractContextManager[object]:
+        """PostgreSQL would take no further statement."""
+        postgres = self._connection.vendor == "postgresql"
+        return atomic(using=self._connection.alias) if postgres else nullcontext()
+
+
+@cache
+def generated_fields(model: type[Model]) -> tuple[Field[Any, Any], ...]:
+    """Those of *model* that the database computes of others. Switches: no."""
+    return tuple(field for field in model._meta.concrete_fields if getattr(field, "generated", False))
+
+
+@cache
+def generated_from(field: Any) -> Mapping[str, Field[Any, Any]]:
+    """The fields that the expression of a `GeneratedField` reads, by the names that it has for them. Switches: no."""
+    meta = field.model._meta
+    names = dict.fromkeys(reference[0] for reference in field.model._get_expr_references(field.expression))
+    return {name: meta.pk if name == "pk" else meta.get_field(name) for name in names}
+
+
+def evaluate(
+    connection: BaseDatabaseWrapper,
+    wanted: Sequence[tuple[Any, Field[Any, Any]]],
+    given: Mapping[str, tuple[Any, Field[Any, Any]]],
+) -> list[Any]:
+    """What the database makes of the *wanted* expressions over *given* values, each as a value of its field.
+
+    Nothing is read from a table, and nothing is written. Switches: yes.
+    """
+    query: Any = Query(None)  # as Django's own Q.check does
+    for name, (value, field) in given.items():
+        known = Value(value, field)
+        query.add_annotation(Cast(known, field) if connection.vendor == "postgresql" else known, name, select=False)
+    for number, (expression, field) in enumerate(wanted):
+        query.add_annotation(_as_column(ExpressionWrapper(expression, field), field, connection), f"wanted_{number}")
+    found = next(iter(query.get_compiler(using=connection.alias).results_iter()))
+    return [_with_places(value, field) for value, (_, field) in zip(found, wanted, strict=True)]
+
+
+def _as_column(expression: Any, field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Any:
+    """With the type of the column, to which the database converts what it puts there.
+
+    Not to a limited text on PostgreSQL: a cast would cut off what the column refuses.
+    """
+    is_text = isinstance(field, CharField | TextField)
+    converts = {"postgresql": not is_text, "sqlite": is_text}.get(connection.vendor, False)
+    return Cast(expression, field) if converts else expression
+
+
+def _with_places(value: Any, field: Field[Any, Any]) -> Any:
+    """Of a decimal number, as many as its column has."""
+    if value is None or not isinstance(field, DecimalField) or field.decimal_places is None:
+        return value
+    return round(value, field.decimal_places)

@@ -1,0 +1,448 @@
+"""A connection of Django's while operations run on it: what they send is seen, and what they may not do is refused.
+
+All operations of a batch share one transaction, and its session. So none of them may end it, leave a block of it open,
+or set something in it that the next one would meet. What Django itself offers for that (`close`, `set_rollback`) raises
+in the operation; what is sent as text is looked at before it is sent; what is left behind all the same is found when
+the operation has returned, and it alone is out.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import gevent
+from django.db import Error, connections
+from django.db.backends.signals import connection_created
+
+from geventbatch._core.process import running
+from geventbatch._safe_repr import shown
+from geventbatch.errors import Conflict, NotSaved, Rejected, TooEarly
+from geventbatch.stores._sql import errors, statements
+from geventbatch.stores.django._changes import same
+from geventbatch.stores.django._connections import current
+from geventbatch.stores.django._guarded import GUARD, IN_PLACE, guarded_class
+from geventbatch.stores.django._query import is_of_others
+from geventbatch.stores.django._sent import functions_of, tables_of, writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from geventbatch import Batch
+    from geventbatch.stores.django._row import Row
+    from geventbatch.stores.django._steps import Begun, Savepoints
+    from geventbatch.stores.django._transaction import Execute, Transaction
+
+T = TypeVar("T")
+
+_OF_DJANGO: Final = frozenset(
+    {
+        "autocommit",
+        "close_at",
+        "closed_in_transaction",
+        "commit_on_exit",
+        "connection",
+        "errors_occurred",
+        "health_check_done",
+        "in_atomic_block",
+        "needs_rollback",
+        "rollback_exc",
+        "run_commit_hooks_on_set_autocommit_on",
+        "run_on_commit",
+        "savepoint_state",
+    }
+)
+"""Attributes of a connection in which Django keeps how its transaction stands."""
+
+_NONE: Final[Any] = object()
+
+
+class Guard:
+    """Looks after the connection of one attempt."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, transaction: Transaction, batch: Batch, row: Row[Any]) -> None:
+        self.connection = connection
+        self._transaction = transaction
+        self._batch = batch
+        self._row = row
+        model: Any = row.model
+        self._tables = tables_of(model)
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._class: type[BaseDatabaseWrapper] | None = None  # there while it is put on
+        self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, which it watches too
+        self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks that were open before
+        self._knows = False  # from the client's side it can be told whether the transaction goes on
+        self._aside = 0  # what is sent is ours, or Django's own
+        self._marks = 0
+        self.mark = 0
+        """Of the state of the transaction: the same as long as nothing is written that stays."""
+        self.asked = False
+        """Some operation has sent what reads, and may have found what somebody else has made of the row."""
+        self.early = False
+        """The operation at hand has read the row from the database, which lacks what those before have changed."""
+        self.savepoints: Savepoints | None = None
+        """There where an operation is undone by one of them."""
+        # -- mutable state, of the operation at hand -------------------------------------------------------
+        self.wrote = False
+        self.has_point = False
+        """A savepoint was looked for before its first statement."""
+        self._wrong: Exception | None = None  # what it has done although it may not
+        self._hooks: list[set[Any]] = []  # the savepoints of its entries in `run_on_commit`, by which they are known
+        self._savepoints: dict[
+            str | None, tuple[bool, bool, int]
+        ] = {}  # its own; whether it had written, and claimed the row, and the mark
+        self._before: dict[str, Any] | None = None  # the connection's attributes, from its first touch on
+        self._settings: dict[str, Any] | None = None  # those of the connection, likewise
+
+    # -- around the operations ------------------------------------------------------------------------------
+
+    def put_on(self) -> None:
+        """Look after the connection from now on. Switches: no."""
+        connection = self.connection
+        values = vars(connection)
+        values[GUARD] = self
+        values["execute_wrappers"].insert(0, self._executes)
+        if self._blocks is None:
+            self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
+            self._knows = not self._transaction.has_ended()
+        kind: Any = type(connection)
+        self._class = kind
+        connection.__class__ = guarded_class(kind)
+        if self._batch.alone:
+            for alias in connections.settings if len(connections.settings) > 1 else ():
+                other = current(alias)
+                if other is not None and alias != connection.alias and other.connection is not None:
+                    self.watch_elsewhere(other)
+
+    def take_off(self) -> None:
+        """Leave it as it is without. Switches: no."""
+        if self._class is None:
+            return
+        connection: Any = self.connection
+        object.__setattr__(
+            connection, "__class__", self._class
+        )  # past our own, which takes it for an operation's doing
+        self._class = None
+        values = vars(connection)
+        del values[GUARD]
+        _remove(values["execute_wrappers"], self._executes)
+        for other in self._elsewhere:
+            _remove(other.execute_wrappers, self._refuse_elsewhere)
+        self._elsewhere = []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is sent in this block is not the operation's. Switches: no."""
+        self._aside += 1
+        try:
+            yield
+        finally:
+            self._aside -= 1
+
+    def next(self) -> None:
+        """The operation at hand is over, and has left nothing that need be judged. Switches: no."""
+        if self._before is not None:
+            self._restore(self._before)
+        self.wrote, self._wrong, self._before, self._settings = False, None, None, None
+        self.has_point = self.early = False
+        self._hooks, self._savepoints = [], {}
+
+    def drop_hooks(self) -> None:
+        """Never call what the operation at hand has given to `on_commit`. Switches: no."""
+        if self._hooks:
+            values = vars(self.connection)
+            dropped = {id(one) for one in self._hooks}
+            values["run_on_commit"] = [entry for entry in values["run_on_commit"] if id(entry[0]) not in dropped]
+
+    def judge(self) -> NotSaved | None:
+        """What the operation at hand has made of the transaction; None: it is sound. Switches: no."""
+        self._aside += 1
+        try:
+            return self._judged()
+        finally:
+            self._aside -= 1
+
+    def _judged(self) -> NotSaved | None:
+        over = self._transaction.ended_by()
+        if over is not None:
+            return over
+        if self.early or self._deletes_what_is_unsaved():
+            return TooEarly(f"an operation on {shown(self._batch.key)} has read, or deletes, what is not saved yet")
+        wrong = self._wrong or self.left_behind() or self._transaction.failed()
+        if wrong is None:
+            return None
+        return _because(Rejected, f"{shown(self._batch.key)} was not saved, nothing was written: {wrong}", wrong)
+
+    def left_behind(self) -> Exception | None:
+        """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
+        key, values = self._batch.key, vars(self.connection)
+        if values["connection"] is None or values["closed_in_transaction"]:
+            return RuntimeError(
+                f"an operation on {shown(key)} closed the connection of its batch, and its transaction with it"
+            )
+        if not values["in_atomic_block"] or (self._knows and self._transaction.has_ended()):
+            return RuntimeError(
+                f"an operation on {shown(key)} ended the transaction of its batch, which the batch does"
+            )
+        if (values["savepoint_ids"], values["atomic_blocks"]) != self._blocks:
+            return RuntimeError(
+                f"an operation on {shown(key)} left a block of atomic() open, or ended one that is not its own: use it "
+                "by a with statement"
+            )
+        return None
+
+    def close_blocks(self) -> None:
+        """Forget the blocks that the operation at hand has left open, or ended. Switches: no."""
+        values = vars(self.connection)
+        if self._blocks is not None:
+            values["savepoint_ids"][:], values["atomic_blocks"][:] = self._blocks
+            values["in_atomic_block"] = True
+
+    # -- what operations do to the connection ---------------------------------------------------------------
+
+    def touched(self) -> None:
+        """The operation at hand reads or sets what belongs to the session. Switches: no."""
+        if self._aside:
+            return
+        self._batch.ask_scope()
+        if self._before is None:
+            values = vars(self.connection)
+            self._before = {**values, "execute_wrappers": [*values["execute_wrappers"]]}
+
+    def touched_settings(self) -> None:
+        """It reads or sets those of the connection. Switches: no."""
+        if self._settings is None and not self._aside:
+            self._settings = copy.deepcopy(vars(self.connection)["settings_dict"])
+
+    def _restore(self, before: dict[str, Any]) -> None:
+        """What the operation has set on the connection itself must not reach the next one."""
+        values = vars(self.connection)
+        for name in [*values.keys() | before.keys()]:
+            if name in _OF_DJANGO or name in IN_PLACE or name.startswith("_"):
+                continue
+            if name not in before:
+                if not hasattr(self._class, name):  # else it is computed once for each connection
+                    del values[name]
+            elif values.get(name, _NONE) is not before[name]:
+                values[name] = before[name]
+        values["execute_wrappers"][:] = before["execute_wrappers"]
+        values["settings_dict"] = before["settings_dict"]
+        if self._settings is not None and values["settings_dict"] != self._settings:
+            values["settings_dict"].clear()
+            values["settings_dict"].update(self._settings)
+            for name in ("timezone", "timezone_name"):
+                values.pop(name, None)
+
+    def refuse(self, what: str, instead: str) -> None:
+        """Raise, unless it is ours or Django's own: an operation may not do this."""
+        if not self._aside:
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} called {what} on the connection of its batch, which shares "
+                f"one transaction: {instead}"
+            )
+
+    @property
+    def is_outermost(self) -> bool:
+        """Whether no block of the operation's own is open."""
+        return self._blocks is not None and len(vars(self.connection)["savepoint_ids"]) <= len(self._blocks[0])
+
+    def has_hooked(self) -> None:
+        """The operation at hand has given something to `on_commit`."""
+        self.touched()
+        self._hooks.append(vars(self.connection)["run_on_commit"][-1][0])
+
+    def has_savepoint(self, sid: str | None) -> None:
+        """It has one."""
+        self._savepoints[sid] = (self.wrote, self._row.claimed, self.mark)
+
+    def owns_savepoint(self, sid: str | None) -> None:
+        """Raise unless it does: another operation's, or the batch's, must not be undone."""
+        if not self._aside and sid not in self._savepoints:
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} used the savepoint {shown(sid)}, which is not its own: "
+                "it would "
+                "undo what others have done"
+            )
+
+    def is_rolled_back(self, sid: str | None) -> None:
+        """What it has written and locked since that savepoint is undone."""
+        now = (self.wrote, self._row.claimed, self.mark)
+        self.wrote, self._row.claimed, self.mark = self._savepoints.get(sid, now)
+
+    def before_savepoint(self) -> None:
+        """The operation at hand is about to have one, or to write by what Django shows to nobody."""
+        begun = self._begun(writes=True)
+        if begun is not None and self.savepoints is not None:
+            with self.aside():
+                self.savepoints.take(begun)
+
+    def _begun(self, *, writes: bool) -> Begun | None:
+        """How it stands, where a savepoint has to be taken now to go back to."""
+        if self.savepoints is None or self._aside or not self.savepoints.is_due(writes=writes):
+            return None
+        self.has_point = True
+        return self.mark, self._transaction.wrote
+
+    # -- around what Django executes ------------------------------------------------------------------------
+
+    def _executes(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        if self._aside:
+            return self._executed(execute, sql, params, many, context)
+        self._batch.ask_scope()
+        if self._knows and self._transaction.has_ended():  # by the driver's own connection; this would begin another
+            self._wrong = self._wrong or self.left_behind()
+            if self._wrong is not None:
+                raise self._wrong
+        text = self._text(sql)
+        mysql = self.connection.vendor == "mysql"
+        why = statements.forbidden(text, mysql=mysql)
+        if why is not None:
+            raise RuntimeError(f"an operation on {shown(self._batch.key)} was refused a statement: {why}")
+        if mysql:
+            self.refuse_ending(text)
+        calls = not writes(text)
+        if calls and not self._calls_what_writes(text):
+            self.asked = True
+            self.early = self.early or self._reads_what_is_unsaved(text, params)
+            return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
+        own = calls or self._tables.search(text) is not None
+        begun = self._begun(writes=True)
+        self._writes()
+        before = self._ask(self._row.now) if own else {}
+        answer = self._executed(execute, sql, params, many, context, begun=begun)
+        if own:
+            self._ask(partial(self._check_untouched, before))
+        return answer
+
+    def refuse_ending(self, statement: str) -> None:
+        """Raise where *statement* calls a procedure of MySQL's that may end the transaction of the batch."""
+        if not self._aside and functions_of(self.connection).may_end_transaction(statement, self._first_column):
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} was refused a statement: it calls a procedure that may end "
+                "the transaction of its batch: call it outside of the batch"
+            )
+
+    def _reads_what_is_unsaved(self, query: str, params: Any) -> bool:
+        """Whether *query* may find the row, which lacks what operations before have changed in memory."""
+        batch, row = self._batch, self._row
+        if not batch.completed or batch.in_bulk or self._tables.search(query) is None:
+            return False
+        return row.differs() and not is_of_others(query, params, row.instance)
+
+    def _deletes_what_is_unsaved(self) -> bool:
+        """Whether what operations before have changed would go with the row, unseen by a trigger or a `delete`."""
+        return self._batch.deleted and self._batch.completed > 1 and self._row.differs()
+
+    def _calls_what_writes(self, query: str) -> bool:
+        """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
+        return not self._batch.alone and functions_of(self.connection).may_write(query, self._first_column)
+
+    def _first_column(self, question: str, parameters: list[str]) -> list[str]:
+        raw: Any = self.connection.connection  # past the wrappers of the operation's own
+        with self.connection.wrap_database_errors, closing(raw.cursor()) as cursor:
+            cursor.execute(question, parameters)
+            return [name for name, *_ in cursor.fetchall()]
+
+    def _writes(self) -> None:
+        """The operation is about to."""
+        self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
+        self.wrote = True
+        self.mark = self._marks = self._marks + 1
+        if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
+            self._transaction.wrote = True
+
+    def compare(self) -> None:
+        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        if self.asked and len(self._batch.operations) > 1:
+            try:
+                self._row.verify()
+            except Error as error:
+                raise errors.of_store(error, self._batch.key) from error
+
+    def writes_unseen(self) -> None:
+        """The operation is about to write, perhaps, by what Django shows to nobody."""
+        if not self._aside:
+            self._batch.ask_scope()
+            self.before_savepoint()
+            self._writes()
+
+    def _check_untouched(self, before: dict[str, object]) -> None:
+        """Raise where the statement has changed the resource's own row, which the save would undo."""
+        if not same(self._row.now(), before):
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} changed the row of its resource by a query or another "
+                "instance, which the save of the batch would write over: change the resource that the operation "
+                "is given"
+            )
+
+    def _executed(self, execute: Execute, *call: Any, begun: Begun | None = None) -> Any:
+        try:
+            if begun is not None and self.savepoints is not None:
+                return self.savepoints.send_behind(begun, execute, call)
+            return execute(*call)
+        except Exception as error:
+            self._transaction.has_raised(error)
+            raise
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Give what it gives. What it raises counts although the operation may swallow it."""
+        try:
+            with self.aside():
+                return question()
+        except Conflict as error:
+            self._transaction.over = self._transaction.over or error
+            raise
+        except Exception as error:
+            self._wrong = error
+            raise
+
+    def _text(self, sql: Any) -> str:
+        as_string = getattr(sql, "as_string", None)  # psycopg's own composables
+        if as_string is not None:
+            return cast("str", as_string(self.connection.connection))
+        return sql.decode("utf-8", "replace") if isinstance(sql, bytes) else str(sql)
+
+    # -- other databases ------------------------------------------------------------------------------------
+
+    def watch_elsewhere(self, other: BaseDatabaseWrapper) -> None:
+        """An operation uses another database."""
+        if self._class is not None and all(one is not other for one in self._elsewhere):
+            other.execute_wrappers.insert(0, self._refuse_elsewhere)
+            self._elsewhere.append(other)
+
+    def _refuse_elsewhere(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        attempt = running.get(gevent.getcurrent())
+        if attempt is not None and attempt.batch is self._batch and writes(self._text(sql)):
+            raise RuntimeError(
+                f"an operation on {shown(self._batch.key)} would write to the database "
+                f"{shown(context['connection'].alias)}, which is not in the transaction of its batch: write there "
+                "behind "
+                "run(), or in transaction.on_commit()"
+            )
+        return execute(sql, params, many, context)
+
+
+def _because(kind: type[NotSaved], text: str, cause: BaseException) -> NotSaved:
+    error = kind(text)
+    error.__cause__ = cause
+    return error
+
+
+def _remove(wrappers: list[Any], wrapper: Any) -> None:
+    while wrapper in wrappers:
+        wrappers.remove(wrapper)
+
+
+def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
+    """Where an operation has connected to another database, watch that too."""
+    attempt = running.get(gevent.getcurrent())
+    guard = None if attempt is None else getattr(attempt.scope, "guard", None)
+    if isinstance(guard, Guard) and connection is not guard.connection:
+        guard.watch_elsewhere(connection)
+
+
+connection_created.connect(_has_connected, dispatch_uid="geventbatch: guard")

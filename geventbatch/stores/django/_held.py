@@ -1,0 +1,208 @@
+"""The class of a resource while operations run: `save` and `delete` are left to the scope of its batch.
+
+And what an operation reads through the instance is read anew by the next one: related objects, and what the model
+computes once for each instance. Each of them would have an instance of its own, had it run alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models.base import ModelBase
+from django.utils.functional import cached_property
+
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import shown
+from geventbatch.stores.django._memory import attributes, forget
+from geventbatch.stores.django._values import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from django.db.models import Model
+
+
+@cache
+def held_class(model: type[Model]) -> type[Model]:
+    """The class of a resource while operations run: *model*, but for some methods. Django does not know it.
+
+    So a copy of the resource, or what comes out of its pickle, is an ordinary instance of *model* again.
+    """
+    methods: dict[str, Any] = {
+        "save": _save_later,
+        "asave": _asave_later,
+        "delete": _delete_later,
+        "adelete": _adelete_later,
+        "refresh_from_db": _refresh,
+        "arefresh_from_db": _arefresh,
+    }
+    methods |= watched(model)
+    methods |= {name: _Watched(found) for name, found in _relations(model)}
+    methods |= {name: _Computed(_standing(model, name)) for name in _computed(model)}
+    methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, _set_class)}
+    names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
+    made: Any = type.__new__(_Held, model.__name__, (model,), {**methods, **names})
+    return cast("type[Model]", made)
+
+
+class _Held(ModelBase):
+    """The type of such a class: operations compare others with it, and make others of it, as with the model."""
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self.__mro__[1])
+
+
+def _making(model: type[Model]) -> Callable[..., Model]:
+    def make(_: object, *values: object, **named: object) -> Model:
+        """Make another one, as ``type(self)(…)`` and the model's class methods do: an ordinary instance."""
+        return model(*values, **named)
+
+    return make
+
+
+def _set_class(self: Model, kind: type[Model]) -> None:
+    vars(object)["__class__"].__set__(self, kind)
+
+
+# -- save, delete, refresh_from_db ------------------------------------------------------------------------------
+
+
+def _save_later(self: Model, *args: object, **options: object) -> None:
+    """Do nothing: the store saves when all operations have run. Switches: no."""
+    _check_using(self, "save", args[2] if len(args) > 2 else options.get("using"))  # noqa: PLR2004 - the third
+    with suppress(RuntimeError):  # in a greenlet of the operation's own
+        scope: Any = current_batch().scope
+        scope.save_asked()
+
+
+async def _asave_later(self: Model, *args: object, **options: object) -> None:
+    _save_later(self, *args, **options)
+
+
+def _delete_later(self: Model, using: object = None, *_: object, **__: object) -> tuple[int, dict[str, int]]:
+    """Have the store delete it when the operation has returned. Switches: no."""
+    _check_using(self, "delete", using)
+    current_batch().delete()
+    return 1, {self._meta.label: 1}
+
+
+async def _adelete_later(self: Model, *args: object, **options: object) -> tuple[int, dict[str, int]]:
+    return _delete_later(self, *args, **options)
+
+
+def _refresh(self: Model, using: str | None = None, fields: Any = None, **options: Any) -> None:
+    """Load deferred fields; not all, which would undo what the operations before have changed. Switches: yes."""
+    _check_using(self, "refresh_from_db", using)
+    if fields is None or any(_is_loaded(self, name) for name in fields):
+        raise RuntimeError(
+            "refresh_from_db() on the resource of a batch would undo what the operations before this one have changed: "
+            "the batch has loaded it just now, so leave the call out"
+        )
+    parent: Any = type(self).__mro__[1]
+    parent.refresh_from_db(self, using=using, fields=fields, **options)
+
+
+async def _arefresh(self: Model, using: str | None = None, fields: Any = None, **options: Any) -> None:
+    _refresh(self, using=using, fields=fields, **options)
+
+
+def _is_loaded(instance: Model, name: str) -> bool:
+    """Whether *name* is a column whose value is there, be it by the name of a foreign key."""
+    try:
+        field: Any = instance._meta.get_field(name)
+    except FieldDoesNotExist:
+        return name in vars(instance)
+    return field.concrete and getattr(field, "attname", name) in vars(instance)
+
+
+def _check_using(instance: Model, method: str, using: object) -> None:
+    if using is not None and using != instance._state.db:
+        raise RuntimeError(
+            f"{method}(using={shown(using)}) on the resource of a batch, which is of the database "
+            f"{shown(instance._state.db)}: "
+            "what a batch does is in one transaction"
+        )
+
+
+# -- what is read through the instance --------------------------------------------------------------------------
+
+
+class _Computed:
+    """In place of a `cached_property`: has the scope be asked when it is used for the first time."""
+
+    def __init__(self, found: Any) -> None:
+        self._found = found
+
+    def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
+        if instance is not None:
+            _ask()
+        return self._found.__get__(instance, owner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found, name)
+
+
+class _Watched(_Computed):
+    """In place of what gives a related object, and takes one."""
+
+    def __set__(self, instance: Model, value: Any) -> None:
+        _ask()
+        self._found.__set__(instance, value)
+
+
+def _ask() -> None:
+    try:
+        batch = current_batch()
+    except RuntimeError:  # in a greenlet of the operation's own
+        return
+    batch.ask_scope()
+
+
+def _relations(model: type[Model]) -> Iterator[tuple[str, Any]]:
+    """What holds one related object, by its name."""
+    names = [field.name for field in (*model._meta.concrete_fields, *model._meta.private_fields) if field.is_relation]
+    names += [one.get_accessor_name() for one in model._meta.related_objects if one.one_to_one]
+    for name in names:
+        found = _standing(model, name)
+        if hasattr(found, "__get__") and hasattr(found, "__set__"):
+            yield name, found
+
+
+@cache
+def _computed(model: type[Model]) -> tuple[str, ...]:
+    """The names of what the model computes once for each instance."""
+    kinds = (cached_property, functools.cached_property)
+    names = dict.fromkeys(name for parent in model.__mro__ for name in vars(parent))
+    return tuple(name for name in names if isinstance(_standing(model, name), kinds))
+
+
+def _standing(model: type[Model], name: str) -> Any:
+    """What stands in the class, or in a parent of it, by that name."""
+    return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
+
+
+@cache
+def _columns(model: type[Model]) -> frozenset[str]:
+    return frozenset([field.attname for field in model._meta.concrete_fields])
+
+
+def take_related(instance: Model) -> None:
+    """Do what `save` begins with: take the keys of related objects that were saved behind their assignment.
+
+    Raises:
+        ValueError: One of them is not saved.
+    Switches: no.
+    """
+    if vars(instance._state).get("fields_cache"):
+        prepare: Any = cast("Any", instance)._prepare_related_fields_for_save
+        prepare(operation_name="save")
+
+
+def forget_read(instance: Model, model: type[Model], before: dict[str, Any]) -> None:
+    """Forget related objects, and all that is beside the columns of *model*, but what is in *before*. Switches: no."""
+    vars(instance._state).pop("fields_cache", None)
+    forget(instance, model, attributes(instance, model).keys() - before.keys() - _columns(model))

@@ -1,0 +1,385 @@
+"""The row of one attempt: loading it, seeing whether it is as it was loaded, and writing it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+from django.core.exceptions import EmptyResultSet
+from django.db import Error, router
+from django.db.models import Model, QuerySet
+from django.db.models.fields import NOT_PROVIDED
+from django.db.models.signals import post_save, pre_save
+
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import Conflict, ResourceMissing
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.keys import row_key
+from geventbatch.stores.django._changes import changed, columns, differ, kept, same, state_of
+from geventbatch.stores.django._fields import pk_fields
+from geventbatch.stores.django._generated import Generated, evaluate
+from geventbatch.stores.django._held import take_related
+from geventbatch.stores.django._messages import Written
+from geventbatch.stores.django._query import own_tables, reads_beside, whole_rows
+from geventbatch.stores.django._saving import has_own_save, has_to_write, takes
+from geventbatch.stores.django._tenants import prepare
+from geventbatch.stores.django._transaction import send
+from geventbatch.stores.django._values import check_assigned
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Field
+
+    from geventbatch.stores.django import DjangoStore
+    from geventbatch.stores.django._transaction import Statement, Transaction
+
+M = TypeVar("M", bound=Model)
+
+_XMIN: Final = "geventbatch_xmin"
+
+
+class Row(Generic[M]):
+    """The row that an attempt has loaded, and the instance that stands for it."""
+
+    # -- mutable state, from the load on --------------------------------------------------------------------
+    instance: M
+    loaded: dict[str, object]
+    """What `state_of` gives of the row; of a new one, nothing."""
+    key: Any
+    """As the row itself has it: a collation may find it by another one."""
+    _xmin: str | None
+
+    def __init__(
+        self, store: DjangoStore[M], key: Any, connection: BaseDatabaseWrapper, transaction: Transaction
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._part = store.key_of_row(key)
+        self._connection = connection
+        self._transaction = transaction
+        self.new = False
+        """There is no such row yet."""
+        self.ours = False
+        """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
+        self.claimed = False
+        """It was locked later than at the load, and was as it was loaded."""
+        self.save_asked = False
+        """An operation has called `save`."""
+        self.generated = Generated(connection)
+        self.locks = store.locks(connection)
+        """It is locked from the load on."""
+        self._has_xmin = not self.locks and connection.vendor == "postgresql" and store.has_xmin
+        self._compares_all = not self.locks and not self._has_xmin
+
+    # -- load -----------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Have the instance. Switches: yes."""
+        rows = whole_rows(self._store.rows())
+        first: list[Statement] = []
+        if self.locks:
+            if reads_beside(rows):
+                first = self._lock_first()
+            else:
+                rows = self._locked(rows)
+        rows = self._found_by_key(rows)
+        if self._has_xmin:
+            rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
+        if self._store.prepare_connection is None:
+            with self._transaction.loading(*first):
+                found = self._first(rows)
+        else:
+            self.prepare()
+            for statement in first:
+                send(self._connection, *statement)
+            found = self._first(rows)
+        if found is not None and not isinstance(found, self._store.model):
+            raise TypeError(
+                f"the manager of {self._store.model._meta.label} gave {shown(found)}, which is no row of it"
+            )
+        self.instance = self._make() if found is None else found
+        self._xmin = vars(self.instance).pop(_XMIN, None)
+        self.loaded = {} if self.new else state_of(self.instance, self._connection)
+        if not self.new:
+            self.generated.note(self.instance, self.loaded)
+        part = self._part if self.new else row_key(self._part, self._store.row_key.of(self.instance))
+        self.key = part if self._store.tenant is None else (self._key[0], part)
+
+    def prepare(self) -> None:
+        """Have the connection find the tables of the key, if the store is told how. Switches: yes."""
+        hook = self._store.prepare_connection
+        if hook is None:
+            return
+        if not self._transaction.has_begun:  # it was rolled back
+            self._transaction.begin()
+        with self._transaction.loading():
+            pass
+        prepare(self._connection, self._key, hook)
+
+    def _lock_first(self) -> list[Statement]:
+        """What locks the row, so that a statement behind it reads nothing older than the lock."""
+        rows = self._locked(self._found_by_key(self._plain_rows()))
+        try:
+            sql, params = self._ids(rows).query.get_compiler(self._store.using).as_sql()
+        except EmptyResultSet:  # Django knows that there is no such row
+            return []
+        return [(sql, params)]
+
+    def _found_by_key(self, rows: QuerySet[M]) -> QuerySet[M]:
+        return rows.filter(**self._store.row_key.where(self._part))
+
+    def _plain_rows(self) -> QuerySet[M]:
+        """All rows, whatever the managers of the model leave out or join."""
+        rows: QuerySet[M] = QuerySet(self._store.model, using=self._store.using)
+        return rows.order_by() if self._store.model._meta.ordering else rows
+
+    def _ids(self, rows: QuerySet[M]) -> Any:
+        """The primary keys of *rows*; of a model of several tables all columns, so that all tables are locked."""
+        return rows if self._store.model._meta.parents else rows.values_list("pk")
+
+    def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
+        """Lock as an UPDATE does: whoever inserts a row that refers to this one need not wait.
+
+        Two batches that each add a row referring to the other's would deadlock.
+        """
+        return rows.select_for_update(no_key=self._connection.features.has_select_for_no_key_update)
+
+    def _first(self, rows: QuerySet[M]) -> M | None:
+        try:
+            return next(iter(rows[:1]), None)
+        except Error:
+            raise
+        except Exception as error:  # of a field that makes a value of what the column holds
+            raise ValueError(
+                f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {said(error)}"
+            ) from error
+
+    def _make(self) -> M:
+        store = self._store
+        label, name = store.model._meta.label, store.row_key.name
+        if not callable(store.missing):
+            raise ResourceMissing(f"there is no {label} with {name} {shown(self._key)}", key=self._key)
+        made = store.missing(self._part)
+        if not isinstance(made, store.model):
+            raise TypeError(f"missing gave {shown(made)} for key {shown(self._key)}, but must give an unsaved {label}")
+        if not store.row_key.is_of(made, self._part):
+            raise ValueError(
+                f"missing gave a {label} whose {name} is {shown(store.row_key.of(made))} for key {shown(self._key)}, "
+                "but must be that"
+            )
+        self.new = True
+        made._state.db = store.using  # what is related to it is looked for there
+        self._take_db_defaults(made)
+        return made
+
+    def _take_db_defaults(self, made: M) -> None:
+        """Have the database say what it would put into the new row: an operation would read an expression."""
+        values = vars(made)
+        fields = [field for field in made._meta.concrete_fields if _is_db_default(field, values.get(field.attname))]
+        if fields:
+            found = evaluate(self._connection, [(values[field.attname], field) for field in fields], {})
+            for field, value in zip(fields, found, strict=True):
+                setattr(made, field.attname, value)
+
+    # -- what has changed -----------------------------------------------------------------------------------
+
+    def changes(self) -> list[Field[Any, Any]]:
+        """The fields to write. Switches: no.
+
+        Raises:
+            TypeError: An operation has assigned an expression.
+            ValueError: Or an instance that was not saved.
+        """
+        take_related(self.instance)
+        fields = changed(self.instance, self.loaded, self._connection)
+        for field in fields:
+            check_assigned(field, vars(self.instance).get(field.attname))
+        return fields
+
+    def differs(self) -> bool:
+        """Whether the database has another row, or none. Switches: no."""
+        return self.new or bool(changed(self.instance, self.loaded, self._connection))
+
+    def check_key(self) -> None:
+        """Refuse to write another row than the one that was loaded. Switches: no."""
+        if self.new:
+            if not self._store.row_key.is_of(self.instance, self._part):
+                raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
+            return
+        for field in self._store.key_fields:
+            before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
+            if value is not before and differ(before, kept(field, value, self._connection)):
+                what = "the primary key" if field in pk_fields(self._store.model) else f"{field.name}, the key"
+                raise ValueError(f"an operation changed {what} of the resource, from {shown(before)} to {shown(value)}")
+
+    # -- write ----------------------------------------------------------------------------------------------
+
+    def touch(self) -> bool:
+        """Where nobody is kept out by a lock, have the row change too when only something beside it does.
+
+        Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
+        Gives whether the row was written. Switches: yes.
+        """
+        beside = list(columns(self._store.model)[:1])
+        if not self.locks and self._store.version_field is not None:
+            self.update([], commits=False)
+        elif self._has_xmin and beside:
+            self.update(beside, commits=False)
+        else:
+            self.verify()
+            return False
+        return True
+
+    def update(self, fields: Sequence[Field[Any, Any]], *, commits: bool, recording: Sequence[Statement] = ()) -> None:
+        """Write *fields*, in one message with what is *recording* outcomes if it `is_joined`. Switches: yes.
+
+        Where a `save` of the model's own or a signal may compute another column, all are written, as `save()` does.
+        """
+        names = [field.name for field in fields]
+        version = self._store.version_field
+        checks: list[Statement] = []
+        if self.is_joined:
+            checks = [*recording] if self._is_held else [*recording, self._check()]
+        else:
+            commits = False
+            self.verify()
+        if version is not None and not self.ours:
+            setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
+            names.append(version.name)
+        only: dict[str, Any] = {} if self.computes(type(self.instance)) else {"update_fields": names}
+        with self._transaction.saving(*checks, commits=self._written if commits else None):
+            self._save(has_to=bool(names), **only)
+
+    def insert(self, *, commits: bool) -> None:
+        """Write the new row. Switches: yes."""
+        self._transaction.take_write_lock()
+        with self._transaction.saving(commits=self._written if commits and self._is_plain else None):
+            self._save(has_to=True, force_insert=True)
+
+    def _save(self, *, has_to: bool, **options: Any) -> None:
+        model = type(self.instance)
+        with has_to_write(model, self._connection) if has_to else nullcontext():
+            model.save(self.instance, using=self._store.using, **options)
+
+    @property
+    def _written(self) -> Written:
+        return Written(self.instance._meta.db_table, 1)
+
+    def settle(self) -> None:
+        """It was written as the instance is now, and may be written again. Switches: no."""
+        self.new, self.ours, self.save_asked = False, True, False
+        self.loaded = state_of(self.instance, self._connection)
+
+    def delete(self) -> None:
+        """Delete it, if it is as it was loaded. What the same operation has changed in it goes too. Switches: yes.
+
+        Raises:
+            RuntimeError: The model's own `delete` would do so elsewhere.
+        """
+        if self.new:
+            return
+        self.verify()
+        instance, using = self.instance, self._store.using
+        model = type(instance)
+        if takes(model.delete, "using"):
+            model.delete(instance, using=using)
+        elif router.db_for_write(model, instance=instance) == using:
+            model.delete(instance)
+        else:
+            raise RuntimeError(
+                f"{model.__name__}.delete() takes no using=…, and the routers send it elsewhere than to {shown(using)}"
+            )
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether an UPDATE is one message with what has to be sent before it."""
+        if not self._transaction.pipelines or self._transaction.nested:
+            return False
+        return self._is_plain and (self._is_held or not self._compares_all)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether saving is one statement, and calls nothing of the user's that could do more."""
+        meta = self.instance._meta
+        return not (self.computes(type(self.instance)) or meta.parents or meta.select_on_save)
+
+    @staticmethod
+    def computes(model: type[Model]) -> bool:
+        """Whether saving calls something of the user's, which may write more columns than have changed."""
+        return has_own_save(model) or pre_save.has_listeners(model) or post_save.has_listeners(model)
+
+    # -- is it as it was loaded? ----------------------------------------------------------------------------
+
+    @property
+    def _xmins(self) -> str:
+        """What PostgreSQL counts for us, in each of the tables."""
+        quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._store.model))
+        return " || ',' || ".join(f"{table}.xmin::text" for table in quoted)
+
+    def _rows_as_loaded(self) -> QuerySet[M]:
+        """The row, if it is as it was loaded as far as the database can tell."""
+        rows = self._plain_rows().filter(pk=self.instance.pk)
+        version = self._store.version_field
+        if self._is_held:
+            return rows
+        if self._has_xmin:
+            rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
+        if version is not None:
+            rows = rows.filter(**{version.attname: self.loaded[version.attname]})
+        return rows
+
+    def _check(self) -> Statement:
+        """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
+        rows = self._ids(self._locked(self._rows_as_loaded()))
+        sql, params = rows.query.get_compiler(self._store.using).as_sql()
+        checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{errors.MARK} ' || count(*) AS integer) END"
+        return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
+
+    def verify(self) -> None:
+        """Lock the row and see whether it is as it was loaded, where it was not locked all the time. Switches: yes."""
+        if self._is_held or self.new:
+            return
+        self._transaction.take_write_lock()
+        with self._transaction.saving():
+            found = self._first(self._locked(self._rows_as_loaded()))
+        if found is None or (self._compares_all and not same(state_of(found, self._connection), self.loaded)):
+            raise self.conflict()
+
+        self.claimed = True
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether nobody else can have changed it."""
+        return self.locks or self.ours or self.claimed
+
+    @property
+    def model(self) -> type[M]:
+        """Of which it is a row."""
+        model: Any = self._store.model
+        return cast("type[M]", model)
+
+    def now(self) -> dict[str, object]:
+        """What `state_of` gives of the row as the transaction sees it; nothing where there is none. Switches: yes."""
+        found = self._first(self._found_by_key(self._plain_rows()))
+        return {} if found is None else state_of(found, self._connection)
+
+    def is_there(self) -> bool:
+        """Whether there is a row at the key by now. Switches: yes."""
+        rows = self._found_by_key(self._plain_rows())
+        if self._connection.vendor == "mysql" and self._connection.in_atomic_block:  # else it looks at its snapshot
+            rows = self._locked(rows)
+        return rows.exists()
+
+    def conflict(self) -> Conflict:
+        """What to raise when the row is not as it was loaded. Switches: no."""
+        return Conflict(f"{shown(self._key)} was changed by somebody else since it was loaded; nothing was written")
+
+    def is_conflict(self, error: Exception) -> bool:
+        """Whether *error* came from `setup_check`. Switches: no."""
+        return errors.is_marked(error)
+
+
+def _is_db_default(field: Field[Any, Any], value: object) -> bool:
+    return hasattr(value, "resolve_expression") and getattr(field, "db_default", NOT_PROVIDED) is not NOT_PROVIDED

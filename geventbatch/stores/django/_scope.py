@@ -1,0 +1,454 @@
+"""One attempt of a batch on one row of a Django model: entering loads it, leaving saves it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from django.db import Error
+from django.db.models import Field, Model
+
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import NothingToSave, NotSaved, Rejected
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.django._added import add_rows
+from geventbatch.stores.django._answers import asks_later, copied, lies_in
+from geventbatch.stores.django._connections import current, own
+from geventbatch.stores.django._guard import Guard
+from geventbatch.stores.django._held import forget_read, held_class, take_related
+from geventbatch.stores.django._on_commit import call_back, take
+from geventbatch.stores.django._row import Row
+from geventbatch.stores.django._steps import Savepoints, Steps
+from geventbatch.stores.django._transaction import Transaction, send
+from geventbatch.stores.django._undo import Checkpoint, Undo
+from geventbatch.stores.django._values import settle
+from geventbatch.stores.django._verdict import verdict_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from geventbatch import Batch
+    from geventbatch.stores.django import DjangoStore
+
+M = TypeVar("M", bound=Model)
+
+
+class Scope(Generic[M]):
+    """One attempt of a batch on one row."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state, from entering on --------------------------------------------------------------------
+    _connection: BaseDatabaseWrapper
+    _transaction: Transaction
+    _row: Row[M]
+    _class: type[M]  # of the instance, but for while operations run
+    _undo: Undo[M]
+
+    def __init__(self, store: DjangoStore[M], key: Any) -> None:
+        self._store = store
+        self._key = key
+        self._batch: Batch = current_batch()
+        self._before: BaseDatabaseWrapper | None = None
+        self._renewed = False  # the connections that were at rest
+        self.guard: Guard | None = None
+        """Looks after the connection, from the load on."""
+        self._steps: Steps | Savepoints | None = None  # there where each operation is judged by itself
+        self._callbacks: list[Callable[[], object]] = []
+        self._recording: Recording | None = None  # what is still to be recorded
+
+    # -- load -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> M:
+        reused = self._connect()
+        try:
+            self._load()
+        except Error as error:
+            self._leave(error)
+            if reused and not self._renewed and errors.kind(error) is errors.Kind.LOST:
+                self._renewed = True
+                self._store._pool.renew(self._connection)  # the server has ended it, and others that were idle
+                return self.__enter__()
+            if self._store.has_xmin and errors.has_no_xmin(error):
+                self._store.has_xmin = False
+                return self.__enter__()
+            if errors.kind(error) is errors.Kind.CONFLICT:
+                raise errors.not_saved(error, self._key) from error
+            raise
+        except BaseException as error:
+            self._leave(error)
+            raise
+        return self._row.instance
+
+    def _connect(self) -> bool:
+        """Get a connection. True when the server may have closed it meanwhile."""
+        alias = self._store.using
+        if self._batch.alone:
+            self._connection = own(alias)
+            if not self._connection.in_atomic_block:
+                self._connection.close_if_unusable_or_obsolete()
+            return self._connection.connection is not None and not self._connection.in_atomic_block
+        self._before = current(alias)
+        self._connection, reused = self._store._pool.lend()
+        return reused
+
+    def _load(self) -> None:
+        self._transaction = Transaction(
+            self._connection, self._batch, pipeline=self._store.pipeline, locking=self._store.locks(self._connection)
+        )
+        self._transaction.begin()
+        self._row = Row(self._store, self._key, self._connection, self._transaction)
+        self._row.load()
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Have the scope know what operations do, and `save` and `delete` of the instance leave it to the scope."""
+        self._class = type(self._row.instance)
+        self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
+        self._undo = Undo(self._row, self._class, self.guard, copies=self._batch.attempts > 1)
+        self._watch()
+
+    def _watch(self) -> None:
+        instance: Any = self._row.instance
+        instance.__class__ = held_class(self._class)
+        self._guard.put_on()
+
+    def _hand_back(self) -> NotSaved | None:
+        """Give what keeps it from being saved: operations may have done what no scope is asked about. Switches: no."""
+        guard = self._guard
+        verdict = guard.judge()
+        guard.next()
+        guard.take_off()
+        instance: Any = self._row.instance
+        instance.__class__ = self._class
+        return verdict
+
+    @contextmanager
+    def _between(self) -> Iterator[NotSaved | None]:
+        """No operation runs in this block; raise what is right. Gives what keeps it from being saved. Switches: no."""
+        verdict = self._hand_back()
+        try:
+            yield verdict
+        except NotSaved:
+            raise
+        except Exception as error:
+            self._transaction.has_raised(error)
+            over = self._transaction.ended_by()
+            if over is not None:
+                raise over from over.__cause__
+            self._transaction.settle(error)
+        finally:
+            self._watch()
+
+    @property
+    def _guard(self) -> Guard:
+        assert self.guard is not None  # noqa: S101 - it was loaded
+        return self.guard
+
+    # -- operations -----------------------------------------------------------------------------------------
+
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        with self._guard.aside():
+            return self._outcomes().find(partial(send, self._connection), keys)
+
+    def _outcomes(self) -> Outcomes:
+        store = self._store
+        name = f"{store.model._meta.db_table} by {store.row_key.attnames}"
+        return Outcomes(store.outcome_table(self._connection), name, self._row.key)
+
+    def operation_raised(self, error: Exception) -> NotSaved | None:
+        """What becomes of the batch after an operation raised *error*. Switches: no."""
+        guard = self._guard
+        with guard.aside():
+            verdict = verdict_on(error, self._row, guard, self._transaction, self._batch)
+        guard.drop_hooks()
+        self._forget_read()
+        guard.next()
+        return verdict
+
+    def operation_returned(self) -> NotSaved | None:
+        """What becomes of the batch after an operation that has used the database returned. Switches: no."""
+        instance, guard = self._row.instance, self._guard
+        verdict = guard.judge() or self._row.generated.refused(self._key)
+        if verdict is None:
+            try:
+                with guard.aside():
+                    take_related(instance)
+                    settle(instance, self._class, self._connection)
+            except Exception as error:  # as `save` would have raised it
+                verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {said(error)}")
+                verdict.__cause__ = error
+        self._forget_read()
+        guard.next()
+        return verdict
+
+    def _forget_read(self) -> None:
+        """Have the next operation read anew what is beside the columns; but for what a save of the model's may need."""
+        if not self._row.computes(self._class):
+            forget_read(self._row.instance, self._class, self._undo.found)
+
+    def generated(self, field: Field[Any, Any]) -> Any:
+        """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
+        with self._guard.aside():
+            return self._row.generated.value(self._row.instance, field)
+
+    def save_asked(self) -> None:
+        """An operation has called `save`, which computes something although no field has changed. Switches: no."""
+        self._row.save_asked = True
+
+    def copied(self, value: object) -> object:
+        """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
+        return copied(self._row.instance, self._store.model, value, self._connection)
+
+    def owns(self, value: object) -> bool:
+        """Whether *value* is the instance of the batch, or in a column of it. Switches: no."""
+        instance = self._row.instance
+        return value is instance or asks_later(value) or lies_in(instance, self._store.model, value)
+
+    # -- undoing --------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """Copy what there is in memory. Raises `CannotUndo` at what cannot be copied. Switches: no."""
+        return self._undo.checkpoint()
+
+    def restore(self, checkpoint: Any) -> M:
+        """Bring back what there was. Raises `CannotUndo` where more than memory is different since. Switches: no."""
+        return self._undo.restore(checkpoint)
+
+    # -- step by step ---------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself.
+
+        On SQLite, to write each would keep all other writers out: there, only what they write themselves is undone.
+        """
+        vendor = self._connection.vendor
+        has_steps = vendor in {"postgresql", "mysql"} or (vendor == "sqlite" and not self._batch.rejections)
+        return has_steps and self._connection.features.uses_savepoints
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: yes."""
+        if not self._batch.rejections:
+            self._steps = Savepoints(self._row, self._guard, self._undo, self._transaction)
+            self._steps.remember()
+            return
+        steps = self._steps = Steps(self._row, self._guard, self._undo, self._transaction, self._batch)
+        with self._between():
+            steps.begin()
+
+    def keep(self) -> None:
+        """Write what the operation before has changed, or raise why that cannot be. Switches: yes.
+
+        Where no save was refused yet, it is kept in memory only, and what it has sent is in the transaction.
+        """
+        steps = self._steps
+        assert steps is not None  # noqa: S101 - it has begun
+        if isinstance(steps, Savepoints):
+            steps.remember()
+            return
+        with self._between() as verdict:
+            if verdict is not None:
+                raise verdict
+            try:
+                if self._write_row(self._batch.rows[steps.kept :], commits=False):
+                    self._row.settle()
+            except Error as error:
+                self._refuse_duplicate_step(error, steps)
+                raise
+            self._check_save()
+            steps.keep()
+
+    def undo(self) -> M:
+        """Go back to what was kept before. Switches: yes, where more than memory is different."""
+        steps = self._steps
+        assert steps is not None  # noqa: S101 - it has begun
+        if isinstance(steps, Savepoints) and steps.is_in_memory:
+            steps.put_back()
+            return self._row.instance
+        with self._between():
+            over = self._transaction.ended_by()
+            if over is not None:
+                raise over
+            steps.undo()
+        return self._row.instance
+
+    def _refuse_duplicate_step(self, error: Error, steps: Steps) -> None:
+        """Raise the Conflict that *error* says, as `_refuse_duplicate` does."""
+        if self._row.is_conflict(error):
+            raise self._row.conflict() from error
+        if self._row.new and errors.is_duplicate(error):
+            steps.undo()
+            if self._row.is_there():
+                raise self._row.conflict() from error
+
+    # -- save -----------------------------------------------------------------------------------------------
+
+    @property
+    def must_compare(self) -> bool:
+        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        return self._guard.asked and not self._row.locks
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        verdict = self._hand_back()
+        if error is not None:
+            self._leave(error)
+            return
+        try:
+            self._save(verdict)
+        except BaseException as failed:
+            self._leave(failed)
+            raise
+        self._release()
+
+    def _save(self, verdict: NotSaved | None) -> None:
+        if verdict is not None:
+            raise verdict
+        transaction, outcomes = self._transaction, self._batch.outcomes
+        transaction.check()
+        if not (self._batch.completed or outcomes):  # whatever was sent, nobody has sent it
+            self._guard.compare()
+            transaction.roll_back(NothingToSave())
+            return
+        recording = self._recording = Recording(self._outcomes(), outcomes) if outcomes else None
+        try:
+            try:
+                self._write()
+            finally:  # COMMIT may be behind its last statement, and Django would call them in it
+                if not transaction.nested:
+                    self._callbacks = take(self._connection)
+        except Exception as error:
+            if isinstance(error, Error):
+                self._check_repeated(error, recording)
+                self._refuse_duplicate(error)
+            transaction.settle(error)
+        self._check_save()
+        transaction.commit()
+
+    def _check_save(self) -> None:
+        """Raise when a receiver of a signal, or a `save` of the model's own, has ended the transaction, or a block."""
+        if self._transaction.is_committed:
+            return
+        wrong = self._guard.left_behind()
+        if wrong is not None and self._transaction.has_ended():
+            raise wrong  # part of it may be saved
+        if wrong is not None:
+            raise Rejected(f"{shown(self._key)} was not saved, nothing was written: {wrong}") from wrong
+
+    def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
+        """Raise what *error* is, if it is of what was to be recorded."""
+        if recording is None:
+            return
+        sending, roll_back = partial(send, self._connection), partial(self._roll_back, error)
+        found = recording.check(error, sending, roll_back, self._transaction.begin_to_write)
+        if found is not None:
+            try:
+                self._transaction.commit()  # if some have expired and were deleted
+            except Error as failed:
+                raise errors.of_store(failed, self._key) from failed
+            raise found from None
+
+    def _roll_back(self, error: BaseException) -> None:
+        """Undo it all, and be able to look for what was in the way. Switches: yes."""
+        self._transaction.roll_back(error)
+        if self._connection.connection is not None:
+            self._row.prepare()
+
+    def _record(self) -> None:
+        """Send what is to be recorded."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            self._transaction.take_write_lock()
+            recording.send(partial(send, self._connection))
+
+    def _write(self) -> None:
+        if not self._batch.completed:
+            self._guard.compare()
+            self._record()
+        else:
+            self._write_row(self._batch.rows[0 if self._steps is None else self._steps.kept :], commits=True)
+
+    def _write_row(self, rows: list[object], *, commits: bool) -> bool:
+        """Write what has changed of the row, and *rows*. Give whether the row was written. Switches: yes."""
+        row = self._row
+        row.check_key()
+        fields = row.changes()
+        wrote = self._transaction.wrote
+        if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
+            self._record()
+        recording = [] if self._recording is None else [self._recording.statement()]
+        # `missing`, and what prepares the connection, may have written something too.
+        more = wrote or row.new or self._batch.alone or self._batch.outcomes or self._store.prepare_connection
+        self._transaction.only = not (more or self._steps)
+        written = True
+        if self._batch.deleted:
+            row.delete()
+        elif row.new:
+            row.insert(commits=commits and not rows)
+        elif fields or (row.save_asked and row.computes(self._class)):
+            row.update(fields, commits=commits and not rows, recording=recording)
+        elif (rows or wrote) and not row.ours:
+            written = row.touch()
+        else:
+            self._guard.compare()
+            written = False
+        self._transaction.only &= not written and len(rows) == 1
+        add_rows(rows, self._transaction, commits=commits)
+        return written
+
+    def _refuse_duplicate(self, error: Error) -> None:
+        """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
+        if self._row.is_conflict(error):
+            raise self._row.conflict() from error
+        if not self._row.new or errors.kind(error) is not errors.Kind.REJECTED:
+            return
+        if self._transaction.nested:
+            return
+        self._roll_back(error)
+        there = True  # also where nobody can look: the replay will see
+        with suppress(Error):
+            there = self._row.is_there()
+        if there:
+            raise self._row.conflict() from error
+        raise errors.not_saved(error, self._key) from error
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def saved(self) -> None:
+        """Call what was registered with `on_commit`. Switches: as they do."""
+        if not self._callbacks:
+            return
+        if self._batch.alone:
+            call_back(self._callbacks, self._key)
+            return
+        before = current(self._store.using)
+        connection, _ = self._store._pool.lend()  # it connects if a callback uses it
+        try:
+            call_back(self._callbacks, self._key)
+        finally:
+            self._store._pool.give_back(connection, before)
+
+    def _leave(self, error: BaseException) -> None:
+        try:
+            if hasattr(self, "_transaction"):
+                if self.guard is not None and self._transaction.is_begun:
+                    self.guard.close_blocks()
+                self._transaction.roll_back(error)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._steps is not None:
+            self._guard.savepoints = None  # which knows the guard
+        if not self._batch.alone:
+            self._store._pool.give_back(self._connection, self._before)

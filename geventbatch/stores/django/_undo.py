@@ -1,0 +1,102 @@
+"""What undoes an operation that raised on a Django model: in memory, where nothing else is different behind it.
+
+A statement that writes is not undone in memory. The guard marks each state of the transaction, so that it can be told
+whether the one at hand is still the one that a copy belongs to.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from django.db.models import Model
+
+from geventbatch._safe_repr import shown
+from geventbatch.errors import CannotUndo
+from geventbatch.stores.django._held import held_class
+from geventbatch.stores.django._memory import Memory, attributes
+
+if TYPE_CHECKING:
+    from geventbatch.stores.django._guard import Guard
+    from geventbatch.stores.django._row import Row
+
+M = TypeVar("M", bound=Model)
+
+
+class Checkpoint(NamedTuple):
+    """How it was between two operations."""
+
+    memory: Memory
+    save_asked: bool
+    hooks: int
+    """So many were given to `on_commit`."""
+    mark: int
+    """Of the state of the transaction."""
+
+
+class Undo(Generic[M]):
+    """Brings the resource of one attempt back to what it was; made when it was loaded."""
+
+    __slots__ = ("_guard", "_hooks", "_loaded", "_model", "_related", "_row", "found")
+
+    def __init__(self, row: Row[M], model: type[M], guard: Guard, *, copies: bool) -> None:
+        """It *copies* what is there now; else it makes the state that was loaded of what is kept to compare with."""
+        instance = row.instance
+        self.found = {**attributes(instance, model)}
+        """What the instance had when it was loaded."""
+        self._row = row
+        self._model = model
+        self._guard = guard
+        self._related = "fields_cache" in vars(instance._state)
+        self._hooks = len(guard.connection.run_on_commit)  # more than none inside a block
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._loaded: Checkpoint | None = None
+        if copies or row.new:
+            with suppress(CannotUndo):
+                self._loaded = self.checkpoint()
+
+    def checkpoint(self) -> Checkpoint:
+        """Copy what there is now. Raises `CannotUndo` at what cannot be copied. Switches: no."""
+        row = self._row
+        memory = Memory.of(row.instance, self._model)
+        return Checkpoint(memory, row.save_asked, len(self._connection["run_on_commit"]), self._guard.mark)
+
+    def restore(self, checkpoint: Checkpoint | None) -> M:
+        """Go back to *checkpoint*, or to what was loaded. Raises `CannotUndo` if that is not enough. Switches: no."""
+        kept = self._as_loaded() if checkpoint is None else checkpoint
+        if kept.mark != self._guard.mark:
+            raise CannotUndo(
+                f"an operation on {shown(self._row.key)} has written by itself since, which is not undone in memory"
+            )
+        self.put_back(kept)
+        return self._row.instance
+
+    def put_back(self, kept: Checkpoint) -> None:
+        """Have in memory what there was. Switches: no."""
+        row, connection = self._row, self._connection
+        instance: Any = row.instance
+        kind: Any = held_class(self._model)
+        if type(instance) is not kind:
+            instance.__class__ = kind
+        kept.memory.put_back(instance)
+        row.save_asked = kept.save_asked
+        if len(connection["run_on_commit"]) != kept.hooks:
+            connection["run_on_commit"] = connection["run_on_commit"][: kept.hooks]
+
+    def _as_loaded(self) -> Checkpoint:
+        if self._loaded is None:
+            row = self._row
+            if row.new:
+                raise CannotUndo(f"what {shown(row.key)} was made of cannot be copied")
+            if self._related and row.computes(self._model):
+                raise CannotUndo(f"what was loaded with {shown(row.key)} may have been changed since")
+            state = {**vars(row.instance._state), "adding": False, "db": self._guard.connection.alias}
+            state.pop("fields_cache", None)
+            memory = Memory.as_loaded(self.found, state, row.loaded, self._model)
+            self._loaded = Checkpoint(memory, save_asked=False, hooks=self._hooks, mark=0)
+        return self._loaded
+
+    @property
+    def _connection(self) -> dict[str, Any]:
+        """What the connection has; past its guard, who would take it for the operation's doing."""
+        return vars(self._guard.connection)

@@ -1,0 +1,37 @@
+"""What becomes of a batch on a Django model behind an operation that raised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._core.verdict import is_clean
+from geventbatch._safe_repr import shown
+from geventbatch.errors import NotSaved, Rejected
+from geventbatch.stores._sql import errors
+
+if TYPE_CHECKING:
+    from geventbatch import Batch
+    from geventbatch.stores.django._guard import Guard
+    from geventbatch.stores.django._row import Row
+    from geventbatch.stores.django._transaction import Transaction
+
+
+def verdict_on(
+    error: Exception, row: Row[Any], guard: Guard, transaction: Transaction, batch: Batch
+) -> NotSaved | None:
+    """Why the transaction cannot be saved after an operation raised *error*; None: it is sound. Switches: no."""
+    if guard.early or (error is transaction.over and isinstance(error, NotSaved)):
+        return guard.judge()
+    kind = errors.kind(error)
+    raw: Any = guard.connection.connection
+    lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
+    if kind is errors.Kind.CONFLICT or (kind is errors.Kind.LOST and lost):  # else it is of another server
+        return errors.not_saved(error, batch.key)
+    undecided, found = row.generated.refused(batch.key), guard.judge()
+    if undecided is not None and (found is None or isinstance(found, Rejected)):
+        return undecided
+    if found is None and guard.wrote and is_clean(batch, error):  # else the scope says so when it is to undo it
+        return Rejected(f"an operation on key {shown(batch.key)} has written by itself, and then raised")
+    if isinstance(found, Rejected) and kind not in {errors.Kind.OTHER, errors.Kind.TIMEOUT}:
+        return errors.not_saved(error, batch.key)
+    return found

@@ -1,0 +1,207 @@
+"""What the scopes of one store in Redis have in common: names, encodings, how long what is saved lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from redis.exceptions import RedisClusterException, RedisError
+
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.stores import _json
+from geventbatch.stores.redis._names import outcome_name
+from geventbatch.stores.redis._save import Recorded, Save, State
+from geventbatch.stores.redis._scripts import LOAD, TRACE_MILLISECONDS
+from geventbatch.stores.redis._server import Server, exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from geventbatch import Batch
+    from geventbatch.stores._missing import Making
+    from geventbatch.stores._reuse import Kept
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(Generic[R]):
+    """What the scopes of one store have in common."""
+
+    server: Server
+    prefix: bytes
+    encode: Callable[[R], str | bytes]
+    decode: Callable[[bytes], R]
+    check: Callable[[Any], None] | None
+    """Raises what says what the encoding of a resource has lost."""
+    missing: Literal["raise"] | Making
+    milliseconds: int | None
+    """That a resource lives after its last change."""
+    outcome_milliseconds: int | None
+    """That an outcome is kept."""
+    kept: Kept[State] | None
+
+    def take(self, key: str) -> State | None:
+        """What is kept, if it is."""
+        return None if self.kept is None else self.kept.take(key)
+
+    def keep(self, key: str, state: State) -> None:
+        """Keep what is there now; but what has no token, since a hash that is made anew may look the same."""
+        if self.kept is not None and state.value is not None and state.saves:
+            self.kept.put(key, state)
+
+    def load(self, key: str) -> State:
+        """What is in Redis."""
+        found = self.server.load(self.name(key))
+        return State.of(key, *found)
+
+    def resource_of(self, key: str, state: State) -> R:
+        """Decode it, or make it."""
+        if state.value is not None:
+            try:
+                return self.decode(state.value)
+            except Exception as error:
+                raise ValueError(
+                    f"the value of {shown(key)} in Redis cannot be decoded: {type(error).__name__}: {said(error)}"
+                ) from error
+        if self.missing != "raise":
+            made: R = self.missing(key)
+            return made
+        raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
+
+    def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[Any], R], bytes | State]:
+        """What *resource* is now, as nobody can change it, and what makes it of that. Raises `CannotUndo`."""
+        if self.check is not None:
+            try:
+                return _json.unpacked, _json.packed(resource)
+            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+                pass
+        try:
+            value = self.encoded(key, resource, loaded.value)
+            return partial(self.made_again, key), replace(loaded, value=value)
+        except Rejected as error:  # the operation whose fault that is learns of it in the save
+            raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
+
+    def made_again(self, key: str, state: State, held: object = None) -> R:
+        """Decode it once more, or make it, in place of the one that is *held*. Raises `CannotUndo`."""
+        try:
+            made = self.resource_of(key, state)
+            if state.value is None and self.missing != "raise":
+                self.missing.check(made, held, key)
+            return made
+        except Exception as error:
+            raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {said(error)}") from error
+
+    def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
+        """Write what the batch has made of it, if that is something else, and give what is there then."""
+        try:
+            value = self.value_of(key, loaded, resource, batch)
+        except Rejected:
+            self._refuse_repeated(key, batch)
+            raise
+        if value == loaded.value and not batch.outcomes:
+            return loaded
+        save = Save(self.server, key, self.name(key), loaded, batch)
+        return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+
+    def _refuse_repeated(self, key: str, batch: Batch) -> None:
+        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
+        if batch.outcomes:
+            try:
+                found = self.recorded(key, batch.outcomes)
+            except (RedisError, RedisClusterException, ValueError) as error:
+                raise NotSaved(f"{shown(key)} was not saved, nothing was written: {said(error)}") from error
+            if found:
+                raise Repeated(f"{shown(key)} was not saved: an idempotency key is there", outcomes=found)
+
+    def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
+        """What the batch has made of it."""
+        if not batch.completed:
+            return loaded.value
+        return None if batch.deleted else self.encoded(key, resource, loaded.value)
+
+    def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
+        """What is in Redis at each of them, or what went wrong there."""
+        commands = {key: ("EVAL", LOAD, 1, self.name(key)) for key in keys}
+        found: dict[str, State | Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                # Alone, the client tries again, and looks where a key has moved to.
+                found[key] = self.load(key) if isinstance(answer, Exception) else State.of(key, *answer)
+            except Exception as error:
+                found[key] = error
+        return found
+
+    def save_all(self, changes: dict[str, tuple[State, bytes | None]], batch: Batch) -> dict[str, Exception]:
+        """Write these values, each if it is still as it was loaded; give what those fail with that were not."""
+        saves = {key: Save(self.server, key, self.name(key), loaded, batch) for key, (loaded, _) in changes.items()}
+        commands = {
+            key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
+            for key, (loaded, value) in changes.items()
+        }
+        failed: dict[str, Exception] = {}
+        for key, answer in self._exchange(commands, batch).items():
+            try:
+                saves[key].understand(answer, [])
+            except Exception as error:
+                failed[key] = error
+        return failed
+
+    def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
+        """Send them, to each node its own as one message, each once; give the answers, or errors in their place."""
+        answers: dict[str, Any] = {}
+        by_pool: dict[int, tuple[Any, dict[str, tuple[Any, ...]]]] = {}
+        for key, command in commands.items():
+            try:
+                pool = self.server.pool_of(self.name(key))
+            except (RedisError, RedisClusterException) as error:
+                answers[key] = NotSaved(f"no node for {shown(key)}, it was not saved: {said(error)}")
+            else:
+                by_pool.setdefault(id(pool), (pool, {}))[1][key] = command
+        for pool, some in by_pool.values():
+            answers |= exchange(pool, some, batch)
+        return answers
+
+    def compare(self, key: str, kept: State) -> None:
+        """Raise a `Conflict` unless it is there as it was kept."""
+        try:
+            there = self.load(key)
+        except (RedisError, RedisClusterException, ValueError) as error:
+            raise NotSaved(f"{shown(key)} cannot be compared: {said(error)}") from error
+        if there != kept:
+            raise Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
+
+    def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
+        """What is recorded of operations with them."""
+        wanted = self._recorded_at(key, idempotency_keys).names
+        found = self.server.load_outcomes(self.name(key), list(wanted.values()))
+        return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told}
+
+    def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> Recorded:
+        resource = self.name(key)
+        names = {one: outcome_name(resource, one.encode()) for one in idempotency_keys}
+        return Recorded(names, self.outcome_milliseconds or 0)
+
+    def name(self, key: str) -> bytes:
+        """What the hash of *key* is called."""
+        return self.prefix + key.encode(errors="surrogateescape")
+
+    def encoded(self, key: str, resource: R, last: bytes | None) -> bytes:
+        """The value of *resource*, which was *last* before."""
+        try:
+            made = self.encode(resource)
+            value = made.encode() if isinstance(made, str) else bytes(memoryview(made))
+            if self.check is not None and value != last:
+                self.check(resource)
+            return value
+        except Exception as error:
+            raise Rejected(f"{shown(key)} cannot be encoded any more, nothing was saved: {said(error)}") from error
+
+    def _lives(self, loaded: State, value: bytes | None) -> str | int:
+        if value is None:
+            return TRACE_MILLISECONDS
+        if self.milliseconds is not None:
+            return self.milliseconds
+        return 0 if loaded.is_trace() else ""

@@ -1,0 +1,106 @@
+"""The scope of one batch over one resource in Redis."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from geventbatch import current_batch
+from geventbatch.stores._reuse import judging_nobody
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from geventbatch.stores.redis._resources import Resources
+    from geventbatch.stores.redis._save import State
+
+R = TypeVar("R")
+
+
+class Scope(Generic[R]):
+    """Entering loads, leaving saves, leaving with an exception does nothing. It holds no connection in between."""
+
+    deletes: Final = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
+    _loaded: State
+    _last: State  # behind the last step
+    _resource: R
+
+    def __init__(self, resources: Resources[R], key: str) -> None:
+        self._resources = resources
+        self._key = key
+
+    def __enter__(self) -> R:
+        self.reused = self._reuse()
+        if not self.reused:
+            self._loaded = self._resources.load(self._key)
+            self._resource = self._resources.resource_of(self._key, self._loaded)
+        return self._resource
+
+    # -- an operation that raised ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Copy what the operations so far have made. Raises `CannotUndo`. Switches: no."""
+        return self._resources.checkpoint(self._key, self._loaded, self._resource)
+
+    def restore(self, checkpoint: Any) -> R:
+        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        if checkpoint is None:
+            self._resource = self._resources.made_again(self._key, self._loaded, self._resource)
+        else:
+            make, copy = checkpoint
+            self._resource = make(copy)
+        return self._resource
+
+    # -- step by step: nothing is sent before the save -------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself."""
+        return not self.reused
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: no."""
+        self._last = self._loaded
+
+    def keep(self) -> None:
+        """Encode what an operation has made. Switches: no."""
+        value = self._resources.encoded(self._key, self._resource, self._last.value)
+        self._last = replace(self._last, value=value)
+
+    def undo(self) -> R:
+        """Give the resource as it was behind the last step. Switches: no."""
+        self._resource = self._resources.resource_of(self._key, self._last)
+        return self._resource
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        return self._resources.recorded(self._key, keys)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return
+        with judging_nobody(self._key) if self.reused else nullcontext():
+            saved = self._resources.save(self._key, self._loaded, self._resource, current_batch())
+            if self.reused and saved is self._loaded:
+                self._resources.compare(self._key, saved)
+        self._resources.keep(self._key, saved)
+
+    def _reuse(self) -> bool:
+        """Take what is kept, if it is."""
+        kept = self._resources.take(self._key)
+        if kept is None:
+            return False
+        self._loaded = kept
+        try:
+            self._resource = self._resources.resource_of(self._key, kept)
+        except Exception:
+            return False  # nobody is told so before it was loaded
+        return True

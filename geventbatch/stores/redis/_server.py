@@ -1,0 +1,153 @@
+"""What is asked of redis-py: connections of its pools, on which a script is sent once, and not waited for too long."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from functools import cache
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import gevent
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
+
+from geventbatch._safe_repr import said
+from geventbatch.errors import NotSaved
+from geventbatch.stores.redis._scripts import LOAD, LOAD_OUTCOMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis, RedisCluster
+
+    from geventbatch import Batch
+
+PART: Final = 0.75
+"""Of the time that remains, the part that one question may take, so that another one can follow it."""
+
+
+class Server:
+    """One server, or the primary that a sentinel knows."""
+
+    def __init__(self, client: Redis | RedisCluster) -> None:
+        self._client: Any = client  # the driver does not type what is asked of it here
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def load(self, name: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
+        value, version, saves = self._client.execute_command("EVAL", LOAD, 1, name, NEVER_DECODE=True)
+        return value, version, saves
+
+    def load_outcomes(self, name: bytes, names: list[bytes]) -> list[bytes | None]:
+        found = self._client.execute_command("EVAL", LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True)
+        return cast("list[bytes | None]", found)
+
+    def pool_of(self, _name: bytes, /) -> Any:
+        return self._client.connection_pool
+
+    def pool_at(self, _host: str, _port: int, /) -> Any:
+        return None
+
+    def look_again(self, _name: bytes, /) -> None:
+        """A question was not answered: the pool connects to whoever is there now."""
+
+
+class Cluster(Server):
+    """Nodes, of which the primary of the key's slot is the one."""
+
+    def pool_of(self, name: bytes, /) -> Any:
+        return self._pool(self._client.get_node_from_key(name))
+
+    def pool_at(self, host: str, port: int, /) -> Any:
+        host, port = self._client.nodes_manager.remap_host_port(host, port)
+        return self._pool(self._client.get_node(host=host, port=port))
+
+    def look_again(self, name: bytes, /) -> None:
+        """Have the client ask all nodes, which it does when its own does not answer."""
+        with suppress(RedisError, RedisClusterException):
+            self.load(name)
+
+    def _pool(self, node: Any) -> Any:
+        return None if node is None else self._client.get_redis_connection(node).connection_pool
+
+
+@contextmanager
+def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
+    """A connection that waits for no answer longer than *seconds*, and is given back as it was, or closed."""
+    connection = _taken(pool, seconds, batch, what)
+    try:
+        _bound(connection, seconds)
+        yield connection
+    except ResponseError:
+        raise
+    except BaseException:
+        # In the middle of an answer, perhaps. Newer drivers have closed it already.
+        connection.disconnect()
+        raise
+    finally:
+        _bound(connection, None)
+        pool.release(connection)
+
+
+def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:
+    # Connecting has retries of the driver's own, which may take longer than we have; nothing has been sent then.
+    # Who runs alone may be in a thread without a hub, or in one that blocks: no timer is of use there.
+    timer = None if batch.alone else gevent.Timeout.start_new(seconds)
+    try:
+        return take_connection(pool)
+    except gevent.Timeout as error:
+        if error is not timer:
+            raise
+        raise NotSaved(f"no connection to Redis in {seconds:.3f} s: {what} was not saved") from None
+    except RedisError as error:
+        raise NotSaved(f"no connection to Redis, {what} was not saved: {said(error)}") from error
+    finally:
+        if timer is not None:
+            timer.close()
+
+
+def take_connection(pool: Any) -> Any:
+    return pool.get_connection("EVAL") if _is_told_commands(type(pool).get_connection) else pool.get_connection()
+
+
+@cache
+def _is_told_commands(get_connection: Callable[..., Any]) -> bool:
+    """Before redis-py 5.3 a pool asked for the name of a command, from then on it does not want it."""
+    parameters = list(signature(get_connection).parameters.values())[1:]
+    return any(one.kind is Parameter.POSITIONAL_OR_KEYWORD and one.default is Parameter.empty for one in parameters)
+
+
+def answer(connection: Any, command: tuple[object, ...]) -> object:
+    connection.send_command(*command)
+    return cast("object", connection.read_response(disable_decoding=True))
+
+
+def exchange(pool: Any, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
+    """Send all of them on one connection, and give what each was answered, or the error that took its place."""
+    answers: dict[str, Any] = {}
+    seconds = batch.remaining() * PART
+    try:
+        with lent(pool, seconds, batch, f"{len(commands)} keys") as connection:
+            connection.send_packed_command(connection.pack_commands(commands.values()))
+            for key in commands:
+                try:
+                    answers[key] = connection.read_response(disable_decoding=True)
+                except ResponseError as error:
+                    answers[key] = error
+    except (RedisError, NotSaved) as error:
+        answers |= {key: error for key in commands if key not in answers}
+    return answers
+
+
+def _bound(connection: Any, seconds: float | None) -> None:
+    """Have it wait for no answer longer than *seconds*; None for as long as its client says.
+
+    The driver has no other way: its own ``socket_timeout`` counts when it connects.
+    """
+    connection = getattr(connection, "_conn", connection)  # of a client with a cache of its own
+    of_client = connection.socket_timeout
+    if seconds is None or (of_client is not None and of_client < seconds):
+        seconds = of_client
+    socket = getattr(connection, "_sock", None)
+    if socket is not None:
+        socket.settimeout(seconds)

@@ -1,0 +1,189 @@
+"""What the database would see of a value: what its column's type binds, so that nothing that differs counts as equal.
+
+Python says that 1 == True, 2 == 2.0 and {"a": 1, "b": 2} == {"b": 2, "a": 1}, and SQLAlchemy leaves out of an UPDATE
+what it has been told to be equal; of what was changed in place it knows nothing at all.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from copy import deepcopy
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from geventbatch.stores._insides import slots_of
+from geventbatch.stores.sqlalchemy._as_loaded import by_attribute
+from geventbatch.stores.sqlalchemy._derived import UNHELD, of_all, of_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Mapper
+
+_SAME: Final = frozenset({type(None), bool, int, str, bytes, date, timedelta, UUID})
+"""Immutable; and two that are of one type and equal are the same."""
+
+_PLAIN: Final = (sa.Integer, sa.String, sa.Boolean, sa.Date, sa.Uuid, sa.Interval)
+"""Of these, what SQLAlchemy takes for equal is so for the database; and values do not change in place."""
+
+_LOOSE: Final = (sa.Numeric, sa.DateTime, sa.Time)
+"""Of these not, but neither do they change in place: 1.0 and 1.00, -0.0, the two hours of one night in autumn."""
+
+_OF_LISTS: Final = (*_PLAIN, *_LOOSE, sa.JSON, sa.ARRAY, sa.LargeBinary)
+"""In values of these there are lists and dicts, if anything."""
+
+_DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
+
+
+class Columns:
+    """Those of a mapped class, by what their values do."""
+
+    def __init__(self, mapper: Mapper[Any], dialect: sa.Dialect) -> None:
+        attributes = {attribute.key: attribute.columns[0] for attribute in mapper.column_attrs}
+        self.named: dict[str, sa.Column[Any]] = {
+            name: column for name, column in attributes.items() if isinstance(column, sa.Column)
+        }
+        """By their attributes: of those that are columns and nothing else."""
+        self.composites: dict[str, tuple[str, ...]] = {
+            composite.key: tuple(part.key for part in composite.props) for composite in mapper.composites
+        }
+        """The attributes that are objects made of several columns, with the attributes of those."""
+        self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in UNHELD]
+        """The relationships of which SQLAlchemy keeps no collection, but what has changed in it."""
+        manager = mapper.class_manager
+        self.collections = tuple(manager._collection_impl_keys)  # noqa: SLF001 - nothing else tells them
+        """The relationships of which it keeps one."""
+        self.mapped = frozenset([*manager, manager.STATE_ATTR])
+        """All that an instance may have because it is mapped."""
+        self.slots = slots_of(mapper.class_)
+        """What reads and writes the attributes that its classes name in ``__slots__``: they are in no dict."""
+        self.of_row, self.of_all = of_row(mapper), of_all(mapper)
+        """The attributes that the database computes; see `_derived`."""
+        parts = {name for names in self.composites.values() for name in names}
+        self.bound: dict[str, Bound] = {name: Bound(column, dialect) for name, column in self.named.items()}
+        self.in_place: dict[str, Bound] = {
+            name: self.bound[name]
+            for name, column in self.named.items()
+            if not isinstance(column.type, (*_PLAIN, *_LOOSE)) or name in parts
+        }
+        """Whose values may change in place, or compare in a way of their own."""
+        self.changing = (*self.in_place, *self.composites)
+        """Both."""
+        self.of_objects = frozenset(
+            name for name in self.changing if name not in self.named or not isinstance(self.named[name].type, _OF_LISTS)
+        )
+        """Those among them in whose values there may be objects."""
+        self.enums: dict[str, frozenset[str]] = {
+            name: frozenset(column.type.enums)
+            for name, column in self.named.items()
+            if isinstance(column.type, sa.Enum) and not column.type.validate_strings
+        }
+        """What their columns can have: where the database takes any text, nobody could load the row any more."""
+        self.as_loaded = by_attribute(mapper, dialect)
+        """What a load makes of their values."""
+        self.loose: frozenset[str] = frozenset(
+            name for name, column in self.named.items() if isinstance(column.type, _LOOSE) and name not in parts
+        )
+        """Whose values may be equal in Python and not the same."""
+
+
+class Bound:
+    """What the type of one column binds, made comparable."""
+
+    def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:
+        kind: Any = column.type.dialect_impl(dialect)
+        self._process: Callable[[Any], Any] | None = kind.bind_processor(dialect)
+        self._dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self._result: Callable[[], Callable[[Any], Any] | None] = partial(kind.result_processor, dialect, None)
+        self._loads: Callable[[str], Any] = getattr(dialect, "_json_deserializer", None) or json.loads
+        self._is_known_to_repeat = False
+
+    def loaded(self, known: Any) -> Any:
+        """What a load gives where that of which `exact` gave *known* is in the database. Raises where nobody knows."""
+        if isinstance(known, str):  # the driver decodes it by itself
+            bound = self._loads(known)
+        else:
+            kind, bound = known
+            if kind not in _SAME or self._process is None:
+                raise LookupError(known)
+        result = self._result()
+        value = bound if result is None else result(bound)
+        if self.exact(value) != known:
+            raise LookupError(known)
+        return value
+
+    def exact(self, value: Any) -> Any:
+        """Give something that is equal for two values exactly if the database would not see a difference.
+
+        Raises what the type raises of a value that it cannot bind.
+        """
+        if type(value) in _SAME or self._process is None:
+            return exact(value)
+        if not self._is_known_to_repeat:
+            self._look_whether_it_repeats(value)
+        return exact(value) if self._process is None else self._bind(self._process, value)
+
+    def differ(self, known: Any, value: Any) -> bool:
+        """Whether *value* is another one than that of which *known* was made; a value that cannot be bound is."""
+        try:
+            return bool(self.exact(value) != known)
+        except Exception:  # the flush raises it again, as the error of who has brought the value
+            return True
+
+    def copied(self, value: Any) -> Any:
+        """Give a copy of *value*; or itself where there is none that is the same for the database."""
+        copy = deepcopy(value)
+        return value if self.differ(self.exact(value), copy) else copy
+
+    def _bind(self, process: Callable[[Any], Any], value: Any) -> Any:
+        bound = process(value)
+        if hasattr(bound, "obj") and hasattr(bound, "dumps"):  # psycopg's own, which it encodes when it sends it
+            return (bound.dumps or self._dumps)(bound.obj)
+        return exact(bound)
+
+    def _look_whether_it_repeats(self, value: Any) -> None:
+        """A type that encrypts binds one value in another way each time: compare what it was made of."""
+        process = self._process
+        if process is not None and self._bind(process, value) != self._bind(process, value):
+            self._process = None
+        self._is_known_to_repeat = True
+
+
+def exact(value: Any) -> Any:
+    """Give something that is equal for two values exactly if they are the same, in type and in order too.
+
+    Raises what `pickle` raises of an object that is no container and cannot be pickled.
+    """
+    kind = type(value)
+    if kind in _SAME:
+        return (kind, value)
+    if isinstance(value, (list, tuple)):
+        return (list, tuple([exact(one) for one in value]))
+    if isinstance(value, dict):
+        return (dict, tuple([(exact(name), exact(one)) for name, one in value.items()]))
+    if isinstance(value, (set, frozenset)):
+        return (set, frozenset([exact(one) for one in value]))
+    return _exact_object(kind, value)
+
+
+def _exact_object(kind: type, value: Any) -> Any:
+    if isinstance(value, (float, Decimal, complex)):
+        return (kind, repr(value))
+    if isinstance(value, (datetime, time)):
+        return (kind, value.isoformat(), value.fold)
+    if isinstance(value, Enum):
+        return (kind, value.name)
+    if isinstance(value, (bytearray, memoryview)):
+        return (bytes, bytes(value))
+    if kind.__module__.partition(".")[0] in _DRIVERS:  # their Binary
+        for name in ("obj", "adapted"):
+            if hasattr(value, name):
+                return exact(getattr(value, name))
+    return (kind, pickle.dumps(value))

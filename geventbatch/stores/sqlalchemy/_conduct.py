@@ -1,0 +1,360 @@
+"""What operations do in the session of their batch, what they may, and what that means when one has returned or raised.
+
+- What would reach the operations of other callers, or the save, is refused when it is done: ending the transaction,
+  setting something in the session of the database, forgetting what the operations before have changed.
+- What cannot be seen when it is done is looked at behind the operation, by what the client knows.
+- An operation that raises, having written something of its own, has spoiled the transaction. One whose flush sent what
+  those before had changed is not judged by what the database said to that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.exc import StaleDataError
+
+from geventbatch._core.verdict import is_clean as _is_clean
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
+from geventbatch.stores._sql import errors
+from geventbatch.stores.sqlalchemy import _listeners
+from geventbatch.stores.sqlalchemy._as_loaded import given
+from geventbatch.stores.sqlalchemy._derived import is_stale
+from geventbatch.stores.sqlalchemy._sending import Sending
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState, SessionTransaction
+
+
+class Conduct(Sending):
+    """Of the operations of one attempt."""
+
+    # -- behind an operation -----------------------------------------------------------------------------------
+
+    def returned(self) -> NotSaved | None:
+        """Why the operation at hand, which has returned, does not count. Switches: no."""
+        self.ours = True
+        try:
+            unfit = (self.unfit() or self._misfit()) if self._seen else None
+            given, new, deleted = self._given, self._new, self._deleted
+            wrote = self.writes != self._writes_before
+            unfit = unfit or self._too_early() or self._deletes_too_early()
+            self._forget()
+            if unfit is None and self._loaded is not None:
+                if (given or new or deleted) and is_stale(self.session, new, given, deleted=deleted):
+                    current_batch().cut()
+                self._loaded.operation_returned(self.transaction, given, wrote=wrote)
+            return unfit
+        finally:
+            self.ours = False
+
+    def raised(self, error: Exception) -> NotSaved | None:
+        """What it means for the transaction that the operation at hand has raised *error*. Switches: no.
+
+        Where it means nothing, it is undone; after an error that is said to be clean, what it has added is taken out.
+        """
+        self.ours = True
+        try:
+            is_clean = _is_clean(current_batch(), error)
+            refused = self._refusal(error, is_clean=is_clean)
+            if refused is None and is_clean:
+                refused = self._take_out(error)
+            self._forget()
+            if self._loaded is not None:
+                self._loaded.operation_raised()
+            return refused
+        finally:
+            self.ours = False
+
+    def _refusal(self, error: Exception, *, is_clean: bool) -> NotSaved | None:
+        loaded = self._loaded
+        assert loaded is not None  # noqa: S101 - operations come behind the load
+        if isinstance(error, NotSaved):
+            return error
+        if self._is_raced(error) or (isinstance(error, StaleDataError) and not (self.rewrote or self.left_out)):
+            return loaded.conflict()
+        conflict = self._conflict(error) or (self._failed and self._conflict(self._failed[0]))
+        if conflict is not None:
+            return conflict
+        unfit = (self.unfit() or self._misfit()) if self._seen else None
+        too_early = None if isinstance(error, DBAPIError) else self._too_early()
+        if isinstance(unfit, Undecided) or too_early is not None:
+            return too_early or unfit
+        if unfit is not None or (self._spoils and is_clean):
+            return Rejected(f"{shown(error)} left the transaction of {shown(self.key)} so that it cannot be saved")
+        return None
+
+    def _too_early(self) -> TooEarly | None:
+        """What is said of an operation that has read what others had loaded, and it would load itself, alone."""
+        if self._outdated is None or not self._outdated.reads():
+            return None
+        return TooEarly(
+            f"an operation on {shown(self.key)} is to find what it has done in what those before have loaded"
+        )
+
+    def _deletes_too_early(self) -> TooEarly | None:
+        """What is said of an operation that deletes what those before it have changed: a trigger is to find that."""
+        batch, loaded = current_batch(), self._loaded
+        if batch.deleted and not self._unwritten and loaded is not None and batch.completed - 1 > self._flushed:
+            loaded.flag_mutated()
+            self._unwritten = loaded.changes()
+        if not self._unwritten:
+            return None
+        return TooEarly(f"an operation on {shown(self.key)} deletes what those before it have changed")
+
+    def stale(self, error: StaleDataError) -> NotSaved:
+        """What it is that a flush of the library's own has not found a row that it was to write."""
+        assert self._loaded is not None  # noqa: S101 - as above
+        if self.left_out:
+            return Rejected(f"{shown(self.key)} was not saved, nothing was written: {said(error)}")
+        return self._loaded.conflict()
+
+    def _conflict(self, error: Exception) -> NotSaved | None:
+        """What concerns everybody: a deadlock, a lost connection."""
+        if not isinstance(error, (DBAPIError, PendingRollbackError)):
+            return None
+        refused = self.transaction.not_saved(error)
+        found = errors.kind(error)
+        lost = self.connection.invalidated
+        if found is errors.Kind.CONFLICT or (found is errors.Kind.LOST and lost):  # else it is of another server
+            return refused
+        return None
+
+    def _is_raced(self, error: Exception) -> bool:
+        """Whether a query of an operation has flushed the new row, which somebody else has inserted by then."""
+        loaded = self._loaded
+        return (
+            loaded is not None
+            and loaded.identity is None
+            and isinstance(error, IntegrityError)
+            and errors.is_duplicate(error)
+            and not instance_state(loaded.resource).persistent
+        )
+
+    def unfit(self) -> NotSaved | None:
+        """Why the transaction cannot be saved any more."""
+        connection = self.connection
+        if connection.closed or connection.invalidated:
+            return _rejected(RuntimeError(f"an operation on {shown(self.key)} gave up the connection of its batch"))
+        ended = self.transaction.ended()
+        if ended is not None:
+            return ended
+        if self.is_whole():
+            return None
+        if self._failed is not None:
+            error, others = self._failed
+            conflict = self._conflict(error)
+            if conflict is not None:
+                return conflict
+            verdict = (Undecided if others else Rejected)(f"{shown(self.key)} was not saved: {said(error)}")
+            verdict.__cause__ = error
+            return verdict
+        failed = self.transaction.has_failed()
+        why = "went on after a statement of it had failed" if failed else "ended the transaction of its batch"
+        return _rejected(RuntimeError(f"an operation on {shown(self.key)} {why}: nothing of it was saved"))
+
+    def _misfit(self) -> Rejected | None:
+        """What the operation at hand has left behind that would reach others."""
+        if self._early:
+            return Undecided(
+                f"an operation on {shown(self.key)} is to be applied behind what those before have changed"
+            )
+        if self._broke is not None:
+            return _rejected(self._broke)
+        if self.connection.get_nested_transaction() is not self._savepoint():
+            return self._misdeed("left a savepoint of the connection open", "use `with session.begin_nested()`")
+        if self.connection.get_execution_options() != self._options:
+            return self._misdeed(
+                "set execution options of the connection", "pass them to execute(), for that statement only"
+            )
+        if _listeners.count(self.session) != self._heard:
+            return self._misdeed(
+                "added a listener to its batch's session", "have it listen to the sessionmaker, where the store is made"
+            )
+        return None
+
+    def is_whole(self) -> bool:
+        """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
+        session, below = self.session, self.connection.get_transaction()
+        if below is None or below is not self._below or not below.is_active:  # a commit was refused, half way
+            return False
+        if session.get_transaction() is not self._root or not session.is_active:
+            return False
+        return not self.transaction.has_failed()
+
+    def _savepoint(self) -> sa.NestedTransaction | None:
+        """The innermost of the connection, that the session has begun."""
+        nested = self.session.get_nested_transaction()
+        return None if nested is None else self.savepoints.get(nested)
+
+    def _misdeed(self, what: str, instead: str) -> Rejected:
+        return _rejected(RuntimeError(f"an operation on {shown(self.key)} {what}: {instead}"))
+
+    def added(self) -> list[tuple[int, object]]:
+        """What operations have added, for `put_added_back`."""
+        return list(self._added)
+
+    def put_added_back(self, added: list[tuple[int, object]]) -> None:
+        """Nothing else was added."""
+        self._added = list(added)
+
+    def _take_out(self, error: Exception) -> Rejected | None:
+        """Take out what the operation at hand has added."""
+        turn = current_batch().completed
+        mine = [added for when, added in self._added if when == turn]
+        self._added = [(when, added) for when, added in self._added if when != turn]
+        mine = [added for added in mine if added in self.session.new]
+        if not mine:
+            return None
+        if self._are_referred_to(mine):
+            return Rejected(
+                f"{shown(error)} left objects that were added in collections of others, in {shown(self.key)}"
+            )
+        for added in mine:
+            if added in self.session.new:  # and no cascade has taken it out
+                self.session.expunge(added)
+        return None
+
+    def _are_referred_to(self, mine: list[object]) -> bool:
+        """Whether other objects of the session refer to one of those."""
+        ours = {id(one) for one in mine}
+        for one in (*self.session.dirty, *self.session.new):
+            if id(one) in ours:
+                continue
+            state: InstanceState[Any] = instance_state(one)
+            for relationship in state.mapper.relationships:
+                if relationship.key in state.dict and any(
+                    id(added) in ours for added in state.attrs[relationship.key].history.added or ()
+                ):
+                    return True
+        return False
+
+    # -- what an operation does ----------------------------------------------------------------------------------
+
+    def refuse_commit(self) -> None:
+        """Something is to be committed: a savepoint, or all, which is for the batch to do."""
+        if not self.ours and self.session.get_nested_transaction() is self.nested:
+            self.refuse("commit()", "the batch commits, once, after all of its operations")
+
+    def begins_savepoint(self) -> None:
+        """An operation begins one."""
+        self.sees()
+        if not self.ours:
+            self._refuse_on_sqlite("begin a savepoint")
+
+    def has_begun_savepoint(self, nested: SessionTransaction) -> None:
+        """It is sent."""
+        found = self.connection.get_nested_transaction()
+        assert found is not None  # noqa: S101 - as above
+        self.savepoints[nested] = found
+
+    def has_added(self, instance: object) -> None:
+        """An operation has added *instance*."""
+        if not self.ours:
+            self.loads()
+            self._added.append((current_batch().completed, instance))
+            self._new.append(instance)
+            outdated = self._looked_before()
+            if outdated is not None:
+                outdated.has_added(instance)
+            state: InstanceState[Any] = sa.inspect(instance)
+            found = list(given(state, self._mapping.columns_of(state.mapper).as_loaded))
+            if found and not self.flushing:
+                current_batch().ask_scope()
+                self._given += found
+
+    def is_given(self, state: InstanceState[Any], name: str) -> None:
+        """An operation has assigned something to attribute *name* that a load may give otherwise."""
+        if not self.ours and not self.flushing:
+            if not self._given:
+                current_batch().ask_scope()
+            self._given.append((state, name))
+            outdated = self._looked_before()
+            if outdated is not None:
+                outdated.assigns(state, name)
+
+    def deletes(self, *instances: object) -> None:
+        """An operation is about to delete *instances*: what those before have added is in the database, if alone."""
+        turn = current_batch().completed
+        mine = [added for when, added in self._added if when == turn]
+        if self.ours or any(one is added for one in instances for added in mine):  # which SQLAlchemy refuses
+            return
+        if self._loaded is not None and self._loaded.adds():
+            self.flush_others()
+
+    def has_deleted(self) -> None:
+        """An operation has marked something as deleted."""
+        if self.ours:
+            return
+        self.sees()
+        self._spoils = self._deleted = True
+        outdated = self._looked_before()
+        if outdated is not None:
+            outdated.has_deleted()
+        assert self._loaded is not None  # noqa: S101 - as above
+        if self._loaded.resource in self.session.deleted:
+            current_batch().cut()
+        if self._has_others() and any(instance_state(one).modified for one in self.session.deleted):
+            self._unwritten = True
+
+    def has_lost(self, instance: object) -> None:
+        """The session does not hold *instance* any more."""
+        if self.ours or self._loaded is None:
+            return
+        current_batch().cut()  # others may refer to it still, and what those behind changed in it would be lost
+        if instance is self._loaded.resource or instance_state(instance).modified:
+            self.sees()
+            self._broke = RuntimeError(
+                f"an operation on {shown(self.key)} took {_shown(instance)} out of its batch's session, in which it is "
+                "to be saved"
+            )
+
+    def lets_go(self, instance: object) -> None:
+        """An operation wants *instance* to be expunged, which it may unless something has changed it."""
+        if self.ours:
+            return
+        state: InstanceState[Any] = sa.inspect(instance)
+        others = [one for one, *_ in state.mapper.cascade_iterator("expunge", state)]
+        session, turn = self.session, current_batch().completed
+        mine = [added for when, added in self._added if when == turn]
+        for one in (instance, *others):
+            kept = one in session.deleted or instance_state(one).modified
+            if one in session.new:  # SQLAlchemy itself takes out what is removed from all that may hold it
+                kept = not any(one is added for added in mine) and not _is_orphan(one)
+            if kept or (self._loaded is not None and one is self._loaded.resource):
+                raise self._refused(f"would take {_shown(one)} out of its batch's session, in which it is to be saved")
+
+    def forgets(self) -> None:
+        """What the session holds is about to be loaded anew: what others have changed must not be forgotten."""
+        if not self.ours and self._has_others():
+            raise self._comes_too_early("loads anew what those before it have changed")
+
+    def asks(self, statement: Any, options: dict[str, Any]) -> None:
+        """An operation executes *statement* in the session, which may load anew what that holds."""
+        if self.ours:
+            return
+        given = {**statement.get_execution_options(), **(options.get("execution_options") or {})}
+        loading = given.get("_sa_orm_load_options")
+        anew = getattr(loading, "_populate_existing", False) and getattr(loading, "_refresh_state", None) is None
+        if given.get("populate_existing") or anew:
+            self.forgets()
+
+
+def _is_orphan(instance: object) -> bool:
+    state: InstanceState[Any] = instance_state(instance)
+    return bool(state.mapper._is_orphan(state))  # noqa: SLF001 - nothing public tells
+
+
+def _rejected(error: RuntimeError) -> Rejected:
+    refused = Rejected(str(error))
+    refused.__cause__ = error
+    return refused
+
+
+def _shown(instance: object) -> str:
+    state: InstanceState[Any] = instance_state(instance)
+    return f"the {type(instance).__name__} {state.identity or ''}".strip()

@@ -1,0 +1,425 @@
+"""The scope of one batch over one document."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.stores import _json
+from geventbatch.stores._json import check_lossless
+from geventbatch.stores._reuse import judging_nobody
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.commit import polls
+from geventbatch.stores._sql.keys import row_key
+from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.sqlalchemy._documents import Row
+from geventbatch.stores.sqlalchemy._rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores.sqlalchemy._savepoint import Savepoint
+from geventbatch.stores.sqlalchemy._transaction import (
+    LostRow,
+    Transaction,
+    cause,
+    is_doubtful,
+    left_out,
+    load,
+    remaining,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from types import TracebackType
+
+    from geventbatch._core.batch import Batch
+    from geventbatch.stores.sqlalchemy._documents import Documents
+
+
+class DocumentScope:
+    """One batch over one document: entering loads it, leaving saves it."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    reused: bool = False  # it was not loaded: the save has to compare, also when there is nothing to save
+    _transaction: Transaction  # not there before the save of what is reused
+    _resource: Any = None
+    _loaded: Row  # and what of it is written in the transaction already
+    _unchanged: Any  # what was loaded, as nobody can change it
+    _is_plain: bool  # the resource is known to be made of what JSON has
+    _before: int | None  # the version that was loaded
+    _written: bool  # something is, in an attempt that goes step by step
+    _rows_written: int  # of those beside
+    _snapshot: Any  # of the state behind the last step
+    _savepoint: Savepoint
+
+    def __init__(self, documents: Documents, key: Hashable) -> None:
+        self._documents = documents
+        self._key = key
+        self._written, self._rows_written = False, 0
+        self._is_plain = documents.check is not None
+
+    def __enter__(self) -> Any:
+        self.reused = self._reuse()
+        if self.reused:
+            return self._resource
+        try:
+            return self.take(self._fetch())
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        saved = None
+        try:
+            if error is None:
+                saved = self._save_reused() if self.reused else self._save()
+        except BaseException as raised:
+            self._end(raised)
+            raise
+        self._keep(saved)
+        self._end(error)
+
+    def take(self, loaded: Row) -> Any:
+        """Give the resource of what was loaded."""
+        self._loaded = loaded
+        self._before = loaded.version
+        if loaded.version is None:
+            self._resource = self._made()
+        else:
+            self._unchanged = self._documents.unchanged(loaded)
+            self._resource = self._decoded(loaded.state)
+        return self._resource
+
+    def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
+        """Give what is there after the save of *batch*, and what to send; None when the document stays as it is.
+
+        With *beside*, something is saved beside it.
+        """
+        row: Row | None = self._loaded
+        if batch.deleted:
+            row = None
+        elif batch.completed:
+            row = _with_state(self._loaded, self._encoded(self._loaded.state))
+        return self._change(row, beside=bool(beside))
+
+    def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
+        """What it is that the row was not found, or that there is one already, in *transaction*. Switches: yes."""
+        held = (self._documents.locking or self._written) and not self.reused and self._loaded.version is not None
+        if held or (transaction.leaves_out and is_doubtful(batch) and self._is_as_loaded(transaction)):
+            return left_out(self._key)
+        return lost
+
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        if not self.reused:
+            return self._outcomes().find(self._transaction.send, keys)
+        transaction = self._begun()  # what is reused has none before its save
+        try:
+            found = self._outcomes().find(transaction.send, keys)
+        except BaseException as error:
+            transaction.end(error)
+            raise
+        transaction.end()
+        return found
+
+    # -- an operation that raised ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Give the resource as the operations so far have left it. Raises `CannotUndo`. Switches: no."""
+        if self._is_plain:
+            try:
+                return _json.unpacked, _json.packed(self._resource)
+            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+                pass
+        try:
+            return self._remade, self._documents.snapshot(self._encoded(self._loaded.state))
+        except Exception as error:  # the operation whose fault that is learns of it in the save
+            raise CannotUndo(f"{shown(self._key)} cannot be copied: {said(error)}") from error
+
+    def restore(self, checkpoint: Any) -> Any:
+        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        try:
+            if checkpoint is not None:
+                make, copy = checkpoint
+                self._resource = make(copy)
+            elif self._loaded.version is None:
+                self._resource = self._made()
+            else:
+                self._resource = self._remade(self._unchanged)
+        except Exception as error:
+            raise CannotUndo(f"{shown(self._key)} cannot be made once more as it was: {said(error)}") from error
+        return self._resource
+
+    def _remade(self, snapshot: Any) -> Any:
+        state = self._documents.restored(snapshot)
+        resource = self._decoded(state)
+        self._is_plain = self._documents.check is not None or (resource is state and self._documents.is_json)
+        return resource
+
+    # -- step by step ----------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether each operation can be judged by itself. On SQLite it would keep all other writers out meanwhile."""
+        return self._documents.has_steps and not self.reused
+
+    def begin_steps(self) -> None:
+        """Be ready to go back to what was loaded. Switches: yes."""
+        self._savepoint = Savepoint(self._transaction)
+        self._snapshot = None if self._loaded.version is None else self._documents.snapshot(self._loaded.state)
+        try:
+            self._transaction.before_writes()
+        except Exception as error:
+            raise self._transaction.not_saved(error) from cause(error)
+
+    def keep(self) -> None:
+        """Write what an operation has made of the document, and its rows, behind a savepoint. Switches: yes."""
+        batch = current_batch()
+        rows = batch.rows[self._rows_written :]
+        state = self._encoded(self._loaded.state)
+        snapshot = self._documents.snapshot(state)
+        row, change = None, None
+        same = isinstance(snapshot, (str, bytes)) and snapshot == self._snapshot
+        if not same or (rows and not self._documents.locking):
+            row, change = self._change(_with_state(self._loaded, state), beside=True)
+        if change is None and not rows:
+            return
+        self._savepoint.write(partial(self._write_step, change, rows))
+        if row is not None:
+            self._loaded, self._snapshot = row, snapshot
+        self._written = True
+        self._rows_written = len(batch.rows)
+
+    def undo(self) -> Any:
+        """Give the resource as it was behind the last step: in the database it is so already. Switches: no."""
+        if self._loaded.version is None:
+            self._resource = self._made()
+        else:
+            self._resource = self._decoded(self._documents.restored(self._snapshot))
+        return self._resource
+
+    def _write_step(self, change: tuple[Any, dict[str, Any]] | None, rows: list[object]) -> None:
+        if change is not None:
+            self._send(*change)
+        insert_rows_behind(self._transaction.connection, rows)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _outcomes(self) -> Outcomes:
+        documents = self._documents
+        assert documents.outcomes is not None  # noqa: S101 - else no operation has such a key
+        key = self._key if self._loaded.key is None else row_key(self._key, self._loaded.key)
+        return Outcomes(documents.outcomes, documents.name, key)
+
+    def _reuse(self) -> bool:
+        """Take what is kept, if it is."""
+        kept = self._documents.kept
+        found = None if kept is None else kept.take(self._key)
+        if found is None:
+            return False
+        self._loaded = found
+        self._unchanged = found.state  # a text, or bytes
+        self._before = found.version
+        try:
+            self._resource = self._documents.decode(found.state)
+        except Exception:
+            return False  # nobody is told so before it was loaded
+        return True
+
+    def _keep(self, row: Row | None) -> None:
+        """Keep what is there now. Only what nobody can change, since the next batch is to decode it."""
+        kept = self._documents.kept
+        if kept is not None and row is not None and isinstance(row.state, (str, bytes)):
+            kept.put(self._key, row)
+
+    def _fetch(self) -> Row:
+        statements = self._documents.statements
+        self._transaction, row = load(
+            self._begun, lambda begun: begun.connection.execute(statements.load, {"_key": self._key}).one_or_none()
+        )
+        return Row(None, None) if row is None else statements.row_of(row)
+
+    def _begun(self) -> Transaction:
+        return self._documents.transaction(self._documents.engine, self._key)
+
+    def _made(self) -> Any:
+        missing = self._documents.missing
+        if missing == "raise":
+            raise ResourceMissing(f"there is no {shown(self._key)} in {self._documents.name}", key=self._key)
+        made = missing(self._key)
+        missing.check(made, self._resource, self._key)
+        return made
+
+    def _decoded(self, state: Any) -> Any:
+        try:
+            return self._documents.decode(state)
+        except Exception as error:
+            raise ValueError(
+                f"the state of {shown(self._key)} in {self._documents.name} cannot be decoded: {said(error)}"
+            ) from error
+
+    def _save(self) -> Row | None:
+        """Save, and give what is there then, if its version is one that this process has made."""
+        batch = current_batch()
+        rows = batch.rows[self._rows_written :]
+        recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
+        row: Row | None = self._loaded
+        change = None
+        if batch.completed or self.reused:
+            try:
+                row, change = self.change_of(batch, rows or (self.reused and recording is not None))
+            except Rejected:
+                self._refuse_repeated(batch)
+                raise
+        if change is None and not rows and recording is None and not self._written:
+            if not self.reused:
+                return None
+            self._compare()
+            return row
+        if self.reused:
+            self._begin()
+        transaction = self._transaction
+        is_written = change is not None or self._written
+        if is_written and self._documents.kept is not None:
+            transaction.fence = partial(self._fence, row)
+
+        def write() -> None:
+            if change is not None:
+                self._send(*change)
+            insert_rows(transaction.connection, rows)
+
+        try:
+            transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
+        except LostRow as lost:
+            raise (found := self.lost(lost, transaction, batch)) from found.__cause__
+        return row if is_written else None
+
+    def _refuse_repeated(self, batch: Batch) -> None:
+        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
+        if batch.outcomes and not self.reused:  # else it is asked of a true load
+            try:
+                found = self.recorded(list(batch.outcomes))
+            except NotSaved:
+                raise
+            except Exception as error:
+                raise errors.of_store(error, self._key) from error
+            if found:
+                raise Repeated(f"{shown(self._key)} was not saved: an idempotency key is there", outcomes=found)
+
+    def _encoded(self, last: Any) -> Any:
+        """The state, which was *last* before."""
+        documents = self._documents
+        try:
+            state = documents.encode(self._resource)
+            if documents.is_json:
+                check_lossless(state)
+            elif documents.check is not None and state != last:
+                documents.check(self._resource)
+            return state
+        except Exception as error:
+            raise Rejected(
+                f"{shown(self._key)} was not saved, nothing was written: it cannot be encoded: {said(error)}"
+            ) from error
+
+    def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
+        """What is there after the save, and what to send; None when the document stays as it is."""
+        statements, loaded = self._documents.statements, self._loaded
+        is_loaded = {"_key": self._key, "_version": loaded.version}
+        if statements.mark.column is not None:
+            is_loaded["_mark"] = loaded.mark
+        update, delete = statements.update, statements.delete
+        if self._written:  # its version is counted
+            update, delete = statements.update_again, statements.delete_again
+        if row is None:
+            return None, None if loaded.version is None else (delete, is_loaded)
+        # Anything but a text or bytes may be the very object that was loaded, and changed since. And what is saved
+        # beside the document is right only beside the one that it was made for: where it is not locked, its version is
+        # counted for that.
+        same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
+        if loaded.version is not None and same and (self._documents.locking or not beside):
+            return row, None
+        if not self._written or loaded.version is None:
+            row = Row(row.state, self._documents.version_after(loaded.version), row.mark, row.key)
+        values = {"_state": row.state, "_new": row.version}
+        if loaded.version is None:
+            return row, (statements.add, {"_key": self._key, **values})
+        return row, (update, {**is_loaded, **values})
+
+    def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
+        try:
+            self._transaction.change(statement, parameters)
+        except LostRow as lost:
+            raise (found := self.lost(lost, self._transaction, current_batch())) from found.__cause__
+        except IntegrityError as error:
+            if self._loaded.version is None and errors.is_duplicate(error):
+                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction = self.__dict__.pop("_transaction", None)
+        if transaction is not None:
+            transaction.end(error)
+
+    def _is_as_loaded(self, transaction: Transaction) -> bool:
+        """Whether the row is there as it was loaded, or is not there any more than it was."""
+        statements, loaded = self._documents.statements, self._loaded
+        with suppress(SQLAlchemyError):
+            if transaction.has_failed():  # as what is collected does
+                transaction.connection.rollback()
+            found = transaction.connection.execute(statements.look, {"_key": self._key}).one_or_none()
+            there = Row(None, None) if found is None else statements.row_of(found)
+            return (there.version, there.mark) == (loaded.version, loaded.mark)
+        return False
+
+    # -- what was not loaded ---------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        try:
+            self._transaction = self._begun()
+        except Exception as error:
+            raise errors.of_store(error, self._key) from error
+
+    def _save_reused(self) -> Row | None:
+        with judging_nobody(self._key):
+            return self._save()
+
+    def _compare(self) -> None:
+        """Raise a `Conflict` unless it is there as it was kept."""
+        try:
+            there = self._fetch()
+        except Exception as error:
+            raise errors.of_store(error, self._key) from error
+        if there.version != self._loaded.version:
+            raise Conflict(f"{shown(self._key)} was changed by somebody else since this process has saved it")
+
+    def _fence(self, row: Row | None) -> bool | None:
+        """Whether *row* was saved, by the COMMIT whose answer is lost; if not, see to it that it never will be.
+
+        Where the document is still as it was loaded, that save may just not have arrived: with another version, it
+        finds none to write to. What others have saved since tells nothing, nor does it that there is no document.
+        """
+        documents, statements = self._documents, self._documents.statements
+        saved = None if row is None else row.version
+        fence = documents.version_after(self._before)
+        values = {"_key": self._key, "_version": self._before, "_new": fence}
+        for _ in polls(remaining()):
+            try:
+                with documents.engine.begin() as connection:
+                    connection.execute(statements.fence, values)
+                    there = connection.execute(statements.load, {"_key": self._key}).one_or_none()
+            except SQLAlchemyError:  # nobody answers, or what it locks is not free yet
+                continue
+            if there is None or there.version not in {saved, fence}:
+                return None
+            return bool(there.version == saved)
+        return None
+
+
+def _with_state(row: Row, state: Any) -> Row:
+    return Row(state, row.version, row.mark, row.key)  # `_replace` takes a microsecond

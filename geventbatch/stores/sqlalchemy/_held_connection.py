@@ -1,0 +1,97 @@
+"""The connection of a batch, as operations meet it: it stays with the batch, whatever they call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import PoolProxiedConnection
+
+    from geventbatch.stores.sqlalchemy._conduct import Conduct
+
+_INSTEAD: Final = "the connection is the batch's, which gives it back when it has saved"
+
+
+class HeldConnection(sa.Connection):
+    """Closed and given up by its batch only."""
+
+    conduct: Conduct
+
+    @staticmethod
+    def watch(engine: sa.Engine) -> None:
+        """Have what is sent on those of *engine* told to their conducts.
+
+        (A listener of its own for each connection would cost a batch as much as loading the row.)
+        """
+        if not event.contains(engine, "before_cursor_execute", _executes):
+            event.listen(engine, "before_cursor_execute", _executes)
+            event.listen(engine, "after_cursor_execute", _executed)
+            event.listen(engine, "commit", _commits)
+
+    @classmethod
+    def hold(cls, connection: sa.Connection, conduct: Conduct) -> None:
+        """Have *connection* be one."""
+        held: Any = connection
+        held.__class__ = cls
+        held.conduct = conduct
+
+    def close(self) -> None:
+        """For the batch."""
+        self.conduct.refuse("connection().close()", _INSTEAD)
+        super().close()
+
+    def invalidate(self, exception: BaseException | None = None) -> None:
+        """For the batch, and for SQLAlchemy, which says why."""
+        if exception is None:
+            self.conduct.refuse("connection().invalidate()", _INSTEAD)
+        super().invalidate(exception)
+
+    def detach(self) -> None:
+        """For the batch."""
+        self.conduct.refuse("connection().detach()", _INSTEAD)
+        super().detach()
+
+    def rollback(self) -> None:
+        """For the batch."""
+        self.conduct.refuse("connection().rollback()", "use `with session.begin_nested()` for what you may undo")
+        super().rollback()
+
+    def execution_options(self, **options: Any) -> sa.Connection:
+        """For the batch."""
+        self.conduct.refuse("connection().execution_options()", "pass them to execute(), for that statement only")
+        return super().execution_options(**options)
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        """The driver's, for the batch and for SQLAlchemy: nobody would see what is done with it."""
+        if not (self.conduct.flushing or self.conduct.in_bulk):  # which may have to roll back
+            self.conduct.refuse("connection().connection", "use exec_driver_sql() in place of the driver's own methods")
+        return super().connection
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        """What is kept with the driver's connection."""
+        conduct = self.conduct
+        before, conduct.ours = conduct.ours, True
+        try:
+            return super().info
+        finally:
+            conduct.ours = before
+
+
+def _executes(connection: sa.Connection, *about: Any) -> None:
+    if type(connection) is HeldConnection:
+        connection.conduct.executes(connection, *about)
+
+
+def _executed(connection: sa.Connection, cursor: Any, _: str, __: Any, context: Any, *___: Any) -> None:
+    if context.isinsert and type(connection) is HeldConnection:
+        connection.conduct.has_inserted(cursor, context)
+
+
+def _commits(connection: sa.Connection) -> None:
+    if type(connection) is HeldConnection:
+        connection.conduct.refuse_commit()

@@ -1,0 +1,388 @@
+"""Instances of the user's own mapped classes: a Session per batch, on its own connection and in its own transaction.
+
+An operation may change the resource, and, through `object_session(resource)`, query, add other objects and change
+those. What it may do there, and what becomes of it when it raises, is for `Conduct`. This scope loads, and saves what
+the session holds then, in the transaction that it has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import InstanceState
+from sqlalchemy.orm.exc import StaleDataError
+
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.sqlalchemy._collections import asks_later, is_collection, plain
+from geventbatch.stores.sqlalchemy._conduct import Conduct
+from geventbatch.stores.sqlalchemy._held_connection import HeldConnection
+from geventbatch.stores.sqlalchemy._loaded import Loaded
+from geventbatch.stores.sqlalchemy._memory import Memory, first
+from geventbatch.stores.sqlalchemy._rows import insert_rows, is_instance
+from geventbatch.stores.sqlalchemy._steps import Steps
+from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+    from types import TracebackType
+
+    from geventbatch._core.batch import Batch
+    from geventbatch.errors import NotSaved
+    from geventbatch.stores.sqlalchemy._mapping import Mapping
+    from geventbatch.stores.sqlalchemy._session import BatchSession
+
+_EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
+"""Of a session, in which others may want to add something to it."""
+
+_log: Final = logging.getLogger("geventbatch")
+
+
+class MappedScope:
+    """One batch over one instance: entering loads it into a session, leaving flushes and commits that."""
+
+    takes_rows = True
+    deletes = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    _transaction: Transaction
+    _session: BatchSession
+    _conduct: Conduct
+    _loaded: Loaded
+    _row_key: Hashable  # as the row has it: a collation may find it by another one
+    _steps: Steps | None
+    _held: bool  # the row was ours before the save
+    _collected: bool  # the save is one message
+    _first: Memory | None  # what was loaded
+
+    def __init__(self, mapping: Mapping, key: Hashable) -> None:
+        self._mapping = mapping
+        self._key = key
+        self._steps = None
+        self._held = self._collected = False
+
+    def __enter__(self) -> Any:
+        try:
+            self._transaction, row = self._load()
+            resource, token = (self._made(), None) if row is None else (row[0], row[1:])
+            self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
+            self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
+            self._first = first(self._conduct, self._loaded)
+            self._conduct.begin(self._loaded)
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        return resource
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._conduct.ours = True
+        try:
+            if error is None:
+                self._save()
+        except BaseException as raised:
+            self._give_up(raised)
+            if isinstance(raised, Rejected):
+                self._look_again(raised)
+            if isinstance(raised, LostRow) and self._collected:
+                self._look_for_others()
+            raise
+        if error is not None:
+            self._give_up(error)
+            return
+        try:
+            self._end(None)
+        except Exception:
+            _log.exception("after the batch of key %r was saved, its connection or a listener raised", self._key)
+
+    def operation_raised(self, error: Exception) -> NotSaved | None:
+        """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
+        return self._conduct.raised(error)
+
+    def operation_returned(self) -> NotSaved | None:
+        """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
+        return self._conduct.returned()
+
+    @property
+    def must_compare(self) -> bool:
+        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        return self._conduct.asked and not self._mapping.locking
+
+    def copied(self, value: object) -> object:
+        """Give a copy of *value* where it is in a column, or a relationship's collection; else itself. Switches: no."""
+        if is_collection(value):
+            return plain(value)
+        copy = self._loaded.copier_of(value)
+        return value if copy is None else copy(value)
+
+    def owns(self, value: object) -> bool:
+        """Whether *value* is of the batch's session: an instance, in a column of one, or what asks it. Switches: no."""
+        if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
+            return value in self._session
+        return is_collection(value) or asks_later(value) or self._loaded.copier_of(value) is not None
+
+    # -- undo --------------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> object:
+        """Copy what the session has in memory. Raises `CannotUndo`. Switches: no."""
+        conduct = self._conduct
+        conduct.ours = True
+        try:
+            return Memory(conduct, self._loaded, plain=True, columns=True)
+        finally:
+            conduct.ours = False
+
+    def restore(self, checkpoint: object | None) -> Any:
+        """Have it be so again, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        memory = self._first if checkpoint is None else cast("Memory", checkpoint)
+        if memory is None:
+            self._mapping.keeps = True
+            raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
+        conduct = self._conduct
+        conduct.ours = True
+        try:
+            memory.restore()
+        finally:
+            conduct.ours = False
+        return self._loaded.resource
+
+    # -- step by step ------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> bool:
+        """Whether an attempt can go step by step: where an operation may write, so that nobody waits for long."""
+        return self._transaction.writes_anywhere
+
+    def begin_steps(self) -> None:
+        """Judge the operations to come one by one. Switches: yes."""
+        with self._conduct.own():
+            self._steps = Steps(self._conduct, self._loaded, self._made, self._is_inserted)
+
+    def keep(self) -> None:
+        """Write what the operation at hand has changed; see `Steps`. Switches: yes."""
+        assert self._steps is not None  # noqa: S101 - they have begun
+        with self._conduct.own():
+            self._steps.keep()
+
+    def undo(self) -> Any:
+        """Go back to what was there before it. Switches: yes."""
+        assert self._steps is not None  # noqa: S101 - as above
+        with self._conduct.own():
+            return self._steps.undo()
+
+    def recorded(self, keys: list[str]) -> dict[str, str]:
+        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        with self._conduct.own():  # it is no operation that asks, and it needs nothing of what those have changed
+            return self._outcomes().find(self._transaction.send, keys)
+
+    # -- load ------------------------------------------------------------------------------------------------
+
+    def _load(self) -> tuple[Transaction, Any]:
+        mapping = self._mapping
+        try:
+            return load(self._begin, self._fetch)
+        except DBAPIError as error:
+            if not (mapping.token and errors.has_no_xmin(error)):
+                raise
+            mapping.forget_token()
+        return load(self._begin, self._fetch)
+
+    def _begin(self) -> Transaction:
+        mapping = self._mapping
+        transaction = mapping.transaction(mapping.engine, self._key)
+        self._close_session()  # of a first try, on a connection that was lost
+        session = self._session = cast("BatchSession", mapping.sessions(bind=transaction.connection))
+        conduct = self._conduct = Conduct(mapping, self._key, session, transaction)
+        session.begin_watch(conduct)
+        HeldConnection.hold(transaction.connection, conduct)
+        return transaction
+
+    def _fetch(self, transaction: Transaction) -> Any:
+        mapping = self._mapping
+        parameters = mapping.parameters(self._key)
+        try:
+            if mapping.lock is not None:
+                transaction.precede(mapping.lock, parameters)
+            return self._session.execute(mapping.load, parameters).unique().one_or_none()
+        except (ValueError, TypeError, LookupError) as error:  # of a column's type
+            raise ValueError(f"the {mapping.name} {shown(self._key)} cannot be decoded: {said(error)}") from error
+
+    def _made(self) -> Any:
+        mapping = self._mapping
+        if mapping.missing == "raise":
+            raise ResourceMissing(f"there is no {mapping.name} {shown(self._key)}", key=self._key)
+        resource = mapping.missing(self._key)
+        if not isinstance(resource, mapping.mapper.class_):
+            raise TypeError(f"missing made {shown(resource)} for {shown(self._key)}: it has to be a {mapping.name}")
+        for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
+            if getattr(resource, attribute.key) is None:
+                setattr(resource, attribute.key, value)
+        if mapping.version is not None and getattr(resource, mapping.version) is None:
+            setattr(resource, mapping.version, 1)
+        self._session.add(resource)
+        return resource
+
+    # -- save ------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        batch = current_batch()
+        session, conduct = self._session, self._conduct
+        unfit = conduct.unfit()
+        if unfit is not None:
+            raise unfit
+        if self.must_compare and len(batch.operations) > 1:
+            self._compare(batch)
+        recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
+        if not batch.completed:  # whatever is in the session, or was sent, nobody has made it
+            if recording is not None:
+                self._transaction.write(lambda: None, recording)
+            return
+        late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds what is to go with it only in the database
+        if batch.deleted and not late:  # before a flush writes what is to go
+            self._delete()
+        self._end_savepoints()
+        rows = batch.rows
+        if rows or conduct.wrote:
+            self._touch()
+        elif recording is None and self._is_idle():
+            return
+        if self._steps is not None:
+            rows = rows[self._steps.rows :]
+        transaction = self._transaction
+        transaction.committer = session.commit
+        self._held, self._collected = self._loaded.claimed, self._is_collected(rows)
+        transaction.write(partial(self._write, rows, late=late), recording, collected=self._collected)
+
+    def _compare(self, batch: Batch) -> None:
+        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        self._loaded.flag_mutated()
+        if batch.completed and (batch.rows or self._conduct.wrote or self._loaded.changes()):
+            return
+        try:
+            self._loaded.compare(self._transaction.connection)
+        except DBAPIError as error:
+            raise errors.of_store(error, self._key) from cause(error)
+
+    def _write(self, rows: Sequence[object], *, late: bool) -> None:
+        session = self._session
+        try:
+            if late:
+                session.flush()
+                self._delete()
+            session.flush()
+            self._conduct.check_inserted(self._is_inserted)
+            insert_rows(self._transaction.connection, rows, session)
+        except StaleDataError as error:
+            raise self._conduct.stale(error) from error
+
+    def _end_savepoints(self) -> None:
+        """Those of the steps, and those that an operation has left open, which would end with COMMIT too.
+
+        Each is flushed as it ends: what is said to a value then is that of a save, too.
+        """
+        try:
+            while (nested := self._session.get_nested_transaction()) is not None:
+                with self._session.silence():
+                    nested.commit()
+        except StaleDataError as error:
+            raise self._conduct.stale(error) from error
+        except Exception as error:
+            raise self._transaction.not_saved(error) from cause(error)
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to commit. Where operations may write, a SELECT may have called what does."""
+        if self._transaction.writes_anywhere:
+            return False
+        self._loaded.flag_mutated()
+        return not self._loaded.changes()
+
+    def _touch(self) -> None:
+        self._loaded.flag_mutated()
+        if self._conduct.rewrote and not self._mapping.locking and not self._is_inserted():
+            self._session.expunge(self._loaded.resource)  # a statement of an operation has deleted the row
+        else:
+            self._loaded.touch()
+
+    def _outcomes(self) -> Outcomes:
+        mapping = self._mapping
+        assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
+        columns = ", ".join([attribute.key for attribute in mapping.by])
+        return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._row_key)
+
+    def _is_collected(self, rows: Sequence[object]) -> bool:
+        """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""
+        session = self._session
+        return (
+            self._loaded.needs_no_answer()
+            and not session.new
+            and not session.deleted
+            and not any(is_instance(row) for row in rows)
+            and all(len(list(getattr(session.dispatch, name))) == 1 for name in _EVENTS)  # those are ours
+            and not list(session.dispatch.after_flush)
+        )
+
+    def _delete(self) -> None:
+        session = self._session
+        if self._loaded.resource in session.new:
+            session.expunge(self._loaded.resource)
+        elif self._loaded.resource in session:
+            session.delete(self._loaded.resource)
+
+    def _look_again(self, rejected: Rejected) -> None:
+        """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`.
+
+        So it is where nobody can look: the replay will see.
+        """
+        cause = rejected.__cause__
+        if self._loaded.identity is None and isinstance(cause, IntegrityError) and errors.is_duplicate(cause):
+            there = True
+            with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
+                there = self._is_there(connection)
+            if there:
+                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
+
+    def _look_for_others(self) -> None:
+        """When nobody has changed the row that was not found, by a save that was one message, it was left out."""
+        if not (self._held or is_doubtful(current_batch())):
+            return
+        loaded, transaction = self._loaded, self._conduct.transaction
+        with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
+            there = self._held or loaded.is_there(connection)
+            if there and (self._conduct.rewrote or loaded.are_as_read(transaction, connection)):
+                raise (found := left_out(self._key, StaleDataError)) from found.__cause__
+
+    def _is_there(self, connection: sa.Connection) -> bool:
+        """Whether there is a row at the key."""
+        mapping = self._mapping
+        return connection.execute(mapping.look, mapping.parameters(self._key)).first() is not None
+
+    def _is_inserted(self) -> bool:
+        """The same, as the batch's own transaction sees it."""
+        return self._is_there(self._transaction.connection)
+
+    def _give_up(self, error: BaseException) -> None:
+        """End without a save. What is raised then is only told: it is *error* that says what became of the batch."""
+        try:
+            self._end(error)
+        except Exception:
+            _log.exception("after the batch of key %r was given up, its connection or a listener raised", self._key)
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction = self.__dict__.pop("_transaction", None)
+        try:
+            if transaction is not None:
+                transaction.end(error)
+        finally:
+            self._close_session()
+
+    def _close_session(self) -> None:
+        session = self.__dict__.pop("_session", None)
+        if session is not None:
+            session.close()

@@ -1,0 +1,296 @@
+"""What the scopes of one store of a mapped class have in common: its columns, its statements, what they compare."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import sqlalchemy as sa
+from sqlalchemy.sql.functions import FunctionElement
+
+from geventbatch._safe_repr import named, shown
+from geventbatch.stores._sql.functions import Functions
+from geventbatch.stores._sql.keys import row_key
+from geventbatch.stores.sqlalchemy import _engines
+from geventbatch.stores.sqlalchemy._bound import Columns
+from geventbatch.stores.sqlalchemy._derived import has_derived
+from geventbatch.stores.sqlalchemy._tenants import prepare
+from geventbatch.stores.sqlalchemy._watched import watch_refreshes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from sqlalchemy.orm import Mapper, Session
+    from sqlalchemy.orm.attributes import InstrumentedAttribute
+
+    from geventbatch.stores._sql.outcomes import OutcomeTable
+    from geventbatch.stores.sqlalchemy._transaction import Transaction
+
+
+@dataclass(kw_only=True)
+class Mapping:
+    """What the scopes of one store have in common."""
+
+    engine: sa.Engine
+    sessions: Callable[..., Session]
+    transaction: Callable[[sa.Engine, Hashable], Transaction]
+    mapper: Mapper[Any]
+    by: tuple[InstrumentedAttribute[Any], ...]
+    missing: Any
+    locking: bool
+    version: str | None
+    """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
+    counts_itself: bool
+    """The mapper has a `version_id_col`."""
+    token: tuple[sa.Label[Any], ...]  # mutable, once: see `forget_token`
+    """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
+    outcomes: OutcomeTable | None = None
+    prepare: Callable[[sa.Connection, Any], object] | None = None
+    """Has a connection find the tables of a key's tenant."""
+    has_tenants: bool = False
+    """A key is a pair: the tenant, and the row's own."""
+    functions: Functions = field(init=False)
+    reads_derived: bool = False
+    """Some operation has asked for something behind others, where that may have been what the database computes."""
+    keeps: bool = False  # mutable: see `_memory`
+    """What is loaded is copied, since an operation has raised that could not be undone without."""
+    _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
+    _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Nothing is known yet of the functions that operations call."""
+        self.functions = Functions("mysql" if self.engine.dialect.name == "mariadb" else self.engine.dialect.name)
+
+    @cached_property
+    def name(self) -> str:
+        """Of the class."""
+        return str(self.mapper.class_.__name__)
+
+    @cached_property
+    def columns(self) -> dict[str, sa.Column[Any]]:
+        """The columns of all attributes of the class that are columns and nothing else."""
+        return self.columns_of(self.mapper).named
+
+    def columns_of(self, mapper: Mapper[Any]) -> Columns:
+        """The columns of a class whose instances are in the session: of this one, of its children, of others."""
+        found = self._columns.get(mapper)
+        if found is None:
+            found = self._columns[mapper] = Columns(mapper, self.engine.dialect)
+            if found.in_place or (self.sees_all and mapper.isa(self.mapper)):
+                watch_refreshes(mapper.class_)
+        return found
+
+    @cached_property
+    def sees_all(self) -> bool:
+        """Whether a save compares the row with all that was loaded of it."""
+        return not self.locking and not self.token
+
+    @cached_property
+    def load(self) -> sa.Select[Any]:
+        """Fetches the instance, and the token."""
+        entity = self.mapper.class_
+        found = sa.select(entity, *self.token).where(*self._is_row())
+        return found.with_for_update(of=entity, key_share=True) if self.locking else found
+
+    @cached_property
+    def lock(self) -> sa.Select[Any] | None:
+        """Locks the row before it is loaded, where the load reads more than the row, which is then no older than that.
+
+        What a statement reads beside the rows that it locks is as old as its beginning, before it waited for them.
+        """
+        if not self.locking or not _reads_beside(self.load, self.mapper, self.engine.dialect):
+            return None
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return self._locked(one.where(*self._is_row()))
+
+    @cached_property
+    def claim(self) -> sa.Select[Any]:
+        """Locks the row if it is as it was loaded, where there is a token: the primary key, and the token."""
+        return self._locked(self._as_loaded())
+
+    @cached_property
+    def look_at(self) -> sa.Select[Any]:
+        """Fetches something if the row is so, and locks nothing."""
+        return self._as_loaded().select_from(self.mapper.selectable)
+
+    def _as_loaded(self) -> sa.Select[Any]:
+        expressions = [*self.mapper.primary_key, *[token.element for token in self.token]]
+        is_same = [part == sa.bindparam(f"_{i}", type_=part.type) for i, part in enumerate(expressions)]
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return one.where(*is_same)
+
+    def compare(self, mapper: Mapper[Any], names: tuple[str, ...]) -> sa.Select[Any]:
+        """Locks a row of *mapper*, found by its primary key, and fetches the columns with these *names*."""
+        found = self._compares.get((mapper, names))
+        if found is None:
+            named = self.columns_of(mapper).named
+            is_row = [column == sa.bindparam(f"_{i}") for i, column in enumerate(mapper.primary_key)]
+            found = self._locked(sa.select(*[named[name] for name in names]).where(*is_row), mapper)
+            self._compares[mapper, names] = found
+        return found
+
+    def _locked(self, row: sa.Select[Any], mapper: Mapper[Any] | None = None) -> sa.Select[Any]:
+        mapper = mapper or self.mapper
+        return row.select_from(mapper.selectable).with_for_update(of=list(mapper.tables), key_share=True)
+
+    def forget_token(self) -> None:
+        """The relation has none, as views of PostgreSQL: compare what was loaded."""
+        self.token = ()
+        for name in ("load", "claim", "look_at", "sees_all"):
+            vars(self).pop(name, None)
+        self._columns.clear()
+
+    @cached_property
+    def look(self) -> sa.Select[Any]:
+        """Fetches something when the row is there."""
+        return sa.select(self.by[0]).where(*self._is_row())
+
+    @contextmanager
+    def connect(self, key: Hashable) -> Iterator[sa.Connection]:
+        """Another connection than the batch's, to look at what it has left."""
+        with _engines.own(self.engine).connect() as connection:
+            if self.prepare is not None:
+                prepare(connection, key, self.prepare)
+            yield connection
+
+    @cached_property
+    def finding(self) -> tuple[str, ...]:
+        """The attributes by which a load finds the row, and knows its class."""
+        kind = self.mapper.polymorphic_on
+        known = kind is not None and kind in self.mapper.columns.values()
+        names = [attribute.key for attribute in self.by]
+        return (*names, self.mapper.get_property_by_column(cast("sa.Column[Any]", kind)).key) if known else (*names,)
+
+    @cached_property
+    def derives(self) -> bool:
+        """Whether the database computes something that operations may read."""
+        return has_derived(self.mapper)
+
+    def _is_row(self) -> list[sa.ColumnElement[bool]]:
+        return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
+
+    def key_of(self, resource: Any, asked: Hashable) -> Hashable:
+        """The key that the row of *resource* has, which was found by the one that was *asked* for."""
+        if self.outcomes is None:  # nobody wants to know
+            return asked
+        if self.has_tenants:
+            tenant, own = cast("tuple[Hashable, Hashable]", asked)
+            return tenant, self._own_key_of(resource, own)
+        return self._own_key_of(resource, asked)
+
+    def _own_key_of(self, resource: Any, asked: Any) -> Hashable:
+        values = vars(resource)
+        if len(self.by) == 1:
+            return row_key(asked, values.get(self.by[0].key, asked))  # type: ignore[no-any-return]
+        found = [values.get(one.key, part) for one, part in zip(self.by, asked, strict=True)]
+        return row_key(asked, found)  # type: ignore[no-any-return]
+
+    def parameters(self, key: Any) -> dict[str, Any]:
+        """Those of `load`."""
+        own = key[1] if self.has_tenants else key
+        values = own if len(self.by) > 1 else (own,)
+        return {f"_{i}": value for i, value in enumerate(values)}
+
+
+def refuse_joined(mapper: Mapper[Any]) -> None:
+    """Refuse a class some of whose rows have columns in other tables, which nobody would lock or compare."""
+    for one in mapper.self_and_descendants:
+        if one.local_table is not mapper.local_table:
+            raise ValueError(
+                f"{mapper.class_.__name__} has a subclass in a table of its own, {one.class_.__name__}, whose columns "
+                "would be neither locked nor compared: give that class a store"
+            )
+
+
+def mapper_of(entity: object) -> Any:
+    """The mapper of *entity*. Raises a `TypeError` if it is no mapped class."""
+    mapper: Any = sa.inspect(entity, raiseerr=False) if isinstance(entity, type) else None
+    if mapper is None:
+        raise TypeError(f"entity is {named(entity)}, but must be a class that SQLAlchemy maps")
+    return mapper
+
+
+def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The attributes that a key stands for: those of the primary key, or one that is unique."""
+    if by is None:
+        return tuple(_attribute(mapper, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
+    attribute = _attribute(mapper, by)
+    column = _column(attribute)
+    if not _is_unique(column):
+        raise ValueError(
+            f"by={shown(by)}: the column {column} is not unique, so that it does not name one {mapper.class_.__name__}"
+        )
+    return (attribute,)
+
+
+def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
+    """The attribute that the store counts up; None when there is none, or the mapper counts by itself."""
+    if version is None:
+        return None
+    column = _column(_attribute(mapper, version))
+    if mapper.version_id_col is not None:
+        if mapper.version_id_col is not column:
+            raise ValueError(f"version={shown(version)}: the mapper's version_id_col is {mapper.version_id_col}")
+        return None
+    if not issubclass(python_type(column) or int, int):
+        raise ValueError(  # noqa: TRY004 - it is the value of *version* that is wrong
+            f"version={shown(version)}: the column {column} is no whole number"
+        )
+    return version
+
+
+def token_of(mapper: Mapper[Any], dialect: sa.Dialect) -> tuple[sa.Label[Any], ...]:
+    """What tells whether a row was changed, or deleted and made anew: PostgreSQL's xmin; elsewhere nothing does."""
+    tables = [table for table in mapper.tables if isinstance(table, sa.Table)]
+    if dialect.name != "postgresql" or len(tables) != len(mapper.tables):
+        return ()
+    return tuple(sa.cast(_xmin(table), sa.Text).label(f"_xmin_{i}") for i, table in enumerate(tables))
+
+
+def _xmin(table: sa.Table) -> sa.ColumnElement[Any]:
+    column: sa.ColumnClause[Any] = sa.column("xmin")
+    column.table = table
+    return column
+
+
+def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect) -> bool:
+    """Whether *load* reads something else than columns of the tables of *mapper*: joined, or by an expression."""
+    compiled: Any = load.compile(dialect=dialect)
+    selects = 0
+    for part in sa.sql.visitors.iterate(compiled.compile_state.statement):
+        selects += isinstance(part, sa.SelectBase)
+        is_other_table = isinstance(part, sa.Table) and part not in mapper.tables
+        if is_other_table or isinstance(part, (sa.Alias, sa.TextClause, FunctionElement)):
+            return True
+    return selects > 1
+
+
+def python_type(column: sa.ColumnElement[Any]) -> type | None:
+    """What values of *column* are in Python; None when its type does not say."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None
+
+
+def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
+    if name not in mapper.column_attrs:
+        raise ValueError(f"{mapper.class_.__name__} has no column attribute {shown(name)}")
+    return cast("InstrumentedAttribute[Any]", getattr(mapper.class_, name))
+
+
+def _column(attribute: InstrumentedAttribute[Any]) -> sa.Column[Any]:
+    return cast("sa.Column[Any]", attribute.property.columns[0])
+
+
+def _is_unique(column: sa.Column[Any]) -> bool:
+    table = column.table
+    indexes = [index.columns for index in table.indexes if index.unique]
+    constraints = [
+        constraint.columns
+        for constraint in table.constraints
+        if isinstance(constraint, (sa.UniqueConstraint, sa.PrimaryKeyConstraint))
+    ]
+    return bool(column.unique) or any(list(columns) == [column] for columns in (*indexes, *constraints))

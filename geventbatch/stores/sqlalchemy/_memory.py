@@ -1,0 +1,386 @@
+"""What the session of a batch has in memory at one moment, to go back to when an operation has raised.
+
+That is everything that a flush, or an operation, may find there: the instances and which of them are new, their values
+and what was loaded of those, what is in their collections, and what are no columns at all. SQLAlchemy itself goes back
+with a transaction only, and forgets then what was changed before it. So its own books are put back here.
+
+What was sent to the database in between cannot be gone back from in memory: that is a `CannotUndo`.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter, itemgetter
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from sqlalchemy.ext.mutable import MutableBase
+from sqlalchemy.orm.collections import collection_adapter
+from sqlalchemy.orm.state import PendingCollection
+
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import CannotUndo
+from geventbatch.stores._insides import ATOMS, HEAP_TYPE, put_in_slots, slotted
+from geventbatch.stores.sqlalchemy._copies import Copies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import InstanceState
+
+    from geventbatch.stores.sqlalchemy._bound import Columns
+    from geventbatch.stores.sqlalchemy._conduct import Conduct
+    from geventbatch.stores.sqlalchemy._loaded import Loaded
+
+_FEW: Final = 4
+"""Instances of which it costs nothing that counts to keep what was loaded."""
+
+_ADAPTER: Final = "_sa_adapter"
+_BASES: Final[tuple[tuple[type[Any], Any], ...]] = ((list, list.copy), (set, set().union), (dict, dict.copy))
+_FUNCTIONS: Final = frozenset({FunctionType, BuiltinFunctionType, attrgetter, itemgetter})
+_NOTHING: Final[dict[str, Any]] = {}
+
+
+def first(conduct: Conduct, loaded: Loaded) -> Memory | None:
+    """Of what was loaded. None where that is much and no operation of this store has raised yet."""
+    mapping = loaded.mapping
+    if not mapping.keeps and len(conduct.session.identity_map) > _FEW:
+        return None
+    copies = mapping.keeps or loaded.identity is None
+    return Memory(conduct, loaded, plain=copies, columns=copies)
+
+
+class Memory:
+    """Of one session, as it was when this was made."""
+
+    __slots__ = (
+        "_added",
+        "_columns",
+        "_conduct",
+        "_copied",
+        "_copies",
+        "_deleted",
+        "_held",
+        "_identities",
+        "_is_known",
+        "_known",
+        "_loaded",
+        "_nested",
+        "_new",
+        "_plain",
+        "_session",
+        "_taken",
+        "_writes",
+    )
+
+    def __init__(self, conduct: Conduct, loaded: Loaded, *, plain: bool, columns: bool) -> None:
+        """Copy what can change in place: of what is *plain* (no attribute of the mapping), and of the *columns*.
+
+        What is not copied is known to have stayed the same, or made again of what the database has; or not to be had.
+        """
+        self._conduct = conduct
+        self._loaded = loaded
+        session = self._session = conduct.session
+        self._writes = conduct.writes
+        self._nested = session.get_nested_transaction()
+        self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - nothing public has its order
+        self._deleted = session._deleted.copy()  # noqa: SLF001
+        self._added = conduct.added()
+        self._known, self._taken = loaded.known(), loaded.taken()
+        self._identities: dict[Any, InstanceState[Any]] = session.identity_map._dict.copy()  # noqa: SLF001
+        columns_of = loaded.mapping.columns_of
+        self._held: dict[InstanceState[Any], _Held] = {}
+        for state in (*self._new, *self._identities.values()):
+            instance = state.obj()
+            if instance is not None:  # else it is gone, since nobody needs it
+                self._held[state] = _Held(state, instance, columns_of(state.manager.mapper), composites=columns)
+        self._plain, self._columns = plain, columns
+        self._is_known = False  # that it can be put back
+        self._copied: list[InstanceState[Any]] = []
+        self._copies: Copies | None = None  # of what they have
+        if plain or columns:
+            self._copy()
+
+    def restore(self) -> None:
+        """Have the session be as it was. Raises `CannotUndo`, having changed nothing that is used on. Switches: no."""
+        self._check()
+        instead = self._from_copies()
+        if not self._columns:
+            for state, held in self._held.items():
+                made = self._made(held)
+                if made:
+                    instead[state] = {**made, **instead.get(state, {})}
+        self._take_out()
+        session = self._session
+        modified = session.identity_map._modified  # noqa: SLF001
+        modified.clear()
+        for state, held in self._held.items():
+            held.put_back(instead.get(state, _NOTHING))
+            if state.modified and state.key is not None:
+                modified.add(state)
+        if self._new or session._new:  # noqa: SLF001
+            session._new.clear()  # noqa: SLF001
+            session._new.update(self._new)  # noqa: SLF001
+        self._conduct.put_added_back(self._added)
+        self._loaded.put_known_back(self._known, self._taken)
+
+    def put_plain_back(self) -> None:
+        """The same of what the database knows nothing of, where all else is as it was, or will be loaded."""
+        instead = self._from_copies()
+        self._take_out()
+        for state, held in self._held.items():
+            held.put_plain_back(instead.get(state, _NOTHING))
+
+    def _check(self) -> None:
+        conduct, session = self._conduct, self._session
+        if conduct.writes != self._writes or session.get_nested_transaction() is not self._nested:
+            raise self._refused("something was written, flushed, or executed that may write")
+        if session._deleted.keys() != self._deleted.keys():  # noqa: SLF001
+            raise self._refused("something was deleted")
+        if self._is_known:
+            return
+        for held in self._held.values():
+            if held.opaque is not None:
+                raise self._refused(held.opaque)
+            if not self._plain and (found := held.changing(plain=True, columns=False)):
+                self._loaded.mapping.keeps = True
+                raise self._refused(
+                    f"{next(iter(found))} of {held.state.class_.__name__} was not copied when it was loaded"
+                )
+        self._is_known = True
+
+    def _refused(self, why: str) -> CannotUndo:
+        return CannotUndo(f"what operations on {shown(self._conduct.key)} have done cannot be undone in memory: {why}")
+
+    def _take_out(self) -> None:
+        """What has come into the session since; and have what has left it be there again."""
+        session, held = self._session, self._held
+        new = [state for state in session._new if state not in held]  # noqa: SLF001
+        if new:
+            session._expunge_states(new, to_transient=True)  # noqa: SLF001 - the public one takes others with it
+        there = session.identity_map._dict  # noqa: SLF001
+        if there != self._identities:
+            loaded = [state for state in there.values() if state not in held]
+            session._expunge_states(loaded)  # noqa: SLF001
+            there.update({key: state for key, state in self._identities.items() if state in held})
+
+    # -- what can change in place -------------------------------------------------------------------------------
+
+    def _copy(self) -> None:
+        """All together, so that what is one object in two places stays that."""
+        changing: dict[InstanceState[Any], dict[str, Any]] = {}
+        for state, held in self._held.items():
+            found = held.changing(plain=self._plain, columns=self._columns)
+            if found:
+                changing[state] = found
+        if not changing:
+            return
+        self._copied = list(changing)
+        kept: list[object] = [one for held in self._held.values() for one in held.kept()]
+        try:
+            self._copies = Copies(list(changing.values()), self._session, *kept)
+        except CannotUndo:
+            raise
+        except Exception as error:
+            raise self._refused(f"it cannot be copied ({said(error)})") from error
+
+    def _from_copies(self) -> dict[InstanceState[Any], dict[str, Any]]:
+        if self._copies is None:
+            return {}
+        try:
+            return dict(zip(self._copied, self._copies.copy(), strict=True))
+        except Exception as error:
+            raise self._refused(f"it cannot be copied ({said(error)})") from error
+
+    def _made(self, held: _Held) -> dict[str, Any]:
+        """What operations have changed in place of the columns, as it was loaded."""
+        columns = held.columns.in_place
+        if not columns:
+            return _NOTHING
+        known, made = self._known.get(held.state, {}), {}
+        for name, bound in columns.items():
+            value = held.values.get(name)
+            if type(value) in ATOMS:
+                continue
+            if name in known and not bound.differ(known[name], value):
+                continue
+            try:
+                made[name] = _coerced(name, value, bound.loaded(known[name]))
+            except Exception as error:
+                self._loaded.mapping.keeps = True
+                raise self._refused(f"{name} was changed in place, and was not copied when it was loaded") from error
+        return made
+
+
+class _Held:
+    """What one instance had, and what SQLAlchemy had noted of it."""
+
+    __slots__ = (
+        "_collections",
+        "_committed",
+        "_expired",
+        "_instance",
+        "_is_flat",
+        "_notes",
+        "columns",
+        "opaque",
+        "slotted",
+        "state",
+        "values",
+    )
+
+    def __init__(self, state: InstanceState[Any], instance: object, columns: Columns, *, composites: bool) -> None:
+        self.state = state
+        self.columns = columns
+        self._instance = instance  # so that it stays
+        self.opaque: str | None = None  # why it cannot be put back
+        self.values: dict[str, Any] = vars(instance).copy()
+        if columns.composites and not composites:  # they are made of their columns again
+            for composite in columns.composites:
+                self.values.pop(composite, None)
+        self.slotted = slotted(columns.slots, instance) if columns.slots else _NOTHING
+        notes = self._notes = state.__dict__.copy()
+        self._is_flat = dict not in map(type, notes.values())
+        if not self._is_flat:
+            self._notes = _copied(notes)
+        self._committed = state.committed_state.copy()
+        self._expired = state.expired_attributes.copy()
+        self._collections: list[Any] = []
+        for name in columns.collections:
+            if (found := self.values.get(name)) is not None:
+                self._collections.append(self._collection(found))
+        if "_empty_collections" in notes:
+            self._collections += [self._collection(found) for found in self._notes["_empty_collections"].values()]
+        for name in columns.dynamic:
+            if name in self._committed:
+                self.opaque = "a dynamic relationship has changed"
+
+    def put_back(self, instead: dict[str, Any]) -> None:
+        """All of it, but for some values *instead*."""
+        state = self.state
+        values = state.dict
+        for name in instead:
+            before = values.get(name)
+            if isinstance(before, MutableBase):
+                before._parents.pop(state, None)  # noqa: SLF001 - it tells of no change any more
+        if self.columns.slots:
+            instead = self._put_slots_back(instead)
+        values.clear()
+        values.update(self.values)
+        for name, value in instead.items():
+            values[name] = value
+            if isinstance(value, MutableBase):
+                cast("Any", value)._parents[state] = name  # noqa: SLF001 - as SQLAlchemy does where it loads
+        state.__dict__ = self._notes.copy() if self._is_flat else _copied(self._notes)
+        state.committed_state = self._committed.copy()
+        state.expired_attributes = self._expired.copy()
+        for collection, adapter, is_empty, members, own in self._collections:
+            vars(collection).clear()
+            vars(collection).update(own)
+            adapter.invalidated, adapter.empty = False, is_empty
+            _refill(collection, members)
+
+    def kept(self) -> Iterator[object]:
+        """What stays the same object."""
+        yield self._instance
+        for collection, *_ in self._collections:
+            yield collection
+
+    def plain(self) -> dict[str, Any]:
+        """What the mapping does not know."""
+        mapped = self.columns.mapped
+        return {name: value for name, value in self.values.items() if name not in mapped} | self.slotted
+
+    def changing(self, *, plain: bool, columns: bool) -> dict[str, Any]:
+        """What can change in place, of that and of the columns."""
+        values, found = self.values, {}
+        if plain and (self.slotted or not values.keys() <= self.columns.mapped):
+            found = {name: value for name, value in self.plain().items() if type(value) not in ATOMS}
+        for name in self.columns.changing if columns else ():
+            if type(values.get(name)) not in ATOMS:
+                found[name] = values[name]
+        return found
+
+    def put_plain_back(self, instead: dict[str, Any]) -> None:
+        """What the mapping does not know, alone."""
+        instead = self._put_slots_back(instead)
+        values, mapped = self.state.dict, self.columns.mapped
+        for name in [name for name in values if name not in mapped]:
+            del values[name]
+        for name, value in self.plain().items():
+            if name not in self.slotted:
+                values[name] = instead.get(name, value)
+
+    def _put_slots_back(self, instead: dict[str, Any]) -> dict[str, Any]:
+        """Give what else is to be put *instead*."""
+        slots = self.columns.slots
+        put_in_slots(slots, self._instance, {name: instead.get(name, one) for name, one in self.slotted.items()})
+        return {name: value for name, value in instead.items() if name not in slots}
+
+    def _collection(self, collection: Any) -> tuple[Any, Any, bool, Any, dict[str, Any]]:
+        own = getattr(collection, "__dict__", _NOTHING)
+        if any(not _is_fixed(value) for name, value in own.items() if name != _ADAPTER):
+            self.opaque = f"a {type(collection).__name__} has attributes of its own"
+        members = _members(collection)
+        if members is None:
+            self.opaque = f"what is in a {type(collection).__name__} is not known"
+        adapter = collection_adapter(collection)
+        return collection, adapter, adapter.empty, members, dict(own)
+
+
+def _is_fixed(value: object) -> bool:
+    """Whether *value*, of a collection, stays as it is: what makes the keys of a dict, and the like."""
+    kind = type(value)
+    return kind in ATOMS or kind in _FUNCTIONS or (callable(value) and kind.__module__.startswith("sqlalchemy."))
+
+
+def _members(collection: Any) -> Any:
+    """All that is in it, whatever it shows. None: that is not known, as it has more than a built-in and a dict."""
+    kinds = type(collection).__mro__
+    for base, copy in _BASES:
+        if base in kinds:
+            others = [one for one in kinds if one is not base and one is not object]
+            return None if any(_has_more(one) for one in others) else copy(collection)
+    return None
+
+
+def _has_more(kind: type) -> bool:
+    is_written_in_c = not kind.__flags__ & HEAP_TYPE
+    return is_written_in_c or any(isinstance(slot, MemberDescriptorType) for slot in vars(kind).values())
+
+
+def _refill(collection: Any, members: Any) -> None:
+    """Without SQLAlchemy's noticing: its books are put back too."""
+    if isinstance(collection, list):
+        list.__setitem__(collection, slice(None), members)
+    elif isinstance(collection, set):
+        set.clear(collection)
+        set.update(collection, members)
+    else:
+        dict.clear(collection)
+        dict.update(collection, members)
+
+
+def _copied(notes: dict[str, Any]) -> dict[str, Any]:
+    """What an `InstanceState` notes: with what changes in it."""
+    found = {name: dict(value) if type(value) is dict else value for name, value in notes.items()}
+    if "_pending_mutations" in found:
+        found["_pending_mutations"] = {name: _of(one) for name, one in found["_pending_mutations"].items()}
+    return found
+
+
+def _of(pending: PendingCollection) -> PendingCollection:
+    found = PendingCollection()
+    for one in pending.added_items:
+        found.added_items.add(one)
+    for one in pending.deleted_items:
+        found.deleted_items.add(one)
+    return found
+
+
+def _coerced(name: str, before: Any, value: Any) -> Any:
+    """*value* as SQLAlchemy would have loaded it where *before* was."""
+    if isinstance(before, MutableBase):
+        value = type(before).coerce(name, value)
+    if type(value) is not type(before):
+        raise TypeError(f"{type(value)} is made of it, and it was {type(before)}")
+    return value

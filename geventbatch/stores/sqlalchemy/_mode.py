@@ -1,0 +1,39 @@
+"""How the stores of SQLAlchemy keep others from writing over a batch's row: by a lock, or by a comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from geventbatch._safe_repr import shown
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+Mode = Literal["lock", "version"]
+
+
+def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
+    """The one that was chosen, or that fits the database. Raises a `ValueError` where *engine* cannot have it."""
+    own = vars(engine.dialect).get("_on_connect_isolation_level")  # what `create_engine` was told
+    levels = {own, engine.get_execution_options().get("isolation_level")}
+    if "AUTOCOMMIT" in levels:
+        raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
+    has_locks = on_server(engine)
+    if mode is None:
+        mode = "lock" if has_locks else "version"
+    if mode not in ("lock", "version"):
+        raise ValueError(f"mode={shown(mode)}: pass 'lock', 'version' or None")
+    if mode == "lock" and not has_locks:
+        raise ValueError("mode='lock': SQLite has no row locks; pass 'version' or None")
+    insisted = levels & {"REPEATABLE READ", "SERIALIZABLE"}
+    if mode == "lock" and insisted:
+        raise ValueError(
+            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={shown(insisted.pop())}: who has "
+            "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
+        )
+    return mode
+
+
+def on_server(engine: sa.Engine) -> bool:
+    """Whether a database server is behind *engine*, which may take its time."""
+    return engine.dialect.name != "sqlite"

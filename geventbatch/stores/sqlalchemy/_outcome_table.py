@@ -1,0 +1,82 @@
+"""A table of outcomes as SQLAlchemy knows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
+
+from geventbatch._safe_repr import shown
+from geventbatch.stores._sql.outcomes import ID_LENGTH, OutcomeTable, seconds_to_keep
+from geventbatch.stores.sqlalchemy._documents import StateText
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.types import TypeEngine
+
+_VENDORS: Final = {"mariadb": "mysql"}
+_MARKS: Final = {"format": "%s", "pyformat": "%s", "qmark": "?"}
+
+
+class OutcomeId(TypeDecorator[str]):
+    """A text of ASCII, compared byte by byte."""
+
+    impl = sa.String(ID_LENGTH)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """With the collation that does that: any other one is slower, or takes two texts for one."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(sa.String(ID_LENGTH, collation="C"))
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(mysql.VARCHAR(ID_LENGTH, charset="ascii", collation="ascii_bin"))
+        return dialect.type_descriptor(sa.String(ID_LENGTH))
+
+
+def idempotency_table(name: str, metadata: sa.MetaData | None = None, *, schema: str | None = None) -> sa.Table:
+    """The table in which a `SQLAlchemyStore` records outcomes: what it takes as its ``idempotency``.
+
+    Several stores of one database may share it. `SQLAlchemyStore.create_table` makes it, or a migration.
+
+    Args:
+        name: Of the table.
+        metadata: Where to declare it, for Alembic; a new one unless given.
+        schema: Of the table.
+
+    Switches: no.
+    """
+    metadata = sa.MetaData() if metadata is None else metadata
+    there = metadata.tables.get(name if schema is None else f"{schema}.{name}")
+    if there is not None:
+        return there
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("id", OutcomeId, primary_key=True),
+        sa.Column("outcome", StateText, nullable=False),
+        sa.Column("expires", sa.BigInteger, nullable=False),
+        # They expire in the order of their rows, more or less, for which PostgreSQL has an index that costs nothing.
+        sa.Index(f"{name}_expires", "expires", postgresql_using="brin"),
+        schema=schema,
+    )
+
+
+def outcome_table(table: sa.Table | None, engine: sa.Engine, seconds: object) -> OutcomeTable | None:
+    """Check what a user has given, and make of it what is sent to the database of *engine*."""
+    ttl = seconds_to_keep(seconds, table)
+    if table is None:
+        return None
+    if not isinstance(table, sa.Table) or {column.name for column in table.columns} != {"id", "outcome", "expires"}:
+        raise TypeError(
+            f"idempotency is {shown(table)}, but must be a Table that idempotency_table() has made, or None"
+        )
+    mark = _MARKS.get(engine.dialect.paramstyle)
+    if mark is None:
+        raise ValueError(f"idempotency: the driver {engine.dialect.driver} has none of the forms {', '.join(_MARKS)}")
+    schemas = engine.get_execution_options().get("schema_translate_map") or {}
+    there = sa.table(table.name, schema=schemas.get(table.schema, table.schema))
+    name = engine.dialect.identifier_preparer.format_table(there)
+    vendor = _VENDORS.get(engine.dialect.name, engine.dialect.name)
+    return OutcomeTable(name, vendor, ttl, mark)

@@ -1,0 +1,134 @@
+"""What operations have had the session load, and another one would load itself, alone: after what it has changed.
+
+A relationship that is loaded does not show what is done without it: a row that is added or moved by its foreign key, or
+deleted by the session. Nor do instances show what a statement does. Who reads them behind such a change finds what the
+database has, alone; and here, what those before have loaded. So that is put aside while such an operation runs. Who
+reads it then is applied again, to what the next load gives; for who does not, nothing has happened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
+
+from geventbatch.stores.sqlalchemy._derived import UNHELD, has_foreign_key, is_foreign_key, misses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+
+_EAGER: Final = ("joined", False, "subquery", "selectin", "immediate")
+"""Relationships that are loaded with the instance."""
+
+
+class Outdated:
+    """Of the operations of one attempt."""
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    _aside: list[tuple[InstanceState[Any], str, Any, bool]]  # for the operation at hand; whether it had changes
+    _expired: list[tuple[InstanceState[Any], list[str]]]  # since the operation at hand has sent a statement
+    _written: bool  # one that had was in a flush: whether it is read since then is not known
+
+    def __init__(self, session: Session, resource: object) -> None:
+        """Of *session*, which holds what was loaded with the *resource*: alone, that is loaded before, too."""
+        self._session = session
+        self._resource: InstanceState[Any] = instance_state(resource)
+        relationships = self._resource.mapper.relationships
+        self._eager = {one.key for one in relationships if one.lazy in _EAGER}
+        if self._resource.key is None:  # what was made has what it was given
+            self._eager |= relationships.keys() & self._resource.dict.keys()
+        self._aside, self._expired, self._written = [], [], False
+
+    def has_added(self, instance: object) -> None:
+        """The operation at hand has added *instance*."""
+        if has_foreign_key(sa.inspect(instance)):
+            self._put_aside(lambda state, relation: self._misses(state, relation, [instance]))
+
+    def has_deleted(self) -> None:
+        """It has deleted something by the session."""
+        self._put_aside(lambda state, relation: self._misses(state, relation, []))
+
+    def assigns(self, child: InstanceState[Any], name: str) -> None:
+        """It assigns something to attribute *name* of *child*."""
+        mapper = child.mapper
+        if not is_foreign_key(child, name):
+            return
+        column = mapper.attrs[name].columns[0]
+
+        def concerns(state: InstanceState[Any], relation: Any) -> bool:
+            if relation.viewonly:
+                return False
+            if state is child and column in relation.local_columns:
+                return True
+            return bool(relation.mapper.common_parent(mapper) and column in relation.remote_side)
+
+        self._put_aside(concerns)
+
+    def writes(self) -> None:
+        """It has something flushed: what is only looked at may be another thing now."""
+        self._put_aside(lambda _, relation: bool(relation.viewonly))
+
+    def flushes(self) -> None:
+        """What has changes is to be written: it has to be in place."""
+        for state, name, value, changed in self._aside:
+            if changed and name not in state.dict:
+                state.dict[name] = value
+                self._written = True
+
+    def executes(self, statement: str | None) -> None:
+        """It sends *statement*, which may change what it names; or whatever, if that is not known."""
+        for state in self._session.identity_map.all_states():
+            names = [
+                relation.key
+                for relation in self._loaded_of(state)
+                if statement is None or _names(statement, relation.mapper)
+            ]
+            unheld = {one.key for one in state.mapper.relationships if one.lazy in UNHELD}
+            if state is not self._resource and (statement is None or _names(statement, state.mapper)):
+                names = [name for name in state.manager if name in state.dict and name not in unheld]
+            instance = state.obj()
+            if not names or instance is None:
+                continue
+            if state.modified:  # by itself: those before have been flushed
+                self._written = True
+            else:
+                Session.expire(self._session, instance, names)
+                self._expired.append((state, names))
+
+    def reads(self) -> bool:
+        """Whether the operation at hand, which has ended, has read something of that; all is in place again."""
+        found, self._written = self._written, False
+        for state, name, value, changed in self._aside:
+            if name in state.dict or changed != (name in state.committed_state):
+                found = True
+            elif state.session is self._session:
+                state.dict[name] = value
+        found = found or any(name in state.dict for state, names in self._expired for name in names)
+        self._aside, self._expired = [], []
+        return found
+
+    def _put_aside(self, concerns: Callable[[InstanceState[Any], Any], bool]) -> None:
+        for state in self._session.identity_map.all_states():
+            for relation in self._loaded_of(state):
+                if concerns(state, relation):
+                    name = relation.key
+                    self._aside.append((state, name, state.dict.pop(name), name in state.committed_state))
+
+    def _misses(self, state: InstanceState[Any], relation: Any, added: list[object]) -> bool:
+        return not relation.viewonly and misses(state, relation, added, self._session)
+
+    def _loaded_of(self, state: InstanceState[Any]) -> list[Any]:
+        """The relationships that are loaded, but for those that were with the resource."""
+        eager = self._eager if state is self._resource else ()
+        relations = (one for one in state.mapper.relationships if one.lazy not in UNHELD)
+        return [one for one in relations if one.key in state.dict and one.key not in eager]
+
+
+def _names(statement: str, mapper: Mapper[Any]) -> bool:
+    """Whether *statement* names a table of *mapper*."""
+    return any(getattr(table, "name", "") in statement for table in mapper.tables)

@@ -1,0 +1,127 @@
+"""A transaction of SQLAlchemy's on PostgreSQL."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from geventbatch.stores._sql import bounds, commit
+from geventbatch.stores.sqlalchemy._transaction import Transaction, remaining
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from sqlalchemy import Engine
+
+_LEVEL: Final = "geventbatch: level"
+"""Where a connection has, in its `info`, that its own level of isolation is another one than READ COMMITTED."""
+
+
+class PostgresTransaction(Transaction):
+    """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
+
+    leaves_out = True
+
+    _xid: str | None = None
+    _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
+    _is_direct = False  # no pooler is between, since the session is the one that was begun with the connection
+
+    def begin(self) -> None:
+        self._driver: Any = self.connection.connection.driver_connection
+        self._prepare_nothing(self._driver)
+        if self.locking and self.connection.info.get(_LEVEL):
+            self.connection.exec_driver_sql(bounds.READ_COMMITTED)
+        bound = bounds.postgres_bound_and_xid(remaining(), level=self.locking, backend=self._threshold is not None)
+        row = self.connection.exec_driver_sql(bound).one()
+        self._xid = row[1]
+        self._is_direct = self._threshold is not None and row[-1] == _process_of(self._driver)
+        if self.locking and row[2] != bounds.LEVEL:  # the server, or the role, has another one for all
+            self.connection.info[_LEVEL] = True
+            self.connection.rollback()
+            self.begin()
+        elif self._is_direct:
+            self._prepare_again(self._driver)
+
+    def before_writes(self) -> None:
+        self._prepare_nothing(self._driver)  # that is another text each time
+        self.connection.exec_driver_sql(bounds.postgres_bound(remaining()))
+        if self._is_direct:
+            self._prepare_again(self._driver)
+
+    def end(self, error: BaseException | None = None) -> None:
+        if not self.connection.closed and not self.connection.invalidated:
+            self._prepare_again(self._driver)
+        super().end(error)
+
+    def _prepare_nothing(self, driver: Any) -> None:
+        """Behind a pooler, the session in which psycopg has prepared a statement is another client's by then."""
+        threshold = getattr(driver, "prepare_threshold", None)
+        if threshold is not None:
+            self._threshold = threshold
+            driver.prepare_threshold = None
+
+    def _prepare_again(self, driver: Any) -> None:
+        if self._threshold is not None and driver is not None:  # else it is gone
+            driver.prepare_threshold = self._threshold
+
+    def has_failed(self) -> bool:
+        if self.connection.invalidated:
+            return True
+        return self.status() in {commit.ACTIVE, commit.FAILED, commit.UNKNOWN}
+
+    def in_time(self, error: BaseException | None) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return super().in_time(error)
+        # A statement that an operation's own Timeout has interrupted goes on in the server.
+        return super().in_time(error) and self.status() not in {commit.ACTIVE, commit.UNKNOWN}
+
+    def zone(self) -> tzinfo | None:
+        info = getattr(self.connection.connection.driver_connection, "info", None)
+        found: tzinfo | None = getattr(info, "timezone", None)
+        if found is not None:
+            return found
+        ask = getattr(info, "parameter_status", None)  # psycopg2's
+        name = None if ask is None else ask("TimeZone")
+        with suppress(ValueError, OSError, LookupError):  # a zone of the server's own
+            return None if name is None else ZoneInfo(name)
+        return None
+
+    def was_not_committed(self) -> bool:
+        if self.connection.closed or self.connection.invalidated:
+            return False
+        return commit.was_not_committed(self._driver)
+
+    def status(self) -> int | None:
+        """Of the transaction, as the driver knows it: `commit.IDLE` and so on."""
+        return commit.transaction_status(self._driver)
+
+    def ask_outcome(self) -> bool | None:
+        xid = self.xid()
+        return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
+
+    def xid(self) -> str | None:
+        """The transaction's id; None before it is known."""
+        return self._xid
+
+
+def _process_of(driver: Any) -> int:
+    """That of the server, as the driver was told when it connected; a pooler tells another number."""
+    found: int = driver.info.backend_pid
+    return found
+
+
+def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
+    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
+
+    def once(question: str) -> str | None:
+        try:
+            with engine.connect() as connection:
+                status: str | None = connection.exec_driver_sql(question).scalar()
+        except SQLAlchemyError:
+            return commit.NO_ANSWER
+        return status
+
+    return commit.postgres_fate(xid, once, seconds)

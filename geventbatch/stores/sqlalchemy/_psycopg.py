@@ -1,0 +1,282 @@
+"""A transaction through psycopg 3 in which BEGIN, bounds and SELECT are one round trip, and the save is another.
+
+They are sent as one message of several statements, into which psycopg puts the values by itself. (Its pipeline mode
+takes as many round trips, and a turn of the hub for each statement.) If a statement fails, PostgreSQL skips all that
+come after it in the message, COMMIT too. SQLAlchemy knows nothing of it. It is given cursors that send more than it
+asked them to, or wait for less:
+
+- The first statement of a transaction, and of a save that is not collected, brings along what has to stand before it.
+- While a save is collected, nothing is sent, until COMMIT stands behind the last one. A change that finds no row is no
+  failure for PostgreSQL, so each that has to find one is sent in a form that makes it one.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import psycopg
+from psycopg.types.numeric import FloatDumper
+from sqlalchemy.exc import DBAPIError
+
+from geventbatch._safe_repr import shown
+from geventbatch.stores._sql import bounds, errors
+from geventbatch.stores._sql import statements as sql_statements
+from geventbatch.stores.sqlalchemy._noted_commits import COMMIT, DONE, SENT
+from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
+from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Self
+
+    from psycopg.abc import Params
+    from sqlalchemy.sql.base import Executable
+
+    from geventbatch.errors import NotSaved
+    from geventbatch.stores._sql.outcomes import Recording
+
+_RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
+
+_WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
+_CHANGES: Final = frozenset({"UPDATE", "DELETE"})
+
+_CHECKED: Final = (
+    "WITH changed AS (%s\n) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
+    "ELSE CAST(count(*) || ' " + errors.MARK + "' AS integer) END FROM changed"
+)
+"""Fails, by a text that is no number, unless the statement changes (or locks) exactly so many rows."""
+
+
+class JoinedTransaction(PostgresTransaction):
+    """As its parent, in two round trips; in more where a save cannot be collected."""
+
+    collects = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    before: list[str]  # to be sent with the next statement
+    precedes: bool  # what is executed is to be sent with the next statement
+    collected: list[str] | None  # the statements of a save, while it is collected
+    checked: int  # the next statement has to change so many rows; 0: whatever it says itself
+
+    def begin(self) -> None:
+        self._driver = cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
+        self._autocommit = self._driver.autocommit
+        self._cursor_factory = self._driver.cursor_factory
+        self.precedes, self.collected, self.checked = False, None, 0
+        self._prepare_nothing(self._driver)
+        self.before = [
+            bounds.BEGIN if self.locking else _begin(self._driver),
+            bounds.postgres_bound_and_xid(remaining()),
+        ]
+        # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
+        self._driver.autocommit = True
+        self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
+
+    def begin_again(self) -> None:
+        self.before = [_begin(self._driver)]
+
+    def before_writes(self) -> None:
+        self.before = self.before or [bounds.postgres_bound(remaining())]  # unless BEGIN stands there, with a bound
+
+    def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        with self.holding_back():
+            super().precede(statement, parameters)
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        self.precedes = True
+        try:
+            yield
+        finally:
+            self.precedes = False
+
+    def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
+        if self.collected is None:
+            super().change(statement, parameters, rows)
+            return
+        self.checked = rows
+        self.connection.execute(statement, parameters)
+
+    def write(
+        self, writes: Callable[[], object], recording: Recording | None = None, *, collected: bool = True
+    ) -> None:
+        """Send all of it and COMMIT, and wait once. Where not *collected*, wait for each statement and for COMMIT."""
+        if not collected:
+            super().write(writes, recording)
+            return
+        try:
+            statements = self._collect(writes, recording)
+            self.check_whole()
+            message = _encoded(self._driver, [*statements, "COMMIT"])
+            self._driver.pgconn.socket  # noqa: B018 - raises where the connection is closed
+        except Exception as raised:
+            self.check_repeated(raised, recording)
+            raise self.not_saved(raised) from cause(raised)
+        self._commit = {COMMIT: SENT}
+        try:
+            psycopg.Cursor(self._driver).execute(message, prepare=False)
+        except Exception as raised:
+            self.check_repeated(raised, recording)
+            self.settle(_wrapped(raised))
+        else:
+            self._commit = {COMMIT: DONE}
+            try:
+                self.committer()  # which finds nothing left to send
+            except Exception as raised:
+                self.settle(raised)
+
+    def not_saved(self, error: Exception) -> NotSaved:
+        if errors.is_marked(error):
+            return LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+        return super().not_saved(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        if self.connection.closed or not self.in_time(error):
+            self.discard()
+            return
+        try:
+            self._driver.rollback()  # nothing after COMMIT
+            self._driver.autocommit = self._autocommit
+            self._driver.cursor_factory = self._cursor_factory
+            self._prepare_again(self._driver)
+            self.connection.close()
+        except BaseException as failed:
+            self.discard()
+            if not isinstance(failed, Exception):  # the deadline, or a kill
+                raise
+
+    def discard(self) -> None:
+        self._driver.cursor_factory = self._cursor_factory  # which leads back to here
+        super().discard()
+
+    def status(self) -> int | None:
+        found: int = self._driver.pgconn.transaction_status
+        return found
+
+    def checks(self, query: str) -> int:
+        """How many rows this statement has to change for each set of its parameters; 0: any number."""
+        checked, self.checked = self.checked, 0
+        return checked or int(sql_statements.first_word(query) in _CHANGES and not _RETURNS.search(query))
+
+    def join(self, query: str, params: Params | None) -> str:
+        """Put the values into a statement."""
+        cursor = psycopg.ClientCursor(self._driver)
+        values = params.values() if isinstance(params, dict) else params or ()
+        for value in values:
+            if isinstance(value, float):
+                cursor.adapters.register_dumper(float, _Float)
+                break
+        return cursor.mogrify(cast("bytes", query), params)
+
+    def began(self, cursor: psycopg.Cursor[Any]) -> None:
+        """Take what *cursor* was told about the transaction, and leave it at the answer to the last statement."""
+        while True:
+            if tuple(column.name for column in cursor.description or ()) == _TOLD:
+                (row,) = cursor.fetchall()
+                self._xid = str(row[1])
+            if not cursor.nextset():
+                return
+
+    def _collect(self, writes: Callable[[], object], recording: Recording | None) -> list[str]:
+        begin, self.before = self.before[:1], []  # BEGIN, if nothing was loaded
+        self.collected = [*begin, bounds.postgres_bound(remaining())]
+        try:
+            if recording is not None:
+                self.collected.append(self.join(*recording.statement()))
+            writes()
+            return self.collected
+        finally:
+            self.collected = None
+
+
+_TOLD: Final = ("set_config", "pg_current_xact_id")
+"""The columns of what `bounds.postgres_bound_and_xid` gives."""
+
+
+class _Float(FloatDumper):
+    """Says that it is one: a bare number in a text is a decimal one, which has no -0.0 and is rounded otherwise."""
+
+    def quote(self, obj: Any) -> bytes:
+        return b"'%s'::float8" % bytes(self.dump(obj) or b"")
+
+
+class _Cursor(psycopg.Cursor[Any]):
+    """What SQLAlchemy executes a batch's statements with."""
+
+    def __init__(self, transaction: JoinedTransaction, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._transaction = transaction
+        self._expected = 0  # rows, of a statement that is collected
+
+    @property
+    def rowcount(self) -> int:
+        """While nothing is sent: as many rows as there were parameters, since any other number makes it fail."""
+        return self._expected or super().rowcount
+
+    def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
+        transaction = self._transaction
+        if transaction.collected is not None:
+            self._collect(transaction.collected, query, [params])
+            if self._expected:
+                return self
+            returns = _RETURNS.search(query) or sql_statements.first_word(query) not in _WRITES
+            if returns:  # SQLAlchemy looks at what it returns
+                self._send(transaction.collected)
+        elif transaction.precedes:
+            transaction.before.append(transaction.join(query, params))
+        elif transaction.before:
+            transaction.before.append(transaction.join(query, params))
+            self._send(transaction.before)
+        else:
+            super().execute(query, params, **options)
+        return self
+
+    def executemany(self, query: Any, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        transaction = self._transaction
+        if transaction.collected is not None:
+            self._collect(transaction.collected, query, list(params_seq))
+            return
+        if transaction.before:
+            before, transaction.before = transaction.before, []
+            transaction.began(send(psycopg.Cursor(self.connection), before))
+        super().executemany(query, params_seq, returning=returning)
+
+    def _collect(self, collected: list[str], query: str, every: list[Any]) -> None:
+        rows = self._transaction.checks(query)
+        self._expected = rows * len(every)
+        if rows:
+            found = query if sql_statements.first_word(query) == "SELECT" else f"{query}\n RETURNING 1"
+            query = _CHECKED % (found, rows)
+        collected += [self._transaction.join(query, each) for each in every]
+
+    def _send(self, statements: list[str]) -> None:
+        message = _encoded(self.connection, statements)
+        statements.clear()
+        super().execute(message, prepare=False)
+        self._transaction.began(self)
+
+
+def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
+    """Send them as one message, and wait for the answers."""
+    return cursor.execute(_encoded(cursor.connection, statements), prepare=False)
+
+
+def _encoded(driver: psycopg.Connection[Any], statements: list[str]) -> bytes:
+    return bounds.SEPARATOR.join(statements).encode(driver.info.encoding)
+
+
+def _begin(driver: psycopg.Connection[Any]) -> str:
+    level = driver.isolation_level
+    return "BEGIN" if level is None else f"BEGIN ISOLATION LEVEL {psycopg.IsolationLevel(level).name.replace('_', ' ')}"
+
+
+def _wrapped(error: Exception) -> Exception:
+    """As SQLAlchemy wraps a driver's error: callers look for that."""
+    if not isinstance(error, psycopg.Error):
+        return error
+    wrapped: Exception = DBAPIError.instance(None, None, error, psycopg.Error)
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,333 @@
+"""The sessions of batches: as the user's own, but each on the connection of its batch.
+
+What operations do in it is told to its `Conduct`, which refuses what would reach the operations of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import Mapper, Session, sessionmaker
+
+from geventbatch._safe_repr import named, shown
+from geventbatch.stores.sqlalchemy import _listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.orm import SessionTransaction
+
+    from geventbatch.stores.sqlalchemy._conduct import Conduct
+
+_TRANSACTION: Final = "the batch ends its transaction, once, after all of its operations"
+_SAVEPOINT: Final = f"{_TRANSACTION}; use `with session.begin_nested()` for what you may want to undo"
+
+
+def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callable[..., BatchSession]]:
+    """The engine of *source*, an `Engine` or what makes sessions, and what makes the sessions of batches."""
+    if isinstance(source, sa.Engine):
+        return source, _sessions(Session, {}, source)
+    maker = getattr(source, "session_factory", source)  # of a scoped_session
+    if not isinstance(maker, sessionmaker):
+        raise TypeError(
+            f"bind is {named(source)}, which is neither an Engine nor a sessionmaker: pass "
+            "sqlalchemy.create_engine(url), or what makes your sessions (of Flask-SQLAlchemy db.session, not db)"
+        )
+    with _asked(maker()) as probe:
+        bind = probe.get_bind(mapper)
+    if not isinstance(bind, sa.Engine):
+        raise TypeError(f"the sessions of {shown(source)} are bound to {shown(bind)}: a store needs an Engine")
+    return bind, _sessions(maker.class_, maker.kw, bind)
+
+
+def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., BatchSession]:
+    """Sessions as the user's own, but each on the connection of its batch, whose events go to its conduct."""
+    own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
+    if engine.dialect.name == "sqlite":
+        own["autoflush"] = False
+    routes: Session | None = None
+    if parent.get_bind is not Session.get_bind:
+        routes = _asked(parent(**options))
+    elif options.get("binds"):
+        routes = Session(engine, binds=options["binds"])
+    names = {"routes": routes, "own": engine, "around": copy_context()}
+    batch_session = type("BatchSession", (BatchSession, parent), names)
+    maker = sessionmaker(class_=batch_session, **{**options, **own})
+    event.listen(maker, "before_commit", lambda session: session.conduct.refuse_commit())
+    event.listen(maker, "before_flush", lambda session, *_: session.conduct.flushes())
+    event.listen(maker, "after_flush_postexec", lambda session, _: session.conduct.has_flushed())
+    event.listen(maker, "after_soft_rollback", lambda session, _: session.conduct.rolled_back())
+    event.listen(maker, "transient_to_pending", lambda session, instance: session.conduct.has_added(instance))
+    event.listen(maker, "persistent_to_detached", lambda session, instance: session.conduct.has_lost(instance))
+    return cast("Callable[..., BatchSession]", maker)
+
+
+def _asked(session: Session) -> Session:
+    """*session*, as in a flush: one of the application's own may read from a replica, but writes where the batch is."""
+    session._flushing = True  # noqa: SLF001 - SQLAlchemy's own recipe of such a session asks for it
+    return session
+
+
+class _Setting:
+    """An attribute that an operation sets for itself only."""
+
+    def __init__(self, default: object = None) -> None:
+        self._default = default
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, session: BatchSession | None, _: type) -> Any:
+        return self if session is None else session.__dict__.get(self._name, self._default)
+
+    def __set__(self, session: BatchSession, value: object) -> None:
+        if session.conduct is not None:
+            session.conduct.sets(session.__dict__, self._name)
+        session.__dict__[self._name] = value
+
+
+class Info(dict[Any, Any]):
+    """The `info` of a session, in which an operation sets something for itself only."""
+
+    def __init__(self, conduct: Conduct, values: dict[Any, Any]) -> None:
+        """With those that the user's own sessions have."""
+        super().__init__(values)
+        self._conduct = conduct
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Remember what was there."""
+        self._conduct.sets(self, key)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        """Likewise."""
+        self._conduct.sets(self, key)
+        super().__delitem__(key)
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]  # it takes whatever `update` does
+        """Likewise."""
+        self.update(other)
+        return self
+
+    # By means of those above, which those of a dict are not.
+    pop: Any = MutableMapping.pop
+    popitem: Any = MutableMapping.popitem
+    clear: Any = MutableMapping.clear
+    update: Any = MutableMapping.update
+    setdefault: Any = MutableMapping.setdefault
+
+
+class BatchSession(Session):
+    """Of a batch: on its connection, whatever the user's own class is bound to."""
+
+    conduct: Conduct | None = None
+    routes: ClassVar[Session | None] = None
+    """Says where the user's own sessions have what, where that is not one database."""
+    own: ClassVar[sa.Engine | None] = None
+    """The batch's."""
+    around: ClassVar[Context]
+    """In which the store was made: Flask-SQLAlchemy knows its engines in that of an application only."""
+
+    autoflush: Any = _Setting()
+    expire_on_commit: Any = _Setting()
+    bind: Any = _Setting()
+    twophase: Any = _Setting()
+    execution_options: Any = _Setting(Session.execution_options)
+
+    def begin_watch(self, conduct: Conduct) -> None:
+        """From now on *conduct* is told what happens in it."""
+        self.__dict__["info"] = Info(conduct, self.info)
+        self.conduct = conduct
+        _listeners.watch(self, conduct)
+
+    def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
+        """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
+        found = self.own if self.routes is None else self._route(self.routes, mapper, clause)
+        if found is not self.own:
+            raise RuntimeError(
+                f"{clause if mapper is None else mapper} is in another database ({shown(found)}) than the batch, whose "
+                "transaction is only in its own: use another session for it, which is committed by itself"
+            )
+        return self.bind if self.conduct is None else self.conduct.connection
+
+    def _route(self, routes: Session, mapper: Any, clause: Any) -> Any:
+        if self.conduct is not None and not self.conduct.ours:
+            with suppress(Exception):  # its caller may have no such context either
+                return routes.get_bind(mapper, clause=clause)
+        return self.around.copy().run(routes.get_bind, mapper, clause=clause)
+
+    # -- the transaction, which is the batch's -----------------------------------------------------------------
+
+    def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
+        """Send the savepoint at once: what the user's `after_begin` sends then is no statement of an operation."""
+        conduct = _conduct(self)
+        if nested:
+            conduct.begins_savepoint()
+        begun = super().begin(nested=nested)
+        if nested:
+            with conduct.own():
+                super().connection()
+            conduct.has_begun_savepoint(begun)
+        return begun
+
+    def commit(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("commit()", _TRANSACTION.replace("ends its transaction", "commits"))
+        super().commit()
+
+    def rollback(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("rollback()", _SAVEPOINT)
+        super().rollback()
+
+    def close(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("close()", _TRANSACTION)
+        super().close()
+
+    def reset(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("reset()", _TRANSACTION)
+        super().reset()
+
+    def invalidate(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("invalidate()", _TRANSACTION)
+        super().invalidate()
+
+    def prepare(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("prepare()", _TRANSACTION)
+        super().prepare()
+
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
+        """What is done with it by itself, without this session, is looked at when the operation has returned."""
+        conduct = _conduct(self)
+        conduct.sees()
+        if execution_options:
+            conduct.refuse("connection(execution_options=…)", "pass them to execute(), for that statement only")
+        return super().connection(bind_arguments, execution_options)
+
+    # -- what it holds -----------------------------------------------------------------------------------------
+
+    def flush(self, objects: Any = None) -> None:
+        """Flush too what was changed in place: SQLAlchemy itself would believe that there is nothing to flush."""
+        with _conduct(self).flush():
+            super().flush(objects)
+
+    def refresh(self, instance: object, *args: Any, **options: Any) -> None:
+        """Write first what the operations before have changed, which would be forgotten."""
+        _conduct(self).forgets()
+        super().refresh(instance, *args, **options)
+
+    def expire(self, instance: object, *args: Any, **options: Any) -> None:
+        """Likewise."""
+        _conduct(self).forgets()
+        super().expire(instance, *args, **options)
+
+    def expire_all(self) -> None:
+        """Likewise."""
+        _conduct(self).forgets()
+        super().expire_all()
+
+    def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
+        """Likewise, where it takes what it is given for loaded."""
+        if not load:
+            _conduct(self).forgets()
+        return super().merge(instance, load=load, **options)
+
+    def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
+        """Likewise, where it loads anew what it holds."""
+        _conduct(self).asks(statement, options)
+        return super().execute(statement, *args, **options)
+
+    def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
+        """Likewise."""
+        _conduct(self).asks(statement, options)
+        return super().scalar(statement, *args, **options)
+
+    def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
+        """Likewise."""
+        _conduct(self).asks(statement, options)
+        return super().scalars(statement, *args, **options)
+
+    def expunge(self, instance: object) -> None:
+        """Keep what operations have changed, and the resource."""
+        _conduct(self).lets_go(instance)
+        super().expunge(instance)
+
+    def expunge_all(self) -> None:
+        """For the batch."""
+        _conduct(self).refuse("expunge_all()", "it holds what the operations before have changed: expunge(instance)")
+        super().expunge_all()
+
+    def delete(self, instance: object) -> None:
+        """Write first what was added to it; see whether it is the resource, which those behind must not find then."""
+        _conduct(self).deletes(instance)
+        super().delete(instance)
+        _conduct(self).has_deleted()
+
+    def delete_all(self, instances: Any) -> None:
+        """Likewise."""
+        instances = list(instances)
+        _conduct(self).deletes(*instances)
+        super().delete_all(instances)
+        _conduct(self).has_deleted()
+
+    def bulk_save_objects(self, *args: Any, **options: Any) -> None:
+        """Write first what the operations before have changed, as before any statement."""
+        with _conduct(self).bulk():
+            super().bulk_save_objects(*args, **options)
+
+    def bulk_insert_mappings(self, *args: Any, **options: Any) -> None:
+        """Likewise."""
+        with _conduct(self).bulk():
+            super().bulk_insert_mappings(*args, **options)
+
+    def bulk_update_mappings(self, *args: Any, **options: Any) -> None:
+        """Likewise."""
+        with _conduct(self).bulk():
+            super().bulk_update_mappings(*args, **options)
+
+    # -- for steps ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Tell no listener that savepoints of the library's own are committed: `after_commit` is for the save."""
+        heard = self.__dict__["dispatch"]
+        self.__dict__["dispatch"] = _SILENT
+        try:
+            yield
+        finally:
+            self.__dict__["dispatch"] = heard
+
+
+class _Nobody:
+    """Listens to an event."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __call__(self, *_: Any) -> None:
+        pass
+
+
+class _Silent:
+    """Has nobody who listens to any event."""
+
+    def __getattr__(self, _: str) -> _Nobody:
+        return _Nobody()
+
+
+_SILENT: Final = _Silent()
+
+
+def _conduct(session: Session) -> Conduct:
+    conduct = cast("BatchSession", session).conduct
+    assert conduct is not None  # noqa: S101 - nothing happens in it before
+    return conduct

@@ -1,0 +1,134 @@
+"""An attempt that goes step by step: a savepoint of the session behind each operation that returned.
+
+SQLAlchemy's own savepoints go back in memory too: what was changed is loaded again, what was added is taken out. Of the
+listeners of the user's, none hears that they are committed, since nothing is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
+
+from geventbatch._processor import current_batch
+from geventbatch.errors import CannotUndo, Conflict, NotSaved
+from geventbatch.stores._sql import errors
+from geventbatch.stores.sqlalchemy._memory import Memory
+from geventbatch.stores.sqlalchemy._rows import insert_rows
+from geventbatch.stores.sqlalchemy._transaction import cause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geventbatch.stores.sqlalchemy._conduct import Conduct
+    from geventbatch.stores.sqlalchemy._loaded import Loaded
+
+
+class Steps:
+    """Of one attempt."""
+
+    def __init__(self, conduct: Conduct, loaded: Loaded, made: Callable[[], Any], look: Callable[[], bool]) -> None:
+        """Of what was loaded; *made* makes the resource where no row is, *look* looks whether one is there by now."""
+        self._conduct = conduct
+        self._transaction = conduct.transaction
+        self._session = conduct.session
+        self._loaded = loaded
+        self._made = made
+        self._look = look
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.rows = 0  # of `Batch.rows`, that are inserted already
+        self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
+        self._mark = loaded.claimed, conduct.counted  # what else there is to go back to
+        loaded.claim(self._transaction)  # behind a savepoint, the lock would be given up with it
+        self._begin()
+
+    def keep(self) -> None:
+        """Write what the operation at hand has changed. Raises a `NotSaved`."""
+        loaded, session = self._loaded, self._session
+        rows = current_batch().rows[self.rows :]
+        self._conduct.has_written()
+        loaded.flag_mutated()
+        if not rows and not self._conduct.acted and not loaded.changes():
+            self._remember()
+            return
+        self._conduct.writes += 1
+        try:
+            session.flush()
+            self._conduct.check_inserted(self._look)
+            insert_rows(self._transaction.connection, rows, session)
+        except Exception as error:
+            self._conduct.acted = True
+            raise self._refused(error) from cause(error)
+        self._release()
+        self.rows += len(rows)
+        self._is_new = False
+        self._begin()
+
+    def undo(self) -> Any:
+        """Go back to the last step, in memory where nothing was sent. Raises what the database says to that."""
+        if not self._is_undone_in_memory():
+            self._roll_back()
+            if self._is_new:
+                self._session.expunge_all()
+                self._loaded.resource = self._made()
+            else:
+                self._session.expire_all()
+                self._memory.put_plain_back()
+            self._begin()
+        return self._loaded.resource
+
+    def _is_undone_in_memory(self) -> bool:
+        conduct = self._conduct
+        conduct.has_written()
+        if conduct.nested is None or not conduct.is_whole():
+            return False
+        try:
+            self._memory.restore()
+        except CannotUndo:
+            return False
+        conduct.acted = False
+        return True
+
+    def _remember(self) -> None:
+        """Of what the database has not, there is only a copy to go back to."""
+        self._memory = Memory(self._conduct, self._loaded, plain=True, columns=self._is_new)
+
+    def _begin(self) -> None:
+        """Go on behind a savepoint, which a new resource is not in before some operation has returned."""
+        session, loaded = self._session, self._loaded
+        if self._is_new:
+            session.expunge_all()
+        with session.silence(), self._transaction.holding_back():
+            self._conduct.nested = session.begin_nested()
+        self._mark = loaded.claimed, self._conduct.counted
+        if self._is_new:
+            session.add(loaded.resource)
+        self._conduct.acted = False
+        self._remember()
+
+    def _release(self) -> None:
+        nested, self._conduct.nested = self._conduct.nested, None
+        assert nested is not None  # noqa: S101 - there is always one
+        with self._session.silence(), self._transaction.holding_back():
+            nested.commit()
+
+    def _roll_back(self) -> None:
+        nested, self._conduct.nested = self._conduct.nested, None
+        if nested is not None:
+            savepoint: Any = self._conduct.savepoints[nested]
+            nested.rollback()
+            connection = self._transaction.connection
+            with self._transaction.holding_back():  # each that is only rolled back to would make the next one slower
+                connection.dialect.do_release_savepoint(connection, savepoint._savepoint)  # noqa: SLF001 - its name
+        self._loaded.claimed, self._conduct.counted = self._mark
+
+    def _refused(self, error: Exception) -> NotSaved:
+        """What *error* is, which came of what an operation had changed."""
+        if isinstance(error, StaleDataError):
+            return self._conduct.stale(error)
+        if self._is_new and isinstance(error, IntegrityError) and errors.is_duplicate(error):
+            self._roll_back()
+            if self._look():
+                return Conflict("somebody else has inserted it meanwhile")
+        return self._transaction.not_saved(error)

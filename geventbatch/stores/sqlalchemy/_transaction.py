@@ -1,0 +1,446 @@
+"""A database transaction of one batch, on one connection of SQLAlchemy's, from its load to its end.
+
+Nothing here knows what is loaded and saved. The parent is right for any database; its children bound the statements on
+the server, and know what their database does that others do not.
+
+A `gevent.Timeout` may fire wherever a driver waits. A connection that was interrupted, or that nobody waits for any
+more, is discarded (`Transaction.discard`): its pool makes a new one for the next batch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    ResourceClosedError,
+    StatementError,
+    TimeoutError,  # noqa: A004 - SQLAlchemy's name for it
+)
+
+from geventbatch._processor import current_batch
+from geventbatch._safe_repr import shown
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._sql import bounds, errors
+from geventbatch.stores._sql import commit as _commit
+from geventbatch.stores._sql.commit import polls
+from geventbatch.stores._sql.keys import shortened
+from geventbatch.stores.sqlalchemy import _engines
+from geventbatch.stores.sqlalchemy._noted_commits import COMMIT, DONE, note_commits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from datetime import tzinfo
+
+    from sqlalchemy import Connection, CursorResult, Engine
+    from sqlalchemy.sql.base import Executable
+
+    from geventbatch._core.batch import Batch
+    from geventbatch.stores._sql.outcomes import Recording
+
+LoadedT = TypeVar("LoadedT")
+
+_SHORTEST: Final = 0.001
+"""Seconds: what `remaining` gives at the least."""
+
+_OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
+"""Errors of SQLAlchemy's own for which no operation is to blame: of its pool, of a connection."""
+
+_DRIVERS: Final = frozenset(
+    {"psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "pysqlite"}
+)
+"""Of which the errors are known, as SQLAlchemy calls them."""
+
+_PLAN_IS_OLD: Final = "0A000"
+"""The SQLSTATE of a statement that was prepared before a column got another type; it is not after a rollback."""
+
+
+class LostRow(Conflict):
+    """A statement did not find the rows that it was to change."""
+
+
+def is_doubtful(batch: Batch) -> bool:
+    """Whether a row that was not found is to be looked at. Mostly somebody else has changed it, and a replay finds it.
+
+    So it is looked at where *batch* has met that before, or has no other attempt. Switches: no.
+    """
+    return batch.conflicts > 0 or batch.state.options.max_attempts == 1
+
+
+def left_out(key: Hashable, kind: type[Exception] = RuntimeError) -> Rejected:
+    """What a `LostRow` is where nobody else can have changed the row. Switches: no."""
+    error = kind(
+        f"{shown(key)} was not saved, nothing was written: the database has left it out, by a trigger or by a policy "
+        "that hides it"
+    )
+    rejected = Rejected(str(error))
+    rejected.__cause__ = error
+    return rejected
+
+
+class Transaction:
+    """One transaction. It takes its connection at once."""
+
+    collects = False
+    """It waits once for a save, without knowing before COMMIT what became of its statements, but that all succeed."""
+
+    leaves_out = False
+    """A trigger or a policy can keep a statement from the row that it was sent for, which is no error."""
+
+    writes_anywhere = True
+    """A statement that writes locks no more than the rows it writes, so that operations may send some."""
+
+    def __init__(self, engine: Engine, key: Hashable, *, locking: bool = False) -> None:
+        self.engine = engine
+        self.key = key
+        self.locking = locking
+        """It is READ COMMITTED: what is read behind the lock is not older than that."""
+        self.fence: Callable[[], bool | None] | None = None
+        """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
+        self.connection: Connection = _engines.own(engine).connect()
+        self.committer: Callable[[], object] = self.connection.commit
+        self.prepare: Callable[[], object] | None = None
+        """Has the connection find the tables of the key's tenant."""
+        self._commit: dict[Any, Any] = {COMMIT: None}
+        self._has_raised = False  # a COMMIT, or what is called around it
+        try:
+            self.begin()
+        except BaseException:
+            self.discard()
+            raise
+
+    # -- what a database adds --------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Bound what is sent from now on."""
+
+    def before_writes(self) -> None:
+        """Bound the statements of the save, for which less time is left."""
+
+    def begin_again(self) -> None:
+        """What follows is in a transaction too, after a rollback."""
+
+    def begin_to_write(self) -> None:
+        """Something is written after a rollback."""
+
+    def commit_now(self) -> None:
+        """Send COMMIT, and wait for the answer."""
+        self.committer()
+
+    def has_failed(self) -> bool:
+        """Whether a statement has failed, so that the database refuses all that follow."""
+        return False
+
+    def ended(self) -> Conflict | None:
+        """That the server has ended the transaction by itself, so that the next statement would begin another."""
+        return None
+
+    def zone(self) -> tzinfo | None:
+        """That in which the driver gives moments; None: it is not known, or there is none."""
+        return None
+
+    def ask_outcome(self) -> bool | None:
+        """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
+        return None if self.fence is None else self.fence()
+
+    def was_not_committed(self) -> bool:
+        """Whether the driver knows that the COMMIT that raised was not carried out."""
+        return False
+
+    # -- the way of a batch ----------------------------------------------------------------------------------
+
+    def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
+        """Execute a statement whose answer nobody needs, at the latest right before the next one."""
+        self.connection.execute(statement, parameters)
+
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """What is executed in the block, of which nobody needs an answer, may be sent with the next statement."""
+        yield
+
+    def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
+        """Execute a statement that changes one row, the one that was loaded, or so many.
+
+        Raises `LostRow` when it finds less.
+        """
+        options = {"preserve_rowcount": True}
+        if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
+            raise LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+
+    def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
+        """Execute a statement that is in the form of the driver."""
+        options = {"preserve_rowcount": True}
+        return self.connection.exec_driver_sql(statement, parameters, execution_options=options)
+
+    def write(
+        self,
+        writes: Callable[[], object],
+        recording: Recording | None = None,
+        *,
+        collected: bool = True,  # noqa: ARG002 - for a child
+    ) -> None:
+        """Send what is to be recorded and, by *writes*, the statements of a save; and commit.
+
+        Raises a `NotSaved` where it can. Where *collected*, none of the statements needs the answer of another one.
+        """
+        try:
+            self.before_writes()
+            if recording is not None:
+                recording.send(self.send)
+            writes()
+            self.check_whole()
+        except Exception as error:
+            self.check_repeated(error, recording)
+            raise self.not_saved(error) from cause(error)
+        self.commit()
+
+    def check_whole(self) -> None:
+        """Raise when what was sent so far is not in the transaction that a COMMIT would commit now."""
+        ended = self.ended()
+        if ended is not None:
+            raise ended
+        if self.connection.invalidated:
+            raise NotSaved(f"{shown(self.key)} was not saved: its connection was lost in an operation, which went on")
+        if self.has_failed():
+            # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
+            raise Rejected(f"{shown(self.key)} was not saved: a statement has failed, and who sent it went on")
+
+    def _roll_back(self) -> None:
+        self.connection.rollback()
+        if self.prepare is not None:  # what it has set is gone
+            self.begin_again()
+            self.prepare()
+
+    def check_repeated(self, error: Exception, recording: Recording | None) -> None:
+        """Raise what *error* is, if it is of what was to be recorded."""
+        if recording is None:
+            return
+        found = recording.check(error, self.send, self._roll_back, self.begin_to_write)
+        if found is not None:
+            try:
+                self.connection.commit()  # if some have expired and were deleted
+            except Exception as failed:
+                raise self.not_saved(failed) from failed
+            raise found from None
+
+    def commit(self) -> None:
+        """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""
+        self._commit = self.connection.info
+        self._commit[COMMIT] = None
+        try:
+            self.commit_now()
+        except Exception as error:
+            self.settle(error)
+
+    def settle(self, error: Exception) -> None:
+        """Find out what became of a COMMIT that raised *error*: return when it was carried out, else raise."""
+        self._has_raised = True
+        _commit.settle(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
+
+    def told(self) -> bool | None:
+        """What this side knows of the COMMIT that raised: whether it was carried out. None: nothing."""
+        step = self._commit[COMMIT]
+        if step == DONE:  # and what is called after it has raised
+            return True
+        return False if step is None or self.was_not_committed() else None
+
+    def _ask(self) -> bool | None:
+        self.discard()  # it may be the last that the pool can give
+        return self.ask_outcome()
+
+    def not_saved(self, error: Exception) -> NotSaved:
+        """What *error*, which came before COMMIT was sent, is for a batch."""
+        if isinstance(error, NotSaved):
+            return error
+        if errors.kind(error) is not errors.Kind.OTHER or isinstance(error, DBAPIError):
+            return errors.not_saved(error, self.key)
+        of_everybody = isinstance(error, _OF_EVERYBODY) or (isinstance(error, OSError) and self.connection.invalidated)
+        why = f"{shown(self.key)} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
+        return NotSaved(why) if of_everybody else Rejected(why)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Give the connection back, after a rollback where there is something to roll back.
+
+        Where *error* is no `Exception`, or where no time is left, nobody could interrupt that rollback if it had to
+        wait for a server that has gone. The connection is discarded then.
+        """
+        if self.in_time(error) and not self.connection.closed:
+            try:
+                if error is not None or self._has_raised:
+                    self._roll_back_refused()
+                self.connection.close()
+            except BaseException:
+                self.discard()
+                raise
+        else:
+            self.discard()
+
+    def _roll_back_refused(self) -> None:
+        """Roll back where a listener has refused a COMMIT: SQLAlchemy takes that for over, and rolls nothing back."""
+        begun = self.connection.get_transaction()
+        if begun is not None and not begun.is_active and not self.connection.invalidated:
+            self.connection.connection.rollback()
+
+    def in_time(self, error: BaseException | None) -> bool:
+        """Whether a statement may still be sent, after *error*."""
+        return error is None or (isinstance(error, Exception) and remaining() > _SHORTEST)
+
+    def discard(self) -> None:
+        """Close the connection, in whatever state it is, and have its pool make another one. Switches: no."""
+        if self.connection.closed:
+            return
+        if not self.connection.invalidated:
+            self.connection.invalidate()
+        self.connection.close()
+
+
+class SQLiteTransaction(Transaction):
+    """SQLite, whose driver blocks the whole process: the write lock is held from the first write to COMMIT.
+
+    No greenlet switches in between, so that no batch ever waits for another one of its process. While another process
+    writes, it looks again after a few milliseconds in which others run, in place of waiting in the driver.
+    """
+
+    leaves_out = True
+    writes_anywhere = False
+
+    def before_writes(self) -> None:
+        driver = self._driver()
+        if driver.in_transaction:
+            return
+        ((patience,),) = driver.execute("PRAGMA busy_timeout")
+        driver.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._lock(driver)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout = {patience}")
+
+    def begin_to_write(self) -> None:
+        self.before_writes()
+
+    def was_not_committed(self) -> bool:
+        return not self.connection.invalidated and self._driver().in_transaction
+
+    def _driver(self) -> sqlite3.Connection:
+        return cast("sqlite3.Connection", self.connection.connection.driver_connection)
+
+    def _lock(self, driver: sqlite3.Connection) -> None:
+        error: sqlite3.OperationalError | None = None
+        for _ in polls(bounds.bound_seconds(remaining())):
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as busy:
+                if errors.kind(busy) is not errors.Kind.CONFLICT:
+                    raise
+                error = busy
+        raise NotSaved(f"{shown(self.key)} was not saved: another process holds SQLite's write lock") from error
+
+    def ask_outcome(self) -> bool | None:
+        return None  # asking would block the process
+
+
+def transaction_class(
+    engine: Engine, *, pipeline: bool, locking: bool = False
+) -> Callable[[Engine, Hashable], Transaction]:
+    """The one for a database, its driver, and the mode."""
+    return partial(_class(engine, pipeline=pipeline), locking=locking)
+
+
+def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
+    name = engine.dialect.name
+    if engine.dialect.driver.partition(",")[0] not in _DRIVERS:  # "pysqlite, joined" for a test
+        errors.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
+    _engines.remember(engine)
+    note_commits(engine.dialect)
+    if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # whose own knowledge is enough
+        _engines.watch(engine)
+    if name == "postgresql":
+        if pipeline and engine.dialect.driver == "psycopg":
+            from geventbatch.stores.sqlalchemy._psycopg import JoinedTransaction
+
+            return JoinedTransaction
+        from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
+
+        return PostgresTransaction
+    if name in {"mysql", "mariadb"}:
+        from geventbatch.stores.sqlalchemy._mysql import MySQLTransaction
+
+        return MySQLTransaction
+    return SQLiteTransaction if name == "sqlite" else Transaction
+
+
+def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
+    """Begin a transaction and fetch what a batch loads; give both.
+
+    A connection that was at rest in its pool may have been ended by the server meanwhile, which the first statement
+    finds out. SQLAlchemy has then given up all that its pool had, so it is tried once more. Raises `Conflict` for a
+    deadlock or a serialization failure, and `ResourceMissing` for a key that the database, or the type of its column,
+    does not take: so no row has it.
+    """
+    for attempt in (1, 2):
+        try:
+            return _load_once(begin, fetch)
+        except StatementError as error:
+            if is_of_key(error):
+                raise no_row(error, current_batch().key) from error
+            if not isinstance(error, DBAPIError):
+                raise
+            if errors.kind(error) is errors.Kind.CONFLICT:
+                raise Conflict(f"it could not be loaded: {error.orig}") from error
+            again = error.connection_invalidated or errors.state(error.orig or error) == _PLAN_IS_OLD
+            if attempt == 2 or not again:  # noqa: PLR2004 - the second is the last
+                raise
+        except OSError:  # of the socket, as pg8000 leaves it
+            if attempt == 2:  # noqa: PLR2004 - likewise
+                raise
+    raise AssertionError
+
+
+def is_of_key(error: StatementError) -> bool:
+    """Whether *error*, of a statement that has no other values than keys, says that one of them can be in no row."""
+    return not isinstance(error, DBAPIError) or errors.kind(error) in {errors.Kind.REJECTED, errors.Kind.UNSENT}
+
+
+def no_row(error: StatementError, key: Hashable) -> ResourceMissing:
+    """What a load raises then."""
+    return ResourceMissing(f"no row can have the key {shortened(key)}: {error.orig or error}", key=key)
+
+
+def _load_once(
+    begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]
+) -> tuple[Transaction, LoadedT]:
+    transaction = begin()
+    try:
+        return transaction, fetch(transaction)
+    except BaseException as error:
+        transaction.end(error)
+        raise
+
+
+def cause(error: Exception) -> BaseException | None:
+    """What an error is raised ``from``: itself, or the cause that it came with."""
+    if isinstance(error, NotSaved):
+        return error.__cause__
+    return exact(error)
+
+
+def exact(error: Exception) -> Exception:
+    """*error*; an `IntegrityError` where the driver (pg8000) has another class for a constraint."""
+    if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError) or error.orig is None:
+        return error
+    if not (errors.state(error.orig) or "").startswith("23"):
+        return error
+    exacter = IntegrityError(error.statement, error.params, error.orig, connection_invalidated=False)
+    exacter.__cause__ = error.__cause__
+    return exacter
+
+
+def remaining() -> float:
+    """Seconds that the batch has left."""
+    return current_batch().remaining()
