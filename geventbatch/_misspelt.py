@@ -83,7 +83,7 @@ class FirstLook(Around):
 
     def _leave(self) -> None:
         # They are frozen for everybody else. Where a test tool has put something around us, we leave when that is gone.
-        options: Any = process.running[getcurrent()].state.options
+        options: Any = process.running[getcurrent()].dispatcher.options
         if options.open_resource is self:
             object.__setattr__(options, "open_resource", self._inner)
         elif options.open_resources is self:

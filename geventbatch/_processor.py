@@ -11,8 +11,8 @@ import gevent
 from geventbatch._compiled import defined_by
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.dispatcher import State
-from geventbatch._core.run import Runner
+from geventbatch._core.dispatcher import Dispatcher
+from geventbatch._core.run import BaseProcessor
 from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
 from geventbatch._watch import setup_problems
 from geventbatch._watch.live import LiveBatch, ProcessorStats, live_batch, stats_of
@@ -52,7 +52,7 @@ class _Options(TypedDict, total=False):
     batching: bool
 
 
-class Processor(Runner, Generic[R]):
+class Processor(BaseProcessor, Generic[R]):
     """Runs together all the operations that arrive for one key.
 
     It loads the resource once, applies every operation in memory one after the other, saves once, and answers every
@@ -149,7 +149,7 @@ class Processor(Runner, Generic[R]):
         self._subscriptions: list[ref[Watcher]] = []
         # -- mutable state ---------------------------------------------------------------------------------
         self.batching = batching
-        self._state = State(self._options, self._subscriptions)
+        self._dispatcher = Dispatcher(self._options, self._subscriptions)
         process.made.append(ref(self, process.made.remove))
         for watch in process.watchers:
             watch(self)
@@ -178,7 +178,7 @@ class Processor(Runner, Generic[R]):
         check_flag("batching", on)
         self._batching = on
 
-    @defined_by(Runner.run)
+    @defined_by(BaseProcessor.run)
     def run(  # noqa: PLR0913 - every option is a keyword
         self,
         key: Hashable,
@@ -249,18 +249,18 @@ class Processor(Runner, Generic[R]):
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
-        state = self._current()
-        if self._batching or state.shards:
+        dispatcher = self._current()
+        if self._batching or dispatcher.shards:
             process.check_thread("stop")
-        state.begin_stop()
+        dispatcher.begin_stop()
         if timeout == 0:
-            return state.stopped.is_set()
-        if process.in_hub() or process.is_waited_for(state):
+            return dispatcher.stopped.is_set()
+        if process.in_hub() or process.is_waited_for(dispatcher):
             raise RuntimeError(
                 "stop() has begun, but cannot wait here for its end, inside a batch or in the hub: call "
                 "stop(timeout=0) here, or stop() in a greenlet of its own"
             )
-        return _wait_for_stop(state, timeout)
+        return _wait_for_stop(dispatcher, timeout)
 
     @property
     def name(self) -> str:
@@ -299,15 +299,15 @@ class Processor(Runner, Generic[R]):
             watcher.close()
 
 
-def _wait_for_stop(state: State, timeout: float | None) -> bool:
+def _wait_for_stop(dispatcher: Dispatcher, timeout: float | None) -> bool:
     deadline = inf if timeout is None else _clock.monotonic() + timeout
     # What runs alone may be in other threads, which cannot wake this one's hub for sure.
-    while state.alone and (left := deadline - _clock.monotonic()) > 0:
+    while dispatcher.alone and (left := deadline - _clock.monotonic()) > 0:
         process.sleep(min(left, 0.01))
-        state.check_stopped()
-    if state.stopped.is_set():
+        dispatcher.check_stopped()
+    if dispatcher.stopped.is_set():
         return True
-    return state.stopped.wait(_left(deadline))
+    return dispatcher.stopped.wait(_left(deadline))
 
 
 def stop_all(timeout: float | None = None) -> bool:

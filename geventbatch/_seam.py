@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from geventbatch._around import Around
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.operation import Operation
     from geventbatch._options import Options
     from geventbatch._watch.metrics import Watcher
@@ -28,7 +28,7 @@ def options_of(processor: Processor[Any]) -> Options:
     return processor._options
 
 
-def state_of(processor: Processor[Any]) -> State:
+def dispatcher_of(processor: Processor[Any]) -> Dispatcher:
     """Return what this process knows of *processor*: after a fork it is another one."""
     return processor._current()
 

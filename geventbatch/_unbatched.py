@@ -18,29 +18,29 @@ from geventbatch.errors import OperationCancelled, not_started
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.operation import Operation
 
 
 T = TypeVar("T")
 
 
-def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
+def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
     """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
-    process.check_not_inside(state)
+    process.check_not_inside(dispatcher)
     check_key(key)
     now = _clock.monotonic()
-    batch = Batch(state, key, now)
+    batch = Batch(dispatcher, key, now)
     batch.operations.append(operation)
     batch.reads = int(operation.read_only)
     batch.close()
     batch.waiting_at_close = 1
-    if now >= state.counts.next_sample:
-        state.counts.sample(now)
-    state.admit_alone(batch)
+    if now >= dispatcher.counts.next_sample:
+        dispatcher.counts.sample(now)
+    dispatcher.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)
     # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
-    alarm = Alarm(state.options.max_duration) if process.has_hub() else None
+    alarm = Alarm(dispatcher.options.max_duration) if process.has_hub() else None
     attempt = Attempt(batch, alarm, _clock.monotonic())
     try:
         try:
@@ -60,7 +60,7 @@ def run_alone(state: State, key: Hashable, operation: Operation[T], start_timeou
         if batch.failure is not None:
             log.failed(batch, batch.failure, 1)
         batch.let_go()
-        state.leave_alone(batch)
+        dispatcher.leave_alone(batch)
     if batch.epoch != process.here.epoch:
         process.park()
     if start is not None and start.is_late():  # whatever the load made of the interruption

@@ -13,11 +13,11 @@ MOST = 14
 
 def test_hardly_any_place_outside_of_a_batch_sets_its_attributes() -> None:
     package = Path(geventbatch.__file__).parent
-    attributes = _slots(package / "_batch.py")
+    attributes = _slots(package / "_core" / "batch.py")
     places = [
         f"{file.name}:{node.lineno}"
         for file in package.rglob("*.py")
-        if file.name != "_batch.py"
+        if file.name != "batch.py"
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.ctx, ast.Store | ast.Del)

@@ -185,9 +185,10 @@ def test_where_warnings_are_errors_the_first_run_raises_and_what_else_is_to_begi
     source = f"""
 {PATCHED}
 import sys, warnings
-from geventbatch import Processor, _process
+from geventbatch import Processor
+from geventbatch._core import process
 sys.modules["MySQLdb._mysql"] = sys
-_process.at_first_run(lambda: print("begun"))
+process.at_first_run(lambda: print("begun"))
 warnings.simplefilter("error")
 processor = Processor(min_duration=0)
 try:

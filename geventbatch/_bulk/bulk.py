@@ -122,8 +122,8 @@ class Bulk:
 def free(batch: Batch) -> None:
     """The code of *batch*, which has ended, has returned: the next one of its key may run."""
     batch.let_go()
-    if batch.lane is not None:
-        batch.lane.finish()
+    if batch.key_queue is not None:
+        batch.key_queue.finish()
 
 
 def drop_left(batches: dict[Batch, None]) -> None:
@@ -194,7 +194,7 @@ class _Round:
             attempt.attempts += 1
             attempt.bulk = self._shown
             attempt.context = self._context
-        open_resources: Any = first.state.options.open_resources
+        open_resources: Any = first.dispatcher.options.open_resources
         scope: Any = NOT_OPENED
         try:
             self._announce()
@@ -220,9 +220,9 @@ class _Round:
         return True
 
     def _announce(self) -> None:
-        state = self._attempts[0].state
-        if state.subscriptions:
-            self._context = state.announce([*self._shown.values()], self._context)
+        dispatcher = self._attempts[0].dispatcher
+        if dispatcher.subscriptions:
+            self._context = dispatcher.announce([*self._shown.values()], self._context)
             for attempt in self._attempts:
                 attempt.context = self._context
 

@@ -72,7 +72,7 @@ def _prepare(attempt: Attempt, resource: Any) -> bool:
     if attempt.stepwise and has_steps(attempt):
         apply_again(attempt)  # each is judged by itself from now on
     if attempt.asked:
-        attempt.state.options.idempotency.ask(attempt)
+        attempt.dispatcher.options.idempotency.ask(attempt)
     if attempt.over() or attempt.verdict is not None:
         return False
     if attempt.undo is not None and attempt.undo.out:

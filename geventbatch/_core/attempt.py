@@ -69,6 +69,7 @@ class Attempt:
         "cut_off",
         "deadline",
         "deleted",
+        "dispatcher",
         "doubted",
         "fatal",
         "halted",
@@ -87,7 +88,6 @@ class Attempt:
         "scope",
         "spent",
         "started",
-        "state",
         "steps",
         "stepwise",
         "turn",
@@ -138,14 +138,14 @@ class Attempt:
 
     def __init__(self, batch: Batch, alarm: Alarm | None, now: float) -> None:
         """Begin to run *batch* at *now*, watched by *alarm*: there is none where no hub could ring it."""
-        state = batch.state
+        dispatcher = batch.dispatcher
         self.batch = batch
-        self.state = state
-        self.alone = batch.lane is None
+        self.dispatcher = dispatcher
+        self.alone = batch.key_queue is None
         self.alarm = alarm
         self.context = Context()
         self.started = self.now = now
-        self.deadline = now + state.options.max_duration
+        self.deadline = now + dispatcher.options.max_duration
         # One is made for each batch: values that many share are stored in a row, which is quick.
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
@@ -230,7 +230,7 @@ class Attempt:
             if self.conflict is not None:  # nothing was written
                 self.give_up_replay(self.conflict, ", and max_duration passed before the replay")
             return
-        failure = timed_out(self.batch.key, phase, self.state.options.max_duration, stack_of(self))
+        failure = timed_out(self.batch.key, phase, self.dispatcher.options.max_duration, stack_of(self))
         if phase == "load":
             self.batch.fail_load(failure)
         else:
@@ -314,7 +314,7 @@ class Attempt:
             else:
                 apply(self, resource, slice_end)
                 if self.asked and not batch.ended and self.broken is self.verdict is None:
-                    self.state.options.idempotency.ask(self)
+                    self.dispatcher.options.idempotency.ask(self)
                 if self.now >= self.deadline and has_news(self) and self.broken is self.verdict is None:
                     self.expire()  # after work that never yielded
         except BaseException as error:
@@ -381,17 +381,17 @@ class Attempt:
         if self.attempts:
             self.begin_again()
         self.attempts += 1
-        begun, state = self.now, self.state
+        begun, dispatcher = self.now, self.dispatcher
         scope: Any = NOT_OPENED
         try:
-            if state.subscriptions:
-                self.context = state.announce([self.batch], self.context)
+            if dispatcher.subscriptions:
+                self.context = dispatcher.announce([self.batch], self.context)
             enter = self.context.run
-            pair = state.pair
+            pair = dispatcher.pair
             if pair is not None:
                 self.scope = scope = PairScope(pair, self.batch.key)
             else:
-                self.scope = scope = enter(state.options.open_resource, self.batch.key)
+                self.scope = scope = enter(dispatcher.options.open_resource, self.batch.key)
                 self.saved = getattr(scope, "saved", None)
             return scope.__exit__, enter(scope.__enter__)
         except BaseException as error:
@@ -436,7 +436,7 @@ class Attempt:
         batch = self.batch
         if batch.epoch != here.epoch:
             self.over()
-        if self.state.pair is None and callable(self.saved):
+        if self.dispatcher.pair is None and callable(self.saved):
             self.after = [*(self.after or ()), self.saved]
         if self.parts:
             return not batch.ended and settle(self)

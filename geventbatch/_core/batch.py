@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from geventbatch._core.attempt import Attempt
-    from geventbatch._core.dispatcher import State
-    from geventbatch._core.key_queue import Lane
+    from geventbatch._core.dispatcher import Dispatcher
+    from geventbatch._core.key_queue import KeyQueue
     from geventbatch._core.operation import Operation
     from geventbatch.errors import Phase
 
@@ -49,18 +49,18 @@ class Batch:
         "behind",
         "bell",
         "closed",
+        "dispatcher",
         "ended",
         "epoch",
         "failure",
         "key",
-        "lane",
+        "key_queue",
         "loaded",
         "open",
         "opened",
         "operations",
         "reads",
         "size",
-        "state",
         "tried",
         "waiting",
         "waiting_at_close",
@@ -70,7 +70,7 @@ class Batch:
     # -- mutable state -------------------------------------------------------------------------------------
     attempt: Attempt | None  # there from when it starts to run until its greenlet has let go of it
     tried: int  # how often it was loaded, once its greenlet has let go
-    behind: Batch | None  # the next batch of its lane
+    behind: Batch | None  # the next batch of its key queue
     waiting: int  # callers that are still there
     size: int  # operations that may have to be applied
     reads: int  # operations that were said to be read-only
@@ -83,14 +83,19 @@ class Batch:
     failure: Failure | None
 
     def __init__(
-        self, state: State, key: Hashable, opened: float, lane: Lane | None = None, window_end: float = 0.0
+        self,
+        dispatcher: Dispatcher,
+        key: Hashable,
+        opened: float,
+        key_queue: KeyQueue | None = None,
+        window_end: float = 0.0,
     ) -> None:
-        """Open it, on a *lane* unless its caller runs it alone; from *window_end* on it may close."""
-        self.state = state
+        """Open it, on a *key_queue* unless its caller runs it alone; from *window_end* on it may close."""
+        self.dispatcher = dispatcher
         self.opened = opened
         self.key = key
-        self.lane = lane
-        self.epoch = state.epoch
+        self.key_queue = key_queue
+        self.epoch = dispatcher.epoch
         self.window_end = window_end
         self.operations: list[Operation[Any]] = []  # in the order they came
         # One is made for each batch: values that many share are stored in a row, which is quick.
@@ -114,7 +119,7 @@ class Batch:
 
     def remaining(self) -> float:
         """Seconds until the deadline, never under 0.001: ready to be a statement timeout. Switches: no."""
-        most: float = self.state.options.max_duration
+        most: float = self.dispatcher.options.max_duration
         attempt = self.attempt
         if attempt is None:
             return _SHORTEST if self.ended else most
@@ -123,7 +128,7 @@ class Batch:
     @property
     def alone(self) -> bool:
         """Whether it runs in the greenlet or thread of its one caller (``batching=False``)."""
-        return self.lane is None
+        return self.key_queue is None
 
     def add_row(self, row: object) -> None:
         """Have the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
@@ -268,7 +273,7 @@ class Batch:
         operations.append(operation)
         self.waiting += 1
         self.size += 1
-        most = self.state.max_batch_size
+        most = self.dispatcher.max_batch_size
         if most is not None and self.size == most:
             self.close()
         elif self.bell is not None:
@@ -279,8 +284,8 @@ class Batch:
         if self.ended or operation.state == WITHDRAWN:
             return
         self.waiting -= 1
-        self.state.pending -= 1
-        self.state.counts.withdrawn += 1
+        self.dispatcher.pending -= 1
+        self.dispatcher.counts.withdrawn += 1
         if operation.state == WAITING:
             operation.state = WITHDRAWN
             self.size -= 1
@@ -331,28 +336,28 @@ class Batch:
             attempt.halted = True
         if self.open:
             self.close()
-        state = self.state
+        dispatcher = self.dispatcher
         waiting = self.waiting
         if waiting:  # else it may be of another thread, which has no business with the count
-            state.pending -= waiting
+            dispatcher.pending -= waiting
             self.waiting = 0
-        if self.lane is not None:
+        if self.key_queue is not None:
             operations = self.operations
             first, left = 0, len(operations)
             while left > 0:
                 pace.add(operations[first].group, left if left < WIDTH else WIDTH)  # noqa: FURB136 - min() costs 50 ns
                 first += WIDTH
                 left -= WIDTH
-        if failure is not None and self.lane is not None:  # else its caller does that: it may be of another thread
+        if failure is not None and self.key_queue is not None:  # else its caller does that: it may be of another thread
             log.failed(self, failure, waiting)
-        counts = state.counts
+        counts = dispatcher.counts
         if attempt is not None and attempt.attempts:
             counts.batches += 1
             if failure is not None:
                 counts.failed_batches += 1
-            if state.subscriptions or attempt.undo is not None:
+            if dispatcher.subscriptions or attempt.undo is not None:
                 tell(attempt, waiting)
-        counts.answered += waiting if self.lane is not None else 1  # last of all: see `_watch.outcomes`
+        counts.answered += waiting if self.key_queue is not None else 1  # last of all: see `_watch.outcomes`
 
     def fail_load(self, failure: Failure) -> None:
         """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
@@ -360,7 +365,7 @@ class Batch:
             return
         # Cut off first: who comes while a watcher's copy of the error is made is the next batch's. And that copy, which
         # only a batch that began to run needs, is made last: a `repr` of the user's may switch there, or be killed.
-        behind = [] if self.lane is None else self.lane.cut_behind()
+        behind = [] if self.key_queue is None else self.key_queue.cut_behind()
         for batch in (*behind, self):
             batch.end(failure)
 

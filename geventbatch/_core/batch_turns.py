@@ -67,10 +67,12 @@ def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any]
     if attempt.alone:
         return
     turn = here.hub.loop.iteration
-    state = attempt.state
-    if seconds > state.long and attempt.batch.epoch == here.epoch:
-        if turn == attempt.turn >= 0 and seconds > state.blocking:  # gevent's libuv loop does not count its turns
-            log.blocked(attempt.batch, doing, state.doing(doing) if operation is None else operation.callable, seconds)
-        elif operation is None and seconds > state.slow and not attempt.batch.ended:  # else its failure is told
+    dispatcher = attempt.dispatcher
+    if seconds > dispatcher.long and attempt.batch.epoch == here.epoch:
+        if turn == attempt.turn >= 0 and seconds > dispatcher.blocking:  # gevent's libuv loop does not count its turns
+            log.blocked(
+                attempt.batch, doing, dispatcher.doing(doing) if operation is None else operation.callable, seconds
+            )
+        elif operation is None and seconds > dispatcher.slow and not attempt.batch.ended:  # else its failure is told
             log.slow(attempt.batch, doing, seconds)
     attempt.turn = turn

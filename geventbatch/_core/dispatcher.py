@@ -10,9 +10,9 @@ from gevent.event import Event
 
 from geventbatch._core import process
 from geventbatch._core.counts import Counts
-from geventbatch._core.fair_semaphore import Slots
+from geventbatch._core.fair_semaphore import FairSemaphore
 from geventbatch._core.hub_turns import WIDTH, pace
-from geventbatch._core.key_queue import Lane
+from geventbatch._core.key_queue import KeyQueue
 from geventbatch._core.pair import Pair
 from geventbatch._core.process import here
 from geventbatch._core.shard import Shard
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from geventbatch._watch.metrics import BatchMetric, Watcher
 
 
-class State:
-    """The lanes, shards and counts of a processor."""
+class Dispatcher:
+    """The key queues, shards and counts of a processor."""
 
     def __init__(self, options: Options, subscriptions: list[ref[Watcher]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
         self.options = options
         self.epoch = here.epoch
-        self.slots = None if options.max_batches is None else Slots(options.max_batches)
+        self.slots = None if options.max_batches is None else FairSemaphore(options.max_batches)
         self.subscriptions = subscriptions
         self.counts = Counts()
         # Of the options, what every operation asks for: compiled code finds it here without a look-up. (Here and not by
@@ -54,10 +54,10 @@ class State:
         self.slow = options.max_duration / 2  # a load or a save that takes longer is worth a word
         self.long = min(self.blocking, self.slow)
         # -- mutable state ---------------------------------------------------------------------------------
-        self.lanes: dict[object, Lane] = {}  # of the keys that have live batches: the front one of each hash
+        self.key_queues: dict[object, KeyQueue] = {}  # of the keys that have live batches: the front one of each hash
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
-        self.pending = 0  # operations on lanes: being admitted, or admitted, not answered, not withdrawn
-        self.live = 0  # batches on lanes whose code has not returned yet
+        self.pending = 0  # operations on key queues: being admitted, or admitted, not answered, not withdrawn
+        self.live = 0  # batches on key queues whose code has not returned yet
         self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
         self.stopping = stopping
         self.ended = False  # nothing runs any more
@@ -69,7 +69,7 @@ class State:
         workers = sum(shard.workers for shard in self.shards.values())
         state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
         return (
-            f"{state}, {sum(1 for _ in self._all_lanes())} keys, {self.live + len(self.alone)} batches, "
+            f"{state}, {sum(1 for _ in self._all_key_queues())} keys, {self.live + len(self.alone)} batches, "
             f"{self.pending + len(self.alone)} operations pending, {workers} workers"
         )
 
@@ -84,9 +84,9 @@ class State:
     def admit(self, key: Hashable, operation: Operation[Any]) -> Batch:
         """Put *operation* into the open batch of *key*, and give the batch.
 
-        Users' functions run while the lane is looked up, and may switch, stop the processor or run another operation
-        of the key. From then on nothing switches; and what a signal handler does in between is seen, since the
-        operation is counted before `stopping` is asked.
+        Users' functions run while the key queue is looked up. They may switch, stop the processor or run another
+        operation of the key. From then on nothing switches. A signal handler that stops the processor in between is
+        noticed, since the operation is counted before `stopping` is read.
         """
         if self.stopping:
             self._refuse()
@@ -94,19 +94,24 @@ class State:
             hashed: object = hash(key)
         except TypeError as error:
             refuse_key(key, error)
-        lane = self.lanes.get(hashed)
-        if lane is None or lane.retired or not (lane.key is key or lane.key == key) or lane.retired:
-            lane = self._find_lane(key, hashed)
+        key_queue = self.key_queues.get(hashed)
+        if (
+            key_queue is None
+            or key_queue.retired
+            or not (key_queue.key is key or key_queue.key == key)
+            or key_queue.retired
+        ):
+            key_queue = self._find_key_queue(key, hashed)
         # No switch from here.
         self.pending += 1
         most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.pending -= 1
-            self._discard(lane)
+            self._discard(key_queue)
             self._refuse()
-        batch = lane.last
+        batch = key_queue.last
         if batch is None or not batch.open or batch.loaded:
-            batch = lane.open_batch()
+            batch = key_queue.open_batch()
         batch.add(operation)
         if self.stopping:  # a signal handler did that since it was asked, and could not see the batch
             batch.close()
@@ -146,30 +151,29 @@ class State:
             retry_after=seconds,
         )
 
-    # -- lanes --------------------------------------------------------------------------------------------
+    # -- key queues --------------------------------------------------------------------------------------
 
-    def _find_lane(self, key: Hashable, hashed: object) -> Lane:
-        """Find the lane of *key* among those of the same hash, or open one.
+    def _find_key_queue(self, key: Hashable, hashed: object) -> KeyQueue:
+        """Find the key queue of *key* among those of the same hash, or open one.
 
-        The key's ``__eq__`` and the worker number may be functions that switch. Whatever changed in the meantime is
-        noticed: a lane that was found is asked whether it is still one; and new ones stand in front, so that ours is
-        put there only while the one in front is the one that the comparing began with. Nothing of the user's runs when
-        a lane is taken out.
+        The key's ``__eq__`` and the worker number may be functions that switch. Therefore `retired` of the queue that
+        was found is read again. New queues are prepended: ours is inserted only if the head is unchanged since the
+        comparison began, else we compare again. Nothing of the user's runs when a queue is taken out.
         """
         shard: Shard | None = None
         while True:
-            front = lane = self.lanes.get(hashed)
-            while lane is not None:  # and not `_row`, since most often there is none
-                if (lane.key is key or lane.key == key) and not lane.retired:
-                    return lane
-                lane = lane.beside
+            front = key_queue = self.key_queues.get(hashed)
+            while key_queue is not None:  # and not `_row`, since most often there is none
+                if (key_queue.key is key or key_queue.key == key) and not key_queue.retired:
+                    return key_queue
+                key_queue = key_queue.beside
             if shard is None:
                 if key != key:  # noqa: PLR0124 - such as a NaN
                     refuse_key(key)
                 shard = self._shard(key)
-            elif self.lanes.get(hashed) is front:
-                self.lanes[hashed] = lane = Lane(self, key, hashed, shard, front)
-                return lane
+            elif self.key_queues.get(hashed) is front:
+                self.key_queues[hashed] = key_queue = KeyQueue(self, key, hashed, shard, front)
+                return key_queue
 
     def _shard(self, key: Hashable) -> Shard:
         workers = self.options.workers
@@ -189,25 +193,25 @@ class State:
             shard = self.shards[number] = Shard(self)
         return shard
 
-    def retire(self, lane: Lane) -> None:
-        """Forget *lane*, which has no batch."""
-        lane.retired = True
-        front = self.lanes.pop(lane.hashed)
-        if front is not lane:
-            self.lanes[lane.hashed] = front
-            before = next(other for other in _row(front) if other.beside is lane)
-            before.beside = lane.beside
-        elif lane.beside is not None:
-            self.lanes[lane.hashed] = lane.beside
+    def retire(self, key_queue: KeyQueue) -> None:
+        """Forget *key_queue*, which has no batch."""
+        key_queue.retired = True
+        front = self.key_queues.pop(key_queue.hashed)
+        if front is not key_queue:
+            self.key_queues[key_queue.hashed] = front
+            before = next(other for other in _row(front) if other.beside is key_queue)
+            before.beside = key_queue.beside
+        elif key_queue.beside is not None:
+            self.key_queues[key_queue.hashed] = key_queue.beside
 
-    def _all_lanes(self) -> Iterator[Lane]:
-        for front in self.lanes.values():
+    def _all_key_queues(self) -> Iterator[KeyQueue]:
+        for front in self.key_queues.values():
             yield from _row(front)
 
-    def _discard(self, lane: Lane) -> None:
-        """Forget *lane* if nobody has opened a batch on it."""
-        if lane.first is None and not lane.retired:
-            self.retire(lane)
+    def _discard(self, key_queue: KeyQueue) -> None:
+        """Forget *key_queue* if nobody has opened a batch on it."""
+        if key_queue.first is None and not key_queue.retired:
+            self.retire(key_queue)
         if self.stopping:
             self.check_stopped()
 
@@ -216,8 +220,8 @@ class State:
     def begin_stop(self) -> None:
         """Admit nothing any more, and close the open windows. Switches: no."""
         self.stopping = True
-        for lane in self._all_lanes():
-            for batch in lane:
+        for key_queue in self._all_key_queues():
+            for batch in key_queue:
                 batch.close()
         self.check_stopped()
 
@@ -266,17 +270,17 @@ class State:
     def batches(self) -> list[Batch]:
         """Give the live batches, those of each key in the order they opened; in another thread, those of callers alone.
 
-        On lanes they may change meanwhile there. In the plainest way, since there may be very many.
+        On key queues they may change meanwhile there. In the plainest way, since there may be very many.
         """
         found = list(self.alone)
-        for front in self.lanes.values() if process.in_thread() else ():
-            lane: Lane | None = front
-            while lane is not None:
-                batch = lane.first
+        for front in self.key_queues.values() if process.in_thread() else ():
+            key_queue: KeyQueue | None = front
+            while key_queue is not None:
+                batch = key_queue.first
                 while batch is not None:
                     found.append(batch)
                     batch = batch.behind
-                lane = lane.beside
+                key_queue = key_queue.beside
         return found
 
     def announce(self, batches: list[Batch], context: Context) -> Context:
@@ -311,8 +315,8 @@ class State:
         return [subscription for held in tuple(self.subscriptions) if (subscription := held()) is not None]
 
 
-def _row(front: Lane | None) -> Iterator[Lane]:
-    """Give *front* and the lanes behind it, whose keys have the same hash."""
+def _row(front: KeyQueue | None) -> Iterator[KeyQueue]:
+    """Give *front* and the key queues behind it, whose keys have the same hash."""
     while front is not None:
         yield front
         front = front.beside

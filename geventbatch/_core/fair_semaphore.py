@@ -1,4 +1,4 @@
-"""Slots: ``max_batches`` of them, each for a batch that runs, first come, first served."""
+"""FairSemaphore: ``max_batches`` of them, each for a batch that runs, first come, first served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gevent
 from gevent.hub import Waiter
 
 
-class Slots:
+class FairSemaphore:
     """A semaphore that hands over: gevent's lets whoever comes by overtake the one that it is about to wake."""
 
     def __init__(self, count: int) -> None:

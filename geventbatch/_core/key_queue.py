@@ -1,4 +1,4 @@
-"""A lane: the live batches of one key, of which only the first may run (guarantee 1)."""
+"""A key queue: the live batches of one key, of which only the first may run (guarantee 1)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from geventbatch._core.clock import clock as _clock
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.shard import Shard
 
 
-class Lane:
+class KeyQueue:
     """One key that has live batches. No method switches greenlets."""
 
-    __slots__ = ("beside", "first", "hashed", "key", "last", "retired", "shard", "state")
+    __slots__ = ("beside", "dispatcher", "first", "hashed", "key", "last", "retired", "shard")
 
-    def __init__(self, state: State, key: Hashable, hashed: object, shard: Shard, beside: Lane | None) -> None:
-        """Start without a batch; *beside* is the next lane whose key has the same hash."""
-        self.state = state
+    def __init__(
+        self, dispatcher: Dispatcher, key: Hashable, hashed: object, shard: Shard, beside: KeyQueue | None
+    ) -> None:
+        """Start without a batch; *beside* is the next key queue whose key has the same hash."""
+        self.dispatcher = dispatcher
         self.key = key
         self.hashed = hashed
         self.shard = shard
@@ -29,7 +31,7 @@ class Lane:
         self.beside = beside
         self.first: Batch | None = None  # runs or is queued; the others stand behind it in the order they opened
         self.last: Batch | None = None  # may be open
-        self.retired = False  # no longer among the processor's lanes
+        self.retired = False  # no longer among the processor's key queues
 
     def __iter__(self) -> Iterator[Batch]:
         """Give the live batches in the order they opened."""
@@ -45,13 +47,13 @@ class Lane:
             if not last.loaded or _clock.monotonic() < last.window_end:
                 return last
             last.close()
-        state = self.state
-        window = state.options.min_duration
+        dispatcher = self.dispatcher
+        window = dispatcher.options.min_duration
         now = _clock.monotonic()
-        batch = Batch(state, self.key, now, self, now + window if window else 0.0)
-        if now >= state.counts.next_sample:
-            state.counts.sample(now)
-        state.live += 1
+        batch = Batch(dispatcher, self.key, now, self, now + window if window else 0.0)
+        if now >= dispatcher.counts.next_sample:
+            dispatcher.counts.sample(now)
+        dispatcher.live += 1
         self.last = batch
         if last is None:
             self.first = batch
@@ -66,18 +68,18 @@ class Lane:
         if self.first is not None:
             self.first.behind = None
         self.last = self.first
-        self.state.live -= len(behind)
+        self.dispatcher.live -= len(behind)
         return behind
 
     def finish(self) -> None:
         """The code of the first batch has returned: the key is free for the next one."""
-        state = self.state
+        dispatcher = self.dispatcher
         self.first = batch = self.first and self.first.behind
-        state.live -= 1
+        dispatcher.live -= 1
         if batch is None:
             self.last = None
-            state.retire(self)
+            dispatcher.retire(self)
         else:
             self.shard.put(batch)
-        if state.stopping:
-            state.check_stopped()
+        if dispatcher.stopping:
+            dispatcher.check_stopped()

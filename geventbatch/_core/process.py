@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.batch import Batch
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._processor import Processor
 
 
@@ -158,19 +158,19 @@ def sleep(seconds: float) -> None:
     (gevent.sleep if has_hub() else _native_sleep)(seconds)
 
 
-def enclosing(state: State) -> Batch | None:
-    """The batch of *state*'s processor that the current greenlet is inside of, if any."""
-    return _of(state, running.get(gevent.getcurrent()))
+def enclosing(dispatcher: Dispatcher) -> Batch | None:
+    """The batch of the processor that the current greenlet is inside of, if any."""
+    return _of(dispatcher, running.get(gevent.getcurrent()))
 
 
-def is_waited_for(state: State) -> bool:
-    """Whether a stop of *state*'s processor waits for the current greenlet, so that it cannot wait for the stop."""
-    return enclosing(state) is not None or _of(state, after.get(gevent.getcurrent())) is not None
+def is_waited_for(dispatcher: Dispatcher) -> bool:
+    """Whether a stop of the processor waits for the current greenlet, so that this cannot wait for the stop."""
+    return enclosing(dispatcher) is not None or _of(dispatcher, after.get(gevent.getcurrent())) is not None
 
 
-def _of(state: State, attempt: Attempt | None) -> Batch | None:
+def _of(dispatcher: Dispatcher, attempt: Attempt | None) -> Batch | None:
     while attempt is not None:
-        if attempt.state is state:
+        if attempt.dispatcher is dispatcher:
             return attempt.batch
         attempt = attempt.outer
     return None
@@ -181,9 +181,9 @@ def in_hub() -> bool:
     return isinstance(gevent.getcurrent(), Hub)
 
 
-def check_place(state: State) -> None:
+def check_place(dispatcher: Dispatcher) -> None:
     """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
-    check_not_inside(state)
+    check_not_inside(dispatcher)
     if here.thread is None:
         here.thread = native_thread()
         _ours.epoch = here.epoch
@@ -201,12 +201,12 @@ def _begin(callbacks: list[Callable[[], object]]) -> None:
             _begin(callbacks[1:])
 
 
-def check_not_inside(state: State) -> None:
-    """Raise where `run` could only wait for itself: in the hub, and inside a batch of *state*'s processor (13, 14)."""
+def check_not_inside(dispatcher: Dispatcher) -> None:
+    """Raise where `run` could only wait for itself: in the hub, and inside a batch of the processor (13, 14)."""
     if in_hub():
         msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
         raise RuntimeError(msg)
-    inside = enclosing(state)
+    inside = enclosing(dispatcher)
     if inside is not None:
         raise RuntimeError(
             f"run() was called inside a batch of the same processor (key {shown(inside.key)}), which would wait for "

@@ -39,7 +39,7 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
 def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
     """Give the outcomes that are recorded already to those who have the keys. False when nobody has."""
     attempt.phase = "operations"  # nothing was written
-    idempotency = attempt.state.options.idempotency
+    idempotency = attempt.dispatcher.options.idempotency
     return idempotency is not None and idempotency.settle_repeated(attempt, current_part(attempt), error.outcomes)
 
 
@@ -53,9 +53,9 @@ def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> flo
     """Give the seconds to wait before a replay; None when there is none, and the callers have been told."""
     apply_again(attempt)  # somebody else has written since: those too that are out may come to something else now
     attempt.conflicts += 1
-    attempt.state.counts.conflicts += 1
+    attempt.dispatcher.counts.conflicts += 1
     attempt.conflict_of_load = loading
-    most = attempt.state.options.max_attempts
+    most = attempt.dispatcher.options.max_attempts
     if attempt.conflicts >= most:
         attempt.give_up_replay(conflict, f" in attempt {attempt.conflicts} of {most}")
         return None

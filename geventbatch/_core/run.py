@@ -11,7 +11,7 @@ import gevent
 
 from geventbatch._compiled import mypyc_attr
 from geventbatch._core import process
-from geventbatch._core.dispatcher import State
+from geventbatch._core.dispatcher import Dispatcher
 from geventbatch._core.operation import WAITING, Operation, ReadOnly
 from geventbatch._core.process import here, running
 from geventbatch._options import check_callable, check_flag, check_identity, check_seconds
@@ -41,7 +41,7 @@ _copy_context: Final = copy_context  # compiled code would look up the name that
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and what users make of it
-class Runner:
+class BaseProcessor:
     """The part of `Processor` that has to be quick.
 
     It is not generic: mypyc gives an object of a generic class a place for weak references that it never clears, and
@@ -51,7 +51,7 @@ class Runner:
     _options: Options
     _subscriptions: list[ref[Watcher]]
     _batching: bool
-    _state: State
+    _dispatcher: Dispatcher
 
     def run(  # noqa: C901, PLR0912, PLR0913 - the hot path stays in one piece: a call more costs each operation 50 ns
         self,
@@ -66,9 +66,9 @@ class Runner:
         read_only: Any = False,
     ) -> Any:
         """Do what `Processor.run` says."""
-        state = self._state
-        if state.epoch != here.epoch:
-            state = self._current()
+        dispatcher = self._dispatcher
+        if dispatcher.epoch != here.epoch:
+            dispatcher = self._current()
         for one in args if type(operation) is FunctionType else _given(operation, args):
             if type(one) not in _PLAIN:
                 operation = repeatable(operation, args)
@@ -88,16 +88,16 @@ class Runner:
         admitted.state = WAITING
         admitted.error = _NO_ERROR
         batching = self._batching
-        door = state.door
+        door = dispatcher.door
         if door is not None:
             key, batching = door.enter(key, admitted, batching=batching)
         if not batching:
-            return run_alone(state, key, admitted, start_timeout)
+            return run_alone(dispatcher, key, admitted, start_timeout)
         current = _getcurrent()
         # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
         if current.parent is not here.hub or current in running:
-            process.check_place(state)
-        batch = state.admit(key, admitted)
+            process.check_place(dispatcher)
+        batch = dispatcher.admit(key, admitted)
         group = admitted.group
         if read_only:
             batch.reads += 1
@@ -116,14 +116,14 @@ class Runner:
             return admitted.value
         return batch.answer(admitted)
 
-    def _current(self) -> State:
+    def _current(self) -> Dispatcher:
         """This process's state."""
-        state = self._state
-        if state.epoch != here.epoch:
-            state = self._state = State(self._options, self._subscriptions, stopping=state.stopping)
-            if state.stopping:
-                state.check_stopped()
-        return state
+        dispatcher = self._dispatcher
+        if dispatcher.epoch != here.epoch:
+            dispatcher = self._dispatcher = Dispatcher(self._options, self._subscriptions, stopping=dispatcher.stopping)
+            if dispatcher.stopping:
+                dispatcher.check_stopped()
+        return dispatcher
 
 
 def _given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

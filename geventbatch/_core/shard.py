@@ -25,7 +25,7 @@ from geventbatch._watch import log
 
 if TYPE_CHECKING:
     from geventbatch._core.batch import Batch
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
 
 IDLE: Final = 10.0
 """Seconds for which a worker was never needed before it ends."""
@@ -34,9 +34,9 @@ IDLE: Final = 10.0
 class Shard:
     """The workers of the keys with one worker number."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         """Start without a worker."""
-        self.state = state
+        self.dispatcher = dispatcher
         self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
         # -- mutable state ---------------------------------------------------------------------------------
         self.workers = 0
@@ -87,7 +87,7 @@ class Shard:
 
     def _reinforce(self) -> None:
         self._reinforcing = False
-        if not self.free and len(self.queue) and self.state.epoch == here.epoch:
+        if not self.free and len(self.queue) and self.dispatcher.epoch == here.epoch:
             self.workers += 1
             self.free += 1
             # A link, and no `finally` of the worker's: it may be killed before its first step.
@@ -106,7 +106,7 @@ class Shard:
 
     def _end_period(self) -> None:
         self._close_timer()
-        if self.state.epoch != here.epoch:
+        if self.dispatcher.epoch != here.epoch:
             return
         for _ in range(min(self._least_free, self.workers - 1)):
             self._end_worker()
@@ -148,14 +148,14 @@ class Worker:
     def __init__(self, shard: Shard) -> None:
         """Belong to *shard*, which counts it as free."""
         self._shard = shard
-        self._state = shard.state
+        self._dispatcher = shard.dispatcher
 
     def work(self) -> None:
         """Take batches until told to end, killed, or not to be used again."""
         shard = self._shard
         queue = shard.queue
-        bulks = self._state.options.open_resources is not None
-        alarm = Alarm(self._state.options.max_duration)
+        bulks = self._dispatcher.options.open_resources is not None
+        alarm = Alarm(self._dispatcher.options.max_duration)
         try:
             while True:
                 while not len(queue):
@@ -176,7 +176,7 @@ class Worker:
 
     def _run(self, batch: Batch, alarm: Alarm) -> bool:
         """Run *batch*. False when this worker is not to be used again."""
-        slots = self._state.slots
+        slots = self._dispatcher.slots
         try:
             if slots is None:
                 self._hold(batch, alarm)
@@ -193,9 +193,9 @@ class Worker:
             attempt = batch.let_go()
             after = attempt is not None and attempt.after is not None
             if after:
-                self._state.live += 1
-            if batch.lane is not None:
-                batch.lane.finish()
+                self._dispatcher.live += 1
+            if batch.key_queue is not None:
+                batch.key_queue.finish()
         if attempt is None:  # everybody had left
             return True
         if after:
@@ -213,9 +213,9 @@ class Worker:
             attempt.run_after()
         finally:
             self._shard.free += 1
-            self._state.live -= 1
-            if self._state.stopping:
-                self._state.check_stopped()
+            self._dispatcher.live -= 1
+            if self._dispatcher.stopping:
+                self._dispatcher.check_stopped()
 
     def _run_bulk(self, alarm: Alarm) -> bool:
         """Run what is queued as one bulk (see `bulk`). False when this worker has to end."""
@@ -224,9 +224,9 @@ class Worker:
         batches: dict[Batch, None] = {}
         taken: list[Batch] = []
         try:
-            with self._state.slots or nullcontext():
+            with self._dispatcher.slots or nullcontext():
                 now = _clock.monotonic()
-                if now >= pace.slice_end(now) and len(self._shard.queue) and not self._state.ended:
+                if now >= pace.slice_end(now) and len(self._shard.queue) and not self._dispatcher.ended:
                     pace.wait()
                 # Not before it has its slot: what comes while it waits for one is in the bulk too.
                 if not self._take(batches):
@@ -254,7 +254,7 @@ class Worker:
     def _take(self, batches: dict[Batch, None]) -> bool:
         """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""
         queue = self._shard.queue
-        while len(batches) < self._state.options.max_bulk and len(queue):
+        while len(batches) < self._dispatcher.options.max_bulk and len(queue):
             batch = queue.get(block=False)
             if batch is not None:
                 batches[batch] = None

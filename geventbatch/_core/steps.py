@@ -50,7 +50,7 @@ class Steps:
 
     def look_for(self, attempt: Attempt, operations: list[Operation[Any]]) -> bool:
         """Look in the store for their idempotency keys, since who is refused is in no save. False as above."""
-        idempotency = attempt.state.options.idempotency
+        idempotency = attempt.dispatcher.options.idempotency
         return idempotency is None or bool(idempotency.look_for(attempt, operations))
 
     def keep(self, attempt: Attempt, operation: Operation[Any]) -> bool:

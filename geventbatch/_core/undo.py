@@ -178,12 +178,12 @@ class Undo:
             found = self._apply_again(attempt, due)
         seconds = attempt.now - begun
         self.seconds += seconds
-        attempt.state.counts.undo_seconds += seconds
+        attempt.dispatcher.counts.undo_seconds += seconds
         return found == ENDS
 
     def _count(self, attempt: Attempt) -> None:
         self.count += 1
-        attempt.state.counts.undone += 1
+        attempt.dispatcher.counts.undone += 1
 
     def _note_costs(self) -> None:
         """Note what undoing has taken since that was noted last: for the operation, and the error, of that time."""
@@ -195,7 +195,7 @@ class Undo:
 
     def _add(self, attempt: Attempt, seconds: float) -> None:
         self.seconds += seconds
-        attempt.state.counts.undo_seconds += seconds
+        attempt.dispatcher.counts.undo_seconds += seconds
 
     def _catch_up(self, attempt: Attempt, operation: Operation[Any]) -> None:
         """Find what has returned since it was last looked, up to *operation*."""
@@ -234,7 +234,7 @@ class Undo:
         while attempt.rows_added and attempt.rows_added[-1][0] >= self._completed:
             attempt.rows_added.pop()
         if attempt.outcomes:
-            attempt.state.options.idempotency.forget(attempt, self._recorded)
+            attempt.dispatcher.options.idempotency.forget(attempt, self._recorded)
         return None
 
     def _forget_copy(self, attempt: Attempt) -> None:
@@ -279,7 +279,7 @@ class Undo:
 
     def record_out(self, attempt: Attempt) -> None:
         """Have what those that are out have raised recorded with the attempt at hand, if they have idempotency keys."""
-        idempotency = attempt.state.options.idempotency
+        idempotency = attempt.dispatcher.options.idempotency
         if idempotency is not None:
             idempotency.record_broken(attempt, self.out)
 

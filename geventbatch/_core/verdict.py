@@ -45,7 +45,7 @@ def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> 
         operation.error = error
         raise error
     operation.error = without_our_frame(error)
-    idempotency = attempt.state.options.idempotency
+    idempotency = attempt.dispatcher.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
         return GOES_ON
     if type(error) is TypeError:
@@ -150,7 +150,7 @@ def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: U
 def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
     """Have the batch replayed without *operation*; it comes back when all are applied to what another one saved."""
     operation.state = BROKEN
-    idempotency = attempt.state.options.idempotency
+    idempotency = attempt.dispatcher.options.idempotency
     if (
         idempotency is not None
         and idempotency.once_of(operation) is not None
@@ -193,17 +193,17 @@ def is_reused(attempt: Attempt) -> bool:
 
 def is_clean(batch: Batch, error: BaseException) -> bool:
     """Whether *error* promises that there is nothing to undo."""
-    clean = batch.state.options.clean_errors
+    clean = batch.dispatcher.options.clean_errors
     if not clean or type(error) in _OURS:
         return False
-    idempotency = batch.state.options.idempotency
+    idempotency = batch.dispatcher.options.idempotency
     return is_a(error, clean) and not (idempotency is not None and type(error) is idempotency.NotPlain)
 
 
 def ends_greenlet(attempt: Attempt, error: BaseException) -> bool:
     """Whether *error* is for the greenlet that runs the batch, rather than for the batch."""
-    # A batch without a lane runs in its caller's own greenlet: a Timeout that comes out of its load or save, and is not
-    # its alarm, is taken for the caller's, who waits for it to come.
+    # A batch without a key queue runs in its caller's own greenlet. A Timeout that comes out of its load or save, and
+    # is not its alarm, is the caller's own.
     if is_a(error, KILLS):
         return True
     return attempt.alone and is_a(error, gevent.Timeout) and not (attempt.alarm and error is attempt.alarm.timeout)

@@ -95,9 +95,9 @@ class Once:
             return self._again(attempt, outcomes[self.key])
         try:
             value = self.operation(resource, *args)
-        except attempt.state.options.recorded_errors as error:
+        except attempt.dispatcher.options.recorded_errors as error:
             try:
-                told = encode_error(error, attempt.state.options.recorded_errors)
+                told = encode_error(error, attempt.dispatcher.options.recorded_errors)
             except Exception as why:
                 instead = "raise one with arguments and attributes that are each"
                 raise self._not_plain(
@@ -133,7 +133,7 @@ class Once:
             )
         kind, told = record[_PRINT], record[_PRINT + 1 :]
         try:
-            found = decode(told) if kind == _VALUE else decode_error(told, batch.state.options.recorded_errors)
+            found = decode(told) if kind == _VALUE else decode_error(told, batch.dispatcher.options.recorded_errors)
         except Exception as error:
             raise BatchError(
                 f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
@@ -246,7 +246,7 @@ def ask(attempt: Attempt) -> None:
 
 def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
     """Have the errors of those of *operations* that are out recorded with this attempt, as are those of the others."""
-    kinds = attempt.state.options.recorded_errors
+    kinds = attempt.dispatcher.options.recorded_errors
     for operation in operations:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:

@@ -56,7 +56,7 @@ def own_answer(attempt: Attempt, operation: Operation[Any], resource: Any, value
         ) from None
     if copying.others:
         _refuse_unfinished(attempt.batch.key, operation.callable, copying.others)
-        if not attempt.state.told_of_own:
+        if not attempt.dispatcher.told_of_own:
             _tell_of_own(attempt, operation, resource, copying.others)
     return answer
 
@@ -189,7 +189,7 @@ def _tell_of_own(attempt: Attempt, operation: Operation[Any], resource: Any, oth
     owns: Any = getattr(attempt.scope, "owns", None)
     for other in others:
         if other is resource or (owns is not None and _asked(attempt, owns, other)):
-            attempt.state.told_of_own = True
+            attempt.dispatcher.told_of_own = True
             log.returned_own(attempt.batch, operation, type(other))
             return
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def copies_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
     """Give what brings *resource* back to what it is now. Raises `CannotUndo`, or what copying it raises."""
-    copy = attempt.state.options.copy_resource
+    copy = attempt.dispatcher.options.copy_resource
     in_place = not _saves_what_it_is_given(attempt)
     if in_place and is_fixed(resource):
         raise CannotUndo(f"its resource is {shown(resource)}: what operations change is somewhere else")

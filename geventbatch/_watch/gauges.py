@@ -31,6 +31,6 @@ def gauges_of(processor: Processor[Any], last: Gauges) -> Gauges:
     """Look at *processor*; in another thread what is overdue is as it was at the *last* look. Switches: no."""
     stats, overdue = processor.stats(), last.overdue_batches
     if process.in_thread():  # else the batches may change meanwhile
-        overdue = sum([batch.overdue for batch in _seam.state_of(processor).batches()])
+        overdue = sum([batch.overdue for batch in _seam.dispatcher_of(processor).batches()])
     longest = _seam.options_of(processor).max_duration
     return Gauges(stats.batches, overdue, stats.operations, stats.workers, longest)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.batch import Batch
-    from geventbatch._core.dispatcher import State
+    from geventbatch._core.dispatcher import Dispatcher
 
 _DEEPEST: Final = 20
 """Frames of what a batch is in the middle of."""
@@ -77,14 +77,14 @@ class LiveBatch:
     """Where its code waits, the innermost frame last: 'file:line in function'. Empty where that cannot be seen."""
 
 
-def stats_of(state: State) -> ProcessorStats:
-    """Sum up *state*."""
-    counts = state.counts
+def stats_of(dispatcher: Dispatcher) -> ProcessorStats:
+    """Sum up *dispatcher*."""
+    counts = dispatcher.counts
     return ProcessorStats(
-        keys=len(state.lanes),
-        batches=state.live + len(state.alone),
-        operations=state.pending + len(state.alone),
-        workers=sum(shard.workers for shard in tuple(state.shards.values())),
+        keys=len(dispatcher.key_queues),
+        batches=dispatcher.live + len(dispatcher.alone),
+        operations=dispatcher.pending + len(dispatcher.alone),
+        workers=sum(shard.workers for shard in tuple(dispatcher.shards.values())),
         operations_per_second=counts.rate(),
         operations_total=counts.answered,
         batches_total=counts.batches,
@@ -108,7 +108,7 @@ def live_batch(batch: Batch) -> LiveBatch:
         running=None if attempt is None else now - attempt.started,
         remaining=None if attempt is None or batch.ended else batch.remaining(),
         overdue=batch.ended,
-        waiting=1 if batch.lane is None and not batch.ended else batch.waiting,
+        waiting=1 if batch.key_queue is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
         attempts=0 if attempt is None else attempt.attempts,
         stack=() if attempt is None else stack_of(attempt),

@@ -82,7 +82,7 @@ def failed(batch: Batch, failure: Failure, callers: int) -> None:
     """*batch* failed as a whole. A missing resource is its callers' affair."""
     if failure.kind is ResourceMissing:
         return
-    name = batch.state.options.name
+    name = batch.dispatcher.options.name
 
     def line() -> None:
         cause = failure.cause
@@ -120,7 +120,7 @@ def overloaded(options: Options, refused: int) -> None:
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
     """The load or save of *batch* took most of what a batch may take."""
-    most = batch.state.options.max_duration
+    most = batch.dispatcher.options.max_duration
     _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
 
 
@@ -157,7 +157,7 @@ def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseExcepti
 
     That is told once of each operation and class.
     """
-    if _is_new("undoing", attempt.state.options.name, operation, kind):
+    if _is_new("undoing", attempt.dispatcher.options.name, operation, kind):
         told = (
             "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
             "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
@@ -172,7 +172,7 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
 
     That is told once of each operation and class.
     """
-    if _is_new("cannot undo", batch.state.options.name, name_of(function), kind):
+    if _is_new("cannot undo", batch.dispatcher.options.name, name_of(function), kind):
         told = (
             "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
             "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
@@ -185,7 +185,7 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
     """The load gave the very object again that *function* had changed when it raised a *kind*. That is told once."""
-    if _is_new("same again", batch.state.options.name):
+    if _is_new("same again", batch.dispatcher.options.name):
         told = (
             "its load gave the very object again that it had given before, in which %s had raised %s: what that had "
             "changed stays there. Let the load give a new object each time, made of what the save has kept, or name "
@@ -221,7 +221,7 @@ def watcher_failed(watcher: object, error: Exception) -> None:
 
 
 def _warn(batch: Batch, told: str, *values: object) -> None:
-    name, key = batch.state.options.name, batch.key
+    name, key = batch.dispatcher.options.name, batch.key
     _reporter.tell(
         logging.WARNING,
         lambda: _log.warning(f"%s: batch of key %s: {told}", name, shown(key), *values),

@@ -81,7 +81,7 @@ class Outcomes:
         processor = self._processor()
         if processor is None:
             return _NOTHING
-        counts = _seam.state_of(processor).counts
+        counts = _seam.dispatcher_of(processor).counts
         with self._lock:
             if counts is not self._counts:
                 self._counts, self._told, self._last = counts, 0, _NOTHING

@@ -21,8 +21,8 @@ def tell(attempt: Attempt, waiting: int) -> None:
     """Say what has become of a batch, so many callers of which are about to be answered. Switches: no."""
     if attempt.undo is not None:
         attempt.undo.tell(attempt)
-    if attempt.state.subscriptions:
-        attempt.state.publish(metric_of(attempt, waiting), attempt.batch)
+    if attempt.dispatcher.subscriptions:
+        attempt.dispatcher.publish(metric_of(attempt, waiting), attempt.batch)
 
 
 def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:

@@ -110,7 +110,7 @@ class _Hooks:
         most = worker.cfg.graceful_timeout * _TO_STOP
         for processor in process.processors():
             longest = _seam.options_of(processor).max_duration
-            if longest > most and not _seam.state_of(processor).stopping:
+            if longest > most and not _seam.dispatcher_of(processor).stopping:
                 worker.log.warning(
                     "A batch may take max_duration = %g s, but a worker that is told to end waits %g s for it, since "
                     "graceful_timeout is %g s: what runs longer is killed",

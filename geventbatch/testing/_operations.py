@@ -198,7 +198,7 @@ class _Checker:
             yield "computed", f"read {first.computed[0]}, which the database or the ORM {told} load. Compute it here"
         if first.error is None:
             yield from self._of_answer(first, before, read_only=read_only)
-        elif isinstance(first.error, current_batch().state.options.clean_errors) and first.state != before:
+        elif isinstance(first.error, current_batch().dispatcher.options.clean_errors) and first.state != before:
             where, was, now = difference(before, first.state, "resource")
             yield "raised", f"{first}, and had changed {where} by then, from {shown(was)} to {shown(now)}"
 

@@ -117,7 +117,7 @@ def _length(body: bytes) -> tuple[str, str]:
 
 
 def _state_of(processor: Processor[Any]) -> str:
-    state = _seam.state_of(processor)
+    state = _seam.dispatcher_of(processor)
     if state.stopping:
         return "stopped" if state.ended else "stopping"
     return "running" if processor.batching else "batching off"

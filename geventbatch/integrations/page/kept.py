@@ -255,7 +255,7 @@ class Live(NamedTuple):
 
 def live_of(processor: Processor[Any]) -> Live:
     """Look at the live batches once, and closely at a few of those that hang. Switches: no."""
-    state = _seam.state_of(processor)
+    state = _seam.dispatcher_of(processor)
     now = clock.monotonic()
     queued, oldest = 0, now
     running = []

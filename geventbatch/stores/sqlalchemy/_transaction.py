@@ -69,7 +69,7 @@ def is_doubtful(batch: Batch) -> bool:
 
     So it is looked at where *batch* has met that before, or has no other attempt. Switches: no.
     """
-    return batch.conflicts > 0 or batch.state.options.max_attempts == 1
+    return batch.conflicts > 0 or batch.dispatcher.options.max_attempts == 1
 
 
 def left_out(key: Hashable, kind: type[Exception] = RuntimeError) -> Rejected:
