@@ -45,7 +45,7 @@ from benchmarks.ways import (
     spread,
 )
 from geventbatch.stores import Reuse
-from tests.servers import postgres_url
+from tests.support.servers import postgres_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

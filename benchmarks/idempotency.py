@@ -31,11 +31,11 @@ from benchmarks.stores import spread
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
 from geventbatch.stores.django._connections import close_idle
-from tests.adapters import sqlalchemy
-from tests.adapters.django import TABLES
-from tests.django_project.bank.models import Outcome, Purse
-from tests.django_project.start import database, options_of, place
-from tests.redis_server import connected, redis_url
+from tests.support.adapters import sqlalchemy
+from tests.support.adapters.django import TABLES
+from tests.support.django_project.bank.models import Outcome, Purse
+from tests.support.django_project.start import database, options_of, place
+from tests.support.redis_server import connected, redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -41,7 +41,7 @@ from benchmarks.ways import (
     server_settings,
     spread,
 )
-from tests.servers import postgres_url
+from tests.support.servers import postgres_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

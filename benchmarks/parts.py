@@ -39,7 +39,7 @@ from greenlet import greenlet
 
 from benchmarks.overhead import CALLERS, batched, floor
 from benchmarks.ways import Atomic, Batches, ForUpdate, begin_at_zero, check, create_tables, server_settings, spread
-from tests.servers import postgres_url
+from tests.support.servers import postgres_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

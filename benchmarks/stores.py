@@ -27,11 +27,11 @@ monkey.patch_all()
 
 import gevent
 
-from tests.adapters.base import cases
+from tests.support.adapters.base import cases
 
 if TYPE_CHECKING:
     from geventbatch import Processor
-    from tests.adapters.base import Adapter, Case
+    from tests.support.adapters.base import Adapter, Case
 
 CALLERS = 100
 DELAY = 0.001

@@ -40,7 +40,7 @@ from examples.server import Server
 from examples.tickets.domain import Train
 from examples.tickets.settings import CONFIGURATION
 from examples.tickets.storage import Store, encode
-from tests.servers import database
+from tests.support.servers import database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from tests.shared import SHARED, environment
+from tests.support.shared import SHARED, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,11 +67,11 @@ def parts() -> dict[str, list[str]]:
     """What each process is told."""
     apart = {name: [*_paths(files), *(["-k", chosen] if chosen else [])] for name, (files, chosen) in PARTS.items()}
     taken = {path for files, _ in PARTS.values() for path in _paths(files)}
-    return apart | {REST: sorted(str(path) for path in HERE.glob("test_*.py") if str(path) not in taken)}
+    return apart | {REST: sorted(str(path) for path in HERE.rglob("test_*.py") if str(path) not in taken)}
 
 
 def _paths(names: list[str]) -> list[str]:
-    return [str(path) for name in names for path in sorted(HERE.glob(f"test_{name}.py"))]
+    return [str(path) for name in names for path in sorted(HERE.rglob(f"test_{name}.py"))]
 
 
 @dataclass

@@ -17,8 +17,8 @@ from greenlet import greenlet  # noqa: E402
 from geventbatch._core import process  # noqa: E402
 from geventbatch._watch import log, setup_problems  # noqa: E402
 from geventbatch.testing import VirtualTime, virtual_time  # noqa: E402
-from tests.servers import end_postgres  # noqa: E402
-from tests.shared import environment  # noqa: E402
+from tests.support.servers import end_postgres  # noqa: E402
+from tests.support.shared import environment  # noqa: E402
 
 # pytest-timeout raises in whichever greenlet runs when the time is up. What is named here the hub raises in the main
 # greenlet as well; otherwise a test whose other greenlets spin goes on, or even passes, when one of them "failed".

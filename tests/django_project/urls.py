@@ -1,8 +1,0 @@
-from django.urls import include, path
-
-from tests.django_project.bank import views
-
-ATOMIC = [path("<name>/", views.deposit)]
-EXEMPT = [*ATOMIC, path("exempt/<name>/", views.exempt_deposit)]
-
-urlpatterns = [path("", include(EXEMPT))]

@@ -1,0 +1,246 @@
+"""A processor made before a fork works in every child, and the parent's batches stay the parent's (guarantee 12)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gevent
+
+from geventbatch import Processor
+
+if TYPE_CHECKING:
+    from geventbatch.testing import VirtualTime
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "tests.support.programs.fork"
+
+
+def batch(key: str, *values: str) -> list[str]:
+    """What is noted of a batch that is saved."""
+    return [f"loads {key}", *(f"applies {value}" for value in values), " ".join(["saves", key, *values])]
+
+
+def answers(*values: str) -> list[str]:
+    return [f"answers {value} with {value}" for value in values]
+
+
+LIVE = [*batch("k", "own1"), *answers("own1"), *batch("k", "own2"), *answers("own2"), "stops True", "ends"]
+"""What a child does: two batches of its own, on the key that the parent's operations are on, and a stop."""
+
+LAST = [*batch("k", "last"), *answers("last"), "stops True"]
+"""What the parent does when the child has ended and everything else is answered."""
+
+
+def run(program: str) -> tuple[list[str], list[str]]:
+    """What the parent and the child did in one of the functions of the program."""
+    ended = subprocess.run(
+        [sys.executable, "-m", PROGRAM, program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = [line.strip().split(" ", 1) for line in ended.stdout.splitlines()]
+    parent, child = ([words for who, words in lines if who == one] for one in ("parent", "child"))
+    parent = [line for line in parent if line != "goes on"]
+    return parent, child
+
+
+def test_a_processor_made_before_a_fork_works_in_the_child_and_in_a_child_of_that_and_in_the_parent() -> None:
+    parent, child = run("before_any_run")
+    assert child == [*LIVE[:-1], "is a grandchild", "ends", "ends"]
+    assert parent == LAST
+
+
+def test_a_processor_that_has_run_works_in_children_of_children_too_and_a_stop_there_stops_only_those() -> None:
+    parent, child = run("in_children_of_children")
+    assert child == [
+        *[*batch("k", "own0"), *answers("own0")],
+        *LIVE,
+        *[*batch("k", "own3"), *answers("own3"), "ends"],
+    ]
+    assert parent == [*batch("k", "first"), *answers("first"), *LAST]
+
+
+def test_a_fork_while_a_save_waits_runs_no_batch_behind_it_in_the_child_and_answers_nobody_there() -> None:
+    parent, child = run("while_a_save_waits")
+    child = [line for line in child if not line.startswith("begins to save")]
+    assert child == ["saves k u v", *LIVE]  # user code that was waiting itself is all that goes on
+    parent = [line for line in parent if not line.startswith("begins to save")]
+    before, last = parent[: -len(LAST)], parent[-len(LAST) :]
+    assert last == LAST
+    # Callers are woken beside the next batch: nothing says which of them is quicker.
+    answered = [line for line in before if line.startswith("answers")]
+    assert answered == answers("u", "v", "c", "d")
+    assert [line for line in before if line not in answered] == [*batch("k", "u", "v"), *batch("k", "c", "d")]
+
+
+def test_a_fork_while_a_load_waits_begins_no_operation_in_the_child() -> None:
+    parent, child = run("while_a_load_waits")
+    assert child == ["loads k", *LIVE]
+    assert parent == [*batch("k", "a", "b"), *answers("a", "b"), *LAST]
+
+
+def test_a_fork_while_a_load_waits_with_batching_off_begins_no_operation_in_the_child() -> None:
+    parent, child = run("while_a_load_waits_with_batching_off")
+    assert child == ["loads k", "loads k", *LIVE]
+    assert parent == [*batch("k", "a"), *answers("a"), *batch("k", "b"), *answers("b"), *LAST]
+
+
+def test_a_fork_inside_an_operation_begins_none_after_it_in_the_child_and_saves_nothing_there() -> None:
+    parent, child = run("inside_an_operation")
+    assert child == LIVE
+    assert sorted(parent) == sorted(
+        [
+            *batch("k", "a", "b", "c"),
+            *answers("a", "b", "c"),
+            "answers fork",
+            *LAST,
+        ]
+    )
+
+
+def test_a_child_may_run_operations_of_its_own_inside_the_operation_that_forked() -> None:
+    parent, child = run("inside_an_operation_that_the_child_does_not_leave")
+    assert child == LIVE
+    assert parent == [*batch("k", "a"), *answers("a"), *LAST]
+
+
+def test_a_fork_while_callers_are_being_answered_answers_none_of_the_others_in_the_child() -> None:
+    parent, child = run("while_callers_are_being_answered")
+    own = [*answers("own1"), *answers("own2")]
+    assert [line for line in child if line.startswith("answers")] == ["answers 0", *own]
+    assert [line for line in parent if line.startswith("answers")] == [
+        *(f"answers {number}" for number in range(100)),
+        *answers("last"),
+    ]
+
+
+def test_a_batch_that_was_in_the_queue_at_the_fork_is_run_by_the_parent_only() -> None:
+    parent, child = run("with_a_batch_in_the_queue")
+    assert child == LIVE
+    assert parent == [*batch("k", "a"), *answers("a"), *LAST]
+
+
+def test_a_batch_that_an_idle_worker_was_woken_for_at_the_fork_is_run_by_the_parent_only() -> None:
+    parent, child = run("with_a_batch_in_the_queue_of_an_idle_worker")
+    assert child == LIVE
+    assert sorted(parent) == sorted(
+        [
+            *[*batch("k", "first"), *answers("first")],
+            *[*batch("k", "a"), *batch("other", "b"), *answers("a", "b")],
+            *LAST,
+        ]
+    )
+
+
+def test_a_batch_that_waited_for_its_turn_at_the_fork_is_run_by_the_parent_only() -> None:
+    parent, child = run("with_a_batch_that_waits_for_its_turn")
+    assert child == ["saves first first", *LIVE]
+    keys = ("first", "second", "third")
+    assert sorted(parent) == sorted([line for key in keys for line in batch(key, key) + answers(key)] + LAST)
+
+
+def test_a_batch_whose_turn_had_come_at_the_fork_is_run_by_the_parent_only() -> None:
+    parent, child = run("with_a_batch_whose_turn_has_come")
+    assert child == ["answers first", *LIVE]
+    keys = ("second", "third")
+    assert sorted(parent) == sorted(
+        [*batch("first", "first"), "answers first"]
+        + [line for key in keys for line in batch(key, key) + answers(key)]
+        + LAST
+    )
+
+
+def test_a_window_that_was_open_at_the_fork_ends_in_the_parent_only() -> None:
+    parent, child = run("with_an_open_window")
+    assert child == LIVE
+    assert parent == [*batch("k", "a", "b"), *answers("a", "b"), *LAST]
+
+
+def test_a_replay_that_was_due_at_the_fork_is_done_in_the_parent_only() -> None:
+    parent, child = run("during_a_backoff")
+    assert child == LIVE
+    attempt = ["loads k", "applies a"]
+    assert parent == [*attempt, "conflicts", *attempt, "conflicts", *attempt, "saves k a", *answers("a"), *LAST]
+
+
+def test_a_deadline_and_a_start_timeout_that_were_running_at_the_fork_are_the_parents_only() -> None:
+    parent, child = run("before_timeouts")
+    assert child == LIVE  # nothing was interrupted there
+    assert sorted(parent[:3]) == ["answers a with BatchTimeout", "answers b with OperationCancelled", "cleans up"]
+    assert parent[3:] == LAST
+
+
+def test_a_subscription_made_before_a_fork_gives_each_process_its_own_metrics() -> None:
+    parent, child = run("with_a_subscription")
+    reads = ["reads k", "reads k", "has read all"]
+    assert [line for line in child if "read" in line] == reads
+    assert [line for line in child if "read" not in line] == LIVE
+    assert [line for line in parent if "read" in line.split()[0] or line.startswith("has")] == [
+        "reads unread",
+        "reads k",
+        "has read all",
+    ]
+
+
+def test_a_greenlet_that_was_waiting_for_metrics_at_the_fork_gets_none_of_the_childs() -> None:
+    parent, child = run("with_a_subscription_that_a_greenlet_waits_for")
+    assert child == LIVE
+    assert [line for line in parent if line.startswith(("reads", "has"))] == ["reads k", "has read all"]
+
+
+def test_a_processor_that_was_stopped_before_the_fork_is_stopped_in_the_child() -> None:
+    parent, child = run("after_a_stop")
+    assert child == ["answers own with ProcessorStopped", "stops True", "ends"]
+    assert parent == [*batch("k", "a"), *answers("a"), "stops True"]
+
+
+def test_stop_in_a_child_waits_for_the_childs_own_and_for_nothing_of_the_parents() -> None:
+    parent, child = run("stop_waits_for_the_childs_own")
+    assert child == [
+        *["loads k", "applies own", "stops False", "stops False"],
+        *["saves k own", "answers own with own", "stops True", "answered: True", "ends"],
+    ]
+    assert parent == [*batch("k", "a"), *answers("a"), *LAST]
+
+
+def test_making_a_processor_starts_no_greenlet_and_no_timer(clock: VirtualTime) -> None:
+    events: list[str] = []
+    gevent.get_hub().loop.run_callback(events.append, "a turn of the hub")
+    Processor()
+    Processor(open_resource=open, min_duration=1, max_duration=2, max_batches=1, max_batch_size=1, max_pending=1)
+    Processor(batching=False)
+    assert events == []
+    assert clock.timers == 0
+    clock.settle()
+
+
+def test_making_a_processor_does_not_even_make_the_hub() -> None:
+    program = (
+        "from gevent._hub_local import get_hub_if_exists as hub; from geventbatch import Processor;"
+        "one = Processor(max_batches=3, max_pending=3, min_duration=0.1); other = Processor(batching=False);"
+        "print(hub(), repr(one), repr(other), hub())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert output.startswith("None ")
+    assert output.endswith(" None\n")
+
+
+def test_where_others_switch_within_the_fork_the_parents_batches_are_not_run_in_the_child() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.support.programs.fork_that_switches"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("parent\n", "")

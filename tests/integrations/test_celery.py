@@ -1,0 +1,135 @@
+"""A Celery worker on gevent that is told to end: what was answered is saved, and so is what nobody waits for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.servers import side_by_side, wait_until
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = "tests.support.programs.celery_app"
+
+
+class Worker:
+    """A Celery worker with `tests.support.programs.celery_app`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for name in ("sent", "queue", "control", "results"):
+            (folder / name).mkdir(parents=True)
+        self._environment = {**os.environ, "FOLDER": str(folder)}
+        command = [sys.executable, "-m", "celery", "--app", PROGRAM, "worker", "--pool", "gevent", "-c", "20"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--without-mingle", "--without-gossip", "--without-heartbeat"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def send(self, task: str, count: int) -> None:
+        command = [sys.executable, "-m", PROGRAM, task, str(count)]
+        subprocess.run(command, cwd=ROOT, env={**self._environment, "OUT": "sent"}, check=True)
+        for message in sorted((self._folder / "sent").iterdir()):
+            message.rename(self._folder / "queue" / message.name)  # a worker would read one that is half written
+
+    def end(self, sent: signal.Signals) -> None:
+        """Wait until it has ended by itself.
+
+        Celery does all the work of a cold shutdown in its signal handler, in whatever greenlet that comes upon, and was
+        once seen not to return from there. As long as it has not called us, that is not ours to mend, and what it
+        answered has to be saved all the same.
+        """
+        try:
+            self.process.wait(45)
+        except subprocess.TimeoutExpired:
+            if sent != signal.SIGQUIT or "worker_shutdown" in self.notes():
+                raise
+            self.process.kill()
+            self.process.wait()
+
+    def succeeded(self) -> list[str]:
+        """Give the results of the tasks that were answered as success."""
+        # By name, since Celery tries out whether it can write there, and takes away what it wrote.
+        answers = [answer_in(one.read_text()) for one in (self._folder / "results").glob("celery-task-meta-*")]
+        return sorted(answer["result"] for answer in answers if answer.get("status") == "SUCCESS")
+
+    def queued(self) -> int:
+        return len(list((self._folder / "queue").iterdir()))
+
+    def saved(self) -> list[str]:
+        return sorted(self._lines("saved"))
+
+    def notes(self) -> list[str]:
+        return self._lines("notes")
+
+    def open_gate(self) -> None:
+        (self._folder / "gate").touch()
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
+
+    def _lines(self, name: str) -> list[str]:
+        file = self._folder / name
+        return file.read_text().split() if file.exists() else []
+
+
+def answer_in(text: str) -> dict[str, Any]:
+    """What Celery has written, or nothing while that is not whole: it does not do it in one step."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
+
+
+@contextmanager
+def celery(folder: Path) -> Iterator[Worker]:
+    worker = Worker(folder)
+    try:
+        yield worker
+    except BaseException as error:
+        error.add_note(worker.log())
+        raise
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_waits_for(tmp_path: Path) -> None:
+    def under_load(sent: signal.Signals) -> None:
+        with celery(tmp_path / sent.name) as worker:
+            worker.open_gate()
+            worker.send("add", 200)
+            wait_until(lambda: len(worker.saved()) > 40)
+            worker.process.send_signal(sent)
+
+            worker.end(sent)
+            assert 40 < len(worker.saved()) < 200
+            if sent == signal.SIGQUIT:  # a cold shutdown, which cuts tasks off
+                assert set(worker.succeeded()) <= set(worker.saved())
+            else:
+                assert worker.succeeded() == worker.saved()
+                assert len(worker.saved()) + worker.queued() == 200
+                assert "Traceback" not in worker.log()
+
+    def with_nobody_waiting() -> None:
+        with celery(tmp_path / "later") as worker:
+            worker.send("add_later", 3)
+            wait_until(lambda: len(worker.succeeded()) == 3)
+            worker.process.terminate()
+            wait_until(lambda: "worker_shutdown" in worker.notes())
+            assert worker.saved() == []
+            worker.open_gate()
+
+            assert worker.process.wait(45) == 0
+            assert worker.saved() == ["word0", "word1", "word2"]
+
+    loads = [(under_load, sent) for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)]
+    side_by_side(lambda run, *case: run(*case), (with_nobody_waiting,), *loads)

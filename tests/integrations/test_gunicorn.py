@@ -1,0 +1,326 @@
+"""gunicorn's hooks, on real servers: whatever ends a worker, who was answered is saved, and who was admitted is both.
+
+What gunicorn does not allow for is listed in test_tickets_signals.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from examples.client import Connection
+from tests.support.servers import side_by_side, wait_until
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "tests/support/programs" / "gunicorn.conf.py"
+ADMITTED = 20
+
+
+class Server:
+    """gunicorn with `tests.support.programs.gunicorn_app`."""
+
+    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
+        directory.mkdir()
+        self._gate, self._saved, self._hooks, self._log = (
+            directory / name for name in ("gate", "saved", "hooks", "log")
+        )
+        for empty in (self._saved, self._hooks):
+            empty.touch()
+        given = {"GATE": str(self._gate), "SAVED": str(self._saved), "HOOKS": str(self._hooks), **environment}
+        command = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION), *arguments]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **given},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline() or 0)
+
+    def ask(self, word: str = "") -> tuple[int, Any]:
+        """Have *word* saved, or ask how it is: on a connection of its own."""
+        connection = Connection("127.0.0.1", self.port)
+        try:
+            return connection.ask("GET", f"/{word}")
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        status, health = self.ask()
+        assert status == 200
+        return dict(health)
+
+    def open_gate(self) -> None:
+        self._gate.touch()
+
+    def saved(self) -> list[str]:
+        return self._saved.read_text().split()
+
+    def hooks(self) -> list[str]:
+        return self._hooks.read_text().split()
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait(self) -> int:
+        return self.process.wait(45)
+
+    def end(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def gunicorn(directory: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    server = Server(directory, *arguments, **environment)
+    try:
+        yield server
+    except BaseException as error:
+        error.add_note(server.log())
+        raise
+    finally:
+        server.end()
+
+
+class Case(NamedTuple):
+    name: str
+    send: Callable[[Server], None]
+    arguments: tuple[str, ...] = ()
+    interrupts: bool = False  # gunicorn drops everything, unless a hook keeps it from that
+    goes_on: bool = False  # the server does, with another worker
+
+
+def to_parent(number: signal.Signals) -> Callable[[Server], None]:
+    return lambda server: server.process.send_signal(number)
+
+
+def to_worker(number: signal.Signals) -> Callable[[Server], None]:
+    return lambda server: os.kill(server.health()["pid"], number)
+
+
+def ctrl_c(server: Server) -> None:
+    os.killpg(server.process.pid, signal.SIGINT)
+
+
+CASES = [
+    Case("TERM", to_parent(signal.SIGTERM)),
+    Case("INT", to_parent(signal.SIGINT), interrupts=True),
+    Case("QUIT", to_parent(signal.SIGQUIT), interrupts=True),
+    Case("HUP", to_parent(signal.SIGHUP), goes_on=True),
+    Case("TERM preloaded", to_parent(signal.SIGTERM), ("--preload",)),
+    Case("QUIT preloaded", to_parent(signal.SIGQUIT), ("--preload", "--worker-class", "gevent"), interrupts=True),
+    Case("HUP preloaded", to_parent(signal.SIGHUP), ("--preload",), goes_on=True),
+    Case("Ctrl-C in a terminal", ctrl_c, ("--preload",), interrupts=True),
+    Case("TERM to the worker", to_worker(signal.SIGTERM), goes_on=True),
+    Case("QUIT to the worker", to_worker(signal.SIGQUIT), interrupts=True, goes_on=True),
+]
+
+
+def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered_and_the_users_hooks_are_called(
+    tmp_path: Path,
+) -> None:
+    def run(case: Case) -> None:
+        with gunicorn(tmp_path / case.name, *case.arguments) as server:
+            words = [f"{'slow' if n % 5 == 0 else 'word'}{n}" for n in range(ADMITTED)]
+            callers = [gevent.spawn(server.ask, word) for word in words]
+            first = wait_until_pending(server, ADMITTED)
+            case.send(server)
+            wait_until(lambda: is_ending(server, first["pid"]))
+            assert server.saved() == []
+
+            server.open_gate()
+
+            assert [caller.get()[0] for caller in callers] == [200] * ADMITTED
+            assert sorted(server.saved()) == sorted(words)
+            if case.goes_on:
+                wait_until(lambda: is_other(server, first["pid"]))
+                server.process.terminate()
+            assert server.wait() == 0
+            check_hooks(case, Counter(server.hooks()))
+            assert "Traceback" not in server.log()
+
+    side_by_side(run, *((case,) for case in CASES))
+
+
+def check_hooks(case: Case, called: Counter[str]) -> None:
+    workers = 2 if case.goes_on else 1
+    once_each = ("post_fork", "post_worker_init", "worker_exit")
+    assert [called[name] for name in once_each] == [workers] * 3, called
+    assert called["worker_int"] == case.interrupts
+    assert called["pre_request"] == called["post_request"] > 0
+
+
+def wait_until_pending(server: Server, count: int) -> dict[str, Any]:
+    """Wait until so many operations are admitted; give the health at that time."""
+    found: dict[str, Any] = {}
+
+    def all_are_in() -> bool:
+        found.update(server.health())
+        return f"{count} operations pending" in found["processor"]
+
+    wait_until(all_are_in)
+    return found
+
+
+def is_ending(server: Server, pid: int) -> bool:
+    """Say whether this worker takes no more: another one answers, or nobody, or one that is saving its last."""
+    health = health_of(server)
+    return health is None or health["pid"] != pid or "stopping" in health["processor"]
+
+
+def is_other(server: Server, pid: int) -> bool:
+    health = health_of(server)
+    return health is not None and health["pid"] != pid
+
+
+def health_of(server: Server) -> dict[str, Any] | None:
+    """Give it, unless nobody answers: the parent keeps the socket open when a worker ends."""
+    try:
+        with gevent.Timeout(1, TimeoutError):
+            return server.health()
+    except OSError:
+        return None
+
+
+class Crowd:
+    """Clients that have one word after another saved, and keep a book of what they were answered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._words = (f"word{number}" for number in count())
+        self._over = Event()
+        self.statuses: Counter[int] = Counter()
+        self.saved: list[str] = []
+        self.workers: set[int] = set()
+        self._clients = [gevent.spawn(self._work) for _ in range(10)]
+
+    def go_home(self) -> None:
+        self._over.set()
+        gevent.joinall(self._clients, raise_error=True)
+
+    def _work(self) -> None:
+        while not self._over.is_set():
+            self._ask(next(self._words))
+
+    def _ask(self, word: str) -> None:
+        try:
+            status, health = self._server.ask(word)
+        except ConnectionRefusedError:
+            self._over.set()
+        except OSError:
+            self.statuses[0] += 1
+        else:
+            self.statuses[status] += 1
+            if status == 200:
+                self.saved.append(word)
+                self.workers.add(health["pid"])
+
+
+def test_whoever_comes_while_a_worker_ends_is_answered_or_nothing_of_his_is_saved(tmp_path: Path) -> None:
+    def end(sent: signal.Signals) -> None:
+        with crowded(tmp_path / sent.name) as (server, crowd):
+            wait_until(lambda: len(crowd.saved) > 50)
+            server.process.send_signal(sent)
+            assert server.wait() == 0
+        assert crowd.statuses.keys() <= {200, 503, 0}
+
+    def restart() -> None:
+        with crowded(tmp_path / "restart", "--max-requests", "20", "--preload") as (server, crowd):
+            wait_until(lambda: len(crowd.workers) > 1)
+            crowd.go_home()
+            server.process.terminate()
+            assert server.wait() == 0
+        assert crowd.statuses.keys() == {200}
+
+    side_by_side(lambda run, *case: run(*case), (end, signal.SIGTERM), (end, signal.SIGQUIT), (restart,))
+
+
+@contextmanager
+def crowded(directory: Path, *arguments: str) -> Iterator[tuple[Server, Crowd]]:
+    """A server under load. In the end what is saved is what the clients were answered, or the test fails."""
+    with gunicorn(directory, *arguments) as server:
+        server.open_gate()
+        crowd = Crowd(server)
+        try:
+            yield server, crowd
+        finally:
+            crowd.go_home()
+        assert sorted(server.saved()) == sorted(crowd.saved)
+
+
+def test_what_nobody_waits_for_is_saved_too_before_the_worker_ends(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "later") as server:
+        assert server.ask("later")[0] == 200
+        wait_until_pending(server, 1)
+        server.process.terminate()
+        wait_until(lambda: "Worker exiting" in server.log())
+        server.open_gate()
+
+        assert server.wait() == 0
+        assert server.saved() == ["later"]
+
+
+def test_a_signal_ends_a_worker_that_is_still_starting(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "starting", POST_FORK_WAITS="yes") as server:
+        wait_until(lambda: "post_fork" in server.hooks())
+        server.process.terminate()
+
+        # Well before graceful_timeout, after which the parent kills it.
+        assert server.process.wait(10) == 0
+
+
+def test_an_error_answer_takes_the_place_of_what_the_application_had_begun(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "overloaded") as server:
+        connection = HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/overloaded")
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.headers.get_all("Content-Length") == [str(len(body))]
+
+
+def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "preloaded", "--preload") as server:
+        assert server.health()["patched"] is True
+
+
+def test_each_worker_warns_of_a_max_duration_that_graceful_timeout_has_no_room_for(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "long", MAX_DURATION="16") as server:
+        server.process.send_signal(signal.SIGTTIN)  # one worker more
+        wait_until(lambda: server.hooks().count("post_worker_init") == 2)
+        warning = (
+            "A batch may take max_duration = 16 s, but a worker that is told to end waits 15 s for it, since "
+            "graceful_timeout is 20 s: what runs longer is killed"
+        )
+        assert server.log().count(warning) == server.log().count("A batch may take") == 2
+        # The first one was alone when it was forked.
+        assert server.log().count("compares nothing, and more than one worker process serves") == 1
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_other_workers_are_refused_with_a_message(tmp_path: Path, worker_class: str) -> None:
+    with gunicorn(tmp_path / "refused", "--worker-class", worker_class) as server:
+        assert server.wait() == 1
+        assert (
+            f"geventbatch needs gunicorn's gevent worker, but worker_class is '{worker_class}', from gunicorn.conf.py "
+            "or from the command line"
+        ) in server.log()

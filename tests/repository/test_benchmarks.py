@@ -1,0 +1,96 @@
+"""The benchmarks work, and notice when something is lost. They need wrk and other libraries; here is what does not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import growth, hot_row, parts, peers, refusals, web
+from benchmarks.hot_row import Line, Place, Turn
+from benchmarks.ways import begin_at_zero, check, create_tables
+from examples.server import Server
+from examples.tickets.settings import CONFIGURATION
+from tests.support.servers import ask, database, side_by_side
+
+pytestmark = pytest.mark.variants
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    with database("postgresql", tmp_path) as url:
+        create_tables(url)
+        yield url
+
+
+def test_every_way_of_the_hot_row_adds_what_it_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Place(url, url, 0).measure(callers=1, turns=1, seconds=0.02)
+    hot_row.show(lines)
+    shown = capsys.readouterr().out
+    assert all(line.way in shown for line in lines)
+    assert {line.way for line in lines if line.turns[0].beyond is not None} == set(hot_row.BATCHED)
+
+
+def test_operations_that_were_answered_and_are_not_there_are_noticed(url: str) -> None:
+    begin_at_zero(url, ["hot"])
+    with pytest.raises(AssertionError, match="1 were answered, 0 were not, but 0 are in the database"):
+        check(url, "documents", 1)
+
+
+def test_the_crossing_is_found_between_two_numbers_of_callers() -> None:
+    def line(way: str, callers: int, rate: float) -> Line:
+        return Line(0, callers, way, None, [Turn(rate, 1, 1, 0, None)])
+
+    batches, updates = hot_row.AHEAD
+    lines = [line(updates, callers, 1000) for callers in (1, 5, 20)]
+    lines += [line(batches, callers, callers * 100) for callers in (1, 5, 20)]
+    assert hot_row.crossing(lines) == "10 callers (the UPDATEs a second × the seconds of a batch: 10)"
+
+
+def test_every_way_of_the_tickets_saves_a_change_once(tmp_path: Path) -> None:
+    def sells(url: str, way: str, train: str) -> None:
+        arguments = ("--workers", "1", "benchmarks.web_app:app")
+        with Server(CONFIGURATION, {"DATABASE_URL": url, "WAY": way, "POOL": "2"}, arguments) as server:
+            path = f"/trains/{train}/seats/7"
+            asked = [ask(server, method, path, {"passenger": "Ann"})[0] for method in ("POST", "POST", "DELETE")]
+            assert asked == [201, 409, 200]
+            status, measured = ask(server, "GET", "/measured")
+            assert (status, measured["operations"]) == (200, 1)
+        assert web.changes(url, way, train) == 2
+
+    with database("postgresql", tmp_path) as url:
+        web.create_trains(url)
+        for train in web.TRAINS:
+            web.begin_empty(url, train)
+        sold = (("batched", "Train200"), ("row lock", "Train200"), ("atomic UPDATE", "Train1000"))
+        side_by_side(sells, *((url, *one) for one in sold))
+
+
+def test_nothing_of_ours_is_left_after_a_load() -> None:
+    grown = growth.in_a_process(growth.Case(50, 5, "freeze, 10,000"), operations=200)
+    assert grown.left == 0
+    assert grown.nanoseconds > 0
+
+
+def test_peers_are_measured_in_processes_of_their_own() -> None:
+    side_by_side(
+        lambda peer: peers.show(64, {peers.OURS: [peers.turn(peer, keys=64, seconds=0.02)]}),
+        ("geventbatch",),
+        ("lock per key, gevent",),
+    )
+
+
+def test_what_operation_and_batch_cost_is_told_apart() -> None:
+    costs = {size: 2000 + 7000 / size for size in parts.SIZES}
+    assert parts.fitted(costs) == pytest.approx((2000, 7000))
+
+
+def test_callers_who_come_by_themselves_are_all_saved(url: str) -> None:
+    assert parts.by_themselves(url, window=0.01, seconds=0.1).batches > 0
+
+
+def test_refusals_are_undone_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [case for case in refusals.CASES if case.size in {"16 B", "columns"}]
+    for case in cases:
+        refusals.measure(case, turns=1, batches=1)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == [case.store for case in cases]

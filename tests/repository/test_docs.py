@@ -1,0 +1,86 @@
+"""The documentation: its Python runs, its tests are there, and the site is built without a warning."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs.page import python_blocks
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+# docs/testing.md is one test module, and parts of the wallet's: tests/tools/test_pytest_plugin.py runs those.
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if python_blocks(page) and page.stem != "testing"], ids=lambda page: page.stem
+)
+def test_the_python_of_a_page_runs(page: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.support.programs.page", page],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_each_of_the_twenty_guarantees_names_tests_that_exist() -> None:
+    page = (ROOT / "docs/guarantees.md").read_text()
+    parts = re.findall(r"^## (\d+)\. .*?\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert [int(number) for number, _ in parts] == list(range(1, 21))
+    for number, body in parts:
+        found = re.findall(r"\]\(\.\./(tests/\w+/test_\w+\.py)\):\n\n((?:- `test_\w+`\n)+)", body)
+        assert found, f"guarantee {number} names no tests"
+        assert sum(names.count("\n") for _, names in found) == body.count("test_") - len(found) * 2, "one of no file"
+        for file, names in found:
+            source = (ROOT / file).read_text()
+            missing = [name for name in re.findall(r"`(\w+)`", names) if f"def {name}(" not in source]
+            assert not missing, f"guarantee {number}: {file} has no {missing}"
+
+
+def test_each_difference_from_running_alone_names_a_test_that_exists() -> None:
+    _, table = (ROOT / "docs/as-if-alone.md").read_text().split("| what differs |", 1)
+    rows = [row for row in table.splitlines()[2:] if row.startswith("|")]
+    assert rows
+    for row in rows:
+        found = re.findall(r"`(test_\w+)` in \[(tests/\w+/test_\w+\.py)\]\(\.\./(tests/\w+/test_\w+\.py)\)", row)
+        assert found, f"this line names no test: {row}"
+        for name, shown, file in found:
+            assert shown == file, row
+            assert f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    toctrees = re.findall(r"```\{toctree\}\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)
+    listed = [line for toctree in toctrees for line in toctree.splitlines() if re.fullmatch(r"[\w-]+", line)]
+    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
+@pytest.mark.parametrize("view", ["flask_plain", "flask_batched", "django_plain", "django_batched"])
+def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
+    _, code = (ROOT / f"examples/tutorial/{view}.py").read_text().split('"""\n\n', 1)
+    assert f"```python\n{code}```" in (ROOT / "docs/tutorial.md").read_text()
+
+
+@pytest.mark.variants
+def test_the_tutorial_measures_every_view_and_checks_what_it_prints() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "examples.tutorial", "--seconds", "0.4", "--clients", "5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Checked: the balance is what the clients were told." in ran.stdout, ran.stdout + ran.stderr
+    assert re.findall(r"^(\w+, \w+) ", ran.stdout, re.MULTILINE) == [
+        "Flask, plain",
+        "Flask, batched",
+        "Django, plain",
+        "Django, batched",
+    ]

@@ -1,0 +1,110 @@
+"""The application that is broken on purpose: a list of entries at each key, to which a call appends one name.
+
+A name that was applied twice is there twice. In SQL a row beside the resource has to tell the same story.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import redis
+import sqlalchemy as sa
+
+from geventbatch import BatchError, BatchTimeout, Processor, current_batch
+from geventbatch.integrations.wsgi import Answer, ErrorAnswers
+from geventbatch.stores import RedisStore, Reuse
+from tests.support.chaos.mutants import mutate
+from tests.support.chaos.settings import DEADLINES, settings
+from tests.support.chaos.tables import ENTRIES, Entries, Resource, documents, mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+CONNECTIONS = 10
+TOLD = settings()
+POOLS: list[Any] = []
+"""Of connections to the server."""
+
+
+def open_resource() -> Any:
+    """A store as the driver has named it."""
+    server, *form, mode = TOLD.store.split("-")
+    if server == "redis":
+        ttl = 86_400.0 if TOLD.idempotent else None
+        client = redis.Redis.from_url(TOLD.url)
+        POOLS.append(client.connection_pool)
+        reuse = Reuse() if mode == "reuse" else None
+        return RedisStore(client, missing=lambda _: [], idempotency_ttl=ttl, reuse_resource=reuse)
+    # Unencrypted and unprepared, so that the proxy sees what is sent.
+    told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
+    engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
+    POOLS.append(engine.pool)
+    return (mapped if form else documents)(engine, mode, idempotent=TOLD.idempotent)
+
+
+def connections() -> int:
+    """How many there are to the server."""
+    if TOLD.store.startswith("redis"):
+        return sum(len(pool._available_connections) + len(pool._in_use_connections) for pool in POOLS)
+    return sum(pool.checkedin() + pool.checkedout() for pool in POOLS)
+
+
+if TOLD.mutant is not None:
+    mutate(TOLD.mutant)
+
+PROCESSORS: dict[str, Processor[Entries | Resource]] = {
+    name: Processor(
+        open_resource=open_resource(),
+        min_duration=0,
+        max_duration=seconds,
+        max_attempts=30,
+        max_batches=CONNECTIONS,
+        max_pending=TOLD.max_pending,
+        max_batch_size=TOLD.max_batch_size,
+    )
+    for name, seconds in DEADLINES.items()
+}
+
+
+def add(resource: Entries | Resource, name: str) -> int:
+    """Give the place that it has: the first one is 1."""
+    if isinstance(resource, Resource):
+        resource.state = entries = [*resource.state, name]
+    else:
+        entries = resource
+        entries.append(name)
+    batch = current_batch()
+    if TOLD.rows and getattr(batch.scope, "takes_rows", False):
+        batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
+    return len(entries)
+
+
+def remove(resource: Entries | Resource) -> None:
+    current_batch().delete()
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    processor: Any = PROCESSORS[asked["deadline"]]
+    options = {name: asked[name] for name in ("start_timeout", "idempotency_key") if name in asked}
+    if "name" in asked:
+        place = processor.run(asked["key"], add, asked["name"], **options)
+    else:
+        place = processor.run(asked["key"], remove, **options)
+    body = json.dumps({"place": place}).encode()
+    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+class Answers(ErrorAnswers):
+    """Tells clients, who count them, which error it was."""
+
+    def answer(self, error: BatchError) -> Answer:
+        phase = f" in {error.phase}" if isinstance(error, BatchTimeout) else ""
+        return replace(super().answer(error), error=type(error).__name__ + phase)
+
+
+app = Answers(application)

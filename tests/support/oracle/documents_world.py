@@ -1,0 +1,196 @@
+"""What documents have for the judge: a table of texts, or Redis, and the stores. Failing programs have it in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from geventbatch import ResourceMissing
+from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
+from tests.support.oracle.judge import Alone, frozen, transaction_of_one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class DocumentWorld:
+    """A table of documents, and one beside it."""
+
+    atomic_foreign = False
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        other: sa.Engine,
+        model: dict[str, Any],
+        *,
+        mode: Any = None,
+        pipeline: bool = True,
+        reuse: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.other = other
+        self.model = model
+        self.key = model["KEY"]
+        self.ordered = model["ORDERED"]
+        self.atomic_foreign = mode != "version" and engine.dialect.name != "sqlite"
+        self._table = model["documents"]
+        self._store: Any = SQLAlchemyStore.documents(
+            engine,
+            self._table.name,
+            metadata=self._table.metadata,
+            encode=model["encode"],
+            decode=model["decode"],
+            mode=mode,
+            pipeline=pipeline,
+            key_type=model["KEY_TYPE"],
+            state_type=model["STATE_TYPE"],
+            reuse_resource=Reuse() if reuse else None,
+        )
+
+    def store(self) -> Any:
+        """What a processor takes."""
+        return self._store
+
+    def fill(self) -> None:
+        """Have the rows that a trial begins with, and no others."""
+        self._store.stopped()  # what was kept is of another trial
+        state = self.model["encode"](self.model["first"]())
+        with self.other.begin() as connection:
+            connection.execute(sa.delete(self.model["Other"]))
+            connection.execute(sa.delete(self._table))
+            connection.execute(sa.insert(self._table).values(key=self.key, state=state, version=1))
+
+    def foreign(self, write: Callable[[Any], object]) -> None:
+        """Have somebody else write, by another connection."""
+        with self.other.begin() as connection:
+            found = connection.execute(self._find(lock=True)).first()
+            if found is not None:
+                resource = self.model["decode"](found[0])
+                write(resource)
+                self._write(connection, resource)
+
+    def alone(self, operations: Sequence[Any]) -> Alone:
+        """What comes of these, in one transaction."""
+        found = Alone()
+        try:
+            with self.engine.begin() as connection, transaction_of_one() as (rows, deleted):
+                for operation in operations:
+                    resource = self._found(connection)
+                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
+                    if deleted:
+                        connection.execute(sa.delete(self._table))
+                    else:
+                        self._write(connection, resource)
+                for row in rows:
+                    _insert(connection, row)
+        except Exception as error:
+            found.fail(error, len(operations))
+        return found
+
+    def rows(self) -> dict[str, list[Any]]:
+        """All rows of all tables, frozen, without what counts saves."""
+        with self.other.connect() as connection:
+            documents = [
+                frozen(self.model["decode"](state), ordered=self.ordered)
+                for state in connection.scalars(sa.select(self._table.c.state).order_by(self._table.c.key))
+            ]
+            others = connection.execute(sa.select(self.model["Other"].c.text, self.model["Other"].c.m)).all()
+        return {"documents": documents, "other": sorted((frozen(tuple(row)) for row in others), key=repr)}
+
+    def _find(self, *, lock: bool = False) -> sa.Select[Any]:
+        found = sa.select(self._table.c.state).where(self._table.c.key == self.key)
+        return found.with_for_update() if lock else found
+
+    def _found(self, connection: sa.Connection) -> Any:
+        row = connection.execute(self._find()).first()
+        if row is None:
+            raise ResourceMissing("there is none", key=self.key)
+        return self.model["decode"](row[0])
+
+    def _write(self, connection: sa.Connection, resource: Any) -> None:
+        state = self.model["encode"](resource)
+        connection.execute(sa.update(self._table).values(state=state, version=self._table.c.version + 1))
+
+
+def _insert(connection: sa.Connection, row: Any) -> None:
+    if isinstance(row, tuple):
+        connection.execute(sa.insert(row[0]), [row[1]])
+    else:
+        connection.execute(row)
+
+
+class RedisWorld:
+    """A prefix of a Redis server."""
+
+    atomic_foreign = False
+
+    def __init__(self, client: Any, other: Any, model: dict[str, Any], *, reuse: bool = False) -> None:
+        self.other = other
+        self.model = model
+        self.key = model["KEY"]
+        self.ordered = model["ORDERED"]
+        self._prefix = model["PREFIX"]
+        self._store: Any = RedisStore(
+            client,
+            prefix=self._prefix,
+            encode=model["encode"],
+            decode=model["decode"],
+            reuse_resource=Reuse() if reuse else None,
+        )
+
+    def store(self) -> Any:
+        """What a processor takes."""
+        return self._store
+
+    def fill(self) -> None:
+        """Have the document that a trial begins with."""
+        self._store.stopped()
+        self.other.delete(self._name)
+        self._write(self.model["first"]())
+
+    def foreign(self, write: Callable[[Any], object]) -> None:
+        """Have somebody else write."""
+        if self.other.hget(self._name, "value") is not None:
+            resource = self._found()
+            write(resource)
+            self._write(resource)
+
+    def alone(self, operations: Sequence[Any]) -> Alone:
+        """What comes of these."""
+        found = Alone()
+        try:
+            with transaction_of_one() as (_, deleted):
+                for operation in operations:
+                    resource = self._found()
+                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
+                    if deleted:
+                        self.other.delete(self._name)
+                    else:
+                        self._write(resource)
+        except Exception as error:
+            found.fail(error, len(operations))
+        return found
+
+    def rows(self) -> dict[str, list[Any]]:
+        """What is there, frozen."""
+        found = self.other.hget(self._name, "value")
+        return {"documents": [] if found is None else [frozen(self.model["decode"](found), ordered=self.ordered)]}
+
+    @property
+    def _name(self) -> str:
+        return f"{self._prefix}{self.key}"
+
+    def _found(self) -> Any:
+        found = self.other.hget(self._name, "value")
+        if found is None:
+            raise ResourceMissing("there is none", key=self.key)
+        return self.model["decode"](found)
+
+    def _write(self, resource: Any) -> None:
+        state = self.model["encode"](resource)
+        pipeline = self.other.pipeline(transaction=True)
+        pipeline.hset(self._name, "value", state)
+        pipeline.hincrby(self._name, "version", 1)
+        pipeline.execute()

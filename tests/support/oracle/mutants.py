@@ -1,0 +1,72 @@
+"""Stores that are broken on purpose: the oracle has to find each.
+
+    python -m tests.support.oracle.mutants "forgotten rows" program.py
+
+runs a program with one of them; with "" it runs it as it is.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+from geventbatch._core import applying
+from geventbatch._core.batch import Batch
+from geventbatch._core.undo import Undo
+from geventbatch.stores.sqlalchemy import _loaded
+from geventbatch.stores.sqlalchemy._bound import Bound
+from geventbatch.stores.sqlalchemy._conduct import Conduct
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    """Break the library so, until the block is left."""
+    whole = [(owner, attribute, owner.__dict__[attribute]) for owner, attribute, _ in MUTANTS[name]]
+    for owner, attribute, broken in MUTANTS[name]:
+        setattr(owner, attribute, broken(owner.__dict__[attribute]))
+    try:
+        yield
+    finally:
+        for owner, attribute, before in whole:
+            setattr(owner, attribute, before)
+
+
+def _added_first(add: Any) -> Any:
+    def broken(batch: Batch, operation: Any) -> None:
+        add(batch, operation)
+        batch.operations.insert(0, batch.operations.pop())
+
+    return broken
+
+
+def _nothing(_: Any) -> Any:
+    return lambda *_: None
+
+
+MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
+    "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
+    "compared by ==": [(Bound, "exact", lambda _: lambda _, value: deepcopy(value))],
+    "refreshed without a flush": [(Conduct, "forgets", _nothing), (Conduct, "asks", _nothing)],
+    "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
+    "computed is stale": [(_loaded, "forget", _nothing)],
+    "answers are aliases": [
+        (applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
+    ],
+    "applied in another order": [(Batch, "add", _added_first)],
+}
+"""What is broken in each: of whom, which attribute, and what makes the broken one of the whole one."""
+
+
+if __name__ == "__main__":
+    _, mutant, program = sys.argv
+    if mutant:
+        with mutated(mutant):
+            runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_path(program, run_name="__main__")

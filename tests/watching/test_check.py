@@ -1,0 +1,201 @@
+"""`check`, and the warning of the first run in a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from geventbatch import Problem, check
+
+LOOK = """
+{before}
+import json, sys, types, warnings
+from geventbatch import Processor, check
+
+def fake(name, **members):
+    module = sys.modules[name] = types.ModuleType(name)
+    vars(module).update(members)
+
+{imports}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with Processor(min_duration=0) as processor:
+        for _ in range(2):
+            processor.run("k", lambda resource: None)
+print(json.dumps([[problem.name for problem in check()], [str(warning.message) for warning in caught]]))
+"""
+
+PATCHED = "from gevent import monkey; monkey.patch_all()"
+
+
+def looked(imports: str = "", before: str = PATCHED) -> tuple[list[str], list[str]]:
+    """The problems of a process, and what its first two runs warn of."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(before=before, imports=imports)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
+    names, warned = json.loads(done.stdout.splitlines()[-1])
+    return names, warned
+
+
+def modules(monkeypatch: pytest.MonkeyPatch, **members: dict[str, Any]) -> None:
+    """Have these modules be imported, as far as one can see, and no other driver."""
+    for name in ("psycopg", "psycopg.waiting", "psycopg2.extensions", "MySQLdb._mysql", CEXT):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, its in members.items():
+        module = ModuleType(name)
+        vars(module).update(its)
+        monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+
+
+pytestmark = pytest.mark.usefixtures("no_other_processors")
+
+CEXT = "mysql.connector.connection_cext"
+
+
+def wait_c() -> None:
+    """Wait in C."""
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        {},
+        {"psycopg": {}, "psycopg__waiting": {"wait": len, "wait_c": wait_c}},
+        {"psycopg2__extensions": {"get_wait_callback": lambda: len}},
+        {"psycopg": {}, "psycopg2__extensions": {"get_wait_callback": lambda: None}},
+        {"MySQLdb": {}, "pymysql": {}},
+    ],
+)
+def test_of_drivers_that_wait_in_gevents_way_there_is_nothing_to_say(
+    monkeypatch: pytest.MonkeyPatch, imported: dict[str, Any]
+) -> None:
+    modules(monkeypatch, **imported)
+    assert check() == []
+
+
+@pytest.mark.parametrize(
+    ("imported", "name", "mend"),
+    [
+        (
+            {"psycopg": {}, "psycopg__waiting": {"wait": wait_c, "wait_c": wait_c}},
+            "psycopg",
+            "monkey.patch_all() first",
+        ),
+        (
+            {"psycopg2__extensions": {"get_wait_callback": lambda: None}},
+            "psycopg2",
+            "psycogreen.gevent.patch_psycopg()",
+        ),
+        ({"MySQLdb___mysql": {}}, "mysqlclient", "pymysql.install_as_MySQLdb()"),
+    ],
+)
+def test_a_driver_that_blocks_is_named_with_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch, imported: dict[str, Any], name: str, mend: str
+) -> None:
+    modules(monkeypatch, **imported)
+    (problem,) = check()
+    assert problem.name == name
+    assert mend in problem.mend
+    assert "every greenlet" in problem.what
+
+
+def test_mysql_connector_is_named_when_a_connection_is_one_of_its_extension_and_not_because_that_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class CMySQLConnection:
+        """As the extension's."""
+
+    modules(monkeypatch, mysql__connector__connection_cext={"CMySQLConnection": CMySQLConnection})
+    assert check() == []
+    connection = CMySQLConnection()
+    (problem,) = check()
+    assert problem.name == "mysql-connector"
+    assert "use_pure=True" in problem.mend
+    del connection
+
+
+def test_a_driver_that_blocks_is_warned_of_at_the_first_run_only() -> None:
+    names, (warning,) = looked('fake("MySQLdb._mysql")')
+    assert names == ["mysqlclient"]
+    assert "pymysql.install_as_MySQLdb()" in warning
+
+
+def test_the_real_psycopg_that_was_imported_before_the_patching_is_found() -> None:
+    names, _ = looked(before=f"import psycopg.waiting\n{PATCHED}")
+    assert names == ["psycopg"]
+
+
+def test_a_process_that_is_not_patched_has_that_problem_alone() -> None:
+    names, warned = looked('fake("psycopg2.extensions", get_wait_callback=lambda: None)', before="")
+    assert names == ["unpatched"]
+    assert len(warned) == 1
+
+
+def test_a_fork_that_gevent_does_not_know_of_is_a_problem() -> None:
+    names, (warning,) = looked(before="from gevent import monkey; monkey.patch_all(os=False)")
+    assert names == ["fork-unpatched"]
+    assert "without os=False" in warning
+
+
+FORK = """
+from gevent import monkey; monkey.patch_all()
+import os, warnings
+from geventbatch import Processor, check
+from tests.support.children import wait_for
+processor = Processor(min_duration=0)
+if {runs}:
+    processor.run("k", lambda resource: None)
+pid = os.fork()
+if pid == 0:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        processor.run("k", lambda resource: None)
+    print([problem.name for problem in check()], len(caught), flush=True)
+    os._exit(0)
+wait_for(pid)
+print([problem.name for problem in check()])
+"""
+
+
+@pytest.mark.parametrize(("runs", "child"), [(True, "['forked-late'] 1"), (False, "[] 0")])
+def test_a_child_of_a_process_that_had_run_batches_is_told_so(runs: bool, child: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK.format(runs=runs)], capture_output=True, text=True, check=True, timeout=50
+    )
+    assert done.stdout.splitlines() == [child, "[]"]
+
+
+def test_a_problem_is_a_frozen_record_that_reads_as_two_sentences() -> None:
+    problem = Problem("name", "What is wrong.", "What mends it.")
+    assert str(problem) == "What is wrong. What mends it."
+    with pytest.raises(AttributeError):
+        problem.name = "other"  # type: ignore[misc]
+
+
+def test_where_warnings_are_errors_the_first_run_raises_and_what_else_is_to_begin_then_does() -> None:
+    source = f"""
+{PATCHED}
+import sys, warnings
+from geventbatch import Processor
+from geventbatch._core import process
+sys.modules["MySQLdb._mysql"] = sys
+process.at_first_run(lambda: print("begun"))
+warnings.simplefilter("error")
+processor = Processor(min_duration=0)
+try:
+    processor.run("k", print)
+except RuntimeWarning as warning:
+    print("raised", "mysqlclient" in str(warning))
+print(processor.run("k", lambda resource: "answered"), processor.stats().operations_total)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.splitlines() == ["begun", "raised True", "answered 1"]
