@@ -33,7 +33,7 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
-from geventbatch._bulk.bulk import _Round
+from geventbatch._bulk.round import Round
 from geventbatch._core.clock import clock as library_clock
 from geventbatch._core.hub_turns import pace
 from geventbatch.testing._virtual_time import _VirtualTimer
@@ -800,7 +800,7 @@ def test_an_error_leads_to_no_frame_that_holds_what_is_of_other_keys(
     with warehouse.processor() as processor:
         answers = run_all(clock, processor, {"a": odd if how == "odd" else append, "b": append})
     frames = [frame for frame, _ in traceback.walk_tb(answers["a"].__cause__.__traceback__)]
-    assert [frame.f_code.co_name for frame in frames if isinstance(frame.f_locals.get("self"), _Round)] == []
+    assert [frame.f_code.co_name for frame in frames if isinstance(frame.f_locals.get("self"), Round)] == []
 
 
 @pytest.mark.parametrize("form", ["scope", "pair"])

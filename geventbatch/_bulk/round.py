@@ -1,0 +1,286 @@
+"""A round: what takes part in it is loaded, applied batch by batch, and saved, once and in one resource scope.
+
+That is one attempt of each of its batches. It ends with outcomes, or with another round of the batches that are
+replayed (see `bulk`).
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import Context
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gevent import get_hub
+
+from geventbatch._bulk.scopes import errors_of, fault_of, loaded
+from geventbatch._callables import NOT_OPENED, told
+from geventbatch._core.applying import apply, has_news
+from geventbatch._core.batch_turns import took
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.halving import is_left, settle
+from geventbatch._core.replay import delay, save_raised
+from geventbatch._core.verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
+from geventbatch._failure import load_failed, save_failed
+from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, MutableMapping
+
+    from geventbatch._bulk.bulk import Bulk
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.batch import Batch
+    from geventbatch.errors import Phase
+
+
+class Round:
+    """From load to save once, in one scope, for some attempts."""
+
+    def __init__(self, bulk: Bulk, attempts: list[Attempt]) -> None:
+        self._bulk = bulk
+        self._attempts = attempts
+        self._context = Context()  # of its load and its save (guarantee 11)
+        self._leave: Callable[..., object]
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._at_hand: dict[Hashable, Attempt] = {one.batch.key: one for one in attempts}  # loaded, or to be saved
+        self._shown: dict[Hashable, Batch] = {one.batch.key: one.batch for one in attempts}  # as scopes see it
+        self._resources: MutableMapping[Any, Any] = {}
+        self._reason: BaseException = NothingToSave()  # why the scope is left, if nothing is saved
+        self._spoiled = False  # the transaction is, by an operation: all of it is replayed
+        self._again: list[Attempt] = []
+        self._seconds = 0.0  # before the round of those
+
+    def run(self) -> None:
+        """Load, apply, save; and have another round of those that are to be replayed."""
+        if self._load():
+            try:
+                self._look_at_resources()
+                self._apply()
+                self._settle()
+            except BaseException as error:
+                for attempt in self._attempts:
+                    attempt.batch.abort(error)
+                self._leave_for(error)
+                raise
+            self._save()
+        self._reason = NothingToSave()  # no cycle through an error that a broken operation raised
+        self._bulk.again([one for one in self._again if not one.batch.ended], self._seconds)
+
+    @staticmethod
+    def _begin(phase: Phase, attempts: list[Attempt]) -> float:
+        """Have *attempts* be in *phase* from now on, with what the first one knows: it leads. Give the time."""
+        first = attempts[0]
+        first.turn = get_hub().loop.iteration
+        now, deadline = first.now, first.deadline
+        for attempt in attempts:
+            attempt.phase = phase
+            attempt.now = now
+            attempt.deadline = deadline
+        return now
+
+    # -- load ---------------------------------------------------------------------------------------------
+
+    def _load(self) -> bool:
+        """Enter the scope. False when nobody's resource was loaded, and the scope is left."""
+        first = self._attempts[0]
+        for attempt in self._attempts:
+            if attempt.attempts:
+                attempt.aside += first.now - attempt.now
+        begun = self._begin("load", self._attempts)
+        for attempt in self._attempts:
+            if attempt.attempts:
+                attempt.begin_again()
+            attempt.attempts += 1
+            attempt.bulk = self._shown
+            attempt.context = self._context
+        open_resources: Any = first.dispatcher.options.open_resources
+        scope: Any = NOT_OPENED
+        try:
+            self._announce()
+            scope = self._context.run(open_resources, list(self._at_hand))
+            for attempt in self._attempts:
+                attempt.scope = scope
+            self._leave, self._resources = scope.__exit__, self._context.run(scope.__enter__)
+        except BaseException as error:
+            first.over()
+            if ends_greenlet(first, error):
+                raise
+            error = without_our_frame(told(error, "open_resources", scope))
+            for attempt in self._attempts:
+                self._load_raised(attempt, error, of_many=len(self._attempts) > 1)
+            return False
+        finally:
+            now = _clock.monotonic()
+            for attempt in self._attempts:
+                attempt.now = now
+                attempt.load_duration += now - begun
+            took(first, "load", now - begun)
+        first.over()
+        return True
+
+    def _announce(self) -> None:
+        dispatcher = self._attempts[0].dispatcher
+        if dispatcher.subscriptions:
+            self._context = dispatcher.announce([*self._shown.values()], self._context)
+            for attempt in self._attempts:
+                attempt.context = self._context
+
+    def _look_at_resources(self) -> None:
+        fault = fault_of(self._resources, self._at_hand)
+        if fault is not None:
+            self._resources = {}  # and nothing is taken out of what may not be meant for that
+        for attempt in self._attempts:
+            attempt.phase = "operations"
+            try:
+                found = fault or loaded(self._resources, attempt.batch.key)
+            except Exception as error:
+                found = without_our_frame(error)
+            if isinstance(found, Exception):
+                self._load_raised(attempt, found)
+
+    def _load_raised(self, attempt: Attempt, error: BaseException, *, of_many: bool = False) -> None:
+        if attempt.over():
+            pass
+        elif isinstance(error, Conflict):
+            self._replay(attempt, delay(attempt, error, loading=True))
+        else:
+            attempt.spent = not isinstance(error, Exception)
+            failure = load_failed(attempt.batch.key, error)
+            if of_many:  # who knows which one is missing
+                failure = replace(failure, kind=LoadFailed)
+            attempt.batch.fail_load(failure)
+        self._leave_out(attempt)
+
+    def _leave_out(self, attempt: Attempt) -> None:
+        """Nothing of *attempt* is saved in this round."""
+        for mapping in (self._at_hand, self._shown, self._resources):
+            mapping.pop(attempt.batch.key, None)
+
+    def _replay(self, attempt: Attempt, seconds: float | None) -> None:
+        if seconds is not None:
+            if attempt.phase != "replay":
+                attempt.phase = "operations"  # nothing was written; and while it waits it is not loading
+            self._again.append(attempt)
+            self._seconds = max(self._seconds, seconds)
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        for attempt in list(self._at_hand.values()):
+            if attempt.over():
+                continue
+            self._bulk.follow(attempt)
+            attempt.turn = get_hub().loop.iteration
+            attempt.batch.loaded = True
+            if attempt.now >= attempt.deadline:  # the hub was kept from ringing the alarm
+                attempt.expire()
+                continue
+            try:
+                apply(attempt, self._resources[attempt.batch.key], 0.0)
+                if attempt.undo is not None:
+                    self._resources[attempt.batch.key] = attempt.undo.resource
+            except BaseException as error:
+                if ends_greenlet(attempt, error):
+                    raise
+                if not attempt.over():
+                    attempt.batch.abort(without_our_frame(error))
+            if attempt.verdict is not None:  # of the transaction, which is everybody's
+                self._spoiled = True
+                return
+
+    def _settle(self) -> None:
+        """Leave out those of which nothing is to be saved."""
+        for attempt in list(self._at_hand.values()):
+            verdict = attempt.verdict
+            if attempt.over():
+                self._leave_out(attempt)
+            elif isinstance(verdict, Conflict):
+                self._replay(attempt, delay(attempt, verdict))
+                self._leave_out(attempt)
+            elif verdict is not None and not isinstance(verdict, Rejected):
+                attempt.batch.end(save_failed(attempt.batch.key, verdict, doing="an operation"))
+                self._leave_out(attempt)
+            elif self._spoiled or attempt.broken is not None or not has_news(attempt):
+                replay = (self._spoiled or attempt.broken is not None) and (attempt.batch.open or is_left(attempt))
+                self._reason = self._reason if attempt.broken is None else attempt.broken
+                attempt.broken = None  # whose traceback leads back here
+                self._replay(attempt, 0.0 if replay or settle(attempt) else None)
+                self._leave_out(attempt)
+
+    # -- save ---------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        attempts = list(self._at_hand.values())
+        if attempts:
+            self._bulk.follow(attempts[0])
+            if attempts[0].now >= attempts[0].deadline:  # after work that never yielded
+                attempts[0].expire()
+        if not attempts or attempts[0].over():
+            self._leave_for(TimeoutError("the deadline of the bulk has passed") if attempts else self._reason)
+            return
+        begun = self._begin("save", attempts)
+        raised: BaseException | None = None
+        try:
+            self._context.run(self._leave, None, None, None)
+        except BaseException as error:
+            raised = without_our_frame(error)
+        now = _clock.monotonic()
+        for attempt in attempts:
+            attempt.now = now
+            attempt.save_duration += now - begun
+        took(attempts[0], "save", now - begun)
+        attempts[0].over()
+        if raised is not None:
+            raised = kill_behind(attempts[0], raised, sys.exc_info()[1])
+        try:
+            if raised is not None and ends_greenlet(attempts[0], raised):
+                raise raised
+            self._end(attempts, raised)
+        finally:
+            del raised  # no cycle through the error
+
+    def _end(self, attempts: list[Attempt], raised: BaseException | None) -> None:
+        """Give the batches of *attempts* their outcomes, after a save that *raised* something or not."""
+        if isinstance(raised, PartlySaved):
+            try:
+                lost = errors_of(raised, self._at_hand)
+            except TypeError as error:
+                raised = error.with_traceback(None)  # our frames hold the operations of all
+            else:
+                for attempt in attempts:
+                    self._end_one(attempt, lost.get(attempt.batch.key))
+                return
+        if isinstance(raised, Rejected) and len(attempts) > 1 and not attempts[0].over():
+            self._halve(attempts)
+            return
+        for attempt in attempts:
+            self._end_one(attempt, raised)
+
+    def _end_one(self, attempt: Attempt, raised: BaseException | None) -> None:
+        if raised is not None:
+            self._replay(attempt, save_raised(attempt, raised))
+        elif not attempt.parts:
+            attempt.batch.end()
+        elif not attempt.batch.ended and settle(attempt):
+            self._replay(attempt, 0.0)
+
+    def _halve(self, attempts: list[Attempt]) -> None:
+        """Find the key for which the store refused all of them: by a round of each half."""
+        for attempt in attempts:
+            attempt.phase = "operations"
+            attempt.rejections += 1
+        middle = len(attempts) // 2
+        self._bulk.again(attempts[middle:])
+        self._bulk.again(attempts[:middle])
+
+    def _leave_for(self, reason: BaseException) -> None:
+        """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
+        first = self._attempts[0]
+        try:
+            self._context.run(self._leave, type(reason), reason, traceback_of(reason))
+        except BaseException as error:
+            first.over()
+            if error is not reason and ends_greenlet(first, error):
+                raise
+        else:
+            first.over()
