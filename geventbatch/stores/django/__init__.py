@@ -18,7 +18,7 @@ from geventbatch.stores._sql.outcomes import OutcomeTable, seconds_to_keep
 from geventbatch.stores.django._connections import check_backend, current, own, pool
 from geventbatch.stores.django._fields import check_names, pk_fields, version_field
 from geventbatch.stores.django._key import RowKey
-from geventbatch.stores.django._saving import check_save
+from geventbatch.stores.django._model_save import check_save
 from geventbatch.stores.django._scope import Scope
 from geventbatch.stores.django._tenants import Place, watch
 from geventbatch.stores.django._transaction import send

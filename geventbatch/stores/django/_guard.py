@@ -22,10 +22,10 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, TooEarly
 from geventbatch.stores._sql import errors, statements
 from geventbatch.stores.django._changes import same
+from geventbatch.stores.django._connection_class import GUARD, IN_PLACE, connection_class
 from geventbatch.stores.django._connections import current
-from geventbatch.stores.django._guarded import GUARD, IN_PLACE, guarded_class
 from geventbatch.stores.django._query import is_of_others
-from geventbatch.stores.django._sent import functions_of, tables_of, writes
+from geventbatch.stores.django._statements import functions_of, tables_of, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,7 +111,7 @@ class Guard:
             self._knows = not self._transaction.has_ended()
         kind: Any = type(connection)
         self._class = kind
-        connection.__class__ = guarded_class(kind)
+        connection.__class__ = connection_class(kind)
         if self._batch.alone:
             for alias in connections.settings if len(connections.settings) > 1 else ():
                 other = current(alias)

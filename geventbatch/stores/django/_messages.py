@@ -11,7 +11,7 @@ from geventbatch.errors import Conflict
 from geventbatch.stores._sql import bounds
 from geventbatch.stores._sql import statements as sql_statements
 from geventbatch.stores._sql.driver_errors import message
-from geventbatch.stores.django import _tables
+from geventbatch.stores.django import _lossy_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,10 +67,10 @@ class Together:
     def _commit(self, execute: Execute, statement: Statement, context: Any, table: str, rows: int) -> Any:
         """Send it with COMMIT, and count its *rows* before that, unless all is one row and *table* takes every one."""
         owner, alias = self._owner, self._owner.connection.alias
-        takes_all = owner.only and _tables.takes_all(alias, table)
+        takes_all = owner.only and _lossy_tables.takes_all(alias, table)
         look = takes_all is None
         if look:
-            self._before = [*self._before, (_tables.LOOK, (table,))]
+            self._before = [*self._before, (_lossy_tables.LOOK, (table,))]
         sql, params = statement
         ours = sql if takes_all else _checked(sql, rows)
         try:
@@ -85,9 +85,9 @@ class Together:
                 "the database has written none of it, or not all: a trigger has left it out, or a policy has hidden it"
             ) from error
         if look:
-            _tables.note(alias, table, answer=self.answers[-1][0])
+            _lossy_tables.note(alias, table, answer=self.answers[-1][0])
         if takes_all and not context["cursor"].cursor.rowcount:  # so COMMIT had nothing to commit
-            _tables.distrust(alias, table)
+            _lossy_tables.distrust(alias, table)
             owner.may_be_committed = False
             raise Conflict("the database has left it out, as a trigger may that is new: all is applied again")
         owner.committed = True

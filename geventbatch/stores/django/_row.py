@@ -15,16 +15,16 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import row_key
+from geventbatch.stores.django._as_loaded import check_assigned
 from geventbatch.stores.django._changes import changed, columns, differ, kept, same, state_of
 from geventbatch.stores.django._fields import pk_fields
 from geventbatch.stores.django._generated import Generated, evaluate
-from geventbatch.stores.django._held import take_related
+from geventbatch.stores.django._instance_class import take_related
 from geventbatch.stores.django._messages import Written
+from geventbatch.stores.django._model_save import has_own_save, has_to_write, takes
 from geventbatch.stores.django._query import own_tables, reads_beside, whole_rows
-from geventbatch.stores.django._saving import has_own_save, has_to_write, takes
 from geventbatch.stores.django._tenants import prepare
 from geventbatch.stores.django._transaction import send
-from geventbatch.stores.django._values import check_assigned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,17 +14,17 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NothingToSave, NotSaved, Rejected
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
-from geventbatch.stores.django._added import add_rows
+from geventbatch.stores.django._added_rows import add_rows
 from geventbatch.stores.django._answers import asks_later, copied, lies_in
+from geventbatch.stores.django._as_loaded import settle
 from geventbatch.stores.django._connections import current, own
 from geventbatch.stores.django._guard import Guard
-from geventbatch.stores.django._held import forget_read, held_class, take_related
+from geventbatch.stores.django._instance_class import forget_read, instance_class, take_related
 from geventbatch.stores.django._on_commit import call_back, take
 from geventbatch.stores.django._row import Row
 from geventbatch.stores.django._steps import Savepoints, Steps
 from geventbatch.stores.django._transaction import Transaction, send
 from geventbatch.stores.django._undo import Checkpoint, Undo
-from geventbatch.stores.django._values import settle
 from geventbatch.stores.django._verdict import verdict_on
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Scope(Generic[M]):
 
     def _watch(self) -> None:
         instance: Any = self._row.instance
-        instance.__class__ = held_class(self._class)
+        instance.__class__ = instance_class(self._class)
         self._guard.put_on()
 
     def _hand_back(self) -> NotSaved | None:

@@ -26,7 +26,7 @@ from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores.django._connections import discard
-from geventbatch.stores.django._levels import is_mariadb, leave, read_committed
+from geventbatch.stores.django._isolation_level import is_mariadb, leave, read_committed
 from geventbatch.stores.django._messages import Together, begins
 
 if TYPE_CHECKING:

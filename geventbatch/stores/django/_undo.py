@@ -13,7 +13,7 @@ from django.db.models import Model
 
 from geventbatch._safe_repr import shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores.django._held import held_class
+from geventbatch.stores.django._instance_class import instance_class
 from geventbatch.stores.django._memory import Memory, attributes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Undo(Generic[M]):
         """Have in memory what there was. Switches: no."""
         row, connection = self._row, self._connection
         instance: Any = row.instance
-        kind: Any = held_class(self._model)
+        kind: Any = instance_class(self._model)
         if type(instance) is not kind:
             instance.__class__ = kind
         kept.memory.put_back(instance)

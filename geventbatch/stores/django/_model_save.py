@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.db.models import Model
 
 from geventbatch.stores._sql.statements import first_word
-from geventbatch.stores.django._sent import tables_of, writes
+from geventbatch.stores.django._statements import tables_of, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

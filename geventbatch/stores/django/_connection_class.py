@@ -139,7 +139,7 @@ for _name in IN_PLACE:
 
 
 @cache
-def guarded_class(wrapper: Hashable) -> Any:
+def connection_class(wrapper: Hashable) -> Any:
     """The class of a connection while operations run on it."""
     kind = cast("type[BaseDatabaseWrapper]", wrapper)
     return type(kind.__name__, (_Guarded, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})

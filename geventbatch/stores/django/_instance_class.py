@@ -17,8 +17,8 @@ from django.utils.functional import cached_property
 
 from geventbatch._processor import current_batch
 from geventbatch._safe_repr import shown
+from geventbatch.stores.django._as_loaded import watched
 from geventbatch.stores.django._memory import attributes, forget
-from geventbatch.stores.django._values import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @cache
-def held_class(model: type[Model]) -> type[Model]:
+def instance_class(model: type[Model]) -> type[Model]:
     """The class of a resource while operations run: *model*, but for some methods. Django does not know it.
 
     So a copy of the resource, or what comes out of its pickle, is an ordinary instance of *model* again.
@@ -45,11 +45,11 @@ def held_class(model: type[Model]) -> type[Model]:
     methods |= {name: _Computed(_standing(model, name)) for name in _computed(model)}
     methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, _set_class)}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
-    made: Any = type.__new__(_Held, model.__name__, (model,), {**methods, **names})
+    made: Any = type.__new__(_InstanceType, model.__name__, (model,), {**methods, **names})
     return cast("type[Model]", made)
 
 
-class _Held(ModelBase):
+class _InstanceType(ModelBase):
     """The type of such a class: operations compare others with it, and make others of it, as with the model."""
 
     def __instancecheck__(self, instance: object) -> bool:
