@@ -44,10 +44,10 @@ def computed_of(kind: type) -> set[str]:
     mapper: Any = None if sqlalchemy is None else sqlalchemy.inspect(kind, raiseerr=False)
     if not hasattr(mapper, "column_attrs"):
         return set()
-    from geventbatch.stores.sqlalchemy import _derived
+    from geventbatch.stores.sqlalchemy import _computed
 
     set_by_updates = {one.key for one in mapper.column_attrs if getattr(one.columns[0], "onupdate", None) is not None}
-    return {*_derived.of_row(mapper), *_derived.of_all(mapper), *set_by_updates}
+    return {*_computed.of_row(mapper), *_computed.of_all(mapper), *set_by_updates}
 
 
 def _is_computed(field: Any) -> bool:

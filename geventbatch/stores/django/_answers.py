@@ -11,7 +11,7 @@ from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
-from geventbatch.stores._insides import is_in
+from geventbatch.stores._object_contents import is_in
 from geventbatch.stores.django._changes import IMMUTABLE, columns, differ, kept
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from django.utils.functional import LazyObject, Promise
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._insides import put_in_slots, slots_of, slotted
+from geventbatch.stores._object_contents import put_in_slots, slots_of, slotted
 from geventbatch.stores.django._as_loaded import documents
 from geventbatch.stores.django._changes import BUILT_IN, IMMUTABLE, pickled
 

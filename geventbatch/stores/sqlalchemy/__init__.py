@@ -14,7 +14,9 @@ from geventbatch.stores._missing import checked
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._sql.keys import normalize_all
 from geventbatch.stores.sqlalchemy import _engines
+from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._bulk_documents import BulkDocuments
+from geventbatch.stores.sqlalchemy._change_tracker import track_loads
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import (
     Documents,
@@ -27,9 +29,8 @@ from geventbatch.stores.sqlalchemy._documents import (
     has_steps,
     statements_of,
 )
-from geventbatch.stores.sqlalchemy._held_connection import HeldConnection
 from geventbatch.stores.sqlalchemy._key_columns import folds, key_column
-from geventbatch.stores.sqlalchemy._mapped import MappedScope
+from geventbatch.stores.sqlalchemy._mapped_scope import MappedScope
 from geventbatch.stores.sqlalchemy._mapping import (
     Mapping,
     key_attributes,
@@ -43,7 +44,6 @@ from geventbatch.stores.sqlalchemy._outcome_table import idempotency_table, outc
 from geventbatch.stores.sqlalchemy._session import session_factory
 from geventbatch.stores.sqlalchemy._tenants import prepared
 from geventbatch.stores.sqlalchemy._transaction import transaction_class
-from geventbatch.stores.sqlalchemy._watched import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -371,8 +371,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
             prepare=prepare_connection,
             has_tenants=tenant is not None,
         )
-        watch(sessions, mapping)
-        HeldConnection.watch(engine)
+        track_loads(sessions, mapping)
+        BatchConnection.watch(engine)
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
         return SQLAlchemyStore(

@@ -21,12 +21,12 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores.sqlalchemy._bulk_statements import fits, load_all, statements_for_all
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import Row
 from geventbatch.stores.sqlalchemy._key_columns import folds
 from geventbatch.stores.sqlalchemy._mode import on_server
-from geventbatch.stores.sqlalchemy._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, left_out, load
 

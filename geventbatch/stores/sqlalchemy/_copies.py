@@ -14,7 +14,7 @@ from sqlalchemy.ext.mutable import MutableBase
 
 from geventbatch._safe_repr import shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._insides import ATOMS
+from geventbatch.stores._object_contents import ATOMS
 
 _CONTAINERS: Final = frozenset({dict, list, set, tuple})
 

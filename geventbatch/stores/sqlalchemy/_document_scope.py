@@ -18,8 +18,8 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores.sqlalchemy._documents import Row
-from geventbatch.stores.sqlalchemy._rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
 from geventbatch.stores.sqlalchemy._transaction import (
     LostRow,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import Session, SessionEvents
 
 if TYPE_CHECKING:
-    from geventbatch.stores.sqlalchemy._conduct import Conduct
+    from geventbatch.stores.sqlalchemy._guard import Guard
 
 _EVENTS: Final = tuple(name for name in vars(SessionEvents) if not name.startswith(("_", "dispatch")))
 
@@ -31,7 +31,7 @@ class _Watched(_Dispatch):  # type: ignore[misc]  # SQLAlchemy makes the class a
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
         self.__dict__["has_own"] = True
-        self.__dict__["conduct"].sees()
+        self.__dict__["guard"].sees()
 
 
 class _Full(_Watched):
@@ -40,15 +40,15 @@ class _Full(_Watched):
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        object.__getattribute__(self, "__dict__")["conduct"].sees()
+        object.__getattribute__(self, "__dict__")["guard"].sees()
         return object.__getattribute__(self, name)
 
 
-def watch(session: Session, conduct: Conduct) -> None:
-    """Have *conduct* told when an operation may have added a listener to *session*."""
+def watch(session: Session, guard: Guard) -> None:
+    """Have *guard* told when an operation may have added a listener to *session*."""
     has_own = "dispatch" in vars(session)  # since its class has added some as it was made, or has just looked
     dispatch: Any = session.dispatch
-    vars(dispatch).update(conduct=conduct, has_own=has_own)
+    vars(dispatch).update(guard=guard, has_own=has_own)
     dispatch.__class__ = _Full if has_own else _Watched
 
 

@@ -14,10 +14,10 @@ from geventbatch._safe_repr import named, shown
 from geventbatch.stores._sql.functions import Functions
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._bound import Columns
-from geventbatch.stores.sqlalchemy._derived import has_derived
+from geventbatch.stores.sqlalchemy._bound_values import Columns
+from geventbatch.stores.sqlalchemy._change_tracker import track_refreshes
+from geventbatch.stores.sqlalchemy._computed import has_computed
 from geventbatch.stores.sqlalchemy._tenants import prepare
-from geventbatch.stores.sqlalchemy._watched import watch_refreshes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -52,9 +52,9 @@ class Mapping:
     has_tenants: bool = False
     """A key is a pair: the tenant, and the row's own."""
     functions: Functions = field(init=False)
-    reads_derived: bool = False
+    reads_computed: bool = False
     """Some operation has asked for something behind others, where that may have been what the database computes."""
-    keeps: bool = False  # mutable: see `_memory`
+    keeps: bool = False  # mutable: see `_session_snapshot`
     """What is loaded is copied, since an operation has raised that could not be undone without."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
     _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Mapping:
         if found is None:
             found = self._columns[mapper] = Columns(mapper, self.engine.dialect)
             if found.in_place or (self.sees_all and mapper.isa(self.mapper)):
-                watch_refreshes(mapper.class_)
+                track_refreshes(mapper.class_)
         return found
 
     @cached_property
@@ -164,9 +164,9 @@ class Mapping:
         return (*names, self.mapper.get_property_by_column(cast("sa.Column[Any]", kind)).key) if known else (*names,)
 
     @cached_property
-    def derives(self) -> bool:
+    def has_computed(self) -> bool:
         """Whether the database computes something that operations may read."""
-        return has_derived(self.mapper)
+        return has_computed(self.mapper)
 
     def _is_row(self) -> list[sa.ColumnElement[bool]]:
         return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import statements as sql_statements
-from geventbatch.stores.sqlalchemy._noted_commits import COMMIT, DONE, SENT
+from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, SENT
 from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
 from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
 

@@ -1,6 +1,6 @@
 """The sessions of batches: as the user's own, but each on the connection of its batch.
 
-What operations do in it is told to its `Conduct`, which refuses what would reach the operations of others.
+What operations do in it is told to its `Guard`, which refuses what would reach the operations of others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import SessionTransaction
 
-    from geventbatch.stores.sqlalchemy._conduct import Conduct
+    from geventbatch.stores.sqlalchemy._guard import Guard
 
 _TRANSACTION: Final = "the batch ends its transaction, once, after all of its operations"
 _SAVEPOINT: Final = f"{_TRANSACTION}; use `with session.begin_nested()` for what you may want to undo"
@@ -46,7 +46,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
 
 
 def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., BatchSession]:
-    """Sessions as the user's own, but each on the connection of its batch, whose events go to its conduct."""
+    """Sessions as the user's own, but each on the connection of its batch, whose events go to its guard."""
     own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
@@ -58,12 +58,12 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     names = {"routes": routes, "own": engine, "around": copy_context()}
     batch_session = type("BatchSession", (BatchSession, parent), names)
     maker = sessionmaker(class_=batch_session, **{**options, **own})
-    event.listen(maker, "before_commit", lambda session: session.conduct.refuse_commit())
-    event.listen(maker, "before_flush", lambda session, *_: session.conduct.flushes())
-    event.listen(maker, "after_flush_postexec", lambda session, _: session.conduct.has_flushed())
-    event.listen(maker, "after_soft_rollback", lambda session, _: session.conduct.rolled_back())
-    event.listen(maker, "transient_to_pending", lambda session, instance: session.conduct.has_added(instance))
-    event.listen(maker, "persistent_to_detached", lambda session, instance: session.conduct.has_lost(instance))
+    event.listen(maker, "before_commit", lambda session: session.batch_guard.refuse_commit())
+    event.listen(maker, "before_flush", lambda session, *_: session.batch_guard.flushes())
+    event.listen(maker, "after_flush_postexec", lambda session, _: session.batch_guard.has_flushed())
+    event.listen(maker, "after_soft_rollback", lambda session, _: session.batch_guard.rolled_back())
+    event.listen(maker, "transient_to_pending", lambda session, instance: session.batch_guard.has_added(instance))
+    event.listen(maker, "persistent_to_detached", lambda session, instance: session.batch_guard.has_lost(instance))
     return cast("Callable[..., BatchSession]", maker)
 
 
@@ -86,27 +86,27 @@ class _Setting:
         return self if session is None else session.__dict__.get(self._name, self._default)
 
     def __set__(self, session: BatchSession, value: object) -> None:
-        if session.conduct is not None:
-            session.conduct.sets(session.__dict__, self._name)
+        if session.batch_guard is not None:
+            session.batch_guard.sets(session.__dict__, self._name)
         session.__dict__[self._name] = value
 
 
 class Info(dict[Any, Any]):
     """The `info` of a session, in which an operation sets something for itself only."""
 
-    def __init__(self, conduct: Conduct, values: dict[Any, Any]) -> None:
+    def __init__(self, guard: Guard, values: dict[Any, Any]) -> None:
         """With those that the user's own sessions have."""
         super().__init__(values)
-        self._conduct = conduct
+        self._guard = guard
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Remember what was there."""
-        self._conduct.sets(self, key)
+        self._guard.sets(self, key)
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
         """Likewise."""
-        self._conduct.sets(self, key)
+        self._guard.sets(self, key)
         super().__delitem__(key)
 
     def __ior__(self, other: Any) -> Any:  # type: ignore[misc]  # it takes whatever `update` does
@@ -125,7 +125,7 @@ class Info(dict[Any, Any]):
 class BatchSession(Session):
     """Of a batch: on its connection, whatever the user's own class is bound to."""
 
-    conduct: Conduct | None = None
+    batch_guard: Guard | None = None
     routes: ClassVar[Session | None] = None
     """Says where the user's own sessions have what, where that is not one database."""
     own: ClassVar[sa.Engine | None] = None
@@ -139,11 +139,11 @@ class BatchSession(Session):
     twophase: Any = _Setting()
     execution_options: Any = _Setting(Session.execution_options)
 
-    def begin_watch(self, conduct: Conduct) -> None:
-        """From now on *conduct* is told what happens in it."""
-        self.__dict__["info"] = Info(conduct, self.info)
-        self.conduct = conduct
-        _listeners.watch(self, conduct)
+    def begin_watch(self, guard: Guard) -> None:
+        """From now on *guard* is told what happens in it."""
+        self.__dict__["info"] = Info(guard, self.info)
+        self.batch_guard = guard
+        _listeners.watch(self, guard)
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
         """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
@@ -153,10 +153,10 @@ class BatchSession(Session):
                 f"{clause if mapper is None else mapper} is in another database ({shown(found)}) than the batch, whose "
                 "transaction is only in its own: use another session for it, which is committed by itself"
             )
-        return self.bind if self.conduct is None else self.conduct.connection
+        return self.bind if self.batch_guard is None else self.batch_guard.connection
 
     def _route(self, routes: Session, mapper: Any, clause: Any) -> Any:
-        if self.conduct is not None and not self.conduct.ours:
+        if self.batch_guard is not None and not self.batch_guard.ours:
             with suppress(Exception):  # its caller may have no such context either
                 return routes.get_bind(mapper, clause=clause)
         return self.around.copy().run(routes.get_bind, mapper, clause=clause)
@@ -165,133 +165,133 @@ class BatchSession(Session):
 
     def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
         """Send the savepoint at once: what the user's `after_begin` sends then is no statement of an operation."""
-        conduct = _conduct(self)
+        guard = _guard(self)
         if nested:
-            conduct.begins_savepoint()
+            guard.begins_savepoint()
         begun = super().begin(nested=nested)
         if nested:
-            with conduct.own():
+            with guard.own():
                 super().connection()
-            conduct.has_begun_savepoint(begun)
+            guard.has_begun_savepoint(begun)
         return begun
 
     def commit(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("commit()", _TRANSACTION.replace("ends its transaction", "commits"))
+        _guard(self).refuse("commit()", _TRANSACTION.replace("ends its transaction", "commits"))
         super().commit()
 
     def rollback(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("rollback()", _SAVEPOINT)
+        _guard(self).refuse("rollback()", _SAVEPOINT)
         super().rollback()
 
     def close(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("close()", _TRANSACTION)
+        _guard(self).refuse("close()", _TRANSACTION)
         super().close()
 
     def reset(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("reset()", _TRANSACTION)
+        _guard(self).refuse("reset()", _TRANSACTION)
         super().reset()
 
     def invalidate(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("invalidate()", _TRANSACTION)
+        _guard(self).refuse("invalidate()", _TRANSACTION)
         super().invalidate()
 
     def prepare(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("prepare()", _TRANSACTION)
+        _guard(self).refuse("prepare()", _TRANSACTION)
         super().prepare()
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
         """What is done with it by itself, without this session, is looked at when the operation has returned."""
-        conduct = _conduct(self)
-        conduct.sees()
+        guard = _guard(self)
+        guard.sees()
         if execution_options:
-            conduct.refuse("connection(execution_options=…)", "pass them to execute(), for that statement only")
+            guard.refuse("connection(execution_options=…)", "pass them to execute(), for that statement only")
         return super().connection(bind_arguments, execution_options)
 
     # -- what it holds -----------------------------------------------------------------------------------------
 
     def flush(self, objects: Any = None) -> None:
         """Flush too what was changed in place: SQLAlchemy itself would believe that there is nothing to flush."""
-        with _conduct(self).flush():
+        with _guard(self).flush():
             super().flush(objects)
 
     def refresh(self, instance: object, *args: Any, **options: Any) -> None:
         """Write first what the operations before have changed, which would be forgotten."""
-        _conduct(self).forgets()
+        _guard(self).forgets()
         super().refresh(instance, *args, **options)
 
     def expire(self, instance: object, *args: Any, **options: Any) -> None:
         """Likewise."""
-        _conduct(self).forgets()
+        _guard(self).forgets()
         super().expire(instance, *args, **options)
 
     def expire_all(self) -> None:
         """Likewise."""
-        _conduct(self).forgets()
+        _guard(self).forgets()
         super().expire_all()
 
     def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
         """Likewise, where it takes what it is given for loaded."""
         if not load:
-            _conduct(self).forgets()
+            _guard(self).forgets()
         return super().merge(instance, load=load, **options)
 
     def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise, where it loads anew what it holds."""
-        _conduct(self).asks(statement, options)
+        _guard(self).asks(statement, options)
         return super().execute(statement, *args, **options)
 
     def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise."""
-        _conduct(self).asks(statement, options)
+        _guard(self).asks(statement, options)
         return super().scalar(statement, *args, **options)
 
     def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise."""
-        _conduct(self).asks(statement, options)
+        _guard(self).asks(statement, options)
         return super().scalars(statement, *args, **options)
 
     def expunge(self, instance: object) -> None:
         """Keep what operations have changed, and the resource."""
-        _conduct(self).lets_go(instance)
+        _guard(self).lets_go(instance)
         super().expunge(instance)
 
     def expunge_all(self) -> None:
         """For the batch."""
-        _conduct(self).refuse("expunge_all()", "it holds what the operations before have changed: expunge(instance)")
+        _guard(self).refuse("expunge_all()", "it holds what the operations before have changed: expunge(instance)")
         super().expunge_all()
 
     def delete(self, instance: object) -> None:
         """Write first what was added to it; see whether it is the resource, which those behind must not find then."""
-        _conduct(self).deletes(instance)
+        _guard(self).deletes(instance)
         super().delete(instance)
-        _conduct(self).has_deleted()
+        _guard(self).has_deleted()
 
     def delete_all(self, instances: Any) -> None:
         """Likewise."""
         instances = list(instances)
-        _conduct(self).deletes(*instances)
+        _guard(self).deletes(*instances)
         super().delete_all(instances)
-        _conduct(self).has_deleted()
+        _guard(self).has_deleted()
 
     def bulk_save_objects(self, *args: Any, **options: Any) -> None:
         """Write first what the operations before have changed, as before any statement."""
-        with _conduct(self).bulk():
+        with _guard(self).bulk():
             super().bulk_save_objects(*args, **options)
 
     def bulk_insert_mappings(self, *args: Any, **options: Any) -> None:
         """Likewise."""
-        with _conduct(self).bulk():
+        with _guard(self).bulk():
             super().bulk_insert_mappings(*args, **options)
 
     def bulk_update_mappings(self, *args: Any, **options: Any) -> None:
         """Likewise."""
-        with _conduct(self).bulk():
+        with _guard(self).bulk():
             super().bulk_update_mappings(*args, **options)
 
     # -- for steps ---------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class _Silent:
 _SILENT: Final = _Silent()
 
 
-def _conduct(session: Session) -> Conduct:
-    conduct = cast("BatchSession", session).conduct
-    assert conduct is not None  # noqa: S101 - nothing happens in it before
-    return conduct
+def _guard(session: Session) -> Guard:
+    guard = cast("BatchSession", session).batch_guard
+    assert guard is not None  # noqa: S101 - nothing happens in it before
+    return guard

@@ -14,32 +14,32 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._processor import current_batch
 from geventbatch.errors import CannotUndo, Conflict, NotSaved
 from geventbatch.stores._sql import errors
-from geventbatch.stores.sqlalchemy._memory import Memory
-from geventbatch.stores.sqlalchemy._rows import insert_rows
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows
+from geventbatch.stores.sqlalchemy._session_snapshot import SessionSnapshot
 from geventbatch.stores.sqlalchemy._transaction import cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch.stores.sqlalchemy._conduct import Conduct
-    from geventbatch.stores.sqlalchemy._loaded import Loaded
+    from geventbatch.stores.sqlalchemy._guard import Guard
+    from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
 
 
 class Steps:
     """Of one attempt."""
 
-    def __init__(self, conduct: Conduct, loaded: Loaded, made: Callable[[], Any], look: Callable[[], bool]) -> None:
+    def __init__(self, guard: Guard, loaded: LoadedResource, made: Callable[[], Any], look: Callable[[], bool]) -> None:
         """Of what was loaded; *made* makes the resource where no row is, *look* looks whether one is there by now."""
-        self._conduct = conduct
-        self._transaction = conduct.transaction
-        self._session = conduct.session
+        self._guard = guard
+        self._transaction = guard.transaction
+        self._session = guard.session
         self._loaded = loaded
         self._made = made
         self._look = look
         # -- mutable state ---------------------------------------------------------------------------------
         self.rows = 0  # of `Batch.rows`, that are inserted already
         self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
-        self._mark = loaded.claimed, conduct.counted  # what else there is to go back to
+        self._mark = loaded.claimed, guard.counted  # what else there is to go back to
         loaded.claim(self._transaction)  # behind a savepoint, the lock would be given up with it
         self._begin()
 
@@ -47,18 +47,18 @@ class Steps:
         """Write what the operation at hand has changed. Raises a `NotSaved`."""
         loaded, session = self._loaded, self._session
         rows = current_batch().rows[self.rows :]
-        self._conduct.has_written()
+        self._guard.has_written()
         loaded.flag_mutated()
-        if not rows and not self._conduct.acted and not loaded.changes():
+        if not rows and not self._guard.acted and not loaded.changes():
             self._remember()
             return
-        self._conduct.writes += 1
+        self._guard.writes += 1
         try:
             session.flush()
-            self._conduct.check_inserted(self._look)
+            self._guard.check_inserted(self._look)
             insert_rows(self._transaction.connection, rows, session)
         except Exception as error:
-            self._conduct.acted = True
+            self._guard.acted = True
             raise self._refused(error) from cause(error)
         self._release()
         self.rows += len(rows)
@@ -74,25 +74,25 @@ class Steps:
                 self._loaded.resource = self._made()
             else:
                 self._session.expire_all()
-                self._memory.put_plain_back()
+                self._snapshot.put_plain_back()
             self._begin()
         return self._loaded.resource
 
     def _is_undone_in_memory(self) -> bool:
-        conduct = self._conduct
-        conduct.has_written()
-        if conduct.nested is None or not conduct.is_whole():
+        guard = self._guard
+        guard.has_written()
+        if guard.nested is None or not guard.is_whole():
             return False
         try:
-            self._memory.restore()
+            self._snapshot.restore()
         except CannotUndo:
             return False
-        conduct.acted = False
+        guard.acted = False
         return True
 
     def _remember(self) -> None:
         """Of what the database has not, there is only a copy to go back to."""
-        self._memory = Memory(self._conduct, self._loaded, plain=True, columns=self._is_new)
+        self._snapshot = SessionSnapshot(self._guard, self._loaded, plain=True, columns=self._is_new)
 
     def _begin(self) -> None:
         """Go on behind a savepoint, which a new resource is not in before some operation has returned."""
@@ -100,33 +100,33 @@ class Steps:
         if self._is_new:
             session.expunge_all()
         with session.silence(), self._transaction.holding_back():
-            self._conduct.nested = session.begin_nested()
-        self._mark = loaded.claimed, self._conduct.counted
+            self._guard.nested = session.begin_nested()
+        self._mark = loaded.claimed, self._guard.counted
         if self._is_new:
             session.add(loaded.resource)
-        self._conduct.acted = False
+        self._guard.acted = False
         self._remember()
 
     def _release(self) -> None:
-        nested, self._conduct.nested = self._conduct.nested, None
+        nested, self._guard.nested = self._guard.nested, None
         assert nested is not None  # noqa: S101 - there is always one
         with self._session.silence(), self._transaction.holding_back():
             nested.commit()
 
     def _roll_back(self) -> None:
-        nested, self._conduct.nested = self._conduct.nested, None
+        nested, self._guard.nested = self._guard.nested, None
         if nested is not None:
-            savepoint: Any = self._conduct.savepoints[nested]
+            savepoint: Any = self._guard.savepoints[nested]
             nested.rollback()
             connection = self._transaction.connection
             with self._transaction.holding_back():  # each that is only rolled back to would make the next one slower
                 connection.dialect.do_release_savepoint(connection, savepoint._savepoint)  # noqa: SLF001 - its name
-        self._loaded.claimed, self._conduct.counted = self._mark
+        self._loaded.claimed, self._guard.counted = self._mark
 
     def _refused(self, error: Exception) -> NotSaved:
         """What *error* is, which came of what an operation had changed."""
         if isinstance(error, StaleDataError):
-            return self._conduct.stale(error)
+            return self._guard.stale(error)
         if self._is_new and isinstance(error, IntegrityError) and errors.is_duplicate(error):
             self._roll_back()
             if self._look():

@@ -31,7 +31,7 @@ from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._noted_commits import COMMIT, DONE, note_commits
+from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, note_commits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator

@@ -19,9 +19,9 @@ from typing import Any
 from geventbatch._core import applying
 from geventbatch._core.batch import Batch
 from geventbatch._core.undo import Undo
-from geventbatch.stores.sqlalchemy import _loaded
-from geventbatch.stores.sqlalchemy._bound import Bound
-from geventbatch.stores.sqlalchemy._conduct import Conduct
+from geventbatch.stores.sqlalchemy import _loaded_resource
+from geventbatch.stores.sqlalchemy._bound_values import BoundColumn
+from geventbatch.stores.sqlalchemy._guard import Guard
 
 
 @contextmanager
@@ -51,10 +51,10 @@ def _nothing(_: Any) -> Any:
 
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
-    "compared by ==": [(Bound, "exact", lambda _: lambda _, value: deepcopy(value))],
-    "refreshed without a flush": [(Conduct, "forgets", _nothing), (Conduct, "asks", _nothing)],
+    "compared by ==": [(BoundColumn, "exact", lambda _: lambda _, value: deepcopy(value))],
+    "refreshed without a flush": [(Guard, "forgets", _nothing), (Guard, "asks", _nothing)],
     "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
-    "computed is stale": [(_loaded, "forget", _nothing)],
+    "computed is stale": [(_loaded_resource, "forget", _nothing)],
     "answers are aliases": [
         (applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
     ],

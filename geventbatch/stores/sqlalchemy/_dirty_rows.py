@@ -11,29 +11,29 @@ import sqlalchemy as sa
 from sqlalchemy.orm import LoaderCallableStatus, RelationshipDirection
 from sqlalchemy.orm.attributes import instance_state
 
-from geventbatch.stores.sqlalchemy._bound import exact
+from geventbatch.stores.sqlalchemy._bound_values import exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
+    from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
     from geventbatch.stores.sqlalchemy._transaction import Transaction
-    from geventbatch.stores.sqlalchemy._watched import Watched
 
 
-class Beside:
+class DirtyRows:
     """Those of one batch."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _ours: dict[InstanceState[Any], int]  # compared or written in this transaction; within so many savepoints
     _counted: list[sa.Select[Any]]  # of what the flush at hand leaves to SQLAlchemy: finds it with the version it had
 
-    def __init__(self, mapping: Mapping, session: Session, watched: Watched) -> None:
+    def __init__(self, mapping: Mapping, session: Session, tracker: ChangeTracker) -> None:
         self._mapping = mapping
         self._session = session
-        self._watched = watched
+        self._tracker = tracker
         self._ours = {}
         self._counted = []
 
@@ -131,7 +131,7 @@ class Beside:
         """What has been read of a row, as far as it is still known: of what can change in place, what was bound."""
         columns = self._mapping.columns_of(state.mapper)
         values = {**state.dict, **state.committed_state}
-        known = self._watched.known.get(state, {})
+        known = self._tracker.known.get(state, {})
         read = {
             name: values[name]
             for name in columns.named.keys() - columns.in_place.keys()

@@ -22,15 +22,15 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy import _listeners
-from geventbatch.stores.sqlalchemy._as_loaded import given
-from geventbatch.stores.sqlalchemy._derived import is_stale
-from geventbatch.stores.sqlalchemy._sending import Sending
+from geventbatch.stores.sqlalchemy._computed import is_stale
+from geventbatch.stores.sqlalchemy._loaded_values import given
+from geventbatch.stores.sqlalchemy._statement_guard import StatementGuard
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
 
-class Conduct(Sending):
+class Guard(StatementGuard):
     """Of the operations of one attempt."""
 
     # -- behind an operation -----------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Conduct(Sending):
 
     def _too_early(self) -> TooEarly | None:
         """What is said of an operation that has read what others had loaded, and it would load itself, alone."""
-        if self._outdated is None or not self._outdated.reads():
+        if self._stale_reads is None or not self._stale_reads.reads():
             return None
         return TooEarly(
             f"an operation on {shown(self.key)} is to find what it has done in what those before have loaded"
@@ -258,9 +258,9 @@ class Conduct(Sending):
             self.loads()
             self._added.append((current_batch().completed, instance))
             self._new.append(instance)
-            outdated = self._looked_before()
-            if outdated is not None:
-                outdated.has_added(instance)
+            stale_reads = self._looked_before()
+            if stale_reads is not None:
+                stale_reads.has_added(instance)
             state: InstanceState[Any] = sa.inspect(instance)
             found = list(given(state, self._mapping.columns_of(state.mapper).as_loaded))
             if found and not self.flushing:
@@ -273,9 +273,9 @@ class Conduct(Sending):
             if not self._given:
                 current_batch().ask_scope()
             self._given.append((state, name))
-            outdated = self._looked_before()
-            if outdated is not None:
-                outdated.assigns(state, name)
+            stale_reads = self._looked_before()
+            if stale_reads is not None:
+                stale_reads.assigns(state, name)
 
     def deletes(self, *instances: object) -> None:
         """An operation is about to delete *instances*: what those before have added is in the database, if alone."""
@@ -292,9 +292,9 @@ class Conduct(Sending):
             return
         self.sees()
         self._spoils = self._deleted = True
-        outdated = self._looked_before()
-        if outdated is not None:
-            outdated.has_deleted()
+        stale_reads = self._looked_before()
+        if stale_reads is not None:
+            stale_reads.has_deleted()
         assert self._loaded is not None  # noqa: S101 - as above
         if self._loaded.resource in self.session.deleted:
             current_batch().cut()

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm.attributes import flag_modified, instance_state, set_attribute
 
 from geventbatch._safe_repr import said, shown
-from geventbatch.stores.sqlalchemy._bound import exact
+from geventbatch.stores.sqlalchemy._bound_values import exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from geventbatch.stores.sqlalchemy._mapping import Mapping
 
-_NAME: Final = "_watched"
+_NAME: Final = "_change_tracker"
 """Where a session has it."""
 
 
-class Watched:
+class ChangeTracker:
     """The instances in one session of a batch."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
@@ -160,25 +160,25 @@ def parts_of(composite: Any) -> tuple[Any, ...]:
     return tuple(getattr(composite, name) for name in composite.__dataclass_fields__)
 
 
-def watch(sessions: Any, mapping: Mapping) -> None:
+def track_loads(sessions: Any, mapping: Mapping) -> None:
     """Have the sessions that *sessions*, a `sessionmaker`, makes watch what they load."""
 
     def has_loaded(session: Session, instance: object) -> None:
-        watched(session, mapping).has_loaded(instance_state(instance))
+        tracker_of(session, mapping).has_loaded(instance_state(instance))
 
     event.listen(sessions, "loaded_as_persistent", has_loaded)
 
 
-def watched(session: Session, mapping: Mapping) -> Watched:
+def tracker_of(session: Session, mapping: Mapping) -> ChangeTracker:
     """What *session*, one of `watch`'s, has loaded."""
     own: dict[str, Any] = vars(session)
     if _NAME not in own:
-        own[_NAME] = Watched(mapping)
-    return cast("Watched", own[_NAME])
+        own[_NAME] = ChangeTracker(mapping)
+    return cast("ChangeTracker", own[_NAME])
 
 
-def watch_refreshes(entity: type) -> None:
-    """Have what is loaded anew of instances of *entity* watched too."""
+def track_refreshes(entity: type) -> None:
+    """Have what is loaded anew of instances of *entity* tracked too."""
     if not event.contains(entity, "refresh", _has_refreshed):
         event.listen(entity, "refresh", _has_refreshed, raw=True, propagate=True)
 

@@ -18,9 +18,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from geventbatch.stores._insides import slots_of
-from geventbatch.stores.sqlalchemy._as_loaded import by_attribute
-from geventbatch.stores.sqlalchemy._derived import UNHELD, of_all, of_row
+from geventbatch.stores._object_contents import slots_of
+from geventbatch.stores.sqlalchemy._computed import UNHELD, of_all, of_row
+from geventbatch.stores.sqlalchemy._loaded_values import by_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,10 +65,10 @@ class Columns:
         self.slots = slots_of(mapper.class_)
         """What reads and writes the attributes that its classes name in ``__slots__``: they are in no dict."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
-        """The attributes that the database computes; see `_derived`."""
+        """The attributes that the database computes; see `_computed`."""
         parts = {name for names in self.composites.values() for name in names}
-        self.bound: dict[str, Bound] = {name: Bound(column, dialect) for name, column in self.named.items()}
-        self.in_place: dict[str, Bound] = {
+        self.bound: dict[str, BoundColumn] = {name: BoundColumn(column, dialect) for name, column in self.named.items()}
+        self.in_place: dict[str, BoundColumn] = {
             name: self.bound[name]
             for name, column in self.named.items()
             if not isinstance(column.type, (*_PLAIN, *_LOOSE)) or name in parts
@@ -94,7 +94,7 @@ class Columns:
         """Whose values may be equal in Python and not the same."""
 
 
-class Bound:
+class BoundColumn:
     """What the type of one column binds, made comparable."""
 
     def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:

@@ -30,7 +30,7 @@ _foreign_keys: Final[WeakKeyDictionary[Mapper[Any], frozenset[str]]] = WeakKeyDi
 """The attributes of the classes that have one."""
 
 
-def has_derived(mapper: Mapper[Any]) -> bool:
+def has_computed(mapper: Mapper[Any]) -> bool:
     """Whether *mapper*, or one that its relationships lead to, has such attributes."""
     seen: set[Mapper[Any]] = set()
     todo = [mapper]

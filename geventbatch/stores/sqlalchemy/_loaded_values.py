@@ -70,7 +70,7 @@ _told: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
 """Of which attributes of which classes it is told when they are assigned."""
 
 
-class AsLoaded:
+class LoadedValue:
     """Of one column."""
 
     def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:
@@ -248,30 +248,30 @@ class AsLoaded:
 
 
 _KEEPERS: Final = (
-    (sa.Float, AsLoaded._float),  # noqa: SLF001 - of this module
-    (sa.Numeric, AsLoaded._number),  # noqa: SLF001
-    (sa.Integer, AsLoaded._whole),  # noqa: SLF001
-    ((sa.Enum, sa.Boolean), AsLoaded._same),  # noqa: SLF001
-    (sa.String, AsLoaded._text),  # noqa: SLF001
-    (sa.DateTime, AsLoaded._moment),  # noqa: SLF001
-    (sa.Time, AsLoaded._hour),  # noqa: SLF001
-    (sa.Date, AsLoaded._day),  # noqa: SLF001
-    (sa.Uuid, AsLoaded._id),  # noqa: SLF001
-    ((INET, CIDR), AsLoaded._address),  # noqa: SLF001
+    (sa.Float, LoadedValue._float),  # noqa: SLF001 - of this module
+    (sa.Numeric, LoadedValue._number),  # noqa: SLF001
+    (sa.Integer, LoadedValue._whole),  # noqa: SLF001
+    ((sa.Enum, sa.Boolean), LoadedValue._same),  # noqa: SLF001
+    (sa.String, LoadedValue._text),  # noqa: SLF001
+    (sa.DateTime, LoadedValue._moment),  # noqa: SLF001
+    (sa.Time, LoadedValue._hour),  # noqa: SLF001
+    (sa.Date, LoadedValue._day),  # noqa: SLF001
+    (sa.Uuid, LoadedValue._id),  # noqa: SLF001
+    ((INET, CIDR), LoadedValue._address),  # noqa: SLF001
 )
 
 
-def _keeper(kind: Any) -> Callable[[AsLoaded, Any, tzinfo | None], Any]:
-    return next((keep for kinds, keep in _KEEPERS if isinstance(kind, kinds)), AsLoaded._same)  # noqa: SLF001
+def _keeper(kind: Any) -> Callable[[LoadedValue, Any, tzinfo | None], Any]:
+    return next((keep for kinds, keep in _KEEPERS if isinstance(kind, kinds)), LoadedValue._same)  # noqa: SLF001
 
 
 # -- which are looked at -------------------------------------------------------------------------------------------
 
 
-def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, AsLoaded]:
-    """What makes the values of *mapper*'s attributes as loaded; from now on conducts are told of those assigned."""
+def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, LoadedValue]:
+    """What makes the values of *mapper*'s attributes as loaded; from now on guards are told of those assigned."""
     found = {
-        attribute.key: AsLoaded(column, dialect)
+        attribute.key: LoadedValue(column, dialect)
         for attribute in mapper.column_attrs
         if isinstance(column := attribute.columns[0], sa.Column) and _is_known(column.type)
     }
@@ -311,13 +311,13 @@ def _below(kind: Any) -> Any:
 def _listener(name: str, same: frozenset[type]) -> Callable[..., None]:
     def is_assigned(state: InstanceState[Any], value: object, *_: object) -> None:
         if type(value) not in same:
-            conduct = getattr(state.session, "conduct", None)
-            if conduct is not None:
-                conduct.is_given(state, name)
+            guard = getattr(state.session, "batch_guard", None)
+            if guard is not None:
+                guard.is_given(state, name)
 
     return is_assigned
 
 
-def given(state: InstanceState[Any], names: dict[str, AsLoaded]) -> Iterator[tuple[InstanceState[Any], str]]:
+def given(state: InstanceState[Any], names: dict[str, LoadedValue]) -> Iterator[tuple[InstanceState[Any], str]]:
     """The attributes of a new instance that have a value."""
     return ((state, name) for name in names if state.dict.get(name) is not None)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import instance_state
 
-from geventbatch.stores.sqlalchemy._derived import UNHELD, has_foreign_key, is_foreign_key, misses
+from geventbatch.stores.sqlalchemy._computed import UNHELD, has_foreign_key, is_foreign_key, misses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ _EAGER: Final = ("joined", False, "subquery", "selectin", "immediate")
 """Relationships that are loaded with the instance."""
 
 
-class Outdated:
+class StaleReads:
     """Of the operations of one attempt."""
 
     # -- mutable state ---------------------------------------------------------------------------------------

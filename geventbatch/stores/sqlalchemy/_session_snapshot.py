@@ -19,7 +19,7 @@ from sqlalchemy.orm.state import PendingCollection
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._insides import ATOMS, HEAP_TYPE, put_in_slots, slotted
+from geventbatch.stores._object_contents import ATOMS, HEAP_TYPE, put_in_slots, slotted
 from geventbatch.stores.sqlalchemy._copies import Copies
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState
 
-    from geventbatch.stores.sqlalchemy._bound import Columns
-    from geventbatch.stores.sqlalchemy._conduct import Conduct
-    from geventbatch.stores.sqlalchemy._loaded import Loaded
+    from geventbatch.stores.sqlalchemy._bound_values import Columns
+    from geventbatch.stores.sqlalchemy._guard import Guard
+    from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
 
 _FEW: Final = 4
 """Instances of which it costs nothing that counts to keep what was loaded."""
@@ -40,25 +40,25 @@ _FUNCTIONS: Final = frozenset({FunctionType, BuiltinFunctionType, attrgetter, it
 _NOTHING: Final[dict[str, Any]] = {}
 
 
-def first(conduct: Conduct, loaded: Loaded) -> Memory | None:
+def snapshot_of_load(guard: Guard, loaded: LoadedResource) -> SessionSnapshot | None:
     """Of what was loaded. None where that is much and no operation of this store has raised yet."""
     mapping = loaded.mapping
-    if not mapping.keeps and len(conduct.session.identity_map) > _FEW:
+    if not mapping.keeps and len(guard.session.identity_map) > _FEW:
         return None
     copies = mapping.keeps or loaded.identity is None
-    return Memory(conduct, loaded, plain=copies, columns=copies)
+    return SessionSnapshot(guard, loaded, plain=copies, columns=copies)
 
 
-class Memory:
+class SessionSnapshot:
     """Of one session, as it was when this was made."""
 
     __slots__ = (
         "_added",
         "_columns",
-        "_conduct",
         "_copied",
         "_copies",
         "_deleted",
+        "_guard",
         "_held",
         "_identities",
         "_is_known",
@@ -72,19 +72,19 @@ class Memory:
         "_writes",
     )
 
-    def __init__(self, conduct: Conduct, loaded: Loaded, *, plain: bool, columns: bool) -> None:
+    def __init__(self, guard: Guard, loaded: LoadedResource, *, plain: bool, columns: bool) -> None:
         """Copy what can change in place: of what is *plain* (no attribute of the mapping), and of the *columns*.
 
         What is not copied is known to have stayed the same, or made again of what the database has; or not to be had.
         """
-        self._conduct = conduct
+        self._guard = guard
         self._loaded = loaded
-        session = self._session = conduct.session
-        self._writes = conduct.writes
+        session = self._session = guard.session
+        self._writes = guard.writes
         self._nested = session.get_nested_transaction()
         self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - nothing public has its order
         self._deleted = session._deleted.copy()  # noqa: SLF001
-        self._added = conduct.added()
+        self._added = guard.added()
         self._known, self._taken = loaded.known(), loaded.taken()
         self._identities: dict[Any, InstanceState[Any]] = session.identity_map._dict.copy()  # noqa: SLF001
         columns_of = loaded.mapping.columns_of
@@ -120,7 +120,7 @@ class Memory:
         if self._new or session._new:  # noqa: SLF001
             session._new.clear()  # noqa: SLF001
             session._new.update(self._new)  # noqa: SLF001
-        self._conduct.put_added_back(self._added)
+        self._guard.put_added_back(self._added)
         self._loaded.put_known_back(self._known, self._taken)
 
     def put_plain_back(self) -> None:
@@ -131,8 +131,8 @@ class Memory:
             held.put_plain_back(instead.get(state, _NOTHING))
 
     def _check(self) -> None:
-        conduct, session = self._conduct, self._session
-        if conduct.writes != self._writes or session.get_nested_transaction() is not self._nested:
+        guard, session = self._guard, self._session
+        if guard.writes != self._writes or session.get_nested_transaction() is not self._nested:
             raise self._refused("something was written, flushed, or executed that may write")
         if session._deleted.keys() != self._deleted.keys():  # noqa: SLF001
             raise self._refused("something was deleted")
@@ -149,7 +149,7 @@ class Memory:
         self._is_known = True
 
     def _refused(self, why: str) -> CannotUndo:
-        return CannotUndo(f"what operations on {shown(self._conduct.key)} have done cannot be undone in memory: {why}")
+        return CannotUndo(f"what operations on {shown(self._guard.key)} have done cannot be undone in memory: {why}")
 
     def _take_out(self) -> None:
         """What has come into the session since; and have what has left it be there again."""

@@ -10,19 +10,19 @@ from sqlalchemy import event
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
-    from geventbatch.stores.sqlalchemy._conduct import Conduct
+    from geventbatch.stores.sqlalchemy._guard import Guard
 
 _INSTEAD: Final = "the connection is the batch's, which gives it back when it has saved"
 
 
-class HeldConnection(sa.Connection):
+class BatchConnection(sa.Connection):
     """Closed and given up by its batch only."""
 
-    conduct: Conduct
+    batch_guard: Guard
 
     @staticmethod
     def watch(engine: sa.Engine) -> None:
-        """Have what is sent on those of *engine* told to their conducts.
+        """Have what is sent on those of *engine* told to their guards.
 
         (A listener of its own for each connection would cost a batch as much as loading the row.)
         """
@@ -32,66 +32,67 @@ class HeldConnection(sa.Connection):
             event.listen(engine, "commit", _commits)
 
     @classmethod
-    def hold(cls, connection: sa.Connection, conduct: Conduct) -> None:
+    def hold(cls, connection: sa.Connection, guard: Guard) -> None:
         """Have *connection* be one."""
         held: Any = connection
         held.__class__ = cls
-        held.conduct = conduct
+        held.batch_guard = guard
 
     def close(self) -> None:
         """For the batch."""
-        self.conduct.refuse("connection().close()", _INSTEAD)
+        self.batch_guard.refuse("connection().close()", _INSTEAD)
         super().close()
 
     def invalidate(self, exception: BaseException | None = None) -> None:
         """For the batch, and for SQLAlchemy, which says why."""
         if exception is None:
-            self.conduct.refuse("connection().invalidate()", _INSTEAD)
+            self.batch_guard.refuse("connection().invalidate()", _INSTEAD)
         super().invalidate(exception)
 
     def detach(self) -> None:
         """For the batch."""
-        self.conduct.refuse("connection().detach()", _INSTEAD)
+        self.batch_guard.refuse("connection().detach()", _INSTEAD)
         super().detach()
 
     def rollback(self) -> None:
         """For the batch."""
-        self.conduct.refuse("connection().rollback()", "use `with session.begin_nested()` for what you may undo")
+        self.batch_guard.refuse("connection().rollback()", "use `with session.begin_nested()` for what you may undo")
         super().rollback()
 
     def execution_options(self, **options: Any) -> sa.Connection:
         """For the batch."""
-        self.conduct.refuse("connection().execution_options()", "pass them to execute(), for that statement only")
+        self.batch_guard.refuse("connection().execution_options()", "pass them to execute(), for that statement only")
         return super().execution_options(**options)
 
     @property
     def connection(self) -> PoolProxiedConnection:
         """The driver's, for the batch and for SQLAlchemy: nobody would see what is done with it."""
-        if not (self.conduct.flushing or self.conduct.in_bulk):  # which may have to roll back
-            self.conduct.refuse("connection().connection", "use exec_driver_sql() in place of the driver's own methods")
+        guard = self.batch_guard
+        if not (guard.flushing or guard.in_bulk):  # which may have to roll back
+            guard.refuse("connection().connection", "use exec_driver_sql() in place of the driver's own methods")
         return super().connection
 
     @property
     def info(self) -> dict[Any, Any]:
         """What is kept with the driver's connection."""
-        conduct = self.conduct
-        before, conduct.ours = conduct.ours, True
+        guard = self.batch_guard
+        before, guard.ours = guard.ours, True
         try:
             return super().info
         finally:
-            conduct.ours = before
+            guard.ours = before
 
 
 def _executes(connection: sa.Connection, *about: Any) -> None:
-    if type(connection) is HeldConnection:
-        connection.conduct.executes(connection, *about)
+    if type(connection) is BatchConnection:
+        connection.batch_guard.executes(connection, *about)
 
 
 def _executed(connection: sa.Connection, cursor: Any, _: str, __: Any, context: Any, *___: Any) -> None:
-    if context.isinsert and type(connection) is HeldConnection:
-        connection.conduct.has_inserted(cursor, context)
+    if context.isinsert and type(connection) is BatchConnection:
+        connection.batch_guard.has_inserted(cursor, context)
 
 
 def _commits(connection: sa.Connection) -> None:
-    if type(connection) is HeldConnection:
-        connection.conduct.refuse_commit()
+    if type(connection) is BatchConnection:
+        connection.batch_guard.refuse_commit()

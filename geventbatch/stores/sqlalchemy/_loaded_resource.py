@@ -12,13 +12,13 @@ from sqlalchemy.orm.attributes import flag_modified, instance_state
 from geventbatch._processor import current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, Rejected
-from geventbatch.stores._insides import is_in
-from geventbatch.stores.sqlalchemy._as_loaded import given as of_new
-from geventbatch.stores.sqlalchemy._beside import Beside
-from geventbatch.stores.sqlalchemy._bound import exact
-from geventbatch.stores.sqlalchemy._derived import forget, is_incomplete
+from geventbatch.stores._object_contents import is_in
+from geventbatch.stores.sqlalchemy._bound_values import exact
+from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
+from geventbatch.stores.sqlalchemy._computed import forget, is_incomplete
+from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows
+from geventbatch.stores.sqlalchemy._loaded_values import given as of_new
 from geventbatch.stores.sqlalchemy._transaction import LostRow, is_doubtful
-from geventbatch.stores.sqlalchemy._watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
 
-class Loaded:
+class LoadedResource:
     """The resource of one batch, as it was loaded; or made, where there was no row."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
@@ -47,15 +47,15 @@ class Loaded:
         self.claimed = mapping.locking
         self._written = False
         self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
-        self._watched = watched(session, mapping)
+        self._tracker = tracker_of(session, mapping)
         self._found_by = self._finding()
-        self._beside = Beside(mapping, session, self._watched)
-        if mapping.derives or token is None:
+        self._dirty_rows = DirtyRows(mapping, session, self._tracker)
+        if mapping.has_computed or token is None:
             current_batch().ask_scope(first=True)
         if token is not None:
             self.identity = instance_state(resource).identity
             self._token = tuple(token)
-            self._watched.sees(resource)
+            self._tracker.sees(resource)
 
     def changes(self) -> bool:
         """Whether the session has something to write."""
@@ -97,29 +97,29 @@ class Loaded:
         if is_new:
             given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
         for one, name in given:
-            if not self._watched.make_as_loaded(one, name, transaction.zone):
+            if not self._tracker.make_as_loaded(one, name, transaction.zone):
                 current_batch().cut()
-        if not (is_new or self._mapping.derives):
+        if not (is_new or self._mapping.has_computed):
             return
         batch = current_batch()
         if is_new and not batch.stepwise and is_incomplete(state):
             batch.cut()
         batch.ask_scope()
-        if self._mapping.derives:
+        if self._mapping.has_computed:
             self.flag_mutated()
             if wrote or self.changes():
                 forget(self._mapping, self._session)
-                if not transaction.writes_anywhere and self._mapping.reads_derived:
+                if not transaction.writes_anywhere and self._mapping.reads_computed:
                     batch.cut()
 
     def operation_raised(self) -> None:
         """See to those behind an operation that has raised too. Switches: no."""
-        if self._mapping.derives or instance_state(self.resource).pending:
+        if self._mapping.has_computed or instance_state(self.resource).pending:
             current_batch().ask_scope()
 
     def flag_mutated(self) -> None:
         """Tell SQLAlchemy of what was changed so that it does not see it by itself."""
-        self._watched.flag(self._session)
+        self._tracker.flag(self._session)
 
     @property
     def mapping(self) -> Mapping:
@@ -128,28 +128,28 @@ class Loaded:
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What the database has of what can change in place, as far as that is known."""
-        return self._watched.known.copy()
+        return self._tracker.known.copy()
 
     def taken(self) -> dict[InstanceState[Any], dict[str, Any]]:
         """What columns have got of composites, for `put_known_back`."""
-        return self._watched.taken.copy()
+        return self._tracker.taken.copy()
 
     def put_known_back(
         self, known: dict[InstanceState[Any], dict[str, Any]], taken: dict[InstanceState[Any], dict[str, Any]]
     ) -> None:
         """It is that again, which `known` and `taken` gave."""
-        self._watched.known = known.copy()
-        self._watched.taken = taken.copy()
+        self._tracker.known = known.copy()
+        self._tracker.taken = taken.copy()
 
     def has_flushed(self) -> None:
         """What was flushed is now as it is in the database."""
-        self._beside.are_ours(self._watched.has_flushed())
+        self._dirty_rows.are_ours(self._tracker.has_flushed())
 
     def rolled_back(self) -> None:
         """A savepoint: nobody knows any more what the database has."""
-        self._watched.forget()
+        self._tracker.forget()
         self._written = False
-        self._beside.rolled_back()
+        self._dirty_rows.rolled_back()
 
     def flushes(self, transaction: Transaction, *, rewrote: bool = False) -> None:
         """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource.
@@ -158,8 +158,8 @@ class Loaded:
         """
         self._refuse_values()
         dirty = list(self._session.dirty)
-        self._watched.flushes(self._session, dirty)
-        changed = self._beside.changed(self.resource, dirty, transaction)
+        self._tracker.flushes(self._session, dirty)
+        changed = self._dirty_rows.changed(self.resource, dirty, transaction)
         if changed is not None and not rewrote:
             raise Conflict(
                 f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
@@ -263,7 +263,7 @@ class Loaded:
 
     def are_as_read(self, transaction: Transaction, connection: sa.Connection | None = None) -> bool:
         """Whether nobody else can have changed the rows beside that a flush has not found. It looks on *connection*."""
-        return self._beside.are_as_read(connection or transaction.connection, may_look=transaction.leaves_out)
+        return self._dirty_rows.are_as_read(connection or transaction.connection, may_look=transaction.leaves_out)
 
     def needs_no_answer(self) -> bool:
         """Whether the row is claimed, or will be by a statement that fails by itself where it is another one."""
@@ -271,7 +271,7 @@ class Loaded:
 
     def _compare_all(self, connection: sa.Connection) -> None:
         mapper: Mapper[Any] = instance_state(self.resource).mapper
-        select = self._mapping.compare(mapper, tuple(self._watched.seen))
+        select = self._mapping.compare(mapper, tuple(self._tracker.seen))
         row = connection.execute(select, {f"_{i}": part for i, part in enumerate(self.identity or ())}).one_or_none()
         if row is None or not self._is_same(mapper, row):
             raise self.conflict()
@@ -280,7 +280,7 @@ class Loaded:
         in_place = self._mapping.columns_of(mapper).in_place
         return not any(
             in_place[name].differ(seen, value) if name in in_place else exact(seen) != exact(value)
-            for (name, seen), value in zip(self._watched.seen.items(), row, strict=True)
+            for (name, seen), value in zip(self._tracker.seen.items(), row, strict=True)
         )
 
     def conflict(self) -> Conflict:

@@ -22,7 +22,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds
 from geventbatch.stores._sql.statements import first_word, forbidden, reads
 from geventbatch.stores.sqlalchemy import _listeners
-from geventbatch.stores.sqlalchemy._outdated import Outdated
+from geventbatch.stores.sqlalchemy._stale_reads import StaleReads
 from geventbatch.stores.sqlalchemy._transaction import left_out
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
-    from geventbatch.stores.sqlalchemy._loaded import Loaded
+    from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
     from geventbatch.stores.sqlalchemy._mapping import Mapping
     from geventbatch.stores.sqlalchemy._session import BatchSession
     from geventbatch.stores.sqlalchemy._transaction import Transaction
@@ -41,7 +41,7 @@ _SAVEPOINTS: Final = (SavepointClause, RollbackToSavepointClause, ReleaseSavepoi
 _ABSENT: Final = object()
 
 
-class Sending:
+class StatementGuard:
     """Of the operations of one attempt."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Sending:
     left_out: bool  # the last flush has not found a row that nobody else can have changed
     _flushed: int  # all that so many operations have changed is in the database
     _holds_more: int  # than was loaded, since an operation before which so many had returned
-    _outdated: Outdated | None  # what more
+    _stale_reads: StaleReads | None  # what more
     _added: list[tuple[int, object]]  # by operations, with how many operations had returned before
     # -- mutable state: the operation at hand ----------------------------------------------------------------
     _seen: bool  # it is to be looked at
@@ -88,7 +88,7 @@ class Sending:
         self.transaction = transaction
         self._mapping = mapping
         self._mysql = transaction.engine.dialect.name in {"mysql", "mariadb"}
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedResource | None = None
         self.ours = True
         self.wrote = self.rewrote = self.counted = self.asked = self.acted = False
         self.flushing = self.left_out = self.unsure = self.in_bulk = False
@@ -96,11 +96,11 @@ class Sending:
         self.nested = None
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
-        self._holds_more, self._outdated = 0, None
+        self._holds_more, self._stale_reads = 0, None
         self._added, self._set = [], []
         self._forget()
 
-    def begin(self, loaded: Loaded) -> None:
+    def begin(self, loaded: LoadedResource) -> None:
         """What was loaded is there: from now on operations are applied."""
         self._loaded = loaded
         self._root = self.session.get_transaction()
@@ -153,8 +153,8 @@ class Sending:
         self._broke = self._failed = None
         self._writes_before = self.writes
         self._given, self._new, self._set, self._deleted = [], [], [], False
-        if self._outdated is not None:
-            self._outdated.reads()  # so that all is in place again
+        if self._stale_reads is not None:
+            self._stale_reads.reads()  # so that all is in place again
 
     # -- what it sends -------------------------------------------------------------------------------------------
 
@@ -200,9 +200,9 @@ class Sending:
         if not self.flushing:
             self._spoils = True
             if calls or self._holds(statement):
-                outdated = self._loaded_before()
-                if outdated is not None:
-                    outdated.executes(None if calls else statement)
+                stale_reads = self._loaded_before()
+                if stale_reads is not None:
+                    stale_reads.executes(None if calls else statement)
                 self.rewrote = True
                 batch.cut()
         # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
@@ -231,20 +231,20 @@ class Sending:
 
     def loads(self) -> None:
         """The operation at hand has the session hold more than was loaded for the batch."""
-        if self._outdated is None and self._loaded is not None:
+        if self._stale_reads is None and self._loaded is not None:
             self._holds_more = current_batch().completed
-            self._outdated = Outdated(self.session, self._loaded.resource)
+            self._stale_reads = StaleReads(self.session, self._loaded.resource)
 
-    def _loaded_before(self) -> Outdated | None:
+    def _loaded_before(self) -> StaleReads | None:
         """What the session holds more, if those before the operation at hand have loaded of that."""
-        return self._outdated if self._holds_more < current_batch().completed else None
+        return self._stale_reads if self._holds_more < current_batch().completed else None
 
-    def _looked_before(self) -> Outdated | None:
+    def _looked_before(self) -> StaleReads | None:
         """The same, if any have returned: to find nothing in a relationship, they may have sent nothing."""
         if self._loaded is None or not current_batch().completed:
             return None
         self.loads()
-        return self._outdated
+        return self._stale_reads
 
     def has_inserted(self, cursor: Any, context: Any) -> None:
         """A statement was executed that inserts something."""
@@ -270,18 +270,18 @@ class Sending:
         flushes = self.transaction.writes_anywhere and self.session.autoflush == self._autoflush
         if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
             self.session.flush()
-        elif statement is None or self._reads_derived() or self._names_changed(statement):
+        elif statement is None or self._reads_computed() or self._names_changed(statement):
             raise self._comes_too_early("asks for what those before it have changed")
 
-    def _reads_derived(self) -> bool:
+    def _reads_computed(self) -> bool:
         """Whether it may be for what the database computes, where that is not saved. Then it is saved before, always.
 
         A batch in which nobody reads that is saved at once. But to find that out behind each operation would cost more.
         """
         mapping = self._mapping
-        if not mapping.derives or self.transaction.writes_anywhere:
+        if not mapping.has_computed or self.transaction.writes_anywhere:
             return False
-        mapping.reads_derived = True
+        mapping.reads_computed = True
         return True
 
     def has_written(self) -> None:
@@ -316,11 +316,11 @@ class Sending:
             if not self.ours and self._loaded.changes():
                 self.sees()
                 self._refuse_on_sqlite("write")
-                outdated = self._loaded_before()
-                if outdated is not None:
-                    outdated.writes()
-        if self._outdated is not None:
-            self._outdated.flushes()
+                stale_reads = self._loaded_before()
+                if stale_reads is not None:
+                    stale_reads.writes()
+        if self._stale_reads is not None:
+            self._stale_reads.flushes()
         before, self.flushing = self.flushing, True
         completed = current_batch().completed
         try:

@@ -1,7 +1,7 @@
 """Instances of the user's own mapped classes: a Session per batch, on its own connection and in its own transaction.
 
 An operation may change the resource, and, through `object_session(resource)`, query, add other objects and change
-those. What it may do there, and what becomes of it when it raises, is for `Conduct`. This scope loads, and saves what
+those. What it may do there, and what becomes of it when it raises, is for `Guard`. This scope loads, and saves what
 the session holds then, in the transaction that it has begun.
 """
 
@@ -22,12 +22,12 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows, is_instance
+from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._collections import asks_later, is_collection, plain
-from geventbatch.stores.sqlalchemy._conduct import Conduct
-from geventbatch.stores.sqlalchemy._held_connection import HeldConnection
-from geventbatch.stores.sqlalchemy._loaded import Loaded
-from geventbatch.stores.sqlalchemy._memory import Memory, first
-from geventbatch.stores.sqlalchemy._rows import insert_rows, is_instance
+from geventbatch.stores.sqlalchemy._guard import Guard
+from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
+from geventbatch.stores.sqlalchemy._session_snapshot import SessionSnapshot, snapshot_of_load
 from geventbatch.stores.sqlalchemy._steps import Steps
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load
 
@@ -55,13 +55,13 @@ class MappedScope:
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction
     _session: BatchSession
-    _conduct: Conduct
-    _loaded: Loaded
+    _guard: Guard
+    _loaded: LoadedResource
     _row_key: Hashable  # as the row has it: a collation may find it by another one
     _steps: Steps | None
     _held: bool  # the row was ours before the save
     _collected: bool  # the save is one message
-    _first: Memory | None  # what was loaded
+    _first: SessionSnapshot | None  # what was loaded
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
@@ -73,17 +73,17 @@ class MappedScope:
         try:
             self._transaction, row = self._load()
             resource, token = (self._made(), None) if row is None else (row[0], row[1:])
-            self._loaded = Loaded(self._mapping, self._key, self._session, resource, token)
+            self._loaded = LoadedResource(self._mapping, self._key, self._session, resource, token)
             self._row_key = self._key if row is None else self._mapping.key_of(resource, self._key)
-            self._first = first(self._conduct, self._loaded)
-            self._conduct.begin(self._loaded)
+            self._first = snapshot_of_load(self._guard, self._loaded)
+            self._guard.begin(self._loaded)
         except BaseException as error:
             self._give_up(error)
             raise
         return resource
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._conduct.ours = True
+        self._guard.ours = True
         try:
             if error is None:
                 self._save()
@@ -104,16 +104,16 @@ class MappedScope:
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
-        return self._conduct.raised(error)
+        return self._guard.raised(error)
 
     def operation_returned(self) -> NotSaved | None:
         """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
-        return self._conduct.returned()
+        return self._guard.returned()
 
     @property
     def must_compare(self) -> bool:
         """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
-        return self._conduct.asked and not self._mapping.locking
+        return self._guard.asked and not self._mapping.locking
 
     def copied(self, value: object) -> object:
         """Give a copy of *value* where it is in a column, or a relationship's collection; else itself. Switches: no."""
@@ -132,25 +132,25 @@ class MappedScope:
 
     def checkpoint(self) -> object:
         """Copy what the session has in memory. Raises `CannotUndo`. Switches: no."""
-        conduct = self._conduct
-        conduct.ours = True
+        guard = self._guard
+        guard.ours = True
         try:
-            return Memory(conduct, self._loaded, plain=True, columns=True)
+            return SessionSnapshot(guard, self._loaded, plain=True, columns=True)
         finally:
-            conduct.ours = False
+            guard.ours = False
 
     def restore(self, checkpoint: object | None) -> Any:
         """Have it be so again, or as it was loaded. Raises `CannotUndo`. Switches: no."""
-        memory = self._first if checkpoint is None else cast("Memory", checkpoint)
-        if memory is None:
+        snapshot = self._first if checkpoint is None else cast("SessionSnapshot", checkpoint)
+        if snapshot is None:
             self._mapping.keeps = True
             raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
-        conduct = self._conduct
-        conduct.ours = True
+        guard = self._guard
+        guard.ours = True
         try:
-            memory.restore()
+            snapshot.restore()
         finally:
-            conduct.ours = False
+            guard.ours = False
         return self._loaded.resource
 
     # -- step by step ------------------------------------------------------------------------------------------
@@ -162,24 +162,24 @@ class MappedScope:
 
     def begin_steps(self) -> None:
         """Judge the operations to come one by one. Switches: yes."""
-        with self._conduct.own():
-            self._steps = Steps(self._conduct, self._loaded, self._made, self._is_inserted)
+        with self._guard.own():
+            self._steps = Steps(self._guard, self._loaded, self._made, self._is_inserted)
 
     def keep(self) -> None:
         """Write what the operation at hand has changed; see `Steps`. Switches: yes."""
         assert self._steps is not None  # noqa: S101 - they have begun
-        with self._conduct.own():
+        with self._guard.own():
             self._steps.keep()
 
     def undo(self) -> Any:
         """Go back to what was there before it. Switches: yes."""
         assert self._steps is not None  # noqa: S101 - as above
-        with self._conduct.own():
+        with self._guard.own():
             return self._steps.undo()
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """What is recorded of operations with these idempotency keys. Switches: yes."""
-        with self._conduct.own():  # it is no operation that asks, and it needs nothing of what those have changed
+        with self._guard.own():  # it is no operation that asks, and it needs nothing of what those have changed
             return self._outcomes().find(self._transaction.send, keys)
 
     # -- load ------------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ class MappedScope:
         transaction = mapping.transaction(mapping.engine, self._key)
         self._close_session()  # of a first try, on a connection that was lost
         session = self._session = cast("BatchSession", mapping.sessions(bind=transaction.connection))
-        conduct = self._conduct = Conduct(mapping, self._key, session, transaction)
-        session.begin_watch(conduct)
-        HeldConnection.hold(transaction.connection, conduct)
+        guard = self._guard = Guard(mapping, self._key, session, transaction)
+        session.begin_watch(guard)
+        BatchConnection.hold(transaction.connection, guard)
         return transaction
 
     def _fetch(self, transaction: Transaction) -> Any:
@@ -233,8 +233,8 @@ class MappedScope:
 
     def _save(self) -> None:
         batch = current_batch()
-        session, conduct = self._session, self._conduct
-        unfit = conduct.unfit()
+        session, guard = self._session, self._guard
+        unfit = guard.unfit()
         if unfit is not None:
             raise unfit
         if self.must_compare and len(batch.operations) > 1:
@@ -249,7 +249,7 @@ class MappedScope:
             self._delete()
         self._end_savepoints()
         rows = batch.rows
-        if rows or conduct.wrote:
+        if rows or guard.wrote:
             self._touch()
         elif recording is None and self._is_idle():
             return
@@ -263,7 +263,7 @@ class MappedScope:
     def _compare(self, batch: Batch) -> None:
         """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
         self._loaded.flag_mutated()
-        if batch.completed and (batch.rows or self._conduct.wrote or self._loaded.changes()):
+        if batch.completed and (batch.rows or self._guard.wrote or self._loaded.changes()):
             return
         try:
             self._loaded.compare(self._transaction.connection)
@@ -277,10 +277,10 @@ class MappedScope:
                 session.flush()
                 self._delete()
             session.flush()
-            self._conduct.check_inserted(self._is_inserted)
+            self._guard.check_inserted(self._is_inserted)
             insert_rows(self._transaction.connection, rows, session)
         except StaleDataError as error:
-            raise self._conduct.stale(error) from error
+            raise self._guard.stale(error) from error
 
     def _end_savepoints(self) -> None:
         """Those of the steps, and those that an operation has left open, which would end with COMMIT too.
@@ -292,7 +292,7 @@ class MappedScope:
                 with self._session.silence():
                     nested.commit()
         except StaleDataError as error:
-            raise self._conduct.stale(error) from error
+            raise self._guard.stale(error) from error
         except Exception as error:
             raise self._transaction.not_saved(error) from cause(error)
 
@@ -305,7 +305,7 @@ class MappedScope:
 
     def _touch(self) -> None:
         self._loaded.flag_mutated()
-        if self._conduct.rewrote and not self._mapping.locking and not self._is_inserted():
+        if self._guard.rewrote and not self._mapping.locking and not self._is_inserted():
             self._session.expunge(self._loaded.resource)  # a statement of an operation has deleted the row
         else:
             self._loaded.touch()
@@ -352,10 +352,10 @@ class MappedScope:
         """When nobody has changed the row that was not found, by a save that was one message, it was left out."""
         if not (self._held or is_doubtful(current_batch())):
             return
-        loaded, transaction = self._loaded, self._conduct.transaction
+        loaded, transaction = self._loaded, self._guard.transaction
         with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
             there = self._held or loaded.is_there(connection)
-            if there and (self._conduct.rewrote or loaded.are_as_read(transaction, connection)):
+            if there and (self._guard.rewrote or loaded.are_as_read(transaction, connection)):
                 raise (found := left_out(self._key, StaleDataError)) from found.__cause__
 
     def _is_there(self, connection: sa.Connection) -> bool:
