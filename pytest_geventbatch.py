@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from geventbatch.testing import Faults, VirtualTime
+    from geventbatch.testing import FaultPlan, VirtualTime
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def geventbatch_clock() -> Iterator[VirtualTime]:
 
 
 @pytest.fixture
-def geventbatch_faults() -> Iterator[Callable[[Any], Faults]]:
+def geventbatch_faults() -> Iterator[Callable[[Any], FaultPlan]]:
     """``geventbatch_faults(processor)`` plans faults until the test ends: `geventbatch.testing.faults`."""
     from geventbatch.testing import faults
 

@@ -4,15 +4,16 @@
 >>> seat = processor.run("ICE 1", Train.book, 12, "Ann")  # doctest: +SKIP
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._core import run
 from geventbatch._core.batch import Batch
 from geventbatch._processor import Processor, current_batch, stop_all
+from geventbatch._renamed import renamed
 from geventbatch._watch.live import LiveBatch, ProcessorStats
-from geventbatch._watch.metrics import BatchMetric, BatchMetrics
-from geventbatch._watch.problem import Problem
-from geventbatch._watch.setup_check import check
+from geventbatch._watch.metrics import BatchMetric, MetricSubscription
+from geventbatch._watch.problem import SetupProblem
+from geventbatch._watch.setup_check import check_setup
 from geventbatch._worker_number import worker_number_for_key
 from geventbatch.errors import (
     BatchAborted,
@@ -28,6 +29,7 @@ from geventbatch.errors import (
     ProcessorOverloaded,
     ProcessorStopped,
     Rejected,
+    Repeated,
     ResourceMissing,
     SaveFailed,
 )
@@ -43,26 +45,41 @@ __all__ = [
     "BatchAborted",
     "BatchError",
     "BatchMetric",
-    "BatchMetrics",
     "BatchTimeout",
     "Conflict",
     "IdempotencyKeyReused",
     "LiveBatch",
     "LoadFailed",
+    "MetricSubscription",
     "NotSaved",
     "NothingToSave",
     "OperationCancelled",
     "PartlySaved",
-    "Problem",
     "Processor",
     "ProcessorOverloaded",
     "ProcessorStats",
     "ProcessorStopped",
     "Rejected",
+    "Repeated",
     "ResourceMissing",
     "SaveFailed",
-    "check",
+    "SetupProblem",
+    "check_setup",
     "current_batch",
     "stop_all",
     "worker_number_for_key",
 ]
+
+if TYPE_CHECKING:
+    from typing_extensions import deprecated
+
+    BatchMetrics = MetricSubscription
+    Problem = SetupProblem
+
+    @deprecated("Renamed: check_setup")
+    def check() -> list[SetupProblem]: ...
+else:
+
+    def __getattr__(name: str) -> Any:
+        old = {"BatchMetrics": "MetricSubscription", "Problem": "SetupProblem", "check": "check_setup"}
+        return renamed(__name__, name, old)

@@ -11,7 +11,7 @@ from gevent import getcurrent
 
 from geventbatch._around import Around, innermost
 from geventbatch._core import process
-from geventbatch._watch.problem import Problem, warn
+from geventbatch._watch.problem import SetupProblem, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,14 +45,14 @@ def misspelt(given: Any, *, scope: bool) -> Iterator[tuple[str, str]]:
                 yield name, right
 
 
-def problem_of(given: Any, *, scope: bool) -> Problem | None:
+def problem_of(given: Any, *, scope: bool) -> SetupProblem | None:
     """Say what is misspelt on a scope, or else a store; None where nothing is."""
     found = dict(misspelt(given, scope=scope))
     if not found:
         return None
     kind = type(innermost(given)).__qualname__
     names = ", ".join(f"{name} (did you mean {right}?)" for name, right in found.items())
-    return Problem(
+    return SetupProblem(
         "misspelt",
         f"The {'scope' if scope else 'store'} {kind} has {names}, which nothing asks for.",
         "Rename it; geventbatch.scopes has a protocol with each name, for type checkers. What is a name of your own, "

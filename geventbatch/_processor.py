@@ -16,7 +16,7 @@ from geventbatch._core.run import BaseProcessor
 from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
 from geventbatch._watch import setup_problems
 from geventbatch._watch.live import LiveBatch, ProcessorStats, live_batch, stats_of
-from geventbatch._watch.metrics import BatchMetrics, Watcher
+from geventbatch._watch.metrics import MetricSubscription, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -280,7 +280,7 @@ class Processor(BaseProcessor, Generic[R]):
         """
         return [live_batch(batch) for batch in self._current().batches()]
 
-    def subscribe_batch_metrics(self) -> BatchMetrics:
+    def subscribe_batch_metrics(self) -> MetricSubscription:
         """Give an iterator of the `BatchMetric` of every batch that ends from now on.
 
         It ends after the last one when the processor has stopped. A slow reader never delays a batch: it misses
@@ -288,7 +288,7 @@ class Processor(BaseProcessor, Generic[R]):
 
         Switches: no; its iteration does.
         """
-        metrics = BatchMetrics()
+        metrics = MetricSubscription()
         self._watch(metrics)
         return metrics
 

@@ -277,7 +277,7 @@ class ChecksOutcomes(Protocol):
 
 @runtime_checkable
 class OnServer(Protocol):
-    """A store that knows whether its batches wait for a server: `check` names a ``max_duration`` too short for one."""
+    """A store that knows whether it waits for a server: `check_setup` names a ``max_duration`` too short for one."""
 
     @property
     def on_server(self) -> bool:

@@ -244,8 +244,8 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
         return
     told = (
         "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
-        "what gevent has patched (geventbatch.check() names drivers that block, but for sqlite3, which always does), "
-        "or do the computing elsewhere; this place is not named again"
+        "what gevent has patched (geventbatch.check_setup() names drivers that block, but for sqlite3, which always "
+        "does), or do the computing elsewhere; this place is not named again"
     )
     _warn(batch, told, doing, name, place, seconds)
 

@@ -85,7 +85,7 @@ class BatchWatcher(Watcher, Protocol):
         """*batch* has ended: called in place of `publish`. It must not switch."""
 
 
-class BatchMetrics:
+class MetricSubscription:
     """An iterator of `BatchMetric`, from `Processor.subscribe_batch_metrics`.
 
     It belongs to the greenlet that reads it. It ends after the last metric when the processor has stopped, or when

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SetupProblem:
     """Something that makes batches slow, wrong after a fork, or lose what was answered.
 
     Attributes:
@@ -28,7 +28,7 @@ class Problem:
         return f"{self.what} {self.mend}"
 
 
-def warn(problem: Problem) -> None:
+def warn(problem: SetupProblem) -> None:
     """Warn of *problem*, where users have called us."""
     frame, ours = sys._getframe(1), 1  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):

@@ -1,4 +1,4 @@
-"""What in this process would block the hub, not outlive a fork, or lose changes: looked for by `check`.
+"""What in this process would block the hub, not outlive a fork, or lose changes: looked for by `check_setup`.
 
 The first two are looked for at the first `run`, too.
 """
@@ -13,13 +13,13 @@ from gevent import monkey
 
 from geventbatch._core import process
 from geventbatch._watch import setup_problems
-from geventbatch._watch.problem import Problem, warn
+from geventbatch._watch.problem import SetupProblem, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def check() -> list[Problem]:
+def check_setup() -> list[SetupProblem]:
     """Look for what would block the hub, not outlive a fork, or lose changes: for a health endpoint, or a test.
 
     It looks at the modules that are imported by now and at the processors that there are, so call it after the
@@ -34,7 +34,7 @@ def check() -> list[Problem]:
     return [*_of_process(), *setup_problems.problems()]
 
 
-def _of_process() -> list[Problem]:
+def _of_process() -> list[SetupProblem]:
     return [problem for look in _LOOKS for problem in look()]
 
 
@@ -45,10 +45,10 @@ def _is_patched() -> bool:
     return all(map(monkey.is_module_patched, _PATCHED))
 
 
-def _unpatched() -> Iterator[Problem]:
+def _unpatched() -> Iterator[SetupProblem]:
     names = [name for name in _PATCHED if not monkey.is_module_patched(name)]
     if names:
-        yield Problem(
+        yield SetupProblem(
             "unpatched",
             f"geventbatch runs in a process whose {' and '.join(names)} gevent has not patched: a load, a save or a "
             "lock that waits will block every greenlet.",
@@ -56,9 +56,9 @@ def _unpatched() -> Iterator[Problem]:
         )
 
 
-def _fork() -> Iterator[Problem]:
+def _fork() -> Iterator[SetupProblem]:
     if _is_patched() and not monkey.is_module_patched("os"):
-        yield Problem(
+        yield SetupProblem(
             "fork-unpatched",
             "gevent has patched this process, but not os.fork: a child would share its parent's event loop.",
             "Call gevent.monkey.patch_all() without os=False.",
@@ -66,7 +66,7 @@ def _fork() -> Iterator[Problem]:
     inherited: list[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "inherited", list)()
     inherited += getattr(sys.modules.get("geventbatch.stores.django._connections"), "inherited", list)()
     if inherited:
-        yield Problem(
+        yield SetupProblem(
             "forked-connections",
             f"The process that this one was forked from had used {', '.join(inherited)}: its connections are here too. "
             "Stores have put them aside, but other code that used them before a store did has shared them.",
@@ -74,7 +74,7 @@ def _fork() -> Iterator[Problem]:
             "child, first of all: engine.dispose(close=False).",
         )
     if process.here.forked_late:
-        yield Problem(
+        yield SetupProblem(
             "forked-late",
             "This process was forked from one that had run batches already: it shares what that one had opened, "
             "connections to a database among it.",
@@ -83,33 +83,33 @@ def _fork() -> Iterator[Problem]:
         )
 
 
-def psycopg() -> Iterator[Problem]:
+def psycopg() -> Iterator[SetupProblem]:
     """Say whether psycopg 3 waits in C."""
     waiting: Any = sys.modules.get("psycopg.waiting")
     if waiting is not None and _is_patched() and waiting.wait is getattr(waiting, "wait_c", None):
-        yield Problem(
+        yield SetupProblem(
             "psycopg",
             "psycopg waits in C, so that a statement blocks every greenlet: it was imported before gevent patched.",
             "Call gevent.monkey.patch_all() first of all; do not set PSYCOPG_WAIT_FUNC=wait_c.",
         )
 
 
-def psycopg2() -> Iterator[Problem]:
+def psycopg2() -> Iterator[SetupProblem]:
     """Say whether psycopg2 does, as it does by itself."""
     extensions: Any = sys.modules.get("psycopg2.extensions")
     if "psycopg" in sys.modules or not _is_patched():  # whoever finds both uses the new one
         return
     if extensions is not None and extensions.get_wait_callback() is None:
-        yield Problem(
+        yield SetupProblem(
             "psycopg2",
             "psycopg2 waits in C, so that a statement blocks every greenlet.",
             "Use psycopg 3, or call psycogreen.gevent.patch_psycopg() after patching.",
         )
 
 
-def _mysql() -> Iterator[Problem]:
+def _mysql() -> Iterator[SetupProblem]:
     if "MySQLdb._mysql" in sys.modules:  # PyMySQL, which may stand in for MySQLdb, has no such module
-        yield Problem(
+        yield SetupProblem(
             "mysqlclient",
             "mysqlclient (MySQLdb) waits in C, so that a statement blocks every greenlet.",
             "Use PyMySQL: pymysql.install_as_MySQLdb() before anything imports MySQLdb.",
@@ -117,14 +117,14 @@ def _mysql() -> Iterator[Problem]:
     extension: Any = sys.modules.get("mysql.connector.connection_cext")  # loaded also where nobody uses it
     blocks = getattr(extension, "CMySQLConnection", None)
     if blocks is not None and any(issubclass(type(one), blocks) for one in gc.get_objects()):
-        yield Problem(
+        yield SetupProblem(
             "mysql-connector",
             "mysql-connector-python has connected by its C extension, whose statements block every greenlet.",
             "Connect with use_pure=True.",
         )
 
 
-_LOOKS: tuple[Callable[[], Iterator[Problem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql)
+_LOOKS: tuple[Callable[[], Iterator[SetupProblem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql)
 
 
 def _warn() -> None:

@@ -1,6 +1,6 @@
 """How processors are set up: what would lose changes, or time out.
 
-It is looked for when a processor is made, when an integration has seen how many processes serve, and by `check`.
+It is looked for when a processor is made, when an integration has seen how many processes serve, and by `check_setup`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from geventbatch._callables import Told
 from geventbatch._core import process
 from geventbatch._misspelt import problem_of
 from geventbatch._watch.log import place_of
-from geventbatch._watch.problem import Problem, warn
+from geventbatch._watch.problem import SetupProblem, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ class _Workers:
 _workers: Final = _Workers()
 
 
-def know_workers(number: int) -> list[Problem]:
+def know_workers(number: int) -> list[SetupProblem]:
     """Note that so many processes serve; give what is to be said of the processors that there are, once of each."""
     _workers.seen = number
     return [problem for processor in _live() for problem in _untold(processor)]
@@ -71,7 +71,7 @@ def warn_of(processor: Processor[Any]) -> None:
         warn(problem)
 
 
-def problems(names: Mapping[int, str] | None = None) -> Iterator[Problem]:
+def problems(names: Mapping[int, str] | None = None) -> Iterator[SetupProblem]:
     """Give those of the processors that there are, and that are not stopped.
 
     *names* has the names of some by their identity; the others are called what they call themselves.
@@ -87,7 +87,7 @@ def _live() -> list[Processor[Any]]:
     return [one for one in process.processors() if not one._current().stopping]  # noqa: SLF001 - likewise
 
 
-def _untold(processor: Processor[Any]) -> list[Problem]:
+def _untold(processor: Processor[Any]) -> list[SetupProblem]:
     if processor in _workers.told:
         return []
     found = list(_uncompared(processor._options, processor.name))  # noqa: SLF001 - likewise
@@ -107,10 +107,10 @@ def _found(name: str, pair: Told) -> str:
     return f"{name} ({place_of(pair.load)})" if name.endswith("<lambda>") else name
 
 
-def _unsaved(options: Options, name: str) -> Iterator[Problem]:
+def _unsaved(options: Options, name: str) -> Iterator[SetupProblem]:
     pair = _pair(options)
     if pair is not None and not pair.saves:
-        yield Problem(
+        yield SetupProblem(
             "unsaved",
             f"The processor {_found(name, pair)} has a load_resource without save_resource: what operations change is "
             "answered, and never saved.",
@@ -118,10 +118,10 @@ def _unsaved(options: Options, name: str) -> Iterator[Problem]:
         )
 
 
-def _uncompared(options: Options, name: str) -> Iterator[Problem]:
+def _uncompared(options: Options, name: str) -> Iterator[SetupProblem]:
     pair = _pair(options)
     if pair is not None and pair.saves and not pair.compares and _workers.number() > 1:
-        yield Problem(
+        yield SetupProblem(
             "uncompared",
             f"The processor {_found(name, pair)} loads and saves by a pair of functions, which compares nothing, and "
             "more than one worker process serves: what one of them saves, and answers, is written over by another that "
@@ -131,9 +131,9 @@ def _uncompared(options: Options, name: str) -> Iterator[Problem]:
         )
 
 
-def _short(options: Options, name: str) -> Iterator[Problem]:
+def _short(options: Options, name: str) -> Iterator[SetupProblem]:
     if options.max_duration < _SHORT and options.store.on_server:
-        yield Problem(
+        yield SetupProblem(
             "short-deadline",
             f"The processor {name} has a max_duration of {options.max_duration:g} s over a database server: "
             "one slow statement, or a wait for a lock, and all callers of the batch get a BatchTimeout.",
@@ -142,7 +142,7 @@ def _short(options: Options, name: str) -> Iterator[Problem]:
         )
 
 
-def _misspelt(options: Options, _: str) -> Iterator[Problem]:
+def _misspelt(options: Options, _: str) -> Iterator[SetupProblem]:
     store = options.open_resource if options.open_resources is None else options.open_resources
     problem = problem_of(store, scope=False)
     if problem is not None:

@@ -9,31 +9,35 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._renamed import renamed
 from geventbatch.stores._reuse import Reuse
 
 if TYPE_CHECKING:
-    from geventbatch.stores._sql.errors import what_it_means
+    from geventbatch.stores._sql.errors import as_not_saved
     from geventbatch.stores.django import DjangoStore
     from geventbatch.stores.redis import RedisStore
     from geventbatch.stores.sqlalchemy import SQLAlchemyStore
 
-__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore", "what_it_means"]
+__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore", "as_not_saved"]
 
 _MODULES: Final = {
     "DjangoStore": "django",
     "RedisStore": "redis",
     "SQLAlchemyStore": "sqlalchemy",
-    "what_it_means": "_sql.errors",
+    "as_not_saved": "_sql.errors",
 }
 
+if TYPE_CHECKING:
+    what_it_means = as_not_saved
+else:
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _MODULES[name]
-    try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != module:
-            raise
-        raise ImportError(f"{name} needs {module}: pip install 'geventbatch[{module}]'", name=module) from error
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            return renamed(__name__, name, {"what_it_means": "as_not_saved"})
+        module = _MODULES[name]
+        try:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != module:
+                raise
+            raise ImportError(f"{name} needs {module}: pip install 'geventbatch[{module}]'", name=module) from error

@@ -10,16 +10,19 @@ They take a `Processor`, or what `GeventBatch.processor` of the Flask integratio
 The fixtures of the same are in ``pytest_geventbatch``.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._renamed import renamed
 from geventbatch.testing._batching import batching_off
 from geventbatch.testing._connection import joined_engine
-from geventbatch.testing._faults import Fault, Faults, faults
+from geventbatch.testing._faults import Fault, FaultPlan, faults
 from geventbatch.testing._operations import ImpureOperation, check_operations
 from geventbatch.testing._values import state_of
 from geventbatch.testing._virtual_time import VirtualTime, virtual_time
 
 __all__ = [
     "Fault",
-    "Faults",
+    "FaultPlan",
     "ImpureOperation",
     "VirtualTime",
     "batching_off",
@@ -29,3 +32,10 @@ __all__ = [
     "state_of",
     "virtual_time",
 ]
+
+if TYPE_CHECKING:
+    Faults = FaultPlan
+else:
+
+    def __getattr__(name: str) -> Any:
+        return renamed(__name__, name, {"Faults": "FaultPlan"})

@@ -26,7 +26,7 @@ _EVERY: Final = object()
 
 
 @contextmanager
-def faults(processor: AnyProcessor) -> Iterator[Faults]:
+def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
     """Have loads and saves of *processor* go wrong as planned, until the block ends.
 
     In a test::
@@ -49,8 +49,8 @@ def faults(processor: AnyProcessor) -> Iterator[Faults]:
     """
     target = the_processor(processor)
     options = options_of(target)
-    plan = Faults(options.store.normalize_key)
-    around: Callable[[Any, Faults], Around] = _OpenOne if options.open_resources is None else _OpenMany
+    plan = FaultPlan(options.store.normalize_key)
+    around: Callable[[Any, FaultPlan], Around] = _OpenOne if options.open_resources is None else _OpenMany
     try:
         with around_scopes(target, lambda inner: around(inner, plan)):
             yield plan
@@ -65,7 +65,7 @@ def faults(processor: AnyProcessor) -> Iterator[Faults]:
         )
 
 
-class Faults:
+class FaultPlan:
     """What is to go wrong. `faults` gives it; not to be made by hand.
 
     Each method plans one fault and gives it. They have these arguments in common:
@@ -93,7 +93,7 @@ class Faults:
 
     def __repr__(self) -> str:
         """Name what is planned."""
-        return f"<Faults: {', '.join(map(repr, self.planned)) or 'none'}; {self.loads} loads, {self.saves} saves>"
+        return f"<FaultPlan: {', '.join(map(repr, self.planned)) or 'none'}; {self.loads} loads, {self.saves} saves>"
 
     def fail_load(
         self,
@@ -190,7 +190,7 @@ class Faults:
 
 
 class Fault:
-    """One thing that is to go wrong. The methods of `Faults` give it; not to be made by hand.
+    """One thing that is to go wrong. The methods of `FaultPlan` give it; not to be made by hand.
 
     Attributes:
         happened: How many times it has.
@@ -298,7 +298,7 @@ def _count(name: str, value: object) -> int:
 class _OpenOne(Around):
     """Opens the resource at one key."""
 
-    def __init__(self, inner: Callable[[Any], Any], plan: Faults) -> None:
+    def __init__(self, inner: Callable[[Any], Any], plan: FaultPlan) -> None:
         super().__init__(inner)
         self._plan = plan
 
@@ -311,7 +311,7 @@ class _OpenOne(Around):
 class _Scope(Around):
     """The scope of one key around that of the store."""
 
-    def __init__(self, plan: Faults, keys: tuple[Hashable, ...], inner: Any) -> None:
+    def __init__(self, plan: FaultPlan, keys: tuple[Hashable, ...], inner: Any) -> None:
         super().__init__(inner)
         self._plan = plan
         self._keys = keys
@@ -344,7 +344,7 @@ class _Scope(Around):
 class _OpenMany(Around):
     """Opens the resources at many keys."""
 
-    def __init__(self, inner: Callable[[Any], Any], plan: Faults) -> None:
+    def __init__(self, inner: Callable[[Any], Any], plan: FaultPlan) -> None:
         super().__init__(inner)
         self._plan = plan
 
@@ -365,7 +365,7 @@ class _ScopeOfMany(_Scope):
     """The scope of many keys around that of the store."""
 
     def __init__(
-        self, plan: Faults, keys: tuple[Hashable, ...], inner: Any, failed: dict[Hashable, BaseException]
+        self, plan: FaultPlan, keys: tuple[Hashable, ...], inner: Any, failed: dict[Hashable, BaseException]
     ) -> None:
         super().__init__(plan, keys, inner)
         self._failed = failed

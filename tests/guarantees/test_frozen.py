@@ -377,7 +377,7 @@ PATHS = {
         Admits AfterSave ChecksOutcomes Copies Deletes HearsStop JudgesErrors JudgesReturns KeepsOutcomes MustCompare
         NormalizesKeys OnServer Owns Records Reuses StepByStep TakesRows Undoes
     """,
-    "geventbatch.stores": "DjangoStore RedisStore Reuse SQLAlchemyStore what_it_means",
+    "geventbatch.stores": "DjangoStore RedisStore Reuse SQLAlchemyStore as_not_saved",
     "geventbatch.stores.sqlalchemy": "SQLAlchemyStore idempotency_table",
     "geventbatch.stores.django": "DjangoStore",
     "geventbatch.stores.redis": "RedisStore",
@@ -392,7 +392,7 @@ PATHS = {
     "geventbatch.integrations.prometheus": "watch",
     "geventbatch.integrations.wsgi": "Answer ErrorAnswers",
     "geventbatch.testing": """
-        Fault Faults ImpureOperation VirtualTime batching_off check_operations faults joined_engine state_of
+        Fault FaultPlan ImpureOperation VirtualTime batching_off check_operations faults joined_engine state_of
         virtual_time
     """,
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 
-from geventbatch import Processor, check, scopes
+from geventbatch import Processor, check_setup, scopes
 from geventbatch._misspelt import misspelt
 from geventbatch._seam import options_of
 from geventbatch.integrations.flask import GeventBatch
@@ -95,7 +95,7 @@ def test_what_a_store_has_is_looked_up_when_the_processor_is_made_and_not_again(
         before = list(asked)
         processor.run("k", list.__len__)
         processor.run("k", list.__len__)
-        check()
+        check_setup()
     assert set(names(scopes.OF_A_STORE)) <= {*before}
     assert asked == before
 
@@ -134,7 +134,7 @@ def test_a_misspelt_function_of_a_store_is_told_as_the_processor_is_made(name: s
     with pytest.warns(RuntimeWarning, match=rf"The store Mine has {name} \(did you mean {right}\?\)") as told:
         processor = Processor(open_resource=store, min_duration=0, max_duration=5)
     assert [one.filename for one in told] == [__file__]
-    assert [problem.name for problem in check() if "Mine" in problem.what] == ["misspelt"]
+    assert [problem.name for problem in check_setup() if "Mine" in problem.what] == ["misspelt"]
     processor.stop()
 
 

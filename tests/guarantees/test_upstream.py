@@ -10,9 +10,9 @@ import pytest
 from geventbatch import (
     BatchError,
     BatchMetric,
-    BatchMetrics,
     BatchTimeout,
     LoadFailed,
+    MetricSubscription,
     OperationCancelled,
     Processor,
     ProcessorOverloaded,
@@ -275,7 +275,7 @@ def test_a_subscription_after_stop_ends_at_once(store: Store) -> None:
 
 
 def test_a_subscription_ends_at_stop_after_the_last_metric(store: Store) -> None:
-    def read(metrics: BatchMetrics) -> list[BatchMetric]:
+    def read(metrics: MetricSubscription) -> list[BatchMetric]:
         return list(metrics)
 
     processor = store.processor(min_duration=10)

@@ -45,7 +45,7 @@ from geventbatch.testing import virtual_time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from geventbatch import Batch, BatchMetrics
+    from geventbatch import Batch, MetricSubscription
 
 KEYS = ("a", "b", "c")
 
@@ -536,7 +536,7 @@ class Life:
         self.clean_errors: tuple[type[BaseException], ...] = (Refused,) if choices.narrow else ()
         self.processor = self._make()
         # -- mutable state ---------------------------------------------------------------------------------
-        self.metrics: BatchMetrics | None = self.processor.subscribe_batch_metrics()
+        self.metrics: MetricSubscription | None = self.processor.subscribe_batch_metrics()
         self.calls: list[Call] = []
         self.callers: dict[Any, Call] = {}  # by greenlet
         self.stories: dict[int, Story] = {}  # by the identity of their batch

@@ -1,4 +1,4 @@
-"""`check`, and the warning of the first run in a process."""
+"""`check_setup`, and the warning of the first run in a process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from geventbatch import Problem, check
+from geventbatch import SetupProblem, check_setup
 
 LOOK = """
 {before}
 import json, sys, types, warnings
-from geventbatch import Processor, check
+from geventbatch import Processor, check_setup
 
 def fake(name, **members):
     module = sys.modules[name] = types.ModuleType(name)
@@ -27,7 +27,7 @@ with warnings.catch_warnings(record=True) as caught:
     with Processor(min_duration=0) as processor:
         for _ in range(2):
             processor.run("k", lambda resource: None)
-print(json.dumps([[problem.name for problem in check()], [str(warning.message) for warning in caught]]))
+print(json.dumps([[problem.name for problem in check_setup()], [str(warning.message) for warning in caught]]))
 """
 
 PATCHED = "from gevent import monkey; monkey.patch_all()"
@@ -79,7 +79,7 @@ def test_of_drivers_that_wait_in_gevents_way_there_is_nothing_to_say(
     monkeypatch: pytest.MonkeyPatch, imported: dict[str, Any]
 ) -> None:
     modules(monkeypatch, **imported)
-    assert check() == []
+    assert check_setup() == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_driver_that_blocks_is_named_with_what_mends_it(
     monkeypatch: pytest.MonkeyPatch, imported: dict[str, Any], name: str, mend: str
 ) -> None:
     modules(monkeypatch, **imported)
-    (problem,) = check()
+    (problem,) = check_setup()
     assert problem.name == name
     assert mend in problem.mend
     assert "every greenlet" in problem.what
@@ -115,9 +115,9 @@ def test_mysql_connector_is_named_when_a_connection_is_one_of_its_extension_and_
         """As the extension's."""
 
     modules(monkeypatch, mysql__connector__connection_cext={"CMySQLConnection": CMySQLConnection})
-    assert check() == []
+    assert check_setup() == []
     connection = CMySQLConnection()
-    (problem,) = check()
+    (problem,) = check_setup()
     assert problem.name == "mysql-connector"
     assert "use_pure=True" in problem.mend
     del connection
@@ -149,7 +149,7 @@ def test_a_fork_that_gevent_does_not_know_of_is_a_problem() -> None:
 FORK = """
 from gevent import monkey; monkey.patch_all()
 import os, warnings
-from geventbatch import Processor, check
+from geventbatch import Processor, check_setup
 from tests.support.children import wait_for
 processor = Processor(min_duration=0)
 if {runs}:
@@ -159,10 +159,10 @@ if pid == 0:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         processor.run("k", lambda resource: None)
-    print([problem.name for problem in check()], len(caught), flush=True)
+    print([problem.name for problem in check_setup()], len(caught), flush=True)
     os._exit(0)
 wait_for(pid)
-print([problem.name for problem in check()])
+print([problem.name for problem in check_setup()])
 """
 
 
@@ -175,7 +175,7 @@ def test_a_child_of_a_process_that_had_run_batches_is_told_so(runs: bool, child:
 
 
 def test_a_problem_is_a_frozen_record_that_reads_as_two_sentences() -> None:
-    problem = Problem("name", "What is wrong.", "What mends it.")
+    problem = SetupProblem("name", "What is wrong.", "What mends it.")
     assert str(problem) == "What is wrong. What mends it."
     with pytest.raises(AttributeError):
         problem.name = "other"  # type: ignore[misc]

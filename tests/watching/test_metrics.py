@@ -17,10 +17,10 @@ from geventbatch import (
     BatchAborted,
     BatchError,
     BatchMetric,
-    BatchMetrics,
     BatchTimeout,
     Conflict,
     LoadFailed,
+    MetricSubscription,
     NotSaved,
     PartlySaved,
     Processor,
@@ -462,7 +462,7 @@ def test_several_subscribers_each_get_every_metric_from_when_they_came(clock: Vi
 def test_a_subscription_is_an_iterator_that_waits_for_the_next_metric(clock: VirtualTime) -> None:
     with Processor(min_duration=0) as processor:
         metrics = processor.subscribe_batch_metrics()
-        assert isinstance(metrics, BatchMetrics)
+        assert isinstance(metrics, MetricSubscription)
         assert iter(metrics) is metrics
         reader = gevent.spawn(next, metrics)
         clock.advance(10)

@@ -1,4 +1,4 @@
-"""Processors that would lose changes or time out are told of: as they are made, by integrations, and by `check`."""
+"""Processors that would lose changes or time out are told of: when made, by integrations, and by `check_setup`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import redis
 import sqlalchemy as sa
 from flask import Flask
 
-from geventbatch import Conflict, Problem, Processor, check
+from geventbatch import Conflict, Processor, SetupProblem, check_setup
 from geventbatch._watch import setup_problems
 from geventbatch.integrations.flask import GeventBatch
 from geventbatch.integrations.gunicorn import _Hooks
@@ -57,7 +57,7 @@ def by_hand(key: object) -> Iterator[list[int]]:
 
 
 def names() -> list[str]:
-    return [problem.name for problem in check()]
+    return [problem.name for problem in check_setup()]
 
 
 def told(call: Callable[[], object]) -> list[str]:
@@ -80,12 +80,12 @@ def test_a_load_without_a_save_is_warned_of_where_the_processor_is_made_and_in_c
     assert "The processor trains has a load_resource without save_resource" in str(warning.message)
     assert "answered, and never saved" in str(warning.message)
     assert "save_resource=lambda key, resource: None" in str(warning.message)
-    (problem,) = check()
+    (problem,) = check_setup()
     assert problem.name == "unsaved"
     assert str(problem) == str(warning.message)
     assert told(lambda: processor.run("k", list.append, 1)) == []
     processor.stop()
-    assert check() == []
+    assert check_setup() == []
 
 
 def test_a_processor_without_a_name_is_told_by_the_place_of_its_load() -> None:
@@ -119,7 +119,7 @@ def test_of_what_saves_or_loads_nothing_there_is_nothing_to_say(options: dict[st
     assert told(lambda: Processor(min_duration=0, **options)) == []
     processor = Processor(min_duration=0, **options)
     assert processor.stop()
-    assert check() == []
+    assert check_setup() == []
 
 
 # -- a pair with several workers -------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def test_a_pair_is_warned_of_once_in_the_first_request_of_a_server_with_several_
     see: Callable[[dict[str, Any]], list[str]], options: dict[str, Any]
 ) -> None:
     processor = Processor(min_duration=0, name="trains", **options)
-    assert check() == []
+    assert check_setup() == []
     assert see(ALONE) == []
-    assert check() == []
+    assert check_setup() == []
     (warning,) = see(SEVERAL)
     assert f"The processor trains loads and saves by {UNCOMPARED}" in warning
     assert "Use a store" in warning
@@ -232,7 +232,7 @@ def test_what_compares_is_not_warned_of(options: dict[str, Any]) -> None:
     app = Flask("trains")
     with app.app_context():
         declared = GeventBatch(app).processor(min_duration=0, **options)
-        assert check() == []
+        assert check_setup() == []
         assert declared.for_app().stop()
     assert processors[0].stop()
 
@@ -297,7 +297,7 @@ POSTGRES = "postgresql+psycopg://"
 )
 def test_a_server_store_with_less_than_a_second_is_in_check(options: dict[str, Any], seconds: float) -> None:
     processor = Processor(name="trains", **options)
-    (problem,) = check()
+    (problem,) = check_setup()
     assert problem.name == "short-deadline"
     assert problem.what.startswith(f"The processor trains has a max_duration of {seconds} s over a database server")
     assert "Pass max_duration, in seconds" in problem.mend
@@ -317,9 +317,9 @@ def test_a_server_store_with_less_than_a_second_is_in_check(options: dict[str, A
 )
 def test_one_with_time_or_without_a_server_is_not(options: dict[str, Any]) -> None:
     processor = Processor(**options)
-    assert check() == []
+    assert check_setup() == []
     assert processor.stop()
 
 
 def test_it_is_a_problem_like_any_other() -> None:
-    assert all(isinstance(one, Problem) for one in setup_problems.problems())
+    assert all(isinstance(one, SetupProblem) for one in setup_problems.problems())

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from geventbatch._processor import _Options, _ScopeOfMany
     from geventbatch._watch.live import LiveBatch, ProcessorStats
-    from geventbatch._watch.metrics import BatchMetrics
+    from geventbatch._watch.metrics import MetricSubscription
 
 __all__ = ["Answer", "AppProcessor", "GeventBatch", "answer_to"]
 
@@ -241,7 +241,7 @@ class AppProcessor(Generic[R]):
         """Give the batches that have not ended: `geventbatch.Processor.live_batches`. Switches: no."""
         return self.for_app().live_batches()
 
-    def subscribe_batch_metrics(self) -> BatchMetrics:
+    def subscribe_batch_metrics(self) -> MetricSubscription:
         """Iterate over the metrics of batches: `geventbatch.Processor.subscribe_batch_metrics`. Switches: no."""
         return self.for_app().subscribe_batch_metrics()
 

@@ -17,7 +17,7 @@ from geventbatch import _seam
 from geventbatch._core import process
 from geventbatch._processor import Processor
 from geventbatch._safe_repr import shown
-from geventbatch._watch.setup_check import check
+from geventbatch._watch.setup_check import check_setup
 from geventbatch.integrations.page.assets import HEADERS
 from geventbatch.integrations.page.html import Gathered, document
 from geventbatch.integrations.page.kept import Seen, live_of
@@ -104,7 +104,7 @@ class Page:
             ),
             key=itemgetter(0),
         )
-        return document(gathered, check())
+        return document(gathered, check_setup())
 
 
 def _empty(status: str, *headers: tuple[str, str]) -> tuple[str, list[tuple[str, str]], bytes]:

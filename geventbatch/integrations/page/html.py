@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from geventbatch._watch.live import ProcessorStats
-    from geventbatch._watch.problem import Problem
+    from geventbatch._watch.problem import SetupProblem
     from geventbatch.integrations.page.kept import Live, Minute
 
 
@@ -30,7 +30,7 @@ class Gathered(NamedTuple):
     live: Live
 
 
-def document(gathered: list[Gathered], problems: Iterable[Problem]) -> str:
+def document(gathered: list[Gathered], problems: Iterable[SetupProblem]) -> str:
     """Return the whole of it."""
     names = [one.name for one in gathered]
     sections = ["".join(_section(one._replace(name=_numbered(names, place)))) for place, one in enumerate(gathered)]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MARK",
     "Kind",
+    "as_not_saved",
     "chain",
     "has_ended",
     "has_no_xmin",
@@ -47,7 +48,6 @@ __all__ = [
     "state",
     "table_of",
     "tell_of_driver",
-    "what_it_means",
 ]
 
 
@@ -71,7 +71,7 @@ def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
     return not_saved(error, key) if has_refused_commit(error) else None
 
 
-def what_it_means(error: BaseException, key: Hashable, *, committing: bool = False) -> NotSaved | None:
+def as_not_saved(error: BaseException, key: Hashable, *, committing: bool = False) -> NotSaved | None:
     """What a store of one's own raises (``from`` *error*) for an error of a database: what its scopes are to say.
 
     Known are psycopg, psycopg2, pg8000, sqlite3, PyMySQL, mysqlclient, mysql-connector-python and MariaDB's connector,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from geventbatch import Processor, check
+from geventbatch import Processor, check_setup
 from tests.support.children import wait_for
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def run_all(run: Callable[[], object], batching: bool) -> list[object]:
 
 def child(store: Any, add: Callable[[Any], int], number: int) -> None:
     """A key of its own, alone first, in the greenlet that has used the connection before the fork."""
-    told = [problem.name for problem in check()]
+    told = [problem.name for problem in check_setup()]
     answers: list[object] = []
     for batching in (False, True):
         processor = Processor(open_resource=store, min_duration=0, max_duration=20, batching=batching)
         answers += run_all(partial(processor.run, f"child {number}", add), batching)
-    right = answers == list(range(1, 2 * TIMES + 1)) and [problem.name for problem in check()] == told
+    right = answers == list(range(1, 2 * TIMES + 1)) and [problem.name for problem in check_setup()] == told
     os.write(1, f"{told} {right}\n".encode())
 
 
@@ -134,7 +134,7 @@ def main(form: str, address: str) -> None:
     for pid in children:
         wait_for(pid)
     use()
-    os.write(1, f"parent {[problem.name for problem in check()]}\n".encode())
+    os.write(1, f"parent {[problem.name for problem in check_setup()]}\n".encode())
     os._exit(0)
 
 

@@ -16,12 +16,16 @@ from geventbatch import (
     Conflict,
     IdempotencyKeyReused,
     LoadFailed,
+    MetricSubscription,
     NothingToSave,
     NotSaved,
     PartlySaved,
+    Problem,
     Processor,
     Rejected,
     ResourceMissing,
+    SetupProblem,
+    check_setup,
     current_batch,
     stop_all,
 )
@@ -69,8 +73,15 @@ assert_type(stop_all(), bool)
 assert_type(stop_all(timeout=0), bool)
 stop_all("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 metrics = Processor().subscribe_batch_metrics()
-assert_type(metrics, BatchMetrics)
+assert_type(metrics, MetricSubscription)
 metrics.close()
+assert_type(check_setup(), list[SetupProblem])
+
+# The old names, for one release: `deprecated` tells checkers of the function.
+
+as_ever: BatchMetrics = metrics
+assert_type(as_ever, MetricSubscription)
+problems: list[Problem] = geventbatch.check()  # type: ignore[deprecated]  # pyright: ignore[reportDeprecated]
 
 
 # Stores: of many keys, with idempotency keys.

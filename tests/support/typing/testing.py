@@ -8,6 +8,7 @@ from geventbatch import Processor
 from geventbatch.integrations.flask import GeventBatch
 from geventbatch.testing import (
     Fault,
+    FaultPlan,
     Faults,
     VirtualTime,
     batching_off,
@@ -25,8 +26,8 @@ with virtual_time(seed=1) as clock:
     assert_type(clock, VirtualTime)
 
 with faults(processor) as plan, faults(declared) as other:
-    assert_type(plan, Faults)
-    assert_type(other, Faults)
+    assert_type(plan, FaultPlan)
+    assert_type(other, FaultPlan)
     fault = plan.fail_load(OSError("gone"), nth=2, times=None, key=("a", 1))
     assert_type(fault, Fault)
     assert_type(plan.fail_save(OSError), Fault)
@@ -57,3 +58,9 @@ with check_operations(processor, skip=["alike"]):  # type: ignore[list-item]  # 
 
 with check_operations(processor, copy=Train()):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     pass
+
+# The old name of the plan, for one release.
+
+
+def old(plan: Faults) -> None:
+    assert_type(plan, FaultPlan)
