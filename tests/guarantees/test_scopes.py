@@ -218,6 +218,25 @@ def test_a_conflict_while_culprits_are_looked_for_replays_the_part_at_hand_only(
     assert store.kept["k"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("saved_before", "tries"), [(0, 2), (1, 1), (2, 1)])
+def test_who_was_refused_is_tried_again_after_a_conflict_of_his_own_part_and_of_no_later_one(
+    clock: VirtualTime, store: Store, saved_before: int, tries: int
+) -> None:
+    tried: list[list[Any]] = []
+
+    def refuse(resource: list[Any]) -> None:
+        tried.append(list(resource))
+        raise KeyError
+
+    store.bad = {4}
+    store.on_save = [*[None] * saved_before, Conflict("somebody else")]
+    with store.processor(copy_resource=None) as processor:  # so that who was refused is left out of what is applied
+        answers = run_all(clock, processor, [(append, 0), (refuse,), (append, 2), *appends([3, 4, 5])])
+    assert kinds(answers) == [0, KeyError, 2, 3, Broken, 5]
+    assert store.kept["k"] == [0, 2, 3, 5]
+    assert tried == [[0]] * tries
+
+
 @pytest.mark.parametrize("kind", [OSError, NotSaved])
 def test_what_befalls_a_later_part_changes_nothing_for_those_who_are_saved(
     clock: VirtualTime, store: Store, kind: type[Exception]

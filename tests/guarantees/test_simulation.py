@@ -370,3 +370,33 @@ def test_the_guarantees_hold_whatever_happens_in_whatever_order(part: int) -> No
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+_OK = (Act(),)
+_CULPRIT = (Act(end="offend"),)
+_SECOND = (Act(), Act(end="refuse"))
+_THIRD = (Act(), *_SECOND)
+
+
+@pytest.mark.usefixtures("_quiet_surroundings")
+@pytest.mark.parametrize(
+    ("calls", "saves"),
+    [
+        pytest.param([_OK, _SECOND, _OK, _OK, _CULPRIT, _OK], "ok ok conflict", id="before the last one that is saved"),
+        pytest.param([_OK, _SECOND, _CULPRIT, _OK], "ok ok conflict", id="behind it"),
+        pytest.param([_THIRD, _SECOND, _CULPRIT, _OK], "ok conflict", id="beside nothing that is saved"),
+        pytest.param([_THIRD, _SECOND, _CULPRIT, _OK], "ok fail", id="beside nothing that is saved, before a failure"),
+        pytest.param([_THIRD, _SECOND, _CULPRIT, _OK, _OK, _OK], "ok ok conflict", id="before a culprit"),
+    ],
+)
+def test_the_simulation_knows_that_who_was_refused_is_through_with_his_part_of_the_batch(
+    calls: list[tuple[Act, ...]], saves: str
+) -> None:
+    simulation: Any = Simulation()
+    simulation.begin(seed=0, choices=Choices(copying="none"))
+    for end in saves.split():
+        simulation.plan_save(key="a", act=Act(end=end))
+    simulation.plan_load(key="a", act=Act(first="long"))  # all come meanwhile
+    for acts in calls:
+        simulation.run_and_advance(calls=[("a", acts, None, None)], seconds=0.005)
+    simulation.teardown()

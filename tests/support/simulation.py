@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import islice, takewhile
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -187,6 +187,7 @@ class Story:
     calls: dict[int, Call] = field(default_factory=dict)  # that were started
     errors: list[BaseException] = field(default_factory=list)  # of its loads and saves
     settled: set[int] = field(default_factory=set)  # calls whose outcome is certain, whatever becomes of the rest
+    unclear: set[int] = field(default_factory=set)  # those that are out, and settled if their part is the one at hand
     parted: bool = False  # the store has refused to save all at once
     stepwise: bool = False  # the latest visit is judged step by step
 
@@ -194,7 +195,17 @@ class Story:
         """Those behind a culprit that were thrown out may have raised for what it had made; steps judge all anew."""
         numbers = list(self.calls)  # in the order of the batch, as they were started
         for number in numbers[0 if culprit is None else numbers.index(culprit) + 1 :]:
-            self.calls[number].out = False
+            if number not in self.settled and number not in self.unclear:
+                self.calls[number].out = False
+
+    def end_part(self, last: Call, *, settled: bool) -> None:
+        """All up to *last* are through, if it is *settled*; who is out may be so too, which is not told here."""
+        calls = list(self.calls.values())
+        behind = calls.index(last) + 1
+        if settled:
+            self.settled.update(call.number for call in calls[:behind])
+        through = [*calls[:behind], *takewhile(lambda call: call.out, calls[behind:])]  # its part may be longer
+        self.unclear.update(call.number for call in through if call.out)
 
     def meet_conflict(self, now: float) -> None:
         """Somebody else has written: all that were started are applied again."""
@@ -668,10 +679,7 @@ class Life:
             self._know_outcome(call)
             # One that is out is in no later attempt, and is answered after the last.
             visit = call.story.visit if call.story and call.out else call.visit
-            # And it is settled with its part, which is not told here.
-            settled = call.story is not None and (
-                call.number in call.story.settled or (call.out and bool(call.story.settled))
-            )
+            settled = call.story is not None and call.number in call.story.settled | call.story.unclear
             if visit is None or (visit.completed and not visit.saved and not settled):
                 self.world.wrong(f"{call} was answered with its own {error!r} before the save")
         elif type(error) in _REPORTED and isinstance(error, BatchError):
@@ -825,6 +833,8 @@ class Life:
         story = self._story(key)
         self._enter(story, "load")
         story.loading = True
+        if story.visit is not None and story.visit.applied and not story.visit.completed:  # nothing was to be saved
+            story.end_part(story.visit.applied[-1], settled=False)
         visit = story.visit = Visit(story)
         story.stepwise = False
         if not story.alone:
@@ -882,7 +892,7 @@ class Life:
             self._end(story, end)
             resource.visit.saved = True
             if not story.interrupted:
-                story.settled.update(call.number for call in resource.visit.applied)
+                story.end_part(resource.visit.applied[-1], settled=True)
         except BaseException as error:
             story.errors.append(error)
             if isinstance(error, (Conflict, Rejected)):
@@ -904,6 +914,7 @@ class Life:
             culprit.raised = offence
             story.settled.add(culprit.number)
             story.apply_again(culprit.number)
+            story.end_part(culprit, settled=False)  # if nothing else is left of it
             visit.returned.clear()  # what is left has nothing to be saved
         raise Rejected("a constraint") from offence
 
@@ -1120,6 +1131,7 @@ class Life:
         if call.number not in story.calls:
             self._check_first(call, story)
         story.calls[call.number] = call
+        story.unclear.discard(call.number)
 
     def _check_first(self, call: Call, story: Story) -> None:
         wrong = self.world.wrong
