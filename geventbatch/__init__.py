@@ -10,10 +10,10 @@ from geventbatch._core import run
 from geventbatch._core.batch import Batch
 from geventbatch._processor import Processor, current_batch, stop_all
 from geventbatch._renamed import renamed
-from geventbatch._watch.live import LiveBatch, ProcessorStats
 from geventbatch._watch.metrics import BatchMetric, MetricSubscription
 from geventbatch._watch.problem import SetupProblem
 from geventbatch._watch.setup_check import check_setup
+from geventbatch._watch.stats import LiveBatch, ProcessorStats
 from geventbatch._worker_number import worker_number_for_key
 from geventbatch.errors import (
     BatchAborted,

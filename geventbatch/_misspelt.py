@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import getcurrent
 
-from geventbatch._around import Around, innermost
 from geventbatch._core import process
 from geventbatch._watch.problem import SetupProblem, warn
+from geventbatch._wrapper import Around, innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import Timeout
 
-from geventbatch._callables import Told, check_function, check_functions, check_no_store, check_opener
+from geventbatch._check_callables import Told, check_function, check_functions, check_no_store, check_opener
 from geventbatch._core.operation import name_of
 from geventbatch._core.pair import Pair
 from geventbatch._misspelt import first_look
 from geventbatch._safe_repr import named, said, shown
-from geventbatch._store import Door, Store, door_of, look_at
+from geventbatch._store_abilities import Door, Store, door_of, look_at
 from geventbatch._worker_number import worker_number_for_key as default_worker_number
 
 if TYPE_CHECKING:

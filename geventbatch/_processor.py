@@ -8,15 +8,15 @@ from weakref import ref
 
 import gevent
 
-from geventbatch._compiled import defined_by
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.dispatcher import Dispatcher
 from geventbatch._core.run import BaseProcessor
+from geventbatch._for_mypyc import defined_by
 from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
 from geventbatch._watch import setup_problems
-from geventbatch._watch.live import LiveBatch, ProcessorStats, live_batch, stats_of
 from geventbatch._watch.metrics import MetricSubscription, Watcher
+from geventbatch._watch.stats import LiveBatch, ProcessorStats, live_batch, stats_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping

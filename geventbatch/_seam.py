@@ -13,11 +13,11 @@ from geventbatch._safe_repr import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from geventbatch._around import Around
     from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.operation import Operation
     from geventbatch._options import Options
     from geventbatch._watch.metrics import Watcher
+    from geventbatch._wrapper import Around
     from geventbatch.integrations.flask import AppProcessor
 
     AnyProcessor: TypeAlias = Processor[Any] | AppProcessor[Any]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import get_hub
 
 from geventbatch._bulk.scopes import errors_of, fault_of, loaded
-from geventbatch._callables import NOT_OPENED, told
+from geventbatch._check_callables import NOT_OPENED, blame_opener
 from geventbatch._core.applying import apply, has_news
 from geventbatch._core.batch_turns import took
 from geventbatch._core.clock import clock as _clock
@@ -105,7 +105,7 @@ class Round:
             first.over()
             if ends_greenlet(first, error):
                 raise
-            error = without_our_frame(told(error, "open_resources", scope))
+            error = without_our_frame(blame_opener(error, "open_resources", scope))
             for attempt in self._attempts:
                 self._load_raised(attempt, error, of_many=len(self._attempts) > 1)
             return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from geventbatch._callables import Told, check_scope, refuse_lazy
+from geventbatch._check_callables import Told, check_scope, refuse_lazy
 from geventbatch._core import process
 from geventbatch._core.pair import IMMUTABLE, ImmutableWarning
 from geventbatch._safe_repr import shown

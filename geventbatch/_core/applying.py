@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._core.batch_turns import see_to_window, take_turns
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.halving import apply_again, current_part
+from geventbatch._core.halving import current_part, readmit
 from geventbatch._core.operation import BROKEN, STARTED
 from geventbatch._core.process import here
 from geventbatch._core.steps import begin_steps
@@ -70,7 +70,7 @@ def _prepare(attempt: Attempt, resource: Any) -> bool:
     if attempt.undo is not None:
         attempt.undo.begin(attempt, resource)
     if attempt.stepwise and has_steps(attempt):
-        apply_again(attempt)  # each is judged by itself from now on
+        readmit(attempt)  # each is judged by itself from now on
     if attempt.asked:
         attempt.dispatcher.options.idempotency.ask(attempt)
     if attempt.over() or attempt.verdict is not None:
@@ -106,7 +106,7 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
         else:
             operation.error = None
             attempt.completed += 1
-        if attempt.halted or epoch != here.epoch:
+        if attempt.must_look or epoch != here.epoch:
             if look(attempt, operation):
                 attempt.now = _clock.monotonic()
                 return False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import gevent
 
-from geventbatch._callables import NOT_OPENED, told
+from geventbatch._check_callables import NOT_OPENED, blame_opener
 from geventbatch._core import process
 from geventbatch._core.applying import apply, has_news
 from geventbatch._core.batch_turns import BRIEF, take_breath, took
@@ -30,7 +30,7 @@ from geventbatch._core.replay import back_off, delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, is_reused, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed, timed_out
 from geventbatch._watch import log
-from geventbatch._watch.live import stack_of
+from geventbatch._watch.stats import stack_of
 from geventbatch.errors import Conflict, NothingToSave, Rejected
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class Attempt:
         "dispatcher",
         "doubted",
         "fatal",
-        "halted",
         "load_duration",
         "mates",
+        "must_look",
         "now",
         "outcomes",
         "outer",
@@ -103,7 +103,7 @@ class Attempt:
     outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `once`)
     deleted: bool  # the last operation that returned deletes the resource
     cut_off: bool  # what is behind it is applied to what the next load gives, as also behind such a deletion
-    halted: bool  # no operation is to be applied any more; or there is something to see to behind each, or this one
+    must_look: bool  # no operation is to be applied any more; or there is something to see to behind each, or this one
     doubted: bool  # the scope has to look at what the operation at hand has done
     steps: Steps | None  # what judges the attempt step by step
     broken: BaseException | None  # what the first broken operation raised
@@ -149,7 +149,7 @@ class Attempt:
         # One is made for each batch: values that many share are stored in a row, which is quick.
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
-        self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.halted = False
+        self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.must_look = False
         self.completed = self.attempts = self.conflicts = self.rejections = 0
         self.rows_added = []
         self.outcomes = {}
@@ -169,19 +169,19 @@ class Attempt:
         """Have *row* inserted with the save."""
         self.rows_added.append((-1 if self.phase == "load" else self.completed, row))
         if self.phase == "operations":
-            self.halted = True  # so that it is looked at when the operation has returned
+            self.must_look = True  # so that it is looked at when the operation has returned
 
     def delete(self) -> None:
         """Have the resource deleted with the save."""
-        self.deleted = self.halted = True
+        self.deleted = self.must_look = True
 
     def doubt(self) -> None:
         """Have the scope look at what the operation at hand has done, or the first one, when that has returned."""
-        self.doubted = self.halted = True
+        self.doubted = self.must_look = True
 
     def cut(self) -> None:
         """Have the operations behind the one at hand applied to what the next load gives."""
-        self.cut_off = self.halted = True
+        self.cut_off = self.must_look = True
 
     def begin_again(self) -> None:
         """Begin another attempt: forget what the one before has left."""
@@ -189,7 +189,7 @@ class Attempt:
         self.completed = 0
         self.broken = self.verdict = self.steps = self.conflict = None
         self.deleted = self.doubted = self.cut_off = False
-        self.halted = self.batch.ended
+        self.must_look = self.batch.ended
         self.rows_added = []
         self.outcomes = {}
 
@@ -198,7 +198,7 @@ class Attempt:
         while self.rows_added and self.rows_added[-1][0] == self.completed:
             self.rows_added.pop()
         self.deleted = self.doubted = self.cut_off = False
-        self.halted = self.batch.ended or self.steps is not None
+        self.must_look = self.batch.ended or self.steps is not None
 
     # -- the deadline, and other ends ---------------------------------------------------------------------
 
@@ -395,7 +395,7 @@ class Attempt:
                 self.saved = getattr(scope, "saved", None)
             return scope.__exit__, enter(scope.__enter__)
         except BaseException as error:
-            return None, self._load_raised(told(error, "open_resource", scope))
+            return None, self._load_raised(blame_opener(error, "open_resource", scope))
         finally:
             self.now = _clock.monotonic()
             seconds = self.now - begun

@@ -40,7 +40,7 @@ class Batch:
     """One key's operations, those who wait for them, and their answers.
 
     Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
-    `completed`, `outcomes`, `bulk`, `ask_scope` and `cut`. The rest is the library's own. What is of its way from load
+    `completed`, `counted`, `bulk`, `ask_scope` and `cut`. The rest is the library's own. What is of its way from load
     to save, its `Attempt` has.
     """
 
@@ -333,7 +333,7 @@ class Batch:
         self.failure = failure
         attempt = self.attempt
         if attempt is not None:
-            attempt.halted = True
+            attempt.must_look = True
         if self.open:
             self.close()
         dispatcher = self.dispatcher

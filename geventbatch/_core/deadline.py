@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import gevent
 
+from geventbatch._alarm_timeout import MaxDuration
 from geventbatch._core.process import here
-from geventbatch._max_duration import MaxDuration
 
 if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt

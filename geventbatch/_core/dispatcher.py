@@ -19,7 +19,7 @@ from geventbatch._core.shard import Shard
 from geventbatch._options import refuse_key
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log
-from geventbatch._watch.aside import call_aside
+from geventbatch._watch.call_unwaited import call_aside
 from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
 
 if TYPE_CHECKING:

@@ -84,7 +84,7 @@ def split(attempt: Attempt, error: Rejected) -> bool:
     if len(suspects) == 1:
         suspects[0].error = rejected(error)
         suspects[0].state = SETTLED
-        apply_again(attempt, suspects[0])
+        readmit(attempt, suspects[0])
         if not is_left(attempt):
             return settle(attempt)
     else:
@@ -94,7 +94,7 @@ def split(attempt: Attempt, error: Rejected) -> bool:
     return True
 
 
-def apply_again(attempt: Attempt, culprit: Operation[Any] | None = None) -> None:
+def readmit(attempt: Attempt, culprit: Operation[Any] | None = None) -> None:
     """Have those behind *culprit* (or all) that were thrown out applied once more.
 
     What they raised may have come of what it had changed, and that is not saved.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._callables import LAZY, Told, refuse_lazy
+from geventbatch._check_callables import LAZY, Told, refuse_lazy
 from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.halving import apply_again, current_part, is_left, settle, split
+from geventbatch._core.halving import current_part, is_left, readmit, settle, split
 from geventbatch._core.verdict import ends_greenlet
 from geventbatch._failure import save_failed
 from geventbatch.errors import Conflict, Rejected, Repeated
@@ -51,7 +51,7 @@ def _goes_on(attempt: Attempt) -> bool:
 
 def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> float | None:
     """Give the seconds to wait before a replay; None when there is none, and the callers have been told."""
-    apply_again(attempt)  # somebody else has written since: those too that are out may come to something else now
+    readmit(attempt)  # somebody else has written since: those too that are out may come to something else now
     attempt.conflicts += 1
     attempt.dispatcher.counts.conflicts += 1
     attempt.conflict_of_load = loading

@@ -126,7 +126,7 @@ class Shard:
 
     # -- called by workers, without a switch --------------------------------------------------------------
 
-    def hold(self) -> None:
+    def mark_busy(self) -> None:
         """A free worker begins to run a batch."""
         self.free = free = self.free - 1
         if free < self._least_free:  # noqa: PLR1730 - min() costs a batch 50 ns
@@ -179,10 +179,10 @@ class Worker:
         slots = self._dispatcher.slots
         try:
             if slots is None:
-                self._hold(batch, alarm)
+                self._run_when_due(batch, alarm)
             else:
                 with slots:
-                    self._hold(batch, alarm)
+                    self._run_when_due(batch, alarm)
         except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
             batch.abort(error)
             if batch.attempt is not None:
@@ -208,7 +208,7 @@ class Worker:
     def _run_after(self, attempt: Attempt) -> None:
         # The key is released and so is the place among max_batches, since what runs here may well call `run`; but the
         # worker is not free, and a stop waits for it.
-        self._shard.hold()
+        self._shard.mark_busy()
         try:
             attempt.run_after()
         finally:
@@ -232,7 +232,7 @@ class Worker:
                 if not self._take(batches):
                     return False
                 taken = list(batches)
-                self._shard.hold()
+                self._shard.mark_busy()
                 try:
                     bulk.drop_left(batches)
                     spent = bulk.Bulk(batches, alarm, _clock.monotonic()).run() if batches else None
@@ -265,13 +265,13 @@ class Worker:
                 return False
         return True
 
-    def _hold(self, batch: Batch, alarm: Alarm) -> None:
+    def _run_when_due(self, batch: Batch, alarm: Alarm) -> None:
         now = _clock.monotonic()
         slice_end = pace.slice_end(now)
         if now >= slice_end:
             pace.wait()  # free, since no other worker would get its turn any sooner
             now = _clock.monotonic()
-        self._shard.hold()
+        self._shard.mark_busy()
         try:
             if batch.waiting:
                 Attempt(batch, alarm, now).run(slice_end)

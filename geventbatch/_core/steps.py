@@ -30,7 +30,7 @@ def begin_steps(attempt: Attempt, resource: Any) -> bool:
     if not has_steps(attempt):
         return True
     attempt.steps = Steps(attempt.scope, resource)
-    attempt.halted = True
+    attempt.must_look = True
     return attempt.steps.begin(attempt)
 
 

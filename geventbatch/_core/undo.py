@@ -24,7 +24,7 @@ import gevent
 
 from geventbatch._core.batch_turns import take_turns
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.halving import apply_again, current_part, cut_after
+from geventbatch._core.halving import current_part, cut_after, readmit
 from geventbatch._core.operation import BROKEN, STARTED, name_of
 from geventbatch._core.process import here
 from geventbatch._core.verdict import (
@@ -129,7 +129,7 @@ class Undo:
             log.cannot_undo(attempt.batch, error, *self._last)
         else:
             if not lives:
-                apply_again(attempt)  # those too that are out since they could not be undone
+                readmit(attempt)  # those too that are out since they could not be undone
         self._copy_takes = _clock.monotonic() - begun
         self._add(attempt, self._copy_takes)
 
@@ -301,7 +301,7 @@ class Undo:
                 self._repeated += place + 1
                 return self._raised_again(attempt, place, error)
             attempt.completed += 1
-            if (attempt.halted or attempt.batch.epoch != here.epoch) and look(attempt, one):
+            if (attempt.must_look or attempt.batch.epoch != here.epoch) and look(attempt, one):
                 return ENDS
             now = monotonic()
             if now < due:
@@ -319,7 +319,7 @@ class Undo:
         since = self._since
         dear = self._given or self._repeating >= self._copy_takes
         if self._is_made_ahead(dear=dear, postponed=postponed):
-            attempt.halted = True
+            attempt.must_look = True
             return GOES_ON
         if not since:
             return GOES_ON
@@ -345,7 +345,7 @@ class Undo:
         if operation.error is not None:
             return
         self.ahead = False
-        attempt.halted = attempt.batch.ended
+        attempt.must_look = attempt.batch.ended
         before, attempt.now = attempt.now, _clock.monotonic()
         begun = attempt.now
         self._catch_up(attempt, operation)

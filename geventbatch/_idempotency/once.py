@@ -25,8 +25,8 @@ from geventbatch._core.hub_turns import pace
 from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._core.verdict import is_a
 from geventbatch._failure import load_failed
-from geventbatch._idempotency.errors import decode_error, encode_error
-from geventbatch._idempotency.values import ALLOWED, decode, describe, encode
+from geventbatch._idempotency.error_text import decode_error, encode_error
+from geventbatch._idempotency.value_text import ALLOWED, decode, describe, encode
 from geventbatch._safe_repr import said, shown
 from geventbatch._unbatched import Start
 from geventbatch._values.answers import refuse_unfinished

@@ -15,7 +15,7 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
-from geventbatch._callables import LAZY, close, goes_on
+from geventbatch._check_callables import LAZY, close, goes_on
 from geventbatch._core.operation import name_of
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log

@@ -14,7 +14,7 @@ from geventbatch._core import process
 from geventbatch._core.clock import clock
 from geventbatch._core.operation import attribute, name_of, unwrapped
 from geventbatch._safe_repr import shown
-from geventbatch._watch.deferred import MOST, Later
+from geventbatch._watch.call_later import MOST, Later
 from geventbatch.errors import ResourceMissing
 
 if TYPE_CHECKING:

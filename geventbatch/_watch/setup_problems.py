@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from geventbatch._callables import Told
+from geventbatch._check_callables import Told
 from geventbatch._core import process
 from geventbatch._misspelt import problem_of
 from geventbatch._watch.log import place_of

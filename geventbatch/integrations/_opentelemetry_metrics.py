@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics as _metrics
 
+from geventbatch._watch.counted import OUTCOMES, Counted, Outcomes, new_lock
 from geventbatch._watch.gauges import Gauges, gauges_of
-from geventbatch._watch.outcomes import OUTCOMES, Counted, Outcomes, new_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -26,7 +26,7 @@ from geventbatch import _seam
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._watch import log
-from geventbatch._watch.deferred import Later
+from geventbatch._watch.call_later import Later
 
 try:
     from opentelemetry import context as _context

@@ -23,8 +23,8 @@ import gevent
 from geventbatch import _seam
 from geventbatch._core import process
 from geventbatch._watch import log
+from geventbatch._watch.counted import OUTCOMES, Outcomes
 from geventbatch._watch.gauges import Gauges, gauges_of
-from geventbatch._watch.outcomes import OUTCOMES, Outcomes
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
+    from geventbatch._watch.counted import Counted
     from geventbatch._watch.metrics import BatchMetric
-    from geventbatch._watch.outcomes import Counted
 
 __all__ = ["watch"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import ref
 
-from geventbatch._callables import check_missing
+from geventbatch._check_callables import check_missing
 from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:

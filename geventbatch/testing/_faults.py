@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gevent.event import Event
 
-from geventbatch._around import Around
 from geventbatch._options import check_seconds
 from geventbatch._safe_repr import shown
 from geventbatch._seam import around_scopes, options_of, the_processor
+from geventbatch._wrapper import Around
 from geventbatch.errors import Conflict, NothingToSave, PartlySaved
 
 if TYPE_CHECKING:

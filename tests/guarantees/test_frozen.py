@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from geventbatch import Conflict, Processor, errors
-from geventbatch._idempotency.errors import decode_error, encode_error
+from geventbatch._idempotency.error_text import decode_error, encode_error
 from geventbatch._idempotency.once import Once
-from geventbatch._idempotency.values import decode, describe, encode, path_of
+from geventbatch._idempotency.value_text import decode, describe, encode, path_of
 from geventbatch.integrations import opentelemetry
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
 from geventbatch.stores.redis._save import State

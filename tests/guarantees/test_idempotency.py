@@ -24,7 +24,7 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
-from geventbatch._idempotency.values import decode, describe, encode
+from geventbatch._idempotency.value_text import decode, describe, encode
 from geventbatch.errors import Repeated
 from tests.support.callers import answer_of
 from tests.support.plain import OPERATIONS, VALUES, Odd, Taken, Train, anything, closing_over, with_default

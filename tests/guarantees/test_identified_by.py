@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from geventbatch import IdempotencyKeyReused, Processor
-from geventbatch._idempotency.values import describe
+from geventbatch._idempotency.value_text import describe
 from geventbatch.integrations.flask import GeventBatch
 from tests.guarantees.test_idempotency import Keeping
 from tests.support.callers import answer_of

@@ -14,8 +14,8 @@ from django.core.exceptions import ValidationError
 from django.utils.functional import lazystr
 from django.utils.safestring import SafeString
 
-from geventbatch._idempotency.errors import decode_error, encode_error
-from geventbatch._idempotency.values import decode, describe, encode
+from geventbatch._idempotency.error_text import decode_error, encode_error
+from geventbatch._idempotency.value_text import decode, describe, encode
 from tests.support.plain import Class, Taken, Ticket
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from geventbatch import BatchAborted, BatchError, BatchTimeout, Conflict, IdempotencyKeyReused, Processor
 from geventbatch._idempotency import once
-from geventbatch._idempotency.values import decode
+from geventbatch._idempotency.value_text import decode
 from geventbatch.stores._sql import outcomes
 from geventbatch.stores.django import _transaction
 from geventbatch.stores.redis import RedisStore

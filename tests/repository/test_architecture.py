@@ -34,6 +34,13 @@ def test_what_the_page_says_of_an_operations_way_is_there() -> None:
     assert [name for name in folders if not list(PACKAGE.glob(f"**/{name}"))] == []
 
 
+def test_the_page_says_where_each_guarantee_is_kept() -> None:
+    numbers = re.findall(r"^## (\d+)\.", (ROOT / "docs" / "guarantees.md").read_text(), re.MULTILINE)
+    assert len(numbers) >= 20
+    rows = re.findall(r"^\| (\d+)(?: and (\d+))?, ", PAGE, re.MULTILINE)
+    assert [one for row in rows for one in row if one] == numbers
+
+
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_a_file_is_no_longer_than_a_reader_can_keep_in_mind_and_says_what_it_is(path: Path) -> None:
     text = (PACKAGE / path).read_text()

@@ -24,7 +24,7 @@ from greenlet import settrace
 from examples.tickets.compare import load
 from geventbatch import Processor
 from geventbatch._core import process
-from geventbatch.integrations.page import Page, kept
+from geventbatch.integrations.page import Page, history
 from tests.support.browser import browser, keep
 from tests.support.callers import answer_of, in_a_thread
 from tests.support.servers import ask, database, store, tickets, wait_until
@@ -465,13 +465,13 @@ def test_what_is_kept_and_what_is_shown_does_not_grow_with_keys(clock: VirtualTi
             processor.run("hot", nothing)
             if number % 300 == 0:
                 clock.advance(1)
-        assert all(len(keys.counts) < 2 * kept.KEYS for keys in seen._keys)
+        assert all(len(keys.counts) < 2 * history.KEYS for keys in seen._keys)
         hot, *others = rows(page, "keys")
         assert len(others) == 9
     name, count, *_ = hot.split()
     assert name == "'hot'"
     # As is promised: too low by less than a 128th of all.
-    assert 3_000 - 6_000 / kept.KEYS < int(count.replace(",", "")) <= 3_000
+    assert 3_000 - 6_000 / history.KEYS < int(count.replace(",", "")) <= 3_000
 
 
 def test_with_batching_off_any_thread_is_counted_and_may_ask(clock: VirtualTime) -> None:
@@ -498,7 +498,7 @@ def test_a_page_that_fails_to_count_delays_and_fails_no_batch(
     def fail(self: object, metric: BatchMetric) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(kept.Seen, "publish", fail)
+    monkeypatch.setattr(history.Seen, "publish", fail)
     page = Page(allow=anybody, processors=[processor])
     assert processor.run("k", lambda _: "saved") == "saved"
     assert "Of 0 operations" in text(page)

@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from geventbatch import BatchAborted, BatchTimeout, Processor, ProcessorOverloaded, ResourceMissing
-from geventbatch._watch import deferred, log
+from geventbatch._watch import call_later, log
 from tests.support.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_more_than_a_thousand_lines_that_wait_are_dropped_and_counted(
     with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
         answer_of(processor.run, "k", nothing)
         logged(caplog)
-        for number in range(deferred.MOST + 5):
+        for number in range(call_later.MOST + 5):
             log._reporter.tell(logging.WARNING, partial(log._log.warning, "line %d", number))
     told = [line for _, line in logged(caplog)][1:]
     assert told == [f"line {number}" for number in range(1000)] + [

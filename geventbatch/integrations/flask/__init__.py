@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from geventbatch._processor import _Options, _ScopeOfMany
-    from geventbatch._watch.live import LiveBatch, ProcessorStats
     from geventbatch._watch.metrics import MetricSubscription
+    from geventbatch._watch.stats import LiveBatch, ProcessorStats
 
 __all__ = ["Answer", "AppProcessor", "GeventBatch", "answer_to"]
 

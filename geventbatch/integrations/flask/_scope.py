@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
-from geventbatch._around import Around
-from geventbatch._callables import check_scope
+from geventbatch._check_callables import check_scope
 from geventbatch._processor import current_batch
+from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from geventbatch._processor import Processor
 from geventbatch._safe_repr import shown
 from geventbatch._watch.setup_check import check_setup
 from geventbatch.integrations.page.assets import HEADERS
+from geventbatch.integrations.page.history import Seen, live_of
 from geventbatch.integrations.page.html import Gathered, document
-from geventbatch.integrations.page.kept import Seen, live_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

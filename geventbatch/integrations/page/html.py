@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from geventbatch._core.clock import clock
 from geventbatch._safe_repr import shown
 from geventbatch.integrations.page.assets import AFTER, BEFORE
-from geventbatch.integrations.page.kept import LONG, LONGEST, PARTS, SIZES, SPAN
+from geventbatch.integrations.page.history import LONG, LONGEST, PARTS, SIZES, SPAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from geventbatch._watch.live import ProcessorStats
     from geventbatch._watch.problem import SetupProblem
-    from geventbatch.integrations.page.kept import Live, Minute
+    from geventbatch._watch.stats import ProcessorStats
+    from geventbatch.integrations.page.history import Live, Minute
 
 
 class Gathered(NamedTuple):

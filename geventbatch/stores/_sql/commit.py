@@ -46,7 +46,7 @@ def settle(
         told: What this side knows of COMMIT: True: the server has confirmed it; False: it was not sent, or not carried
             out. None: only the error says, or the server.
         ask: Asks the server what became of the transaction; None when it does not know, or cannot be asked in time.
-        not_saved: What *error* is when nothing was written; `errors.not_saved` unless given.
+        not_saved: What *error* is when nothing was written; `error_text.not_saved` unless given.
 
     Raises:
         NotSaved: Certainly nothing was written.

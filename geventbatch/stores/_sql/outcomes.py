@@ -18,7 +18,7 @@ from hashlib import blake2b
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._idempotency.values import encode
+from geventbatch._idempotency.value_text import encode
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores._sql import errors

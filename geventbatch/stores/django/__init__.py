@@ -11,7 +11,7 @@ from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
-from geventbatch._callables import check_functions
+from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import shown
 from geventbatch.stores._missing import checked
 from geventbatch.stores._sql.outcomes import OutcomeTable, seconds_to_keep

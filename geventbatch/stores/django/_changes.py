@@ -115,7 +115,7 @@ def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper)
 
 
 def differ(one: object, other: object) -> bool:
-    """Whether two of what `kept` gives are of different values."""
+    """Whether two of what `history` gives are of different values."""
     if one is other:
         return False
     kind = type(one)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from redis import Redis, RedisCluster
 
-from geventbatch._callables import check_functions
+from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import named, said, shown
 from geventbatch.stores import _json
 from geventbatch.stores._missing import checked

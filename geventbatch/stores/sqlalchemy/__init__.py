@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overloa
 
 import sqlalchemy as sa
 
-from geventbatch._callables import check_functions
+from geventbatch._check_callables import check_functions
 from geventbatch.stores import _json
 from geventbatch.stores._missing import checked
 from geventbatch.stores._reuse import kept_by

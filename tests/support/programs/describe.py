@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from geventbatch._idempotency.values import describe
+from geventbatch._idempotency.value_text import describe
 from tests.support.plain import OPERATIONS
 
 json.dump([describe(operation, args) for operation, args in OPERATIONS], sys.stdout)

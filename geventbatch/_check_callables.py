@@ -148,7 +148,7 @@ def check_scope(name: str, given: object) -> None:
         raise error
 
 
-def told(error: BaseException, name: str, given: object) -> BaseException:
+def blame_opener(error: BaseException, name: str, given: object) -> BaseException:
     """Give *error*, which opening and entering have raised; or what it comes from, if that was no context manager."""
     return (no_scope(name, given) if type(error) is AttributeError else None) or error
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch._callables import Told
+    from geventbatch._check_callables import Told
     from geventbatch._core.operation import Operation
 
 

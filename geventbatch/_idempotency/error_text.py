@@ -9,7 +9,7 @@ import sys
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final
 
-from geventbatch._idempotency.values import decode, encode, found_at, path_of
+from geventbatch._idempotency.value_text import decode, encode, found_at, path_of
 
 _OF_THE_RAISE: Final = frozenset(
     {

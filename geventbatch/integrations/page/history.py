@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from geventbatch import _seam
 from geventbatch._core import process
 from geventbatch._core.clock import clock
-from geventbatch._watch.live import live_batch
+from geventbatch._watch.stats import live_batch
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
-    from geventbatch._watch.live import LiveBatch
     from geventbatch._watch.metrics import BatchMetric
+    from geventbatch._watch.stats import LiveBatch
 
 SPAN: Final = 60
 """Seconds that are looked back on."""
