@@ -210,11 +210,14 @@ class Reuses(Protocol):
 
 @runtime_checkable
 class MustCompare(Protocol):
-    """A scope that knows when operations have asked for what somebody else may have changed since the load."""
+    """A scope that knows when its operations may have been answered from two states of the database."""
 
     @property
     def must_compare(self) -> bool:
-        """Whether they have. Where more than one was applied, it is left as for a save then, as one that `Reuses`."""
+        """Whether more than one was applied, and some have asked for what another process may have changed by then.
+
+        The scope is then exited as for a save, and has to compare, as one that `Reuses`.
+        """
         raise NotImplementedError
 
 

@@ -338,7 +338,7 @@ class Attempt:
 
     def _compares(self) -> bool:
         """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
-        if is_reused(self) or (len(self.batch.operations) > 1 and getattr(self.scope, "must_compare", False)):
+        if is_reused(self) or getattr(self.scope, "must_compare", False):
             self.completed = 0
             return True
         return False

@@ -355,9 +355,14 @@ class Guard:
         if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
             self._transaction.wrote = True
 
+    @property
+    def must_compare(self) -> bool:
+        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        return self.asked and not self._row.locks and len(self._batch.operations) > 1
+
     def compare(self) -> None:
         """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
-        if self.asked and len(self._batch.operations) > 1:
+        if self.must_compare:
             try:
                 self._row.verify()
             except Error as error:

@@ -295,7 +295,7 @@ class Scope(Generic[M]):
     @property
     def must_compare(self) -> bool:
         """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
-        return self._guard.asked and not self._row.locks
+        return self._guard.must_compare
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -113,7 +113,7 @@ class MappedScope:
     @property
     def must_compare(self) -> bool:
         """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
-        return self._guard.asked and not self._mapping.locking
+        return self._guard.asked and not self._mapping.locking and len(current_batch().operations) > 1
 
     def copied(self, value: object) -> object:
         """Give a copy of *value* where it is in a column, or a relationship's collection; else itself. Switches: no."""
@@ -237,7 +237,7 @@ class MappedScope:
         unfit = guard.unfit()
         if unfit is not None:
             raise unfit
-        if self.must_compare and len(batch.operations) > 1:
+        if self.must_compare:
             self._compare(batch)
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         if not batch.completed:  # whatever is in the session, or was sent, nobody has made it
