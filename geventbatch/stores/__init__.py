@@ -1,4 +1,4 @@
-"""Ready resource scopes: what a `Processor` takes as its ``open_resource``, for databases that users have.
+"""Ready stores, each a `Processor`'s ``open_resource``: for SQLAlchemy, Django and Redis.
 
 Each needs the extra of its name (``geventbatch[sqlalchemy]``, ``geventbatch[django]``, ``geventbatch[redis]``), and is
 imported when it is first asked for.

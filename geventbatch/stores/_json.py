@@ -1,4 +1,4 @@
-"""What JSON loses: documents of which the next load would not give what operations have made. Imports no vendor."""
+"""Checks for what JSON loses: documents that the next load would change. Imports no vendor."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _encode_compact: Final = json.JSONEncoder(
 
 
 def encode(resource: Any) -> str:
-    """What `json.dumps` gives, which looks at each container for a circle first."""
+    """Return the same as `json.dumps`, without its search of each container for a circle."""
     try:
         return _encode(resource)
     except RecursionError:
-        return json.dumps(resource)  # which says so, if there is one
+        return json.dumps(resource)  # names the circle, if there is one
     except TypeError as error:
         raise _unencodable(resource, error) from None
 
 
 def encode_compact(resource: Any) -> str:
-    """The same without a space, and in no more ASCII than the texts are."""
+    """Return JSON without spaces, in which only control characters are escaped."""
     try:
         return _encode_compact(resource)
     except RecursionError:
@@ -44,36 +44,36 @@ def encode_compact(resource: Any) -> str:
 
 
 packed: Final[Callable[[Any], bytes]] = marshal.dumps
-"""Gives a copy of a resource that came of JSON, exactly as it is. Raises a `ValueError` where something else is in it.
+"""Copies a resource that was decoded from JSON. Raises a `ValueError` if it contains anything else.
 
-It takes a fraction of the time of encoding it, and a tuple in it is a tuple for who encodes it later. (What is a
-buffer, as a bytearray, comes back as bytes; but that is refused when it is encoded, either way.)
+It takes a fraction of the time of encoding. A tuple stays a tuple, so that encoding the copy still finds it. (A
+buffer, as a bytearray, becomes bytes; the encoder refuses either.)
 """
 
 
 unpacked: Final = marshal.loads
-"""What makes the resource once more, of such a copy."""
+"""Restores the resource from that copy."""
 
 
 def check_of(decode: object) -> Callable[[Any], None] | None:
-    """What looks for losses, however a resource is encoded; None where nobody knows what *decode* gives back."""
+    """Return the check for losses; None if *decode* is the user's own, whose result is unknown."""
     return check_lossless if decode is json.loads else None
 
 
 def check_lossless(resource: Any) -> None:
-    """Raise a `TypeError`, which names the culprit, unless what JSON gives back is equal to *resource*.
+    """Raise a `TypeError` that names the culprit unless JSON would return an equal *resource*.
 
-    Names have to be texts, and what holds something has to be a dict or a list. (A tuple is equal to no list.) NaN,
-    which is equal to nothing, comes back.
+    Names have to be texts, and containers dicts or lists: a list is not equal to a tuple. NaN, which is equal to
+    nothing, is accepted.
     """
-    # All of a level at once, by functions that look at its values without a turn of Python's for each: it is done with
-    # every save that changes something, and costs a fraction of encoding that.
+    # One level at a time, by C functions that need no Python loop over its values: each save that changes something
+    # runs this, at a fraction of the cost of encoding.
     level, kinds = [resource], {type(resource)}
     while level:
         if not kinds <= _CONTAINERS:
             level = [plain for one in level if (plain := _container_of(one, resource)) is not None]
         values = get_referents(*level)
-        # A dict whose names were all texts since it was made refers to its values only, any other one to both.
+        # A dict that has only ever had texts as names refers to its values only; any other to both.
         if len(values) != sum(map(len, level)):
             values = _values_of(level, resource)
         found = {*map(type, values)}
@@ -85,7 +85,7 @@ def check_lossless(resource: Any) -> None:
 
 
 def _values_of(level: list[Any], resource: Any) -> list[Any]:
-    """What is in the dicts and lists of *level*, all of whose names have to be texts."""
+    """Return the values in the dicts and lists of *level*. Raise a `TypeError` unless all names are texts."""
     try:
         "".join(chain.from_iterable(one for one in level if type(one) is dict))
     except TypeError:
@@ -94,7 +94,7 @@ def _values_of(level: list[Any], resource: Any) -> list[Any]:
 
 
 def _container_of(value: Any, resource: Any) -> Any:
-    """A dict or a list that is equal to *value*; None when there is nothing in that to look at."""
+    """Return a dict or a list that is equal to *value*; None if *value* has no contents to check."""
     if isinstance(value, (dict, list)):
         return dict(value.items()) if isinstance(value, dict) else list(value)
     if value is None or isinstance(value, (str, int, float)):
@@ -104,12 +104,12 @@ def _container_of(value: Any, resource: Any) -> Any:
 
 def _loss(resource: Any) -> TypeError:
     found = _found(resource, "")
-    assert found is not None  # noqa: S101 - who calls has seen it
+    assert found is not None  # noqa: S101 - the caller has found a loss
     return _refusal(found)
 
 
 def _unencodable(resource: Any, error: TypeError) -> TypeError:
-    """What *error*, of encoding *resource*, leaves open: where it is, and what to do."""
+    """Return *error*, of encoding *resource*, as one that says where the culprit is and what to do."""
     try:
         found = _found(resource, "", loses=False)
     except RecursionError:
@@ -125,7 +125,7 @@ def _refusal(found: str) -> TypeError:
 
 
 def _found(value: Any, path: str, *, loses: bool = True) -> str | None:
-    """Say what in *value* JSON has nothing for, or what it *loses* too, and where it is."""
+    """Return what in *value* JSON cannot represent (with *loses*: or would change), and where it is."""
     where = f" of the document at {path}" if path else " of the document"
     if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not loses):
         found = _odd_name(value, where, loses=loses) if isinstance(value, dict) else None

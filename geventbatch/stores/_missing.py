@@ -1,7 +1,7 @@
-"""What makes the resource of a key at which there is none: a new one each time, which operations change in place.
+"""The option ``missing``: makes the resource of a key that has none, a new object each time.
 
-The very same one twice would be changed by the operations of both keys; and an operation that raised could not be
-undone in it.
+Operations change it in place. If one object served twice, the operations of both keys would change it, and one that
+raised could not be undone.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ _MOST: Final = 100
 
 
 def checked(missing: Any, *, rows: bool = False) -> Literal["raise"] | Making:
-    """Give *missing*, checked, as it is to be called. With *rows* all that it makes is changed, whatever its hash."""
+    """Check *missing*, and return what to call. With *rows*, all that it makes is mutable, hashable or not."""
     check_missing(missing)
     return Making(missing, rows=rows) if callable(missing) else "raise"
 
 
 class Making:
-    """Calls ``missing``, and refuses what it has made before."""
+    """Calls ``missing``, and refuses an object that it has returned before."""
 
     def __init__(self, missing: Callable[[Any], Any], *, rows: bool) -> None:
-        """Call *missing*."""
+        """Wrap *missing*."""
         self.__wrapped__ = missing
         self._rows = rows
         # -- mutable state ---------------------------------------------------------------------------------
-        self._last: Callable[[], Any] = lambda: None  # what was made last, as long as there is such an object
-        self._twice: dict[int, Any] = {}  # what was made twice, by its identity
+        self._last: Callable[[], Any] = lambda: None  # the last one made, while it is alive
+        self._twice: dict[int, Any] = {}  # objects that were made twice, by `id`
 
     def __call__(self, key: Any) -> Any:
-        """Make the resource of *key*. Raises a `TypeError` if it is the last one."""
+        """Make the resource of *key*. Raises a `TypeError` if it is the last one again."""
         made = self.__wrapped__(key)
         self.check(made, self._last(), key)
         self._last = _held(made)
         return made
 
     def check(self, made: object, other: object, key: object) -> None:
-        """Raise a `TypeError` if *made*, of *key*, is *other*, which operations change."""
+        """Raise a `TypeError` if *made*, for *key*, is the mutable *other*."""
         if (made is other or id(made) in self._twice) and (self._rows or not _is_value(made)):
             if len(self._twice) >= _MOST:
                 self._twice.clear()
-            self._twice[id(made)] = made  # another key's may come in between
+            self._twice[id(made)] = made  # even if another key's was made in between
             raise TypeError(
                 f"missing gave the very same {type(made).__name__} for {shown(key)} that it had given before, which "
                 "operations change in place: each key would have what was meant for the others. Let it make a new one "
@@ -56,7 +56,7 @@ class Making:
 
 
 def _is_value(made: Any) -> bool:
-    """Whether nothing can be changed in it: then it may be the same one for all."""
+    """Return whether *made* is an immutable value, which all keys may share."""
     kind: Any = type(made)
     if kind is object or made is None:
         return True
@@ -70,5 +70,5 @@ def _is_value(made: Any) -> bool:
 def _held(made: Any) -> Callable[[], Any]:
     try:
         return ref(made)
-    except TypeError:  # a dict, say
+    except TypeError:  # no weak references: a dict, say
         return lambda: made

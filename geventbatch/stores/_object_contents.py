@@ -1,4 +1,4 @@
-"""What instances have in slots, which are in no dict, and what lies in a value, however deep."""
+"""The contents of an object: its ``__slots__``, and whether a value lies anywhere in it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 ATOMS: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, date, datetime, time, timedelta, Decimal, UUID, type}
 )
-"""They do not change."""
+"""Types whose values are immutable."""
 
 HEAP_TYPE: Final = 1 << 9
-"""Python's flag of a class that is made as the program runs."""
+"""CPython's flag (Py_TPFLAGS_HEAPTYPE) of a class that is made at run time."""
 
 _ELSEWHERE: Final = (type, ModuleType, FunctionType)
-"""They have attributes, but those are in no value."""
+"""Types whose attributes are no part of a value."""
 
 
 def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
-    """What reads and writes the attributes that *kind* and its parents name in ``__slots__``.
+    """Return the descriptors of all ``__slots__`` of *kind* and its parents.
 
-    By names that no other attribute has, nor another slot of the same name.
+    The names are unique: no other attribute has them, and two slots of the same name get two.
     """
     return {
         f"{parent.__qualname__}.{name} ({place})": slot
@@ -41,7 +41,7 @@ def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
 
 
 def slotted(slots: Slots, instance: object) -> dict[str, Any]:
-    """What *instance* has in *slots*."""
+    """Return the values that *instance* has in *slots*."""
     found = {}
     for name, slot in slots.items():
         with suppress(AttributeError):
@@ -50,7 +50,7 @@ def slotted(slots: Slots, instance: object) -> dict[str, Any]:
 
 
 def put_in_slots(slots: Slots, instance: object, values: Mapping[str, Any]) -> None:
-    """Have nothing but *values* there."""
+    """Set *values* in *slots*, and delete all others."""
     for name in slotted(slots, instance).keys() - values.keys():
         slots[name].__delete__(instance)
     for name, value in values.items():
@@ -58,7 +58,7 @@ def put_in_slots(slots: Slots, instance: object, values: Mapping[str, Any]) -> N
 
 
 def is_in(value: object, held: object) -> bool:
-    """Whether *value* lies anywhere in *held*: in containers, or in attributes of objects."""
+    """Return whether *value* lies anywhere in *held*: in containers, or in attributes of objects."""
     seen: dict[int, object] = {}
     todo = [held]
     while todo:

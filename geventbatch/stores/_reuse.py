@@ -1,6 +1,6 @@
-"""What a store keeps of its last saves, so that the next batch of a key skips its load. Imports no vendor.
+"""The option ``reuse_resource``: cached states, so that the next batch of a key needs no load. Imports no vendor.
 
-Nothing here makes an answer right: that does the store, which compares the version before anybody is answered.
+The cache makes no answer right: the store compares the version before any caller is answered.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """Have a store keep what it has saved last, so that the next batch of the key needs no load.
+    """Cache what a store has saved last, so that the next batch of the key needs no load.
 
-    What is kept is the encoded state, which each batch decodes anew, and its version. It is as right as the version:
-    the save compares it as ever, and a batch that has nothing to save reads it. Where somebody else has written
-    meanwhile, the batch loads and replays, which takes an attempt.
+    The encoded state, which each batch decodes anew, is cached with its version. It is as right as the version: the
+    save compares it as ever, and a batch that has nothing to save reads it. If another process has written meanwhile,
+    the batch loads and replays, which takes an attempt.
 
     Args:
-        max_keys: Of so many keys, those that were saved last. Mind what their states take.
-        max_age: Seconds after which it is loaded again at the latest.
+        max_keys: The number of cached keys, the last ones saved. Mind the memory that their states take.
+        max_age: Seconds after which a cached state is loaded again at the latest.
 
     Raises:
         TypeError: An argument is no number.
@@ -57,49 +57,52 @@ class Reuse:
 
 
 class Kept(Generic[T]):
-    """What is kept, by key. Nothing here switches greenlets; threads may use it too.
+    """Cached states by key. Nothing here switches greenlets; threads may use it too.
 
-    A batch takes out what it uses, and puts it back only when it has ended well: whatever befalls it, the next one
+    A batch removes the entry that it uses, and puts one back only if it ends well. After any failure, the next batch
     loads.
     """
 
     def __init__(self, reuse: Reuse) -> None:
-        """Keep nothing yet."""
+        """Begin empty."""
         self._most: Final = reuse.max_keys
         self._longest: Final = reuse.max_age
         # -- mutable state ---------------------------------------------------------------------------------
         self._epoch = here.epoch
-        self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()  # until when; the oldest first
+        self._entries: OrderedDict[Hashable, tuple[float, T]] = OrderedDict()  # with monotonic expiry; oldest first
 
     def take(self, key: Hashable) -> T | None:
-        """Give what is kept of *key*, for the first attempt of a batch: a replay loads."""
-        if self._epoch != here.epoch:  # it is the parent's
+        """Remove and return the entry of *key*, in the first attempt of a batch only: a replay loads."""
+        if self._epoch != here.epoch:  # inherited from the parent of a fork
             self.clear()
         until, entry = self._entries.pop(key, (0.0, None))
         return entry if clock.monotonic() < until and current_batch().attempts == 1 else None
 
     def put(self, key: Hashable, entry: T) -> None:
-        """Keep it."""
+        """Cache *entry*, as the newest."""
         entries = self._entries
         entries.pop(key, None)
         entries[key] = clock.monotonic() + self._longest, entry
         if len(entries) > self._most:
-            with suppress(KeyError):  # of another thread that has emptied it
+            with suppress(KeyError):  # another thread has emptied it
                 entries.popitem(last=False)
 
     def clear(self) -> None:
-        """Keep nothing of all that."""
+        """Drop all entries."""
         self._epoch = here.epoch
         self._entries.clear()
 
     def __len__(self) -> int:
-        """Of how many keys."""
+        """Return the number of cached keys."""
         return len(self._entries)
 
 
 @contextmanager
 def judging_nobody(key: Hashable) -> Iterator[None]:
-    """While what was kept is saved: whatever else than a `Conflict` kept it from that is asked of a true load."""
+    """While a cached resource is saved: turn every other `NotSaved` into a `Conflict`.
+
+    So the batch is replayed from a real load before any caller is told.
+    """
     try:
         yield
     except (Conflict, Repeated):
@@ -109,7 +112,7 @@ def judging_nobody(key: Hashable) -> Iterator[None]:
 
 
 def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:
-    """Check the option ``reuse_resource`` of a store in that mode; None when it keeps nothing."""
+    """Check the option ``reuse_resource`` of a store in that mode, and return its cache; None if it has none."""
     if reuse is None:
         return None
     if not isinstance(reuse, Reuse):

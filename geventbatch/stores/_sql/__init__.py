@@ -1,1 +1,1 @@
-"""What all stores in SQL databases share. Imports no vendor."""
+"""Shared by all stores in SQL databases. Imports no vendor."""

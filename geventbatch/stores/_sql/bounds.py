@@ -1,7 +1,4 @@
-"""How a server is made to end a slow statement before the deadline; how a transaction begins, what tells its end.
-
-Imports no vendor.
-"""
+"""SQL texts that bound statements on the server, begin a transaction, and ask for its outcome. Imports no vendor."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ from typing import Final
 from geventbatch.stores._sql.statements import first_word, start
 
 SEPARATOR: Final = "\n; "
-"""Between several statements in one message. Each begins on a line of its own: the one before may end in a comment."""
+"""Between several statements in one message. A new line, since the statement before may end in a comment."""
 
 
 _MARGIN: Final = 0.1
-"""Seconds, at the most, by which the server gives up before the batch does, so that its answer still comes."""
+"""Seconds at most by which the server gives up before the batch, so that its answer still arrives."""
 
 
 def bound_seconds(remaining: float) -> float:
-    """Seconds that a server may take for a statement of a batch that has *remaining* seconds left. At least 0.001."""
+    """Return the seconds (at least 0.001) for a statement of a batch that has *remaining* seconds left."""
     return max(0.001, remaining - min(_MARGIN, remaining / 10))
 
 
 def bound_milliseconds(remaining: float) -> int:
-    """The same in milliseconds; never 0, which databases take for "no limit"."""
+    """Return the same in milliseconds; never 0, which databases take for "no limit"."""
     return max(1, int(bound_seconds(remaining) * 1000))
 
 
 def postgres_bound(remaining: float) -> str:
-    """Bound the statements of this transaction, each with its waits for locks, and none after it."""
+    """Bound each statement of this transaction, with its waits for locks. Ends with the transaction."""
     return f"SET LOCAL statement_timeout = {bound_milliseconds(remaining)}"
 
 
@@ -38,25 +35,27 @@ _LAST_CRASH: Final = (
     "extract(epoch FROM CASE WHEN current_setting('server_version_num')::int < 150000 THEN pg_postmaster_start_time() "
     "ELSE coalesce(pg_stat_get_bgwriter_stat_reset_time(), pg_postmaster_start_time()) END)"
 )
-"""Another number after each crash of PostgreSQL, which gives away again the ids of transactions that it has lost.
+"""Returns a different number after each crash of PostgreSQL, which reuses the ids of transactions lost in a crash.
 
-Statistics are reset by a crash, that of one backend too, and kept when the server is stopped in order. Before
-PostgreSQL 15 they are read from a file, which takes too long.
+A crash, even of one backend, resets the statistics; an orderly shutdown keeps them. Before PostgreSQL 15 they are
+read from a file, which takes too long.
 """
 
 
 LEVEL: Final = "read committed"
-"""As PostgreSQL calls it. In small letters: then only a COMMIT reads so, for who looks at what is sent."""
+"""PostgreSQL's name of the level. Lower case, so that only a COMMIT matches a search for "COMMIT" in what is sent."""
 
 READ_COMMITTED: Final = f"SET TRANSACTION ISOLATION LEVEL {LEVEL}"
-"""For a transaction in which nothing was sent yet."""
+"""Sets the level of a transaction in which nothing was sent yet."""
 
 BEGIN: Final = f"BEGIN ISOLATION LEVEL {LEVEL}"
-"""For one that locks its row: what it reads behind that is not older."""
+"""Begins a transaction that locks its row, so that later statements read nothing older than the lock."""
 
 
 def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bool = False) -> str:
-    """The same, and give the transaction's id (in the second column) to ask `postgres_outcome` for, in one.
+    """Return a SELECT that sets the same bound, and whose second column is the transaction's id for `postgres_outcome`.
+
+    With *level*, its third column is the isolation level; with *backend*, its last is the pid of the server process.
 
     With *level*, give its level of isolation in the third; with *backend*, the server's process in the last.
     """
@@ -69,7 +68,9 @@ def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bo
 
 
 def postgres_outcome(xid: str) -> str:
-    """Ask for 'committed', 'aborted', 'in progress', or NULL when it is too long ago, or a crash may have swallowed it.
+    """Return a SELECT of 'committed', 'aborted', 'in progress', or NULL: too long ago, or lost in a crash.
+
+    The server raises while no transaction has that id: it may be starting up, or have crashed.
 
     The server refuses to answer while no transaction has that id; it may be starting up, or have crashed.
     """
@@ -84,12 +85,12 @@ _PREFIX: Final = "SET STATEMENT"
 
 
 def mariadb_prefix(remaining: float) -> str:
-    """Put before a statement (no batch of them), it bounds that one, its waits for locks too, and leaves no trace."""
+    """Return the prefix that bounds one statement, with its waits for locks (no executemany), and leaves no trace."""
     return f"{_PREFIX} max_statement_time={bound_seconds(remaining):.3f} FOR "
 
 
 def bounded_mysql(statement: str, remaining: float, *, mariadb: bool) -> str:
-    """*statement* with its bound, where it can have one."""
+    """Return *statement* with its bound, if it can have one."""
     begin, word = start(statement), first_word(statement)
     if "(" in statement[:begin]:  # a UNION: neither of the two fits
         return statement
@@ -105,26 +106,26 @@ _BOUNDED: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE"})
 
 
 def without_prefix(statement: str) -> str:
-    """The statement that `mariadb_prefix` was put before, if it was."""
+    """Return *statement* without the prefix of `mariadb_prefix`."""
     return statement.partition(" FOR ")[2] if statement.startswith(_PREFIX) else statement
 
 
 def mysql_hint(remaining: float) -> str:
-    """Put behind the word SELECT, it bounds that statement. MySQL bounds no others, but by their waits for locks."""
+    """Return the hint that bounds a SELECT. MySQL bounds no other statements, except by their waits for locks."""
     return f"/*+ MAX_EXECUTION_TIME({bound_milliseconds(remaining)}) */"
 
 
 MYSQL_ENDS: Final = "SELECT @@innodb_rollback_on_timeout"
-"""Asks whether a wait for a lock that was too long has ended the whole transaction."""
+"""Asks whether a lock wait timeout has rolled back the whole transaction."""
 
 
 def mysql_read_committed(*, mariadb: bool) -> str:
-    """Have the session be READ COMMITTED from now on, but where a log of statements is kept, which takes no such."""
+    """Set the session to READ COMMITTED, except on a server whose binary log is of statements, which refuses it."""
     name = "tx_isolation" if mariadb else "transaction_isolation"
     of_statements = "@@log_bin AND @@binlog_format = 'STATEMENT'"
     return f"SET SESSION {name} = IF({of_statements}, @@{name}, 'READ-COMMITTED')"
 
 
 def mysql_lock_bound(remaining: float) -> str:
-    """Bound the waits for locks of this session, in whole seconds, until it is set again (to DEFAULT)."""
+    """Bound the lock waits of this session, in whole seconds, until it is set again (to DEFAULT)."""
     return f"SET SESSION innodb_lock_wait_timeout = {max(1, ceil(bound_seconds(remaining)))}"

@@ -1,4 +1,4 @@
-"""What became of a save whose COMMIT raised: for all SQL stores, the one place that decides what callers are told.
+"""What became of a save whose COMMIT raised: the one place, for all SQL stores, that decides what callers are told.
 
 | what this side knows of COMMIT         | the error                       | is                                       |
 |----------------------------------------|---------------------------------|------------------------------------------|
@@ -7,7 +7,7 @@
 | nothing                                | the server's own answer         | not saved                                |
 | nothing                                | any other; asked: committed     | saved                                    |
 |                                        | … aborted                       | not saved: replayed                      |
-|                                        | … nobody knows, or can be asked | the error itself: unknown                |
+|                                        | … unknown, or no answer         | the error itself: unknown                |
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def settle(
     ask: Callable[[], bool | None],
     not_saved: Callable[[Exception], NotSaved] | None = None,
 ) -> None:
-    """Return when COMMIT was carried out although *error* came out of it, or out of a hook behind it; else raise.
+    """Return if COMMIT was carried out although *error* came out of it, or out of a hook after it; else raise.
 
     Args:
-        error: What was raised, as early as when the statement before COMMIT was made.
-        key: That of the resource.
-        told: What this side knows of COMMIT: True: the server has confirmed it; False: it was not sent, or not carried
-            out. None: only the error says, or the server.
-        ask: Asks the server what became of the transaction; None when it does not know, or cannot be asked in time.
-        not_saved: What *error* is when nothing was written; `error_text.not_saved` unless given.
+        error: The exception, raised as early as in building the statement before COMMIT.
+        key: The resource's key.
+        told: What this side knows of COMMIT. True: the server has confirmed it. False: it was not sent, or not carried
+            out. None: only the error tells, or the server.
+        ask: Asks the server what became of the transaction; None if it does not know, or cannot be asked in time.
+        not_saved: Returns what to raise for *error* if nothing was written; `errors.not_saved` unless given.
 
     Raises:
         NotSaved: Certainly nothing was written.
-        Exception: *error* itself, when nobody knows.
+        Exception: *error* itself, if the outcome is unknown.
     Switches: as *ask* does.
     """
     if told:
@@ -83,12 +83,12 @@ def _tell_of_hook(error: Exception, key: Hashable) -> None:
 
 
 def postgres_fate(xid: str, once: Callable[[str], str | None], seconds: float) -> bool | None:
-    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*.
+    """Ask PostgreSQL until it knows whether a transaction was committed. None: no answer within *seconds*.
 
     Args:
-        xid: The transaction's id, as `bounds.postgres_bound_and_xid` has given it.
-        once: Sends a question on another connection, and gives the answer; None when the server could not be asked.
-        seconds: To go on asking.
+        xid: The transaction's id, from `bounds.postgres_bound_and_xid`.
+        once: Sends a query on another connection, and returns the answer; `NO_ANSWER` if the server could not be asked.
+        seconds: How long to go on asking.
     Switches: yes.
     """
     question = bounds.postgres_outcome(xid)
@@ -100,11 +100,11 @@ def postgres_fate(xid: str, once: Callable[[str], str | None], seconds: float) -
 
 
 NO_ANSWER: Final = "no answer"
-"""What *once* gives when the server could not be asked: it may be starting up again."""
+"""Returned by *once* if the server could not be asked: it may be starting up again."""
 
 
 def polls(seconds: float) -> Iterator[None]:
-    """Once at once, and again after a few milliseconds until *seconds* are over."""
+    """Yield at once, and again every few milliseconds until *seconds* are over. Switches: yes, in between."""
     end = _clock.monotonic() + seconds
     pause = 0.002
     yield
@@ -115,7 +115,7 @@ def polls(seconds: float) -> Iterator[None]:
 
 
 def transaction_status(raw: object) -> int | None:
-    """What a driver of PostgreSQL knows of the transaction: `IDLE` and so on. None: it does not know."""
+    """Return the transaction's status as the PostgreSQL driver knows it: `IDLE` and so on. None: it does not know."""
     found = getattr(getattr(raw, "info", None), "transaction_status", None)
     if found is None:
         return _OF_PG8000.get(getattr(raw, "_transaction_status", None))
@@ -123,10 +123,10 @@ def transaction_status(raw: object) -> int | None:
 
 
 def was_not_committed(raw: object) -> bool:
-    """Whether libpq knows that the COMMIT of the transaction that it was in was not sent, or was skipped.
+    """Return whether libpq knows that COMMIT was not sent, or was skipped.
 
-    It does where the transaction goes on, or has failed: it takes a connection that is lost for `UNKNOWN`, and one that
-    waits for an answer for `ACTIVE`. pg8000 has no such care.
+    It knows if the transaction is still open, or has failed: for a lost connection it says `UNKNOWN`, and while it
+    waits for an answer, `ACTIVE`. pg8000 is not so careful.
     """
     return hasattr(raw, "info") and transaction_status(raw) in {IN_TRANSACTION, FAILED}
 
@@ -136,6 +136,6 @@ ACTIVE: Final = 1
 IN_TRANSACTION: Final = 2
 FAILED: Final = 3
 UNKNOWN: Final = 4
-"""libpq's PQTRANS_…, as psycopg and psycopg2 give them."""
+"""libpq's PQTRANS_…, as psycopg and psycopg2 return them."""
 
 _OF_PG8000: Final[dict[object, int]] = {b"I": IDLE, b"T": IN_TRANSACTION, b"E": FAILED}

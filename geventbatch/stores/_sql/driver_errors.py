@@ -1,9 +1,9 @@
-"""What an error of a SQL driver means for a batch: `kind`, bare or in an ORM's wrapper. Imports no vendor.
+"""What a SQL driver's error means for a batch: `kind`, bare or in an ORM's wrapper. Imports no vendor.
 
 Known are psycopg, psycopg2, pg8000, sqlite3, PyMySQL, mysqlclient, mysql-connector-python and MariaDB's connector.
 
-What the server says to a statement is of the operation that brought it, unless it is known to be of the connection, of
-the time, or of a conflict.
+A server's error is the fault of the operation whose statement raised it, unless it is known to concern the connection,
+the time, or a conflict.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What an error of a database means for a batch."""
+    """What a database error means for a batch."""
 
     CONFLICT = "somebody else was faster"
-    """A deadlock, a serialization failure, a busy SQLite: all again is right, since nothing was written."""
+    """A deadlock, a serialization failure, a busy SQLite: nothing was written, so a replay is right."""
 
     REJECTED = "the database refused what the operations made"
     """A constraint, or a value that no column takes."""
 
     REFUSED = "the database refused a statement"
-    """By any other error that is not known to be everybody's: a trigger, a policy, a limit."""
+    """Any other error that is not known to concern all operations: a trigger, a policy, a limit."""
 
     UNSENT = "the driver refused a value, and sent nothing"
 
     TIMEOUT = "the database gave up a statement"
-    """Its own bound for a statement or a lock, or somebody cancelled it."""
+    """Its own bound for a statement or a lock, or a cancellation from outside."""
 
     POISONED = "an earlier statement of the transaction has failed"
-    """PostgreSQL refuses everything until ROLLBACK; somebody swallowed the error that says why."""
+    """PostgreSQL refuses everything until ROLLBACK; an operation has swallowed the first error."""
 
     LOST = "the connection is lost"
 
@@ -47,11 +47,11 @@ class Kind(Enum):
 
 
 OF_OPERATION: Final = frozenset({Kind.REJECTED, Kind.REFUSED, Kind.UNSENT, Kind.POISONED})
-"""The kinds for which an operation is to blame."""
+"""The kinds that are an operation's fault."""
 
 POSTGRES_DRIVERS: Final = frozenset({"psycopg", "psycopg2", "pg8000"})
 MYSQL_DRIVERS: Final = frozenset({"pymysql", "MySQLdb", "mysql", "mariadb"})
-"""By the first part of the name of their modules."""
+"""The first part of the name of a driver's module."""
 
 _UNKNOWN_DRIVER: Final = (
     "{store}: geventbatch does not know the errors of {driver}. So a constraint that one operation violates fails its "
@@ -67,8 +67,8 @@ _STATES: Final = {
     "25P02": Kind.POISONED,  # in_failed_sql_transaction
     "25P03": Kind.LOST,  # idle_in_transaction_session_timeout
     "25P04": Kind.LOST,  # transaction_timeout
-    "26000": Kind.CONFLICT,  # a pooler has given us a session that does not know our prepared statement
-    "42P05": Kind.CONFLICT,  # likewise, one that has one of that name
+    "26000": Kind.CONFLICT,  # behind a pooler: the session does not know our prepared statement
+    "42P05": Kind.CONFLICT,  # behind a pooler: the session has another one of that name
     "55P03": Kind.TIMEOUT,  # lock_not_available
     "57014": Kind.TIMEOUT,  # query_canceled
     "57P01": Kind.LOST,  # admin_shutdown
@@ -149,16 +149,16 @@ _MYSQL: Final = {
 }
 
 _CLIENTS_OWN: Final = range(2_000, 3_000)
-"""Codes that MySQL's client libraries give by themselves, where the connection does not work."""
+"""Codes that MySQL's client libraries raise by themselves, when the connection does not work."""
 
 _NO_SAVEPOINT: Final = 1305
 """MySQL: there is no procedure, function, or savepoint of that name."""
 
 _LOCK_TIMEOUT: Final = 1205
-"""MySQL rolls back the statement; or, with ``innodb_rollback_on_timeout``, the whole transaction."""
+"""MySQL rolls back the statement, or, with ``innodb_rollback_on_timeout``, the whole transaction."""
 
 _ENDED: Final = frozenset({1020, 1213, 1614, 3101})
-"""With these, MySQL has rolled back the whole transaction."""
+"""Codes with which MySQL has rolled back the whole transaction."""
 
 _SQLITE: Final = {
     sqlite3.SQLITE_BUSY: Kind.CONFLICT,
@@ -184,7 +184,7 @@ _SQLITE: Final = {
 }
 
 _SQLITE_NOT_COMMITTED: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
-"""COMMIT fails, and SQLite has rolled back or will."""
+"""Codes with which COMMIT has failed: SQLite has rolled back, or will."""
 
 _NAMES: Final = {
     "PipelineAborted": Kind.POISONED,
@@ -195,23 +195,23 @@ _NAMES: Final = {
     "InterfaceError": Kind.LOST,
     "OperationalError": Kind.LOST,
 }
-"""For errors that a driver makes by itself, without a code; in the order of how exact they are."""
+"""Classes of errors that a driver raises by itself, without a code; the most exact first."""
 
 _OF_ANY_DRIVER: Final = {"IntegrityError": Kind.REJECTED, "DataError": Kind.REJECTED}
-"""For those of a driver that nobody knows."""
+"""Classes of errors of an unknown driver."""
 
 _FAILED_BLOCK: Final = "in failed transaction block"
-"""What pg8000 itself says when COMMIT was taken for ROLLBACK."""
+"""pg8000's own message when the server has taken COMMIT for ROLLBACK."""
 
 
 def kind(error: BaseException) -> Kind:
-    """What *error*, a driver's or an ORM's around it, means."""
+    """Return what *error*, a driver's or an ORM's around it, means."""
     found = [known for one in chain(error) if (known := _kind_of_one(one)) is not None]
     return found[0] if found else Kind.OTHER
 
 
 def is_duplicate(error: BaseException) -> bool:
-    """Whether *error* says that a unique key is taken."""
+    """Return whether *error* says that a unique key is taken."""
     for one in chain(error):
         if isinstance(one, sqlite3.Error):
             return getattr(one, "sqlite_errorcode", 0) in {
@@ -219,7 +219,7 @@ def is_duplicate(error: BaseException) -> bool:
                 sqlite3.SQLITE_CONSTRAINT_UNIQUE,
                 sqlite3.SQLITE_CONSTRAINT_ROWID,
             }
-        if _vendor(one) in MYSQL_DRIVERS:  # whose errors may have an SQLSTATE too, which is less exact
+        if _vendor(one) in MYSQL_DRIVERS:  # their errors may have an SQLSTATE too, which is less exact
             return _mysql_code(one) in {1062, 1586}
         if state(one) is not None:
             return state(one) == "23505"
@@ -227,27 +227,27 @@ def is_duplicate(error: BaseException) -> bool:
 
 
 def tell_of_driver(store: str, driver: str) -> None:
-    """Warn of a driver whose errors nobody knows, where a store is made with it."""
-    frame, ours = sys._getframe(), 1  # noqa: SLF001 - how many of the innermost are ours
+    """Warn, when a store is made, of a driver whose errors are unknown."""
+    frame, ours = sys._getframe(), 1  # noqa: SLF001 - count the innermost frames that are ours
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
         frame, ours = frame.f_back, ours + 1
     warnings.warn(_UNKNOWN_DRIVER.format(store=store, driver=driver), RuntimeWarning, stacklevel=ours)
 
 
 def has_ended(error: BaseException) -> bool:
-    """Whether *error* says that MySQL has ended the whole transaction, so that the next statement begins another."""
+    """Return whether MySQL has ended the whole transaction with *error*, so that the next statement begins another."""
     return any(
         _vendor(one) in MYSQL_DRIVERS and (_mysql_code(one) in _ENDED or _is_of_savepoint(one)) for one in chain(error)
     )
 
 
 def may_have_ended(error: BaseException) -> bool:
-    """Whether it is MySQL's 1205, with which it ends the transaction too where the server is set so."""
+    """Return whether *error* is MySQL's 1205, which may end the transaction, as the server is configured."""
     return any(_vendor(one) in MYSQL_DRIVERS and _mysql_code(one) == _LOCK_TIMEOUT for one in chain(error))
 
 
 def has_refused_commit(error: BaseException) -> bool:
-    """Whether the server has answered COMMIT by *error*, so that it has not committed."""
+    """Return whether *error* is the server's answer to COMMIT, so that it has not committed."""
     found = kind(error)
     if found in {Kind.CONFLICT, Kind.REJECTED, Kind.POISONED, Kind.UNSENT}:
         return True
@@ -258,7 +258,7 @@ def has_refused_commit(error: BaseException) -> bool:
 
 
 def state(error: BaseException) -> str | None:
-    """The SQLSTATE that PostgreSQL gave *error*, if it was the server's."""
+    """Return PostgreSQL's SQLSTATE of *error*; None if it is not from the server."""
     vendor = _vendor(error)
     found: Any = None
     if vendor == "pg8000":
@@ -270,7 +270,7 @@ def state(error: BaseException) -> str | None:
 
 
 def message(error: BaseException) -> str:
-    """What the server says, without the statement that it quotes and what it adds."""
+    """Return the server's message, without the statement that it quotes, and without details."""
     for one in chain(error):
         if _vendor(one) == "pg8000" and one.args and isinstance(one.args[0], dict):
             return str(one.args[0].get("M", ""))
@@ -281,7 +281,7 @@ def message(error: BaseException) -> str:
 
 
 def table_of(error: BaseException) -> str | None:
-    """The table of which PostgreSQL says that a row of it is refused."""
+    """Return the table whose row PostgreSQL has refused."""
     for one in chain(error):
         if _vendor(one) == "pg8000" and one.args and isinstance(one.args[0], dict):
             return one.args[0].get("t")
@@ -292,7 +292,7 @@ def table_of(error: BaseException) -> str | None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it wraps: SQLAlchemy's has an `orig`, Django's a cause."""
+    """Yield the error and what it wraps: SQLAlchemy's has an `orig`, Django's a cause."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -303,7 +303,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _replaced(error: BaseException) -> BaseException | None:
-    """What Django's backend for MySQL has replaced by *error*, of a constraint: without a cause."""
+    """Return the constraint's error that Django's MySQL backend has replaced by *error*, without a cause."""
     before = error.__context__
     is_django = type(error).__module__.startswith("django.db.") and before is not None
     return before if is_django and before is not None and before.args == error.args else None
@@ -319,7 +319,7 @@ def _kind_of_one(error: BaseException) -> Kind | None:
         found = state(error)
         if found is not None:
             return _STATES.get(found) or _CLASSES.get(found[:2], Kind.REFUSED)
-        # Without a state it is not from the server: the connection failed, or the driver refused a value.
+        # Without a state it is not from the server: the connection failed, or the driver has refused a value.
         return Kind.POISONED if str(error) == _FAILED_BLOCK else _kind_by_name(error)
     if {"Error", "DatabaseError"} <= {parent.__name__ for parent in type(error).__mro__} and not _is_wrapper(error):
         return next((found for name, found in _OF_ANY_DRIVER.items() if _is_named(error, name)), Kind.OTHER)
@@ -330,7 +330,7 @@ def _kind_in_sqlite(error: sqlite3.Error) -> Kind:
     code = _sqlite_code(error)
     if code >= 0:
         return _SQLITE.get(code, Kind.REFUSED)
-    # Made by Python's driver: of a value, or of a connection that is closed.
+    # Raised by Python's driver: for a value, or a connection that is closed.
     return Kind.LOST if str(error).startswith("Cannot operate on a closed") else Kind.UNSENT
 
 
@@ -348,13 +348,13 @@ def _kind_in_mysql(error: BaseException) -> Kind:
 
 
 def _is_of_savepoint(error: BaseException) -> bool:
-    """Whether a savepoint is gone, which it is only with the transaction."""
+    """Return whether a savepoint is gone, which only happens with its transaction."""
     return _mysql_code(error) == _NO_SAVEPOINT and _mysql_text(error).startswith("SAVEPOINT ")
 
 
 def _kind_by_name(error: BaseException) -> Kind:
     found = next((found for name, found in _NAMES.items() if _is_named(error, name)), None)
-    # A bare one is psycopg2's, when the server has gone in the middle of an answer.
+    # psycopg2 raises a bare DatabaseError when the server goes away in the middle of an answer.
     return found or (Kind.LOST if type(error).__name__ == "DatabaseError" else Kind.OTHER)
 
 
@@ -383,6 +383,6 @@ def _mysql_text(error: BaseException) -> str:
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    """The primary code; an error that Python's driver has made by itself has none."""
+    """Return the primary code; -1 for an error that Python's driver has raised by itself."""
     code = getattr(error, "sqlite_errorcode", None)
     return -1 if code is None else code & 0xFF

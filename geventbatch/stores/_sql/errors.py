@@ -1,9 +1,9 @@
-"""What a scope raises for an error of a SQL database, whichever ORM stands before it. Imports no vendor.
+"""What a scope raises for an error of a SQL database, under any ORM. Imports no vendor.
 
-- `kind` says what an error of a driver means, bare or in an ORM's wrapper (`driver_errors`).
-- `not_saved` makes of an error before COMMIT what a scope raises, `of_commit` of one that came out of COMMIT;
+- `kind` tells what a driver's error means, bare or in an ORM's wrapper (`driver_errors`).
+- `not_saved` returns what a scope raises for an error before COMMIT, `of_commit` for an error of COMMIT itself;
   `commit.settle` finds out what became of that.
-- `MARK` tells the error of a statement that fails by intention.
+- `MARK` marks the error of a statement that fails on purpose.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def not_saved(error: BaseException, key: Hashable) -> NotSaved:
-    """What a scope raises (``from`` *error*) for an error that came before COMMIT was sent: nothing was written."""
+    """Return what a scope raises ``from`` *error*, which came before COMMIT was sent: nothing was written."""
     found = kind(error)
     why = f"{shown(key)} was not saved, nothing was written: {found.value} ({_first_line(error)})"
     if found is Kind.CONFLICT:
@@ -61,31 +61,31 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
 
 
 def of_store(error: BaseException, key: Hashable) -> NotSaved:
-    """The same for a statement of the store's own, which has nothing of what operations made: none is to blame."""
+    """Return the same for a statement of the store's own, which is no operation's fault."""
     found = not_saved(error, key)
     return found if isinstance(found, Conflict) else NotSaved(*found.args)
 
 
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
-    """The same for an error that came out of COMMIT. None when nobody can tell from it whether that was carried out."""
+    """Return the same for an error of COMMIT; None if it does not tell whether COMMIT was carried out."""
     return not_saved(error, key) if has_refused_commit(error) else None
 
 
 def as_not_saved(error: BaseException, key: Hashable, *, committing: bool = False) -> NotSaved | None:
-    """What a store of one's own raises (``from`` *error*) for an error of a database: what its scopes are to say.
+    """Return what a store of your own is to raise ``from`` *error*, an error of a database.
 
     Known are psycopg, psycopg2, pg8000, sqlite3, PyMySQL, mysqlclient, mysql-connector-python and MariaDB's connector,
     bare or in the wrapper of SQLAlchemy, of Django or of any ORM that raises its error ``from`` the driver's.
 
     Args:
-        error: What was raised.
-        key: That of the resource, for the message.
-        committing: Whether it came out of COMMIT. Else COMMIT has not been sent, and nothing was written.
+        error: The exception.
+        key: The resource's key, for the message.
+        committing: Whether it came out of COMMIT. Otherwise COMMIT was not sent, and nothing was written.
 
     Returns:
-        A `Conflict` (a deadlock, a serialization failure: all is replayed), a `Rejected` (a constraint, a value that
-        the database or the driver refuses: an operation is to blame), another `NotSaved` (the connection, the time);
-        None when nobody can tell: then raise *error* itself, and callers are told that it is unknown.
+        A `Conflict` (a deadlock, a serialization failure: the batch is replayed), a `Rejected` (a constraint, a value
+        that the database or the driver refuses: an operation's fault), another `NotSaved` (the connection, the time);
+        None if the error does not tell: then raise *error* itself, and callers are told that the outcome is unknown.
     Switches: no.
     """
     if committing:
@@ -99,15 +99,14 @@ def _first_line(error: BaseException) -> str:
 
 
 MARK: Final = f"the row is another one {token_hex(8)}"
-"""In the error of a statement that fails by intention. It is another one in each process, so that no text of a user's
-looks like it."""
+"""In the error of a statement that fails on purpose. Random in each process, so that no user's text contains it."""
 
 _NO_NUMBER: Final = "22P02"
-"""The SQLSTATE of a text that is to be a number, as *MARK* is."""
+"""The SQLSTATE of a text that is no number, as `MARK`."""
 
 
 def is_marked(error: BaseException) -> bool:
-    """Whether *error* is that of a statement that fails by intention, with *MARK*."""
+    """Return whether a statement that fails on purpose, with `MARK`, has raised *error*."""
     return any(state(one) == _NO_NUMBER for one in chain(error)) and MARK in message(error)
 
 
@@ -115,5 +114,5 @@ _NO_COLUMN: Final = "42703"
 
 
 def has_no_xmin(error: BaseException) -> bool:
-    """Whether *error* says that what was to be loaded has no `xmin`: it is no table, but a view."""
+    """Return whether *error* says that the relation has no `xmin`: it is a view, no table."""
     return any(state(one) == _NO_COLUMN for one in chain(error)) and "xmin" in message(error)

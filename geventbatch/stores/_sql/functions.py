@@ -1,4 +1,4 @@
-"""Functions of the user's that a query calls: on the server, each of them may write, and its text does not tell."""
+"""Server-side functions that a query calls: each may write, which the query's text does not tell."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _OWN: Final = {
         "AND FIND_IN_SET(lower(routine_name), %s)"
     ),
 }
-"""Which of some names are those of functions that may write."""
+"""Selects, of some names, the functions that may write."""
 
 _BODIES: Final = {
     "mysql": "SELECT routine_definition FROM information_schema.routines WHERE routine_type = 'PROCEDURE' "
     "AND lower(routine_name) = %s",
 }
-"""What the procedures of a name do, where one may end the transaction that it is called in."""
+"""Selects the bodies of the procedures of a name, where a procedure may end the transaction that it is called in."""
 
 _BETWEEN: Final = r"(?:\s|/\*.*?\*/|--\s[^\n]*\n|#[^\n]*\n)*"
 _NAME: Final = r"(?:`[^`]+`|[\w$]+)"
 _CALL: Final = re.compile(rf"\bCALL\b{_BETWEEN}(?:{_NAME}{_BETWEEN}\.{_BETWEEN})?({_NAME})", re.IGNORECASE | re.DOTALL)
 
 _SENDS: Final = "pg_notify"
-"""The one of PostgreSQL's own whose effect is undone with its transaction."""
+"""The one of PostgreSQL's own functions that has an effect which a rollback undoes."""
 
 
 class Functions:
-    """What is known of the functions of one database, by the names that its queries call."""
+    """The functions of one database, by name: looked up once, when a query first calls them."""
 
     def __init__(self, vendor: str) -> None:
         self._question = _OWN.get(vendor)
@@ -50,11 +50,11 @@ class Functions:
         self._ending: dict[str, bool] = {}
 
     def may_write(self, query: str, ask: Callable[[str, list[str]], list[str]]) -> bool:
-        """Whether *query* calls one that may. Switches: yes, at a name that was never called before.
+        """Return whether *query* calls a function that may write. Switches: yes, at a new name.
 
         Args:
             query: Its text.
-            ask: Sends a question to the server, and gives the first column of the answer.
+            ask: Sends a query to the server, and returns the first column of the answer.
         """
         if self._question is None or "(" not in query:
             return False
@@ -70,28 +70,28 @@ class Functions:
     def may_end_transaction(
         self, statement: str, ask: Callable[[str, list[str]], list[str]], within: frozenset[str] = frozenset()
     ) -> bool:
-        """Whether *statement* calls a procedure that may end its transaction. Switches: yes, at a new name.
+        """Return whether *statement* calls a procedure that may end its transaction. Switches: yes, at a new name.
 
-        A procedure whose text the role may not read is taken for one that does not.
+        A procedure whose body the role may not read counts as one that does not.
 
         Args:
             statement: Its text.
             ask: As in `may_write`.
-            within: The procedures in whose text it stands.
+            within: The procedures whose bodies contain it.
         """
         if self._bodies is None:
             return False
         return any(self._ends(name.strip("`").lower(), ask, within) for name in _CALL.findall(statement))
 
     def _ends(self, name: str, ask: Callable[[str, list[str]], list[str]], within: frozenset[str]) -> bool:
-        if name in within:  # it calls itself: the rest of its text tells
+        if name in within:  # recursion: the rest of its body tells
             return False
         ends = self._ending.get(name)
         if ends is None:
             bodies = [body for body in ask(str(self._bodies), [name]) if body is not None]
             inside = within | {name}
             ends = any(ends_transaction(body) or self.may_end_transaction(body, ask, inside) for body in bodies)
-            if ends or not within:  # else it was not looked into those that it is within
+            if ends or not within:  # else the recursive calls above were not looked into
                 if len(self._ending) > _REMEMBERED:
                     self._ending = {}
                 self._ending[name] = ends

@@ -1,7 +1,8 @@
-"""A key as its column has it: 42 and "42" are one row, and so they have to be one batch. Imports no vendor.
+"""A key as its column has it: 42 and "42" are one row, and so one batch. Imports no vendor.
 
-What is equal to a value of the column is that value: a member of ``class Line(str, Enum)`` is its text. What can be in
-no row is refused here, at the door: no database needs to be asked, and many would take it for another value.
+A key that is equal to a value of the column becomes that value: a member of ``class Line(str, Enum)`` becomes its text.
+A key
+that no row can have is refused here, at the door: many databases would take it for another value.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _EXACT: Final = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX)
 
 _MOST_DIGITS: Final = 4300
-"""Of a whole number as a text: more take a time that grows with the square of their number."""
+"""Digits of an integer that is given as a text: parsing takes a time that grows with the square of their number."""
 
 _LONGEST_SHOWN: Final = 200
 """Characters of a key in a message."""
@@ -33,34 +34,34 @@ _LONGEST_SHOWN: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """A column that keys name: the type of its values, and what it has room for."""
+    """A column of the key: its type, and its limits."""
 
     name: str
     kind: type | None
-    """None, or an unknown type: keys are taken as they are."""
+    """The Python type of its values. None, or an unknown type: keys are taken as they are."""
     longest: int = sys.maxsize
     """Characters of a text."""
     takes_nul: bool = True
-    """A text may have a NUL in it."""
+    """A text may contain a NUL."""
     least: float = -math.inf
-    """Of a whole number."""
+    """The smallest integer."""
     most: float = math.inf
     digits: int = 131_072
-    """Of a decimal number, before its point: as many as PostgreSQL has."""
+    """Digits of a decimal before its point; PostgreSQL's limit unless given."""
     decimals: int = 16_383
-    """And behind it."""
+    """Digits of a decimal after its point."""
 
     def normalize(self, key: Hashable) -> Hashable:
-        """The value that *key* stands for.
+        """Return the column's value for *key*.
 
         Raises:
-            TypeError: Its type cannot be such a key. It names the key and the column.
-            ValueError: Its type can, and its value is none, or can be in no row.
+            TypeError: Keys of this type are impossible. Names the key and the column.
+            ValueError: No row can have this key.
         Switches: no.
         """
         kind = self.kind
         if kind is str and type(key) is str and len(key) <= self.longest and key.isprintable():
-            return key  # as nearly all are
+            return key  # nearly all keys
         value: Any = key
         if type(key) is not kind:
             convert = _CONVERSIONS.get(kind) if kind is not None else None
@@ -89,12 +90,12 @@ class KeyColumn:
 
 
 def normalize(key: Hashable, column: str, kind: type | None) -> Hashable:
-    """The same for a column of which nothing but the type is known."""
+    """Return the same for a column of which only the type is known."""
     return KeyColumn(column, kind).normalize(key)
 
 
 def normalize_all(key: Hashable, columns: Sequence[KeyColumn]) -> Hashable:
-    """The same for a key of several columns, a tuple."""
+    """Return the same for a key of several columns, a tuple."""
     if len(columns) == 1:
         return columns[0].normalize(key)
     names = ", ".join(column.name for column in columns)
@@ -108,16 +109,16 @@ def normalize_all(key: Hashable, columns: Sequence[KeyColumn]) -> Hashable:
 
 
 def shortened(key: object) -> str:
-    """Its `repr`, as far as anybody reads it."""
+    """Return the `repr` of *key*, cut off for a message."""
     told = shown(key)
     return told if len(told) <= _LONGEST_SHOWN else f"{told[:_LONGEST_SHOWN]}…"
 
 
 def row_key(asked: Any, found: Any) -> Any:
-    """The key that a row has by itself, which was found by the key *asked* for.
+    """Return the key as its row has it, which was found by the key *asked* for.
 
-    A collation may take several texts for one: then only what the row has is one for all of them. Values of any other
-    type are equal to what was asked for, and have the form of the driver.
+    By its collation, a database may take several texts for one; the row's own text is the same for all of them. For
+    other types, return *asked*: it is equal to the row's value, in the form of the driver.
     """
     if isinstance(asked, tuple):
         return tuple(row_key(one, other) for one, other in zip(asked, found, strict=True))
@@ -126,7 +127,7 @@ def row_key(asked: Any, found: Any) -> Any:
 
 # -- conversions ----------------------------------------------------------------------------------------------
 #
-# By the methods of the plain types: a subclass, such as an Enum, may have others of its own. None: of a wrong type.
+# By methods of the plain types, since a subclass (an Enum, say) may override them. None: of a wrong type.
 
 
 def _integer(key: Any) -> int | None:
@@ -193,13 +194,13 @@ _CONVERSIONS: Final[dict[type, Callable[[Any], Hashable]]] = {
 }
 
 
-# -- what can be in no row ------------------------------------------------------------------------------------
+# -- checks: why no row can have a key ------------------------------------------------------------------------
 
 
 def _text_fits(key: str, column: KeyColumn) -> str | None:
     if len(key) > column.longest:
         return f"it has {len(key)} characters, and the column has room for {column.longest}"
-    if key.isprintable():  # so no NUL is in it, and no half of a surrogate pair
+    if key.isprintable():  # then it has no NUL, and no half of a surrogate pair
         return None
     if "\0" in key and not column.takes_nul:
         return "it has a NUL in it, which no text in this database has"

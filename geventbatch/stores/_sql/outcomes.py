@@ -1,10 +1,10 @@
-"""A table of outcomes: what came of the operations that had an idempotency key. Imports no vendor.
+"""A table of outcomes: the results of operations that had an idempotency key. Imports no vendor.
 
-It has three columns: ``id``, a digest of the resource's name and the idempotency key behind it; ``outcome``, as
-`Batch.outcomes` has it; and ``expires``, in whole seconds of Unix time. A row that has expired counts as absent.
+It has three columns: ``id``, a digest of the resource's name followed by the idempotency key; ``outcome``, as in
+`Batch.outcomes`; and ``expires``, in whole seconds of Unix time. An expired row counts as absent.
 
-An insert that finds a row there waits until that one's transaction has ended. So of two batches that have the same key
-at the same time, in whatever process, one is saved, and the other one finds what it has saved.
+An insert that finds such a row waits until that row's transaction has ended. So if two batches have the same key at the
+same time, in any processes, one is saved, and the other one finds its outcome.
 """
 
 from __future__ import annotations
@@ -30,48 +30,49 @@ ID_LENGTH: Final = 300
 """Characters: 32 of a digest, a colon, 255 of an idempotency key."""
 
 DAY: Final = 86_400.0
-"""Seconds that outcomes are kept unless the user says otherwise."""
+"""Seconds: the default of ``idempotency_ttl``."""
 
 _DIGEST: Final = 33
 _QUOTES: Final = '"`'
 _AT_ONCE: Final = 500
-"""Parameters of one IN; SQLite has had a limit of 999."""
+"""Parameters of one IN. Old versions of SQLite have a limit of 999."""
 
 Send = Callable[[str, Any], Any]
-"""Sends a statement, with a tuple of parameters, or a list of such tuples, and gives what
-has a ``rowcount``, and a ``fetchall()``: a cursor of the DB-API, or more."""
+"""Sends a statement with a tuple of parameters, or a list of tuples. Returns what has ``rowcount`` and ``fetchall()``:
+a cursor of the DB-API, say."""
 
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """What is sent for it, in the form of a DB-API driver."""
+    """The table's statements, in the form of a DB-API driver."""
 
     name: str
-    """Quoted, with its schema."""
+    """The table's name, quoted, with its schema."""
     vendor: str
     """'postgresql', 'sqlite', 'mysql', or any other."""
     seconds: float
-    """That an outcome is kept."""
+    """How long an outcome is kept."""
     mark: str = "%s"
-    """That stands for a parameter."""
+    """The driver's placeholder of a parameter."""
 
     def insert(self, count: int) -> str:
-        """Insert so many rows."""
+        """Return the statement that inserts *count* rows."""
         mark = self.mark
         rows = f"VALUES {', '.join([f'({mark}, {mark}, {mark})'] * count)}"
         if self.vendor == "postgresql" and count > 1:
-            # Two texts for all rows: of arrays, a driver in Python would convert each element.
+            # Two texts for all rows: in arrays, a driver written in Python would convert each element.
             arrays = ", ".join([f"string_to_array({mark}, chr(10))"] * 2)
             rows = f"SELECT {mark} || i, o, {mark} FROM unnest({arrays}) AS r(i, o)"
         return f"INSERT INTO {self.name} (id, outcome, expires) {rows}"
 
     def purge(self, send: Send, limit: int) -> int:
-        """Delete some that have expired; give how many. In a transaction of the caller's. Switches: yes."""
+        """Delete up to *limit* expired rows in the caller's transaction, and return their number. Switches: yes."""
         mark, name = self.mark, self.name
         now = int(time.time())
         some = f"SELECT id FROM {name} WHERE expires <= {mark} LIMIT {mark}"
         if self.vendor == "postgresql":
-            # In an array, since with IN it may look for some others again for each row. And two at once do not wait.
+            # An array, since PostgreSQL may run a subquery with LIMIT in an IN again for each row. Two purges do not
+            # wait.
             some = f"ANY (ARRAY({some} FOR UPDATE SKIP LOCKED))"
             return int(send(f"DELETE FROM {name} WHERE id = {some}", (now, limit)).rowcount)
         if self.vendor == "sqlite":
@@ -82,7 +83,7 @@ class OutcomeTable:
 
 
 def seconds_to_keep(seconds: object, idempotency: object) -> float:
-    """Check the option ``idempotency_ttl``, beside that of the table."""
+    """Check the option ``idempotency_ttl`` beside the option ``idempotency``, and return the seconds."""
     if seconds is None:
         return DAY
     if idempotency is None:
@@ -95,22 +96,22 @@ def seconds_to_keep(seconds: object, idempotency: object) -> float:
 
 
 class Outcomes:
-    """The outcomes of one resource, in a table."""
+    """The outcomes of one resource."""
 
     def __init__(self, table: OutcomeTable, store: str, key: Hashable) -> None:
-        """Of the resource at *key* in *store*: other stores may share the table."""
+        """Name the resource at *key* in *store*: other stores may share the table."""
         try:
             name = encode([store, _canonical(key)])
-        except Exception:  # a key of a type of the user's own
+        except Exception:  # the key's type is the user's own
             name = f"{store} {shown(key)}"
         self.key = key
         self.table = table
         self.prefix = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + ":"
 
     def find(self, send: Send, keys: Iterable[str]) -> dict[str, str]:
-        """Those of *keys* that are recorded, and have not expired. Raises `Conflict` for a deadlock. Switches: yes."""
+        """Return the recorded outcomes of *keys*. Raises `Conflict` for a deadlock. Switches: yes."""
         mark, name = self.table.mark, self.table.name
-        # Else MySQL would show them as they were at the load.
+        # Without it, MySQL would return them as they were at the load.
         lock = " LOCK IN SHARE MODE" if self.table.vendor == "mysql" else ""
         wanted = [f"{self.prefix}{key}" for key in keys]
         found: dict[str, str] = {}
@@ -129,7 +130,7 @@ class Outcomes:
 
 
 def _canonical(key: Hashable) -> Any:
-    """Something plain that is one for keys that are equal."""
+    """Return a plain value that is the same for keys that are equal."""
     if isinstance(key, tuple):
         return tuple(map(_canonical, key))
     if isinstance(key, Decimal) and key.is_finite():
@@ -140,23 +141,23 @@ def _canonical(key: Hashable) -> Any:
 
 
 class Recording:
-    """What one save has to record."""
+    """The outcomes that one save records."""
 
     def __init__(self, outcomes: Outcomes, kept: Mapping[str, str]) -> None:
-        """By idempotency key, as `Batch.outcomes` has it."""
+        """Take *kept*, by idempotency key, from `Batch.outcomes`."""
         self._outcomes = outcomes
         self._kept = kept
 
     def send(self, send: Send) -> None:
-        """Insert it all, by one statement, which fails when some of it is there. Switches: yes."""
+        """Insert all by one statement, which fails if one of them is there. Switches: yes."""
         table = self._outcomes.table
-        if table.vendor == "sqlite":  # which takes no more than so many parameters
+        if table.vendor == "sqlite":  # it limits the number of parameters
             send(table.insert(1), self._rows())
         else:
             send(*self.statement())
 
     def statement(self) -> tuple[str, tuple[object, ...]]:
-        """That statement, and its parameters."""
+        """Return that statement, and its parameters."""
         outcomes, kept = self._outcomes, self._kept
         insert = outcomes.table.insert(len(kept))
         if outcomes.table.vendor != "postgresql" or len(kept) == 1:
@@ -171,9 +172,9 @@ class Recording:
         roll_back: Callable[[], object],
         begin_to_write: Callable[[], object],
     ) -> NotSaved | None:
-        """What *error* of a save is if that statement was the one that failed; it is rolled back then. Switches: yes.
+        """Return the `NotSaved` for *error* if our INSERT caused it (after rolling back), else None. Switches: yes.
 
-        Only now are those that have expired deleted: that a key comes again after so long is rare.
+        Expired outcomes are deleted only here, since a key rarely comes again after so long.
         """
         if not errors.is_duplicate(error):
             return None
@@ -194,13 +195,13 @@ class Recording:
         begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]
         deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"
-        if send(deletion, expired).rowcount or self._is_ours(error):  # else somebody else has deleted them meanwhile
+        if send(deletion, expired).rowcount or self._is_ours(error):  # or another process has just deleted them
             return Conflict(f"{shown(key)} was not saved: outcomes were in the way that have expired")
         return None
 
     def _is_ours(self, error: BaseException) -> bool:
-        """Whether *error* names one of our ids; SQLite's names the column."""
-        if (table := errors.table_of(error)) is not None:  # which PostgreSQL tells apart from what is in the rows
+        """Return whether *error* names one of our ids; SQLite's names the column."""
+        if (table := errors.table_of(error)) is not None:  # PostgreSQL reports it apart from the row's values
             return table == self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
         told = said(getattr(error, "orig", error))
         column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
@@ -210,6 +211,6 @@ class Recording:
         return int(time.time()) + ceil(self._outcomes.table.seconds)
 
     def _rows(self) -> list[tuple[str, str, int]]:
-        """In the order of the keys, so that two of them never deadlock."""
+        """Return the rows in the order of their keys, so that two saves never deadlock."""
         expires = self._expires()
         return [(f"{self._outcomes.prefix}{key}", self._kept[key], expires) for key in sorted(self._kept)]

@@ -1,6 +1,6 @@
-"""Texts of SQL: what stands first in one, and what an operation may not send in its batch's transaction.
+"""SQL texts: their first word, whether they read, and why an operation may not send one in its batch's transaction.
 
-A text is looked at word by word, without its literals and comments. What a function of the server does is not seen.
+A text is checked word by word, without its literals and comments. The effects of functions on the server are not seen.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from functools import lru_cache
 from typing import Final
 
 _REMEMBERED: Final = 2_000
-"""Characters of a text, at the most, whose verdict is remembered: an ORM sends the same ones again and again."""
+"""Characters of the longest text whose verdict is cached: an ORM sends the same texts again and again."""
 
 _LEADING: Final = re.compile(r"(?:[\s;(]+|--[^\n]*(?:\n|\Z)|#[^\n]*(?:\n|\Z)|/\*(?!M?!).*?\*/)+", re.DOTALL)
 _WORD: Final = re.compile(r"[A-Za-z]+")
 
 _PLAIN: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "VALUES", "REPLACE", "MERGE"})
 _SUSPECT: Final = (";", "lock", "set_config", "temp", "@", "/*!", "/*m!")
-"""One of them is in every text that begins with a plain word and may not be sent all the same; in small letters."""
+"""Lower case. Any forbidden text that begins with a plain word contains one of them."""
 
 _QUOTED: Final = (
     r"\"(?:[^\"]|\"\")*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*(?!M?!)(?:[^/*]|/(?!\*)|\*(?!/)|/\*.*?\*/)*\*/"
@@ -28,10 +28,10 @@ _NO_CODE_MYSQL: Final = re.compile(
     rf"{_ESCAPED}|\"(?:[^\"\\]|\"\"|\\.)*\"|`[^`]*`|--\s[^\n]*|--$|#[^\n]*|/\*(?!M?!).*?\*/", re.DOTALL
 )
 _NAMING: Final = re.compile(r"\s*[(.]")
-"""What stands behind the name of a function, or of a schema."""
+"""Follows the name of a function, or of a schema."""
 
 _EXECUTED: Final = re.compile(r"/\*M?!\d*|\*/")
-"""What stands around it is no comment for MySQL."""
+"""Encloses text that MySQL executes: no comment for it."""
 
 _TRANSACTION: Final = re.compile(
     r"(?:BEGIN|START TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE TRANSACTION|XA)\b"
@@ -66,7 +66,7 @@ _ENDING: Final = re.compile(
     r"|RENAME TABLE|TRUNCATE(?! ?\()|(?:UN)?LOCK TABLES?|GRANT|REVOKE|EXECUTE|(?:ANALYZE|OPTIMIZE|REPAIR) TABLES?"
     r"|FLUSH|AUTOCOMMIT|XA)\b"
 )
-"""In the body of a procedure. (What EXECUTE does, nobody knows.)"""
+"""In the body of a procedure. (The effect of EXECUTE is unknown.)"""
 
 _READS: Final = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "SET"})
 _MAY_READ: Final = frozenset({"WITH", "EXPLAIN"})
@@ -86,37 +86,37 @@ _OF_COMMIT: Final = "{} makes MySQL commit what the batch has not saved yet: sen
 
 
 def first_word(statement: str) -> str:
-    """The first word, in capital letters, behind blanks, brackets and comments. Empty where none is."""
+    """Return the first word in upper case, after blanks, brackets and comments; empty if there is none."""
     found = _WORD.match(statement) or _WORD.match(statement, start(statement))
     return found.group().upper() if found else ""
 
 
 def start(statement: str) -> int:
-    """Where the first word begins."""
+    """Return the index of the first word."""
     found = _LEADING.match(statement)
     return found.end() if found else 0
 
 
 def forbidden(statement: str, *, mysql: bool = False) -> str | None:
-    """Why an operation may not send *statement* in its batch's transaction; None: it may. Switches: no.
+    """Return why an operation may not send *statement* in its batch's transaction; None if it may. Switches: no.
 
-    It may not begin or end the transaction, nor set anything in the session, which is that of others too.
+    It may not begin or end the transaction, nor set anything in the session, which other operations share.
 
     Args:
-        mysql: Whether the server is MySQL or MariaDB, which reads literals in a way of its own, and commits by itself
-            before a statement that changes a table's definition.
+        mysql: Whether the server is MySQL or MariaDB, which parses literals differently, and commits by itself before a
+            statement that changes a table's definition.
     """
     return (_remembered if len(statement) <= _REMEMBERED else _forbidden)(statement, mysql)
 
 
 def ends_transaction(body: str) -> bool:
-    """Whether the *body* of a procedure of MySQL's has something in it that ends a transaction. Switches: no."""
+    """Return whether the *body* of a MySQL procedure contains what ends a transaction. Switches: no."""
     code = _NO_CODE_MYSQL.sub(_left, body)
     return _ENDING.search(" ".join(_EXECUTED.sub(" ", code).upper().split())) is not None
 
 
 def reads(statement: str) -> bool:
-    """Whether *statement* is one that only reads; what the functions in it do is not seen. Switches: no."""
+    """Return whether *statement* only reads; the effects of functions in it are not seen. Switches: no."""
     if statement.startswith("SELECT"):
         return True
     word = first_word(statement)
@@ -132,14 +132,14 @@ def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lr
             return None
     code = (_NO_CODE_MYSQL if mysql else _NO_CODE).sub(_left, statement)
     code = " ".join(_EXECUTED.sub(" ", code).upper().split())
-    if _BODY.match(code):  # what stands between the semicolons is for later
+    if _BODY.match(code):  # the statements of a body run later
         return _judged(code.partition(";")[0], mysql=mysql)
     parts = (part.lstrip(" (") for part in code.split(";"))
     return next((why for part in parts if part and (why := _judged(part, mysql=mysql)) is not None), None)
 
 
 def _left(found: re.Match[str]) -> str:
-    """What is left of a literal, of a comment, of a name in quotes: something where it is called, or a variable's."""
+    """Return the replacement of a literal, comment or quoted name: a name stays if it is called, or a variable's."""
     first = found[0][0]
     if first in "-#/":
         return " "
@@ -154,7 +154,7 @@ _remembered = lru_cache(maxsize=512)(_forbidden)
 
 
 def _judged(code: str, *, mysql: bool) -> str | None:
-    """What is to be said of one statement without literals, in capital letters, with single blanks."""
+    """Return why one statement is forbidden, which has no literals, and is in upper case with single blanks."""
     code = _STATEMENT_ONLY.sub("", code, count=1) if code.startswith("SET STATEMENT ") else code
     if _TRANSACTION.match(code):
         return _OF_TRANSACTION.format(_named(code))
@@ -167,6 +167,6 @@ def _judged(code: str, *, mysql: bool) -> str | None:
 
 
 def _named(code: str) -> str:
-    """The words that a statement begins with."""
+    """Return the first word of a statement, or two."""
     words = code.split(" ")
     return " ".join(words[:2] if words[0] in {"START", "PREPARE", "CREATE", "DROP", "LOCK"} else words[:1])
