@@ -44,12 +44,16 @@ class Later:
             self._dropped += 1
         else:
             self._calls.append(call)
-            if self._teller is None or self._teller.ready():  # it may have been killed: what is left is done now
+            if self._teller is None or self._teller.ready():  # it may have been killed before its first step
                 self._teller = gevent.spawn(self._make_all)
 
     def _make_all(self) -> None:
-        while self._calls:
-            _safely(self._calls.popleft())
+        try:
+            while self._calls:
+                _safely(self._calls.popleft())
+        finally:
+            if self._calls:  # it was killed, or a call has raised a kill: that ends no other call
+                self._teller = gevent.spawn(self._make_all)
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             _log.warning(self._message, dropped, MOST)

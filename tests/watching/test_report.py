@@ -234,6 +234,15 @@ def test_a_teller_that_was_killed_is_replaced(clock: VirtualTime, caplog: pytest
     assert [line for _, line in logged(caplog)][1:] == ["one", "two"]
 
 
+def test_a_line_that_raises_a_kill_ends_no_other_line(clock: VirtualTime, caplog: pytest.LogCaptureFixture) -> None:
+    with Processor(load_resource=raising(OSError()), min_duration=0) as processor:
+        answer_of(processor.run, "k", nothing)
+        logged(caplog)
+        log._reporter.tell(logging.WARNING, raising(gevent.GreenletExit()))
+        log._reporter.tell(logging.WARNING, partial(log._log.warning, "behind it"))
+    assert [line for _, line in logged(caplog)][1:] == ["behind it"]
+
+
 # Slow loads and saves, lost workers
 
 
