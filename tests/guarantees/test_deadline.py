@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from geventbatch import BatchTimeout, LoadFailed, Processor, SaveFailed
+from tests.support.callers import answer_of
 from tests.support.recording_store import FORMS, Caller, Store, add, answered_at, answers, fail, only_once
 
 if TYPE_CHECKING:
@@ -268,6 +269,28 @@ def test_to_what_a_load_returned_that_swallowed_the_interruption_nothing_is_appl
         clock.advance(2)
         assert store.times("apply") == []
         assert len(store.left) == 1
+
+
+def test_who_comes_after_the_deadline_of_a_load_that_swallowed_it_has_a_load_of_his_own(clock: VirtualTime) -> None:
+    loads: list[float] = []
+
+    def load(_: object) -> list[str]:
+        loads.append(clock.now())
+        if len(loads) == 1:
+            try:
+                gevent.sleep(100)
+            except gevent.Timeout:
+                gevent.sleep(0.5)
+        return []
+
+    processor = Processor(load_resource=load, min_duration=0, max_duration=1)
+    first = gevent.spawn(answer_of, processor.run, "k", no_change)
+    clock.advance(1.2)
+    later = gevent.spawn(processor.run, "k", lambda _: "saved")
+    clock.advance(1)
+    assert isinstance(first.value, BatchTimeout)
+    assert (later.value, loads) == ("saved", [0.0, 1.5])
+    processor.stop()
 
 
 # What never yields

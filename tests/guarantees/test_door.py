@@ -222,6 +222,19 @@ def test_what_gives_no_context_manager_fails_the_load_by_its_name(
         declared.for_app(app).stop()
 
 
+def test_a_scope_without_an_exit_fails_before_it_is_entered(clock: VirtualTime) -> None:
+    entered = []
+
+    class Half:
+        def __enter__(self) -> None:
+            entered.append(True)
+
+    options: dict[str, Any] = {"open_resource": lambda key: Half()}
+    with Processor(**options, min_duration=0) as processor:
+        assert isinstance(answer_of(processor.run, "k", len), LoadFailed)
+    assert not entered
+
+
 def test_an_attribute_error_of_the_loads_own_is_told_as_it_is(clock: VirtualTime) -> None:
     class Broken(Scope):
         def __enter__(self) -> list[int]:

@@ -182,29 +182,6 @@ def test_keys_are_one_when_they_are_equal(clock: VirtualTime) -> None:
             loads.clear()
 
 
-def test_the_worker_number_is_asked_only_for_a_key_that_has_no_live_batch(clock: VirtualTime) -> None:
-    asked: list[str] = []
-
-    def number(key: str, workers: int) -> int:
-        asked.append(key)
-        return len(asked) % workers  # another one each time, which must do no harm
-
-    with Processor(
-        load_resource=lambda key: gevent.sleep(1),
-        worker_number_for_key=number,
-        workers=4,
-        min_duration=0,
-        max_duration=9,
-    ) as processor:
-        callers = [gevent.spawn(processor.run, "k", lambda resource: None) for _ in range(10)]
-        clock.advance(0.5)
-        callers += [gevent.spawn(processor.run, "k", lambda resource: None) for _ in range(10)]
-        gevent.joinall(callers, raise_error=True)
-        assert asked == ["k"]
-        processor.run("k", lambda resource: None)
-        assert asked == ["k", "k"]
-
-
 @pytest.mark.parametrize(
     ("key", "equal"),
     [

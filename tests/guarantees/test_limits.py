@@ -74,22 +74,6 @@ def test_a_batch_holds_max_batch_size_operations_and_the_next_ones_are_the_next_
     assert list(chain(*store.saved)) == list(range(count))
 
 
-def test_a_full_batch_does_not_wait_for_the_end_of_its_window(clock: VirtualTime) -> None:
-    saved: list[float] = []
-    with Processor(
-        save_resource=lambda key, resource: saved.append(clock.now()),
-        min_duration=10,
-        max_duration=20,
-        max_batch_size=3,
-    ) as processor:
-        callers = [gevent.spawn(processor.run, "k", lambda resource: None) for _ in range(2)]
-        clock.advance(4)
-        assert saved == []
-        callers.append(gevent.spawn(processor.run, "k", lambda resource: None))
-        gevent.joinall(callers, raise_error=True)
-        assert saved == [4]
-
-
 def test_an_operation_that_was_withdrawn_before_it_started_leaves_its_place_in_the_batch(clock: VirtualTime) -> None:
     store = Store()
     with processor_over(store, max_batch_size=3) as processor:

@@ -73,11 +73,19 @@ def test_operations_run_in_the_order_they_came(store: Store) -> None:
 
 
 def test_an_operation_that_yields_lets_no_other_operation_of_its_key_run(store: Store) -> None:
-    with store.processor(min_duration=0) as processor:
-        callers = [store.call(processor, "k", store.apply, mark, 0.005) for mark in range(10)]
-        store.clock.advance(1)
-        assert answers(callers) == list(range(10))
-        assert [of for _, what, of in store.log if what in {"apply", "applied"}] == sorted([*range(10), *range(10)])
+    def apply(resource: list[int], mark: int) -> int:
+        before = list(resource)
+        store.apply(resource, mark, 0.001 * (mark % 3))
+        resource[:] = [*before, mark]  # what another one has added meanwhile would be lost
+        return mark
+
+    with store.processor(min_duration=0, max_duration=5) as processor:
+        callers = [store.call(processor, "k", apply, mark) for mark in range(1000)]
+        store.clock.advance(5)
+        marks = list(range(1000))
+        assert answers(callers) == store.kept["k"] == marks
+        assert [of for _, what, of in store.log if what in {"apply", "applied"}] == sorted(marks + marks)
+        assert len(store.times("load")) == 1
 
 
 def test_an_operation_that_comes_while_another_yields_runs_after_those_that_came_before(store: Store) -> None:
@@ -167,9 +175,10 @@ def test_the_worker_number_is_asked_only_for_a_key_that_has_no_live_batch(store:
 
     def number_for(key: Any, workers: int) -> int:
         asked.append((store.clock.now(), key))
-        return 0
+        return len(asked) % workers  # another one each time, which must do no harm
 
-    with store.processor(min_duration=0, worker_number_for_key=number_for) as processor:
+    with store.processor(min_duration=0, workers=4, worker_number_for_key=number_for) as processor:
+        store.call(processor, "k", add, 1)
         for _ in range(5):  # joins the load, then the batch behind the save
             store.call(processor, "k", add, 1)
             store.clock.advance(0.008)

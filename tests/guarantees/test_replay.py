@@ -635,6 +635,14 @@ def test_a_batch_in_which_every_operation_raises_saves_nothing(clock: VirtualTim
     assert len(store.loads) == 2
 
 
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_batch_whose_only_operation_raises_is_loaded_once(clock: VirtualTime, *, batching: bool) -> None:
+    store = Store()
+    with over(store, batching=batching) as processor:
+        assert type(spawn(processor, change_half_way, 1).get()) is Half
+    assert len(store.loads) == 1
+
+
 def test_the_scope_of_an_attempt_with_a_broken_operation_is_rolled_back(clock: VirtualTime) -> None:
     noted: list[Any] = []
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchTimeout, Processor, ProcessorStopped
+from geventbatch import BatchTimeout, Processor, ProcessorStopped, worker_number_for_key
+from geventbatch._core import batch
 from tests.support.recording_store import (
     FORMS,
     Store,
@@ -139,24 +140,27 @@ def test_batches_queued_behind_one_that_saves_are_saved_too(store: Store) -> Non
 
 def test_nothing_runs_after_stop_returned_true(store: Store) -> None:
     processor = store.processor(min_duration=0)
-    tries = [0]
+    outcomes: list[str] = []
 
     def again_and_again(number: int) -> None:
+        gevent.sleep(number % 40 / 200)  # so that many come after the stop has begun
         while True:
-            tries[0] += 1
             try:
                 processor.run(number % 7, store.apply, number, 0.0001)
             except ProcessorStopped:
+                outcomes.append("refused")
                 return
+            outcomes.append("saved")
 
-    callers = [gevent.spawn(again_and_again, number) for number in range(200)]
+    callers = [gevent.spawn(again_and_again, number) for number in range(2000)]
     store.clock.advance(0.1)
-    assert tries[0] > 200
     assert processor.stop() is True
     noted = list(store.log)
     store.clock.advance(10)
     assert store.log == noted
     assert all(caller.dead for caller in callers)
+    assert outcomes.count("saved") == sum(map(len, store.kept.values())) == len(store.times("applied")) > 1000
+    assert outcomes.count("refused") == 2000
 
 
 def test_when_stop_returned_true_every_caller_has_been_woken(store: Store) -> None:
@@ -273,6 +277,39 @@ def test_a_stop_called_while_user_code_yields_in_the_middle_of_admission_refuses
     assert isinstance(caller.error, ProcessorStopped)
     assert store.log == []
     assert "0 keys, 0 batches, 0 operations pending, 0 workers" in repr(processor)
+
+
+@pytest.mark.parametrize("place", ["worker_number_for_key", "AsyncResult", "Waiter"])
+def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
+    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    # As a signal handler does that is taken while the queue of the key is looked up, or while `Batch.add` or
+    # `Batch.wait_for_operations` makes something: in the middle of a stretch without a switch.
+    def stop_before(make: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*args: Any) -> Any:
+            processor.stop(timeout=0)
+            return make(*args)
+
+        return stopped
+
+    number = stop_before(worker_number_for_key) if place == "worker_number_for_key" else worker_number_for_key
+    processor: Processor[list[int]] = Processor(
+        load_resource=lambda _: [], min_duration=5, worker_number_for_key=number
+    )
+
+    def call() -> float:
+        try:
+            processor.run("k", list.append, 1)
+        except Exception:
+            return clock.now()
+        return clock.now()
+
+    if place != "worker_number_for_key":
+        monkeypatch.setattr(batch, place, stop_before(getattr(batch, place)))
+    caller = gevent.spawn(call)
+    clock.advance(20)
+    assert caller.value == 0.0
+    assert processor.stop()
 
 
 # More than once

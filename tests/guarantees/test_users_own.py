@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -212,6 +213,43 @@ def test_a_key_that_cannot_be_shown_fails_nobody(clock: VirtualTime, caplog: pyt
     assert isinstance(answer, SaveFailed)
     assert answer.retry_safe
     assert str(PartlySaved({key: NotSaved("no")})).startswith("not saved: <")
+
+
+class Unprintable(str):
+    """A key whose repr ends whoever asks for it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise gevent.GreenletExit
+
+
+@pytest.mark.parametrize("phase", ["load", "operations"])
+def test_a_scope_is_left_though_telling_a_watcher_of_its_late_batch_raises(clock: VirtualTime, phase: str) -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def scope(_: object) -> Iterator[None]:
+        log.append("entered")
+        if phase == "load":
+            clock.spend(2)
+        try:
+            yield
+        finally:
+            log.append("left")
+
+    processor = Processor(open_resource=scope, min_duration=0, max_duration=1)
+    watcher = processor.subscribe_batch_metrics()
+
+    def call() -> None:
+        processor.run(Unprintable("k"), lambda _: clock.spend(2))
+
+    caller = gevent.spawn(call)
+    clock.advance(5)
+    assert caller.dead
+    assert log == ["entered", "left"]
+    assert processor.stop()
+    assert list(watcher) == []
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

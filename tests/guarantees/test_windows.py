@@ -74,11 +74,12 @@ def test_a_batch_takes_no_more_operations_past_the_window(store: Store) -> None:
         assert callers[1].at == 0.12
 
 
-def test_a_batch_saves_at_the_end_of_its_window_and_not_after_each_operation(store: Store) -> None:
-    with store.processor(min_duration=0.1) as processor:
-        come_at(store, {1: 0.0, 2: 0.05}, lambda mark: store.call(processor, "k", store.apply, mark))
-        store.clock.advance(1)
-        assert store.times("save") == [0.1]
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 3])
+def test_a_batch_saves_at_the_end_of_its_window_and_not_after_each_operation(store: Store, seconds: float) -> None:
+    with store.processor(min_duration=seconds) as processor:
+        come_at(store, {1: 0.0, 2: seconds / 2}, lambda mark: store.call(processor, "k", store.apply, mark))
+        store.clock.advance(5)
+        assert store.times("save") == [seconds]
 
 
 def test_a_batch_closes_at_the_end_of_the_window_even_between_two_operations(store: Store) -> None:
@@ -201,10 +202,11 @@ def test_an_operation_that_raises_does_not_end_the_window(store: Store) -> None:
 
 
 def test_a_full_batch_does_not_wait_for_the_end_of_its_window(store: Store) -> None:
-    with store.processor(min_duration=0.1, max_batch_size=2) as processor:
-        callers = come_at(store, {1: 0.0, 2: 0.05}, lambda mark: store.call(processor, "k", add, mark))
+    with store.processor(min_duration=10, max_batch_size=3) as processor:
+        callers = come_at(store, {1: 0.0, 2: 0.0, 3: 4.0}, lambda mark: store.call(processor, "k", add, mark))
         store.clock.advance(1)
-        assert answered_at(callers.values()) == [0.07, 0.07]
+        assert store.times("save") == [4.0]
+        assert answered_at(callers.values()) == [4.02] * 3
 
 
 # 5: natural batching

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -355,18 +354,3 @@ def test_a_worker_number_out_of_range_is_refused_and_nothing_is_enqueued(store: 
         with pytest.raises(ValueError, match=rf"{number}.*'k'.*from 0 to 2"):
             processor.run("k", add, 1)
         assert "0 keys" in repr(processor)
-
-
-def test_an_idle_worker_keeps_nothing_of_its_last_batch_alive(clock: VirtualTime) -> None:
-    class Argument:
-        pass
-
-    processor: Processor[list[object]] = Processor(load_resource=lambda _: [], min_duration=0)
-    argument = Argument()
-    gone = weakref.ref(argument)
-    gevent.spawn(processor.run, "k", lambda _, argument: None, argument)
-    clock.advance(1)
-    assert "1 workers" in repr(processor)
-    del argument
-    assert gone() is None
-    processor.stop()

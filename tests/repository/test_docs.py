@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,17 @@ def test_each_of_the_twenty_guarantees_names_tests_that_exist() -> None:
             assert not missing, f"guarantee {number}: {file} has no {missing}"
 
 
-def test_each_difference_from_running_alone_names_a_test_that_exists() -> None:
-    _, table = (ROOT / "docs/as-if-alone.md").read_text().split("| what differs |", 1)
-    rows = [row for row in table.splitlines()[2:] if row.startswith("|")]
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("as-if-alone", "| what differs | why | the test that shows it |"),
+        ("go", "| there | here |"),
+        ("go", "| there | here | the test that shows it |"),
+    ],
+)
+def test_each_row_of_a_table_of_tests_names_one_that_exists(page: str, heading: str) -> None:
+    _, table = (ROOT / f"docs/{page}.md").read_text().split(f"\n{heading}\n", 1)
+    rows = list(takewhile(lambda row: row.startswith("|"), table.splitlines()[1:]))
     assert rows
     for row in rows:
         found = re.findall(r"`(test_\w+)` in \[(tests/\w+/test_\w+\.py)\]\(\.\./(tests/\w+/test_\w+\.py)\)", row)

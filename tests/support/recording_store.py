@@ -192,6 +192,16 @@ def current_greenlet(*args: object) -> Any:
     return gevent.getcurrent()
 
 
+def kill_current(*args: object) -> None:
+    """Have the greenlet that calls this killed at its next yield."""
+    current_greenlet().kill(block=False)
+
+
+def kill_here(*args: object) -> None:
+    kill_current()
+    gevent.sleep(1)
+
+
 def wait(seconds: float) -> None:
     if seconds:
         gevent.sleep(seconds)

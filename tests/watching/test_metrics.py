@@ -208,7 +208,7 @@ def test_the_error_of_a_failed_batch_is_like_that_of_its_callers_and_none_of_the
 
 def test_the_time_of_a_load_or_a_save_that_failed_is_in_its_metric(clock: VirtualTime) -> None:
     ((metric,), _) = metrics_of(nothing, load_resource=raising(OSError(), 3))
-    assert (metric.load_duration, metric.total_duration) == (3, 3)
+    assert (metric.load_duration, metric.total_duration, metric.operation_count) == (3, 3, 0)
     ((metric,), _) = metrics_of(nothing, save_resource=raising(OSError(), 3))
     assert (metric.save_duration, metric.total_duration) == (3, 3)
     ((metric,), _) = metrics_of(nothing, load_resource=sleeping(100))
@@ -512,6 +512,21 @@ def test_a_subscription_during_the_stop_gets_what_ends_after_it(clock: VirtualTi
     metrics = processor.subscribe_batch_metrics()
     caller.get()
     assert [metric.key for metric in metrics] == ["k"]
+
+
+def test_a_subscription_made_while_the_last_callers_are_being_woken_ends(clock: VirtualTime) -> None:
+    processor: Processor[None] = Processor(min_duration=0)
+    subscribed: list[list[object]] = []
+
+    def call() -> None:
+        processor.run("k", nothing)
+        subscribed.append(list(processor.subscribe_batch_metrics()))
+
+    callers = [gevent.spawn(call) for _ in range(200)]
+    gevent.spawn(processor.stop)
+    clock.advance(1)
+    assert all(caller.ready() for caller in callers)
+    assert subscribed == [[]] * len(subscribed)
 
 
 def test_a_reader_that_never_reads_holds_1024_metrics_and_misses_the_newest_and_delays_nobody(
