@@ -13,12 +13,13 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from importlib import import_module
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from geventbatch._safe_repr import said
+from geventbatch._values.slots import slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -152,7 +153,7 @@ def _tagged_text(value: str) -> dict[str, Any]:
     attributes = getattr(value, "__dict__", {})
     text = str.__str__(value)
     made = _text(path_of(kind), text, attributes)
-    if type(made) is not kind or _slots_of(kind) or str.__str__(made) != text:
+    if type(made) is not kind or slots_of(kind) or str.__str__(made) != text:
         _refuse(value)
     return {"~text": [path_of(kind), text, {name: _tagged(one) for name, one in attributes.items()}]}
 
@@ -163,12 +164,6 @@ def _text(path: str, told: str, attributes: dict[str, Any]) -> Any:
     if attributes:
         made.__dict__.update(attributes)
     return made
-
-
-def _slots_of(kind: type) -> set[str]:
-    """Names of what instances keep beside their ``__dict__``."""
-    members = (name for one in kind.__mro__ for name, what in vars(one).items() if type(what) is MemberDescriptorType)
-    return set(members)
 
 
 def _zoned(value: Any) -> Any:

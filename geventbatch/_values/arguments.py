@@ -10,6 +10,7 @@ from typing import Any
 
 from geventbatch._core.operation import attribute
 from geventbatch._values.answers import PLAIN, Copying
+from geventbatch._values.slots import has
 
 
 def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
@@ -100,7 +101,7 @@ class _Copying(Copying):
     def _copy_object(self, value: Any, members: tuple[Any, ...]) -> Any:
         """Copy what it has, without what is around that, such as a property. It is itself if it has nothing."""
         attributes = getattr(value, "__dict__", {})
-        slots = [(member, member.__get__(value)) for member in members if _has(member, value)]
+        slots = [(member, member.__get__(value)) for member in members if has(member, value)]
         if not attributes and not slots:
             return value
         self.changeable = True
@@ -115,14 +116,6 @@ class _Copying(Copying):
 
 class _NoValue(Exception):
     """An object has something in it of which nobody knows whether it can be copied."""
-
-
-def _has(member: Any, value: Any) -> bool:
-    try:
-        member.__get__(value)
-    except AttributeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=1000)

@@ -11,23 +11,24 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from enum import Enum
 from fractions import Fraction
+from functools import partial
 from re import Pattern
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from geventbatch._safe_repr import shown
 from geventbatch._values.answers import PLAIN
+from geventbatch._values.slots import HEAP_TYPE, put_in_slots, slots_of, slotted
 from geventbatch.errors import CannotUndo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from geventbatch._values.slots import Slots
+
 _ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, BuiltinFunctionType, ModuleType, type}
 """Types of what cannot be changed, or belongs to no resource."""
-
-_MADE_AT_RUN_TIME: Final = 1 << 9
-"""The flag of classes that are written in Python, among others."""
 
 _MOST_SHAPES: Final = 1000
 
@@ -114,28 +115,31 @@ def _look_at(kind: Any) -> list[_Part] | None:
     names = ("__reduce__", "__reduce_ex__")
     if hasattr(kind, "__deepcopy__") or any(getattr(kind, name) is not getattr(base, name) for name in names):
         return None  # it says itself how it is copied
-    slots = _slots_of(kind)
-    if kind is not base and not _shows_all(kind, base, [name for name in slots if name not in _slots_of(base)]):
+    if kind is not base and not _shows_all(kind, base):
         return None
     parts = [] if _BASES[base] is None else [_BASES[base]]
     if kind.__dictoffset__ != 0:
         parts.append(_Part(_take_attributes, _put_attributes))
+    slots = slots_of(kind)
+    if base is defaultdict:  # written in C, it has one of its own
+        slots["default_factory"] = vars(defaultdict)["default_factory"]
     if slots:
         parts.append(_part_of_slots(slots))
     return [part for part in parts if part is not None]
 
 
-def _shows_all(kind: Any, base: Any, slots: list[str]) -> bool:
-    """Whether instances of *kind* hold nothing that Python does not show: then one made here is of their size."""
+def _shows_all(kind: Any, base: Any) -> bool:
+    """Return whether instances of *kind* hold nothing that Python hides. One made here is of the same size then."""
     above = set(base.__mro__)
-    if not all(one in above or one.__flags__ & _MADE_AT_RUN_TIME for one in kind.__mro__):
+    if not all(one in above or one.__flags__ & HEAP_TYPE for one in kind.__mro__):
         return False
+    slots = [f"slot{number}" for number in range(len(slots_of(kind)) - len(slots_of(base)))]
     if base.__itemsize__:
         return not slots
     if kind.__dictoffset__ and not base.__dictoffset__:
-        slots = [*slots, "__dict__"]
+        slots.append("__dict__")
     if kind.__weakrefoffset__ and not base.__weakrefoffset__:
-        slots = [*slots, "__weakref__"]
+        slots.append("__weakref__")
     like: Any = type("Like", (base,), {"__slots__": tuple(slots)})
     return bool(like.__basicsize__ == kind.__basicsize__ and like.__itemsize__ == kind.__itemsize__)
 
@@ -150,11 +154,9 @@ def members_of(kind: Any) -> tuple[Any, ...] | None:
 
     None where they hold more, or say themselves how they are copied, or where something is done when they end.
     """
-    own = kind.__flags__ & _MADE_AT_RUN_TIME and not any(
-        hasattr(kind, name) for name in ("_sa_class_manager", "__del__")
-    )
+    own = kind.__flags__ & HEAP_TYPE and not any(hasattr(kind, name) for name in ("_sa_class_manager", "__del__"))
     base = next(one for one in kind.__mro__ if one in _BASES)
-    return tuple(_slots_of(kind).values()) if own and base is object and _look_at(kind) is not None else None
+    return tuple(slots_of(kind).values()) if own and base is object and _look_at(kind) is not None else None
 
 
 # -- what objects hold ------------------------------------------------------------------------------------------
@@ -191,41 +193,12 @@ def _put_closure(_: object, content: Any) -> None:
                 del cell.cell_contents
 
 
-def _slots_of(kind: Any) -> dict[str, Any]:
-    """The places of instances beside their ``__dict__``."""
-    return {
-        f"{name}": member
-        for one in reversed(kind.__mro__)
-        for name, member in vars(one).items()
-        if type(member) is MemberDescriptorType
-    }
-
-
-def _part_of_slots(slots: dict[str, Any]) -> _Part:
+def _part_of_slots(slots: Slots) -> _Part:
     def take(one: Any) -> tuple[Any, list[Any]]:
-        content = []
-        for member in slots.values():
-            try:
-                content.append((member, True, member.__get__(one)))
-            except AttributeError:
-                content.append((member, False, None))
-        return content, [value for _, _, value in content]
+        content = slotted(slots, one)
+        return content, list(content.values())
 
-    def put(one: Any, content: Any) -> None:
-        for member, there, value in content:
-            if there:
-                member.__set__(one, value)
-            elif take_one(member, one):
-                member.__delete__(one)
-
-    def take_one(member: Any, one: Any) -> bool:
-        try:
-            member.__get__(one)
-        except AttributeError:
-            return False
-        return True
-
-    return _Part(take, put)
+    return _Part(take, partial(put_in_slots, slots))
 
 
 def _part_of_dict(base: Any) -> _Part:

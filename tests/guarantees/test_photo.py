@@ -8,7 +8,7 @@ import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
@@ -198,6 +198,37 @@ def test_what_is_held_is_the_same_object_and_what_somebody_else_holds_of_it_is_a
     assert plain.names["a"] is names
     assert (seats, names) == ([1], [1])
     assert "number" not in vars(plain)
+
+
+HIDDEN: Any = vars(Slots)["held"]
+
+
+class Hides(Slots):
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        HIDDEN.__set__(self, [3])
+
+
+class Span(timedelta):
+    __slots__ = ("seats",)
+    seats: list[int]
+
+
+def test_slots_are_as_they_were_whatever_hides_them_or_stands_beside_them() -> None:
+    hides, span, names = Hides(), Span(days=1), defaultdict(list, {"a": [2]})
+    span.seats = [1]
+    photo = Photo([hides, span, names])
+    hides.held.add(2)
+    HIDDEN.__get__(hides).append(4)
+    span.seats.append(2)
+    del span.seats
+    names.default_factory = None
+    photo.put_back()
+    assert (hides.held, HIDDEN.__get__(hides)) == ({1}, [3])
+    assert (span, span.seats) == (timedelta(days=1), [1])
+    assert names["new"] == []
 
 
 def test_the_order_of_names_is_as_it_was() -> None:

@@ -22,8 +22,8 @@ from django.db.models.manager import BaseManager
 from django.utils.functional import LazyObject, Promise
 
 from geventbatch._safe_repr import said, shown
+from geventbatch._values.slots import put_in_slots, slots_of, slotted
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._object_contents import put_in_slots, slots_of, slotted
 from geventbatch.stores.django._as_loaded import documents
 from geventbatch.stores.django._changes import BUILT_IN, IMMUTABLE, pickled
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from geventbatch.stores._object_contents import slots_of
+from geventbatch._values.slots import slots_of
 from geventbatch.stores.sqlalchemy._computed import UNHELD, of_all, of_row
 from geventbatch.stores.sqlalchemy._loaded_values import by_attribute
 

@@ -18,8 +18,9 @@ from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.orm.state import PendingCollection
 
 from geventbatch._safe_repr import said, shown
+from geventbatch._values.slots import HEAP_TYPE, put_in_slots, slotted
 from geventbatch.errors import CannotUndo
-from geventbatch.stores._object_contents import ATOMS, HEAP_TYPE, put_in_slots, slotted
+from geventbatch.stores._object_contents import ATOMS
 from geventbatch.stores.sqlalchemy._copies import Copies
 
 if TYPE_CHECKING:
