@@ -1,7 +1,7 @@
-"""What the database would see of a value: what its column's type binds, so that nothing that differs counts as equal.
+"""A column's values as its type binds them, so that no difference that the database sees counts as equal.
 
-Python says that 1 == True, 2 == 2.0 and {"a": 1, "b": 2} == {"b": 2, "a": 1}, and SQLAlchemy leaves out of an UPDATE
-what it has been told to be equal; of what was changed in place it knows nothing at all.
+Python says that 1 == True, 2 == 2.0 and {"a": 1, "b": 2} == {"b": 2, "a": 1}, and SQLAlchemy omits equal values from an
+UPDATE. It does not see at all what was changed in place.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 _SAME: Final = frozenset({type(None), bool, int, str, bytes, date, timedelta, UUID})
-"""Immutable; and two that are of one type and equal are the same."""
+"""Immutable types of which two equal values of one type are the same for the database."""
 
 _PLAIN: Final = (sa.Integer, sa.String, sa.Boolean, sa.Date, sa.Uuid, sa.Interval)
-"""Of these, what SQLAlchemy takes for equal is so for the database; and values do not change in place."""
+"""Column types whose equal values are equal for the database, and are immutable."""
 
 _LOOSE: Final = (sa.Numeric, sa.DateTime, sa.Time)
-"""Of these not, but neither do they change in place: 1.0 and 1.00, -0.0, the two hours of one night in autumn."""
+"""Column types whose values are immutable, and may differ although they are equal: 1.0 and 1.00, -0.0, `fold`."""
 
 _OF_LISTS: Final = (*_PLAIN, *_LOOSE, sa.JSON, sa.ARRAY, sa.LargeBinary)
-"""In values of these there are lists and dicts, if anything."""
+"""Column types whose values contain no objects, but for lists and dicts."""
 
 _DRIVERS: Final = frozenset({"psycopg", "psycopg2"})
 
 
 class Columns:
-    """Those of a mapped class, by what their values do."""
+    """The columns of a mapped class, by how their values can change."""
 
     def __init__(self, mapper: Mapper[Any], dialect: sa.Dialect) -> None:
         attributes = {attribute.key: attribute.columns[0] for attribute in mapper.column_attrs}
         self.named: dict[str, sa.Column[Any]] = {
             name: column for name, column in attributes.items() if isinstance(column, sa.Column)
         }
-        """By their attributes: of those that are columns and nothing else."""
+        """By attribute; only attributes that are plain columns."""
         self.composites: dict[str, tuple[str, ...]] = {
             composite.key: tuple(part.key for part in composite.props) for composite in mapper.composites
         }
-        """The attributes that are objects made of several columns, with the attributes of those."""
+        """The composite attributes, with the attributes of their columns."""
         self.dynamic = [name for name, relation in mapper.relationships.items() if relation.lazy in UNHELD]
-        """The relationships of which SQLAlchemy keeps no collection, but what has changed in it."""
+        """The relationships whose changes SQLAlchemy keeps, but no collection."""
         manager = mapper.class_manager
         self.collections = tuple(manager._collection_impl_keys)  # noqa: SLF001 - nothing else tells them
-        """The relationships of which it keeps one."""
+        """The relationships that have a collection."""
         self.mapped = frozenset([*manager, manager.STATE_ATTR])
-        """All that an instance may have because it is mapped."""
+        """The names that an instance has because it is mapped."""
         self.slots = slots_of(mapper.class_)
-        """What reads and writes the attributes that its classes name in ``__slots__``: they are in no dict."""
+        """The descriptors of the classes' ``__slots__``, whose values are in no dict."""
         self.of_row, self.of_all = of_row(mapper), of_all(mapper)
         """The attributes that the database computes; see `_computed`."""
         parts = {name for names in self.composites.values() for name in names}
@@ -73,29 +73,29 @@ class Columns:
             for name, column in self.named.items()
             if not isinstance(column.type, (*_PLAIN, *_LOOSE)) or name in parts
         }
-        """Whose values may change in place, or compare in a way of their own."""
+        """The columns whose values may change in place, or have an `==` of their own."""
         self.changing = (*self.in_place, *self.composites)
-        """Both."""
+        """Those columns, and the composites."""
         self.of_objects = frozenset(
             name for name in self.changing if name not in self.named or not isinstance(self.named[name].type, _OF_LISTS)
         )
-        """Those among them in whose values there may be objects."""
+        """Those among them whose values may contain objects."""
         self.enums: dict[str, frozenset[str]] = {
             name: frozenset(column.type.enums)
             for name, column in self.named.items()
             if isinstance(column.type, sa.Enum) and not column.type.validate_strings
         }
-        """What their columns can have: where the database takes any text, nobody could load the row any more."""
+        """The values of each Enum: if the database takes any text, a row with another one could not be loaded."""
         self.as_loaded = by_attribute(mapper, dialect)
-        """What a load makes of their values."""
+        """The converters of assigned values to loaded ones."""
         self.loose: frozenset[str] = frozenset(
             name for name, column in self.named.items() if isinstance(column.type, _LOOSE) and name not in parts
         )
-        """Whose values may be equal in Python and not the same."""
+        """The columns whose values may be equal in Python, and differ in the database."""
 
 
 class BoundColumn:
-    """What the type of one column binds, made comparable."""
+    """The values of one column, as its type binds them, made comparable."""
 
     def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:
         kind: Any = column.type.dialect_impl(dialect)
@@ -106,8 +106,8 @@ class BoundColumn:
         self._is_known_to_repeat = False
 
     def loaded(self, known: Any) -> Any:
-        """What a load gives where that of which `exact` gave *known* is in the database. Raises where nobody knows."""
-        if isinstance(known, str):  # the driver decodes it by itself
+        """Return what a load returns for the value whose `exact` form is *known*. Raises if that is uncertain."""
+        if isinstance(known, str):  # JSON that the driver decodes by itself
             bound = self._loads(known)
         else:
             kind, bound = known
@@ -120,9 +120,9 @@ class BoundColumn:
         return value
 
     def exact(self, value: Any) -> Any:
-        """Give something that is equal for two values exactly if the database would not see a difference.
+        """Return a form that is equal for two values exactly if the database sees no difference.
 
-        Raises what the type raises of a value that it cannot bind.
+        Raises what the type raises for a value that it cannot bind.
         """
         if type(value) in _SAME or self._process is None:
             return exact(value)
@@ -131,25 +131,25 @@ class BoundColumn:
         return exact(value) if self._process is None else self._bind(self._process, value)
 
     def differ(self, known: Any, value: Any) -> bool:
-        """Whether *value* is another one than that of which *known* was made; a value that cannot be bound is."""
+        """Return whether *value* differs from the one whose form is *known*; so does a value that cannot be bound."""
         try:
             return bool(self.exact(value) != known)
         except Exception:  # the flush raises it again, as the error of who has brought the value
             return True
 
     def copied(self, value: Any) -> Any:
-        """Give a copy of *value*; or itself where there is none that is the same for the database."""
+        """Return a copy of *value*; *value* itself if a copy would differ for the database."""
         copy = deepcopy(value)
         return value if self.differ(self.exact(value), copy) else copy
 
     def _bind(self, process: Callable[[Any], Any], value: Any) -> Any:
         bound = process(value)
-        if hasattr(bound, "obj") and hasattr(bound, "dumps"):  # psycopg's own, which it encodes when it sends it
+        if hasattr(bound, "obj") and hasattr(bound, "dumps"):  # psycopg's Json, encoded only when it is sent
             return (bound.dumps or self._dumps)(bound.obj)
         return exact(bound)
 
     def _look_whether_it_repeats(self, value: Any) -> None:
-        """A type that encrypts binds one value in another way each time: compare what it was made of."""
+        """Compare unbound values if the type binds one value differently each time, as one that encrypts."""
         process = self._process
         if process is not None and self._bind(process, value) != self._bind(process, value):
             self._process = None
@@ -157,9 +157,9 @@ class BoundColumn:
 
 
 def exact(value: Any) -> Any:
-    """Give something that is equal for two values exactly if they are the same, in type and in order too.
+    """Return a form that is equal for two values exactly if they are the same, in type and in order.
 
-    Raises what `pickle` raises of an object that is no container and cannot be pickled.
+    Raises what `pickle` raises for an object that is no container and cannot be pickled.
     """
     kind = type(value)
     if kind in _SAME:

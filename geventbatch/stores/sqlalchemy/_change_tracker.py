@@ -1,7 +1,7 @@
-"""What the database has of the instances in a batch's session, so that a flush writes what differs from it.
+"""Tracks the database's values of a session's instances, so that a flush writes every value that differs.
 
-SQLAlchemy knows what was assigned, by `==`; of what was changed in place it knows only where a type tells it. Here, of
-the values that can change in place, what the columns' types bind is kept at each load and after each flush.
+SQLAlchemy tracks assignments, compared by `==`, and changes in place only of types that report them. Here, the bound
+forms of all mutable values are kept at each load and after each flush.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._mapping import Mapping
 
 _NAME: Final = "_change_tracker"
-"""Where a session has it."""
+"""The key of a session's tracker in its ``__dict__``."""
 
 
 class ChangeTracker:
-    """The instances in one session of a batch."""
+    """Tracks the instances in one session."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    # Of those two, a dict of an instance is never changed once it is complete: copies of the whole share it.
-    known: dict[InstanceState[Any], dict[str, Any]]  # what the database has of the columns that can change in place
-    taken: dict[InstanceState[Any], dict[str, Any]]  # what columns have got of composites that were changed in place
-    seen: dict[str, Any]  # of all columns of the resource, as they were loaded first
+    # The dict of one instance, in these two, is never changed once complete: copies of the whole share it.
+    known: dict[InstanceState[Any], dict[str, Any]]  # the bound forms in the database, of mutable columns
+    taken: dict[InstanceState[Any], dict[str, Any]]  # the bound forms taken from composites that were changed in place
+    seen: dict[str, Any]  # all columns of the resource, as first loaded
     _resource: InstanceState[Any] | None
-    _flushed: list[InstanceState[Any]]  # what is being flushed
+    _flushed: list[InstanceState[Any]]  # being flushed
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
         self.known, self.taken, self.seen, self._resource, self._flushed = {}, {}, {}, None, []
 
     def sees(self, resource: object) -> None:
-        """Keep what was loaded of *resource*, to be compared with what is in the database when it is saved."""
+        """Keep the loaded values of *resource*, which the save compares with the database."""
         self._resource = instance_state(resource)
         self._see(self._resource, None)
 
     def has_loaded(self, state: InstanceState[Any], names: Iterable[str] | None = None) -> None:
-        """Its attributes *names*, or all, are now as they are in the database."""
+        """Note that the attributes *names* of *state*, or all, are now as in the database."""
         bound = self._mapping.columns_of(state.mapper).in_place
         if bound:
             values = state.dict
@@ -59,7 +59,7 @@ class ChangeTracker:
             self._see(state, names)
 
     def flag(self, session: Session) -> None:
-        """Tell SQLAlchemy of what was changed in place, or to what it believes to be the same."""
+        """Flag for SQLAlchemy the values that were changed in place, or to one that is only equal."""
         for state, known in list(self.known.items()):
             instance = state.obj()
             if instance is not None and instance in session and instance not in session.new:
@@ -68,7 +68,7 @@ class ChangeTracker:
             self._flag_loose(instance_state(instance), instance)
 
     def make_as_loaded(self, state: InstanceState[Any], name: str, zone: Callable[[], tzinfo | None]) -> bool:
-        """Have attribute *name* be what a load would give of what was assigned to it. False where nobody knows."""
+        """Replace the value assigned to *name* by its loaded form. Return False if that is uncertain."""
         columns, values = self._mapping.columns_of(state.mapper), state.dict
         if name not in values:
             return True
@@ -83,18 +83,18 @@ class ChangeTracker:
         return known.knows(value)
 
     def flushes(self, session: Session, dirty: Iterable[object]) -> None:
-        """A flush begins, which may write what is *dirty*: what is to be known when it has ended."""
+        """Note the instances that the flush that begins may write."""
         self._flushed = [instance_state(instance) for instance in (*session.new, *dirty)]
 
     def has_flushed(self) -> list[InstanceState[Any]]:
-        """What was flushed, which is given, is now as it is in the database."""
+        """Note that the flushed instances are now as in the database, and return them."""
         flushed, self._flushed = self._flushed, []
         for state in flushed:
             self.has_loaded(state)
         return flushed
 
     def forget(self) -> None:
-        """After a savepoint nobody knows any more what the database has: the resource is written as it is."""
+        """Forget, after a rollback to a savepoint, what the database has: the resource is then written whole."""
         for state in list(self.known):
             if state is self._resource:
                 self.known[state] = {}
@@ -112,7 +112,7 @@ class ChangeTracker:
                 flag_modified(instance, name)
 
     def _take_parts(self, state: InstanceState[Any], instance: object, name: str, parts: tuple[str, ...]) -> None:
-        """Have the columns of a composite as the object is, if it was changed in place and they were not."""
+        """Set the columns of a composite from its object, if that was changed in place and they were not."""
         columns, known, values = self._mapping.columns_of(state.mapper), self.known[state], state.dict
         taken = self.taken[state] = {**self.taken.get(state, {})}
         for part, value in zip(parts, parts_of(values[name]), strict=True):
@@ -120,7 +120,7 @@ class ChangeTracker:
             if part not in values or part not in known:
                 continue
             unchanged = not bound.differ(known[part], values[part])
-            if not unchanged and part in taken:  # and not by an operation itself, which would be what counts
+            if not unchanged and part in taken:  # an operation's own assignment would count
                 unchanged = not bound.differ(taken[part], values[part])
             if unchanged and bound.differ(bound.exact(values[part]), value):
                 set_attribute(instance, part, value)
@@ -154,14 +154,14 @@ class ChangeTracker:
 
 
 def parts_of(composite: Any) -> tuple[Any, ...]:
-    """The values of the columns of a composite."""
+    """Return the values of a composite's columns."""
     if hasattr(composite, "__composite_values__"):
         return tuple(composite.__composite_values__())
     return tuple(getattr(composite, name) for name in composite.__dataclass_fields__)
 
 
 def track_loads(sessions: Any, mapping: Mapping) -> None:
-    """Have the sessions that *sessions*, a `sessionmaker`, makes watch what they load."""
+    """Track the loads of all sessions that *sessions*, a `sessionmaker`, makes."""
 
     def has_loaded(session: Session, instance: object) -> None:
         tracker_of(session, mapping).has_loaded(instance_state(instance))
@@ -170,7 +170,7 @@ def track_loads(sessions: Any, mapping: Mapping) -> None:
 
 
 def tracker_of(session: Session, mapping: Mapping) -> ChangeTracker:
-    """What *session*, one of `watch`'s, has loaded."""
+    """Return the tracker of *session*."""
     own: dict[str, Any] = vars(session)
     if _NAME not in own:
         own[_NAME] = ChangeTracker(mapping)
@@ -178,7 +178,7 @@ def tracker_of(session: Session, mapping: Mapping) -> ChangeTracker:
 
 
 def track_refreshes(entity: type) -> None:
-    """Have what is loaded anew of instances of *entity* tracked too."""
+    """Track refreshes of instances of *entity* too."""
     if not event.contains(entity, "refresh", _has_refreshed):
         event.listen(entity, "refresh", _has_refreshed, raw=True, propagate=True)
 

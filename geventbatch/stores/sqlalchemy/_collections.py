@@ -1,4 +1,4 @@
-"""What an operation may return of a mapped class that is no value: a relationship's collection, or a query."""
+"""Return values of operations that are no plain values: a relationship's collection, or a query."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _ASKING: Final = (Query, WriteOnlyCollection, sa.Result, sa.ScalarResult)
 
 
 def is_collection(value: object) -> bool:
-    """Whether *value* shows what a relationship holds, now and later: its collection, or an association proxy's."""
+    """Return whether *value* is a live view of a relationship: its collection, or an association proxy's."""
     if type(value).__module__ == _PROXIES:
         return True
     return isinstance(getattr(value, "_sa_adapter", None), CollectionAdapter)  # other objects may have any attribute
 
 
 def plain(value: Any) -> Any:
-    """Give what is in the collection *value* as a list, set or dict; itself where its class is the user's own."""
+    """Return the collection *value* as a list, set or dict; itself if its class is the user's own."""
     if type(value).__module__.partition(".")[0] != "sqlalchemy":
-        return value  # it may have methods that its caller wants
+        return value  # it may have methods that the caller uses
     if isinstance(value, MutableSequence):
         return list(value)
     if isinstance(value, MutableMapping):
@@ -32,5 +32,5 @@ def plain(value: Any) -> Any:
 
 
 def asks_later(value: object) -> bool:
-    """Whether *value* asks the database only when it is read."""
+    """Return whether *value* queries the database only when it is read."""
     return isinstance(value, _ASKING)

@@ -1,8 +1,8 @@
-"""Attributes that the database computes of the rows as they are: what operations read of them is not what they were.
+"""Attributes that the database computes from rows: after a change, the loaded values are outdated.
 
-A generated column, a `column_property`, a relationship that is only looked at: SQLAlchemy loads them once. What is
-behind an operation that has changed something finds them as if that had been saved: they are loaded anew, behind a
-flush; or, where operations write nothing, the batch is cut there, once some operation has read such a thing.
+These are generated columns, `column_property`, and `viewonly` relationships. SQLAlchemy loads them once. An operation
+behind one that has changed something has to find them as if that had been saved. So they are loaded again, after a
+flush; or, on a database where operations write nothing, the batch is cut there, once an operation has read one.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 UNHELD: Final = ("dynamic", "write_only")
-"""Relationships of which SQLAlchemy keeps no collection: each look at them is a query."""
+"""Lazy modes of relationships that have no collection in memory: each access is a query."""
 
 _foreign_keys: Final[WeakKeyDictionary[Mapper[Any], frozenset[str]]] = WeakKeyDictionary()
-"""The attributes of the classes that have one."""
+"""The foreign key attributes of each class."""
 
 
 def has_computed(mapper: Mapper[Any]) -> bool:
-    """Whether *mapper*, or one that its relationships lead to, has such attributes."""
+    """Return whether *mapper*, or one that its relationships lead to, has computed attributes."""
     seen: set[Mapper[Any]] = set()
     todo = [mapper]
     while todo:
@@ -43,7 +43,7 @@ def has_computed(mapper: Mapper[Any]) -> bool:
 
 
 def of_row(mapper: Mapper[Any]) -> frozenset[str]:
-    """The attributes that are computed of the row's other columns: when the row is written."""
+    """Return the attributes that are computed from the row's other columns, when the row is written."""
     return frozenset(
         attribute.key
         for attribute in mapper.column_attrs
@@ -53,7 +53,7 @@ def of_row(mapper: Mapper[Any]) -> frozenset[str]:
 
 
 def of_all(mapper: Mapper[Any]) -> frozenset[str]:
-    """Those that are computed when they are read, of whatever they ask for."""
+    """Return the attributes that are computed when they are read, from any rows."""
     expressions = {
         attribute.key for attribute in mapper.column_attrs if not isinstance(attribute.columns[0], sa.Column)
     }
@@ -61,7 +61,7 @@ def of_all(mapper: Mapper[Any]) -> frozenset[str]:
 
 
 def is_incomplete(state: InstanceState[Any]) -> bool:
-    """Whether a new row will have more than its instance has: keys and defaults, of this side or of the server."""
+    """Return whether a new row will have values that its instance lacks: keys, and defaults of either side."""
     return any(
         isinstance(column, sa.Column)
         and attribute.key not in state.dict
@@ -76,7 +76,7 @@ def is_incomplete(state: InstanceState[Any]) -> bool:
 
 
 def forget(mapping: Mapping, session: Session) -> None:
-    """Have what is computed of what the session has changed loaded anew when it is read."""
+    """Expire the computed attributes that may have changed with what the session has changed."""
     for instance, names in _stale(mapping, session):
         Session.expire(session, instance, names)
 
@@ -94,9 +94,10 @@ def _stale(mapping: Mapping, session: Session) -> Iterator[tuple[object, list[st
 def is_stale(
     session: Session, added: list[object], assigned: list[tuple[InstanceState[Any], str]], *, deleted: bool
 ) -> bool:
-    """Whether a relationship that is loaded does not show what an operation has done without it.
+    """Return whether a loaded relationship does not show a change that bypassed it.
 
-    That is: *deleted* something by the session, *added* something with a foreign key, or *assigned* one.
+    An operation has *deleted* something by the session, *added* something with a foreign key, or *assigned* a foreign
+    key.
     """
     for state, name in assigned:
         if is_foreign_key(state, name) and _has_changed(state, name):
@@ -115,7 +116,7 @@ def is_stale(
 
 
 def misses(state: InstanceState[Any], relation: Any, keyed: list[object], session: Session) -> bool:
-    """Whether *relation* of *state*, which is loaded, shows what is deleted, or not what has its key by now."""
+    """Return whether the loaded *relation* of *state* shows a deleted instance, or lacks a child among *keyed*."""
     if relation.lazy in UNHELD:
         return False
     value = state.dict[relation.key]
@@ -135,7 +136,7 @@ def _is_gone(instance: object, session: Session) -> bool:
 
 
 def _refers(child: InstanceState[Any], parent: InstanceState[Any], relation: Any) -> bool:
-    """Whether *child* has the key of *parent*."""
+    """Return whether the foreign key of *child* is *parent*'s key."""
     if relation.secondary is not None:
         return False
     pairs = [
@@ -146,7 +147,7 @@ def _refers(child: InstanceState[Any], parent: InstanceState[Any], relation: Any
 
 
 def has_foreign_key(state: InstanceState[Any]) -> bool:
-    """Whether the instance has one that is not None."""
+    """Return whether the instance has a foreign key that is not None."""
     return any(
         state.dict.get(attribute.key) is not None and is_foreign_key(state, attribute.key)
         for attribute in state.mapper.column_attrs
@@ -154,7 +155,7 @@ def has_foreign_key(state: InstanceState[Any]) -> bool:
 
 
 def is_foreign_key(state: InstanceState[Any], name: str) -> bool:
-    """Whether the attribute *name* is one."""
+    """Return whether the attribute *name* is a foreign key."""
     mapper = state.mapper
     found = _foreign_keys.get(mapper)
     if found is None:

@@ -1,4 +1,4 @@
-"""Copies of what can change in place, in which the instances of a session stay what they are."""
+"""Copies of mutable values, which go on referring to the session's own instances."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _alive: Final[WeakValueDictionary[int, Copies]] = WeakValueDictionary()
 
 
 class Copies:
-    """Of one value, with all that is in it: what is one object in two places is one in each copy too.
+    """Makes copies of one value with all its contents: one object in two places is one object in each copy too.
 
-    Those that are to be *kept* are themselves in the copies. It is pickled, which is quickest, or copied each time.
+    The *kept* objects are themselves in the copies. The value is pickled, which is quickest, or else deep-copied.
     """
 
     def __init__(self, value: Any, *kept: object) -> None:
-        """Raises `CannotUndo`, and whatever the classes of what is copied raise."""
+        """Copy *value*. Raises `CannotUndo`, and what the classes of the copied objects raise."""
         self.kept = list(kept)
         self._places = {id(one): place for place, one in enumerate(kept)}
         self._number = next(_numbers)
@@ -38,7 +38,7 @@ class Copies:
             _Pickler(file, self).dump(value)
         except CannotUndo:
             raise
-        except Exception:  # a function, a class of one's own in a function
+        except Exception:  # not to be pickled: a function, a local class
             self._text: bytes | None = None
             self._value = _DeepCopy(self).copy(value)
         else:
@@ -46,11 +46,11 @@ class Copies:
             _alive[self._number] = self
 
     def copy(self) -> Any:
-        """Another one."""
+        """Return a new copy."""
         return _DeepCopy(self).copy(self._value) if self._text is None else pickle.loads(self._text)  # noqa: S301 - ours
 
     def place_of(self, one: Any) -> int | None:
-        """Where it is kept; None: it is copied. Raises `CannotUndo`."""
+        """Return the index of *one* among the kept objects; None if it is to be copied. Raises `CannotUndo`."""
         place = self._places.get(id(one))
         if place is not None:
             return place
@@ -59,13 +59,13 @@ class Copies:
             raise CannotUndo(f"{shown(one)} is not in the session of its batch, and it cannot be copied")
         if not kind.__module__.startswith("sqlalchemy.") or isinstance(one, MutableBase):
             return None
-        self._places[id(one)] = len(self.kept)  # it has nothing of its own: an association's proxy
+        self._places[id(one)] = len(self.kept)  # it has no state of its own: an association proxy's collection
         self.kept.append(one)
         return len(self.kept) - 1
 
     @property
     def number(self) -> int:
-        """Of those that are alive."""
+        """The number by which a pickle finds these copies, while they are alive."""
         return self._number
 
 
@@ -79,19 +79,19 @@ class _Pickler(pickle.Pickler):
         self._copies = copies
 
     def reducer_override(self, one: Any) -> Any:
-        """Asked of what is no plain value nor container."""
+        """Pickle a kept object as its index (called for all but plain values and containers)."""
         place = None if isinstance(one, type) else self._copies.place_of(one)
         return NotImplemented if place is None else (_kept, (self._copies.number, place))
 
 
 class _DeepCopy:
-    """One copy, of what cannot be pickled."""
+    """One deep copy, of what cannot be pickled."""
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
         # -- mutable state ---------------------------------------------------------------------------------
-        self._memo: dict[int, Any] = {id(one): one for one in copies.kept}  # by what they are copies of
-        self._seen: list[Any] = []  # that, so that no other object has its id
+        self._memo: dict[int, Any] = {id(one): one for one in copies.kept}  # copies, by `id` of the original
+        self._seen: list[Any] = []  # the originals, so that no other object gets their `id`
 
     def copy(self, value: Any) -> Any:
         kind = type(value)
@@ -106,7 +106,7 @@ class _DeepCopy:
         return deepcopy(value, self._memo) if place is None else self._copies.kept[place]
 
     def _container(self, kind: type, value: Any) -> Any:
-        """So that no instance in it is copied."""
+        """Copy a container, but no mapped instance in it."""
         if kind is tuple:
             parts = tuple([self.copy(one) for one in value])
             return value if all(map(is_, parts, value)) else self._keep(value, parts)

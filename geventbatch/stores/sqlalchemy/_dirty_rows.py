@@ -1,6 +1,6 @@
-"""Rows beside the resource that a flush is to change: whether they still are as the batch has read them.
+"""Rows other than the resource that a flush is to change: locked, and compared with what the batch has read.
 
-Nobody locks them when they are read, and an operation writes what it has made of what it has read.
+They are not locked when they are read, and an operation writes values that it has derived from what it has read.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class DirtyRows:
         self._counted = []
 
     def changed(self, resource: object, dirty: Iterable[object], transaction: Transaction) -> InstanceState[Any] | None:
-        """Lock what a flush is to change of what is *dirty* beside *resource*; give what somebody else has changed.
+        """Lock the *dirty* rows except *resource*'s, and return the first one that another process has changed.
 
-        Rows with a version that SQLAlchemy counts are left to it.
+        Rows with a `version_id_col` are left to SQLAlchemy.
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
         self._counted = []
@@ -59,20 +59,20 @@ class DirtyRows:
         return None
 
     def are_as_read(self, connection: sa.Connection, *, may_look: bool) -> bool:
-        """Whether nobody else can have changed what a flush has not found: what is beside the resource.
+        """Return whether no other process can have changed the rows that a flush has not found.
 
-        Where there are rows with versions, which nobody has locked, that takes a look.
+        If there are rows with versions, which are not locked, that takes a query for each (with *may_look*).
         """
         return not self._counted or (may_look and all(connection.execute(one).first() for one in self._counted))
 
     def are_ours(self, states: Iterable[InstanceState[Any]]) -> None:
-        """Nobody else can change them before this transaction has ended."""
+        """Note that the rows of *states* are locked until this transaction ends."""
         depth = self._depth()
         for state in states:
             self._ours.setdefault(state, depth)
 
     def rolled_back(self) -> None:
-        """A savepoint: what has been locked since then is not ours any more."""
+        """Note a rollback to a savepoint, which has released the locks taken since."""
         depth = self._depth()
         self._ours = {state: when for state, when in self._ours.items() if when <= depth}
 
@@ -96,7 +96,7 @@ class DirtyRows:
                 yield instance_state(instance)
 
     def _moved(self, state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:
-        """What has come into a collection or has left it, and gets another foreign key."""
+        """Yield the instances that have joined or left a collection: their foreign key changes."""
         if relation in state.committed_state:
             history = state.attrs[relation].history
             for child in (*(history.added or ()), *(history.deleted or ())):
@@ -128,7 +128,7 @@ class DirtyRows:
         return None
 
     def _read(self, state: InstanceState[Any]) -> dict[str, Any]:
-        """What has been read of a row, as far as it is still known: of what can change in place, what was bound."""
+        """Return the values read of a row, as far as still known; for a mutable value, its bound form."""
         columns = self._mapping.columns_of(state.mapper)
         values = {**state.dict, **state.committed_state}
         known = self._tracker.known.get(state, {})
@@ -147,7 +147,7 @@ class DirtyRows:
 
 
 def _with_version(state: InstanceState[Any]) -> sa.Select[Any]:
-    """Finds the row of *state* if it has the version that was read."""
+    """Return a SELECT that finds the row of *state* if it has the version that was read."""
     mapper: Any = state.mapper
     column = mapper.version_id_col
     name = mapper.get_property_by_column(column).key

@@ -1,10 +1,10 @@
-"""What operations do in the session of their batch, what they may, and what that means when one has returned or raised.
+"""The guard of a batch's session: what operations may do there, and what it means when one has returned or raised.
 
-- What would reach the operations of other callers, or the save, is refused when it is done: ending the transaction,
-  setting something in the session of the database, forgetting what the operations before have changed.
-- What cannot be seen when it is done is looked at behind the operation, by what the client knows.
-- An operation that raises, having written something of its own, has spoiled the transaction. One whose flush sent what
-  those before had changed is not judged by what the database said to that.
+- It refuses what would reach the operations of other callers, or the save: ending the transaction, setting something in
+  the database's session, forgetting what earlier operations have changed.
+- What it cannot see as it happens, it checks after the operation, from the client's own state.
+- An operation that raises after it has written has spoiled the transaction. One whose flush has sent changes of earlier
+  operations is not to blame for the database's error.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 class Guard(StatementGuard):
-    """Of the operations of one attempt."""
+    """Guards the session for the operations of one attempt."""
 
     # -- behind an operation -----------------------------------------------------------------------------------
 
     def returned(self) -> NotSaved | None:
-        """Why the operation at hand, which has returned, does not count. Switches: no."""
+        """Return why the current operation, which has returned, does not count. Switches: no."""
         self.ours = True
         try:
             unfit = (self.unfit() or self._misfit()) if self._seen else None
@@ -53,9 +53,10 @@ class Guard(StatementGuard):
             self.ours = False
 
     def raised(self, error: Exception) -> NotSaved | None:
-        """What it means for the transaction that the operation at hand has raised *error*. Switches: no.
+        """Return what the current operation's *error* means for the transaction. Switches: no.
 
-        Where it means nothing, it is undone; after an error that is said to be clean, what it has added is taken out.
+        If it means nothing, the operation is undone elsewhere; after an error that is declared clean, its added objects
+        are removed here.
         """
         self.ours = True
         try:
@@ -72,7 +73,7 @@ class Guard(StatementGuard):
 
     def _refusal(self, error: Exception, *, is_clean: bool) -> NotSaved | None:
         loaded = self._loaded
-        assert loaded is not None  # noqa: S101 - operations come behind the load
+        assert loaded is not None  # noqa: S101 - operations run after the load
         if isinstance(error, NotSaved):
             return error
         if self._is_raced(error) or (isinstance(error, StaleDataError) and not (self.rewrote or self.left_out)):
@@ -89,7 +90,7 @@ class Guard(StatementGuard):
         return None
 
     def _too_early(self) -> TooEarly | None:
-        """What is said of an operation that has read what others had loaded, and it would load itself, alone."""
+        """Return the error of an operation that has made a stale read, which it would not make alone."""
         if self._stale_reads is None or not self._stale_reads.reads():
             return None
         return TooEarly(
@@ -97,7 +98,7 @@ class Guard(StatementGuard):
         )
 
     def _deletes_too_early(self) -> TooEarly | None:
-        """What is said of an operation that deletes what those before it have changed: a trigger is to find that."""
+        """Return the error of an operation that deletes what earlier ones have changed: a trigger has to see that."""
         batch, loaded = current_batch(), self._loaded
         if batch.deleted and not self._unwritten and loaded is not None and batch.completed - 1 > self._flushed:
             loaded.flag_mutated()
@@ -107,25 +108,25 @@ class Guard(StatementGuard):
         return TooEarly(f"an operation on {shown(self.key)} deletes what those before it have changed")
 
     def stale(self, error: StaleDataError) -> NotSaved:
-        """What it is that a flush of the library's own has not found a row that it was to write."""
+        """Return what it means that a flush of the library's own did not find a row."""
         assert self._loaded is not None  # noqa: S101 - as above
         if self.left_out:
             return Rejected(f"{shown(self.key)} was not saved, nothing was written: {said(error)}")
         return self._loaded.conflict()
 
     def _conflict(self, error: Exception) -> NotSaved | None:
-        """What concerns everybody: a deadlock, a lost connection."""
+        """Return the error if it concerns all operations: a deadlock, a lost connection."""
         if not isinstance(error, (DBAPIError, PendingRollbackError)):
             return None
         refused = self.transaction.not_saved(error)
         found = errors.kind(error)
         lost = self.connection.invalidated
-        if found is errors.Kind.CONFLICT or (found is errors.Kind.LOST and lost):  # else it is of another server
+        if found is errors.Kind.CONFLICT or (found is errors.Kind.LOST and lost):  # else from another server
             return refused
         return None
 
     def _is_raced(self, error: Exception) -> bool:
-        """Whether a query of an operation has flushed the new row, which somebody else has inserted by then."""
+        """Return whether an operation's query has flushed the new row, which another process has inserted first."""
         loaded = self._loaded
         return (
             loaded is not None
@@ -136,7 +137,7 @@ class Guard(StatementGuard):
         )
 
     def unfit(self) -> NotSaved | None:
-        """Why the transaction cannot be saved any more."""
+        """Return why the transaction cannot be committed any more."""
         connection = self.connection
         if connection.closed or connection.invalidated:
             return _rejected(RuntimeError(f"an operation on {shown(self.key)} gave up the connection of its batch"))
@@ -158,7 +159,7 @@ class Guard(StatementGuard):
         return _rejected(RuntimeError(f"an operation on {shown(self.key)} {why}: nothing of it was saved"))
 
     def _misfit(self) -> Rejected | None:
-        """What the operation at hand has left behind that would reach others."""
+        """Return the error for what the current operation has left behind that would reach others."""
         if self._early:
             return Undecided(
                 f"an operation on {shown(self.key)} is to be applied behind what those before have changed"
@@ -178,16 +179,16 @@ class Guard(StatementGuard):
         return None
 
     def is_whole(self) -> bool:
-        """Whether the session is still in the transaction that it has loaded in, and nothing has failed there."""
+        """Return whether the session is still in the transaction of the load, in which nothing has failed."""
         session, below = self.session, self.connection.get_transaction()
-        if below is None or below is not self._below or not below.is_active:  # a commit was refused, half way
+        if below is None or below is not self._below or not below.is_active:  # a listener has refused a commit
             return False
         if session.get_transaction() is not self._root or not session.is_active:
             return False
         return not self.transaction.has_failed()
 
     def _savepoint(self) -> sa.NestedTransaction | None:
-        """The innermost of the connection, that the session has begun."""
+        """Return the connection's innermost savepoint that the session has begun."""
         nested = self.session.get_nested_transaction()
         return None if nested is None else self.savepoints.get(nested)
 
@@ -195,15 +196,15 @@ class Guard(StatementGuard):
         return _rejected(RuntimeError(f"an operation on {shown(self.key)} {what}: {instead}"))
 
     def added(self) -> list[tuple[int, object]]:
-        """What operations have added, for `put_added_back`."""
+        """Return what operations have added, for `put_added_back`."""
         return list(self._added)
 
     def put_added_back(self, added: list[tuple[int, object]]) -> None:
-        """Nothing else was added."""
+        """Reset what operations have added."""
         self._added = list(added)
 
     def _take_out(self, error: Exception) -> Rejected | None:
-        """Take out what the operation at hand has added."""
+        """Expunge what the current operation has added; return an error if other objects refer to it."""
         turn = current_batch().completed
         mine = [added for when, added in self._added if when == turn]
         self._added = [(when, added) for when, added in self._added if when != turn]
@@ -215,12 +216,12 @@ class Guard(StatementGuard):
                 f"{shown(error)} left objects that were added in collections of others, in {shown(self.key)}"
             )
         for added in mine:
-            if added in self.session.new:  # and no cascade has taken it out
+            if added in self.session.new:  # no cascade has expunged it
                 self.session.expunge(added)
         return None
 
     def _are_referred_to(self, mine: list[object]) -> bool:
-        """Whether other objects of the session refer to one of those."""
+        """Return whether other objects of the session refer to one of *mine*."""
         ours = {id(one) for one in mine}
         for one in (*self.session.dirty, *self.session.new):
             if id(one) in ours:
@@ -236,24 +237,24 @@ class Guard(StatementGuard):
     # -- what an operation does ----------------------------------------------------------------------------------
 
     def refuse_commit(self) -> None:
-        """Something is to be committed: a savepoint, or all, which is for the batch to do."""
+        """Refuse a commit of the whole transaction to operations: the batch commits."""
         if not self.ours and self.session.get_nested_transaction() is self.nested:
             self.refuse("commit()", "the batch commits, once, after all of its operations")
 
     def begins_savepoint(self) -> None:
-        """An operation begins one."""
+        """Note that an operation begins a savepoint; refuse that on SQLite."""
         self.sees()
         if not self.ours:
             self._refuse_on_sqlite("begin a savepoint")
 
     def has_begun_savepoint(self, nested: SessionTransaction) -> None:
-        """It is sent."""
+        """Note the connection's savepoint of *nested*, which was just sent."""
         found = self.connection.get_nested_transaction()
         assert found is not None  # noqa: S101 - as above
         self.savepoints[nested] = found
 
     def has_added(self, instance: object) -> None:
-        """An operation has added *instance*."""
+        """Note that an operation has added *instance*."""
         if not self.ours:
             self.loads()
             self._added.append((current_batch().completed, instance))
@@ -268,7 +269,7 @@ class Guard(StatementGuard):
                 self._given += found
 
     def is_given(self, state: InstanceState[Any], name: str) -> None:
-        """An operation has assigned something to attribute *name* that a load may give otherwise."""
+        """Note that an operation has assigned to *name* a value that a load may return differently."""
         if not self.ours and not self.flushing:
             if not self._given:
                 current_batch().ask_scope()
@@ -278,16 +279,16 @@ class Guard(StatementGuard):
                 stale_reads.assigns(state, name)
 
     def deletes(self, *instances: object) -> None:
-        """An operation is about to delete *instances*: what those before have added is in the database, if alone."""
+        """Flush before an operation deletes *instances*, so that what earlier ones have added is in the database."""
         turn = current_batch().completed
         mine = [added for when, added in self._added if when == turn]
-        if self.ours or any(one is added for one in instances for added in mine):  # which SQLAlchemy refuses
+        if self.ours or any(one is added for one in instances for added in mine):  # SQLAlchemy refuses
             return
         if self._loaded is not None and self._loaded.adds():
             self.flush_others()
 
     def has_deleted(self) -> None:
-        """An operation has marked something as deleted."""
+        """Note that an operation has marked something as deleted."""
         if self.ours:
             return
         self.sees()
@@ -302,10 +303,10 @@ class Guard(StatementGuard):
             self._unwritten = True
 
     def has_lost(self, instance: object) -> None:
-        """The session does not hold *instance* any more."""
+        """Note that the session has lost *instance*."""
         if self.ours or self._loaded is None:
             return
-        current_batch().cut()  # others may refer to it still, and what those behind changed in it would be lost
+        current_batch().cut()  # others may refer to it still, and what later operations change in it would be lost
         if instance is self._loaded.resource or instance_state(instance).modified:
             self.sees()
             self._broke = RuntimeError(
@@ -314,7 +315,7 @@ class Guard(StatementGuard):
             )
 
     def lets_go(self, instance: object) -> None:
-        """An operation wants *instance* to be expunged, which it may unless something has changed it."""
+        """Refuse to expunge *instance* if it has changes, or is the resource."""
         if self.ours:
             return
         state: InstanceState[Any] = sa.inspect(instance)
@@ -323,18 +324,18 @@ class Guard(StatementGuard):
         mine = [added for when, added in self._added if when == turn]
         for one in (instance, *others):
             kept = one in session.deleted or instance_state(one).modified
-            if one in session.new:  # SQLAlchemy itself takes out what is removed from all that may hold it
+            if one in session.new:  # SQLAlchemy itself expunges an instance that was removed from all its parents
                 kept = not any(one is added for added in mine) and not _is_orphan(one)
             if kept or (self._loaded is not None and one is self._loaded.resource):
                 raise self._refused(f"would take {_shown(one)} out of its batch's session, in which it is to be saved")
 
     def forgets(self) -> None:
-        """What the session holds is about to be loaded anew: what others have changed must not be forgotten."""
+        """Refuse to refresh instances while earlier operations' changes are not flushed, since they would be lost."""
         if not self.ours and self._has_others():
             raise self._comes_too_early("loads anew what those before it have changed")
 
     def asks(self, statement: Any, options: dict[str, Any]) -> None:
-        """An operation executes *statement* in the session, which may load anew what that holds."""
+        """Check a *statement* that an operation executes, which may refresh instances."""
         if self.ours:
             return
         given = {**statement.get_execution_options(), **(options.get("execution_options") or {})}

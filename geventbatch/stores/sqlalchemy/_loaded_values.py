@@ -1,7 +1,7 @@
-"""Values of mapped columns as a load gives them, where an operation has assigned others.
+"""The value that a load returns for a mapped column, where an operation has assigned another one.
 
-The database keeps what fits the column: an amount with its places, a day without the time, the number that a text of
-digits stands for. The operations behind are to find that. What is not known for sure is left as it was assigned.
+The database keeps what fits the column: an amount with its decimal places, a day without the time, the number for a
+text of digits. Later operations have to find that. A value whose loaded form is uncertain stays as it was assigned.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SCALARS: Final = (bool, int, float, Decimal, str, date, time, UUID, Enum, *_ADD
 _TIMES: Final = (sa.Date, sa.DateTime, sa.Time)
 
 _EVERYWHERE: Final = frozenset({bool, int, str})
-"""Of which every column is known."""
+"""Types of values whose loaded form is known for every column."""
 
 _WHOLE: Final = re.compile(r"\s*[+-]?[0-9]+\s*")
 _DECIMAL: Final = re.compile(r"\s*[+-]?[0-9]+(?:\.[0-9]+)?\s*")
@@ -62,40 +62,40 @@ _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 _NUMERIC_OID: Final = 1700
 _FLOAT_OID: Final = 701
-"""What SQLAlchemy's types ask for on PostgreSQL."""
+"""PostgreSQL's type codes that SQLAlchemy's result processors expect."""
 
 _MYSQL: Final = ("mysql", "mariadb")
 
 _told: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
-"""Of which attributes of which classes it is told when they are assigned."""
+"""The attributes of each class that have a listener for assignments."""
 
 
 class LoadedValue:
-    """Of one column."""
+    """Converts the values of one column."""
 
     def __init__(self, column: sa.Column[Any], dialect: sa.Dialect) -> None:
         kind: Any = column.type.dialect_impl(dialect)
         variants: Any = getattr(column.type, "_variant_mapping", {})
-        # As it was declared: the driver's own may be no CHAR any more, nor a Float.
+        # The declared type: the driver's may be no CHAR any more, nor a Float.
         self._type: Any = _below(variants.get(dialect.name, column.type))
         self._dialect = dialect.name
         self._psycopg2 = dialect.driver == "psycopg2"
         self._addresses = not self._psycopg2 and getattr(dialect, "_native_inet_types", None) is not False
-        self._of: Any = dialect  # it knows MariaDB after its first connection only
+        self._of: Any = dialect  # knows whether it is MariaDB only after its first connection
         is_float = isinstance(self._type, sa.Float)
         self._bind: Callable[[Any], Any] | None = kind.bind_processor(dialect)
         self._result: Callable[[Any], Any] | None = kind.result_processor(
             dialect, _FLOAT_OID if is_float else _NUMERIC_OID
         )
         if isinstance(kind, sa.Time) and self._dialect in _MYSQL:
-            self._result = None  # it is for the driver's intervals
+            self._result = None  # made for the driver's intervals
         self._is_plain = not isinstance(column.type, TypeDecorator) or isinstance(column.type, sa.Interval)
         self._keep = _keeper(self._type)
         self.zoned = isinstance(self._type, (sa.Date, sa.DateTime))
-        """What a load gives depends on the zone of the database's session."""
+        """The loaded value depends on the time zone of the database's session."""
 
     def __call__(self, value: Any, zone: tzinfo | None) -> Any:
-        """What a load gives where *value* was saved; *zone* is that of the database's session, if it is known."""
+        """Return what a load returns after *value* was saved; *zone* is the database session's, if known."""
         if isinstance(value, (bytearray, memoryview)) and isinstance(self._type, sa.LargeBinary):
             return bytes(value)
         if value is None or not isinstance(value, _SCALARS):
@@ -104,11 +104,11 @@ class LoadedValue:
             found = value if self._bind is None else self._bind(value)
             found = self._keep(self, found, zone)
             return found if self._result is None else self._result(found)
-        except Exception:  # the flush raises it again, as the error of who has brought the value
+        except Exception:  # the flush raises it again, as the error of the operation that assigned the value
             return value
 
     def knows(self, value: Any) -> bool:
-        """Whether it is known what a load gives of *value*, an object of Python's in a column of numbers or texts."""
+        """Return whether the loaded form of *value*, an object in a column of numbers or texts, is known."""
         if self._is_plain and value is not None and isinstance(self._type, (sa.ARRAY, *_TIMES)):
             return self._knows_list(value) if isinstance(self._type, sa.ARRAY) else self._knows_time(value)
         if value is None or type(value) in _EVERYWHERE or isinstance(self._type, sa.LargeBinary):
@@ -118,7 +118,7 @@ class LoadedValue:
         return isinstance(value, _SCALARS)
 
     def _knows_time(self, value: Any) -> bool:
-        if self._dialect == "sqlite":  # which takes no others
+        if self._dialect == "sqlite":  # it takes no others
             return True
         if isinstance(self._type, sa.DateTime):
             return isinstance(value, (date, timedelta))
@@ -128,7 +128,7 @@ class LoadedValue:
         return isinstance(value, time) and zoned == (value.tzinfo is not None)
 
     def _knows_list(self, value: Any) -> bool:
-        """Whether it is a list, of lists perhaps, of what its items are loaded as."""
+        """Return whether *value* is a list (of lists) whose items are of the types that a load returns."""
         kinds = fine(self._type.item_type)
         return type(value) is list and all(
             type(one) in kinds or (type(one) is list and self._knows_list(one)) for one in value
@@ -141,7 +141,7 @@ class LoadedValue:
             return int(value) if _WHOLE.fullmatch(value) else value
         if isinstance(value, bool) and self._dialect == "postgresql":
             other = isinstance(self._type, (sa.BigInteger, sa.SmallInteger))
-            return value if other else int(value)  # of those it takes none
+            return value if other else int(value)  # PostgreSQL takes no bool for the others
         if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
             return int(value)
         if self._dialect == "sqlite" or not isinstance(value, (float, Decimal)):
@@ -149,7 +149,7 @@ class LoadedValue:
         return round(value) if isinstance(value, float) else int(value.quantize(Decimal(1), ROUND_HALF_UP))
 
     def _number(self, value: Any, _: tzinfo | None) -> Any:
-        if self._dialect == "sqlite":  # whose numbers are rounded when they are loaded
+        if self._dialect == "sqlite":  # it rounds numbers when they are loaded
             return value
         self._refuse_bool(value)
         if isinstance(value, str) and not _DECIMAL.fullmatch(value):
@@ -158,7 +158,7 @@ class LoadedValue:
             value = format(value, ".15g")
         found = Decimal(repr(value) if isinstance(value, float) else value)
         if self._psycopg2 and not found.is_finite():
-            return Decimal("NaN")  # as it sends infinity
+            return Decimal("NaN")  # what psycopg2 sends for infinity
         scale = self._type.scale
         if scale is None and (self._dialect == "postgresql" or not found.is_finite()):
             return found
@@ -172,7 +172,7 @@ class LoadedValue:
         return value
 
     def _refuse_bool(self, value: Any) -> None:
-        """PostgreSQL takes none for such a number: its caller gets what the server says."""
+        """Leave a bool to PostgreSQL, which refuses it for such a number: the caller gets the server's error."""
         if isinstance(value, bool) and self._dialect == "postgresql":
             raise LookupError(value)
 
@@ -207,16 +207,16 @@ class LoadedValue:
         return self._with_offset(found) if is_one else value
 
     def _with_offset(self, moment: datetime) -> datetime:
-        """As psycopg2 gives it, which knows no zones."""
+        """Return *moment* as psycopg2 loads it: with a fixed offset, no zone."""
         offset = moment.utcoffset()
         return moment.replace(tzinfo=timezone(offset), fold=0) if self._psycopg2 and offset is not None else moment
 
     def _local(self, moment: datetime, zone: tzinfo | None) -> datetime:
-        """Without its own zone."""
+        """Return *moment* in local time, without its zone."""
         if moment.tzinfo is None or self._dialect != "postgresql":
             return moment.replace(tzinfo=None)
         if zone is None:
-            raise LookupError(moment)  # nobody knows
+            raise LookupError(moment)  # unknown
         return moment.astimezone(zone).replace(tzinfo=None)
 
     def _hour(self, value: Any, _: tzinfo | None) -> Any:
@@ -237,7 +237,7 @@ class LoadedValue:
         return value
 
     def _address(self, value: Any, _: tzinfo | None) -> Any:
-        """A host without the length of its network; as texts where the driver gives those."""
+        """Return a host without the length of its network; a text if the driver returns texts."""
         found: Any = ip_network(value) if isinstance(self._type, CIDR) else ip_interface(value)
         if isinstance(self._type, INET) and found.network.prefixlen == found.max_prefixlen:
             found = found.ip
@@ -265,11 +265,11 @@ def _keeper(kind: Any) -> Callable[[LoadedValue, Any, tzinfo | None], Any]:
     return next((keep for kinds, keep in _KEEPERS if isinstance(kind, kinds)), LoadedValue._same)  # noqa: SLF001
 
 
-# -- which are looked at -------------------------------------------------------------------------------------------
+# -- the attributes -----------------------------------------------------------------------------------------------
 
 
 def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, LoadedValue]:
-    """What makes the values of *mapper*'s attributes as loaded; from now on guards are told of those assigned."""
+    """Return the converters of *mapper*'s attributes; from now on, guards are told when those are assigned."""
     found = {
         attribute.key: LoadedValue(column, dialect)
         for attribute in mapper.column_attrs
@@ -279,14 +279,14 @@ def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, LoadedVa
     for name in found.keys() - told:
         told.add(name)
         attribute = getattr(mapper.class_, name)
-        column = attribute.property.columns[0]  # of a foreign key each is told: a relationship may be another one then
+        column = attribute.property.columns[0]  # tell of each assignment of a foreign key: relationships may follow it
         same = frozenset[type]() if column.foreign_keys else fine(column.type)
         event.listen(attribute, "set", _listener(name, same), raw=True)
     return found
 
 
 def fine(kind: Any) -> frozenset[type]:
-    """The types of Python's whose values come back as they are, from whatever database."""
+    """Return the Python types whose values come back unchanged, from any database."""
     if isinstance(kind, (sa.Enum, TypeDecorator, sa.CHAR)):
         return frozenset({type(None), getattr(kind, "enum_class", None) or type(None)})
     exact = (
@@ -319,5 +319,5 @@ def _listener(name: str, same: frozenset[type]) -> Callable[..., None]:
 
 
 def given(state: InstanceState[Any], names: dict[str, LoadedValue]) -> Iterator[tuple[InstanceState[Any], str]]:
-    """The attributes of a new instance that have a value."""
+    """Yield the attributes of a new instance that have a value."""
     return ((state, name) for name in names if state.dict.get(name) is not None)

@@ -1,9 +1,9 @@
-"""What operations have had the session load, and another one would load itself, alone: after what it has changed.
+"""Stale reads: loaded values that the current operation, run alone, would have loaded after its own changes.
 
-A relationship that is loaded does not show what is done without it: a row that is added or moved by its foreign key, or
-deleted by the session. Nor do instances show what a statement does. Who reads them behind such a change finds what the
-database has, alone; and here, what those before have loaded. So that is put aside while such an operation runs. Who
-reads it then is applied again, to what the next load gives; for who does not, nothing has happened.
+A loaded relationship does not show a change that bypasses it: a row that is added or moved by its foreign key, or
+deleted by the session. Nor do instances show what a statement does. If an operation reads them after such a change, it
+finds, alone, what the database has; here, what earlier operations have loaded. So the values are removed while such an
+operation runs. If it reads them, it is applied again, to the next load; if not, they are put back.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 
 _EAGER: Final = ("joined", False, "subquery", "selectin", "immediate")
-"""Relationships that are loaded with the instance."""
+"""Lazy modes of relationships that are loaded with the instance."""
 
 
 class StaleReads:
-    """Of the operations of one attempt."""
+    """The stale reads of one attempt's operations."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    _aside: list[tuple[InstanceState[Any], str, Any, bool]]  # for the operation at hand; whether it had changes
-    _expired: list[tuple[InstanceState[Any], list[str]]]  # since the operation at hand has sent a statement
-    _written: bool  # one that had was in a flush: whether it is read since then is not known
+    _aside: list[tuple[InstanceState[Any], str, Any, bool]]  # removed for the current operation; whether it had changes
+    _expired: list[tuple[InstanceState[Any], list[str]]]  # since the current operation has sent a statement
+    _written: bool  # a removed value with changes was flushed: whether it was read since then is unknown
 
     def __init__(self, session: Session, resource: object) -> None:
-        """Of *session*, which holds what was loaded with the *resource*: alone, that is loaded before, too."""
+        """Take *session*; what was loaded with the *resource* is no stale read, since it is loaded before alone too."""
         self._session = session
         self._resource: InstanceState[Any] = instance_state(resource)
         relationships = self._resource.mapper.relationships
         self._eager = {one.key for one in relationships if one.lazy in _EAGER}
-        if self._resource.key is None:  # what was made has what it was given
+        if self._resource.key is None:  # new: it has what ``missing`` has set
             self._eager |= relationships.keys() & self._resource.dict.keys()
         self._aside, self._expired, self._written = [], [], False
 
     def has_added(self, instance: object) -> None:
-        """The operation at hand has added *instance*."""
+        """Note that the current operation has added *instance*."""
         if has_foreign_key(sa.inspect(instance)):
             self._put_aside(lambda state, relation: self._misses(state, relation, [instance]))
 
     def has_deleted(self) -> None:
-        """It has deleted something by the session."""
+        """Note that it has deleted something by the session."""
         self._put_aside(lambda state, relation: self._misses(state, relation, []))
 
     def assigns(self, child: InstanceState[Any], name: str) -> None:
-        """It assigns something to attribute *name* of *child*."""
+        """Note that it assigns the attribute *name* of *child*."""
         mapper = child.mapper
         if not is_foreign_key(child, name):
             return
@@ -70,18 +70,18 @@ class StaleReads:
         self._put_aside(concerns)
 
     def writes(self) -> None:
-        """It has something flushed: what is only looked at may be another thing now."""
+        """Note that it flushes: ``viewonly`` relationships may have changed."""
         self._put_aside(lambda _, relation: bool(relation.viewonly))
 
     def flushes(self) -> None:
-        """What has changes is to be written: it has to be in place."""
+        """Put back, before a flush, what has changes to write."""
         for state, name, value, changed in self._aside:
             if changed and name not in state.dict:
                 state.dict[name] = value
                 self._written = True
 
     def executes(self, statement: str | None) -> None:
-        """It sends *statement*, which may change what it names; or whatever, if that is not known."""
+        """Note that it sends *statement*, which may change the tables that it names; None: any."""
         for state in self._session.identity_map.all_states():
             names = [
                 relation.key
@@ -94,14 +94,14 @@ class StaleReads:
             instance = state.obj()
             if not names or instance is None:
                 continue
-            if state.modified:  # by itself: those before have been flushed
+            if state.modified:  # by itself: earlier changes are flushed
                 self._written = True
             else:
                 Session.expire(self._session, instance, names)
                 self._expired.append((state, names))
 
     def reads(self) -> bool:
-        """Whether the operation at hand, which has ended, has read something of that; all is in place again."""
+        """Return whether the current operation, which has ended, has made a stale read; put all back in place."""
         found, self._written = self._written, False
         for state, name, value, changed in self._aside:
             if name in state.dict or changed != (name in state.committed_state):
@@ -123,12 +123,12 @@ class StaleReads:
         return not relation.viewonly and misses(state, relation, added, self._session)
 
     def _loaded_of(self, state: InstanceState[Any]) -> list[Any]:
-        """The relationships that are loaded, but for those that were with the resource."""
+        """Return the loaded relationships, without those loaded with the resource."""
         eager = self._eager if state is self._resource else ()
         relations = (one for one in state.mapper.relationships if one.lazy not in UNHELD)
         return [one for one in relations if one.key in state.dict and one.key not in eager]
 
 
 def _names(statement: str, mapper: Mapper[Any]) -> bool:
-    """Whether *statement* names a table of *mapper*."""
+    """Return whether *statement* names a table of *mapper*."""
     return any(getattr(table, "name", "") in statement for table in mapper.tables)

@@ -1,9 +1,9 @@
-"""What operations send in the session of their batch; and what is known of the attempt, and of the operation at hand.
+"""The part of the guard that sees each statement of operations, and the state of the attempt and of its operation.
 
-- What those before an operation have changed is in the transaction when a statement of it may ask for that.
-- Behind a statement that may have changed or deleted what the session holds, the batch is cut: the next operation is
-  applied to what the next load gives.
-- In SQLite a first write locks the whole database until COMMIT, and other greenlets run in between: it is refused.
+- When a statement of an operation may read what earlier operations have changed, that is flushed first.
+- After a statement that may have changed or deleted rows that the session holds, the batch is cut: the next operation
+  is applied to the next load.
+- In SQLite a first write locks the whole database until COMMIT, while other greenlets run: it is refused.
 """
 
 from __future__ import annotations
@@ -42,46 +42,46 @@ _ABSENT: Final = object()
 
 
 class StatementGuard:
-    """Of the operations of one attempt."""
+    """Guards the statements of one attempt's operations."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    ours: bool  # what happens now is of the load, the save, or the library otherwise: not of an operation
-    writes: int  # how often operations have sent, or flushed, what may write: each time, it cannot be undone in memory
-    wrote: bool  # some operation has sent something that writes
-    rewrote: bool  # and by a statement of its own, which may have changed or deleted what the session holds
-    counted: bool  # the version, for this batch
-    nested: SessionTransaction | None  # the savepoint that is open between operations
-    asked: bool  # some operation has sent what reads, and may have found what somebody else has made of the row
-    acted: bool  # some operation has done something that was to be looked at, since the last step
-    savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # of the session, and what they are below
-    _root: SessionTransaction | None  # the transaction that the operations have to stay in
-    _below: sa.RootTransaction | None  # likewise, of the connection
-    _options: Any  # of the connection
-    _heard: int  # listeners of this session alone
-    _autoflush: bool  # as the user's own sessions have it
-    flushing: bool  # now
-    in_bulk: bool  # the session writes what an operation has given it in bulk
-    unsure: bool  # the row of a resource that is new was sent, and none was inserted, as the database says
-    left_out: bool  # the last flush has not found a row that nobody else can have changed
-    _flushed: int  # all that so many operations have changed is in the database
-    _holds_more: int  # than was loaded, since an operation before which so many had returned
-    _stale_reads: StaleReads | None  # what more
-    _added: list[tuple[int, object]]  # by operations, with how many operations had returned before
-    # -- mutable state: the operation at hand ----------------------------------------------------------------
-    _seen: bool  # it is to be looked at
-    _spoils: bool  # it wrote what would stay if it raised
-    _early: bool  # it is to be applied again when what those before have changed is written
-    _broke: RuntimeError | None  # what it has done that it may not
-    _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent what those before had changed
-    _writes_before: int  # of `writes`
-    _new: list[object]  # what it has added
+    ours: bool  # the library is at work (load, save, …): no operation
+    writes: int  # count of statements and flushes of operations that may write: each rules out an undo in memory
+    wrote: bool  # an operation has sent something that writes
+    rewrote: bool  # by a statement of its own, which may have changed or deleted rows that the session holds
+    counted: bool  # the version was counted up for this batch
+    nested: SessionTransaction | None  # the library's savepoint between operations, if they go step by step
+    asked: bool  # an operation has sent a query, which may have found a newer state of the row
+    acted: bool  # an operation has done something that the guard checks, since the last step
+    savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # the connection's, by the session's
+    _root: SessionTransaction | None  # the session's transaction that operations have to stay in
+    _below: sa.RootTransaction | None  # the connection's
+    _options: Any  # the connection's execution options
+    _heard: int  # number of this session's own listeners
+    _autoflush: bool  # of the user's own sessions
+    flushing: bool  # a flush is running
+    in_bulk: bool  # a bulk method of the session is running, for an operation
+    unsure: bool  # the INSERT of the new resource has inserted no row, by its rowcount
+    left_out: bool  # the last flush did not find a row that no other process can have changed
+    _flushed: int  # the changes of so many operations are flushed
+    _holds_more: int  # so many operations had returned when the session first held more than the load
+    _stale_reads: StaleReads | None  # since then
+    _added: list[tuple[int, object]]  # by operations; with how many had returned before
+    # -- mutable state: the current operation ----------------------------------------------------------------
+    _seen: bool  # it is to be checked when it has returned
+    _spoils: bool  # it has written something that would stay if it raised
+    _early: bool  # it is to be applied again after earlier operations' changes are written
+    _broke: RuntimeError | None  # the error for something forbidden that it has done
+    _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent changes of earlier operations
+    _writes_before: int  # `writes` when it began
+    _new: list[object]  # objects that it has added
     _deleted: bool  # it has deleted something by the session
-    _unwritten: bool  # which those before have changed, and that is in no transaction
-    _given: list[tuple[InstanceState[Any], str]]  # attributes that have got what a load may give otherwise
-    _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: where, by which name, what was there
+    _unwritten: bool  # it has deleted something whose changes, by earlier operations, are in no transaction
+    _given: list[tuple[InstanceState[Any], str]]  # attributes that it has assigned, and a load may return differently
+    _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
 
     def __init__(self, mapping: Mapping, key: Hashable, session: BatchSession, transaction: Transaction) -> None:
-        """In *session*, while it loads."""
+        """Guard *session*, which is about to load."""
         self.key = key
         self.connection = transaction.connection
         self.session = session
@@ -101,7 +101,7 @@ class StatementGuard:
         self._forget()
 
     def begin(self, loaded: LoadedResource) -> None:
-        """What was loaded is there: from now on operations are applied."""
+        """Begin, after the load, to guard operations."""
         self._loaded = loaded
         self._root = self.session.get_transaction()
         self._below = self.connection.get_transaction()
@@ -112,7 +112,7 @@ class StatementGuard:
 
     @contextmanager
     def own(self) -> Iterator[None]:
-        """What happens in the block is the library's own."""
+        """Mark what happens in the block as the library's own."""
         before, self.ours = self.ours, True
         try:
             yield
@@ -120,30 +120,30 @@ class StatementGuard:
             self.ours = before
 
     def sees(self) -> None:
-        """The operation at hand does something that is to be looked at when it has returned."""
+        """Note that the current operation is to be checked when it has returned."""
         if not self.ours and not self._seen:
             self._seen = self.acted = True
             current_batch().ask_scope()
 
     def sets(self, where: dict[Any, Any], name: Any) -> None:
-        """The operation at hand sets *name* for itself."""
+        """Note that the current operation sets *name*, for itself only."""
         if not self.ours and not self.flushing:
             self.sees()
             self._set.append((where, name, where.get(name, _ABSENT)))
 
     def refuse(self, what: str, instead: str) -> None:
-        """Refuse *what* of the session to operations."""
+        """Raise if an operation calls *what* of the session."""
         if not self.ours:
             raise self._refused(f"called {what} of its batch's session: {instead}")
 
     def _refused(self, what: str) -> RuntimeError:
-        """What the operation at hand gets, of which nothing is to be saved unless it goes on without *what*."""
+        """Return the error that the current operation gets; if it goes on after writing, nothing of it is saved."""
         self._spoils = True
         self.sees()
         return RuntimeError(f"an operation on {shown(self.key)} {what}")
 
     def _forget(self) -> None:
-        """The operation at hand is over: what it has set for itself is as before."""
+        """Reset the state of the current operation, which is over, and what it has set for itself."""
         for where, name, value in reversed(self._set) if self._set else ():
             if value is _ABSENT:
                 dict.pop(where, name, None)
@@ -154,12 +154,12 @@ class StatementGuard:
         self._writes_before = self.writes
         self._given, self._new, self._set, self._deleted = [], [], [], False
         if self._stale_reads is not None:
-            self._stale_reads.reads()  # so that all is in place again
+            self._stale_reads.reads()  # puts all back in place
 
     # -- what it sends -------------------------------------------------------------------------------------------
 
     def executes(self, _: Any, __: Any, statement: str, ___: Any, context: Any, *____: Any) -> None:
-        """A statement is about to be sent on the connection: of the load, of an operation, of the save."""
+        """Check a statement that is about to be sent on the connection: by the load, an operation, or the save."""
         loaded = self._loaded
         if loaded is None:
             return
@@ -173,13 +173,13 @@ class StatementGuard:
                 self.writes += 1
             else:
                 calls = self._looks_at(bounds.without_prefix(statement))
-        # A savepoint too: rolled back to, it would give up a lock that was taken behind it.
+        # Claim before a savepoint too: a rollback to it would release a lock that was taken after it.
         if not loaded.claimed and (is_savepoint or calls or not reads(bounds.without_prefix(statement))):
             with self.own():
                 loaded.claim(self.transaction)
 
     def _looks_at(self, statement: str) -> bool:
-        """An operation sends *statement*, or a flush in one does. Whether that calls a function that may write."""
+        """Check *statement*, of an operation or its flush. Return whether it calls a function that may write."""
         if not self.flushing:
             why = forbidden(statement, mysql=self._mysql)
             if why is not None:
@@ -205,14 +205,14 @@ class StatementGuard:
                     stale_reads.executes(None if calls else statement)
                 self.rewrote = True
                 batch.cut()
-        # What a flush writes was changed by those before, or by an operation that has to leave it as it was when it
-        # raises; but for what it has added itself.
+        # A flush writes changes of earlier operations, or changes that this operation must undo if it raises. Only what
+        # it added itself would stay behind.
         elif any(when == batch.completed and one in self.session.new for when, one in self._added):
             self._spoils = True
         return calls
 
     def _refuse_ending(self, statement: str) -> None:
-        """Refuse a procedure of MySQL's that commits: what those before have changed would be applied twice."""
+        """Refuse a MySQL procedure that commits: changes of earlier operations would be applied twice."""
         if self._mysql and self._mapping.functions.may_end_transaction(statement, self._first_column):
             raise self._refused(
                 "sent what it may not send: it calls a procedure that may end the transaction of its batch: call it "
@@ -220,7 +220,7 @@ class StatementGuard:
             )
 
     def _calls_what_writes(self, query: str) -> bool:
-        """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
+        """Return whether *query* calls a user's function, which may write. An operation alone is undone whole."""
         return not current_batch().alone and self._mapping.functions.may_write(query, self._first_column)
 
     def _first_column(self, question: str, parameters: list[str]) -> list[str]:
@@ -230,40 +230,40 @@ class StatementGuard:
             return list(self.connection.exec_driver_sql(question, tuple(parameters)).scalars())
 
     def loads(self) -> None:
-        """The operation at hand has the session hold more than was loaded for the batch."""
+        """Note that the current operation makes the session hold more than was loaded for the batch."""
         if self._stale_reads is None and self._loaded is not None:
             self._holds_more = current_batch().completed
             self._stale_reads = StaleReads(self.session, self._loaded.resource)
 
     def _loaded_before(self) -> StaleReads | None:
-        """What the session holds more, if those before the operation at hand have loaded of that."""
+        """Return the stale reads, if earlier operations have loaded something."""
         return self._stale_reads if self._holds_more < current_batch().completed else None
 
     def _looked_before(self) -> StaleReads | None:
-        """The same, if any have returned: to find nothing in a relationship, they may have sent nothing."""
+        """Return the stale reads, if any operation has returned: an empty relationship may have needed no query."""
         if self._loaded is None or not current_batch().completed:
             return None
         self.loads()
         return self._stale_reads
 
     def has_inserted(self, cursor: Any, context: Any) -> None:
-        """A statement was executed that inserts something."""
+        """Note an INSERT of the new resource that has inserted no row."""
         loaded = self._loaded
         if loaded is None or loaded.identity is not None or context.compiled is None or cursor.rowcount != 0:
             return
         self.unsure = self.unsure or context.compiled.statement.table in instance_state(loaded.resource).mapper.tables
 
     def check_inserted(self, look: Callable[[], bool]) -> None:
-        """Raise where the row of a resource that is new was left out. It may have been put elsewhere, by a trigger."""
+        """Raise if the row of a new resource was left out; a trigger may have put it elsewhere."""
         unsure, self.unsure = self.unsure, False
         if unsure and not look():
             raise (found := left_out(self.key)) from found.__cause__
 
     def flush_others(self, statement: str | None = None) -> None:
-        """Have in the transaction what the operations before have changed, as *statement* of this one has to find it.
+        """Flush what earlier operations have changed, which *statement* of the current one has to find.
 
-        In SQLite, where it cannot be, it has to be saved first; and where sessions flush nothing by themselves, since
-        this operation would find its own changes too.
+        On SQLite, where a flush is impossible, and where sessions do not flush by themselves (the current operation
+        would find its own changes too), the changes have to be saved first.
         """
         if self.ours or not self._has_others():
             return
@@ -274,9 +274,9 @@ class StatementGuard:
             raise self._comes_too_early("asks for what those before it have changed")
 
     def _reads_computed(self) -> bool:
-        """Whether it may be for what the database computes, where that is not saved. Then it is saved before, always.
+        """Return whether a query may read what the database computes from unwritten changes; these are saved first.
 
-        A batch in which nobody reads that is saved at once. But to find that out behind each operation would cost more.
+        A batch in which no operation reads that is saved at once. To find out after each operation would cost more.
         """
         mapping = self._mapping
         if not mapping.has_computed or self.transaction.writes_anywhere:
@@ -285,24 +285,24 @@ class StatementGuard:
         return True
 
     def has_written(self) -> None:
-        """All that the operations before have changed is in the transaction."""
+        """Note that all changes of the operations so far are flushed."""
         self._flushed = current_batch().completed
 
     def _has_others(self) -> bool:
-        """Whether the session holds changes of those before the operation at hand that are not in the transaction."""
+        """Return whether the session holds changes of earlier operations that are not flushed."""
         if self._loaded is None or self._flushed == current_batch().completed:
             return False
         self._loaded.flag_mutated()
         return self._loaded.changes()
 
     def _comes_too_early(self, what: str) -> RuntimeError:
-        """The operation at hand is to be applied behind what those before have changed, when that is written."""
+        """Return the error of the current operation, which is applied again after earlier changes are written."""
         self._early = True
         self.sees()
         return self._refused(f"{what}: it is applied again when that is written")
 
     def _names_changed(self, statement: str) -> bool:
-        """Whether *statement* names a table of which something is changed."""
+        """Return whether *statement* names a table with unflushed changes."""
         changed = (*self.session.new, *self.session.dirty, *self.session.deleted)
         return any(
             getattr(table, "name", "") in statement for one in changed for table in instance_state(one).mapper.tables
@@ -310,7 +310,7 @@ class StatementGuard:
 
     @contextmanager
     def flush(self) -> Iterator[None]:
-        """The session flushes, as far as the user knows it to have something to flush."""
+        """Guard a flush of the session, in the block."""
         if self._loaded is not None:
             self._loaded.flag_mutated()
             if not self.ours and self._loaded.changes():
@@ -335,7 +335,7 @@ class StatementGuard:
 
     @contextmanager
     def bulk(self) -> Iterator[None]:
-        """An operation has the session write something in bulk: where that fails, SQLAlchemy ends the transaction."""
+        """Guard a bulk method that an operation calls: if it fails, SQLAlchemy ends the transaction."""
         self.flush_others()
         self.in_bulk = True
         try:
@@ -347,9 +347,9 @@ class StatementGuard:
             self.in_bulk = False
 
     def _is_left_out(self) -> bool:
-        """Whether it is not for somebody else that a flush has not found what it was to write.
+        """Return whether a trigger, a policy or an operation's statement is why a flush did not find a row.
 
-        But by a trigger or a policy, or by a statement of an operation.
+        Otherwise another process has changed it.
         """
         if self.rewrote:
             return True
@@ -358,7 +358,7 @@ class StatementGuard:
         return False
 
     def flushes(self) -> None:
-        """The session is about to flush: count the version, once."""
+        """Count the version up, once, and compare dirty rows, before the session flushes."""
         loaded, mapping, session = self._loaded, self._mapping, self.session
         assert loaded is not None  # noqa: S101 - as above
         self.writes += not self.ours
@@ -372,12 +372,12 @@ class StatementGuard:
             setattr(loaded.resource, mapping.version, getattr(loaded.resource, mapping.version) + 1)
 
     def has_flushed(self) -> None:
-        """The database has what the session has."""
+        """Note that the database has what the session has."""
         if self._loaded is not None:
             self._loaded.has_flushed()
 
     def rolled_back(self) -> None:
-        """A savepoint is gone."""
+        """Note a rollback to a savepoint."""
         if self._loaded is not None:
             self._loaded.rolled_back()
 
@@ -389,7 +389,7 @@ class StatementGuard:
             )
 
     def _holds(self, statement: str) -> bool:
-        """Whether *statement* names a table of which the session holds something."""
+        """Return whether *statement* names a table of which the session holds rows."""
         for state in self.session.identity_map.all_states():
             mappers = [state.mapper, *(one.mapper for one in state.mapper.relationships if one.key in state.dict)]
             if any(getattr(table, "name", "") in statement for mapper in mappers for table in mapper.tables):
