@@ -1,4 +1,4 @@
-"""The connection of a batch, as operations meet it: it stays with the batch, whatever they call."""
+"""The connection of a batch while operations run: they cannot close it, nor end its transaction."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _INSTEAD: Final = "the connection is the batch's, which gives it back when it ha
 
 
 class BatchConnection(sa.Connection):
-    """Closed and given up by its batch only."""
+    """A connection that only its batch closes and gives up."""
 
     batch_guard: Guard
 
     @staticmethod
     def watch(engine: sa.Engine) -> None:
-        """Have what is sent on those of *engine* told to their guards.
+        """Report what is sent on batches' connections of *engine* to their guards.
 
-        (A listener of its own for each connection would cost a batch as much as loading the row.)
+        (A listener for each connection would cost a batch as much as loading the row.)
         """
         if not event.contains(engine, "before_cursor_execute", _executes):
             event.listen(engine, "before_cursor_execute", _executes)
@@ -33,7 +33,7 @@ class BatchConnection(sa.Connection):
 
     @classmethod
     def hold(cls, connection: sa.Connection, guard: Guard) -> None:
-        """Have *connection* be one."""
+        """Turn *connection* into one."""
         held: Any = connection
         held.__class__ = cls
         held.batch_guard = guard
@@ -44,7 +44,7 @@ class BatchConnection(sa.Connection):
         super().close()
 
     def invalidate(self, exception: BaseException | None = None) -> None:
-        """For the batch, and for SQLAlchemy, which says why."""
+        """For the batch, and for SQLAlchemy, which passes the *exception*."""
         if exception is None:
             self.batch_guard.refuse("connection().invalidate()", _INSTEAD)
         super().invalidate(exception)
@@ -66,15 +66,15 @@ class BatchConnection(sa.Connection):
 
     @property
     def connection(self) -> PoolProxiedConnection:
-        """The driver's, for the batch and for SQLAlchemy: nobody would see what is done with it."""
+        """The driver's connection, for the batch and SQLAlchemy: its use by an operation would not be seen."""
         guard = self.batch_guard
-        if not (guard.flushing or guard.in_bulk):  # which may have to roll back
+        if not (guard.flushing or guard.in_bulk):  # SQLAlchemy may have to roll back
             guard.refuse("connection().connection", "use exec_driver_sql() in place of the driver's own methods")
         return super().connection
 
     @property
     def info(self) -> dict[Any, Any]:
-        """What is kept with the driver's connection."""
+        """The pool's `info` of the driver's connection."""
         guard = self.batch_guard
         before, guard.ours = guard.ours, True
         try:

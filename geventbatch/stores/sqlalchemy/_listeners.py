@@ -1,4 +1,4 @@
-"""The listeners of a batch's session: those that an operation adds would be called for the others, and for the save."""
+"""Watches for listeners that an operation adds to its session: other operations and the save would call them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Dispatch: Any = type(Session.dispatch)
 
 
 class _Watched(_Dispatch):  # type: ignore[misc]  # SQLAlchemy makes the class as it runs
-    """What a session calls its listeners by. It sets an attribute when it gets its first one for an event."""
+    """A session's dispatcher. It sets an attribute when it gets the first listener of an event."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        """Nobody listens to that so far."""
+        """Return the empty listeners of the event *name*."""
         try:
             nobody = self._empty_listeners[name]
         except KeyError:
@@ -35,7 +35,7 @@ class _Watched(_Dispatch):  # type: ignore[misc]  # SQLAlchemy makes the class a
 
 
 class _Full(_Watched):
-    """It has some already, to which others are added without setting an attribute: whoever asks may do that."""
+    """A dispatcher with listeners, to which others are added without setting an attribute: each read may do that."""
 
     __slots__ = ()
 
@@ -45,15 +45,15 @@ class _Full(_Watched):
 
 
 def watch(session: Session, guard: Guard) -> None:
-    """Have *guard* told when an operation may have added a listener to *session*."""
-    has_own = "dispatch" in vars(session)  # since its class has added some as it was made, or has just looked
+    """Tell *guard* when an operation may have added a listener to *session*."""
+    has_own = "dispatch" in vars(session)  # its class has added some, or just looked
     dispatch: Any = session.dispatch
     vars(dispatch).update(guard=guard, has_own=has_own)
     dispatch.__class__ = _Full if has_own else _Watched
 
 
 def count(session: Session) -> int:
-    """How many listeners *session* has for itself alone."""
+    """Return the number of *session*'s own listeners."""
     dispatch: Any = vars(session)["dispatch"]
     if not vars(dispatch)["has_own"]:
         return 0

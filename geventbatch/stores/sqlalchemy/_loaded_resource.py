@@ -1,4 +1,4 @@
-"""What one batch has loaded of a mapped class's row, and what has changed since: here, and in the database."""
+"""The resource of a batch as loaded: what has changed since, in the session and in the database."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
 
 class LoadedResource:
-    """The resource of one batch, as it was loaded; or made, where there was no row."""
+    """The resource of one batch, as it was loaded, or made by ``missing``."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    claimed: bool  # the row is ours to write
-    _written: bool  # and it is written, or is by the flush to come
+    claimed: bool  # the row is locked, and as it was loaded
+    _written: bool  # the row is written, or will be by the next flush
 
     def __init__(
         self, mapping: Mapping, key: Hashable, session: Session, resource: Any, token: Sequence[Any] | None
     ) -> None:
-        """Take what was loaded, with what the mapping's `token` was; None: the resource was made, there is no row."""
+        """Take *resource* as loaded, with the values of the mapping's `token`; None: ``missing`` has made it."""
         self._mapping = mapping
         self._key = key
         self._session = session
         self.resource = resource
         self.claimed = mapping.locking
         self._written = False
-        self.identity: tuple[Any, ...] | None = None  # of the row that was loaded; None: there was none
+        self.identity: tuple[Any, ...] | None = None  # primary key of the loaded row; None: there was none
         self._tracker = tracker_of(session, mapping)
         self._found_by = self._finding()
         self._dirty_rows = DirtyRows(mapping, session, self._tracker)
@@ -58,12 +58,12 @@ class LoadedResource:
             self._tracker.sees(resource)
 
     def changes(self) -> bool:
-        """Whether the session has something to write."""
+        """Return whether the session has something to write."""
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
 
     def copier_of(self, value: object) -> Callable[[Any], Any] | None:
-        """What copies *value*, if it may be changed in place in a column of the resource, or of what else there is."""
+        """Return what copies *value*, if it is mutable and in a column of any instance of the session; else None."""
         for instance in (*self._session.new, *self._session.identity_map.values()):
             state: InstanceState[Any] = instance_state(instance)
             columns = self._mapping.columns_of(state.mapper)
@@ -76,7 +76,7 @@ class LoadedResource:
         return None
 
     def adds(self) -> bool:
-        """Whether something was added that is not in the database, or moved, so that a deletion would not find it."""
+        """Return whether something unflushed was added or moved, which the cascade of a deletion would not find."""
         session = self._session
         return any(one is not self.resource for one in session.new) or any(
             state.committed_state.keys() & state.mapper.relationships.keys()
@@ -86,11 +86,10 @@ class LoadedResource:
     def operation_returned(
         self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]], *, wrote: bool
     ) -> None:
-        """Have the operations behind the one at hand find what a load would give of what it has changed.
+        """Replace values that the current operation has changed by what a load would return, for later operations.
 
-        That is what the database computes, and the values that it was *given*, as the database keeps them. What it
-        *wrote* itself, by a flush or a statement, has changed something too.
-        Switches: no.
+        These are the attributes that the database computes, and the *given* ones, as the database keeps them. *wrote*:
+        the operation itself has flushed or sent a statement, so something has changed. Switches: no.
         """
         state: InstanceState[Any] = instance_state(self.resource)
         is_new = state.key is None and state.pending
@@ -113,48 +112,48 @@ class LoadedResource:
                     batch.cut()
 
     def operation_raised(self) -> None:
-        """See to those behind an operation that has raised too. Switches: no."""
+        """Ask to be called after the next operation too. Switches: no."""
         if self._mapping.has_computed or instance_state(self.resource).pending:
             current_batch().ask_scope()
 
     def flag_mutated(self) -> None:
-        """Tell SQLAlchemy of what was changed so that it does not see it by itself."""
+        """Flag for SQLAlchemy the changes that it does not see by itself."""
         self._tracker.flag(self._session)
 
     @property
     def mapping(self) -> Mapping:
-        """Of its store."""
+        """What the scopes of its store share."""
         return self._mapping
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
-        """What the database has of what can change in place, as far as that is known."""
+        """Return the bound forms that the database has of mutable values, as far as known."""
         return self._tracker.known.copy()
 
     def taken(self) -> dict[InstanceState[Any], dict[str, Any]]:
-        """What columns have got of composites, for `put_known_back`."""
+        """Return the bound forms taken from composites, for `put_known_back`."""
         return self._tracker.taken.copy()
 
     def put_known_back(
         self, known: dict[InstanceState[Any], dict[str, Any]], taken: dict[InstanceState[Any], dict[str, Any]]
     ) -> None:
-        """It is that again, which `known` and `taken` gave."""
+        """Restore what `known` and `taken` have returned."""
         self._tracker.known = known.copy()
         self._tracker.taken = taken.copy()
 
     def has_flushed(self) -> None:
-        """What was flushed is now as it is in the database."""
+        """Note that what was flushed is now as in the database."""
         self._dirty_rows.are_ours(self._tracker.has_flushed())
 
     def rolled_back(self) -> None:
-        """A savepoint: nobody knows any more what the database has."""
+        """Note a rollback to a savepoint: what the database has is unknown now."""
         self._tracker.forget()
         self._written = False
         self._dirty_rows.rolled_back()
 
     def flushes(self, transaction: Transaction, *, rewrote: bool = False) -> None:
-        """A flush begins: it is a `Conflict` when somebody else has changed what it is to write beside the resource.
+        """Raise a `Conflict`, as a flush begins, if another process has changed a row that it is to write.
 
-        Where the operation *rewrote* rows by a statement of its own, it may have been that.
+        If an operation *rewrote* rows by a statement of its own, that may be the reason: nothing is raised.
         """
         self._refuse_values()
         dirty = list(self._session.dirty)
@@ -167,11 +166,11 @@ class LoadedResource:
             )
 
     def _refuse_values(self) -> None:
-        """An expression that one operation has assigned would be lost in that of the next one."""
+        """Refuse assigned values that cannot be saved: another key, no value of an Enum, a SQL expression."""
         state: InstanceState[Any] = instance_state(self.resource)
         columns = self._mapping.columns_of(state.mapper)
         enums, values, found_by = columns.enums, state.dict, self._found_by
-        for name in state.committed_state:  # which have changed
+        for name in state.committed_state:  # the changed ones
             if name not in columns.named or name not in values:
                 continue
             value = values[name]
@@ -194,14 +193,14 @@ class LoadedResource:
                 )
 
     def _finding(self) -> dict[str, Any]:
-        """The attributes by which a load finds the row, and knows its class."""
+        """Return the values by which a load finds the row and its class."""
         values = instance_state(self.resource).dict
         return {name: values[name] for name in self._mapping.finding if name in values}
 
     def touch(self) -> None:
-        """Where nobody is kept out by a lock, have the row changed too when only something beside it is.
+        """Without a lock, make the flush write the row too if it writes only other rows.
 
-        Else another process that has loaded the same would not notice.
+        Otherwise another process that has loaded the same state would not notice.
         """
         mapping, session = self._mapping, self._session
         if self._written or mapping.locking or self.identity is None or self.resource not in session:
@@ -217,17 +216,17 @@ class LoadedResource:
         )
         name = mapping.version or next(others, None)
         if name is not None:
-            getattr(self.resource, name)  # so that it is loaded
+            getattr(self.resource, name)  # loads it
             flag_modified(self.resource, name)
 
     def _updates(self) -> bool:
-        """Whether a flush writes the row itself: what has come to it by a relationship alone may be in other rows."""
+        """Return whether a flush writes the row itself; a change of a relationship alone may be in other rows."""
         state: InstanceState[Any] = instance_state(self.resource)
         changed = self._mapping.columns.keys() & state.committed_state.keys()
         return any(state.attrs[name].history.has_changes() for name in changed)
 
     def claim(self, transaction: Transaction) -> None:
-        """Lock the row, once, and see that it is as it was loaded: else it is a `Conflict`."""
+        """Lock the row, once, and raise a `Conflict` unless it is as loaded."""
         if self.claimed:
             return
         if self.identity is not None:
@@ -241,13 +240,13 @@ class LoadedResource:
                 except LostRow:
                     if not (is_doubtful(current_batch()) and self.is_there(transaction.connection)):
                         raise
-                    # A policy keeps it from being locked, and from being written: the flush will say so.
+                    # A policy hides the row from the lock, and from the write: the flush will say so.
             else:
                 self._compare_all(transaction.connection)
         self.claimed = True
 
     def compare(self, connection: sa.Connection) -> None:
-        """See that the row is as it was loaded, where nobody was kept out: else it is a `Conflict`."""
+        """Raise a `Conflict` unless the row, which was not locked, is as loaded."""
         if self.claimed or self.identity is None:
             return
         if not self._mapping.token:
@@ -256,17 +255,17 @@ class LoadedResource:
             raise self.conflict()
 
     def is_there(self, connection: sa.Connection) -> bool:
-        """Whether the row is as it was loaded, where there is a token."""
+        """Return whether the row is as loaded, by its token."""
         names = [f"_{i}" for i in range(len(self.identity or ()) + len(self._token))]
         parameters = dict(zip(names, (*(self.identity or ()), *self._token), strict=True))
         return connection.execute(self._mapping.look_at, parameters).first() is not None
 
     def are_as_read(self, transaction: Transaction, connection: sa.Connection | None = None) -> bool:
-        """Whether nobody else can have changed the rows beside that a flush has not found. It looks on *connection*."""
+        """Return whether no other process can have changed the other rows that a flush did not find."""
         return self._dirty_rows.are_as_read(connection or transaction.connection, may_look=transaction.leaves_out)
 
     def needs_no_answer(self) -> bool:
-        """Whether the row is claimed, or will be by a statement that fails by itself where it is another one."""
+        """Return whether the row is claimed, or will be by a statement that fails by itself if the row has changed."""
         return self.claimed or bool(self._mapping.token)
 
     def _compare_all(self, connection: sa.Connection) -> None:
@@ -284,5 +283,5 @@ class LoadedResource:
         )
 
     def conflict(self) -> Conflict:
-        """What a save is that finds another row than was loaded."""
+        """Return the error of a save that finds another row than was loaded."""
         return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")

@@ -1,8 +1,8 @@
-"""Instances of the user's own mapped classes: a Session per batch, on its own connection and in its own transaction.
+"""The scope of one batch over one instance of a mapped class: a session on its own connection, in one transaction.
 
 An operation may change the resource, and, through `object_session(resource)`, query, add other objects and change
-those. What it may do there, and what becomes of it when it raises, is for `Guard`. This scope loads, and saves what
-the session holds then, in the transaction that it has begun.
+those. `Guard` decides what it may do there, and what becomes of it when it raises. The scope loads, and saves what the
+session then holds.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._session import BatchSession
 
 _EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
-"""Of a session, in which others may want to add something to it."""
+"""Session events in which a user's listener may send or add something."""
 
 _log: Final = logging.getLogger("geventbatch")
 
 
 class MappedScope:
-    """One batch over one instance: entering loads it into a session, leaving flushes and commits that."""
+    """One batch over one instance: entering loads it into a session, exiting flushes and commits."""
 
     takes_rows = True
     deletes = True
@@ -57,11 +57,11 @@ class MappedScope:
     _session: BatchSession
     _guard: Guard
     _loaded: LoadedResource
-    _row_key: Hashable  # as the row has it: a collation may find it by another one
+    _row_key: Hashable  # as in the row: a collation may find it by another one
     _steps: Steps | None
-    _held: bool  # the row was ours before the save
+    _held: bool  # the row was locked before the save
     _collected: bool  # the save is one message
-    _first: SessionSnapshot | None  # what was loaded
+    _first: SessionSnapshot | None  # of the load
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
         self._mapping = mapping
@@ -103,27 +103,27 @@ class MappedScope:
             _log.exception("after the batch of key %r was saved, its connection or a listener raised", self._key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
-        """Take out what the operation has added; or say that its attempt cannot be saved any more. Switches: no."""
+        """Expunge what the operation has added, or return why its attempt cannot be saved any more. Switches: no."""
         return self._guard.raised(error)
 
     def operation_returned(self) -> NotSaved | None:
-        """Say so of an operation that has returned, but has left the transaction so, or the session. Switches: no."""
+        """Return why an operation that has returned cannot be saved, or None. Switches: no."""
         return self._guard.returned()
 
     @property
     def must_compare(self) -> bool:
-        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        """Whether operations may have been answered from two states of the database. Switches: no."""
         return self._guard.asked and not self._mapping.locking and len(current_batch().operations) > 1
 
     def copied(self, value: object) -> object:
-        """Give a copy of *value* where it is in a column, or a relationship's collection; else itself. Switches: no."""
+        """Return a copy of *value* if it is in a column, or a relationship's collection; else itself. Switches: no."""
         if is_collection(value):
             return plain(value)
         copy = self._loaded.copier_of(value)
         return value if copy is None else copy(value)
 
     def owns(self, value: object) -> bool:
-        """Whether *value* is of the batch's session: an instance, in a column of one, or what asks it. Switches: no."""
+        """Return whether *value* belongs to the session: an instance, a value in a column, a query. Switches: no."""
         if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
             return value in self._session
         return is_collection(value) or asks_later(value) or self._loaded.copier_of(value) is not None
@@ -131,7 +131,7 @@ class MappedScope:
     # -- undo --------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> object:
-        """Copy what the session has in memory. Raises `CannotUndo`. Switches: no."""
+        """Return a snapshot of the session. Raises `CannotUndo`. Switches: no."""
         guard = self._guard
         guard.ours = True
         try:
@@ -140,7 +140,7 @@ class MappedScope:
             guard.ours = False
 
     def restore(self, checkpoint: object | None) -> Any:
-        """Have it be so again, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        """Restore the session from *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
         snapshot = self._first if checkpoint is None else cast("SessionSnapshot", checkpoint)
         if snapshot is None:
             self._mapping.keeps = True
@@ -157,29 +157,29 @@ class MappedScope:
 
     @property
     def steps(self) -> bool:
-        """Whether an attempt can go step by step: where an operation may write, so that nobody waits for long."""
+        """Whether an attempt can go step by step: not on SQLite, where all writers would wait for it."""
         return self._transaction.writes_anywhere
 
     def begin_steps(self) -> None:
-        """Judge the operations to come one by one. Switches: yes."""
+        """Begin to judge operations one by one. Switches: yes."""
         with self._guard.own():
             self._steps = Steps(self._guard, self._loaded, self._made, self._is_inserted)
 
     def keep(self) -> None:
-        """Write what the operation at hand has changed; see `Steps`. Switches: yes."""
+        """Write what the current operation has changed; see `Steps`. Switches: yes."""
         assert self._steps is not None  # noqa: S101 - they have begun
         with self._guard.own():
             self._steps.keep()
 
     def undo(self) -> Any:
-        """Go back to what was there before it. Switches: yes."""
+        """Go back to the state before it, and return the resource. Switches: yes."""
         assert self._steps is not None  # noqa: S101 - as above
         with self._guard.own():
             return self._steps.undo()
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
-        """What is recorded of operations with these idempotency keys. Switches: yes."""
-        with self._guard.own():  # it is no operation that asks, and it needs nothing of what those have changed
+        """Return the recorded outcomes of these idempotency keys. Switches: yes."""
+        with self._guard.own():  # the query needs no changes of operations
             return self._outcomes().find(self._transaction.send, keys)
 
     # -- load ------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class MappedScope:
     def _begin(self) -> Transaction:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
-        self._close_session()  # of a first try, on a connection that was lost
+        self._close_session()  # of a first try, whose connection was lost
         session = self._session = cast("BatchSession", mapping.sessions(bind=transaction.connection))
         guard = self._guard = Guard(mapping, self._key, session, transaction)
         session.begin_watch(guard)
@@ -240,12 +240,12 @@ class MappedScope:
         if self.must_compare:
             self._compare(batch)
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
-        if not batch.completed:  # whatever is in the session, or was sent, nobody has made it
+        if not batch.completed:  # no operation counts: save nothing that is in the session
             if recording is not None:
                 self._transaction.write(lambda: None, recording)
             return
-        late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds what is to go with it only in the database
-        if batch.deleted and not late:  # before a flush writes what is to go
+        late = batch.deleted and self._loaded.adds()  # SQLAlchemy finds cascades of a deletion in the database only
+        if batch.deleted and not late:  # before a flush writes what is to be deleted
             self._delete()
         self._end_savepoints()
         rows = batch.rows
@@ -261,7 +261,7 @@ class MappedScope:
         transaction.write(partial(self._write, rows, late=late), recording, collected=self._collected)
 
     def _compare(self, batch: Batch) -> None:
-        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        """Check that queries and load have seen one state of the row, unless the save will find out."""
         self._loaded.flag_mutated()
         if batch.completed and (batch.rows or self._guard.wrote or self._loaded.changes()):
             return
@@ -283,9 +283,9 @@ class MappedScope:
             raise self._guard.stale(error) from error
 
     def _end_savepoints(self) -> None:
-        """Those of the steps, and those that an operation has left open, which would end with COMMIT too.
+        """Release the savepoints of the steps, and those that an operation has left open, as COMMIT would.
 
-        Each is flushed as it ends: what is said to a value then is that of a save, too.
+        Each release flushes; a value is then refused as in a save.
         """
         try:
             while (nested := self._session.get_nested_transaction()) is not None:
@@ -297,7 +297,7 @@ class MappedScope:
             raise self._transaction.not_saved(error) from cause(error)
 
     def _is_idle(self) -> bool:
-        """Whether there is nothing to commit. Where operations may write, a SELECT may have called what does."""
+        """Return whether there is nothing to commit. Except on SQLite, even a SELECT may have called what writes."""
         if self._transaction.writes_anywhere:
             return False
         self._loaded.flag_mutated()
@@ -317,7 +317,7 @@ class MappedScope:
         return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._row_key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
-        """Whether no statement of the flush needs an answer, and nothing is sent between it and COMMIT."""
+        """Return whether no statement of the flush needs an answer, and none is sent between the flush and COMMIT."""
         session = self._session
         return (
             self._loaded.needs_no_answer()
@@ -336,9 +336,9 @@ class MappedScope:
             session.delete(self._loaded.resource)
 
     def _look_again(self, rejected: Rejected) -> None:
-        """When the row that was to be inserted is there by now, another process was faster: that is a `Conflict`.
+        """Raise a `Conflict` if the row to insert is there: another process was faster.
 
-        So it is where nobody can look: the replay will see.
+        Raise it too if the query fails: the replay will see.
         """
         cause = rejected.__cause__
         if self._loaded.identity is None and isinstance(cause, IntegrityError) and errors.is_duplicate(cause):
@@ -349,7 +349,7 @@ class MappedScope:
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
 
     def _look_for_others(self) -> None:
-        """When nobody has changed the row that was not found, by a save that was one message, it was left out."""
+        """After a save in one message that did not find the row: raise if no other process has changed it."""
         if not (self._held or is_doubtful(current_batch())):
             return
         loaded, transaction = self._loaded, self._guard.transaction
@@ -359,16 +359,16 @@ class MappedScope:
                 raise (found := left_out(self._key, StaleDataError)) from found.__cause__
 
     def _is_there(self, connection: sa.Connection) -> bool:
-        """Whether there is a row at the key."""
+        """Return whether there is a row at the key."""
         mapping = self._mapping
         return connection.execute(mapping.look, mapping.parameters(self._key)).first() is not None
 
     def _is_inserted(self) -> bool:
-        """The same, as the batch's own transaction sees it."""
+        """Return the same, as the batch's own transaction sees it."""
         return self._is_there(self._transaction.connection)
 
     def _give_up(self, error: BaseException) -> None:
-        """End without a save. What is raised then is only told: it is *error* that says what became of the batch."""
+        """End without a save. Log what that raises: *error* says what became of the batch."""
         try:
             self._end(error)
         except Exception:

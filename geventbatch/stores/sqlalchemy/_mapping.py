@@ -1,4 +1,4 @@
-"""What the scopes of one store of a mapped class have in common: its columns, its statements, what they compare."""
+"""What the scopes of one mapped store share: the class's columns, the statements, and what a save compares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Mapping:
-    """What the scopes of one store have in common."""
+    """What the scopes of one mapped store share."""
 
     engine: sa.Engine
     sessions: Callable[..., Session]
@@ -41,40 +41,40 @@ class Mapping:
     missing: Any
     locking: bool
     version: str | None
-    """The attribute that counts the saves; None when there is none, or the mapper sees to it itself."""
+    """The attribute that counts the saves; None if there is none, or the mapper counts."""
     counts_itself: bool
     """The mapper has a `version_id_col`."""
-    token: tuple[sa.Label[Any], ...]  # mutable, once: see `forget_token`
-    """What tells at the save whether the row was changed; where it is empty, all columns are compared."""
+    token: tuple[sa.Label[Any], ...]  # mutable: see `forget_token`
+    """Expressions that tell at the save whether the row was changed (xmin); if empty, all columns are compared."""
     outcomes: OutcomeTable | None = None
     prepare: Callable[[sa.Connection, Any], object] | None = None
-    """Has a connection find the tables of a key's tenant."""
+    """The option ``prepare_connection``."""
     has_tenants: bool = False
-    """A key is a pair: the tenant, and the row's own."""
+    """A key is a pair of the tenant and the row's own key."""
     functions: Functions = field(init=False)
     reads_computed: bool = False
-    """Some operation has asked for something behind others, where that may have been what the database computes."""
+    """An operation has sent a query that may have read what the database computes from earlier operations' changes."""
     keeps: bool = False  # mutable: see `_session_snapshot`
-    """What is loaded is copied, since an operation has raised that could not be undone without."""
+    """What is loaded is copied, since an operation could not be undone without a copy."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
     _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Nothing is known yet of the functions that operations call."""
+        """Make the cache of the server's functions, empty."""
         self.functions = Functions("mysql" if self.engine.dialect.name == "mariadb" else self.engine.dialect.name)
 
     @cached_property
     def name(self) -> str:
-        """Of the class."""
+        """The name of the class."""
         return str(self.mapper.class_.__name__)
 
     @cached_property
     def columns(self) -> dict[str, sa.Column[Any]]:
-        """The columns of all attributes of the class that are columns and nothing else."""
+        """The columns of the class's attributes that are plain columns."""
         return self.columns_of(self.mapper).named
 
     def columns_of(self, mapper: Mapper[Any]) -> Columns:
-        """The columns of a class whose instances are in the session: of this one, of its children, of others."""
+        """Return the columns of any class whose instances are in the session."""
         found = self._columns.get(mapper)
         if found is None:
             found = self._columns[mapper] = Columns(mapper, self.engine.dialect)
@@ -84,21 +84,21 @@ class Mapping:
 
     @cached_property
     def sees_all(self) -> bool:
-        """Whether a save compares the row with all that was loaded of it."""
+        """Whether a save compares all loaded columns of the row."""
         return not self.locking and not self.token
 
     @cached_property
     def load(self) -> sa.Select[Any]:
-        """Fetches the instance, and the token."""
+        """Selects the instance, and the token."""
         entity = self.mapper.class_
         found = sa.select(entity, *self.token).where(*self._is_row())
         return found.with_for_update(of=entity, key_share=True) if self.locking else found
 
     @cached_property
     def lock(self) -> sa.Select[Any] | None:
-        """Locks the row before it is loaded, where the load reads more than the row, which is then no older than that.
+        """Locks the row before it is loaded; None if the load reads the row only.
 
-        What a statement reads beside the rows that it locks is as old as its beginning, before it waited for them.
+        A statement reads other rows as they were when it began, before it waited for its lock.
         """
         if not self.locking or not _reads_beside(self.load, self.mapper, self.engine.dialect):
             return None
@@ -107,12 +107,12 @@ class Mapping:
 
     @cached_property
     def claim(self) -> sa.Select[Any]:
-        """Locks the row if it is as it was loaded, where there is a token: the primary key, and the token."""
+        """Locks the row if primary key and token are as loaded."""
         return self._locked(self._as_loaded())
 
     @cached_property
     def look_at(self) -> sa.Select[Any]:
-        """Fetches something if the row is so, and locks nothing."""
+        """Selects 1 if primary key and token are as loaded, without a lock."""
         return self._as_loaded().select_from(self.mapper.selectable)
 
     def _as_loaded(self) -> sa.Select[Any]:
@@ -122,7 +122,7 @@ class Mapping:
         return one.where(*is_same)
 
     def compare(self, mapper: Mapper[Any], names: tuple[str, ...]) -> sa.Select[Any]:
-        """Locks a row of *mapper*, found by its primary key, and fetches the columns with these *names*."""
+        """Return a SELECT that locks a row of *mapper* by its primary key, and returns the columns *names*."""
         found = self._compares.get((mapper, names))
         if found is None:
             named = self.columns_of(mapper).named
@@ -136,7 +136,7 @@ class Mapping:
         return row.select_from(mapper.selectable).with_for_update(of=list(mapper.tables), key_share=True)
 
     def forget_token(self) -> None:
-        """The relation has none, as views of PostgreSQL: compare what was loaded."""
+        """Compare all columns from now on: the relation has no xmin, as a view of PostgreSQL."""
         self.token = ()
         for name in ("load", "claim", "look_at", "sees_all"):
             vars(self).pop(name, None)
@@ -144,12 +144,12 @@ class Mapping:
 
     @cached_property
     def look(self) -> sa.Select[Any]:
-        """Fetches something when the row is there."""
+        """Selects something if the row is there."""
         return sa.select(self.by[0]).where(*self._is_row())
 
     @contextmanager
     def connect(self, key: Hashable) -> Iterator[sa.Connection]:
-        """Another connection than the batch's, to look at what it has left."""
+        """Yield another connection than the batch's, prepared for the tenant of *key*."""
         with _engines.own(self.engine).connect() as connection:
             if self.prepare is not None:
                 prepare(connection, key, self.prepare)
@@ -157,7 +157,7 @@ class Mapping:
 
     @cached_property
     def finding(self) -> tuple[str, ...]:
-        """The attributes by which a load finds the row, and knows its class."""
+        """The attributes by which a load finds the row and its class."""
         kind = self.mapper.polymorphic_on
         known = kind is not None and kind in self.mapper.columns.values()
         names = [attribute.key for attribute in self.by]
@@ -165,15 +165,15 @@ class Mapping:
 
     @cached_property
     def has_computed(self) -> bool:
-        """Whether the database computes something that operations may read."""
+        """Whether the database computes attributes that operations may read."""
         return has_computed(self.mapper)
 
     def _is_row(self) -> list[sa.ColumnElement[bool]]:
         return [column == sa.bindparam(f"_{i}") for i, column in enumerate(self.by)]
 
     def key_of(self, resource: Any, asked: Hashable) -> Hashable:
-        """The key that the row of *resource* has, which was found by the one that was *asked* for."""
-        if self.outcomes is None:  # nobody wants to know
+        """Return the key as in the row of *resource*, which was found by the key *asked* for."""
+        if self.outcomes is None:  # only outcomes need it
             return asked
         if self.has_tenants:
             tenant, own = cast("tuple[Hashable, Hashable]", asked)
@@ -188,14 +188,14 @@ class Mapping:
         return row_key(asked, found)  # type: ignore[no-any-return]
 
     def parameters(self, key: Any) -> dict[str, Any]:
-        """Those of `load`."""
+        """Return the parameters of `load`."""
         own = key[1] if self.has_tenants else key
         values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
 
 
 def refuse_joined(mapper: Mapper[Any]) -> None:
-    """Refuse a class some of whose rows have columns in other tables, which nobody would lock or compare."""
+    """Refuse a class with a subclass in a table of its own, which would be neither locked nor compared."""
     for one in mapper.self_and_descendants:
         if one.local_table is not mapper.local_table:
             raise ValueError(
@@ -205,7 +205,7 @@ def refuse_joined(mapper: Mapper[Any]) -> None:
 
 
 def mapper_of(entity: object) -> Any:
-    """The mapper of *entity*. Raises a `TypeError` if it is no mapped class."""
+    """Return the mapper of *entity*. Raises a `TypeError` if it is no mapped class."""
     mapper: Any = sa.inspect(entity, raiseerr=False) if isinstance(entity, type) else None
     if mapper is None:
         raise TypeError(f"entity is {named(entity)}, but must be a class that SQLAlchemy maps")
@@ -213,7 +213,7 @@ def mapper_of(entity: object) -> Any:
 
 
 def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAttribute[Any], ...]:
-    """The attributes that a key stands for: those of the primary key, or one that is unique."""
+    """Return the attributes that a key stands for: the primary key's, or one that is unique."""
     if by is None:
         return tuple(_attribute(mapper, mapper.get_property_by_column(column).key) for column in mapper.primary_key)
     attribute = _attribute(mapper, by)
@@ -226,7 +226,7 @@ def key_attributes(mapper: Mapper[Any], by: str | None) -> tuple[InstrumentedAtt
 
 
 def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
-    """The attribute that the store counts up; None when there is none, or the mapper counts by itself."""
+    """Return the attribute that the store counts up; None if there is none, or the mapper counts."""
     if version is None:
         return None
     column = _column(_attribute(mapper, version))
@@ -242,7 +242,7 @@ def version_attribute(mapper: Mapper[Any], version: str | None) -> str | None:
 
 
 def token_of(mapper: Mapper[Any], dialect: sa.Dialect) -> tuple[sa.Label[Any], ...]:
-    """What tells whether a row was changed, or deleted and made anew: PostgreSQL's xmin; elsewhere nothing does."""
+    """Return what tells whether a row was changed, or deleted and inserted again: xmin on PostgreSQL, else nothing."""
     tables = [table for table in mapper.tables if isinstance(table, sa.Table)]
     if dialect.name != "postgresql" or len(tables) != len(mapper.tables):
         return ()
@@ -256,7 +256,7 @@ def _xmin(table: sa.Table) -> sa.ColumnElement[Any]:
 
 
 def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect) -> bool:
-    """Whether *load* reads something else than columns of the tables of *mapper*: joined, or by an expression."""
+    """Return whether *load* reads more than columns of *mapper*'s tables: a join, or an expression."""
     compiled: Any = load.compile(dialect=dialect)
     selects = 0
     for part in sa.sql.visitors.iterate(compiled.compile_state.statement):
@@ -268,7 +268,7 @@ def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect
 
 
 def python_type(column: sa.ColumnElement[Any]) -> type | None:
-    """What values of *column* are in Python; None when its type does not say."""
+    """Return the Python type of values of *column*; None if its type does not say."""
     try:
         return column.type.python_type
     except NotImplementedError:

@@ -1,6 +1,6 @@
-"""The sessions of batches: as the user's own, but each on the connection of its batch.
+"""The sessions of batches: as the user's own, but on the connection of their batch.
 
-What operations do in it is told to its `Guard`, which refuses what would reach the operations of others.
+They report what operations do to their `Guard`, which refuses what would reach other callers' operations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SAVEPOINT: Final = f"{_TRANSACTION}; use `with session.begin_nested()` for what
 
 
 def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callable[..., BatchSession]]:
-    """The engine of *source*, an `Engine` or what makes sessions, and what makes the sessions of batches."""
+    """Return the engine of *source* (an `Engine`, or a factory of sessions), and the factory of batches' sessions."""
     if isinstance(source, sa.Engine):
         return source, _sessions(Session, {}, source)
     maker = getattr(source, "session_factory", source)  # of a scoped_session
@@ -46,7 +46,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
 
 
 def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., BatchSession]:
-    """Sessions as the user's own, but each on the connection of its batch, whose events go to its guard."""
+    """Return a factory of sessions with the user's class and options, which report their events to their guard."""
     own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
@@ -68,13 +68,13 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
 
 
 def _asked(session: Session) -> Session:
-    """*session*, as in a flush: one of the application's own may read from a replica, but writes where the batch is."""
+    """Return *session*, marked as in a flush: a routing session may read from a replica, but writes to the primary."""
     session._flushing = True  # noqa: SLF001 - SQLAlchemy's own recipe of such a session asks for it
     return session
 
 
 class _Setting:
-    """An attribute that an operation sets for itself only."""
+    """An attribute that an operation sets only for itself."""
 
     def __init__(self, default: object = None) -> None:
         self._default = default
@@ -92,15 +92,15 @@ class _Setting:
 
 
 class Info(dict[Any, Any]):
-    """The `info` of a session, in which an operation sets something for itself only."""
+    """The `info` of a session, in which an operation sets items only for itself."""
 
     def __init__(self, guard: Guard, values: dict[Any, Any]) -> None:
-        """With those that the user's own sessions have."""
+        """Begin with the *values* of the user's own sessions."""
         super().__init__(values)
         self._guard = guard
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Remember what was there."""
+        """Report the name first, so that its value can be reset."""
         self._guard.sets(self, key)
         super().__setitem__(key, value)
 
@@ -114,7 +114,7 @@ class Info(dict[Any, Any]):
         self.update(other)
         return self
 
-    # By means of those above, which those of a dict are not.
+    # Implemented by the methods above, which those of `dict` bypass.
     pop: Any = MutableMapping.pop
     popitem: Any = MutableMapping.popitem
     clear: Any = MutableMapping.clear
@@ -123,15 +123,15 @@ class Info(dict[Any, Any]):
 
 
 class BatchSession(Session):
-    """Of a batch: on its connection, whatever the user's own class is bound to."""
+    """The session of a batch, on its connection, whatever the user's own class is bound to."""
 
     batch_guard: Guard | None = None
     routes: ClassVar[Session | None] = None
-    """Says where the user's own sessions have what, where that is not one database."""
+    """A session of the user's, which tells the engine of a mapper, if there are several."""
     own: ClassVar[sa.Engine | None] = None
-    """The batch's."""
+    """The batch's engine."""
     around: ClassVar[Context]
-    """In which the store was made: Flask-SQLAlchemy knows its engines in that of an application only."""
+    """The context in which the store was made: Flask-SQLAlchemy finds its engines only in an application's."""
 
     autoflush: Any = _Setting()
     expire_on_commit: Any = _Setting()
@@ -140,13 +140,13 @@ class BatchSession(Session):
     execution_options: Any = _Setting(Session.execution_options)
 
     def begin_watch(self, guard: Guard) -> None:
-        """From now on *guard* is told what happens in it."""
+        """Report to *guard* from now on."""
         self.__dict__["info"] = Info(guard, self.info)
         self.batch_guard = guard
         _listeners.watch(self, guard)
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
-        """The connection of the batch: what the user's own sessions have elsewhere is not in its transaction."""
+        """Return the connection of the batch; raise for a mapper in another database, outside of its transaction."""
         found = self.own if self.routes is None else self._route(self.routes, mapper, clause)
         if found is not self.own:
             raise RuntimeError(
@@ -157,14 +157,14 @@ class BatchSession(Session):
 
     def _route(self, routes: Session, mapper: Any, clause: Any) -> Any:
         if self.batch_guard is not None and not self.batch_guard.ours:
-            with suppress(Exception):  # its caller may have no such context either
+            with suppress(Exception):  # the operation's caller may have no application context either
                 return routes.get_bind(mapper, clause=clause)
         return self.around.copy().run(routes.get_bind, mapper, clause=clause)
 
-    # -- the transaction, which is the batch's -----------------------------------------------------------------
+    # -- the batch's transaction -------------------------------------------------------------------------------
 
     def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
-        """Send the savepoint at once: what the user's `after_begin` sends then is no statement of an operation."""
+        """Send the savepoint at once: what a listener of `after_begin` then sends is no statement of an operation."""
         guard = _guard(self)
         if nested:
             guard.begins_savepoint()
@@ -206,7 +206,7 @@ class BatchSession(Session):
         super().prepare()
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
-        """What is done with it by itself, without this session, is looked at when the operation has returned."""
+        """Return the connection; what an operation does with it directly is checked after the operation."""
         guard = _guard(self)
         guard.sees()
         if execution_options:
@@ -216,12 +216,12 @@ class BatchSession(Session):
     # -- what it holds -----------------------------------------------------------------------------------------
 
     def flush(self, objects: Any = None) -> None:
-        """Flush too what was changed in place: SQLAlchemy itself would believe that there is nothing to flush."""
+        """Flush changes in place too, which SQLAlchemy itself does not see."""
         with _guard(self).flush():
             super().flush(objects)
 
     def refresh(self, instance: object, *args: Any, **options: Any) -> None:
-        """Write first what the operations before have changed, which would be forgotten."""
+        """Flush earlier operations' changes first, which would be lost."""
         _guard(self).forgets()
         super().refresh(instance, *args, **options)
 
@@ -236,13 +236,13 @@ class BatchSession(Session):
         super().expire_all()
 
     def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
-        """Likewise, where it takes what it is given for loaded."""
+        """Likewise, if it takes *instance* for loaded."""
         if not load:
             _guard(self).forgets()
         return super().merge(instance, load=load, **options)
 
     def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
-        """Likewise, where it loads anew what it holds."""
+        """Likewise, if the statement refreshes instances."""
         _guard(self).asks(statement, options)
         return super().execute(statement, *args, **options)
 
@@ -257,7 +257,7 @@ class BatchSession(Session):
         return super().scalars(statement, *args, **options)
 
     def expunge(self, instance: object) -> None:
-        """Keep what operations have changed, and the resource."""
+        """Refuse to expunge changed instances, and the resource."""
         _guard(self).lets_go(instance)
         super().expunge(instance)
 
@@ -267,7 +267,7 @@ class BatchSession(Session):
         super().expunge_all()
 
     def delete(self, instance: object) -> None:
-        """Write first what was added to it; see whether it is the resource, which those behind must not find then."""
+        """Flush first what was added; note whether it is the resource, which later operations must not find."""
         _guard(self).deletes(instance)
         super().delete(instance)
         _guard(self).has_deleted()
@@ -280,7 +280,7 @@ class BatchSession(Session):
         _guard(self).has_deleted()
 
     def bulk_save_objects(self, *args: Any, **options: Any) -> None:
-        """Write first what the operations before have changed, as before any statement."""
+        """Flush earlier operations' changes first, as before any statement."""
         with _guard(self).bulk():
             super().bulk_save_objects(*args, **options)
 
@@ -298,7 +298,7 @@ class BatchSession(Session):
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Tell no listener that savepoints of the library's own are committed: `after_commit` is for the save."""
+        """Call no listener when the library's own savepoints are released: `after_commit` is for the save."""
         heard = self.__dict__["dispatch"]
         self.__dict__["dispatch"] = _SILENT
         try:
@@ -308,7 +308,7 @@ class BatchSession(Session):
 
 
 class _Nobody:
-    """Listens to an event."""
+    """An event without listeners."""
 
     def __bool__(self) -> bool:
         return False
@@ -318,7 +318,7 @@ class _Nobody:
 
 
 class _Silent:
-    """Has nobody who listens to any event."""
+    """A dispatcher without listeners for any event."""
 
     def __getattr__(self, _: str) -> _Nobody:
         return _Nobody()
@@ -329,5 +329,5 @@ _SILENT: Final = _Silent()
 
 def _guard(session: Session) -> Guard:
     guard = cast("BatchSession", session).batch_guard
-    assert guard is not None  # noqa: S101 - nothing happens in it before
+    assert guard is not None  # noqa: S101 - set right after the session is made
     return guard

@@ -1,10 +1,10 @@
-"""What the session of a batch has in memory at one moment, to go back to when an operation has raised.
+"""A snapshot of a session in memory, to restore when an operation has raised.
 
-That is everything that a flush, or an operation, may find there: the instances and which of them are new, their values
-and what was loaded of those, what is in their collections, and what are no columns at all. SQLAlchemy itself goes back
-with a transaction only, and forgets then what was changed before it. So its own books are put back here.
+It has everything that a flush or an operation may find: the instances, and which are new; their values, and the loaded
+ones; the members of collections; and attributes that are not mapped. SQLAlchemy itself goes back only together with a
+transaction, and then forgets what was changed before it. So its internal state is restored here.
 
-What was sent to the database in between cannot be gone back from in memory: that is a `CannotUndo`.
+What was sent to the database since the snapshot cannot be undone in memory: restoring raises `CannotUndo`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
 
 _FEW: Final = 4
-"""Instances of which it costs nothing that counts to keep what was loaded."""
+"""Number of instances whose loaded state is always kept, since that costs next to nothing."""
 
 _ADAPTER: Final = "_sa_adapter"
 _BASES: Final[tuple[tuple[type[Any], Any], ...]] = ((list, list.copy), (set, set().union), (dict, dict.copy))
@@ -42,7 +42,7 @@ _NOTHING: Final[dict[str, Any]] = {}
 
 
 def snapshot_of_load(guard: Guard, loaded: LoadedResource) -> SessionSnapshot | None:
-    """Of what was loaded. None where that is much and no operation of this store has raised yet."""
+    """Return a snapshot of what was loaded; None if that is much, and no operation of this store needed one yet."""
     mapping = loaded.mapping
     if not mapping.keeps and len(guard.session.identity_map) > _FEW:
         return None
@@ -51,7 +51,7 @@ def snapshot_of_load(guard: Guard, loaded: LoadedResource) -> SessionSnapshot | 
 
 
 class SessionSnapshot:
-    """Of one session, as it was when this was made."""
+    """One session, as it was when this was made."""
 
     __slots__ = (
         "_added",
@@ -74,16 +74,16 @@ class SessionSnapshot:
     )
 
     def __init__(self, guard: Guard, loaded: LoadedResource, *, plain: bool, columns: bool) -> None:
-        """Copy what can change in place: of what is *plain* (no attribute of the mapping), and of the *columns*.
+        """Copy mutable values: *plain* attributes (no part of the mapping), and those of *columns*.
 
-        What is not copied is known to have stayed the same, or made again of what the database has; or not to be had.
+        A value that is not copied is known to be unchanged, or made again from the bound form, or cannot be restored.
         """
         self._guard = guard
         self._loaded = loaded
         session = self._session = guard.session
         self._writes = guard.writes
         self._nested = session.get_nested_transaction()
-        self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - nothing public has its order
+        self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - for its order
         self._deleted = session._deleted.copy()  # noqa: SLF001
         self._added = guard.added()
         self._known, self._taken = loaded.known(), loaded.taken()
@@ -92,17 +92,17 @@ class SessionSnapshot:
         self._held: dict[InstanceState[Any], _Held] = {}
         for state in (*self._new, *self._identities.values()):
             instance = state.obj()
-            if instance is not None:  # else it is gone, since nobody needs it
+            if instance is not None:  # else it was garbage collected
                 self._held[state] = _Held(state, instance, columns_of(state.manager.mapper), composites=columns)
         self._plain, self._columns = plain, columns
-        self._is_known = False  # that it can be put back
+        self._is_known = False  # it is known that it can be restored
         self._copied: list[InstanceState[Any]] = []
-        self._copies: Copies | None = None  # of what they have
+        self._copies: Copies | None = None  # of their mutable values
         if plain or columns:
             self._copy()
 
     def restore(self) -> None:
-        """Have the session be as it was. Raises `CannotUndo`, having changed nothing that is used on. Switches: no."""
+        """Restore the session. Raises `CannotUndo` before it has changed anything. Switches: no."""
         self._check()
         instead = self._from_copies()
         if not self._columns:
@@ -125,7 +125,7 @@ class SessionSnapshot:
         self._loaded.put_known_back(self._known, self._taken)
 
     def put_plain_back(self) -> None:
-        """The same of what the database knows nothing of, where all else is as it was, or will be loaded."""
+        """Restore the attributes that are not mapped; all others are unchanged, or will be loaded."""
         instead = self._from_copies()
         self._take_out()
         for state, held in self._held.items():
@@ -153,11 +153,11 @@ class SessionSnapshot:
         return CannotUndo(f"what operations on {shown(self._guard.key)} have done cannot be undone in memory: {why}")
 
     def _take_out(self) -> None:
-        """What has come into the session since; and have what has left it be there again."""
+        """Expunge what has come into the session since, and put back what has left it."""
         session, held = self._session, self._held
         new = [state for state in session._new if state not in held]  # noqa: SLF001
         if new:
-            session._expunge_states(new, to_transient=True)  # noqa: SLF001 - the public one takes others with it
+            session._expunge_states(new, to_transient=True)  # noqa: SLF001 - the public method cascades
         there = session.identity_map._dict  # noqa: SLF001
         if there != self._identities:
             loaded = [state for state in there.values() if state not in held]
@@ -167,7 +167,7 @@ class SessionSnapshot:
     # -- what can change in place -------------------------------------------------------------------------------
 
     def _copy(self) -> None:
-        """All together, so that what is one object in two places stays that."""
+        """Copy all values together, so that one object in two places stays one."""
         changing: dict[InstanceState[Any], dict[str, Any]] = {}
         for state, held in self._held.items():
             found = held.changing(plain=self._plain, columns=self._columns)
@@ -193,7 +193,7 @@ class SessionSnapshot:
             raise self._refused(f"it cannot be copied ({said(error)})") from error
 
     def _made(self, held: _Held) -> dict[str, Any]:
-        """What operations have changed in place of the columns, as it was loaded."""
+        """Return, as loaded, the column values that operations have changed in place."""
         columns = held.columns.in_place
         if not columns:
             return _NOTHING
@@ -213,7 +213,7 @@ class SessionSnapshot:
 
 
 class _Held:
-    """What one instance had, and what SQLAlchemy had noted of it."""
+    """One instance's values, and SQLAlchemy's state of it."""
 
     __slots__ = (
         "_collections",
@@ -232,10 +232,10 @@ class _Held:
     def __init__(self, state: InstanceState[Any], instance: object, columns: Columns, *, composites: bool) -> None:
         self.state = state
         self.columns = columns
-        self._instance = instance  # so that it stays
-        self.opaque: str | None = None  # why it cannot be put back
+        self._instance = instance  # keeps it alive
+        self.opaque: str | None = None  # why it cannot be restored
         self.values: dict[str, Any] = vars(instance).copy()
-        if columns.composites and not composites:  # they are made of their columns again
+        if columns.composites and not composites:  # they are made from their columns again
             for composite in columns.composites:
                 self.values.pop(composite, None)
         self.slotted = slotted(columns.slots, instance) if columns.slots else _NOTHING
@@ -256,13 +256,13 @@ class _Held:
                 self.opaque = "a dynamic relationship has changed"
 
     def put_back(self, instead: dict[str, Any]) -> None:
-        """All of it, but for some values *instead*."""
+        """Restore all, with the values of *instead* in place of its own."""
         state = self.state
         values = state.dict
         for name in instead:
             before = values.get(name)
             if isinstance(before, MutableBase):
-                before._parents.pop(state, None)  # noqa: SLF001 - it tells of no change any more
+                before._parents.pop(state, None)  # noqa: SLF001 - it reports no changes any more
         if self.columns.slots:
             instead = self._put_slots_back(instead)
         values.clear()
@@ -281,18 +281,18 @@ class _Held:
             _refill(collection, members)
 
     def kept(self) -> Iterator[object]:
-        """What stays the same object."""
+        """Yield the objects that keep their identity."""
         yield self._instance
         for collection, *_ in self._collections:
             yield collection
 
     def plain(self) -> dict[str, Any]:
-        """What the mapping does not know."""
+        """Return the attributes that are not mapped."""
         mapped = self.columns.mapped
         return {name: value for name, value in self.values.items() if name not in mapped} | self.slotted
 
     def changing(self, *, plain: bool, columns: bool) -> dict[str, Any]:
-        """What can change in place, of that and of the columns."""
+        """Return the mutable values, of *plain* attributes and of *columns*."""
         values, found = self.values, {}
         if plain and (self.slotted or not values.keys() <= self.columns.mapped):
             found = {name: value for name, value in self.plain().items() if type(value) not in ATOMS}
@@ -302,7 +302,7 @@ class _Held:
         return found
 
     def put_plain_back(self, instead: dict[str, Any]) -> None:
-        """What the mapping does not know, alone."""
+        """Restore the attributes that are not mapped."""
         instead = self._put_slots_back(instead)
         values, mapped = self.state.dict, self.columns.mapped
         for name in [name for name in values if name not in mapped]:
@@ -312,7 +312,7 @@ class _Held:
                 values[name] = instead.get(name, value)
 
     def _put_slots_back(self, instead: dict[str, Any]) -> dict[str, Any]:
-        """Give what else is to be put *instead*."""
+        """Restore the slots, and return the rest of *instead*."""
         slots = self.columns.slots
         put_in_slots(slots, self._instance, {name: instead.get(name, one) for name, one in self.slotted.items()})
         return {name: value for name, value in instead.items() if name not in slots}
@@ -329,13 +329,13 @@ class _Held:
 
 
 def _is_fixed(value: object) -> bool:
-    """Whether *value*, of a collection, stays as it is: what makes the keys of a dict, and the like."""
+    """Return whether *value*, an attribute of a collection, is immutable: a key function, say."""
     kind = type(value)
     return kind in ATOMS or kind in _FUNCTIONS or (callable(value) and kind.__module__.startswith("sqlalchemy."))
 
 
 def _members(collection: Any) -> Any:
-    """All that is in it, whatever it shows. None: that is not known, as it has more than a built-in and a dict."""
+    """Return the members of *collection*, by its built-in base class; None if it has other state than a dict."""
     kinds = type(collection).__mro__
     for base, copy in _BASES:
         if base in kinds:
@@ -350,7 +350,7 @@ def _has_more(kind: type) -> bool:
 
 
 def _refill(collection: Any, members: Any) -> None:
-    """Without SQLAlchemy's noticing: its books are put back too."""
+    """Set the members without SQLAlchemy's events, since its state is restored too."""
     if isinstance(collection, list):
         list.__setitem__(collection, slice(None), members)
     elif isinstance(collection, set):
@@ -362,7 +362,7 @@ def _refill(collection: Any, members: Any) -> None:
 
 
 def _copied(notes: dict[str, Any]) -> dict[str, Any]:
-    """What an `InstanceState` notes: with what changes in it."""
+    """Copy the ``__dict__`` of an `InstanceState`, with its mutable values."""
     found = {name: dict(value) if type(value) is dict else value for name, value in notes.items()}
     if "_pending_mutations" in found:
         found["_pending_mutations"] = {name: _of(one) for name, one in found["_pending_mutations"].items()}
@@ -379,7 +379,7 @@ def _of(pending: PendingCollection) -> PendingCollection:
 
 
 def _coerced(name: str, before: Any, value: Any) -> Any:
-    """*value* as SQLAlchemy would have loaded it where *before* was."""
+    """Return *value* in the type of *before*, as SQLAlchemy would load it."""
     if isinstance(before, MutableBase):
         value = type(before).coerce(name, value)
     if type(value) is not type(before):

@@ -1,7 +1,7 @@
-"""An attempt that goes step by step: a savepoint of the session behind each operation that returned.
+"""An attempt that goes step by step: a savepoint of the session after each operation that returned.
 
-SQLAlchemy's own savepoints go back in memory too: what was changed is loaded again, what was added is taken out. Of the
-listeners of the user's, none hears that they are committed, since nothing is.
+SQLAlchemy's savepoints go back in memory too: changed instances are loaded again, added ones expunged. The user's
+listeners are not called when a savepoint is released, since nothing is committed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Steps:
-    """Of one attempt."""
+    """The steps of one attempt."""
 
     def __init__(self, guard: Guard, loaded: LoadedResource, made: Callable[[], Any], look: Callable[[], bool]) -> None:
-        """Of what was loaded; *made* makes the resource where no row is, *look* looks whether one is there by now."""
+        """Begin after the load; *made* makes a missing resource, *look* returns whether its row is there by now."""
         self._guard = guard
         self._transaction = guard.transaction
         self._session = guard.session
@@ -37,14 +37,14 @@ class Steps:
         self._made = made
         self._look = look
         # -- mutable state ---------------------------------------------------------------------------------
-        self.rows = 0  # of `Batch.rows`, that are inserted already
-        self._is_new = loaded.identity is None  # the resource is in no row, not even of this transaction
-        self._mark = loaded.claimed, guard.counted  # what else there is to go back to
-        loaded.claim(self._transaction)  # behind a savepoint, the lock would be given up with it
+        self.rows = 0  # number of `Batch.rows` that are inserted
+        self._is_new = loaded.identity is None  # the resource has no row yet, not even in this transaction
+        self._mark = loaded.claimed, guard.counted  # to reset after a rollback
+        loaded.claim(self._transaction)  # before a savepoint, which would release the lock with it
         self._begin()
 
     def keep(self) -> None:
-        """Write what the operation at hand has changed. Raises a `NotSaved`."""
+        """Write what the current operation has changed. Raises a `NotSaved`."""
         loaded, session = self._loaded, self._session
         rows = current_batch().rows[self.rows :]
         self._guard.has_written()
@@ -66,7 +66,7 @@ class Steps:
         self._begin()
 
     def undo(self) -> Any:
-        """Go back to the last step, in memory where nothing was sent. Raises what the database says to that."""
+        """Go back to the last step, in memory if nothing was sent. Raises the database's errors."""
         if not self._is_undone_in_memory():
             self._roll_back()
             if self._is_new:
@@ -91,11 +91,11 @@ class Steps:
         return True
 
     def _remember(self) -> None:
-        """Of what the database has not, there is only a copy to go back to."""
+        """Copy what is not in the database."""
         self._snapshot = SessionSnapshot(self._guard, self._loaded, plain=True, columns=self._is_new)
 
     def _begin(self) -> None:
-        """Go on behind a savepoint, which a new resource is not in before some operation has returned."""
+        """Set a savepoint; a new resource joins the session after it, until an operation has returned."""
         session, loaded = self._session, self._loaded
         if self._is_new:
             session.expunge_all()
@@ -119,12 +119,12 @@ class Steps:
             savepoint: Any = self._guard.savepoints[nested]
             nested.rollback()
             connection = self._transaction.connection
-            with self._transaction.holding_back():  # each that is only rolled back to would make the next one slower
+            with self._transaction.holding_back():  # unreleased savepoints would slow down each later one
                 connection.dialect.do_release_savepoint(connection, savepoint._savepoint)  # noqa: SLF001 - its name
         self._loaded.claimed, self._guard.counted = self._mark
 
     def _refused(self, error: Exception) -> NotSaved:
-        """What *error* is, which came of what an operation had changed."""
+        """Return the `NotSaved` for *error*, which an operation's changes have caused."""
         if isinstance(error, StaleDataError):
             return self._guard.stale(error)
         if self._is_new and isinstance(error, IntegrityError) and errors.is_duplicate(error):
