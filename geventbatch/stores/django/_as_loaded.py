@@ -28,7 +28,6 @@ from django.db.models import (
     Field,
     FilePathField,
     FloatField,
-    ForeignKey,
     GenericIPAddressField,
     IntegerField,
     JSONField,
@@ -41,6 +40,7 @@ from django.db.models.query_utils import DeferredAttribute
 from geventbatch._processor import current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.stores.django._changes import columns
+from geventbatch.stores.django._fields import referenced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def watched(model: type[Model]) -> dict[str, Any]:
     """What a class that inherits from *model* needs to have its values looked at, by its name. Switches: no."""
     found: dict[str, Any] = {}
     for field in model._meta.concrete_fields:
-        standing = _standing(model, field.attname)
+        standing = in_class(model, field.attname)
         if type(standing) is DeferredAttribute:  # else it is looked after by somebody else
             if getattr(field, "generated", False):
                 found[field.attname] = _Generated(field)
@@ -100,7 +100,7 @@ def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper)
         if value is not None and not is_natural(value):
             check_assigned(field, value)
             field.get_db_prep_save(value, connection)  # raises as saving would
-            values[name] = _as_loaded(_target(field), value, connection)
+            values[name] = _as_loaded(referenced(field), value, connection)
 
 
 def check_assigned(field: Field[Any, Any], value: object) -> None:
@@ -135,7 +135,7 @@ def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[
 
 def natural(field: Field[Any, Any]) -> type | None:
     """The type of what a load gives for *field*; None where that is the user's own, or may be of several."""
-    field = _target(field)
+    field = referenced(field)
     own = hasattr(field, "from_db_value") or not _is_djangos(field, "to_python", "get_prep_value", "get_db_prep_value")
     return None if own else next((kind for fields, kind in _TYPES if isinstance(field, fields)), None)
 
@@ -157,20 +157,14 @@ def _is_hstore(field: Any) -> bool:
     return type(field).__module__ == "django.contrib.postgres.fields.hstore"
 
 
-def _target(field: Field[Any, Any]) -> Field[Any, Any]:
-    while isinstance(field, ForeignKey):
-        field = field.target_field
-    return field
-
-
 def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     """What tells a value that a load gives as it is."""
     if kind is Decimal:
-        return _is_number_of(cast("Any", _target(field)))
+        return _is_number_of(cast("Any", referenced(field)))
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
-    if isinstance(_target(field), GenericIPAddressField):  # which writes those of version 6 in one form
+    if isinstance(referenced(field), GenericIPAddressField):  # which writes those of version 6 in one form
         return lambda value: type(value) is str and ":" not in value
     if kind is str:
         return lambda value: type(value) is str and (value.isascii() or _has_utf8(value))
@@ -291,7 +285,8 @@ def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
 # -- looking --------------------------------------------------------------------------------------------------
 
 
-def _standing(model: type[Model], name: str) -> Any:
+def in_class(model: type[Model], name: str) -> Any:
+    """Return what *model*, or the nearest of its parents, has as *name*, without calling a descriptor."""
     return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
 
 
@@ -306,7 +301,7 @@ def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool] | None])
             return
         is_natural = checks.get(name, _is_of_no_column)
         if is_natural is not None and value is not None and not is_natural(value):
-            _ask()
+            ask_scope()
 
     return set_attribute
 
@@ -327,11 +322,11 @@ class _Document:
         values: Any = None if instance is None else vars(instance)
         if values is None or self._name not in values:
             return self._standing.__get__(instance, owner)
-        _ask()
+        ask_scope()
         return values[self._name]
 
     def __set__(self, instance: Model, value: Any) -> None:
-        _ask()
+        ask_scope()
         vars(instance)[self._name] = value
 
     def __delete__(self, instance: Model) -> None:
@@ -357,7 +352,8 @@ class _Generated:
         vars(instance).pop(self._field.attname, None)
 
 
-def _ask() -> None:
+def ask_scope() -> None:
+    """Have the scope look at the operation at hand when it has returned. Switches: no."""
     try:
         batch = current_batch()
     except RuntimeError:  # in a greenlet of the operation's own

@@ -240,6 +240,11 @@ def is_sound(connection: BaseDatabaseWrapper) -> bool:
     return bool(getattr(raw, "open", True)) and not connection.errors_occurred
 
 
+def is_closed(raw: Any) -> bool:
+    """Return whether *raw*, a driver's connection, is closed, as far as this side knows. Switches: no."""
+    return raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
+
+
 def discard(connection: Any) -> None:
     """Close it for good, in whatever state it is, without asking the server. Switches: no."""
     if connection.connection is not None:

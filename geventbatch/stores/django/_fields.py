@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Field, IntegerField
+from django.db.models import Field, ForeignKey, IntegerField
 
 from geventbatch._safe_repr import shown
 
@@ -48,4 +48,11 @@ def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
         field = None
     if not isinstance(field, Field) or not field.concrete:
         raise ValueError(f"{argument} is {shown(name)}, which is no column of {model._meta.label}")
+    return field
+
+
+def referenced(field: Field[Any, Any]) -> Field[Any, Any]:
+    """Return the column that *field* refers to in the end; itself if it is no foreign key. Switches: no."""
+    while isinstance(field, ForeignKey):
+        field = field.target_field
     return field

@@ -17,7 +17,7 @@ from django.utils.functional import cached_property
 
 from geventbatch._processor import current_batch
 from geventbatch._safe_repr import shown
-from geventbatch.stores.django._as_loaded import watched
+from geventbatch.stores.django._as_loaded import ask_scope, in_class, watched
 from geventbatch.stores.django._memory import attributes, forget
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def instance_class(model: type[Model]) -> type[Model]:
     }
     methods |= watched(model)
     methods |= {name: _Watched(found) for name, found in _relations(model)}
-    methods |= {name: _Computed(_standing(model, name)) for name in _computed(model)}
+    methods |= {name: _Computed(in_class(model, name)) for name in _computed(model)}
     methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, _set_class)}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
     made: Any = type.__new__(_InstanceType, model.__name__, (model,), {**methods, **names})
@@ -139,7 +139,7 @@ class _Computed:
 
     def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
         if instance is not None:
-            _ask()
+            ask_scope()
         return self._found.__get__(instance, owner)
 
     def __getattr__(self, name: str) -> Any:
@@ -150,16 +150,8 @@ class _Watched(_Computed):
     """In place of what gives a related object, and takes one."""
 
     def __set__(self, instance: Model, value: Any) -> None:
-        _ask()
+        ask_scope()
         self._found.__set__(instance, value)
-
-
-def _ask() -> None:
-    try:
-        batch = current_batch()
-    except RuntimeError:  # in a greenlet of the operation's own
-        return
-    batch.ask_scope()
 
 
 def _relations(model: type[Model]) -> Iterator[tuple[str, Any]]:
@@ -167,7 +159,7 @@ def _relations(model: type[Model]) -> Iterator[tuple[str, Any]]:
     names = [field.name for field in (*model._meta.concrete_fields, *model._meta.private_fields) if field.is_relation]
     names += [one.get_accessor_name() for one in model._meta.related_objects if one.one_to_one]
     for name in names:
-        found = _standing(model, name)
+        found = in_class(model, name)
         if hasattr(found, "__get__") and hasattr(found, "__set__"):
             yield name, found
 
@@ -177,12 +169,7 @@ def _computed(model: type[Model]) -> tuple[str, ...]:
     """The names of what the model computes once for each instance."""
     kinds = (cached_property, functools.cached_property)
     names = dict.fromkeys(name for parent in model.__mro__ for name in vars(parent))
-    return tuple(name for name in names if isinstance(_standing(model, name), kinds))
-
-
-def _standing(model: type[Model], name: str) -> Any:
-    """What stands in the class, or in a parent of it, by that name."""
-    return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
+    return tuple(name for name in names if isinstance(in_class(model, name), kinds))
 
 
 @cache

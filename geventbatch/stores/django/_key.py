@@ -19,7 +19,6 @@ from django.db.models import (
     DateTimeField,
     DecimalField,
     Field,
-    ForeignKey,
     IntegerField,
     Model,
     TextField,
@@ -28,7 +27,7 @@ from django.db.models import (
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all, shortened
-from geventbatch.stores.django._fields import column, pk_fields
+from geventbatch.stores.django._fields import column, pk_fields, referenced
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -61,7 +60,7 @@ class RowKey:
 
     @cached_property
     def _columns(self) -> list[KeyColumn]:
-        return [_key_column(f"{self._label}.{field.name}", _target(field), self._using) for field in self.fields]
+        return [_key_column(f"{self._label}.{field.name}", referenced(field), self._using) for field in self.fields]
 
     def where(self, key: Any) -> dict[str, Any]:
         """The arguments of ``filter`` that find the row at *key*. Switches: no."""
@@ -131,12 +130,6 @@ def _unique_together(model: type[Model]) -> list[Sequence[str]]:
         found += one._meta.unique_together
         found += [[field.name] for field in one._meta.local_concrete_fields if field.unique]
     return found
-
-
-def _target(field: Field[Any, Any]) -> Field[Any, Any]:
-    while isinstance(field, ForeignKey):
-        field = field.target_field
-    return field
 
 
 def _key_column(name: str, field: Field[Any, Any], using: str) -> KeyColumn:

@@ -113,7 +113,7 @@ class Together:
     ) -> Any:
         cursor = context["cursor"].cursor
         with self._owner.connection.wrap_database_errors:
-            text = _joined(cursor, statements)  # which may raise for a value that cannot be encoded
+            text = joined(cursor, statements)  # which may raise for a value that cannot be encoded
         self._owner.may_be_committed = commits
         executed = execute(text, None, False, context)  # noqa: FBT003 - Django's own signature
         self._take_answers(cursor)
@@ -139,7 +139,7 @@ def _checked(sql: str, rows: int) -> str:
     return f"{written} {found}"
 
 
-def _joined(cursor: Any, statements: Sequence[Statement]) -> str:
+def joined(cursor: Any, statements: Sequence[Statement]) -> str:
     """One text, of which the driver knows how to send it."""
     texts = (str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
     text = bounds.SEPARATOR.join(texts)

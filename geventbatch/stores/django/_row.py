@@ -112,7 +112,7 @@ class Row(Generic[M]):
         hook = self._store.prepare_connection
         if hook is None:
             return
-        if not self._transaction.has_begun:  # it was rolled back
+        if not self._transaction.is_begun:  # it was rolled back
             self._transaction.begin()
         with self._transaction.loading():
             pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from geventbatch.errors import CannotUndo
-from geventbatch.stores.django._messages import _joined
+from geventbatch.stores.django._messages import joined
 from geventbatch.stores.django._transaction import send
 
 if TYPE_CHECKING:
@@ -188,6 +188,6 @@ class Savepoints(_Kept):
         if not isinstance(sql, str) or type(cursor) is not cast("Any", connection.connection).cursor_factory:
             return None  # a cursor of the server's, say
         try:
-            return _joined(cursor, [(statement, None), (sql, params)])
+            return joined(cursor, [(statement, None), (sql, params)])
         except Exception:  # which sending it will say
             return None

@@ -25,7 +25,7 @@ from geventbatch.errors import Conflict, NotSaved, Rejected
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql.commit import polls
-from geventbatch.stores.django._connections import discard
+from geventbatch.stores.django._connections import discard, is_closed
 from geventbatch.stores.django._isolation_level import is_mariadb, leave, read_committed
 from geventbatch.stores.django._messages import Together, begins
 
@@ -130,11 +130,6 @@ class Transaction:
         before = [(bounds.postgres_bound(self._batch.remaining()), None), *checks]
         return self.connection.execute_wrapper(Together(self, before, commits=commits))
 
-    @property
-    def has_begun(self) -> bool:
-        """It has, and has not ended, as far as Django knows."""
-        return self._begun
-
     def _can_pipeline(self) -> bool:
         raw: Any = self.connection.connection
         client_cursor = getattr(sys.modules.get("psycopg"), "ClientCursor", None)
@@ -206,9 +201,8 @@ class Transaction:
         """A statement has: the server may have ended the transaction, whoever swallows *error*. Switches: no."""
         if self.over is not None:
             return
-        raw: Any = self.connection.connection
-        gone = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
-        if errors.has_ended(error) or (errors.kind(error) is errors.Kind.LOST and gone):
+        lost = errors.kind(error) is errors.Kind.LOST and is_closed(self.connection.connection)
+        if lost or errors.has_ended(error):
             self.over = error
         elif errors.may_have_ended(error):
             self._in_doubt = error
@@ -344,11 +338,11 @@ class Transaction:
         return (
             self.connection.vendor == "postgresql"
             and raw is not None
-            and (raw.closed or self._status() not in {_commit.IDLE, _commit.IN_TRANSACTION, _commit.FAILED})
+            and (
+                raw.closed
+                or _commit.transaction_status(raw) not in {_commit.IDLE, _commit.IN_TRANSACTION, _commit.FAILED}
+            )
         )
-
-    def _status(self) -> int | None:
-        return _commit.transaction_status(self.connection.connection)
 
     def _ask_outcome(self) -> bool | None:
         """Ask the server on another connection. None when it does not know, or cannot be asked."""

@@ -8,6 +8,7 @@ from geventbatch._core.verdict import is_clean
 from geventbatch._safe_repr import shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores._sql import errors
+from geventbatch.stores.django._connections import is_closed
 
 if TYPE_CHECKING:
     from geventbatch import Batch
@@ -23,9 +24,8 @@ def verdict_on(
     if guard.early or (error is transaction.over and isinstance(error, NotSaved)):
         return guard.judge()
     kind = errors.kind(error)
-    raw: Any = guard.connection.connection
-    lost = raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
-    if kind is errors.Kind.CONFLICT or (kind is errors.Kind.LOST and lost):  # else it is of another server
+    lost = kind is errors.Kind.LOST and is_closed(guard.connection.connection)  # else it is of another server
+    if lost or kind is errors.Kind.CONFLICT:
         return errors.not_saved(error, batch.key)
     undecided, found = row.generated.refused(batch.key), guard.judge()
     if undecided is not None and (found is None or isinstance(found, Rejected)):
