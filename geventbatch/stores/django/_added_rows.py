@@ -1,4 +1,4 @@
-"""The rows that a batch's operations have added for the save: inserted in its transaction, each model's together."""
+"""The rows that operations have added with `Batch.add_row`: inserted with the save, grouped by model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _add_group(model: type[Model], group: list[Model], transaction: Transaction,
 
 
 def _by_model(rows: Sequence[object]) -> list[Model]:
-    """Those of one model together, the models in the order of their first row."""
+    """Return the rows grouped by model, the models in the order of their first row."""
     order: dict[type[Model], list[Model]] = {}
     for row in rows:
         if not isinstance(row, Model):

@@ -1,4 +1,4 @@
-"""What lies in a column of a model instance, for the answers of operations: those behind may change it there."""
+"""Values of a model instance's columns in answers of operations: copied, since later operations may change them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 def lies_in(instance: Model, model: type[Model], value: object) -> bool:
-    """Whether *value* is what a column has, or lies in that however deep. Switches: no."""
+    """Return whether *value* is the value of a column, or is inside one, however deep. Switches: no."""
     return _field_of(instance, model, value) is not None or _is_deep(instance, model, value)
 
 
 def copied(instance: Model, model: type[Model], value: object, connection: BaseDatabaseWrapper) -> object:
-    """Give a copy of *value* where it lies in a column, and may be changed there; else itself. Switches: no."""
+    """Return a copy of *value* if it is or lies in a column's value and can be changed; else itself. Switches: no."""
     field = _field_of(instance, model, value)
     if field is None:
         return deepcopy(value) if _is_deep(instance, model, value) else value
-    if isinstance(value, File):  # which has the instance with it
+    if isinstance(value, File):  # a copy would take the instance along
         return value
-    copy = deepcopy(value)  # or itself, where there is none that is the same for the database
+    copy = deepcopy(value)  # keep the original if the database would tell its copy apart
     return value if differ(kept(field, value, connection), kept(field, copy, connection)) else copy
 
 
 def _field_of(instance: Model, model: type[Model], value: object) -> Field[Any, Any] | None:
-    """The column that has it."""
+    """Return the field whose column has *value*, or None."""
     values = vars(instance)
-    if type(value) is memoryview:  # nobody changes what the driver gives
+    if type(value) is memoryview:  # the driver's, which never changes
         return None
     return next((field for field in columns(model) if values.get(field.attname) is value), None)
 
@@ -50,7 +50,7 @@ def _is_deep(instance: Model, model: type[Model], value: object) -> bool:
 
 @cache
 def _of_objects(model: type[Model]) -> tuple[str, ...]:
-    """The columns in whose values there may be objects: of fields of one's own, and of documents with a decoder."""
+    """Return the columns whose values may contain other objects: a user's own fields, and documents with a decoder."""
     return tuple(field.attname for field in columns(model) if _has_objects(field))
 
 
@@ -60,7 +60,7 @@ def _has_objects(field: Field[Any, Any]) -> bool:
 
 
 def asks_later(value: object) -> bool:
-    """Whether *value* asks the database only when it is read: a manager, or a query that has not been."""
+    """Return whether *value* queries the database only when it is read: a manager, or an unevaluated query set."""
     if isinstance(value, QuerySet | RawQuerySet):
         return cast("Any", value)._result_cache is None
     return isinstance(value, BaseManager)

@@ -1,9 +1,9 @@
-"""What the next operation finds in a field: what it would load, had the one before been saved.
+"""Makes the next operation find values as it would load them, had the previous operation been saved.
 
-An operation may assign "12" to an IntegerField: its column has 12. So where a value is not of the type that a load
-gives, the scope is asked when the operation has returned, and puts it right (or finds that no save would take it). In a
-JSON document, a tuple is a list, and a number that is a name is a text. What the database computes of other columns is
-computed by the database, once they have changed.
+An operation may assign "12" to an IntegerField, whose column then has 12. So if a value is not of the type that a load
+returns, the scope is asked when the operation has returned. It converts the value, or finds that no save would take it.
+In a JSON document, a tuple becomes a list, and a number as a name becomes a text. The database computes generated
+columns, once their sources have changed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
     (BinaryField, bytes),
     (BooleanField, bool),
     (CharField, str),
-    (DateTimeField, datetime),  # which is a DateField too
+    (DateTimeField, datetime),  # first, since it is a DateField too
     (DateField, date),
     (DecimalField, Decimal),
     (DurationField, timedelta),
@@ -65,19 +65,19 @@ _TYPES: Final[tuple[tuple[type[Field[Any, Any]], type], ...]] = (
     (UUIDField, UUID),
 )
 _WHOLE: Final = frozenset({bool, bytes, date, float, int, time, timedelta, UUID})
-"""Of these, any value comes back from a load as it is."""
+"""Types of which a load returns any value as it is."""
 _DIGITS_OF_SQLITE: Final = 15
 _OF_FLOATS: Final = Context(prec=_DIGITS_OF_SQLITE)
-"""As Django reads SQLite's numbers."""
+"""The precision to which Django reads SQLite's numbers."""
 _ATOMS: Final = frozenset({bool, float, int, str, type(None)})
 
 
 def watched(model: type[Model]) -> dict[str, Any]:
-    """What a class that inherits from *model* needs to have its values looked at, by its name. Switches: no."""
+    """Return the attributes that have an instance's values looked at, by name, for a subclass. Switches: no."""
     found: dict[str, Any] = {}
     for field in model._meta.concrete_fields:
         standing = in_class(model, field.attname)
-        if type(standing) is DeferredAttribute:  # else it is looked after by somebody else
+        if type(standing) is DeferredAttribute:  # else a user's descriptor, left alone
             if getattr(field, "generated", False):
                 found[field.attname] = _Generated(field)
             elif _is_document(field):
@@ -88,7 +88,7 @@ def watched(model: type[Model]) -> dict[str, Any]:
 
 
 def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper) -> None:
-    """Have every value be what a load would give for it.
+    """Convert each value to what a load would return for it.
 
     Raises:
         Exception: What saving would raise: the column takes no such value.
@@ -104,7 +104,7 @@ def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper)
 
 
 def check_assigned(field: Field[Any, Any], value: object) -> None:
-    """Raise `TypeError` at an expression. Switches: no."""
+    """Raise `TypeError` if *value* is an expression. Switches: no."""
     if hasattr(value, "resolve_expression"):
         raise TypeError(
             f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
@@ -114,7 +114,7 @@ def check_assigned(field: Field[Any, Any], value: object) -> None:
 
 @cache
 def documents(model: type[Model]) -> frozenset[str]:
-    """The names of the columns of *model* that have what is changed in place. Switches: no."""
+    """Return the names of the columns of *model* whose values are changed in place. Switches: no."""
     return frozenset(field.attname for field in columns(model) if _is_document(field))
 
 
@@ -134,7 +134,7 @@ def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[
 
 
 def natural(field: Field[Any, Any]) -> type | None:
-    """The type of what a load gives for *field*; None where that is the user's own, or may be of several."""
+    """Return the type that a load returns for *field*; None if it is a user's own, or one of several."""
     field = referenced(field)
     own = hasattr(field, "from_db_value") or not _is_djangos(field, "to_python", "get_prep_value", "get_db_prep_value")
     return None if own else next((kind for fields, kind in _TYPES if isinstance(field, fields)), None)
@@ -145,7 +145,7 @@ def _is_djangos(field: Field[Any, Any], *methods: str) -> bool:
 
 
 def _is_document(field: Any) -> bool:
-    """Whether it has what is changed in place: a JSON document, or an array or an hstore of PostgreSQL's."""
+    """Return whether the values are changed in place: a JSON document, or an array or hstore of PostgreSQL's."""
     if _is_hstore(field):
         return True
     if type(field).__module__ == "django.contrib.postgres.fields.array":
@@ -158,13 +158,13 @@ def _is_hstore(field: Any) -> bool:
 
 
 def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
-    """What tells a value that a load gives as it is."""
+    """Return a function that tells whether a load would return a value as it is."""
     if kind is Decimal:
         return _is_number_of(cast("Any", referenced(field)))
     if kind is datetime:
         zone = UTC if settings.USE_TZ else None
         return lambda value: type(value) is datetime and value.tzinfo is zone
-    if isinstance(referenced(field), GenericIPAddressField):  # which writes those of version 6 in one form
+    if isinstance(referenced(field), GenericIPAddressField):  # IPv6 addresses are normalised
         return lambda value: type(value) is str and ":" not in value
     if kind is str:
         return lambda value: type(value) is str and (value.isascii() or _has_utf8(value))
@@ -172,7 +172,7 @@ def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
 
 
 def _is_number_of(field: Any) -> Callable[[Any], bool]:
-    """Likewise, of a decimal number."""
+    """Return the function for a decimal number."""
     places = field.decimal_places
     if places is None:
         return lambda value: type(value) is Decimal
@@ -207,7 +207,7 @@ def _is_plain_in(field: Any) -> Callable[[Any], bool]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a document comes back from its JSON as it is."""
+    """Return whether a document comes back from its JSON as it is."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -217,13 +217,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def _has_texts(value: Any) -> bool:
-    """Whether an hstore comes back as it is."""
+    """Return whether an hstore comes back as it is."""
     if type(value) is not dict:
         return False
     return all(type(name) is str and (part is None or type(part) is str) for name, part in value.items())
 
 
-# -- what a load would give -------------------------------------------------------------------------------------
+# -- what a load would return -----------------------------------------------------------------------------------
 
 
 def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
@@ -235,19 +235,19 @@ def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
         return json.loads(json.dumps(value, cls=field.encoder), cls=field.decoder)
     if _is_hstore(field) or isinstance(field, GenericIPAddressField):
         return field.get_prep_value(value)
-    with suppress(Exception):  # else it is for the database to say
+    with suppress(Exception):  # else the database decides
         value = _bytes(value) if isinstance(field, BinaryField) else field.to_python(field.get_prep_value(value))
     return _plainly(field, value, connection)
 
 
 def _bytes(value: Any) -> Any:
-    """What is taken for them: of a text, saving will say that it is not."""
+    """Return what the driver takes for bytes as bytes. A text is left: the save raises at it."""
     return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
 def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
     if isinstance(value, str):
-        value.encode()  # raises at half of a surrogate pair, as the driver would
+        value.encode()  # raises at half a surrogate pair, as the driver would
         return str.__str__(value)
     if isinstance(field, DecimalField):
         return _quantized(value, field, connection)
@@ -257,20 +257,20 @@ def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
 
 
 def _quantized(value: Any, field: Any, connection: BaseDatabaseWrapper) -> Any:
-    """With the places of its column, as the database rounds; SQLite's numbers are rounded by Django."""
+    """Round to the places of the column, as the database does; Django rounds SQLite's numbers."""
     if field.decimal_places is None or not value.is_finite():
-        return value  # saving will say
+        return value  # the save raises
     places = Decimal(1).scaleb(-field.decimal_places)
     if connection.vendor == "sqlite":
         return _read_back(value, field, places)
     if value.adjusted() >= field.max_digits:
         return value
     found = value.quantize(places, rounding=ROUND_HALF_UP, context=None)
-    return found or abs(found)  # no zero has a sign there
+    return found or abs(found)  # without the sign of a zero, which the database drops
 
 
 def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
-    """As Django makes it of SQLite's float, which takes any number."""
+    """Convert as Django converts SQLite's float, which holds any number."""
     found = _OF_FLOATS.create_decimal_from_float(float(value) or 0.0)
     try:
         return found.quantize(places, context=field.context)
@@ -282,7 +282,7 @@ def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
         ) from None
 
 
-# -- looking --------------------------------------------------------------------------------------------------
+# -- looking at operations --------------------------------------------------------------------------------------
 
 
 def in_class(model: type[Model], name: str) -> Any:
@@ -291,7 +291,7 @@ def in_class(model: type[Model], name: str) -> Any:
 
 
 def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool] | None]) -> Any:
-    """The `__setattr__` that has the scope be asked when a value is assigned that no load would give."""
+    """Return a `__setattr__` that has the scope look at values that no load would return."""
     parent: Any = model.__setattr__
     kinds = {field.attname: kind for field in columns(model) if (kind := natural(field)) in _WHOLE}
 
@@ -307,12 +307,12 @@ def _setter(model: type[Model], checks: dict[str, Callable[[Any], bool] | None])
 
 
 def _is_of_no_column(value: object) -> bool:  # noqa: ARG001 - as the others
-    """An attribute that no load gives."""
+    """Return False: no load returns this attribute."""
     return False
 
 
 class _Document:
-    """In place of a document's field: who has it may change it."""
+    """Replaces the descriptor of a document's field: an operation that has read the document may change it."""
 
     def __init__(self, standing: Any, name: str) -> None:
         self._standing = standing
@@ -334,7 +334,7 @@ class _Document:
 
 
 class _Generated:
-    """In place of what the database computes of other columns."""
+    """Replaces the descriptor of a generated field."""
 
     def __init__(self, field: Field[Any, Any]) -> None:
         self._field = field
@@ -353,9 +353,9 @@ class _Generated:
 
 
 def ask_scope() -> None:
-    """Have the scope look at the operation at hand when it has returned. Switches: no."""
+    """Have the scope look at the current operation when it has returned. Switches: no."""
     try:
         batch = current_batch()
-    except RuntimeError:  # in a greenlet of the operation's own
+    except RuntimeError:  # in a greenlet that the operation has started
         return
     batch.ask_scope()

@@ -1,8 +1,8 @@
-"""What a batch has changed in a model instance: its columns' values now, against those that were loaded.
+"""Tells what a batch has changed in a model instance: its columns' values now, against the loaded ones.
 
-Told by what the database would be sent. A value that nobody can change in place is kept as it is; of any other (what a
-JSONField gives, say) an encoding is kept: two that differ although the values are equal cost an UPDATE, and a change
-can never be missed.
+What counts is what the database would be sent. An immutable value is kept as it is. Of any other value (a
+JSONField's, say) an encoding is kept. So no change is ever missed; if equal values have two encodings, the price is one
+UPDATE too many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMMUTABLE: Final = frozenset(
     {bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID},
 )
 _COARSE: Final = frozenset({datetime, Decimal, float, time})
-"""Equal and not the same: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
+"""Types whose equal values may differ: 0.0 and -0.0, 1.0 and 1.00, 12:00 in two zones."""
 BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
 
 
@@ -35,12 +35,12 @@ _NOTHING: Final = object()
 
 
 class _Untold:
-    """Equal to nothing."""
+    """Stands for a value that cannot be compared: equal to nothing."""
 
 
 @cache
 def columns(model: type[Model]) -> tuple[Field[Any, Any], ...]:
-    """The fields of *model* that a batch may write: not its key, not what the database computes."""
+    """Return the fields of *model* that a batch may write: neither its key nor what the database computes."""
     own = pk_fields(model)
     return tuple(
         field
@@ -51,7 +51,7 @@ def columns(model: type[Model]) -> tuple[Field[Any, Any], ...]:
 
 @cache
 def computed(model: type[Model]) -> tuple[Field[Any, Any], ...]:
-    """The columns that are written whenever another one is: they follow the clock, or a `pre_save` of their own."""
+    """Return the columns that every save computes anew: by the clock, or by a `pre_save` of their own."""
     return tuple(field for field in columns(model) if _computes(field))
 
 
@@ -61,10 +61,10 @@ def _computes(field: Field[Any, Any]) -> bool:
 
 
 def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, object]:
-    """The values of all columns, in a form that later changes of the instance do not reach.
+    """Return the values of all columns, in a form that later changes of the instance do not reach.
 
     Raises:
-        TypeError: Of one, nobody could tell whether it has changed.
+        TypeError: A value cannot be compared with a later one.
     """
     values = instance.__dict__
     found = {}
@@ -82,19 +82,19 @@ def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, obje
 
 
 def same(state: dict[str, object], other: dict[str, object]) -> bool:
-    """Whether two states are of the same row."""
+    """Return whether two states are equal."""
     return state.keys() == other.keys() and not any(map(differ, state.values(), map(other.__getitem__, state)))
 
 
 def changed(instance: Model, loaded: dict[str, object], connection: BaseDatabaseWrapper) -> list[Field[Any, Any]]:
-    """The fields whose columns have to be written: those with another value, and then those that are computed."""
+    """Return the fields to write: first the changed ones, then those that every save computes."""
     model, values = type(instance), instance.__dict__
     found = []
     for field in columns(model):
         name = field.attname
         if name in values:
             value = values[name]
-            # What is kept of a value that can be changed in place is another object.
+            # The state of a mutable value is an encoding, so that it is never the value itself.
             if value is not loaded.get(name, _NOTHING) and has_changed(field, value, loaded, connection):
                 found.append(field)
     return found and [*found, *(field for field in computed(model) if field not in found)]
@@ -103,19 +103,19 @@ def changed(instance: Model, loaded: dict[str, object], connection: BaseDatabase
 def has_changed(
     field: Field[Any, Any], value: object, loaded: dict[str, object], connection: BaseDatabaseWrapper
 ) -> bool:
-    """Whether *value* is another one than was loaded."""
+    """Return whether *value* differs from the loaded one."""
     if field.attname not in loaded:
         return True
     return differ(loaded[field.attname], kept(field, value, connection))
 
 
 def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
-    """Something that is the same for values that the database would not tell apart."""
+    """Return a form of *value* that is equal for values that the database would not tell apart."""
     return value if type(value) in IMMUTABLE else _encoded(field, value, connection)
 
 
 def differ(one: object, other: object) -> bool:
-    """Whether two of what `history` gives are of different values."""
+    """Return whether two results of `kept` stand for different values."""
     if one is other:
         return False
     kind = type(one)
@@ -137,28 +137,28 @@ def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper
     if text is not None:
         return text
     found = _driven(field, value, connection)
-    return found if isinstance(found, _Untold) else (found,)  # so that bytes are always a pickle of the value
+    return found if isinstance(found, _Untold) else (found,)  # in a tuple, so that bytes are always a pickle
 
 
 def _driven(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
     if isinstance(value, memoryview):
         return bytes(value)
     if isinstance(value, File) and not (isinstance(field, FileField) and getattr(value, "_committed", False)):
-        return _Untold()  # it is put into its storage with the save, under a name that nobody knows yet
+        return _Untold()  # the save stores it under a name not known yet
     try:
         bound, again = (_bound(field, value, connection) for _ in range(2))
     except Exception:
-        return _Untold()  # such as a value that the field refuses, which saving will say
+        return _Untold()  # the field refuses it, as the save will
     if not differ(bound, again):
         return bound
-    found = pickled(value)  # of what has another form each time, such as what is encrypted
+    found = pickled(value)  # encrypted with a new salt each time, say
     return _Untold() if found is None else found
 
 
 def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
-    """What the driver gets for *value*."""
+    """Return what the driver gets for *value*."""
     found = field.get_db_prep_save(value, connection)
-    if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's Json
+    if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's `Json`
         found = found.obj if found.dumps is None else found.dumps(found.obj)
     if type(found) in IMMUTABLE:
         return found
@@ -167,7 +167,7 @@ def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) 
 
 
 def pickled(value: object) -> bytes | None:
-    """Its pickle, if it has one. Switches: no."""
+    """Return the pickle of *value*, or None if it has none. Switches: no."""
     try:
         return pickle.dumps(value)
     except Exception:

@@ -1,4 +1,4 @@
-"""The class of a connection of Django's while operations run on it: its guard is told what they do, or refuses it."""
+"""The class of a Django connection while operations run on it: tells its guard what they do, or refuses it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 GUARD: Final = "geventbatch_guard"
-"""The attribute in which the connection has its guard."""
+"""The attribute that holds the connection's guard."""
 
 IN_PLACE: Final = ("atomic_blocks", "connection", "execute_wrappers", "savepoint_ids", "settings_dict")
-"""Attributes that are changed in place, so that reading them counts as touching the session."""
+"""Attributes that are changed in place: reading one counts as touching the session."""
 
 
 class _Guarded:
-    """What a connection does otherwise while operations run on it."""
+    """Overrides methods of a connection while operations run on it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         vars(self)[GUARD].touched()
@@ -91,7 +91,7 @@ class _Guarded:
 
 
 class _WatchedCursor:
-    """What a cursor does that Django shows to no wrapper around what it executes."""
+    """Overrides cursor methods that Django shows to no `execute_wrapper`."""
 
     def callproc(self, *args: Any, **options: Any) -> Any:
         this: Any = super()
@@ -140,6 +140,6 @@ for _name in IN_PLACE:
 
 @cache
 def connection_class(wrapper: Hashable) -> Any:
-    """The class of a connection while operations run on it."""
+    """Return the class of a connection while operations run on it."""
     kind = cast("type[BaseDatabaseWrapper]", wrapper)
     return type(kind.__name__, (_Guarded, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})

@@ -1,7 +1,7 @@
-"""Connections of Django's for batches, lent to whatever greenlet runs one.
+"""Django connections for batches, each lent to the greenlet that runs the batch.
 
-Django keeps a connection per greenlet for as long as that lives, so that workers would each keep one for ever. Here
-a batch is lent one, and gives it back at its end: there are never more than batches that ran at the same time.
+Django keeps a connection for each greenlet as long as that lives, so every worker would keep one for ever. Here a batch
+borrows a connection and returns it at its end: there are never more connections than batches that ran at one time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 def current(alias: str) -> BaseDatabaseWrapper | None:
-    """The connection of this greenlet (or thread), when it has one already."""
+    """Return the connection of this greenlet (or thread), or None if it has none yet."""
     handler: Any = connections
-    found: BaseDatabaseWrapper | None = getattr(handler._connections, alias, None)  # by `all`, each `run` took 10 µs
+    found: BaseDatabaseWrapper | None = getattr(handler._connections, alias, None)  # `all` took 10 µs
     return found
 
 
 def check_backend(alias: str, *, locking: bool) -> None:
-    """Warn of a database whose errors nobody knows, and refuse a level of isolation where batches lock. Switches: no.
+    """Warn of a database with unknown errors; refuse an isolation level that does not fit locking. Switches: no.
 
     Raises:
         ValueError: The level is REPEATABLE READ or SERIALIZABLE.
     """
     settings = connections.settings.get(alias)
-    if settings is None:  # Django will say so
+    if settings is None:  # Django reports it
         return
     vendor = load_backend(settings["ENGINE"]).DatabaseWrapper.vendor
     level = settings["OPTIONS"].get("isolation_level")
@@ -51,17 +51,17 @@ def check_backend(alias: str, *, locking: bool) -> None:
     if locking and vendor != "sqlite" and insisted in {"REPEATABLE READ", "SERIALIZABLE"}:
         raise ValueError(
             f'mode "lock" is for READ COMMITTED, but OPTIONS of the database {alias!r} has isolation_level {insisted}: '
-            'who has waited for a row that was locked would get an error. Pass mode="version", or take it out'
+            'a caller that has waited for a locked row would get an error. Pass mode="version", or take it out'
         )
     if vendor not in {"postgresql", "mysql", "sqlite"}:
         errors.tell_of_driver("DjangoStore", f"the database {alias!r} ({settings['ENGINE']})")
 
 
 _put_aside: list[tuple[str, object]] = []
-"""The parent's connections and pools, each with its alias: to close one here, or to let it go, would end it there."""
+"""The parent's connections and pools, each with its alias. Closing or collecting them here would end them there."""
 
 _epochs: WeakKeyDictionary[BaseDatabaseWrapper, int] = WeakKeyDictionary()
-"""In which epoch each wrapper has last connected."""
+"""The epoch (see `process`) in which each wrapper last connected."""
 
 _imported: int = process.here.epoch
 
@@ -72,7 +72,7 @@ def _connected(connection: BaseDatabaseWrapper, **_: object) -> None:
 
 
 def own(alias: str) -> BaseDatabaseWrapper:
-    """The connection of this greenlet; another one in place of one that the parent has opened. Switches: no."""
+    """Return the connection of this greenlet, replaced if the parent process opened it. Switches: no."""
     connection: BaseDatabaseWrapper = connections[alias]
     if connection.connection is not None and _epochs.get(connection, _imported) != process.here.epoch:
         _put_aside.append((alias, connection))
@@ -81,7 +81,7 @@ def own(alias: str) -> BaseDatabaseWrapper:
 
 
 def inherited() -> list[str]:
-    """The databases to which the parent had connections when this process was forked, as far as that is known."""
+    """Return the databases to which the parent is known to have had connections at the fork."""
     if not process.here.epoch:
         return []
     left = [one.alias for one, epoch in _epochs.items() if epoch != process.here.epoch]
@@ -89,7 +89,7 @@ def inherited() -> list[str]:
 
 
 def _forked() -> None:
-    """Have Django make other pools of its own in place of the parent's, whose threads are there. No I/O here."""
+    """Put aside Django's own pools: their threads are in the parent. Django makes new ones. No I/O here."""
     backend: Any = sys.modules.get("django.db.backends.postgresql.base")
     pools: dict[str, object] = getattr(backend and backend.DatabaseWrapper, "_connection_pools", {})
     _put_aside.extend(pools.items())
@@ -103,38 +103,38 @@ _pools: dict[tuple[str, float, object], Pool] = {}
 
 
 def pool(alias: str, max_age: float, prepare: object = None) -> Pool:
-    """The pool that all stores of a database share, but those that *prepare* their connections. Switches: no."""
+    """Return the pool that a database's stores share; stores that *prepare* connections have others. Switches: no."""
     return _pools.setdefault((alias, max_age, prepare), Pool(alias, max_age))
 
 
 def close_idle(alias: str | None = None) -> None:
-    """Close the idle connections of all stores, or of those of one database. Switches: no."""
+    """Close the idle connections of all stores, or of those that use the database *alias*. Switches: no."""
     for (name, *_), one in list(_pools.items()):
         if alias in {None, name}:
             one.close()
 
 
 class Pool:
-    """The idle connections to one database, the one that was used last on top."""
+    """The idle connections to one database, the last used on top."""
 
     def __init__(self, alias: str, max_age: float) -> None:
-        """Open none yet."""
+        """Open no connection yet."""
         self._alias = alias
         self._max_age = max_age
         # -- mutable state ---------------------------------------------------------------------------------
         self._epoch = process.here.epoch
         self._idle: list[BaseDatabaseWrapper] = []
-        self._idle_since: list[float] = []  # of each of them
+        self._idle_since: list[float] = []  # monotonic seconds, one for each in `_idle`
         self._checked = False
 
     def __len__(self) -> int:
-        """How many are idle."""
+        """Return the number of idle connections."""
         return len(self._idle)
 
     def lend(self) -> tuple[BaseDatabaseWrapper, bool]:
-        """Make a connection this greenlet's; and say whether it may have been closed by the server meanwhile.
+        """Make a connection this greenlet's. Also return whether the server may have closed it meanwhile.
 
-        A pool of Django's own may give such a one.
+        It may if the connection comes from a pool, ours or Django's.
 
         Switches: the first time in a process.
         """
@@ -147,7 +147,7 @@ class Pool:
         return connection, reused
 
     def give_back(self, connection: BaseDatabaseWrapper, before: BaseDatabaseWrapper | None) -> None:
-        """Take it from this greenlet, in whatever state it is, and restore the one that was there before it."""
+        """Take *connection* from this greenlet, in any state, and restore the greenlet's connection *before*."""
         if before is None:
             with suppress(AttributeError):
                 del connections[self._alias]
@@ -164,15 +164,15 @@ class Pool:
             discard(connection)
 
     def renew(self, connection: BaseDatabaseWrapper) -> None:
-        """The server has ended connections at rest, of which *connection* was one: close all those. Switches: yes."""
+        """Close all idle connections, after the server has ended *connection*, which was idle too. Switches: yes."""
         self.close()
         if _is_pooled(connection):
-            # Else the next one that it gives may be another such. It makes new ones in their place.
+            # Django's pool would give out others that were ended. Its check replaces them.
             with suppress(Exception):
-                cast("Any", connection).pool.check()  # Django 5.1 has it, its types have not
+                cast("Any", connection).pool.check()  # since Django 5.1, but not in its stubs
 
     def close(self) -> None:
-        """Close those that are idle."""
+        """Close the idle connections."""
         self._notice_fork()
         self._idle_since.clear()
         idle, self._idle = self._idle, []
@@ -186,7 +186,7 @@ class Pool:
         return self._idle.pop()
 
     def _drop_oldest(self) -> None:
-        """After a peak, nothing would ever take what lies at the bottom."""
+        """Close the connection at the bottom if it is too old: after a peak, no batch would ever use it."""
         if time.monotonic() - self._idle_since[0] > self._max_age:
             self._idle_since.pop(0)
             discard(self._idle.pop(0))
@@ -194,13 +194,13 @@ class Pool:
     def _make(self) -> BaseDatabaseWrapper:
         connection = connections.create_connection(self._alias)
         settings = {**connection.settings_dict, "AUTOCOMMIT": True, "OPTIONS": {**connection.settings_dict["OPTIONS"]}}
-        if not settings["OPTIONS"].get("pool"):  # Django's own pool keeps them, or we do
+        if not settings["OPTIONS"].get("pool"):  # else Django's pool decides on the age
             settings["CONN_MAX_AGE"] = self._max_age
         if connection.vendor == "sqlite":
-            # It waits by blocking the process: a replay waits better.
+            # SQLite waits for a lock by blocking the process. A replay waits without that.
             settings["OPTIONS"]["timeout"] = 0.05
         connection.settings_dict = settings
-        connection.inc_thread_sharing()  # greenlets are threads to it
+        connection.inc_thread_sharing()  # Django takes a greenlet for a thread
         return connection
 
     def _notice_fork(self) -> None:
@@ -210,10 +210,10 @@ class Pool:
             self._idle, self._idle_since = [], []
 
     def _check_greenlets(self) -> None:
-        """Connections of Django that all greenlets share would be used by several batches at once."""
+        """Raise `RuntimeError` if all greenlets share one Django connection, which several batches would then use."""
         if self._checked:
             return
-        connections[self._alias]  # so that this greenlet has one
+        connections[self._alias]  # which opens one for this greenlet
         if gevent.spawn(current, self._alias).get() is not None:
             raise RuntimeError(
                 "Django was imported before gevent patched threading, so that all greenlets share one database "
@@ -224,12 +224,12 @@ class Pool:
 
 
 def _is_pooled(connection: BaseDatabaseWrapper) -> bool:
-    """Whether Django has a pool of its own for it, which keeps connections that are at rest."""
+    """Return whether Django has a pool of its own for *connection*."""
     return connection.vendor == "postgresql" and bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
 def is_sound(connection: BaseDatabaseWrapper) -> bool:
-    """Whether it is open, at rest and in no transaction, as far as this side knows."""
+    """Return whether *connection* is open, idle and in no transaction, as far as the client knows."""
     raw: Any = connection.connection
     if raw is None or connection.in_atomic_block or connection.closed_in_transaction:
         return False
@@ -241,18 +241,18 @@ def is_sound(connection: BaseDatabaseWrapper) -> bool:
 
 
 def is_closed(raw: Any) -> bool:
-    """Return whether *raw*, a driver's connection, is closed, as far as this side knows. Switches: no."""
+    """Return whether the driver connection *raw* is closed, as far as the client knows. Switches: no."""
     return raw is None or bool(getattr(raw, "closed", False)) or not getattr(raw, "open", True)
 
 
 def discard(connection: Any) -> None:
-    """Close it for good, in whatever state it is, without asking the server. Switches: no."""
+    """Close *connection* for good, in any state, without asking the server. Switches: no."""
     if connection.connection is not None:
         if connection.vendor == "postgresql" and not is_sound(connection):
-            with suppress(Exception):  # a pool of the driver would first ask the server for a rollback
+            with suppress(Exception):  # the driver's pool would ask the server for a rollback first
                 connection.connection.close()
         with suppress(Exception):
-            connection._close()  # which asks nothing about transactions
+            connection._close()  # unlike `close`, whatever the transaction
         connection.connection = None
 
 

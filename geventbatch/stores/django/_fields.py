@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def pk_fields(model: type[Model]) -> list[Field[Any, Any]]:
-    """The fields of the primary key: of a composite one (since Django 5.2) several. Switches: no."""
+    """Return the fields of the primary key, several if it is composite (since Django 5.2). Switches: no."""
     found: Any = getattr(model._meta, "pk_fields", [model._meta.pk])
     return list(found)
 
 
 def check_names(model: type[Model]) -> None:
-    """Raise `ValueError` at a name that Django does not get into a statement with parameters. Switches: no."""
+    """Raise `ValueError` at a name with a %, which Django cannot send with parameters. Switches: no."""
     fields = model._meta.concrete_fields
     names = [*(field.model._meta.db_table for field in fields), *(field.column for field in fields)]
     for name in names:
@@ -31,7 +31,7 @@ def check_names(model: type[Model]) -> None:
 
 
 def version_field(model: type[Model], version: str) -> Field[Any, Any]:
-    """The field that counts the saves. Raises `ValueError` where it cannot. Switches: no."""
+    """Return the field that counts the saves. Raises `ValueError` if it cannot. Switches: no."""
     field = column(model, "version", version)
     if not isinstance(field, IntegerField):
         raise ValueError(  # noqa: TRY004 - the name is of the right type
@@ -41,7 +41,7 @@ def version_field(model: type[Model], version: str) -> Field[Any, Any]:
 
 
 def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
-    """The field *name* of *model*, which *argument* names. Raises `ValueError` where it is no column. Switches: no."""
+    """Return the field *name* of *model*, given as *argument*. Raises `ValueError` at no column. Switches: no."""
     try:
         field: object = model._meta.get_field(name)
     except FieldDoesNotExist:
@@ -52,7 +52,7 @@ def column(model: type[Model], argument: str, name: str) -> Field[Any, Any]:
 
 
 def referenced(field: Field[Any, Any]) -> Field[Any, Any]:
-    """Return the column that *field* refers to in the end; itself if it is no foreign key. Switches: no."""
+    """Return the column that *field* refers to in the end; *field* itself if it is no foreign key. Switches: no."""
     while isinstance(field, ForeignKey):
         field = field.target_field
     return field

@@ -1,4 +1,4 @@
-"""What the database computes: the value of a `GeneratedField` for the values at hand, and what it gives a new row."""
+"""What the database computes: the current value of a `GeneratedField`, and the database defaults of a new row."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Generated:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
         # -- mutable state ---------------------------------------------------------------------------------
-        self._known: dict[str, tuple[list[object], Any]] = {}  # the values that one is of, and what they give
+        self._known: dict[str, tuple[list[object], Any]] = {}  # of each: the values of its source fields, and its own
         self._refused: Exception | None = None
 
     def note(self, instance: Model, loaded: dict[str, object]) -> None:
-        """Remember what was loaded. Switches: no."""
+        """Remember the loaded values. Switches: no."""
         for field in generated_fields(type(instance)):
             of = [loaded[other.attname] for other in generated_from(field).values()]
             self._known[field.attname] = of, vars(instance)[field.attname]
 
     def value(self, instance: Model, field: Any) -> Any:
-        """What the database would have in *field* now. Switches: yes, where the values that it is of have changed."""
+        """Return the database's value for *field* now. Switches: yes, if its source fields have changed."""
         others, values = generated_from(field), vars(instance)
         now = [kept(other, values.get(other.attname), self._connection) for other in others.values()]
         known = self._known.get(field.attname)
@@ -56,9 +56,9 @@ class Generated:
         return found
 
     def refused(self, key: object) -> Undecided | None:
-        """Whether the database has refused to compute something: perhaps for what an earlier operation had made.
+        """Return an `Undecided`, once, if the database has refused to compute a value; else None. Switches: no.
 
-        It is said once. Switches: no.
+        An earlier operation may have caused the refusal.
         """
         error, self._refused = self._refused, None
         if error is None:
@@ -68,20 +68,20 @@ class Generated:
         return verdict
 
     def _undone_if_refused(self) -> AbstractContextManager[object]:
-        """PostgreSQL would take no further statement."""
+        """Return a savepoint on PostgreSQL, which takes no further statement after an error."""
         postgres = self._connection.vendor == "postgresql"
         return atomic(using=self._connection.alias) if postgres else nullcontext()
 
 
 @cache
 def generated_fields(model: type[Model]) -> tuple[Field[Any, Any], ...]:
-    """Those of *model* that the database computes of others. Switches: no."""
+    """Return the fields of *model* that the database computes from others. Switches: no."""
     return tuple(field for field in model._meta.concrete_fields if getattr(field, "generated", False))
 
 
 @cache
 def generated_from(field: Any) -> Mapping[str, Field[Any, Any]]:
-    """The fields that the expression of a `GeneratedField` reads, by the names that it has for them. Switches: no."""
+    """Return the fields that the expression of a `GeneratedField` reads, by their names in it. Switches: no."""
     meta = field.model._meta
     names = dict.fromkeys(reference[0] for reference in field.model._get_expr_references(field.expression))
     return {name: meta.pk if name == "pk" else meta.get_field(name) for name in names}
@@ -92,9 +92,9 @@ def evaluate(
     wanted: Sequence[tuple[Any, Field[Any, Any]]],
     given: Mapping[str, tuple[Any, Field[Any, Any]]],
 ) -> list[Any]:
-    """What the database makes of the *wanted* expressions over *given* values, each as a value of its field.
+    """Return what the database computes for the *wanted* expressions over the *given* values, as field values.
 
-    Nothing is read from a table, and nothing is written. Switches: yes.
+    It reads from no table, and writes nothing. Switches: yes.
     """
     query: Any = Query(None)  # as Django's own Q.check does
     for name, (value, field) in given.items():
@@ -107,9 +107,9 @@ def evaluate(
 
 
 def _as_column(expression: Any, field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Any:
-    """With the type of the column, to which the database converts what it puts there.
+    """Cast to the type of the column, as the database does when it stores a value.
 
-    Not to a limited text on PostgreSQL: a cast would cut off what the column refuses.
+    A text of limited length is not cast on PostgreSQL: that would cut off what the column refuses.
     """
     is_text = isinstance(field, CharField | TextField)
     converts = {"postgresql": not is_text, "sqlite": is_text}.get(connection.vendor, False)
@@ -117,7 +117,7 @@ def _as_column(expression: Any, field: Field[Any, Any], connection: BaseDatabase
 
 
 def _with_places(value: Any, field: Field[Any, Any]) -> Any:
-    """Of a decimal number, as many as its column has."""
+    """Round a decimal number to the places of its column."""
     if value is None or not isinstance(field, DecimalField) or field.decimal_places is None:
         return value
     return round(value, field.decimal_places)

@@ -1,9 +1,9 @@
-"""A connection of Django's while operations run on it: what they send is seen, and what they may not do is refused.
+"""Guards a Django connection while operations run on it: sees what they send, and refuses what they may not do.
 
-All operations of a batch share one transaction, and its session. So none of them may end it, leave a block of it open,
-or set something in it that the next one would meet. What Django itself offers for that (`close`, `set_rollback`) raises
-in the operation; what is sent as text is looked at before it is sent; what is left behind all the same is found when
-the operation has returned, and it alone is out.
+All operations of a batch share one transaction and its session. So no operation may end the transaction, leave a block
+open in it, or change a setting that the next operation would meet. Django's own methods for that (`close`,
+`set_rollback`) raise in the operation. A statement is checked before it is sent. If an operation still leaves something
+behind, it is found when the operation returns, and that operation alone is refused.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ _OF_DJANGO: Final = frozenset(
         "savepoint_state",
     }
 )
-"""Attributes of a connection in which Django keeps how its transaction stands."""
+"""Attributes in which Django keeps the state of a connection's transaction."""
 
 _NONE: Final[Any] = object()
 
 
 class Guard:
-    """Looks after the connection of one attempt."""
+    """Guards the connection of one attempt."""
 
     def __init__(self, connection: BaseDatabaseWrapper, transaction: Transaction, batch: Batch, row: Row[Any]) -> None:
         self.connection = connection
@@ -72,36 +72,36 @@ class Guard:
         model: Any = row.model
         self._tables = tables_of(model)
         # -- mutable state ---------------------------------------------------------------------------------
-        self._class: type[BaseDatabaseWrapper] | None = None  # there while it is put on
-        self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, which it watches too
-        self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks that were open before
-        self._knows = False  # from the client's side it can be told whether the transaction goes on
-        self._aside = 0  # what is sent is ours, or Django's own
+        self._class: type[BaseDatabaseWrapper] | None = None  # of the connection, while the guard is on
+        self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, guarded too
+        self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks open before the operations
+        self._knows = False  # whether the client can tell that the transaction goes on
+        self._aside = 0  # above 0 while the library or Django itself sends
         self._marks = 0
         self.mark = 0
-        """Of the state of the transaction: the same as long as nothing is written that stays."""
+        """Number of the transaction's state; a write that stays changes it."""
         self.asked = False
-        """Some operation has sent what reads, and may have found what somebody else has made of the row."""
+        """True if an operation has sent a query, which may have read another writer's change of the row."""
         self.early = False
-        """The operation at hand has read the row from the database, which lacks what those before have changed."""
+        """True if the current operation has read the row from the database, without earlier unsaved changes."""
         self.savepoints: Savepoints | None = None
-        """There where an operation is undone by one of them."""
-        # -- mutable state, of the operation at hand -------------------------------------------------------
+        """Set if operations are undone by savepoints."""
+        # -- mutable state, of the current operation -------------------------------------------------------
         self.wrote = False
         self.has_point = False
-        """A savepoint was looked for before its first statement."""
-        self._wrong: Exception | None = None  # what it has done although it may not
-        self._hooks: list[set[Any]] = []  # the savepoints of its entries in `run_on_commit`, by which they are known
+        """True if a savepoint was considered before the operation's first statement."""
+        self._wrong: Exception | None = None  # to raise when the operation returns, even if it swallowed it
+        self._hooks: list[set[Any]] = []  # the sets of savepoints in its `run_on_commit` entries, which identify those
         self._savepoints: dict[
             str | None, tuple[bool, bool, int]
-        ] = {}  # its own; whether it had written, and claimed the row, and the mark
-        self._before: dict[str, Any] | None = None  # the connection's attributes, from its first touch on
-        self._settings: dict[str, Any] | None = None  # those of the connection, likewise
+        ] = {}  # the operation's own savepoints: (wrote, claimed, mark) when each was taken
+        self._before: dict[str, Any] | None = None  # the connection's attributes before the first touch
+        self._settings: dict[str, Any] | None = None  # the connection's settings before, likewise
 
     # -- around the operations ------------------------------------------------------------------------------
 
     def put_on(self) -> None:
-        """Look after the connection from now on. Switches: no."""
+        """Guard the connection from now on. Switches: no."""
         connection = self.connection
         values = vars(connection)
         values[GUARD] = self
@@ -119,13 +119,13 @@ class Guard:
                     self.watch_elsewhere(other)
 
     def take_off(self) -> None:
-        """Leave it as it is without. Switches: no."""
+        """Stop guarding the connection. Switches: no."""
         if self._class is None:
             return
         connection: Any = self.connection
         object.__setattr__(
             connection, "__class__", self._class
-        )  # past our own, which takes it for an operation's doing
+        )  # past the guard, which would count this as the operation's act
         self._class = None
         values = vars(connection)
         del values[GUARD]
@@ -136,7 +136,7 @@ class Guard:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is sent in this block is not the operation's. Switches: no."""
+        """Do not count what is sent in this block as the operation's. Switches: no."""
         self._aside += 1
         try:
             yield
@@ -144,7 +144,7 @@ class Guard:
             self._aside -= 1
 
     def next(self) -> None:
-        """The operation at hand is over, and has left nothing that need be judged. Switches: no."""
+        """Get ready for the next operation; the current one has ended and was judged. Switches: no."""
         if self._before is not None:
             self._restore(self._before)
         self.wrote, self._wrong, self._before, self._settings = False, None, None, None
@@ -152,14 +152,14 @@ class Guard:
         self._hooks, self._savepoints = [], {}
 
     def drop_hooks(self) -> None:
-        """Never call what the operation at hand has given to `on_commit`. Switches: no."""
+        """Drop the callbacks that the current operation has given to `on_commit`. Switches: no."""
         if self._hooks:
             values = vars(self.connection)
             dropped = {id(one) for one in self._hooks}
             values["run_on_commit"] = [entry for entry in values["run_on_commit"] if id(entry[0]) not in dropped]
 
     def judge(self) -> NotSaved | None:
-        """What the operation at hand has made of the transaction; None: it is sound. Switches: no."""
+        """Return why the current operation has made the transaction unfit to be saved, or None. Switches: no."""
         self._aside += 1
         try:
             return self._judged()
@@ -178,7 +178,7 @@ class Guard:
         return _because(Rejected, f"{shown(self._batch.key)} was not saved, nothing was written: {wrong}", wrong)
 
     def left_behind(self) -> Exception | None:
-        """In what way this is not the transaction any more that was begun, as far as the client knows. Switches: no."""
+        """Return how an operation has broken the transaction, as far as the client knows, or None. Switches: no."""
         key, values = self._batch.key, vars(self.connection)
         if values["connection"] is None or values["closed_in_transaction"]:
             return RuntimeError(
@@ -196,7 +196,7 @@ class Guard:
         return None
 
     def close_blocks(self) -> None:
-        """Forget the blocks that the operation at hand has left open, or ended. Switches: no."""
+        """Forget that the current operation has left blocks open, or has ended some. Switches: no."""
         values = vars(self.connection)
         if self._blocks is not None:
             values["savepoint_ids"][:], values["atomic_blocks"][:] = self._blocks
@@ -205,7 +205,7 @@ class Guard:
     # -- what operations do to the connection ---------------------------------------------------------------
 
     def touched(self) -> None:
-        """The operation at hand reads or sets what belongs to the session. Switches: no."""
+        """Note that the current operation reads or sets session state of the connection. Switches: no."""
         if self._aside:
             return
         self._batch.ask_scope()
@@ -214,18 +214,18 @@ class Guard:
             self._before = {**values, "execute_wrappers": [*values["execute_wrappers"]]}
 
     def touched_settings(self) -> None:
-        """It reads or sets those of the connection. Switches: no."""
+        """Note that it reads or sets the connection's settings. Switches: no."""
         if self._settings is None and not self._aside:
             self._settings = copy.deepcopy(vars(self.connection)["settings_dict"])
 
     def _restore(self, before: dict[str, Any]) -> None:
-        """What the operation has set on the connection itself must not reach the next one."""
+        """Take back what the operation has set on the connection, before the next one meets it."""
         values = vars(self.connection)
         for name in [*values.keys() | before.keys()]:
             if name in _OF_DJANGO or name in IN_PLACE or name.startswith("_"):
                 continue
             if name not in before:
-                if not hasattr(self._class, name):  # else it is computed once for each connection
+                if not hasattr(self._class, name):  # else a `cached_property` of the connection, which may stay
                     del values[name]
             elif values.get(name, _NONE) is not before[name]:
                 values[name] = before[name]
@@ -238,7 +238,7 @@ class Guard:
                 values.pop(name, None)
 
     def refuse(self, what: str, instead: str) -> None:
-        """Raise, unless it is ours or Django's own: an operation may not do this."""
+        """Raise `RuntimeError`, unless the library or Django itself makes the call."""
         if not self._aside:
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} called {what} on the connection of its batch, which shares "
@@ -247,41 +247,40 @@ class Guard:
 
     @property
     def is_outermost(self) -> bool:
-        """Whether no block of the operation's own is open."""
+        """Return whether the operation has no open block of its own."""
         return self._blocks is not None and len(vars(self.connection)["savepoint_ids"]) <= len(self._blocks[0])
 
     def has_hooked(self) -> None:
-        """The operation at hand has given something to `on_commit`."""
+        """Note that the current operation has given a callback to `on_commit`."""
         self.touched()
         self._hooks.append(vars(self.connection)["run_on_commit"][-1][0])
 
     def has_savepoint(self, sid: str | None) -> None:
-        """It has one."""
+        """Note that the operation has taken the savepoint *sid*."""
         self._savepoints[sid] = (self.wrote, self._row.claimed, self.mark)
 
     def owns_savepoint(self, sid: str | None) -> None:
-        """Raise unless it does: another operation's, or the batch's, must not be undone."""
+        """Raise `RuntimeError` unless *sid* is the operation's own: a rollback to it must not undo others' changes."""
         if not self._aside and sid not in self._savepoints:
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} used the savepoint {shown(sid)}, which is not its own: "
-                "it would "
-                "undo what others have done"
+                "it would undo what others have done"
             )
 
     def is_rolled_back(self, sid: str | None) -> None:
-        """What it has written and locked since that savepoint is undone."""
+        """Note that the operation's writes and locks since the savepoint *sid* are undone."""
         now = (self.wrote, self._row.claimed, self.mark)
         self.wrote, self._row.claimed, self.mark = self._savepoints.get(sid, now)
 
     def before_savepoint(self) -> None:
-        """The operation at hand is about to have one, or to write by what Django shows to nobody."""
+        """Take a savepoint to go back to, if one is due before the operation's own, or before an unseen write."""
         begun = self._begun(writes=True)
         if begun is not None and self.savepoints is not None:
             with self.aside():
                 self.savepoints.take(begun)
 
     def _begun(self, *, writes: bool) -> Begun | None:
-        """How it stands, where a savepoint has to be taken now to go back to."""
+        """Return the transaction's state, if a savepoint to go back to must be taken now; else None."""
         if self.savepoints is None or self._aside or not self.savepoints.is_due(writes=writes):
             return None
         self.has_point = True
@@ -293,7 +292,7 @@ class Guard:
         if self._aside:
             return self._executed(execute, sql, params, many, context)
         self._batch.ask_scope()
-        if self._knows and self._transaction.has_ended():  # by the driver's own connection; this would begin another
+        if self._knows and self._transaction.has_ended():  # by the driver; another statement would begin anew
             self._wrong = self._wrong or self.left_behind()
             if self._wrong is not None:
                 raise self._wrong
@@ -319,7 +318,7 @@ class Guard:
         return answer
 
     def refuse_ending(self, statement: str) -> None:
-        """Raise where *statement* calls a procedure of MySQL's that may end the transaction of the batch."""
+        """Raise `RuntimeError` if *statement* calls a MySQL procedure that may end the batch's transaction."""
         if not self._aside and functions_of(self.connection).may_end_transaction(statement, self._first_column):
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} was refused a statement: it calls a procedure that may end "
@@ -327,41 +326,41 @@ class Guard:
             )
 
     def _reads_what_is_unsaved(self, query: str, params: Any) -> bool:
-        """Whether *query* may find the row, which lacks what operations before have changed in memory."""
+        """Return whether *query* may read the row, which lacks the unsaved changes of earlier operations."""
         batch, row = self._batch, self._row
         if not batch.completed or batch.in_bulk or self._tables.search(query) is None:
             return False
         return row.differs() and not is_of_others(query, params, row.instance)
 
     def _deletes_what_is_unsaved(self) -> bool:
-        """Whether what operations before have changed would go with the row, unseen by a trigger or a `delete`."""
+        """Return whether the row would be deleted with unsaved changes, which no trigger or `delete` would see."""
         return self._batch.deleted and self._batch.completed > 1 and self._row.differs()
 
     def _calls_what_writes(self, query: str) -> bool:
-        """Whether *query* calls a function of the user's, which may write. Who runs alone is undone whole."""
+        """Return whether *query* calls a user's function that may write. If unbatched, it does not matter."""
         return not self._batch.alone and functions_of(self.connection).may_write(query, self._first_column)
 
     def _first_column(self, question: str, parameters: list[str]) -> list[str]:
-        raw: Any = self.connection.connection  # past the wrappers of the operation's own
+        raw: Any = self.connection.connection  # past the operation's own wrappers
         with self.connection.wrap_database_errors, closing(raw.cursor()) as cursor:
             cursor.execute(question, parameters)
             return [name for name, *_ in cursor.fetchall()]
 
     def _writes(self) -> None:
-        """The operation is about to."""
-        self._ask(self._row.verify)  # once: from now on nobody else can change it, and what triggers do is ours
+        """Get ready for a write of the operation."""
+        self._ask(self._row.verify)  # once: then no other writer can change it, and changes by triggers are ours
         self.wrote = True
         self.mark = self._marks = self._marks + 1
-        if self.connection.vendor != "sqlite":  # where it says that the write lock was taken
+        if self.connection.vendor != "sqlite":  # on SQLite, `wrote` means that the write lock was taken
             self._transaction.wrote = True
 
     @property
     def must_compare(self) -> bool:
-        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        """Whether a query may have read another writer's change since the load, and a second operation shares it."""
         return self.asked and not self._row.locks and len(self._batch.operations) > 1
 
     def compare(self) -> None:
-        """See that what operations have asked for, and what was loaded, is one state, where no save will find out."""
+        """Check that queries and the load saw one state of the row, if no save will. Raise `Conflict` else."""
         if self.must_compare:
             try:
                 self._row.verify()
@@ -369,14 +368,14 @@ class Guard:
                 raise errors.of_store(error, self._batch.key) from error
 
     def writes_unseen(self) -> None:
-        """The operation is about to write, perhaps, by what Django shows to nobody."""
+        """Get ready for a write that Django shows to no wrapper, such as `callproc`."""
         if not self._aside:
             self._batch.ask_scope()
             self.before_savepoint()
             self._writes()
 
     def _check_untouched(self, before: dict[str, object]) -> None:
-        """Raise where the statement has changed the resource's own row, which the save would undo."""
+        """Raise `RuntimeError` if the statement changed the resource's own row, which the save would overwrite."""
         if not same(self._row.now(), before):
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} changed the row of its resource by a query or another "
@@ -394,7 +393,7 @@ class Guard:
             raise
 
     def _ask(self, question: Callable[[], T]) -> T:
-        """Give what it gives. What it raises counts although the operation may swallow it."""
+        """Return the answer to *question*. What it raises counts even if the operation swallows it."""
         try:
             with self.aside():
                 return question()
@@ -406,7 +405,7 @@ class Guard:
             raise
 
     def _text(self, sql: Any) -> str:
-        as_string = getattr(sql, "as_string", None)  # psycopg's own composables
+        as_string = getattr(sql, "as_string", None)  # a composed statement of psycopg's
         if as_string is not None:
             return cast("str", as_string(self.connection.connection))
         return sql.decode("utf-8", "replace") if isinstance(sql, bytes) else str(sql)
@@ -414,7 +413,7 @@ class Guard:
     # -- other databases ------------------------------------------------------------------------------------
 
     def watch_elsewhere(self, other: BaseDatabaseWrapper) -> None:
-        """An operation uses another database."""
+        """Guard the connection to another database, which the operation uses."""
         if self._class is not None and all(one is not other for one in self._elsewhere):
             other.execute_wrappers.insert(0, self._refuse_elsewhere)
             self._elsewhere.append(other)
@@ -425,8 +424,7 @@ class Guard:
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} would write to the database "
                 f"{shown(context['connection'].alias)}, which is not in the transaction of its batch: write there "
-                "behind "
-                "run(), or in transaction.on_commit()"
+                "behind run(), or in transaction.on_commit()"
             )
         return execute(sql, params, many, context)
 
@@ -443,7 +441,7 @@ def _remove(wrappers: list[Any], wrapper: Any) -> None:
 
 
 def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
-    """Where an operation has connected to another database, watch that too."""
+    """If an operation connects to another database, guard that connection too."""
     attempt = running.get(gevent.getcurrent())
     guard = None if attempt is None else getattr(attempt.scope, "guard", None)
     if isinstance(guard, Guard) and connection is not guard.connection:

@@ -1,7 +1,7 @@
 """The class of a resource while operations run: `save` and `delete` are left to the scope of its batch.
 
-And what an operation reads through the instance is read anew by the next one: related objects, and what the model
-computes once for each instance. Each of them would have an instance of its own, had it run alone.
+Run alone, each operation would have an instance of its own. So what an operation reads through the instance (related
+objects, cached properties) is forgotten before the next operation, which reads it anew.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @cache
 def instance_class(model: type[Model]) -> type[Model]:
-    """The class of a resource while operations run: *model*, but for some methods. Django does not know it.
+    """Return *model* with some methods overridden: the class of a resource while operations run.
 
-    So a copy of the resource, or what comes out of its pickle, is an ordinary instance of *model* again.
+    Django does not know this class, so a copy or an unpickled resource is an ordinary instance of *model* again.
     """
     methods: dict[str, Any] = {
         "save": _save_later,
@@ -50,7 +50,7 @@ def instance_class(model: type[Model]) -> type[Model]:
 
 
 class _InstanceType(ModelBase):
-    """The type of such a class: operations compare others with it, and make others of it, as with the model."""
+    """The type of such a class: `isinstance` and calls of ``type(self)`` work as with the model itself."""
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, self.__mro__[1])
@@ -58,7 +58,7 @@ class _InstanceType(ModelBase):
 
 def _making(model: type[Model]) -> Callable[..., Model]:
     def make(_: object, *values: object, **named: object) -> Model:
-        """Make another one, as ``type(self)(…)`` and the model's class methods do: an ordinary instance."""
+        """Make an ordinary instance, as ``type(self)(…)`` and class methods of the model do."""
         return model(*values, **named)
 
     return make
@@ -72,9 +72,9 @@ def _set_class(self: Model, kind: type[Model]) -> None:
 
 
 def _save_later(self: Model, *args: object, **options: object) -> None:
-    """Do nothing: the store saves when all operations have run. Switches: no."""
+    """Do nothing but note the call: the store saves when all operations have run. Switches: no."""
     _check_using(self, "save", args[2] if len(args) > 2 else options.get("using"))  # noqa: PLR2004 - the third
-    with suppress(RuntimeError):  # in a greenlet of the operation's own
+    with suppress(RuntimeError):  # in a greenlet that the operation has started
         scope: Any = current_batch().scope
         scope.save_asked()
 
@@ -84,7 +84,7 @@ async def _asave_later(self: Model, *args: object, **options: object) -> None:
 
 
 def _delete_later(self: Model, using: object = None, *_: object, **__: object) -> tuple[int, dict[str, int]]:
-    """Have the store delete it when the operation has returned. Switches: no."""
+    """Tell the store to delete the row when the operation has returned. Switches: no."""
     _check_using(self, "delete", using)
     current_batch().delete()
     return 1, {self._meta.label: 1}
@@ -95,7 +95,7 @@ async def _adelete_later(self: Model, *args: object, **options: object) -> tuple
 
 
 def _refresh(self: Model, using: str | None = None, fields: Any = None, **options: Any) -> None:
-    """Load deferred fields; not all, which would undo what the operations before have changed. Switches: yes."""
+    """Load deferred fields. Refuse to reload others, which would undo earlier operations. Switches: yes."""
     _check_using(self, "refresh_from_db", using)
     if fields is None or any(_is_loaded(self, name) for name in fields):
         raise RuntimeError(
@@ -111,7 +111,7 @@ async def _arefresh(self: Model, using: str | None = None, fields: Any = None, *
 
 
 def _is_loaded(instance: Model, name: str) -> bool:
-    """Whether *name* is a column whose value is there, be it by the name of a foreign key."""
+    """Return whether the column *name* is loaded. A foreign key may be meant by either of its names."""
     try:
         field: Any = instance._meta.get_field(name)
     except FieldDoesNotExist:
@@ -123,8 +123,7 @@ def _check_using(instance: Model, method: str, using: object) -> None:
     if using is not None and using != instance._state.db:
         raise RuntimeError(
             f"{method}(using={shown(using)}) on the resource of a batch, which is of the database "
-            f"{shown(instance._state.db)}: "
-            "what a batch does is in one transaction"
+            f"{shown(instance._state.db)}: what a batch does is in one transaction"
         )
 
 
@@ -132,7 +131,7 @@ def _check_using(instance: Model, method: str, using: object) -> None:
 
 
 class _Computed:
-    """In place of a `cached_property`: has the scope be asked when it is used for the first time."""
+    """Replaces a `cached_property`: its first use has the scope look at the operation."""
 
     def __init__(self, found: Any) -> None:
         self._found = found
@@ -147,7 +146,7 @@ class _Computed:
 
 
 class _Watched(_Computed):
-    """In place of what gives a related object, and takes one."""
+    """Replaces the descriptor of a related object likewise, also when one is assigned."""
 
     def __set__(self, instance: Model, value: Any) -> None:
         ask_scope()
@@ -155,7 +154,7 @@ class _Watched(_Computed):
 
 
 def _relations(model: type[Model]) -> Iterator[tuple[str, Any]]:
-    """What holds one related object, by its name."""
+    """Yield the name and the descriptor of each related object."""
     names = [field.name for field in (*model._meta.concrete_fields, *model._meta.private_fields) if field.is_relation]
     names += [one.get_accessor_name() for one in model._meta.related_objects if one.one_to_one]
     for name in names:
@@ -166,7 +165,7 @@ def _relations(model: type[Model]) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _computed(model: type[Model]) -> tuple[str, ...]:
-    """The names of what the model computes once for each instance."""
+    """Return the names of the model's cached properties."""
     kinds = (cached_property, functools.cached_property)
     names = dict.fromkeys(name for parent in model.__mro__ for name in vars(parent))
     return tuple(name for name in names if isinstance(in_class(model, name), kinds))
@@ -178,7 +177,7 @@ def _columns(model: type[Model]) -> frozenset[str]:
 
 
 def take_related(instance: Model) -> None:
-    """Do what `save` begins with: take the keys of related objects that were saved behind their assignment.
+    """Take the keys of related objects that were saved after they were assigned, as `save` does first.
 
     Raises:
         ValueError: One of them is not saved.
@@ -190,6 +189,6 @@ def take_related(instance: Model) -> None:
 
 
 def forget_read(instance: Model, model: type[Model], before: dict[str, Any]) -> None:
-    """Forget related objects, and all that is beside the columns of *model*, but what is in *before*. Switches: no."""
+    """Forget related objects and all attributes that are neither columns nor in *before*. Switches: no."""
     vars(instance._state).pop("fields_cache", None)
     forget(instance, model, attributes(instance, model).keys() - before.keys() - _columns(model))

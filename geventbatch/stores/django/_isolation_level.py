@@ -1,4 +1,4 @@
-"""The level of isolation of a connection of Django's, for a batch that locks its row."""
+"""The isolation level of a Django connection, for a batch that locks its row."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _made_so: Final[WeakSet[Any]] = WeakSet()
-"""The drivers' connections to MySQL whose sessions are READ COMMITTED since a batch has made them so."""
+"""The driver connections to MySQL that a batch has set to READ COMMITTED."""
 
 
 def leave() -> None:
-    """Nothing is to be restored."""
+    """Restore nothing."""
 
 
 def read_committed(connection: Any) -> Callable[[], object]:
-    """Have the next transaction be so. Give what restores the level. Switches: on MySQL, for a new connection."""
+    """Make the next transaction READ COMMITTED; return what restores the level. Switches: at a new MySQL connection."""
     if connection.vendor == "postgresql":
         return _of_driver(connection.connection)
     if connection.vendor == "mysql":
@@ -29,7 +29,7 @@ def read_committed(connection: Any) -> Callable[[], object]:
 
 
 def _of_driver(raw: Any) -> Callable[[], object]:
-    """Psycopg says it in its BEGIN, so that nothing is sent for it."""
+    """Set it in psycopg, whose BEGIN then says it, so that no further statement is sent."""
     from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
     before = raw.isolation_level
@@ -38,14 +38,14 @@ def _of_driver(raw: Any) -> Callable[[], object]:
     raw.isolation_level = IsolationLevel.READ_COMMITTED
 
     def restore() -> None:
-        with suppress(Exception):  # else it is broken, and nobody uses it again
+        with suppress(Exception):  # else the connection is broken and not used again
             raw.isolation_level = before
 
     return restore
 
 
 def _of_session(connection: Any) -> None:
-    """Django by itself makes a session so, once, when it connects; the backend of mysql-connector-python does not."""
+    """Set it for the session, once. Django does so itself, but mysql-connector-python's backend does not."""
     raw = connection.connection
     if raw in _made_so or str(getattr(connection, "isolation_level", "")).lower() == bounds.LEVEL:
         return
@@ -55,7 +55,7 @@ def _of_session(connection: Any) -> None:
 
 
 def is_mariadb(connection: Any) -> bool:
-    """Whether a connection to MySQL is one to MariaDB. Switches: the first time, to ask."""
-    # The backend of mysql-connector-python says False of any server.
+    """Return whether a MySQL connection is to MariaDB. Switches: the first time, to ask."""
+    # mysql-connector-python's backend always says False.
     told = str(getattr(connection.connection, "server_info", ""))
     return bool(getattr(connection, "mysql_is_mariadb", False)) or "mariadb" in told.lower()

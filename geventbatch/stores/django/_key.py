@@ -1,4 +1,4 @@
-"""The key of a row: the fields that have it, and the values that it can have in them."""
+"""The key of a row: the fields that hold it, and their possible values."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _MOST_DIGITS: Final = 131_072
 
 
 class RowKey:
-    """What a store finds its rows by."""
+    """The key fields of a store's rows."""
 
     def __init__(self, model: type[Model], by: str | Sequence[str], using: str) -> None:
-        """See `DjangoStore`. Raises `ValueError` where *by* is not unique."""
+        """See `DjangoStore`. Raises `ValueError` if *by* is not unique."""
         self.fields = _fields(model, by)
         self.name = ", ".join(field.name for field in self.fields)
         self.attnames = ", ".join(field.attname for field in self.fields)
@@ -63,26 +63,26 @@ class RowKey:
         return [_key_column(f"{self._label}.{field.name}", referenced(field), self._using) for field in self.fields]
 
     def where(self, key: Any) -> dict[str, Any]:
-        """The arguments of ``filter`` that find the row at *key*. Switches: no."""
+        """Return the arguments of ``filter`` that find the row at *key*. Switches: no."""
         if len(self.fields) == 1:
             return {self.fields[0].attname: key}
         return {field.attname: part for field, part in zip(self.fields, key, strict=True)}
 
     def of(self, instance: Model) -> Any:
-        """The key of *instance*, as it stands there. Switches: no."""
+        """Return the key of *instance*, with its values as they are. Switches: no."""
         if len(self.fields) == 1:
             return getattr(instance, self.fields[0].attname)
         return tuple(getattr(instance, field.attname) for field in self.fields)
 
     def is_of(self, instance: Model, key: Hashable) -> bool:
-        """Whether *key* is that of *instance*. Switches: no."""
+        """Return whether *instance* has the *key*. Switches: no."""
         try:
             return self.normalize(self.of(instance)) == key
         except (TypeError, ValueError):
             return False
 
     def normalize(self, key: Hashable) -> Hashable:
-        """Give *key* in the types of its columns.
+        """Return *key* in the types of its columns.
 
         Raises:
             TypeError: Its type cannot be such a key.
@@ -95,7 +95,7 @@ class RowKey:
         return tuple(self._value(number, part) for number, part in enumerate(plain))
 
     def _value(self, number: int, part: Any) -> Hashable:
-        """What the field itself makes of it: one of the user's own may have values of any type."""
+        """Return *part* as its field converts it: the values of a user's own field may be of any type."""
         name = self._columns[number].name
         try:
             value: Hashable = self.fields[number].to_python(part.value if isinstance(part, Enum) else part)
@@ -133,12 +133,12 @@ def _unique_together(model: type[Model]) -> list[Sequence[str]]:
 
 
 def _key_column(name: str, field: Field[Any, Any], using: str) -> KeyColumn:
-    """What *field*, in the database *using*, has room for."""
+    """Return what *field*, in the database *using*, has room for."""
     connection = connections[using]
     kind = next((kind for fields, kind in _TYPES.items() if isinstance(field, fields)), None)
     known: Any = field
     if kind is str:
-        longest = None if connection.vendor == "sqlite" else field.max_length  # which SQLite ignores
+        longest = None if connection.vendor == "sqlite" else field.max_length  # SQLite ignores it
         takes_nul = connection.vendor != "postgresql"
         return KeyColumn(name, kind, longest=longest or sys.maxsize, takes_nul=takes_nul)
     if kind is Decimal:

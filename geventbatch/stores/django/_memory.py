@@ -1,8 +1,8 @@
-"""What a resource has in memory at one moment, kept so that it can be brought back, any number of times.
+"""The state of a resource in memory at one moment, kept so that it can be restored any number of times.
 
-Values are copied: columns, and what the instance has beside them. What others may hold too stays the same object, and
-what is in it is put back: the instance itself, its `dispatcher`, other model instances that it leads to, the results of
-query sets, files. A document is kept as a pickle, as the state that was loaded has it.
+The values of columns and other attributes are copied. An object that others may hold too (the instance itself, its
+`_state`, model instances that it leads to, query sets, files) stays the same object, and its content is restored. A
+document is kept as a pickle, as in the loaded state.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FIXED: Final = (
     Promise,
     type,
 )
-"""Of these, nothing that an operation would change is in an instance."""
+"""Types whose instances hold nothing that an operation would change."""
 _FIXED_IN: Final = frozenset({"fractions", "ipaddress", "psycopg.types.range", "psycopg2._range", "re", "zoneinfo"})
 """Modules of such types."""
 _THE_SAME: Final = (File, LazyObject, Model, ModelState, QuerySet)
@@ -48,7 +48,7 @@ _NONE: Final[Any] = object()
 
 
 class Memory:
-    """Of one resource."""
+    """The memory of one resource."""
 
     __slots__ = ("_documents", "_model", "_others", "_state", "_values")
 
@@ -60,19 +60,19 @@ class Memory:
         documents: dict[str, bytes],
         others: list[tuple[object, dict[str, Any]]] | None = None,
     ) -> None:
-        """Keep these; use `of` and `as_loaded`."""
+        """Keep these; called by `of` and `as_loaded`."""
         self._model = model
         self._values = values
         self._state = state
         self._documents = documents
-        self._others = others  # None: what is kept can be handed out as it is
+        self._others = others  # None: `_values` holds nothing that can be changed
 
     @classmethod
     def of(cls, instance: Model, model: type[Model]) -> Memory:
-        """What *instance* of *model* has now. Switches: no.
+        """Return the present memory of *instance*, whose model is *model*. Switches: no.
 
         Raises:
-            CannotUndo: It has something that cannot be copied.
+            CannotUndo: A value cannot be copied.
         """
         found = attributes(instance, model)
         state = {**vars(found["_state"])}
@@ -96,10 +96,10 @@ class Memory:
     def as_loaded(
         cls, found: dict[str, Any], state: dict[str, Any], loaded: dict[str, object], model: type[Model]
     ) -> Memory:
-        """What an instance of *model* had, of which *loaded* is the state, and *found* what was in it. Switches: no.
+        """Return the memory of an instance as it was loaded: attributes *found*, of the state *loaded*. Switches: no.
 
         Raises:
-            CannotUndo: It had something beside that operations may have changed since.
+            CannotUndo: Operations may have changed an attribute that was not copied.
         """
         values, pickles = {}, {}
         for name, value in found.items():
@@ -109,17 +109,16 @@ class Memory:
             elif type(value) in BUILT_IN and type(kept) is bytes:
                 pickles[name] = kept
             elif isinstance(value, FieldFile) and type(kept) is str:
-                values[name] = kept  # it is made of its name when it is asked for
+                values[name] = kept  # `FieldFile` is made anew from the name
             else:
                 raise CannotUndo(
-                    f"what an operation has changed in {shown(name)} of a {model.__name__}, a "
-                    f"{type(value).__name__}, is "
-                    "not known: no copy was taken of it"
+                    f"an operation's change of {shown(name)} of a {model.__name__}, a {type(value).__name__}, cannot "
+                    "be undone in memory: it was not copied at the load"
                 )
         return cls(model, values, state, pickles)
 
     def put_back(self, instance: Model) -> None:
-        """Have it in *instance* again. Switches: no."""
+        """Restore it in *instance*. Switches: no."""
         values, state = self._values, self._state
         if self._others is not None:
             copies = _Copies([instance, values["_state"], *(other for other, _ in self._others)])
@@ -134,13 +133,13 @@ class Memory:
 
 
 def attributes(instance: Model, model: type[Model]) -> dict[str, Any]:
-    """All that *instance* has: its attributes, and what is in slots of the classes of *model*. Switches: no."""
+    """Return all attributes of *instance*, those in slots of the classes of *model* too. Switches: no."""
     slots = _slots(model)
     return {**vars(instance), **slotted(slots, instance)} if slots else vars(instance)
 
 
 def _put(one: Any, kind: type, values: dict[str, Any]) -> None:
-    """Have nothing but *values* in it, which `attributes` gives."""
+    """Replace all attributes of *one*, as `attributes` returns them, by *values*."""
     slots = _slots(kind) if issubclass(kind, Model) else None
     if slots:
         put_in_slots(slots, one, {name: values[name] for name in slots if name in values})
@@ -149,7 +148,7 @@ def _put(one: Any, kind: type, values: dict[str, Any]) -> None:
 
 
 def forget(instance: Model, model: type[Model], names: set[str]) -> None:
-    """Have nothing of those *names* in it, which `attributes` gives. Switches: no."""
+    """Delete the attributes *names*, as `attributes` returns them. Switches: no."""
     values, slots = vars(instance), _slots(model)
     for name in names:
         if name in slots:
@@ -167,7 +166,7 @@ def _slots(model: Hashable) -> dict[str, MemberDescriptorType]:
 def _sorted(
     found: dict[str, Any], of_documents: frozenset[str]
 ) -> tuple[dict[str, Any], dict[str, bytes], dict[str, Any]]:
-    """What can be kept as it is, what as a pickle, and what has to be copied."""
+    """Sort values into three: keep as they are, keep as a pickle, copy."""
     values, pickles, mutable = {}, {}, {}
     for name, value in found.items():
         if type(value) in IMMUTABLE or name == "_state" or _is_fixed(value):
@@ -180,7 +179,7 @@ def _sorted(
 
 
 def _replace(found: dict[str, Any], kept: dict[str, Any]) -> None:
-    """Have nothing but *kept* in *found*."""
+    """Make *found* equal to *kept*, in place."""
     found.update(kept)
     if len(found) != len(kept):
         for name in found.keys() - kept.keys():
@@ -201,20 +200,20 @@ def _is_fixed_kind(kind: Hashable) -> bool:
 
 
 class _Copies:
-    """Copies that share what the originals share, and lead to the same instances."""
+    """Copies that share what the originals share, and lead to the same model instances."""
 
     def __init__(self, same: list[Any]) -> None:
-        """Leave those in *same* as they are."""
+        """Do not copy the objects in *same*."""
         # -- mutable state ---------------------------------------------------------------------------------
         self._known: dict[int, Any] = {id(one): one for one in same}
-        self._others: list[tuple[Any, dict[str, Any]]] = []  # what was met that stays the same, and what is in it
+        self._others: list[tuple[Any, dict[str, Any]]] = []  # objects that stay the same, and their content
 
     def others(self) -> list[tuple[object, dict[str, Any]]]:
-        """What else is to be put back, with what is in it."""
+        """Return the other objects to restore, each with its content."""
         return self._others
 
     def of(self, value: Any) -> Any:
-        """A copy of *value*, or itself."""
+        """Return a copy of *value*, or *value* itself."""
         kind = type(value)
         if kind in IMMUTABLE or _is_fixed(value):
             return value
@@ -230,10 +229,10 @@ class _Copies:
         return copy.deepcopy(value, self._known)
 
     def _keep(self, value: Any, kind: type[Any]) -> None:
-        """Leave *value* the same."""
+        """Do not copy *value*, but keep its content."""
         self._known[id(value)] = value
         values = vars(value)
-        if issubclass(kind, LazyObject):  # as request.user is
+        if issubclass(kind, LazyObject):  # such as `request.user`
             wrapped = values.get("_wrapped")
             if issubclass(type(wrapped), Model):
                 self.of(wrapped)
@@ -262,7 +261,7 @@ class _Copies:
         return copied
 
     def _tuple(self, value: Any) -> Any:
-        """It is the same where all in it is."""
+        """Return a copy of a tuple or frozenset, or *value* itself if no part of it was copied."""
         parts = [*map(self.of, value)]
         if all(one is other for one, other in zip(parts, value, strict=True)):
             return value

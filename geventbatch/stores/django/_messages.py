@@ -1,4 +1,4 @@
-"""Several statements in one message to PostgreSQL: what psycopg 3 sends of a batch's transaction together."""
+"""Several statements in one message to PostgreSQL, as psycopg 3 sends them for a batch's transaction."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     Statement = tuple[str, Sequence[object] | None]
 
 _refused: Final[set[tuple[str, str]]] = set()
-"""The databases and statements that PostgreSQL does not take with RETURNING, or in WITH: of tables that have rules."""
+"""Databases and their statements that PostgreSQL takes neither with RETURNING nor in WITH: their tables have rules."""
 
 _SELECT: Final = frozenset({"SELECT"})
 _OTHER_ROWS: Final = f"rows were written {token_hex(8)}"
-"""In the error of a statement that has written another number of rows than it should."""
+"""Marks the error of a statement that has written fewer or more rows than it should."""
 
 
 class Written(NamedTuple):
-    """What COMMIT may be sent with."""
+    """A statement that COMMIT may be sent with: one INSERT or UPDATE."""
 
     table: str
     rows: int
-    """So many are written to it by one INSERT or UPDATE."""
+    """The number of rows that it must write."""
 
 
 class Together:
-    """Sends the next statement of Django's in one message with those before and after it; or one after the other."""
+    """Sends Django's next statement in one message with *before* and COMMIT; if it cannot, one after the other."""
 
     def __init__(self, owner: Transaction, before: Sequence[Statement], *, commits: Written | None = None) -> None:
-        """Send COMMIT behind it if it is what *commits*."""
+        """Send COMMIT behind the statement if it is the one that *commits* describes."""
         self.answers: list[tuple[Any, ...]] = []
         self._owner = owner
         self._before = before
@@ -51,7 +51,7 @@ class Together:
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         written = self._commits
         if self._sent or many or (written is not None and begins(sql, _SELECT)):
-            self._owner.only = False  # a field's own `pre_save` may send something
+            self._owner.only = False  # a field's `pre_save` may send more
             return execute(sql, params, many, context)
         self._sent = True
         if not self._owner.pipelines:
@@ -65,7 +65,7 @@ class Together:
         return self._execute(execute, [*self._before, statement], context)
 
     def _commit(self, execute: Execute, statement: Statement, context: Any, table: str, rows: int) -> Any:
-        """Send it with COMMIT, and count its *rows* before that, unless all is one row and *table* takes every one."""
+        """Send it with COMMIT, and count its *rows* first, unless it writes one row and *table* takes every row."""
         owner, alias = self._owner, self._owner.connection.alias
         takes_all = owner.only and _lossy_tables.takes_all(alias, table)
         look = takes_all is None
@@ -86,7 +86,7 @@ class Together:
             ) from error
         if look:
             _lossy_tables.note(alias, table, answer=self.answers[-1][0])
-        if takes_all and not context["cursor"].cursor.rowcount:  # so COMMIT had nothing to commit
+        if takes_all and not context["cursor"].cursor.rowcount:  # nothing was written
             _lossy_tables.distrust(alias, table)
             owner.may_be_committed = False
             raise Conflict("the database has left it out, as a trigger may that is new: all is applied again")
@@ -94,7 +94,7 @@ class Together:
         return executed
 
     def send(self) -> None:
-        """Send those before it, if nothing was sent yet. Switches: yes."""
+        """Send *before*, if nothing was sent yet. Switches: yes."""
         if not self._sent:
             self._sent = True
             self._send_before()
@@ -113,14 +113,14 @@ class Together:
     ) -> Any:
         cursor = context["cursor"].cursor
         with self._owner.connection.wrap_database_errors:
-            text = joined(cursor, statements)  # which may raise for a value that cannot be encoded
+            text = joined(cursor, statements)  # raises if a value cannot be encoded
         self._owner.may_be_committed = commits
         executed = execute(text, None, False, context)  # noqa: FBT003 - Django's own signature
         self._take_answers(cursor)
         return executed
 
     def _take_answers(self, cursor: Any) -> None:
-        """Leave *cursor* at the answer to Django's own statement."""
+        """Move *cursor* to the answer to Django's own statement."""
         for _ in self._before:
             if cursor.description is not None:
                 self.answers.append(cursor.fetchone())
@@ -128,10 +128,10 @@ class Together:
 
 
 def _checked(sql: str, rows: int) -> str:
-    """One that gives the same and fails, by a text that is no number, unless it writes so many *rows*."""
+    """Return a statement with the same answer, which fails (at a cast) unless it writes so many *rows*."""
     returns = " RETURNING " in sql
     counted = f"CASE count(*) WHEN {rows} THEN 1 ELSE CAST(count(*) || ' {_OTHER_ROWS}' AS integer) END"
-    written = f"WITH written AS ({sql}{'' if returns else chr(10) + 'RETURNING 1'}\n)"  # a comment may be its end
+    written = f"WITH written AS ({sql}{'' if returns else chr(10) + 'RETURNING 1'}\n)"  # it may end in a comment
     if not returns:
         return f"{written} SELECT {counted} FROM written"  # noqa: S608 - a statement that Django has made
     checked = f"(SELECT {counted} AS checked FROM written) AS counted"  # noqa: S608 - as above
@@ -140,13 +140,13 @@ def _checked(sql: str, rows: int) -> str:
 
 
 def joined(cursor: Any, statements: Sequence[Statement]) -> str:
-    """One text, of which the driver knows how to send it."""
+    """Return the statements, with their values, as one text."""
     texts = (str(sql) if params is None else cursor.mogrify(sql, params) for sql, params in statements)
     text = bounds.SEPARATOR.join(texts)
-    text.encode(cursor.connection.info.encoding)  # a half of a surrogate pair is found out before anything is sent
+    text.encode(cursor.connection.info.encoding)  # fails at half a surrogate pair, before anything is sent
     return text
 
 
 def begins(sql: object, words: frozenset[str]) -> bool:
-    """Whether *sql* is a text that begins with one of *words*. Switches: no."""
+    """Return whether *sql* is a text that begins with one of *words*. Switches: no."""
     return isinstance(sql, str) and sql_statements.first_word(sql) in words

@@ -1,4 +1,4 @@
-"""What a model's `save` and `delete` are: Django's, or its own."""
+"""A model's `save` and `delete`: whether they are Django's or its own, and which arguments they take."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _STEPS = ("save", "save_base", "_save_table", "_do_update", "_do_insert")
 
 @cache
 def has_own_save(model: type[Model]) -> bool:
-    """Whether saving runs code of the model's own, which may compute columns. Switches: no."""
+    """Return whether saving runs code of the model's own, which may compute columns. Switches: no."""
     return any(getattr(model, step) is not getattr(Model, step) for step in _STEPS)
 
 
 @contextmanager
 def has_to_write(model: type[Model], connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Raise `RuntimeError` behind this block if it has sent nothing that writes to a table of *model*.
+    """Raise `RuntimeError` at the end of this block if no statement in it has written to a table of *model*.
 
-    A `save` of the model's own may do so: it would drop what all operations of the batch have changed.
+    A `save` of the model's own may decide not to save, and so drop the changes of all operations of the batch.
     """
     if not has_own_save(model):
         yield
@@ -44,27 +44,27 @@ def has_to_write(model: type[Model], connection: BaseDatabaseWrapper) -> Iterato
         return execute(sql, *rest)
 
     wrappers: list[Any] = connection.execute_wrappers
-    wrappers.insert(0, look)  # before one of ours puts something in front of the statement
+    wrappers.insert(0, look)  # first, before ours puts something in front of the statement
     try:
         yield
     finally:
         wrappers.remove(look)
     if not found:
         raise RuntimeError(
-            f"save() of {model.__name__} has written nothing of what has changed: have it raise what speaks against "
-            "that, so that the operation is told"
+            f"save() of {model.__name__} has written nothing, although fields have changed: raise an error in it, so "
+            "that the operation's caller is told"
         )
 
 
 @cache
 def takes(method: Callable[..., Any], argument: str) -> bool:
-    """Whether *method* can be given *argument* by its name. Switches: no."""
+    """Return whether *method* takes *argument* by name. Switches: no."""
     found = signature(method).parameters.values()
     return any(one.kind is Parameter.VAR_KEYWORD or one.name == argument for one in found)
 
 
 def check_save(model: type[Model], *, inserts: bool) -> None:
-    """Raise `TypeError` where the store cannot tell `save` what to do. Switches: no."""
+    """Raise `TypeError` if the model's `save` lacks an argument that the store needs. Switches: no."""
     wanted = ("using", "force_insert") if inserts else ("using",)
     missing = [argument for argument in wanted if not takes(model.save, argument)]
     if missing:

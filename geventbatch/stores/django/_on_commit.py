@@ -1,4 +1,4 @@
-"""What operations have registered with `on_commit`: called when their batch was saved and answered."""
+"""Callbacks that operations have given to `on_commit`: called when their batch was saved and answered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def call_back(callbacks: Sequence[Callable[[], object]], key: Any) -> None:
-    """Call each, whatever the others raise. Switches: as they do."""
+    """Call each, even if another one raises. Switches: as they do."""
     for callback in callbacks:
         try:
             callback()
@@ -23,7 +23,7 @@ def call_back(callbacks: Sequence[Callable[[], object]], key: Any) -> None:
 
 
 def take(connection: BaseDatabaseWrapper) -> list[Callable[[], object]]:
-    """Take what operations, and signals and `save` of the model, have given to `on_commit`. Switches: no."""
+    """Take the callbacks given to `on_commit` by operations, signals and the model's `save`. Switches: no."""
     taken: list[Callable[[], object]] = [entry[1] for entry in connection.run_on_commit]
     connection.run_on_commit = []
     return taken

@@ -1,4 +1,4 @@
-"""Queries for the row of a batch: what a manager gives, but for what cannot be locked or would be too old."""
+"""Queries for a batch's row: a manager's query without what cannot be locked or would be too old."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def own_tables(model: type[Model]) -> list[str]:
-    """The tables that have the columns of *model*: of its parents' too, where it inherits. Its own is the first."""
+    """Return the tables that have the columns of *model*: its own first, then its parents'."""
     names = [model._meta.db_table, *(field.model._meta.db_table for field in model._meta.concrete_fields)]
     return list(dict.fromkeys(names))
 
 
 def whole_rows(rows: QuerySet[Any]) -> QuerySet[Any]:
-    """The same rows in no order, with all of their columns, and with nothing that is joined to them.
+    """Return the query for the same rows without order, with all their columns and nothing joined.
 
-    What is joined would be as old as the start of the statement, which has waited for the lock since. An operation that
-    asks for a related row reads it then.
+    A joined row would be as old as the start of the statement, which may wait long for its lock. An operation that uses
+    a related row loads it then.
     """
     query = rows.query
     if query.select_related:
@@ -37,11 +37,11 @@ def whole_rows(rows: QuerySet[Any]) -> QuerySet[Any]:
 
 
 def reads_beside(rows: QuerySet[Any]) -> bool:
-    """Whether *rows* are more than those of their own tables: such cannot be locked, or are as old as the statement."""
+    """Return whether *rows* depends on other tables: it cannot be locked then, or may read too old a state."""
     query: Any = rows.query
     if query.annotations or query.extra or query.distinct or query.group_by is not None or query.combinator:
         return True
-    if not query.alias_map and not query.where.children:  # a manager that does nothing of the kind, as most do
+    if not query.alias_map and not query.where.children:  # most managers: nothing is filtered
         return False
     tables = {join.table_name for join in query.alias_map.values()}
     return not tables <= set(own_tables(rows.model)) or any(_looks_beside(one) for one in _leaves(query.where))
@@ -61,7 +61,7 @@ def _looks_beside(lookup: Any) -> bool:
 
 
 def is_of_others(query: str, params: Any, instance: Model) -> bool:
-    """Whether *query* is one of Django's that leaves out *instance*: it names the key of another, or not its own."""
+    """Return whether *query* is Django's and leaves *instance* out: it names another key, or excludes this one."""
     if not isinstance(params, (tuple, list)) or " JOIN " in query or query.count("SELECT ") != 1:
         return False
     for named, pattern in zip((True, False), _of_key(type(instance)), strict=True):
@@ -74,7 +74,7 @@ def is_of_others(query: str, params: Any, instance: Model) -> bool:
 
 @cache
 def _of_key(model: type[Model]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What names one primary key and nothing else, and what leaves one out."""
+    """Return two patterns for a WHERE: it names one primary key and nothing else; it excludes one."""
     table, column = re.escape(model._meta.db_table), re.escape(str(getattr(model._meta.pk, "column", None)))
     equal = rf"[\"`]{table}[\"`]\.[\"`]{column}[\"`] = (?P<value>%s)"
     return (

@@ -1,4 +1,4 @@
-"""The row of one attempt: loading it, seeing whether it is as it was loaded, and writing it."""
+"""The row of one attempt: loads it, compares it with the loaded state, and writes it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _XMIN: Final = "geventbatch_xmin"
 
 
 class Row(Generic[M]):
-    """The row that an attempt has loaded, and the instance that stands for it."""
+    """The row that an attempt has loaded, and the model instance that stands for it."""
 
     # -- mutable state, from the load on --------------------------------------------------------------------
     instance: M
     loaded: dict[str, object]
-    """What `state_of` gives of the row; of a new one, nothing."""
+    """The row's `state_of`; empty for a new row."""
     key: Any
-    """As the row itself has it: a collation may find it by another one."""
+    """The key as the row has it: under a collation, another spelling may have found it."""
     _xmin: str | None
 
     def __init__(
@@ -60,23 +60,23 @@ class Row(Generic[M]):
         self._connection = connection
         self._transaction = transaction
         self.new = False
-        """There is no such row yet."""
+        """True if there is no such row yet."""
         self.ours = False
-        """This attempt has written it already: it is locked, need not be compared, and its version is counted."""
+        """True if this attempt has written the row: it is locked, not compared again, and its version is counted."""
         self.claimed = False
-        """It was locked later than at the load, and was as it was loaded."""
+        """True if the row was locked after the load, and was unchanged then."""
         self.save_asked = False
-        """An operation has called `save`."""
+        """True if an operation has called `save`."""
         self.generated = Generated(connection)
         self.locks = store.locks(connection)
-        """It is locked from the load on."""
+        """True if the load locks the row."""
         self._has_xmin = not self.locks and connection.vendor == "postgresql" and store.has_xmin
         self._compares_all = not self.locks and not self._has_xmin
 
     # -- load -----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Have the instance. Switches: yes."""
+        """Load the row, or make a new one, and set `instance`. Switches: yes."""
         rows = whole_rows(self._store.rows())
         first: list[Statement] = []
         if self.locks:
@@ -108,22 +108,22 @@ class Row(Generic[M]):
         self.key = part if self._store.tenant is None else (self._key[0], part)
 
     def prepare(self) -> None:
-        """Have the connection find the tables of the key, if the store is told how. Switches: yes."""
+        """Prepare the connection to find the key's tables, if the store has a function for it. Switches: yes."""
         hook = self._store.prepare_connection
         if hook is None:
             return
-        if not self._transaction.is_begun:  # it was rolled back
+        if not self._transaction.is_begun:  # rolled back since
             self._transaction.begin()
         with self._transaction.loading():
             pass
         prepare(self._connection, self._key, hook)
 
     def _lock_first(self) -> list[Statement]:
-        """What locks the row, so that a statement behind it reads nothing older than the lock."""
+        """Return the statement that locks the row: behind it, the load reads nothing older than the lock."""
         rows = self._locked(self._found_by_key(self._plain_rows()))
         try:
             sql, params = self._ids(rows).query.get_compiler(self._store.using).as_sql()
-        except EmptyResultSet:  # Django knows that there is no such row
+        except EmptyResultSet:  # Django knows without a statement that there is no such row
             return []
         return [(sql, params)]
 
@@ -131,18 +131,18 @@ class Row(Generic[M]):
         return rows.filter(**self._store.row_key.where(self._part))
 
     def _plain_rows(self) -> QuerySet[M]:
-        """All rows, whatever the managers of the model leave out or join."""
+        """Return all rows, ignoring what the model's managers filter or join."""
         rows: QuerySet[M] = QuerySet(self._store.model, using=self._store.using)
         return rows.order_by() if self._store.model._meta.ordering else rows
 
     def _ids(self, rows: QuerySet[M]) -> Any:
-        """The primary keys of *rows*; of a model of several tables all columns, so that all tables are locked."""
+        """Return the primary keys of *rows*; all columns of a model with several tables, so that each is locked."""
         return rows if self._store.model._meta.parents else rows.values_list("pk")
 
     def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Lock as an UPDATE does: whoever inserts a row that refers to this one need not wait.
+        """Lock as an UPDATE does, so that another transaction may insert a row that refers to this one.
 
-        Two batches that each add a row referring to the other's would deadlock.
+        Otherwise two batches that each add a row referring to the other's would deadlock.
         """
         return rows.select_for_update(no_key=self._connection.features.has_select_for_no_key_update)
 
@@ -151,7 +151,7 @@ class Row(Generic[M]):
             return next(iter(rows[:1]), None)
         except Error:
             raise
-        except Exception as error:  # of a field that makes a value of what the column holds
+        except Exception as error:  # raised by a field that converts the column's value
             raise ValueError(
                 f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {said(error)}"
             ) from error
@@ -170,12 +170,12 @@ class Row(Generic[M]):
                 "but must be that"
             )
         self.new = True
-        made._state.db = store.using  # what is related to it is looked for there
+        made._state.db = store.using  # the database for its related rows
         self._take_db_defaults(made)
         return made
 
     def _take_db_defaults(self, made: M) -> None:
-        """Have the database say what it would put into the new row: an operation would read an expression."""
+        """Replace database defaults by their values, which the database computes: operations read no expression."""
         values = vars(made)
         fields = [field for field in made._meta.concrete_fields if _is_db_default(field, values.get(field.attname))]
         if fields:
@@ -186,11 +186,11 @@ class Row(Generic[M]):
     # -- what has changed -----------------------------------------------------------------------------------
 
     def changes(self) -> list[Field[Any, Any]]:
-        """The fields to write. Switches: no.
+        """Return the fields to write. Switches: no.
 
         Raises:
             TypeError: An operation has assigned an expression.
-            ValueError: Or an instance that was not saved.
+            ValueError: An operation has assigned an unsaved instance.
         """
         take_related(self.instance)
         fields = changed(self.instance, self.loaded, self._connection)
@@ -199,11 +199,11 @@ class Row(Generic[M]):
         return fields
 
     def differs(self) -> bool:
-        """Whether the database has another row, or none. Switches: no."""
+        """Return whether the database has another row, or none. Switches: no."""
         return self.new or bool(changed(self.instance, self.loaded, self._connection))
 
     def check_key(self) -> None:
-        """Refuse to write another row than the one that was loaded. Switches: no."""
+        """Raise `ValueError` if an operation has changed the key. Switches: no."""
         if self.new:
             if not self._store.row_key.is_of(self.instance, self._part):
                 raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
@@ -217,10 +217,10 @@ class Row(Generic[M]):
     # -- write ----------------------------------------------------------------------------------------------
 
     def touch(self) -> bool:
-        """Where nobody is kept out by a lock, have the row change too when only something beside it does.
+        """Write the row, unchanged, if it is not locked and only something beside it was changed.
 
-        Else another process that has loaded the same would not notice. (It does not where the whole row is compared.)
-        Gives whether the row was written. Switches: yes.
+        Otherwise another process that has loaded the same row would not notice. (If whole rows are compared, it does
+        not.) Return whether the row was written. Switches: yes.
         """
         beside = list(columns(self._store.model)[:1])
         if not self.locks and self._store.version_field is not None:
@@ -233,9 +233,9 @@ class Row(Generic[M]):
         return True
 
     def update(self, fields: Sequence[Field[Any, Any]], *, commits: bool, recording: Sequence[Statement] = ()) -> None:
-        """Write *fields*, in one message with what is *recording* outcomes if it `is_joined`. Switches: yes.
+        """Write *fields*; if it `is_joined`, in one message with the statements *recording* outcomes. Switches: yes.
 
-        Where a `save` of the model's own or a signal may compute another column, all are written, as `save()` does.
+        If a signal or the model's own `save` may compute other columns, all are written, as by `save()`.
         """
         names = [field.name for field in fields]
         version = self._store.version_field
@@ -253,7 +253,7 @@ class Row(Generic[M]):
             self._save(has_to=bool(names), **only)
 
     def insert(self, *, commits: bool) -> None:
-        """Write the new row. Switches: yes."""
+        """Insert the new row. Switches: yes."""
         self._transaction.take_write_lock()
         with self._transaction.saving(commits=self._written if commits and self._is_plain else None):
             self._save(has_to=True, force_insert=True)
@@ -268,15 +268,15 @@ class Row(Generic[M]):
         return Written(self.instance._meta.db_table, 1)
 
     def settle(self) -> None:
-        """It was written as the instance is now, and may be written again. Switches: no."""
+        """Remember the instance as the row's written state, on which a later write builds. Switches: no."""
         self.new, self.ours, self.save_asked = False, True, False
         self.loaded = state_of(self.instance, self._connection)
 
     def delete(self) -> None:
-        """Delete it, if it is as it was loaded. What the same operation has changed in it goes too. Switches: yes.
+        """Delete the row if it is unchanged since the load; the current operation's changes go with it. Switches: yes.
 
         Raises:
-            RuntimeError: The model's own `delete` would do so elsewhere.
+            RuntimeError: The model's own `delete` would use another database.
         """
         if self.new:
             return
@@ -294,32 +294,32 @@ class Row(Generic[M]):
 
     @property
     def is_joined(self) -> bool:
-        """Whether an UPDATE is one message with what has to be sent before it."""
+        """Return whether an UPDATE can share a message with the statements before it."""
         if not self._transaction.pipelines or self._transaction.nested:
             return False
         return self._is_plain and (self._is_held or not self._compares_all)
 
     @property
     def _is_plain(self) -> bool:
-        """Whether saving is one statement, and calls nothing of the user's that could do more."""
+        """Return whether saving is one statement, and calls no code of the user's that may send more."""
         meta = self.instance._meta
         return not (self.computes(type(self.instance)) or meta.parents or meta.select_on_save)
 
     @staticmethod
     def computes(model: type[Model]) -> bool:
-        """Whether saving calls something of the user's, which may write more columns than have changed."""
+        """Return whether saving calls code of the user's, which may write more columns than have changed."""
         return has_own_save(model) or pre_save.has_listeners(model) or post_save.has_listeners(model)
 
     # -- is it as it was loaded? ----------------------------------------------------------------------------
 
     @property
     def _xmins(self) -> str:
-        """What PostgreSQL counts for us, in each of the tables."""
+        """Return the SQL of the row's ``xmin`` in each of its tables, by which PostgreSQL tells a changed row."""
         quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._store.model))
         return " || ',' || ".join(f"{table}.xmin::text" for table in quoted)
 
     def _rows_as_loaded(self) -> QuerySet[M]:
-        """The row, if it is as it was loaded as far as the database can tell."""
+        """Return the query for the row if it is unchanged since the load, as far as the database can tell."""
         rows = self._plain_rows().filter(pk=self.instance.pk)
         version = self._store.version_field
         if self._is_held:
@@ -331,14 +331,14 @@ class Row(Generic[M]):
         return rows
 
     def _check(self) -> Statement:
-        """A statement that fails unless the row is as it was loaded, so that a COMMIT behind it does not happen."""
+        """Return a statement that fails, as does COMMIT behind it, unless the row is unchanged since the load."""
         rows = self._ids(self._locked(self._rows_as_loaded()))
         sql, params = rows.query.get_compiler(self._store.using).as_sql()
         checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{errors.MARK} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
 
     def verify(self) -> None:
-        """Lock the row and see whether it is as it was loaded, where it was not locked all the time. Switches: yes."""
+        """Lock the row and raise `Conflict` unless it is unchanged, if it was not locked all along. Switches: yes."""
         if self._is_held or self.new:
             return
         self._transaction.take_write_lock()
@@ -351,33 +351,33 @@ class Row(Generic[M]):
 
     @property
     def _is_held(self) -> bool:
-        """Whether nobody else can have changed it."""
+        """Return whether no other transaction can have changed the row."""
         return self.locks or self.ours or self.claimed
 
     @property
     def model(self) -> type[M]:
-        """Of which it is a row."""
+        """The model of the row."""
         model: Any = self._store.model
         return cast("type[M]", model)
 
     def now(self) -> dict[str, object]:
-        """What `state_of` gives of the row as the transaction sees it; nothing where there is none. Switches: yes."""
+        """Return the row's `state_of` as the transaction sees it; empty if there is no row. Switches: yes."""
         found = self._first(self._found_by_key(self._plain_rows()))
         return {} if found is None else state_of(found, self._connection)
 
     def is_there(self) -> bool:
-        """Whether there is a row at the key by now. Switches: yes."""
+        """Return whether there is a row at the key by now. Switches: yes."""
         rows = self._found_by_key(self._plain_rows())
-        if self._connection.vendor == "mysql" and self._connection.in_atomic_block:  # else it looks at its snapshot
+        if self._connection.vendor == "mysql" and self._connection.in_atomic_block:  # else it reads its snapshot
             rows = self._locked(rows)
         return rows.exists()
 
     def conflict(self) -> Conflict:
-        """What to raise when the row is not as it was loaded. Switches: no."""
+        """Return the `Conflict` for a row that has changed since the load. Switches: no."""
         return Conflict(f"{shown(self._key)} was changed by somebody else since it was loaded; nothing was written")
 
     def is_conflict(self, error: Exception) -> bool:
-        """Whether *error* came from `setup_check`. Switches: no."""
+        """Return whether *error* came from the statement of `_check`. Switches: no."""
         return errors.is_marked(error)
 
 

@@ -1,4 +1,4 @@
-"""What the text of a statement that an operation sends says of it: whether it writes, and where."""
+"""The text of operations' statements: whether one writes, and to which tables."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _READS: Final = frozenset(
             "VALUES",
             "WITH",
         ),
-        *("BEGIN", "COMMIT", "RELEASE", "ROLLBACK", "SAVEPOINT", "SET", "START"),  # which say nothing of rows
+        *("BEGIN", "COMMIT", "RELEASE", "ROLLBACK", "SAVEPOINT", "SET", "START"),  # no rows
     }
 )
 _WRITES: Final = re.compile(r"\b(?:(?<!for )(?<!key )update|insert|delete|merge|replace|into|analyze)\b", re.IGNORECASE)
 
 
 def writes(statement: str) -> bool:
-    """Whether *statement* may change a row, as far as its text says: a literal that looks so counts too."""
+    """Return whether *statement* may change a row, judged by its text. A literal may count by mistake."""
     word = statements.first_word(statement)
     if word == "SELECT":
         return " into " in statement.lower()
@@ -47,7 +47,7 @@ def writes(statement: str) -> bool:
 
 @cache
 def tables_of(model: Hashable) -> re.Pattern[str]:
-    """The names of the tables that a row of *model* is in. Switches: no."""
+    """Return a pattern for the names of the tables of *model*. Switches: no."""
     models: list[Any] = [model, *cast("type[Model]", model)._meta.get_parent_list()]
     names = {one._meta.db_table.rpartition(".")[2].strip('"`') for one in models}
     return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)", re.IGNORECASE)
@@ -57,7 +57,7 @@ _functions: Final[dict[tuple[str, str], Functions]] = {}
 
 
 def functions_of(connection: BaseDatabaseWrapper) -> Functions:
-    """What is known of the functions in the database of *connection*. Switches: no."""
+    """Return what is known of the functions in the database of *connection*. Switches: no."""
     place = connection.alias, connection.vendor
     found = _functions.get(place)
     if found is None:

@@ -1,8 +1,8 @@
-"""An attempt that is judged step by step: a savepoint, and a copy of what was in memory then, to go back to.
+"""An attempt judged step by step: a savepoint and a copy of the memory after each step, to go back to.
 
-Where a save was refused, each step is written, so that the database judges it: `Steps`. Where operations have only
-raised, behind something that is not undone in memory, the savepoint is taken before the first statement of an
-operation, in its message if it can be: `Savepoints`. An operation that sends nothing costs no statement then.
+After a refused save, each step is written, so that the database judges it: `Steps`. If operations have only raised, and
+memory alone cannot undo it, a savepoint is taken before an operation's first statement, if possible in one message with
+it: `Savepoints`. An operation that sends nothing then costs no statement.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from geventbatch.stores.django._undo import Checkpoint, Undo
 
     Execute = Callable[..., Any]
-    Begun = tuple[int, bool]  # the mark of the transaction's state, and whether something may have been written in it
+    Begun = tuple[int, bool]  # the mark of the transaction's state, and its `wrote`
 
 _SAVEPOINT: Final = "SAVEPOINT geventbatch"
 _ANEW: Final = f"RELEASE {_SAVEPOINT}; {_SAVEPOINT}"
-"""In PostgreSQL, those of one name would pile up; MySQL takes one statement at a time."""
+"""Savepoints of one name would pile up in PostgreSQL. MySQL replaces them, and takes one statement at a time."""
 
 
 class _Kept:
-    """What the last step has left in memory."""
+    """The memory after the last step."""
 
     # -- mutable state, from the beginning on ---------------------------------------------------------------
-    _checkpoint: Checkpoint | None  # none where something cannot be copied
+    _checkpoint: Checkpoint | None  # None if a value cannot be copied
 
     def __init__(self, guard: Guard, undo: Undo[Any], transaction: Transaction) -> None:
         self._guard = guard
@@ -42,26 +42,26 @@ class _Kept:
         self._undo = undo
         self._transaction = transaction
         self.kept = 0
-        """Of the rows that were added, so many are written."""
+        """How many of the added rows are written."""
 
     def remember(self) -> None:
-        """Go back to here from now on. Switches: no."""
+        """Make the present memory the one to go back to. Switches: no."""
         try:
             self._checkpoint = self._undo.checkpoint()
         except CannotUndo:
             self._checkpoint = None
 
     def put_back(self) -> None:
-        """Have in memory what was kept. Switches: no."""
+        """Restore the memory of the last step. Switches: no."""
         if self._checkpoint is None:
-            raise CannotUndo("what was kept in memory cannot be copied")
+            raise CannotUndo("the resource's memory before the operation could not be copied")
         self._undo.put_back(self._checkpoint)
 
     def _forget_blocks(self) -> None:
         self._guard.close_blocks()
         connection = self._connection
         connection.needs_rollback = False
-        cast("Any", connection).rollback_exc = None  # Django's stubs do not know it
+        cast("Any", connection).rollback_exc = None  # missing in Django's stubs
 
     def _roll_back(self) -> None:
         self._forget_blocks()
@@ -69,7 +69,7 @@ class _Kept:
 
 
 class Steps(_Kept):
-    """Each step is written before the next one."""
+    """Steps that are written, each before the next one begins."""
 
     # -- mutable state, from `begin` on ---------------------------------------------------------------------
     _row_then: tuple[Any, ...]
@@ -81,17 +81,17 @@ class Steps(_Kept):
         self._batch = batch
 
     def begin(self) -> None:
-        """Be ready to go back to what there is now. Switches: yes."""
+        """Make the present state the one to go back to. Switches: yes."""
         send(self._connection, _SAVEPOINT, None)
         self.remember()
 
     def keep(self) -> None:
-        """All is written: go back to here from now on. Switches: yes."""
+        """Make the present state, which is written, the one to go back to. Switches: yes."""
         send(self._connection, _ANEW if self._connection.vendor == "postgresql" else _SAVEPOINT, None)
         self.remember()
 
     def remember(self) -> None:
-        """See `_Kept`."""
+        """Remember the row's state too."""
         super().remember()
         row = self._row
         self.kept = len(self._batch.rows)
@@ -108,10 +108,10 @@ class Steps(_Kept):
 
 
 class Savepoints(_Kept):
-    """Nothing is written before the save, but what operations write by themselves."""
+    """Steps of which only operations' own statements are written before the save."""
 
     # -- mutable state, from the beginning on ---------------------------------------------------------------
-    _at: tuple[int, bool, bool] | None  # how it stood when the savepoint was taken: `Begun`, and whether it had the row
+    _at: tuple[int, bool, bool] | None  # the last savepoint's `Begun`, and whether the row was claimed then
 
     def __init__(self, row: Row[Any], guard: Guard, undo: Undo[Any], transaction: Transaction) -> None:
         super().__init__(guard, undo, transaction)
@@ -122,7 +122,7 @@ class Savepoints(_Kept):
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether the operation at hand has changed nothing else. Switches: no."""
+        """Return whether the current operation has changed nothing but memory. Switches: no."""
         kept = self._checkpoint
         return kept is not None and kept.mark == self._guard.mark and self._guard.judge() is None
 
@@ -130,10 +130,10 @@ class Savepoints(_Kept):
         """Go back, in the transaction and in memory. Switches: yes.
 
         Raises:
-            CannotUndo: No savepoint was taken where the operation began.
+            CannotUndo: No savepoint was taken when the operation began.
         """
         self._forget_blocks()
-        if self.is_in_memory:  # it has marked the transaction for a rollback, and sent nothing
+        if self.is_in_memory:  # it has only marked the transaction for rollback
             self.put_back()
             return
         at, kept = self._at, self._checkpoint
@@ -144,23 +144,23 @@ class Savepoints(_Kept):
         self.put_back()
 
     def is_due(self, *, writes: bool) -> bool:
-        """Whether one has to be taken before a statement of the operation at hand. Switches: no.
+        """Return whether a savepoint must precede a statement of the current operation. Switches: no.
 
-        After one that has failed, be it a query, PostgreSQL takes no further one.
+        PostgreSQL takes no further statement after one that has failed, so there a query needs one too.
         """
         return not self._guard.has_point and (writes or self._connection.vendor == "postgresql")
 
     def take(self, begun: Begun) -> None:
-        """Take one for an operation that has *begun* like this, unless that which there is will do. Switches: yes."""
+        """Take a savepoint for an operation that has *begun* so, unless the last one will do. Switches: yes."""
         statement = self._due(begun)
         if statement is not None:
             send(self._connection, statement, None)
             mark, wrote = begun
-            on_sqlite = self._connection.vendor == "sqlite"  # where it says that there is the write lock, which stays
+            on_sqlite = self._connection.vendor == "sqlite"  # there, `wrote` is the write lock, which stays
             self._at = (mark, self._transaction.wrote if on_sqlite else wrote, self._row.claimed)
 
     def send_behind(self, begun: Begun, execute: Execute, call: tuple[Any, ...]) -> Any:
-        """Send a statement of the operation's behind one, in its message if it can be. Switches: yes."""
+        """Send an operation's statement behind a savepoint, in one message if possible. Switches: yes."""
         statement, context = self._due(begun), call[-1]
         text = None if statement is None else self._joined(statement, *call)
         if text is None:
@@ -181,13 +181,13 @@ class Savepoints(_Kept):
         return _ANEW if self._connection.vendor == "postgresql" else _SAVEPOINT
 
     def _joined(self, statement: str, sql: Any, params: Any, many: bool, context: Any) -> str | None:
-        """One text of both, where nobody who looks at it would take it for the operation's."""
+        """Return both statements as one text, or None if a wrapper, log or cursor would see that text."""
         connection, cursor = self._connection, context["cursor"].cursor
         if many or not self._joins or connection.queries_logged or len(vars(connection)["execute_wrappers"]) > 1:
             return None
         if not isinstance(sql, str) or type(cursor) is not cast("Any", connection.connection).cursor_factory:
-            return None  # a cursor of the server's, say
+            return None  # a server-side cursor, say
         try:
             return joined(cursor, [(statement, None), (sql, params)])
-        except Exception:  # which sending it will say
+        except Exception:  # sending it will raise the same
             return None

@@ -1,8 +1,8 @@
-"""Whose tables a connection of Django's finds: a schema for each tenant is set on the request's connection.
+"""Checks where a Django connection finds its tables: a schema for each tenant is set on the request's connection.
 
-A batch runs on another connection, which knows nothing of that. So a store is told how to prepare it; and where it is
-not told, `run` is refused when the two connections would find other tables. Asking the server costs a round trip: what
-the client knows is compared. Newer servers tell it the path by themselves (PostgreSQL 18); else it is what was sent.
+A batch runs on another connection, so a store must be told how to prepare that. If it is not told, `run` is refused
+when the two connections would find different tables. To ask the server would cost a round trip, so what the client
+knows is compared: the search path as reported by the server (PostgreSQL 18), else the last statement that has set it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SET: Final = re.compile(
 
 _watched: set[str] = set()
 _sent: WeakKeyDictionary[BaseDatabaseWrapper, str] = WeakKeyDictionary()
-"""What was sent last that says whose tables a connection finds."""
+"""The last statement on each connection that has set where it finds its tables."""
 
 
 def prepare(connection: BaseDatabaseWrapper, key: Any, hook: Callable[[BaseDatabaseWrapper, Any], object]) -> None:
-    """Call *hook* inside the transaction; what it sets is gone with that on PostgreSQL. Switches: as it does."""
+    """Call *hook* inside the transaction, whose end undoes its SETs on PostgreSQL. Switches: as *hook* does."""
     with connection.execute_wrapper(_set_locally):
         hook(connection, key)
 
@@ -48,7 +48,7 @@ def _set_locally(execute: Any, sql: Any, params: Any, many: bool, context: Any) 
 
 
 def watch(alias: str) -> None:
-    """Note from now on what the connections to *alias* find. Switches: no."""
+    """Note from now on where the connections to *alias* find their tables. Switches: no."""
     _watched.add(alias)
     there = current(alias)
     if there is not None and there.connection is not None:
@@ -56,7 +56,7 @@ def watch(alias: str) -> None:
 
 
 class Place:
-    """Whose tables the batches of a store find, against those that its callers find."""
+    """Where the batches of a store find their tables, to be compared with its callers."""
 
     def __init__(self, alias: str, pool: Pool) -> None:
         self._alias = alias
@@ -64,7 +64,7 @@ class Place:
         self._found: tuple[Any, ...] | None = None
 
     def check(self, connection: BaseDatabaseWrapper, key: object) -> None:
-        """Raise `RuntimeError` where the caller's *connection* finds others. Switches: the first time, to connect."""
+        """Raise `RuntimeError` if *connection*, the caller's, finds others. Switches: the first time, to connect."""
         if connection.connection is None or connection.vendor not in {"postgresql", "mysql"}:
             return
         mine = _path(connection)
@@ -79,7 +79,7 @@ class Place:
             )
 
     def _look(self) -> None:
-        with suppress(Exception):  # the load will say so
+        with suppress(Exception):  # the load raises it again
             connection, _ = self._pool.lend()
             try:
                 connection.ensure_connection()
@@ -89,8 +89,8 @@ class Place:
 
 
 def _path(connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
-    """What this side knows of where *connection* finds its tables."""
-    tenant = getattr(connection, "schema_name", None)  # of django-tenants
+    """Return where *connection* finds its tables, as far as the client knows."""
+    tenant = getattr(connection, "schema_name", None)  # set by django-tenants
     if connection.vendor == "mysql":
         return tenant, _sent.get(connection)
     told = _status(connection.connection)
@@ -98,7 +98,7 @@ def _path(connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
 
 
 def _status(raw: Any) -> Any:
-    """The search path, as the server has told it by itself."""
+    """Return the search path that the server has reported, or None."""
     status = getattr(getattr(raw, "info", None), "parameter_status", None)
     return None if status is None else status("search_path")
 
@@ -108,7 +108,7 @@ def _told(path: tuple[Any, ...] | None) -> str:
 
 
 def _see(*, connection: BaseDatabaseWrapper, **_: object) -> None:
-    """A connection was made: see what is sent on it."""
+    """Watch the statements of a new connection, if its server does not report the search path."""
     if connection.alias not in _watched or connection.vendor not in {"postgresql", "mysql"}:
         return
     _sent.pop(connection, None)

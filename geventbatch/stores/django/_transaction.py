@@ -1,14 +1,14 @@
-"""The transaction of a batch on a connection of Django's: how it begins, what it sends together, how it ends.
+"""The transaction of a batch on a Django connection: how it begins, sends statements together, and ends.
 
-Django sees an ordinary `atomic()` block, so that operations may use `atomic()` and `on_commit` as everywhere. What
-differs:
+Django sees an ordinary `atomic()` block, so operations may use `atomic()` and `on_commit` as everywhere. It differs in
+three ways:
 
-- psycopg 3 sends several statements as one message: BEGIN, the bound and the SELECT are one round trip; so are the
-  last statement and COMMIT. If one fails, PostgreSQL skips those behind it, COMMIT too. (psycopg's pipeline mode does
-  the same, and takes a turn of the hub for each statement.)
-- On SQLite the transaction begins with the first statement that writes. One that has begun keeps every other writer
-  of the database out, and who waits for it blocks the whole process, the greenlet that holds it too.
-- Where an outer transaction is (``batching=False`` inside `atomic()`), it is a savepoint.
+- psycopg 3 sends several statements as one message: BEGIN, the bound and the SELECT in one round trip, the last
+  statement and COMMIT in another. If one fails, PostgreSQL skips those behind it, COMMIT too. (psycopg's pipeline mode
+  does the same, but takes a turn of the hub for each statement.)
+- On SQLite the transaction begins with the first statement that writes. From then on, no other writer can begin, and
+  one that waits blocks the whole process, even the greenlet that holds the lock.
+- Inside an outer transaction (``batching=False`` inside `atomic()`), it is a savepoint.
 """
 
 from __future__ import annotations
@@ -46,41 +46,41 @@ _IN_TRANS: Final = 1
 """MySQL's SERVER_STATUS_IN_TRANS."""
 _AS_IT_IS: Final = nullcontext()
 _SOON: Final = 0.01
-"""Seconds before the deadline in which no server is asked for anything any more."""
+"""Seconds before the deadline within which no server is asked any more."""
 
 
 class Transaction:
     """One attempt's transaction."""
 
     def __init__(self, connection: BaseDatabaseWrapper, batch: Batch, *, pipeline: bool, locking: bool = False) -> None:
-        """Belong to *batch*, on *connection*; nothing is sent before `begin`."""
+        """Begin nothing yet; send nothing before `begin`."""
         self.connection = connection
         self.nested = connection.in_atomic_block
-        """Its COMMIT is somebody else's."""
+        """True inside an outer transaction, which commits."""
         self.wrote = False
-        """An operation has sent a statement that may have written something; on SQLite, the write lock was taken."""
+        """True if a statement of an operation may have written something; on SQLite, if the write lock is taken."""
         self.pipelines = False
-        """Several statements can share a round trip: psycopg 3 puts the values into them. Known when it has begun."""
+        """True if several statements can share a round trip: psycopg 3 inserts their values. Set by `begin`."""
         self.only = False
-        """What the save sends with COMMIT is all that is written."""
+        """True if the save writes nothing but what it sends with COMMIT."""
         self.over: Exception | None = None
-        """By what the server, or somebody else's change, has ended it: see `ended_by`."""
+        """The server's error, or the `Conflict`, that has ended the transaction: see `ended_by`."""
         self._batch = batch
         self._pipeline = pipeline
         self._locking = locking
         self._give_level_back: Callable[[], object] = leave
         self._atomic = transaction.atomic(using=connection.alias)
-        self._stack = ExitStack()  # of the wrappers around what Django executes
+        self._stack = ExitStack()  # the wrappers around what Django executes
         self._xid: str | None = None
         self._begun = False
         self.may_be_committed = False
-        self._in_doubt: Exception | None = None  # with which MySQL may have ended it
-        self.committed = False  # as the server has said
+        self._in_doubt: Exception | None = None  # an error with which MySQL may have ended the transaction
+        self.committed = False  # confirmed by the server
 
     # -- begin ----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begin; with psycopg and on SQLite nothing is sent yet. Switches: yes, to connect."""
+        """Begin the transaction. With psycopg and on SQLite nothing is sent yet. Switches: yes, to connect."""
         lazily = self.connection.vendor == "sqlite" and not self.nested
         with _instead(self.connection, "_start_transaction_under_autocommit") if lazily else ExitStack():
             self._atomic.__enter__()
@@ -88,10 +88,10 @@ class Transaction:
         self.pipelines = self._can_pipeline()
         if self.nested:
             return
-        cast("Any", self.connection).rollback_exc = None  # another one's: Django forgets none
+        cast("Any", self.connection).rollback_exc = None  # Django leaves an earlier transaction's there
         if self.pipelines:
             raw: Any = self.connection.connection
-            raw.autocommit = True  # so that psycopg leaves BEGIN to `loading`: it would wait for it
+            raw.autocommit = True  # psycopg must not send BEGIN, for which it would wait: `loading` does
         elif self._locking:
             self._give_level_back = read_committed(self.connection)
         if self.connection.vendor == "mysql":
@@ -101,7 +101,7 @@ class Transaction:
 
     @contextmanager
     def loading(self, *first: Statement) -> Iterator[None]:
-        """Bound the statement in this block, and all after it, in the same round trip, and send what comes *first*."""
+        """Send *first* and the block's statement in one round trip, behind a bound for all statements to come."""
         if self.nested or self.connection.vendor != "postgresql":
             for statement in first:
                 send(self.connection, *statement)
@@ -113,17 +113,17 @@ class Transaction:
         together = Together(self, before)
         with self.connection.execute_wrapper(together):
             yield
-        together.send()  # where Django has found out by itself that there is no such row
+        together.send()  # if Django knew without a statement that there is no such row
         _, self._xid = together.answers[0]
         if self.pipelines:
             raw: Any = self.connection.connection
-            raw._autocommit = False  # as Django believes it is; the setter refuses inside a transaction
+            raw._autocommit = False  # as Django believes; the setter refuses inside a transaction
 
     def saving(self, *checks: Statement, commits: Written | None = None) -> AbstractContextManager[object]:
-        """Send the statement in this block behind a fresh bound and *checks*, and with COMMIT if it is what *commits*.
+        """Send the block's statement behind a fresh bound and *checks*; with COMMIT if *commits* describes it.
 
-        Then it fails unless it writes all rows: a trigger may leave some out, or a policy hide them, which Django
-        would find out behind COMMIT.
+        With COMMIT, the statement fails unless it writes all its rows. A trigger may leave some out, or a policy hide
+        them, and Django would find that out only after COMMIT.
         """
         if self.nested or not self.pipelines:
             return _AS_IT_IS
@@ -143,7 +143,7 @@ class Transaction:
         return execute(sql, params, many, context)
 
     def take_write_lock(self) -> None:
-        """SQLite: begin, alone with the database; while another writer has it, look again and again. Switches: yes."""
+        """On SQLite, begin and take the write lock; try again while another writer has it. Switches: yes."""
         if self.connection.vendor != "sqlite" or self.nested or self.wrote:
             return
         raw: Any = self.connection.connection
@@ -183,7 +183,7 @@ class Transaction:
             raise NotSaved(f"{shown(self._batch.key)} was not saved: its connection was closed by an operation")
 
     def failed(self) -> BaseException | None:
-        """Why nothing can be committed any more; None when it can. Switches: no."""
+        """Return why nothing can be committed any more, or None. Switches: no."""
         if self.connection.needs_rollback:
             reason = getattr(self.connection, "rollback_exc", None)
             return reason or transaction.TransactionManagementError("the transaction was marked for rollback")
@@ -198,7 +198,7 @@ class Transaction:
         return None
 
     def has_raised(self, error: Exception) -> None:
-        """A statement has: the server may have ended the transaction, whoever swallows *error*. Switches: no."""
+        """Note that a statement raised *error*: even if swallowed, it may have ended the transaction. Switches: no."""
         if self.over is not None:
             return
         lost = errors.kind(error) is errors.Kind.LOST and is_closed(self.connection.connection)
@@ -208,7 +208,7 @@ class Transaction:
             self._in_doubt = error
 
     def _resolve_doubt(self) -> None:
-        """Ask MySQL whether it has ended the transaction with a wait that was too long. Switches: yes, after one."""
+        """Ask MySQL whether it ended the transaction after too long a lock wait. Switches: yes, after such an error."""
         error, self._in_doubt = self._in_doubt, None
         if error is not None and self.over is None:
             with self.connection.cursor() as cursor:
@@ -217,7 +217,7 @@ class Transaction:
                     self.over = error
 
     def ended_by(self) -> NotSaved | None:
-        """What to raise because something has ended it that no operation is to blame for. Switches: no."""
+        """Return the error to raise if the transaction was ended by no fault of an operation, or None. Switches: no."""
         if self.over is None or isinstance(self.over, NotSaved):
             return self.over
         found = errors.not_saved(self.over, self._batch.key)
@@ -230,17 +230,17 @@ class Transaction:
 
     @property
     def is_begun(self) -> bool:
-        """Whether neither `commit` nor `roll_back` has ended it."""
+        """Return whether it has begun, and neither `commit` nor `roll_back` has ended it."""
         return self._begun
 
     @property
     def is_committed(self) -> bool:
-        """Whether COMMIT was sent with a statement before, and the server has confirmed it; or it was found out."""
+        """Return whether the server has confirmed COMMIT, sent with the last statement or asked about afterwards."""
         return self.committed or not self._begun
 
     def has_ended(self) -> bool:
-        """Whether what was begun is no more, as far as the client knows. Switches: no."""
-        raw: Any = vars(self.connection)["connection"]  # past the guard, which would be told
+        """Return whether the transaction is no longer open, as far as the client knows. Switches: no."""
+        raw: Any = vars(self.connection)["connection"]  # past the guard, which would count it
         vendor = self.connection.vendor
         if vendor == "postgresql":
             return raw is not None and not raw.closed and raw.info.transaction_status == 0
@@ -250,15 +250,15 @@ class Transaction:
         return vendor == "mysql" and isinstance(status, int) and not status & _IN_TRANS
 
     def commit(self) -> None:
-        """Commit, if the last statement has not done it already; where it is nested, release the savepoint.
+        """Commit, unless the last statement has done it. If nested, release the savepoint.
 
         Raises:
             NotSaved: Certainly nothing was committed.
-            Error: The driver's own, when nobody knows.
+            Error: The driver's own error; the outcome is unknown.
         Switches: yes.
         """
         self._stack.close()
-        if not self._begun:  # it was found out to be committed
+        if not self._begun:  # found to be committed
             return
         if not self.committed:
             self._resolve_doubt()
@@ -273,7 +273,7 @@ class Transaction:
         self._give_level_back()
 
     def settle(self, error: Exception) -> None:
-        """Return if it was committed although *error* came out of its save; else raise what is right. Switches: yes."""
+        """Return if the transaction was committed in spite of *error*; else raise the right error. Switches: yes."""
         told = self._told()
         _commit.settle(error, self._batch.key, told=told, ask=self._ask_outcome, not_saved=self._not_saved)
         self.leave_broken()
@@ -285,9 +285,9 @@ class Transaction:
         return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {said(error)}")
 
     def _told(self) -> bool | None:
-        """What this side knows of COMMIT: whether it was carried out. None: nothing."""
+        """Return whether COMMIT was carried out, as far as the client knows; None if it does not know."""
         if self.committed or self.connection.run_commit_hooks_on_set_autocommit_on:
-            return True  # Django sets this when the driver has committed
+            return True  # set when the driver has committed
         if not self.may_be_committed:
             return False
         raw: Any = self.connection.connection
@@ -298,12 +298,12 @@ class Transaction:
         return False if _commit.was_not_committed(raw) else None
 
     def roll_back(self, error: BaseException) -> None:
-        """Undo it all because of *error*. A connection that cannot be used any more is closed, which rolls back.
+        """Roll back because of *error*. If the connection cannot be used any more, close it, which rolls back too.
 
         Switches: yes, unless it is closed.
         """
         self._stack.close()
-        in_time = self.nested or self._batch.remaining() > _SOON  # a server that is too late may not answer at all
+        in_time = self.nested or self._batch.remaining() > _SOON  # a late server may not answer at all
         if not isinstance(error, Exception) or not in_time or self._is_broken(error):
             self.leave_broken()
         elif self._begun:
@@ -313,14 +313,14 @@ class Transaction:
             self._give_level_back()
 
     def begin_to_write(self) -> None:
-        """Something is written after a rollback, and is to be committed. Switches: yes."""
+        """Begin again after a rollback, for something that is to be committed. Switches: yes."""
         if self.connection.vendor == "sqlite" and not self.nested:
             self.wrote = False
             self.begin()
             self.take_write_lock()
 
     def leave_broken(self) -> None:
-        """Close the connection, which rolls back; the server is not asked. Switches: no."""
+        """Close the connection without asking the server, which rolls back. Switches: no."""
         self._stack.close()
         connection = self.connection
         connection.run_on_commit = []
@@ -345,7 +345,7 @@ class Transaction:
         )
 
     def _ask_outcome(self) -> bool | None:
-        """Ask the server on another connection. None when it does not know, or cannot be asked."""
+        """Ask the server on another connection. Return None if it does not know or cannot be asked."""
         if self._xid is None:
             return None
         return _commit.postgres_fate(self._xid, self._ask_once, self._batch.remaining() - _SOON)
@@ -356,7 +356,7 @@ class Transaction:
             with asking.cursor() as cursor:
                 cursor.execute(question)
                 row = cursor.fetchone()
-        except Error:  # it may be starting up again
+        except Error:  # it may be restarting
             return _commit.NO_ANSWER
         else:
             return None if row is None else row[0]
@@ -376,7 +376,7 @@ def _begin(raw: Any) -> str:
 
 @contextmanager
 def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
-    """Have *method* of *connection* do nothing in the block."""
+    """Replace *method* of *connection* by one that does nothing, within the block."""
     setattr(connection, method, lambda: None)
     try:
         yield
@@ -385,17 +385,17 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
 
 
 def _first(error: Exception) -> Exception:
-    """The one that came out of COMMIT: what Django met while it cleaned up has it as its context."""
+    """Return the error that came out of COMMIT: Django's errors while it cleaned up have it as their context."""
     found, one = error, error.__context__
     while one is not None:
-        if isinstance(one, Exception) and one is not found.__cause__:  # the driver's, of which Django has made its own
+        if isinstance(one, Exception) and one is not found.__cause__:  # skip the driver's, which Django has wrapped
             found = one
         one = one.__context__
     return found
 
 
 def send(connection: BaseDatabaseWrapper, statement: str, parameters: Any) -> Any:
-    """Execute a statement, and give the cursor."""
+    """Execute a statement and return the cursor."""
     cursor = connection.cursor()
     if isinstance(parameters, list):
         cursor.executemany(statement, parameters)

@@ -1,7 +1,7 @@
-"""What undoes an operation that raised on a Django model: in memory, where nothing else is different behind it.
+"""Undoes an operation that raised on a Django model: in memory, if nothing but memory has changed.
 
-A statement that writes is not undone in memory. The guard marks each state of the transaction, so that it can be told
-whether the one at hand is still the one that a copy belongs to.
+A written statement is not undone in memory. The guard numbers the transaction's states, and a copy of the memory keeps
+the number of its own: if the number has changed, the copy is not enough.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ M = TypeVar("M", bound=Model)
 
 
 class Checkpoint(NamedTuple):
-    """How it was between two operations."""
+    """The state between two operations."""
 
     memory: Memory
     save_asked: bool
     hooks: int
-    """So many were given to `on_commit`."""
+    """The number of callbacks given to `on_commit`."""
     mark: int
-    """Of the state of the transaction."""
+    """The guard's number of the transaction's state."""
 
 
 class Undo(Generic[M]):
-    """Brings the resource of one attempt back to what it was; made when it was loaded."""
+    """Restores the resource of one attempt. Made when it was loaded."""
 
     __slots__ = ("_guard", "_hooks", "_loaded", "_model", "_related", "_row", "found")
 
     def __init__(self, row: Row[M], model: type[M], guard: Guard, *, copies: bool) -> None:
-        """It *copies* what is there now; else it makes the state that was loaded of what is kept to compare with."""
+        """Copy the loaded memory if it *copies*; else rebuild it from the state kept for comparison, when needed."""
         instance = row.instance
         self.found = {**attributes(instance, model)}
-        """What the instance had when it was loaded."""
+        """The instance's attributes when it was loaded."""
         self._row = row
         self._model = model
         self._guard = guard
         self._related = "fields_cache" in vars(instance._state)
-        self._hooks = len(guard.connection.run_on_commit)  # more than none inside a block
+        self._hooks = len(guard.connection.run_on_commit)  # above 0 inside an outer block
         # -- mutable state ---------------------------------------------------------------------------------
         self._loaded: Checkpoint | None = None
         if copies or row.new:
@@ -56,23 +56,23 @@ class Undo(Generic[M]):
                 self._loaded = self.checkpoint()
 
     def checkpoint(self) -> Checkpoint:
-        """Copy what there is now. Raises `CannotUndo` at what cannot be copied. Switches: no."""
+        """Return a copy of the present state. Raises `CannotUndo` if a value cannot be copied. Switches: no."""
         row = self._row
         memory = Memory.of(row.instance, self._model)
         return Checkpoint(memory, row.save_asked, len(self._connection["run_on_commit"]), self._guard.mark)
 
     def restore(self, checkpoint: Checkpoint | None) -> M:
-        """Go back to *checkpoint*, or to what was loaded. Raises `CannotUndo` if that is not enough. Switches: no."""
+        """Go back to *checkpoint*, else to the load. Raises `CannotUndo` if memory is not enough. Switches: no."""
         kept = self._as_loaded() if checkpoint is None else checkpoint
         if kept.mark != self._guard.mark:
             raise CannotUndo(
-                f"an operation on {shown(self._row.key)} has written by itself since, which is not undone in memory"
+                f"an operation on {shown(self._row.key)} has sent a statement that writes: memory alone cannot undo it"
             )
         self.put_back(kept)
         return self._row.instance
 
     def put_back(self, kept: Checkpoint) -> None:
-        """Have in memory what there was. Switches: no."""
+        """Restore the memory of *kept*. Switches: no."""
         row, connection = self._row, self._connection
         instance: Any = row.instance
         kind: Any = instance_class(self._model)
@@ -87,9 +87,9 @@ class Undo(Generic[M]):
         if self._loaded is None:
             row = self._row
             if row.new:
-                raise CannotUndo(f"what {shown(row.key)} was made of cannot be copied")
+                raise CannotUndo(f"the new row of {shown(row.key)} has a value that cannot be copied")
             if self._related and row.computes(self._model):
-                raise CannotUndo(f"what was loaded with {shown(row.key)} may have been changed since")
+                raise CannotUndo(f"objects loaded with {shown(row.key)} may have been changed since")
             state = {**vars(row.instance._state), "adding": False, "db": self._guard.connection.alias}
             state.pop("fields_cache", None)
             memory = Memory.as_loaded(self.found, state, row.loaded, self._model)
@@ -98,5 +98,5 @@ class Undo(Generic[M]):
 
     @property
     def _connection(self) -> dict[str, Any]:
-        """What the connection has; past its guard, who would take it for the operation's doing."""
+        """Attributes of the connection, read past its guard, which would count this as the operation's act."""
         return vars(self._guard.connection)

@@ -1,4 +1,4 @@
-"""What becomes of a batch on a Django model behind an operation that raised."""
+"""Judges whether a batch can be saved after an operation on a Django model has raised."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def verdict_on(
     error: Exception, row: Row[Any], guard: Guard, transaction: Transaction, batch: Batch
 ) -> NotSaved | None:
-    """Why the transaction cannot be saved after an operation raised *error*; None: it is sound. Switches: no."""
+    """Return why the transaction cannot be saved after an operation raised *error*, or None. Switches: no."""
     if guard.early or (error is transaction.over and isinstance(error, NotSaved)):
         return guard.judge()
     kind = errors.kind(error)
-    lost = kind is errors.Kind.LOST and is_closed(guard.connection.connection)  # else it is of another server
+    lost = kind is errors.Kind.LOST and is_closed(guard.connection.connection)  # else another server was lost
     if lost or kind is errors.Kind.CONFLICT:
         return errors.not_saved(error, batch.key)
     undecided, found = row.generated.refused(batch.key), guard.judge()
     if undecided is not None and (found is None or isinstance(found, Rejected)):
         return undecided
-    if found is None and guard.wrote and is_clean(batch, error):  # else the scope says so when it is to undo it
-        return Rejected(f"an operation on key {shown(batch.key)} has written by itself, and then raised")
+    if found is None and guard.wrote and is_clean(batch, error):  # else the scope finds it when it undoes
+        return Rejected(f"an operation on key {shown(batch.key)} has sent a statement that writes, and then raised")
     if isinstance(found, Rejected) and kind not in {errors.Kind.OTHER, errors.Kind.TIMEOUT}:
         return errors.not_saved(error, batch.key)
     return found
