@@ -1,6 +1,6 @@
 """What an HTTP client is told when its operation failed: one table for every framework.
 
-The messages of errors name keys and what the database said, which is for the log. A client is told what it may do now.
+An error's message names the key and quotes the database. It goes to the log. The client is told what it may do now.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
 _LONGEST_WAIT = 60.0
-"""Seconds, whatever the rate says: it was small because of what is over by then, or is to be looked at again."""
+"""Seconds. The measured rate behind a longer wait says little about a time so far ahead."""
 
 _AGAIN = "nothing was changed; please try again"
 _SHOWN = "__geventbatch_shown__"
@@ -36,16 +36,16 @@ _AT_THE_DOOR = (ProcessorStopped, ProcessorOverloaded, OperationCancelled)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response, before it is known in which form the client wants it.
+    """An HTTP response, still without a format.
 
     Attributes:
         status: 404, 422, 500, 503 or 504.
         error: What happened, as a name for programs: 'ResourceMissing', 'IdempotencyKeyReused', 'TryAgain' or
             'OutcomeUnknown'.
-        detail: The same for people, and what they may do now.
+        detail: The same for people, and what the client may do now.
         retry_safe: True when certainly nothing was saved.
         retry_after: Seconds for a Retry-After header; None for no such header.
-        close: Whether this server ends: the next call on this connection had better go to another one.
+        close: True if this server ends: the client's next request should use another connection.
     """
 
     status: HTTPStatus
@@ -56,25 +56,25 @@ class Answer:
     close: bool = False
 
     def content(self, accept: str | None) -> tuple[str, bytes]:
-        """Give content type and body for a client that sent the Accept header *accept*."""
+        """Return content type and body for a client that sent the Accept header *accept*."""
         if not prefers_json(accept):
             return "text/plain; charset=utf-8", f"{self.error}: {self.detail}\n".encode()
         told = {"error": self.error, "detail": self.detail, "retry_safe": self.retry_safe}
         return "application/json", json.dumps(told).encode() + b"\n"
 
     def headers(self, server_software: str) -> list[tuple[str, str]]:
-        """Give the headers, besides those of the body, for a server of this name (SERVER_SOFTWARE)."""
+        """Return the headers, without those of the body, for the server *server_software* (SERVER_SOFTWARE)."""
         headers = [("Vary", "Accept")]
         if self.retry_after is not None:
             headers.append(("Retry-After", str(self.retry_after)))
-        # wsgiref fails at this header, and keeps no connection anyway.
+        # wsgiref raises at this header, and keeps no connections anyway.
         if self.close and not server_software.startswith("WSGIServer/"):
             headers.append(("Connection", "close"))
         return headers
 
 
 def answer_to(error: BatchError, retry_after: int) -> Answer:
-    """Give the answer for *error*; *retry_after* is in seconds, and more if an overloaded processor says so."""
+    """Return the answer to *error*. *retry_after* is in seconds; an overloaded processor may ask for more."""
     if isinstance(error, ProcessorOverloaded):
         retry_after = max(retry_after, ceil(min(error.retry_after, _LONGEST_WAIT)))
     if isinstance(error, ResourceMissing):
@@ -98,11 +98,11 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
 
 
 def log(logger: Logger, error: BatchError) -> None:
-    """Tell the operator of *error*; a cause that many callers share is an error once.
+    """Log *error*: a cause that many callers share at level ERROR once, for the other callers at INFO.
 
-    Its traceback stands under it, unless the same one was shown in the last minute. The others are told at the level
-    INFO, as are those who are refused at the door, who may be many in a second. A missing resource is the client's
-    affair, as is a key that it has used before.
+    The traceback is logged too, unless the same one was in the last minute. Operations refused at the door, of which
+    there may be many in a second, are logged at INFO. A missing resource or a reused idempotency key is the client's
+    error, and is not logged.
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
@@ -117,7 +117,7 @@ def log(logger: Logger, error: BatchError) -> None:
 
 
 def _is_news(error: BatchError) -> bool:
-    # Each caller has an error of its own, and they share its cause.
+    # Each caller has its own error, but all share its cause.
     marks = vars(error.__cause__ or error)
     known = _SHOWN in marks
     marks[_SHOWN] = True
@@ -128,7 +128,7 @@ def _is_news(error: BatchError) -> bool:
 
 
 def prefers_json(accept: str | None) -> bool:
-    """Whether a client that sent *accept* wants JSON: a program. Browsers and terminals ask for text by name."""
+    """Return whether a client that sent *accept* wants JSON. Browsers and terminals ask for text by name."""
     ranges = _ranges(accept or "*/*")
     return _quality(ranges, "application/json") >= max(
         _quality(ranges, "text/plain"),
@@ -137,7 +137,7 @@ def prefers_json(accept: str | None) -> bool:
 
 
 def _ranges(accept: str) -> dict[str, float]:
-    """Give the quality of each media range."""
+    """Return the quality of each media range."""
     ranges = {}
     for part in accept.lower().split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
@@ -156,7 +156,7 @@ def _q(parameter: str) -> float:
 
 
 def _quality(ranges: dict[str, float], media: str) -> float:
-    """Give the quality of *media*, by the most specific range that it is in."""
+    """Return the quality of *media*, by the most specific range that includes it."""
     kind = media.partition("/")[0]
     for pattern in (media, f"{kind}/*", "*/*"):
         if pattern in ranges:

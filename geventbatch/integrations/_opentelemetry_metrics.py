@@ -1,4 +1,4 @@
-"""Metrics of processors for OpenTelemetry: names and labels are those of `geventbatch.integrations.prometheus`."""
+"""Metrics of processors for OpenTelemetry, named and labelled as in `geventbatch.integrations.prometheus`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Sums:
-    """What the processors of one name have done."""
+    """The counts of the processors of one name."""
 
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ class Sums:
         self.failed_batches: dict[tuple[str, str], int] = {}  # by phase and error
 
     def add(self, new: Counted) -> None:
-        """Add what is new."""
+        """Add the counts of *new*."""
         with self._lock:
             while True:
                 before = self.counted
@@ -48,15 +48,15 @@ class Sums:
 
 
 class Measured:
-    """What the metrics show of one processor."""
+    """The metrics of one processor."""
 
     def __init__(self, instruments: Instruments, processor: Processor[Any]) -> None:
-        """Count what it does from now on."""
+        """Count from now on."""
         self._instruments = instruments
         self.name = processor.name
         # -- mutable state ---------------------------------------------------------------------------------
         self.outcomes = Outcomes(processor)
-        self._gauges = Gauges()  # as they were last
+        self._gauges = Gauges()  # at the last read
         self._closed = False
 
     def end(self, batch: Batch, metric: BatchMetric) -> None:
@@ -67,22 +67,22 @@ class Measured:
             sums.add_failed(str(metric.phase), type(metric.error).__name__)
 
     def close(self) -> None:
-        """Count what is left; the gauges go back to 0. Switches: no."""
+        """Add the last counts; the gauges go back to 0. Switches: no."""
         self._closed = True
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Count what no batch tells of. Switches: no."""
+        """Add the counts that came with no batch's end. Switches: no."""
         self._instruments.of(self.name).add(self.outcomes.new())
 
     def look(self, processor: Processor[Any]) -> Gauges:
-        """Give what is there now. Switches: no."""
+        """Return the gauges. Switches: no."""
         self._gauges = Gauges() if self._closed else gauges_of(processor, self._gauges)
         return self._gauges
 
 
 class Instruments:
-    """The metrics, of one provider. What is there at this moment is asked for when they are collected."""
+    """The metrics of one provider. Gauges and counters are read when they are collected."""
 
     def __init__(self, provider: MeterProvider | None) -> None:
         self.provider = provider
@@ -115,7 +115,7 @@ class Instruments:
         ):
             meter.create_observable_gauge(f"geventbatch_{name}", [self._gauge(name)], unit, what)
         # -- mutable state ---------------------------------------------------------------------------------
-        self._sums: dict[str, Sums] = {}  # by the name of the processors
+        self._sums: dict[str, Sums] = {}  # by name of processors
         self._measured: WeakKeyDictionary[Processor[Any], Measured] = WeakKeyDictionary()
 
     def measure(self, processor: Processor[Any]) -> Measured:
@@ -124,11 +124,11 @@ class Instruments:
         return measured
 
     def leave(self, processor: Processor[Any]) -> None:
-        """Show it no more; what it has done stays."""
+        """Show *processor* no more; its counts stay."""
         self._measured.pop(processor, None)
 
     def of(self, name: str) -> Sums:
-        """Give the sums of the processors of this name."""
+        """Return the counts of the processors named *name*."""
         return self._sums.setdefault(name, Sums())
 
     def add_batch(self, name: str, metric: BatchMetric) -> None:
@@ -142,7 +142,7 @@ class Instruments:
         self._total.record(metric.total_duration, labels)
 
     def forget(self) -> None:
-        """After a fork: what was counted is the parent's."""
+        """Drop the parent's counts after a fork."""
         self._sums.clear()
         for measured in self._measured.values():
             measured.outcomes.forget_lock()

@@ -2,12 +2,12 @@
 
     import geventbatch.integrations.celery
 
-When a worker is told to end (TERM, or one INT), Celery lets its tasks finish first. Then, before the process ends, all
-that was admitted is saved, what no task waits for included. Nothing waits at a cold shutdown (QUIT, or a second INT):
-what had not been saved then was not answered either.
+When a worker is told to end (TERM, or one INT), Celery lets its tasks finish first. Before the process ends, every
+admitted operation is then saved, even if no task waits for it. A cold shutdown (QUIT, or a second INT) does not wait:
+an operation that was not saved by then was not answered either.
 
-The tasks have to be run by gevent or alone (``--pool solo``). In a pool of processes each task is alone in its own:
-there is nothing to batch, and ``batching=False`` is right. In a pool of threads it is the only thing that works.
+The tasks must be run by gevent, or one at a time (``--pool solo``). In a pool of processes, each task is alone in its
+process: there is nothing to batch, so set ``batching=False``. A pool of threads works only with ``batching=False``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["stop"]
 
 
 def stop(**_: object) -> None:
-    """Stop all processors: connected to Celery's signals at the end of a worker and of each process of a pool.
+    """Stop all processors. Connected to Celery's signals at the end of a worker and of each process of a pool.
 
-    Every batch ends by its ``max_duration``, so there is no other limit to the wait. Celery logs what it raises.
+    Every batch ends by its ``max_duration``, so the wait has no other limit. Celery logs any error.
 
-    Switches: yes, until all that was admitted is answered.
+    Switches: yes, until every admitted operation is answered.
     """
     stop_all()
 

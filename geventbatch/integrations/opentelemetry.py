@@ -4,12 +4,12 @@
 
     opentelemetry.instrument()
 
-Each batch has a span, which begins with its first load and ends with its answers; its load and save run inside of it,
-so that what a database's instrumentation records is nested there. It is linked to the spans of its callers and has none
-of them as its parent, for it belongs to no single one; with ``batching=False`` it is a child of its only caller's. The
-caller's span gets an event when its operation starts, which tells the wait. docs/opentelemetry.md lists what is there.
+Each batch has a span, from its first load to its answers. Its load and save run inside that span, so spans of a
+database's instrumentation are nested there. The span links to its callers' spans but has none of them as its parent,
+for it belongs to no single one. With ``batching=False`` it is a child of its only caller's span. When an operation
+starts, its caller's span gets an event with the wait. docs/opentelemetry.md lists all of this.
 
-Exporters may wait, and where a batch ends nothing may switch. So a greenlet of its own ends the spans, with the time at
+Exporters may block, but the end of a batch must not switch. So a separate greenlet ends the spans, with the time at
 which the batches ended.
 """
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["instrument", "uninstrument"]
 
 LINKS: Final = 128
-"""Links of a span, which is what the SDK keeps unless told otherwise; further callers have none."""
+"""The most links of a span: by default the SDK keeps no more. Further callers get none."""
 
 
 def instrument(
@@ -64,15 +64,15 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> None:
-    """Record the batches of *processors*; with none, of all: those that are there, and those that will be made.
+    """Record the batches of *processors*; without any, of all processors, present and future.
 
-    What is instrumented already stays as it is.
+    A processor that is instrumented already stays as it is.
 
     Args:
-        *processors: Whose batches.
-        keys: Whether spans have the attribute ``geventbatch.key``. Off, since keys may be personal.
-        tracer_provider: By default the global one, which may be set later.
-        meter_provider: Likewise.
+        *processors: The processors whose batches to record.
+        keys: Whether spans have the attribute ``geventbatch.key``. Off by default, since keys may be personal.
+        tracer_provider: The provider of tracers; by default the global one, which may be set later.
+        meter_provider: The provider of meters; likewise.
     Switches: no.
     """
     global _for_all  # noqa: PLW0603 - what is to come has to be known somewhere
@@ -85,7 +85,7 @@ def instrument(
 
 
 def uninstrument(*processors: Processor[Any]) -> None:
-    """Record nothing of *processors* any more; with none, of all. The spans of batches that run end here.
+    """Stop recording *processors*; without any, all processors. The spans of running batches end here.
 
     Switches: no.
     """
@@ -100,7 +100,7 @@ def uninstrument(*processors: Processor[Any]) -> None:
 
 
 class _Recorder:
-    """What `instrument` was told."""
+    """The arguments of one call of `instrument`."""
 
     def __init__(
         self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None, *, keys: bool
@@ -114,14 +114,14 @@ class _Recorder:
         self.instruments = found
 
     def add(self, processor: Processor[Any]) -> None:
-        """Record what *processor* does, unless somebody does so already."""
+        """Record *processor*, unless it is recorded already."""
         if processor not in _watched:
             _watched[processor] = watcher = _Watcher(self, processor)
             _seam.watch(processor, watcher)
 
 
 class _Watcher:
-    """Sees the batches of one processor."""
+    """Watches the batches of one processor."""
 
     def __init__(self, recorder: _Recorder, processor: Processor[Any]) -> None:
         self._recorder = recorder
@@ -131,7 +131,7 @@ class _Watcher:
         idempotency = _seam.options_of(processor).idempotency
         self._once = None if idempotency is None else idempotency.Once
         # -- mutable state ---------------------------------------------------------------------------------
-        self._spans: dict[Batch, Span] = {}  # of the batches that run
+        self._spans: dict[Batch, Span] = {}  # of the running batches
         self._off = False
         _seam.add_observer(processor, self.see_operation)
 
@@ -139,7 +139,7 @@ class _Watcher:
         return f"{__name__} of {self._processor()!r}"
 
     def leave(self, processor: Processor[Any]) -> None:
-        """See no more."""
+        """Stop watching."""
         self._off = True
         self._recorder.instruments.leave(processor)
         _seam.remove_observer(processor, self.see_operation)
@@ -148,26 +148,26 @@ class _Watcher:
             _record_later(_Ended(self, span, time.time_ns()))
 
     def forget(self) -> None:
-        """After a fork: the batches are the parent's."""
+        """Drop the parent's batches after a fork."""
         self._spans.clear()
 
     # -- operations ---------------------------------------------------------------------------------------
 
     def see_operation(self, operation: Operation[Any]) -> None:
-        """Have the caller's span told when *operation* starts. Switches: no."""
+        """Have the caller's span get an event when *operation* starts. Switches: no."""
         if self._off:
             return
         span = _trace.get_current_span()
         if not span.is_recording():
             return
         once: Any = operation.callable
-        if self._once is not None and type(once) is self._once:  # it has to stay what it is
+        if self._once is not None and type(once) is self._once:  # `Once` must stay the outer one
             once.operation = _Waiting(self, span, once.operation)
         else:
             operation.callable = _Waiting(self, span, once)
 
     def tell_wait(self, span: Span, seconds: float) -> None:
-        """An operation of the caller who has *span* starts after so many *seconds*."""
+        """Add an event to *span*, a caller's: its operation starts after so many *seconds*."""
         attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
         attempt = process.running.get(gevent.getcurrent())
         its = None if attempt is None else self._spans.get(attempt.batch)
@@ -180,7 +180,7 @@ class _Watcher:
     # -- batches ------------------------------------------------------------------------------------------
 
     def begin(self, batches: list[Batch]) -> None:
-        """Begin their spans; what is loaded and saved for all of them is inside of the first one's."""
+        """Begin the batches' spans. A load or save of all of them together is inside the first batch's span."""
         if self._off:
             return
         for batch in batches:
@@ -189,16 +189,16 @@ class _Watcher:
                 span = self._recorder.tracer.start_span(
                     f"batch {self.name}", context=parent, attributes={"geventbatch.processor": self.name}
                 )
-                if batch.ended or self._off:  # a span processor has waited for longer than the batch
+                if batch.ended or self._off:  # a span processor blocked until the batch had ended
                     _record_later(_Ended(self, span, time.time_ns()))
                 else:
                     self._spans[batch] = span
-        # It is not detached: this context is of the load and the save alone, and ends with them.
+        # Not detached: the context is of the load and the save alone, and ends with them.
         its = self._spans.get(batches[0], _trace.INVALID_SPAN)
         _context.attach(_trace.set_span_in_context(its, _NOWHERE))
 
     def end(self, batch: Batch, metric: BatchMetric) -> None:
-        """Have the span of *batch* ended. Switches: no."""
+        """Have the span of *batch* ended later. Switches: no."""
         if self._off:
             return
         self._measured.end(batch, metric)
@@ -206,10 +206,10 @@ class _Watcher:
         _record_later(_Ended(self, span, time.time_ns(), metric, batch.operations))
 
     def publish(self, metric: BatchMetric) -> None:
-        """Nothing: `end` is called in its place."""
+        """Do nothing: the processor calls `end` instead."""
 
     def close(self) -> None:
-        """Count what is left. Switches: no."""
+        """Add the last counts. Switches: no."""
         if not self._off:
             self._measured.close()
 
@@ -228,7 +228,7 @@ class _Watcher:
 
 
 class _Waiting:
-    """An operation, which tells its caller's span how long it has waited, when it starts for the first time."""
+    """An operation whose first start tells its caller's span how long it has waited."""
 
     __slots__ = ("__wrapped__", "_since", "_span", "_watcher")
 
@@ -237,13 +237,13 @@ class _Waiting:
         self._since = _clock.monotonic()
         self.__wrapped__ = operation
         # -- mutable state ---------------------------------------------------------------------------------
-        self._span: Span | None = span  # until it was told
+        self._span: Span | None = span  # None once it is told
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         span, self._span = self._span, None
         if span is not None:
             try:
-                if span.is_recording():  # its caller may have left, and ended it
+                if span.is_recording():  # the caller may have left, and ended it
                     self._watcher.tell_wait(span, _clock.monotonic() - self._since)
             except Exception as error:
                 log.watcher_failed(self._watcher, error)
@@ -251,17 +251,17 @@ class _Waiting:
 
 
 class _Ended(NamedTuple):
-    """A span to be ended."""
+    """A span to end."""
 
     watcher: _Watcher
     span: Span
-    at: int  # nanoseconds, as `time.time_ns`
-    metric: BatchMetric | None = None  # None when it was left in the middle
-    operations: list[Operation[Any]] = []  # noqa: RUF012 - nobody changes it
+    at: int  # nanoseconds since the epoch
+    metric: BatchMetric | None = None  # None if the batch is still running
+    operations: list[Operation[Any]] = []  # noqa: RUF012 - it is never changed
 
 
 def _record_later(ended: _Ended) -> None:
-    # In a context of its own, also where it is done at once: exporters have no business with a caller's.
+    # In a fresh context, even if it runs at once: exporters have no business with a caller's.
     _ender.add(lambda: Context().run(_record, ended))
 
 
@@ -273,12 +273,12 @@ def _record(ended: _Ended) -> None:
 
 
 def _span_context(operation: Operation[Any]) -> _context.Context:
-    """The context of its caller; nobody is inside of it, since an operation runs in copies of it."""
+    """Return the caller's OpenTelemetry context. It is free to enter, since an operation runs in copies of it."""
     return operation.context.run(_context.get_current)
 
 
 def _callers(operations: list[Operation[Any]]) -> Iterator[_trace.SpanContext]:
-    """The spans of those who called *operations*, each once."""
+    """Yield the span contexts of the operations' callers, each once."""
     seen = set()
     for operation in operations:
         found = _trace.get_current_span(_span_context(operation)).get_span_context()
@@ -290,7 +290,7 @@ def _callers(operations: list[Operation[Any]]) -> Iterator[_trace.SpanContext]:
 
 
 def _describe(span: Span, metric: BatchMetric) -> None:
-    # No message of an error: the key is part of it.
+    # Never an error's message: it names the key.
     attributes: dict[str, Any] = {
         "operation_count": metric.operation_count,
         "attempts": metric.attempts,
@@ -319,7 +319,7 @@ def _describe(span: Span, metric: BatchMetric) -> None:
 _watched: Final[WeakKeyDictionary[Processor[Any], _Watcher]] = WeakKeyDictionary()
 _instruments: Final[
     list[Instruments]
-] = []  # one for each provider: an instrument cannot be made twice, nor be taken back
+] = []  # one for each provider: an instrument can be neither made twice nor removed
 _for_all: Callable[[Processor[Any]], object] | None = None
 _ender: Final = Later("%d spans of batches were dropped, since %d waited to be recorded")
 _NOWHERE: Final = _context.Context()

@@ -4,13 +4,13 @@
 
     prometheus.watch()
 
-They are in the default registry of ``prometheus_client`` then, or in the one that is given, and come out wherever that
-is scraped. The label ``processor`` is `Processor.name`; a key is never a label. docs/watching.md lists them.
+The metrics are then in *registry*, by default the default registry of ``prometheus_client``, and are exported wherever
+that is scraped. The label ``processor`` is `Processor.name`; a key is never a label. docs/watching.md lists the
+metrics.
 
-With several processes (``PROMETHEUS_MULTIPROC_DIR``) each writes what it has into that folder, and the one that is
-scraped sums it up. So these are plain counters, histograms and gauges, for which a batch is counted when it ends. What
-no end of a batch tells of, a timer looks at: once a second, until all processors have stopped. Without that folder each
-scrape does too.
+With several processes (``PROMETHEUS_MULTIPROC_DIR``), each writes its values into that folder, and the scraped process
+sums them up. So these are plain counters, histograms and gauges, and a batch is counted when it ends. A timer reads
+everything else once a second, until all processors have stopped; without that folder, each scrape reads it too.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ __all__ = ["watch"]
 _M = TypeVar("_M", bound="MetricWrapperBase")
 
 INTERVAL: Final = 1.0
-"""Seconds between two looks at the gauges."""
+"""Seconds between two reads of the gauges."""
 
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 _SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 def watch(registry: CollectorRegistry = REGISTRY) -> None:
-    """Have *registry* show the metrics of all processors: those that are there, and those that will be made.
+    """Export the metrics of all processors, present and future, in *registry*.
 
     A second call changes nothing.
 
@@ -65,7 +65,7 @@ def watch(registry: CollectorRegistry = REGISTRY) -> None:
         registry: Of ``prometheus_client``; by default its own.
 
     Raises:
-        ValueError: *registry* has other metrics of these names.
+        ValueError: *registry* has other metrics with these names.
     Switches: no.
     """
     if registry not in _exports:
@@ -73,7 +73,7 @@ def watch(registry: CollectorRegistry = REGISTRY) -> None:
 
 
 class _Series:
-    """The metrics of the processors of one name."""
+    """The metrics of all processors of one name."""
 
     def __init__(self, metrics: _Metrics, name: str) -> None:
         self.size, self.wait, self.load, self.apply, self.save, self.total = (
@@ -87,7 +87,7 @@ class _Series:
         self._failed_batches = metrics.failed_batches
 
     def add_batch(self, metric: BatchMetric) -> None:
-        """Add a batch that has ended, but for its answers."""
+        """Add a batch that has ended, without its answers."""
         self.size.observe(metric.operation_count)
         self.wait.observe(metric.queue_wait)
         self.load.observe(metric.load_duration)
@@ -98,19 +98,19 @@ class _Series:
             self._failed_batches.labels(self._name, metric.phase, type(metric.error).__name__).inc()
 
     def add(self, new: Counted) -> None:
-        """Add what is new."""
+        """Add the counts of *new*."""
         for counter, count in zip(self.counters, new, strict=True):
             if count:
                 counter.inc(count)
 
     def set_gauges(self, values: Gauges) -> None:
-        """Show *values*."""
+        """Set the gauges to *values*."""
         for gauge, value in zip(self.gauges, values, strict=True):
             gauge.set(value)
 
 
 class _Metrics:
-    """The metrics, in a registry."""
+    """All metrics, in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def named(kind: type[_M], name: str, what: str, *labels: str, **options: Any) -> _M:
@@ -142,7 +142,7 @@ class _Metrics:
 
 
 class _Watcher:
-    """Sees the batches of one processor."""
+    """Watches the batches of one processor."""
 
     def __init__(self, export: _Export, processor: Processor[Any]) -> None:
         self._export = export
@@ -150,7 +150,7 @@ class _Watcher:
         self.series = export.series_of(processor.name)
         # -- mutable state ---------------------------------------------------------------------------------
         self.outcomes = Outcomes(processor)
-        self.gauges = Gauges()  # as they were last
+        self.gauges = Gauges()  # at the last read
         self.closed = False
 
     def __repr__(self) -> str:
@@ -163,30 +163,30 @@ class _Watcher:
         self.series.add(self.outcomes.of_batch(batch, metric))
 
     def publish(self, metric: BatchMetric) -> None:
-        """Nothing: `end` is called in its place."""
+        """Do nothing: the processor calls `end` instead."""
 
     def close(self) -> None:
-        """Add what is left; the gauges go back to 0. The timer notices by itself. Switches: no."""
+        """Add the last counts; the gauges go back to 0. The timer notices by itself. Switches: no."""
         self.closed = True
         self._export.refresh()
 
     def look(self, processor: Processor[Any]) -> Gauges:
-        """Add what no batch has told of, and give what is there now."""
+        """Add the counts that came with no batch's end; return the gauges."""
         self.series.add(self.outcomes.new())
         self.gauges = Gauges() if self.closed else gauges_of(processor, self.gauges)
         return self.gauges
 
 
 class _Export:
-    """The metrics of one registry, and who fills them."""
+    """The metrics of one registry, and their watchers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        registry.register(self)  # first of all, so that it is asked before the metrics are
+        registry.register(self)  # first, to be asked before the metrics are
         self._metrics = _Metrics(registry)
         # -- mutable state ---------------------------------------------------------------------------------
-        self._series: dict[str, _Series] = {}  # by the name of the processors
+        self._series: dict[str, _Series] = {}  # by name of processors
         self._watchers: WeakKeyDictionary[Processor[Any], _Watcher] = WeakKeyDictionary()
-        self._timer: Any = None  # there while a processor may run batches
+        self._timer: Any = None  # set while a processor may run batches
         for processor in process.processors():
             self.add(processor)
         process.watchers.append(self.add)
@@ -194,11 +194,11 @@ class _Export:
         process.after_fork(self._forget)
 
     def describe(self) -> list[Any]:
-        """Give no metric of its own."""
+        """Describe nothing: this collector has no metric of its own."""
         return []
 
     def collect(self) -> list[Any]:
-        """Bring the metrics up to date: called at a scrape, before they are read."""
+        """Update the metrics before a scrape reads them."""
         self.refresh()
         return []
 
@@ -208,14 +208,14 @@ class _Export:
         _seam.watch(processor, watcher)
 
     def series_of(self, name: str) -> _Series:
-        """Give the metrics of the processors of this name, which begin at 0."""
+        """Return the metrics of the processors named *name*, which begin at 0."""
         series = self._series.get(name)
         if series is None:
             series = self._series[name] = _Series(self._metrics, name)
         return series
 
     def refresh(self) -> None:
-        """Bring up to date what no batch that ends tells of. Switches: no; any thread may call."""
+        """Add the counts that came with no batch's end, and set the gauges. Switches: no; any thread may call."""
         sums = dict.fromkeys(self._series, Gauges())
         for processor in process.processors():
             watcher = self._watchers.get(processor)
@@ -227,14 +227,14 @@ class _Export:
     # -- the timer, in the thread that has batches ----------------------------------------------------------
 
     def keep_fresh(self) -> None:
-        """Have the gauges looked at, from now on."""
+        """Make sure that the timer runs."""
         active = self._timer is not None and self._timer.active
         if not active and process.here.thread is not None and process.in_thread():
             self._start()
 
     def _start(self) -> None:
-        self._close_timer()  # perhaps of a virtual time that has ended
-        # Without a reference: nobody's deadlock, and no end of a program, has to wait for it.
+        self._close_timer()  # it may be of a virtual time that has ended
+        # Without a reference, so that it keeps neither a deadlock from being noticed nor a program from ending.
         self._timer = gevent.get_hub().loop.timer(INTERVAL, INTERVAL, ref=False)
         self._timer.start(self._tick)
 
@@ -242,7 +242,7 @@ class _Export:
         try:
             self.refresh()
         except Exception as error:
-            self._close_timer()  # until a batch ends, or the log would be full of it
+            self._close_timer()  # until a batch ends; else each tick would log the error
             log.watcher_failed(self, error)
         else:
             if all(watcher.closed for watcher in self._watchers.values()):
@@ -254,7 +254,7 @@ class _Export:
             self._timer = None
 
     def _forget(self) -> None:
-        """After a fork: the timer is the parent's, and a thread of the parent's may have held a lock."""
+        """Drop the parent's timer after a fork, and locks that its threads may have held."""
         self._close_timer()
         for watcher in self._watchers.values():
             watcher.outcomes.forget_lock()

@@ -2,9 +2,9 @@
 
     app = ErrorAnswers(app)
 
-What `Processor.run` raised becomes an answer that says what the client may do: 503 with Retry-After, 504, 404, or 500
-when it is unknown whether anything was saved. The application has to let it through: Bottle does with
-``app.catchall = False``, Pyramid does when no exception view takes it. Flask has an integration of its own.
+An error that `Processor.run` raised becomes an answer that tells the client what it may do: 503 with Retry-After, 504,
+404, or 500 if it is unknown whether anything was saved. The application has to let the error through: Bottle does with
+``app.catchall = False``, Pyramid does if no exception view takes it. Flask has an integration of its own.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _log = logging.getLogger("geventbatch.wsgi")
 class ErrorAnswers:
     """WSGI middleware that answers the `BatchError`s of *app*.
 
-    An error after the first bytes have been sent goes up to the server as it is, which breaks the connection off: no
+    If an error comes after the first bytes have been sent, it goes up to the server, which closes the connection: no
     client takes half a response for a whole one. For other answers, override `answer`.
 
     Args:
         app: The application.
-        retry_after: Whole seconds after which a client that was refused is told to come again; more of them when an
-            overloaded processor says so.
+        retry_after: Seconds (int) after which a refused client is told to try again; an overloaded processor may
+            ask for more.
     """
 
     def __init__(self, app: WSGIApplication, *, retry_after: int = 1) -> None:
-        """Stand in front of *app*."""
+        """Wrap *app*."""
         self._app = app
         self._retry_after = retry_after
         # -- mutable state ---------------------------------------------------------------------------------
         self._looked = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Let the application answer, or answer for it."""
+        """Call the application, and answer for it if it raises a `BatchError`."""
         if not self._looked:
             self._looked = True
             see_environment(environ)
@@ -57,7 +57,7 @@ class ErrorAnswers:
             body = self._app(environ, response.begin)
         except BatchError as error:
             return _answered(self, error, response)
-        # Nothing runs any more behind these, and servers do better when they see what they are.
+        # No code of the application runs behind these, and servers treat them better when they see the type.
         wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(wrapper, type) and isinstance(body, wrapper)):
             response.send_head()
@@ -65,12 +65,12 @@ class ErrorAnswers:
         return _Body(self, body, response)
 
     def answer(self, error: BatchError) -> Answer:
-        """Give the answer for *error*; made to be overridden. Switches: no."""
+        """Return the answer to *error*; made to be overridden. Switches: no."""
         return answer_to(error, self._retry_after)
 
 
 def _answered(errors: ErrorAnswers, error: BatchError, response: _Response) -> Iterable[bytes]:
-    """Answer *error* in place of what was begun, and give the body; raise it when something has been sent already."""
+    """Answer *error* in place of the response begun, and return the body. Raise it if something has been sent."""
     if response.sent:
         raise error
     answer = errors.answer(error)
@@ -84,9 +84,9 @@ def _answered(errors: ErrorAnswers, error: BatchError, response: _Response) -> I
 
 
 class _Response:
-    """The head of a response, which the server is not told before there is something to be sent.
+    """The head of a response, held back until there is something to send.
 
-    WSGI would have it replaced until then. But gunicorn sends the headers of both, two lengths included.
+    WSGI lets an application replace the head until then, but gunicorn would send the headers of both.
     """
 
     def __init__(self, environ: WSGIEnvironment, start_response: StartResponse) -> None:
@@ -100,7 +100,7 @@ class _Response:
     def begin(
         self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        """Be the application's ``start_response``."""
+        """Act as the application's ``start_response``."""
         if self.sent and exc_info is not None:
             return self._start_response(status, headers, exc_info)
         if self._head is not None and exc_info is None:
@@ -109,13 +109,13 @@ class _Response:
         return self._write_through
 
     def send_head(self) -> None:
-        """Tell the server, unless it was told."""
+        """Send the head to the server, unless it was sent."""
         if not self.sent and self._head is not None:
             self.sent = True
             self._write = self._start_response(*self._head)
 
     def replace(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """Tell the server of another head than was begun."""
+        """Send this head instead of the one begun."""
         self._head = status, headers
         self.send_head()
 
@@ -147,7 +147,7 @@ class _Body:
         return chunk
 
     def _next(self) -> bytes | None:
-        """Give the next one that is not empty."""
+        """Return the next chunk that is not empty."""
         try:
             if self._chunks is None:
                 self._chunks = iter(self._body)
@@ -157,7 +157,7 @@ class _Body:
         return next(self._chunks, None)
 
     def close(self) -> None:
-        """Close what the application gave, as WSGI asks for, on every path."""
+        """Close the application's body, as WSGI demands on every path."""
         close = getattr(self._body, "close", None)
         if close is not None:
             close()

@@ -1,14 +1,14 @@
 """The library as an app of Django: put ``geventbatch.integrations.django`` into ``INSTALLED_APPS``.
 
 - Processors are declared in a module ``processors`` of each app, at its top level. The app imports these modules when
-  Django starts, so that each is found before the first request, and `geventbatch.stop_all` stops them all::
+  Django starts, so every processor is known before the first request, and `geventbatch.stop_all` stops them all::
 
       accounts = Processor(open_resource=DjangoStore(Account), min_duration=0, max_duration=5, max_batches=10)
 
-- ``manage.py check`` tells of wrong set-ups (``geventbatch.W001`` to ``W010``); those that only a running worker has
-  are logged there, when it starts.
-- The middleware ``geventbatch.integrations.django.middleware.ErrorAnswers`` answers what `run` raises in views.
-- Around test cases nothing is to be set up: see `geventbatch.stores.DjangoStore`.
+- ``manage.py check`` reports wrong set-ups (``geventbatch.W001`` to ``W010``). What is wrong only in a running worker
+  is logged there, when the worker starts.
+- The middleware ``geventbatch.integrations.django.middleware.ErrorAnswers`` answers errors that `run` raises in views.
+- Test cases need no set-up: see `geventbatch.stores.DjangoStore`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _modules: list[ModuleType] = []
 
 
 def processors() -> dict[str, Processor[Any]]:
-    """The processors that apps declare, by their full names (``"bank.processors.accounts"``). Switches: no."""
+    """Return the processors that apps declare, by full names (``"bank.processors.accounts"``). Switches: no."""
     return {
         f"{module.__name__}.{name}": value
         for module in _modules

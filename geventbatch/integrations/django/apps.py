@@ -1,4 +1,4 @@
-"""The app."""
+"""The app's configuration: finds the processors, and registers the checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log: Final = logging.getLogger("geventbatch")
 
 
 class GeventbatchConfig(AppConfig):
-    """Finds the processors, and looks whether the project is set up rightly."""
+    """Finds the processors, and checks how the project is set up."""
 
     name = "geventbatch.integrations.django"
     label = "geventbatch"
@@ -36,8 +36,8 @@ class GeventbatchConfig(AppConfig):
                 if module not in integration._modules:
                     integration._modules.append(module)
         checks.register_all()
-        # A test database cannot be dropped while anybody is connected. Emptying it, as a TransactionTestCase does at
-        # its end, sends this signal too.
+        # A test database cannot be dropped while anyone is connected. A TransactionTestCase sends this signal too, when
+        # it empties the database at its end.
         post_migrate.connect(_close_idle, dispatch_uid="geventbatch")
         request_started.connect(_see_environment, dispatch_uid="geventbatch")
         if checks.in_gevent_worker():
@@ -46,8 +46,8 @@ class GeventbatchConfig(AppConfig):
 
 
 def _see_environment(sender: type, environ: dict[str, Any] | None = None, **_: Any) -> None:
-    """See, in the first request of a server, how many processes serve."""
-    if issubclass(sender, WSGIHandler):  # and no client of tests, which says that there are several
+    """Note, in a server's first request, how many processes serve."""
+    if issubclass(sender, WSGIHandler):  # not the test client, which reports several processes
         request_started.disconnect(dispatch_uid="geventbatch")
         setup_problems.see_environment(environ or {})
 

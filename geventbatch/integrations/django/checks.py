@@ -1,7 +1,7 @@
-"""What Django's ``check`` says of set-ups in which batches would block, fail or be undone.
+"""Django's ``check`` for set-ups in which batches would block, fail or be undone.
 
-Those of the settings are found by ``manage.py check``. Those of a process can only be found in a worker; there the app
-logs them when it starts.
+``manage.py check`` finds what is wrong in the settings. What is wrong in a process shows only in a worker; there the
+app logs it at its start.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNITS: Final = {"": 0.001, "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 class Declared(NamedTuple):
-    """A processor over a `DjangoStore`, and what a message calls it."""
+    """A processor over a `DjangoStore`, and its name for messages."""
 
     name: str
     processor: Processor[Any]
@@ -52,18 +52,18 @@ class Declared(NamedTuple):
 
     @property
     def options(self) -> Options:
-        """What it was told."""
+        """The processor's options."""
         return _seam.options_of(self.processor)
 
     @property
     def database(self) -> dict[str, Any]:
-        """The settings of its database."""
+        """The settings of the store's database."""
         found: dict[str, Any] = connections.settings[self.store.using]
         return found
 
 
 def declared() -> list[Declared]:
-    """All live processors over a `DjangoStore` whose database is there."""
+    """Return all live processors over a `DjangoStore` whose database is in the settings."""
     names = _names()
     found = []
     for processor in process.processors():
@@ -78,26 +78,26 @@ def _names() -> dict[int, str]:
 
 
 def register_all() -> None:
-    """Make them part of ``manage.py check``."""
+    """Register the checks with ``manage.py check``."""
     for check in (*_OF_PROCESS, *_OF_SETTINGS):
         register(check, "geventbatch")
 
 
-# -- of a process --------------------------------------------------------------------------------------------
+# -- of the process ------------------------------------------------------------------------------------------
 
 
 def in_gevent_worker() -> bool:
-    """Whether this process belongs to a gunicorn with gevent workers, or to a Celery with gevent's pool."""
+    """Return whether this process belongs to gunicorn with gevent workers, or to Celery with gevent's pool."""
     return "gunicorn.workers.ggevent" in sys.modules or "celery.concurrency.gevent" in sys.modules
 
 
 def of_process() -> list[CheckMessage]:
-    """What is wrong with this process."""
+    """Return the warnings about this process."""
     return [message for check in _OF_PROCESS for message in check()]
 
 
 def check_patched(**_: object) -> list[CheckMessage]:
-    """W001: a gevent worker in which a wait blocks all greenlets."""
+    """W001: a gevent worker is not patched, so that one wait blocks all greenlets."""
     if not in_gevent_worker() or monkey.is_module_patched("socket"):
         return []
     return [
@@ -112,7 +112,7 @@ def check_patched(**_: object) -> list[CheckMessage]:
 
 
 def check_connections(**_: object) -> list[CheckMessage]:
-    """W002: one connection for all greenlets, since Django was imported before gevent patched."""
+    """W002: all greenlets share one connection, since Django was imported before gevent patched."""
     if not monkey.is_module_patched("threading") or not are_shared():
         return []
     return [
@@ -126,11 +126,11 @@ def check_connections(**_: object) -> list[CheckMessage]:
 
 
 def are_shared() -> bool:
-    """Whether a greenlet sees another one's connections."""
+    """Return whether a greenlet sees another one's connections."""
     before = set(_initialized())
     aliases = [alias for alias in connections if alias not in before][:1]
     for alias in aliases:
-        connections[alias]  # so that there is one to see; it does not connect
+        connections[alias]  # makes a wrapper to be seen, and does not connect
     try:
         return bool(gevent.spawn(_initialized).get())
     finally:
@@ -190,7 +190,7 @@ def _views(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[object]:
 
 
 def check_graceful_timeout(**_: object) -> list[CheckMessage]:
-    """W006: gunicorn kills what takes longer than it waits for."""
+    """W006: a batch may take longer than gunicorn waits before it kills the worker."""
     most = float(getattr(settings, "GEVENTBATCH_GRACEFUL_TIMEOUT", _GRACEFUL_TIMEOUT))
     return [
         CheckWarning(
@@ -206,7 +206,7 @@ def check_graceful_timeout(**_: object) -> list[CheckMessage]:
 
 
 def check_database_timeouts(**_: object) -> list[CheckMessage]:
-    """W007: the database ends the session, or the driver gives up, before the batch does."""
+    """W007: the database ends the session, or the driver gives up, before the batch's deadline."""
     return [
         CheckWarning(
             f"The processor {one.name} has a max_duration of {_seconds(one):g} s, but {name} of the database "
@@ -256,8 +256,8 @@ def check_max_batches(**_: object) -> list[CheckMessage]:
     """W009: nothing bounds the number of connections."""
     return [
         CheckWarning(
-            f"The processor {one.name} has no max_batches: as many keys as are busy, so many connections to the "
-            f"database {one.store.using!r} it opens.",
+            f"The processor {one.name} has no max_batches: it opens as many connections to the database "
+            f"{one.store.using!r} as there are busy keys.",
             hint="Set max_batches so that all workers together stay under what the database allows.",
             id="geventbatch.W009",
         )
@@ -272,7 +272,7 @@ def check_pool(**_: object) -> list[CheckMessage]:
         CheckWarning(
             f"The processor {one.name} has a max_batches of {one.options.max_batches}, but the pool of the "
             f"database {one.store.using!r} has {size} connections: the others wait, while their max_duration runs.",
-            hint='Raise max_size in OPTIONS["pool"] to max_batches and what requests need beside it: one that has used '
+            hint='Raise max_size in OPTIONS["pool"] to max_batches plus what requests need: a request that has used '
             "the database holds its connection while it waits in run().",
             id="geventbatch.W010",
         )

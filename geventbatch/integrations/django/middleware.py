@@ -1,8 +1,8 @@
 """Error answers: put ``geventbatch.integrations.django.middleware.ErrorAnswers`` last into ``MIDDLEWARE``.
 
-What `Processor.run` raised in a view becomes an answer that says what the client may do: 503 with Retry-After, 504,
-404, or 500 when it is unknown whether anything was saved; in JSON or as text, as the client prefers. They are the same
-as in Flask and plain WSGI.
+An error that `Processor.run` raised in a view becomes an answer that tells the client what it may do: 503 with
+Retry-After, 504, 404, or 500 if it is unknown whether anything was saved; in JSON or as text, as the client prefers.
+The answers are the same as in Flask and plain WSGI.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _log: Final = logging.getLogger("geventbatch.django")
 class ErrorAnswers:
     """Middleware that answers the `BatchError`s of views.
 
-    ``settings.GEVENTBATCH_RETRY_AFTER`` are the whole seconds after which a client that was refused is told to come
-    again (1), more of them when an overloaded processor says so. For other answers, override `answer`.
+    ``settings.GEVENTBATCH_RETRY_AFTER`` is the number of seconds (int, default 1) after which a refused client is told
+    to try again; an overloaded processor may ask for more. For other answers, override `answer`.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
-        """Stand in front of *get_response*."""
+        """Wrap *get_response*."""
         self._get_response = get_response
         self._retry_after = int(getattr(settings, "GEVENTBATCH_RETRY_AFTER", 1))
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Let the view answer. Switches: as it does."""
+        """Call the view. Switches: as it does."""
         return self._get_response(request)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -57,5 +57,5 @@ class ErrorAnswers:
         return response
 
     def answer(self, error: BatchError) -> Answer:
-        """Give the answer for *error*; made to be overridden. Switches: no."""
+        """Return the answer to *error*; made to be overridden. Switches: no."""
         return answer_to(error, self._retry_after)

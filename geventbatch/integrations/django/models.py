@@ -1,4 +1,4 @@
-"""A table of outcomes as Django knows it: for the models of an application that uses idempotency keys."""
+"""The table of outcomes as a Django model, for applications that use idempotency keys."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 
 
 class OutcomeIdField(models.CharField):  # type: ignore[type-arg]  # it takes none at run time
-    """A text of ASCII, compared byte by byte: any other collation is slower, or takes two texts for one."""
+    """An ASCII text that is compared byte by byte. Another collation would be slower, or take two texts for one."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As long as an outcome's id may be."""
+        """Set the longest length of an outcome's id."""
         super().__init__(*args, **{**options, "max_length": ID_LENGTH})
 
     def deconstruct(self) -> tuple[str, str, Any, Any]:
-        """For migrations."""
+        """Return the arguments for migrations."""
         name, _, args, options = super().deconstruct()
         options.pop("max_length")
         return name, "geventbatch.integrations.django.models.OutcomeIdField", args, options
 
     def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
-        """For PostgreSQL by its long name: by the other one Django would make a second index, for LIKE."""
+        """Return the type's long name on PostgreSQL: with ``varchar``, Django would add a second index, for LIKE."""
         return f"character varying({ID_LENGTH})" if connection.vendor == "postgresql" else super().db_type(connection)
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
-        """The collation that does that."""
+        """Return the parameters with a byte-by-byte collation."""
         collation = {"postgresql": "C", "mysql": "ascii_bin"}.get(connection.vendor)
         return {**super().db_parameters(connection), "collation": collation}
 
 
 class OutcomeModel(models.Model):
-    """The outcomes of operations with an idempotency key: subclass it in an app of yours, and make its migration.
+    """The outcomes of operations with an idempotency key. Subclass it in an app of yours, and make its migration.
 
     Several stores of one database may share a subclass.
     """
@@ -46,10 +46,10 @@ class OutcomeModel(models.Model):
     expires: models.BigIntegerField[int, int] = models.BigIntegerField(db_index=True)
 
     class Meta:
-        """No table of its own."""
+        """Have no table of its own."""
 
         abstract = True
 
     def __str__(self) -> str:
-        """The idempotency key, behind what stands for the resource."""
+        """Return the id: a mark of the resource, then the idempotency key."""
         return self.id

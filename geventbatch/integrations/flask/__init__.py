@@ -1,4 +1,4 @@
-"""Processors of a Flask application: configured by it, run in its context, and answered for when they fail.
+"""Processors of a Flask application: configured by it, run in its context; their errors are answered.
 
     batches = GeventBatch()
     trains = batches.processor(open_resource=open_train, min_duration=0)
@@ -12,13 +12,13 @@
     def book(name, seat):
         return asdict(trains.run(name, Train.book, seat, request.json["passenger"]))
 
-A batch has an application context of its own from load to save. So Flask-SQLAlchemy's ``db.session`` is its own: in
-operations too, where it would be the request's otherwise. There it is the session of the resource, if that is a mapped
-instance. ``request``, ``session`` and ``g`` are those of the caller in an operation; in a load and a save there is no
-request, and ``g`` is the batch's.
+A batch has an application context of its own from load to save, and so a ``db.session`` of Flask-SQLAlchemy of its own,
+which its operations see instead of the request's. If the resource is a mapped instance, that is the session of the
+resource. In an operation, ``request``, ``session`` and ``g`` are the caller's. In a load or save there is no request,
+and ``g`` is the batch's.
 
-A request that has used ``db.session`` before `run` holds a connection, and whatever its transaction has locked, for as
-long as it waits: call ``db.session.commit()`` or ``close()`` first, or the batch may find the pool empty.
+If a request has used ``db.session`` before `run`, it holds a connection and its locks as long as it waits: call
+``db.session.commit()`` or ``close()`` first, or the batch may find the pool empty.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ class GeventBatch:
     ``app.config`` may have:
 
     - ``GEVENTBATCH_MIN_DURATION``, ``…_MAX_DURATION``, ``…_MAX_PENDING``, ``…_MAX_BATCHES``, ``…_MAX_BATCH_SIZE``,
-      ``…_MAX_ATTEMPTS``, ``…_MAX_BLOCKING_TIME``, ``…_WORKERS``, ``…_BATCHING``: for every processor that was not given
+      ``…_MAX_ATTEMPTS``, ``…_MAX_BLOCKING_TIME``, ``…_WORKERS``, ``…_BATCHING``: for every processor that is not given
       the option itself. They are read by `init_app`, once.
-    - ``GEVENTBATCH_ERROR_ANSWERS``: False leaves `BatchError`s to you. By default they are answered (503 with
-      Retry-After, 504, 404, and 500 when it is unknown whether anything was saved) as JSON or as text, by the client's
-      Accept header. An error handler of yours for `BatchError`, or for one of its children, goes before.
+    - ``GEVENTBATCH_ERROR_ANSWERS``: By default `BatchError`s are answered (503 with Retry-After, 504, 404, or 500 if it
+      is unknown whether anything was saved) as JSON or as text, by the client's Accept header. An error handler of
+      yours for `BatchError`, or for one of its children, goes first. False: no error is answered.
     - ``GEVENTBATCH_RETRY_AFTER``: whole seconds for that header, 1 by default.
 
     Args:
-        app: The application, where there is no factory: as if `init_app` were called with it.
+        app: The application, if there is no factory: `init_app` is called with it.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -97,12 +97,12 @@ class GeventBatch:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Give *app* the processors that are declared, and answers for their errors.
+        """Make the declared processors for *app*, and answer their errors.
 
         Raises:
             RuntimeError: It was called for *app* before.
-            TypeError: A name in ``app.config`` is unknown, or what it has is of a wrong type.
-            ValueError: What a name in ``app.config`` has is out of range.
+            TypeError: A name in ``app.config`` is unknown, or its value is of a wrong type.
+            ValueError: The value of a name in ``app.config`` is out of range.
         Switches: no.
         """
         if _NAME in app.extensions:
@@ -169,7 +169,7 @@ class GeventBatch:
             **options: As `geventbatch.Processor` takes them.
 
         Raises:
-            TypeError: An option is of a wrong type. (Before `init_app`, that raises it.)
+            TypeError: An option is of a wrong type. (Before `init_app`, that method raises it.)
             ValueError: An option is out of range. (Likewise.)
         Switches: no.
         """
@@ -181,10 +181,10 @@ class GeventBatch:
 
 
 class AppProcessor(Generic[R]):
-    """A processor that was declared for an application: there is one for each application, which the caller runs in."""
+    """A declared processor: each application has one, and calls go to the one of the current application."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Declare it. Call `GeventBatch.processor` for that."""
+        """Declare it; called by `GeventBatch.processor`."""
         self.options = options
 
     def run(  # noqa: PLR0913 - every option is a keyword
@@ -216,10 +216,10 @@ class AppProcessor(Generic[R]):
 
     @property
     def batching(self) -> bool:
-        """The off-switch of the processor of the application that the caller runs in: `geventbatch.Processor.batching`.
+        """The off-switch of the current application's processor: `geventbatch.Processor.batching`.
 
         Raises:
-            RuntimeError: Called outside of an application context. (So do the others below.)
+            RuntimeError: Called outside of an application context. (So do the methods below.)
         Switches: no.
         """
         return self.for_app().batching
@@ -230,15 +230,15 @@ class AppProcessor(Generic[R]):
 
     @property
     def name(self) -> str:
-        """What it is called: `geventbatch.Processor.name`. Switches: no."""
+        """The processor's name: `geventbatch.Processor.name`. Switches: no."""
         return self.for_app().name
 
     def stats(self) -> ProcessorStats:
-        """Give its counters, in this process: `geventbatch.Processor.stats`. Switches: no."""
+        """Return the processor's counters in this process: `geventbatch.Processor.stats`. Switches: no."""
         return self.for_app().stats()
 
     def live_batches(self) -> list[LiveBatch]:
-        """Give the batches that have not ended: `geventbatch.Processor.live_batches`. Switches: no."""
+        """Return the batches that have not ended: `geventbatch.Processor.live_batches`. Switches: no."""
         return self.for_app().live_batches()
 
     def subscribe_batch_metrics(self) -> MetricSubscription:
@@ -246,9 +246,9 @@ class AppProcessor(Generic[R]):
         return self.for_app().subscribe_batch_metrics()
 
     def for_app(self, app: Flask | None = None) -> Processor[R]:
-        """Give the processor of *app*, or else of the application that the caller runs in.
+        """Return the processor of *app*, by default of the current application.
 
-        It may be run outside of an application context, too.
+        Its own `run` works outside of an application context, too.
 
         Raises:
             RuntimeError: There is no such application, or `GeventBatch.init_app` was not called for it.
@@ -293,7 +293,7 @@ class _Processor(Processor[R]):
 
 @dataclass(frozen=True, slots=True)
 class _AppState:
-    """What the extension keeps for one application."""
+    """The extension's state for one application."""
 
     options: Mapping[str, Any]
     error_answers: bool
@@ -302,7 +302,7 @@ class _AppState:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read and check the names that are ours."""
+        """Read and check the names that begin with ``GEVENTBATCH_``."""
         given = {name.removeprefix(_PREFIX).lower(): config[name] for name in config if name.startswith(_PREFIX)}
         error_answers = given.pop("error_answers", True)
         if not isinstance(error_answers, bool):
@@ -365,7 +365,7 @@ def _state_of(app: Flask) -> _AppState:
 
 
 def _see_environment(app: Flask, **_: object) -> None:
-    """See, in the first request, how many processes serve."""
+    """Note, in the first request, how many processes serve."""
     request_started.disconnect(_see_environment, app)
     setup_problems.see_environment(request.environ)
 

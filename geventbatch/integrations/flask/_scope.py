@@ -1,4 +1,4 @@
-"""The application context of a batch, from load to save, and what its operations see of it."""
+"""The application context of a batch, from load to save, and what operations see of it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from flask.ctx import AppContext
 
 _batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
-"""In the `contextvars` context of a batch, the one of its load and save: its application context."""
+"""The batch's application context, in the `contextvars` context of its load and save."""
 
 
 class AppStore(Around):
-    """An ``open_resource`` around another one, whose scopes have an application context each."""
+    """Wraps an ``open_resource``: each scope gets an application context of its own."""
 
     def __init__(
         self, app: Flask, open_resource: Callable[[Any], AbstractContextManager[Any]], option: str = "open_resource"
     ) -> None:
-        """Wrap *open_resource*, which is the *option* of that name, for *app*."""
+        """Wrap *open_resource*, given as the option of the name *option*, for *app*."""
         pair = getattr(open_resource, "load_resource", None) or getattr(open_resource, "load_resources", None)
-        self.__wrapped__ = pair or open_resource  # whose name the processor, metrics and the log give
+        self.__wrapped__ = pair or open_resource  # its name is shown by the processor, metrics and logs
         super().__init__(open_resource)
         self._app = app
         self._option = option
@@ -52,15 +52,15 @@ class AppStore(Around):
 
 
 class AppScope(Around):
-    """A scope around another one: the application context is popped when that one has been left."""
+    """Wraps a scope: the application context is popped after the scope's exit."""
 
     def __init__(self, context: AppContext, scope: AbstractContextManager[Any]) -> None:
-        """Belong to *context*, which has been pushed."""
+        """Wrap *scope*; *context* is pushed already."""
         super().__init__(scope)
         self._context = context
 
     def __enter__(self) -> Any:
-        """Load."""
+        """Load, and make the resource's session ``db.session``."""
         try:
             resource = self._inner.__enter__()
         except BaseException as error:
@@ -72,7 +72,7 @@ class AppScope(Around):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Save, or not."""
+        """Exit the scope, and pop the application context."""
         try:
             self._inner.__exit__(kind, error, traceback)
         except BaseException as raised:
@@ -84,7 +84,7 @@ class AppScope(Around):
 
     @property
     def saved(self) -> Callable[[], None] | None:
-        """What the other one has to do when its save is answered, in a context of its own."""
+        """The wrapped scope's ``saved``, to be called in an application context of its own."""
         saved = getattr(self._inner, "saved", None)
         if saved is None:
             return None
@@ -97,7 +97,7 @@ class AppScope(Around):
 
 
 def _pop(context: AppContext, error: BaseException | None) -> None:
-    """Let teardown functions run. What was saved is saved by now, so that none of them can make a save fail."""
+    """Call the teardown functions. They come after the save, so none can make it fail."""
     try:
         context.pop(error)
     except Exception:
@@ -105,11 +105,10 @@ def _pop(context: AppContext, error: BaseException | None) -> None:
 
 
 class InBatch:
-    """An operation that is called in the application context of its batch, but with the ``g`` of its caller.
+    """Calls an operation in its batch's application context, but with its caller's ``g``.
 
-    The context is that of the batch because whatever is kept for each application context, such as the session of
-    Flask-SQLAlchemy, would else be the request's. Operations come one after the other, and while one runs nobody else
-    looks at ``g``.
+    In the caller's application context, whatever is kept per context, such as Flask-SQLAlchemy's session, would be the
+    request's. Operations run one after the other, and while one runs no other code looks at ``g``.
     """
 
     __slots__ = ("__wrapped__",)
@@ -122,14 +121,14 @@ class InBatch:
 
     @property
     def stands_for(self) -> Callable[..., Any]:
-        """What an idempotency key remembers, and must whatever is around it."""
+        """The operation itself, which an idempotency key identifies whatever wraps it."""
         return self.__wrapped__
 
     def __call__(self, resource: Any, *args: Any) -> Any:
-        """Call it."""
+        """Call the operation."""
         context = current_batch().context[_batch_context]
         callers = _cv_app.get(None)
-        _cv_app.set(context)  # never reset: this is a copy of the caller's context, made for this call
+        _cv_app.set(context)  # never reset: this copy of the caller's context is for this call only
         if callers is None or callers.app is not context.app:
             return self.__wrapped__(resource, *args)
         own, context.g = context.g, callers.g

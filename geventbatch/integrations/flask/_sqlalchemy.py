@@ -1,8 +1,8 @@
-"""Flask-SQLAlchemy's ``db.session`` in a batch: it is the session that the resource lives in.
+"""Makes Flask-SQLAlchemy's ``db.session`` in a batch the session of the resource.
 
-It is scoped by the application context, of which a batch has its own. A store that loads through it needs no more. One
-that has a session for each batch, as `SQLAlchemyStore`, gets that one put in its place: what an operation adds to
-``db.session`` would be in no transaction at all otherwise.
+``db.session`` is kept per application context, and a batch has one of its own. A store that loads through
+``db.session`` needs no more. If the store has a session for each batch, as `SQLAlchemyStore`, that session is put in
+its place. Otherwise, what an operation adds to ``db.session`` would be in no transaction at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NAME = "sqlalchemy"
 
 
 def adopt_session(app: Flask, resource: object) -> None:
-    """Have ``db.session`` be the session of *resource* in the application context at hand, if it has one."""
+    """Make the session of *resource*, if it has one, ``db.session`` in the current application context."""
     if _NAME not in app.extensions:
         return
     from sqlalchemy.orm import object_session
@@ -31,7 +31,7 @@ def adopt_session(app: Flask, resource: object) -> None:
 
 
 def tell_of_lost_changes(app: Flask, key: object) -> None:
-    """Log when something was left in ``db.session`` after a batch was saved: no store knew of it."""
+    """Log an error if changes were left in ``db.session`` after the save: no store knew of them."""
     if _NAME not in app.extensions or not _registry(app).has():
         return
     session = _registry(app)()
