@@ -1,4 +1,4 @@
-"""Rows beside the resource (`Batch.add_row`), inserted in bulk with the save, in the order in which they were added."""
+"""Inserts the rows of `Batch.add_row` in bulk with the save, in the order in which they were added."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def insert_rows(connection: Connection, rows: Sequence[object], session: Session
 
 
 def insert_rows_behind(connection: Connection, rows: Sequence[object]) -> None:
-    """The same, where no session is to roll back all of the transaction when it fails."""
+    """Insert the same after a savepoint, so that a session's failure does not roll back the whole transaction."""
     if not any(is_instance(row) for row in rows):
         insert_rows(connection, rows)
         return
@@ -49,7 +49,7 @@ def insert_rows_behind(connection: Connection, rows: Sequence[object]) -> None:
 
 
 def is_instance(row: object) -> bool:
-    """Whether *row* is an instance of a mapped class."""
+    """Return whether *row* is an instance of a mapped class."""
     return isinstance(inspect(row, raiseerr=False), InstanceState)
 
 
@@ -71,5 +71,5 @@ def _pair(row: object) -> tuple[Any, Mapping[str, Any]]:
 
 def _statement(row: object) -> Insert:
     if isinstance(row, Insert):
-        return row.inline()  # nobody asks for the primary keys that the server made
+        return row.inline()  # the server's primary keys are not needed
     raise TypeError(row)

@@ -1,11 +1,11 @@
-"""Documents in bulk: those of many keys that are loaded and saved together, in one transaction.
+"""Documents of many keys that are loaded together and saved together, in one transaction.
 
-Each is compared by itself: who lost is told so, and all others are saved. Rows are locked in the order of their keys,
-so that two processes wait for each other and do not deadlock.
+Each is compared by itself: a lost one gets its error, and all others are saved. Rows are locked in the order of their
+keys, so that two processes wait for each other and do not deadlock.
 
-On PostgreSQL all documents are one statement. Where the transaction collects a save, that is sent together with COMMIT,
-as if nobody had lost; when somebody has, nothing was written, and the save is sent again, step by step. Other
-databases get the statements of one document after the other.
+On PostgreSQL one statement has all documents. If the transaction collects a save, that is sent together with COMMIT, as
+if none were lost; if one is, nothing was written, and the save is sent again, statement by statement. Other databases
+get the statements of one document after the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BulkDocuments:
     """The ``open_resources`` of a `Processor`: documents of many keys in one transaction."""
 
     keeps_outcomes = False
-    """It takes no operations with idempotency keys."""
+    """It refuses operations with idempotency keys."""
 
     def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
         self._documents = documents
@@ -72,7 +72,7 @@ class BulkDocuments:
 
 
 class Lost(Conflict):
-    """Of one key: the transaction goes on."""
+    """The conflict of one key, while the transaction goes on."""
 
 
 def _conflict(key: Hashable) -> Conflict:
@@ -80,17 +80,17 @@ def _conflict(key: Hashable) -> Conflict:
 
 
 class Loads(NamedTuple):
-    """The statements of a load."""
+    """The statements that load documents."""
 
     many: Any
     one: Any
-    """With the key as the row has it."""
+    """Selects the row's own key too."""
     folds: bool
     """The database may take several keys for one."""
 
 
 class BulkDocumentScope:
-    """One batch of each of many keys: entering loads their documents, leaving saves those that are left."""
+    """Batches of many keys, one of each: entering loads their documents, exiting saves them."""
 
     takes_rows = True
     deletes = True
@@ -98,7 +98,7 @@ class BulkDocumentScope:
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction
     _resources: dict[Hashable, Any]
-    _scopes: dict[Hashable, DocumentScope]  # of those that were loaded
+    _scopes: dict[Hashable, DocumentScope]  # of the loaded ones
 
     def __init__(
         self,
@@ -136,11 +136,11 @@ class BulkDocumentScope:
             raise PartlySaved(lost)
 
     def checkpoint(self) -> object:
-        """Give the state of the key at hand as its operations have left it. Raises `CannotUndo`. Switches: no."""
+        """Return a copy of the current key's resource. Raises `CannotUndo`. Switches: no."""
         return self._scopes[current_batch().key].checkpoint()
 
     def restore(self, checkpoint: object) -> Any:
-        """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
+        """Return the current key's resource as of *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
         key = current_batch().key
         resource = self._resources[key] = self._scopes[key].restore(checkpoint)
         return resource
@@ -151,17 +151,17 @@ class BulkDocumentScope:
         return self._documents.transaction(self._documents.engine, self._name)
 
     def _load(self, keys: list[Hashable]) -> dict[Hashable, Row | Exception]:
-        """Load what is there at *keys*; what the load of one of them raises stands in its place."""
+        """Load the rows at *keys*; an error of one key stands in place of its row."""
         try:
             self._transaction, found = load(self._begun, partial(self._fetch, keys))
-        except ResourceMissing as error:  # the database takes one of the keys for no value of its column
+        except ResourceMissing as error:  # the database refuses one of the keys
             refused = self._refused(keys, error)
             left = [key for key in keys if key not in refused]
             return {**refused, **(self._load(left) if left else {})}
         return found
 
     def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Row | Exception]:
-        """Find those of *keys* that the database does not take, by loads of each half."""
+        """Find the keys that the database refuses, by loading each half."""
         if len(keys) == 1:
             return {keys[0]: ResourceMissing(*error.args, key=keys[0])}
         refused: dict[Hashable, Row | Exception] = {}
@@ -186,9 +186,9 @@ class BulkDocumentScope:
     def _match(
         self, transaction: Transaction, unmatched: list[Hashable], found: dict[Hashable, Row | Exception]
     ) -> None:
-        """Ask which row each of *unmatched* is, where the database takes several values for one.
+        """Ask which row each of *unmatched* is, as the database may take several keys for one.
 
-        What has found a row by the form in which that has its key is the first one of it. A bulk has each row once.
+        The key that is in the row's own form has it first. A bulk has each row once.
         """
         matched = {key: found[key] for key in self._keys if key in found}
         taken = set(matched)
@@ -205,7 +205,7 @@ class BulkDocumentScope:
         found.update(matched)
 
     def _made(self, key: Hashable, row: Row | Exception | None) -> Any:
-        """The resource, or what its load raised; None when it is missing, and none is made."""
+        """Return the resource, or the error of its load; None if it is missing, and none is made."""
         if isinstance(row, Exception):
             return row
         scope = DocumentScope(self._documents, key)
@@ -219,7 +219,7 @@ class BulkDocumentScope:
         return resource
 
     def _save(self) -> dict[Hashable, Exception]:
-        """Save, and give what the documents fail with that were not."""
+        """Save, and return the errors of documents that were not saved."""
         bulk = current_batch().bulk
         failed: dict[Hashable, Exception] = {}
         changes: dict[Hashable, _Change] = {}
@@ -245,7 +245,7 @@ class BulkDocumentScope:
         collects = self._transaction.collects and not any(is_instance(row) for some in rows.values() for row in some)
         locking = self._documents.locking
         inserts = any(statement is self._documents.statements.add for statement, _ in changes.values())
-        if collects and not (locking and inserts):  # whose locks would be lost with what was inserted by others
+        if collects and not (locking and inserts):  # a lost insert would release the locks too
             try:
                 self._transaction.write(lambda: self._write_all(changes, rows))
                 return {}
@@ -267,7 +267,7 @@ class BulkDocumentScope:
     def _write_by_steps(
         self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]
     ) -> dict[Hashable, NotSaved]:
-        """Write each key behind a savepoint, since the database has refused something of some key before."""
+        """Write each key after a savepoint, since the database has refused a key before."""
         failed: dict[Hashable, NotSaved] = {}
 
         def write_all() -> None:
@@ -287,7 +287,7 @@ class BulkDocumentScope:
         insert_rows_behind(self._transaction.connection, rows)
 
     def _lost(self, key: Hashable) -> NotSaved:
-        """What it is that the row was not found, or that there is one already."""
+        """Return the error for a row that was not found, or exists already."""
         return self._scopes[key].lost(Lost(*_conflict(key).args), self._transaction, current_batch().bulk[key])
 
     def _begin_again(self) -> None:
@@ -306,7 +306,7 @@ class BulkDocumentScope:
         insert_rows(self._transaction.connection, [row for some in rows.values() for row in some])
 
     def _write_each(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> set[Hashable]:
-        """Write, and give the keys of those that were not there any more as they were loaded."""
+        """Write, and return the keys whose rows were not as loaded."""
         connection = self._transaction.connection
         lost: set[Hashable] = set()
         if self._together:
@@ -331,7 +331,7 @@ class BulkDocumentScope:
         return True
 
     def _grouped(self, changes: dict[Hashable, _Change]) -> Iterable[tuple[Together, dict[Hashable, dict[str, Any]]]]:
-        """The statements for many documents, in the order in which they are sent, with what each is sent for."""
+        """Yield the statements for many documents, in the order to send them, with their parameters by key."""
         for single, statement in self._together.items():
             some = {key: values for key, (asked, values) in changes.items() if asked is single}
             if some:

@@ -1,4 +1,4 @@
-"""The statements for many documents: on PostgreSQL one for all of them, which takes an array for each column."""
+"""Statements for many documents; on PostgreSQL one for all, with an array for each column."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _POSTGRESQL: Final[sa.Dialect] = cast("Any", postgresql.dialect)()
 
 
 class Together:
-    """A statement for many documents, which takes an array for each column."""
+    """A statement for many documents, with an array for each column."""
 
     def __init__(self, statement: Any, key: sa.ColumnElement[Any], names: Sequence[str]) -> None:
         self.key: Final = key
-        """For RETURNING: of those that it was asked for, since a row may have its key in another form."""
+        """For RETURNING: the key as asked for, which the row may have in another form."""
         self._statement = statement
         self._names = names
 
     def of(self, some: dict[Hashable, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-        """The statement and its parameters."""
+        """Return the statement and its parameters."""
         return self._statement, {f"_{name}s": [values[f"_{name}"] for values in some.values()] for name in self._names}
 
 
@@ -48,7 +48,7 @@ def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking:
 
 
 def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together]:
-    """UPDATE, DELETE and INSERT of PostgreSQL, which lock in the order of the keys and tell whom they found."""
+    """Return PostgreSQL's UPDATE, DELETE and INSERT, which lock in the order of the keys, and return those found."""
     columns = table.c
     compared = ("key", "version") if mark.column is None else ("key", "version", "mark")
     asked = _asked(table, *compared, "state", "new")
@@ -74,7 +74,7 @@ def _is_loaded(table: sa.Table, asked: sa.CTE, mark: Mark) -> sa.ColumnElement[b
 
 
 def _asked(table: sa.Table, *names: str) -> sa.CTE:
-    """The parameters of these names, a row for each document."""
+    """Return the parameters of these names as a CTE, with a row for each document."""
     columns = table.c
     types: dict[str, TypeEngine[Any]] = {
         "key": _in_array(columns.key.type),
@@ -95,10 +95,10 @@ def _array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 
 class _OneText(TypeDecorator[list[Any]]):
-    """An array of texts, numbers or JSON, sent as one text in PostgreSQL's own form.
+    """An array of texts, numbers or JSON, sent as one text in PostgreSQL's array syntax.
 
-    SQLAlchemy and the driver look at each value by itself, which took a fifth of the time of a bulk; and they take JSON
-    that is a list for an array in the array.
+    SQLAlchemy and the driver convert each value by itself, which took a fifth of the time of a bulk; and they take a
+    JSON list for a nested array.
     """
 
     impl = sa.ARRAY
@@ -111,7 +111,7 @@ class _OneText(TypeDecorator[list[Any]]):
 
 
 def _of_item(kind: TypeEngine[Any], dialect: sa.Dialect) -> Callable[[Any], str]:
-    """What makes the text of one value."""
+    """Return the function that makes the text of one value."""
     if isinstance(kind, sa.Integer):
         return str
     if isinstance(kind, sa.JSON):
@@ -132,14 +132,14 @@ def _locked(table: sa.Table, asked: sa.CTE, mark: Mark) -> sa.CTE:
 
 
 def _in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """A text without the length of its column: casting to that would cut off what is too long.
+    """Return a text type without its length, since a cast would cut off what is too long.
 
-    Only what is no other type for the database too: a CITEXT that is compared with a text is one.
+    Other types stay: a CITEXT that is compared with a text is compared as a text.
     """
     is_text = isinstance(kind, (KeyText, StateText)) or type(kind) in _TEXTS
     return sa.Text() if is_text else kind
 
 
 def fits(column: sa.Column[Any]) -> bool:
-    """Whether its values are the same after a cast to its type."""
+    """Return whether a cast to the column's type keeps its values."""
     return "(" not in _in_array(column.type).compile(dialect=_POSTGRESQL)

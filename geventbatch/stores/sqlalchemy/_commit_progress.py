@@ -1,4 +1,4 @@
-"""How far the driver has come with a COMMIT of SQLAlchemy's: each connection notes it in its ``info``."""
+"""Notes in each connection's ``info`` how far the driver has come with SQLAlchemy's COMMIT."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 COMMIT: Final = "geventbatch: commit"
-"""Where a connection has how far the driver has come with the last COMMIT: None, `SENT`, `DONE`."""
+"""The key of the progress of the last COMMIT: None, `SENT`, `DONE`."""
 
 SENT: Final = "sent"
 DONE: Final = "done"
 
 _noting: Final[WeakSet[Dialect]] = WeakSet()
-"""The dialects whose COMMITs are noted."""
+"""The dialects that note their COMMITs."""
 
 
 def note_commits(dialect: Dialect) -> None:
-    """Have each connection note how far the driver has come with a COMMIT: SQLAlchemy calls others before and after it.
+    """Make *dialect* note the progress of each COMMIT: SQLAlchemy calls listeners before and after it.
 
-    (A listener of its own for each transaction would cost a tenth of a millisecond.)
+    (A listener for each transaction would cost a tenth of a millisecond.)
     """
     if dialect in _noting:
         return
@@ -30,9 +30,9 @@ def note_commits(dialect: Dialect) -> None:
 
     def do_commit(connection: Any) -> None:
         found = getattr(connection, "info", None)
-        info: dict[Any, Any] = found if isinstance(found, dict) else {}  # psycopg's own has another one
+        info: dict[Any, Any] = found if isinstance(found, dict) else {}  # psycopg's own `info` is another object
         info[COMMIT] = SENT
         commit(connection)
         info[COMMIT] = DONE
 
-    vars(dialect)["do_commit"] = do_commit  # of this engine alone
+    vars(dialect)["do_commit"] = do_commit  # for this engine only

@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 
 
 class DocumentScope:
-    """One batch over one document: entering loads it, leaving saves it."""
+    """One batch over one document: entering loads it, exiting saves it."""
 
     takes_rows = True
     deletes = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    reused: bool = False  # it was not loaded: the save has to compare, also when there is nothing to save
-    _transaction: Transaction  # not there before the save of what is reused
+    reused: bool = False  # the state is cached: the save compares, even if there is nothing to save
+    _transaction: Transaction  # missing before the save of a cached state
     _resource: Any = None
-    _loaded: Row  # and what of it is written in the transaction already
-    _unchanged: Any  # what was loaded, as nobody can change it
-    _is_plain: bool  # the resource is known to be made of what JSON has
-    _before: int | None  # the version that was loaded
-    _written: bool  # something is, in an attempt that goes step by step
-    _rows_written: int  # of those beside
-    _snapshot: Any  # of the state behind the last step
+    _loaded: Row  # as in the transaction: updated by each step
+    _unchanged: Any  # the snapshot of what was loaded
+    _is_plain: bool  # the resource consists of JSON's types
+    _before: int | None  # the loaded version
+    _written: bool  # a step has written the document
+    _rows_written: int  # number of `Batch.rows` that steps have inserted
+    _snapshot: Any  # of the state after the last step
     _savepoint: Savepoint
 
     def __init__(self, documents: Documents, key: Hashable) -> None:
@@ -86,7 +86,7 @@ class DocumentScope:
         self._end(error)
 
     def take(self, loaded: Row) -> Any:
-        """Give the resource of what was loaded."""
+        """Return the resource of what was loaded."""
         self._loaded = loaded
         self._before = loaded.version
         if loaded.version is None:
@@ -97,9 +97,9 @@ class DocumentScope:
         return self._resource
 
     def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
-        """Give what is there after the save of *batch*, and what to send; None when the document stays as it is.
+        """Return the row after the save of *batch*, and the statement to send; None if the document is unchanged.
 
-        With *beside*, something is saved beside it.
+        With *beside*, other things are saved in the same transaction.
         """
         row: Row | None = self._loaded
         if batch.deleted:
@@ -109,17 +109,17 @@ class DocumentScope:
         return self._change(row, beside=bool(beside))
 
     def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
-        """What it is that the row was not found, or that there is one already, in *transaction*. Switches: yes."""
+        """Return the error for a row that was not found, or exists already, in *transaction*. Switches: yes."""
         held = (self._documents.locking or self._written) and not self.reused and self._loaded.version is not None
         if held or (transaction.leaves_out and is_doubtful(batch) and self._is_as_loaded(transaction)):
             return left_out(self._key)
         return lost
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
-        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        """Return the recorded outcomes of these idempotency keys. Switches: yes."""
         if not self.reused:
             return self._outcomes().find(self._transaction.send, keys)
-        transaction = self._begun()  # what is reused has none before its save
+        transaction = self._begun()  # a cached state has none before its save
         try:
             found = self._outcomes().find(transaction.send, keys)
         except BaseException as error:
@@ -131,19 +131,19 @@ class DocumentScope:
     # -- an operation that raised ----------------------------------------------------------------------------
 
     def checkpoint(self) -> object:
-        """Give the resource as the operations so far have left it. Raises `CannotUndo`. Switches: no."""
+        """Return a copy of the resource as the operations so far have left it. Raises `CannotUndo`. Switches: no."""
         if self._is_plain:
             try:
                 return _json.unpacked, _json.packed(self._resource)
-            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+            except ValueError:  # it contains what JSON loses, or cannot be packed
                 pass
         try:
             return self._remade, self._documents.snapshot(self._encoded(self._loaded.state))
-        except Exception as error:  # the operation whose fault that is learns of it in the save
+        except Exception as error:  # the operation at fault gets the error from the save
             raise CannotUndo(f"{shown(self._key)} cannot be copied: {said(error)}") from error
 
     def restore(self, checkpoint: Any) -> Any:
-        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        """Return the resource as of *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
         try:
             if checkpoint is not None:
                 make, copy = checkpoint
@@ -166,11 +166,11 @@ class DocumentScope:
 
     @property
     def steps(self) -> bool:
-        """Whether each operation can be judged by itself. On SQLite it would keep all other writers out meanwhile."""
+        """Whether operations can be judged step by step: not on SQLite, where all writers would wait for it."""
         return self._documents.has_steps and not self.reused
 
     def begin_steps(self) -> None:
-        """Be ready to go back to what was loaded. Switches: yes."""
+        """Prepare to go back to what was loaded. Switches: yes."""
         self._savepoint = Savepoint(self._transaction)
         self._snapshot = None if self._loaded.version is None else self._documents.snapshot(self._loaded.state)
         try:
@@ -179,7 +179,7 @@ class DocumentScope:
             raise self._transaction.not_saved(error) from cause(error)
 
     def keep(self) -> None:
-        """Write what an operation has made of the document, and its rows, behind a savepoint. Switches: yes."""
+        """Write the document and the added rows of an operation after a savepoint. Switches: yes."""
         batch = current_batch()
         rows = batch.rows[self._rows_written :]
         state = self._encoded(self._loaded.state)
@@ -197,7 +197,7 @@ class DocumentScope:
         self._rows_written = len(batch.rows)
 
     def undo(self) -> Any:
-        """Give the resource as it was behind the last step: in the database it is so already. Switches: no."""
+        """Return the resource as of the last step; the database has that already. Switches: no."""
         if self._loaded.version is None:
             self._resource = self._made()
         else:
@@ -213,12 +213,12 @@ class DocumentScope:
 
     def _outcomes(self) -> Outcomes:
         documents = self._documents
-        assert documents.outcomes is not None  # noqa: S101 - else no operation has such a key
+        assert documents.outcomes is not None  # noqa: S101 - else no operation has an idempotency key
         key = self._key if self._loaded.key is None else row_key(self._key, self._loaded.key)
         return Outcomes(documents.outcomes, documents.name, key)
 
     def _reuse(self) -> bool:
-        """Take what is kept, if it is."""
+        """Take the cached state; return whether there was one."""
         kept = self._documents.kept
         found = None if kept is None else kept.take(self._key)
         if found is None:
@@ -229,11 +229,11 @@ class DocumentScope:
         try:
             self._resource = self._documents.decode(found.state)
         except Exception:
-            return False  # nobody is told so before it was loaded
+            return False  # the real load raises it again
         return True
 
     def _keep(self, row: Row | None) -> None:
-        """Keep what is there now. Only what nobody can change, since the next batch is to decode it."""
+        """Cache what was saved, if it is immutable: the next batch decodes it."""
         kept = self._documents.kept
         if kept is not None and row is not None and isinstance(row.state, (str, bytes)):
             kept.put(self._key, row)
@@ -265,7 +265,7 @@ class DocumentScope:
             ) from error
 
     def _save(self) -> Row | None:
-        """Save, and give what is there then, if its version is one that this process has made."""
+        """Save, and return the row to cache, whose version this process has made; else None."""
         batch = current_batch()
         rows = batch.rows[self._rows_written :]
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
@@ -301,8 +301,8 @@ class DocumentScope:
         return row if is_written else None
 
     def _refuse_repeated(self, batch: Batch) -> None:
-        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
-        if batch.outcomes and not self.reused:  # else it is asked of a true load
+        """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the new state."""
+        if batch.outcomes and not self.reused:  # else a real load asks
             try:
                 found = self.recorded(list(batch.outcomes))
             except NotSaved:
@@ -313,7 +313,7 @@ class DocumentScope:
                 raise Repeated(f"{shown(self._key)} was not saved: an idempotency key is there", outcomes=found)
 
     def _encoded(self, last: Any) -> Any:
-        """The state, which was *last* before."""
+        """Return the encoded state; *last* is the one before."""
         documents = self._documents
         try:
             state = documents.encode(self._resource)
@@ -328,19 +328,18 @@ class DocumentScope:
             ) from error
 
     def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
-        """What is there after the save, and what to send; None when the document stays as it is."""
+        """Return the row after the save, and the statement to send; None if the document is unchanged."""
         statements, loaded = self._documents.statements, self._loaded
         is_loaded = {"_key": self._key, "_version": loaded.version}
         if statements.mark.column is not None:
             is_loaded["_mark"] = loaded.mark
         update, delete = statements.update, statements.delete
-        if self._written:  # its version is counted
+        if self._written:  # the version is counted up already
             update, delete = statements.update_again, statements.delete_again
         if row is None:
             return None, None if loaded.version is None else (delete, is_loaded)
-        # Anything but a text or bytes may be the very object that was loaded, and changed since. And what is saved
-        # beside the document is right only beside the one that it was made for: where it is not locked, its version is
-        # counted for that.
+        # Any state but a text or bytes may be the loaded object itself, changed in place. What is saved beside the
+        # document was made for this state of it: if the row is not locked, its version is counted up for that.
         same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
         if loaded.version is not None and same and (self._documents.locking or not beside):
             return row, None
@@ -367,17 +366,17 @@ class DocumentScope:
             transaction.end(error)
 
     def _is_as_loaded(self, transaction: Transaction) -> bool:
-        """Whether the row is there as it was loaded, or is not there any more than it was."""
+        """Return whether the row is as loaded, or as absent as at the load."""
         statements, loaded = self._documents.statements, self._loaded
         with suppress(SQLAlchemyError):
-            if transaction.has_failed():  # as what is collected does
+            if transaction.has_failed():  # a collected save does
                 transaction.connection.rollback()
             found = transaction.connection.execute(statements.look, {"_key": self._key}).one_or_none()
             there = Row(None, None) if found is None else statements.row_of(found)
             return (there.version, there.mark) == (loaded.version, loaded.mark)
         return False
 
-    # -- what was not loaded ---------------------------------------------------------------------------------
+    # -- a cached state --------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         try:
@@ -390,7 +389,7 @@ class DocumentScope:
             return self._save()
 
     def _compare(self) -> None:
-        """Raise a `Conflict` unless it is there as it was kept."""
+        """Raise a `Conflict` unless the row has the cached version."""
         try:
             there = self._fetch()
         except Exception as error:
@@ -399,10 +398,10 @@ class DocumentScope:
             raise Conflict(f"{shown(self._key)} was changed by somebody else since this process has saved it")
 
     def _fence(self, row: Row | None) -> bool | None:
-        """Whether *row* was saved, by the COMMIT whose answer is lost; if not, see to it that it never will be.
+        """Return whether the COMMIT whose answer is lost has saved *row*; if not, make sure that it never will.
 
-        Where the document is still as it was loaded, that save may just not have arrived: with another version, it
-        finds none to write to. What others have saved since tells nothing, nor does it that there is no document.
+        If the document is as loaded, that save may still be on its way: with another version, it finds no row. A
+        version of other writers since tells nothing, nor does a missing document.
         """
         documents, statements = self._documents, self._documents.statements
         saved = None if row is None else row.version
@@ -413,7 +412,7 @@ class DocumentScope:
                 with documents.engine.begin() as connection:
                     connection.execute(statements.fence, values)
                     there = connection.execute(statements.load, {"_key": self._key}).one_or_none()
-            except SQLAlchemyError:  # nobody answers, or what it locks is not free yet
+            except SQLAlchemyError:  # the server is away, or the row still locked
                 continue
             if there is None or there.version not in {saved, fence}:
                 return None

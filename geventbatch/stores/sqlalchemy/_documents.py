@@ -1,4 +1,4 @@
-"""Documents: a table of keys, states and versions, and what the scopes of one store have in common."""
+"""Documents: the table of keys, states and versions, its statements, and what the scopes of one store share."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 KEY_LENGTH: Final = 255
 
 _WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
-"""Databases in which a batch may hold what it has written while its operations go on."""
+"""Databases in which a batch may write before its operations have ended."""
 
 
 class KeyText(TypeDecorator[str]):
-    """A text that is equal to no other one: MySQL's own comparison takes "a", "A" and "a " for one key."""
+    """A text that is compared exactly: MySQL's default collation takes "a", "A" and "a " for one key."""
 
     impl = sa.String
     cache_ok = True
 
     @property
     def python_type(self) -> type[str]:
-        """What keys are converted to."""
+        """The type that keys are converted to."""
         return str
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """For MySQL and MariaDB, with a collation that compares all code points. They call it by different names."""
+        """For MySQL and MariaDB, set a collation that compares all code points; its name differs."""
         if dialect.name not in {"mysql", "mariadb"}:
             return dialect.type_descriptor(sa.String(KEY_LENGTH))
         collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
@@ -63,34 +63,34 @@ class StateText(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """For MySQL and MariaDB, whose TEXT ends after 64 KB, their longest."""
+        """For MySQL and MariaDB, whose TEXT ends after 64 KB, use LONGTEXT."""
         if dialect.name not in {"mysql", "mariadb"}:
             return dialect.type_descriptor(sa.Text())
         return dialect.type_descriptor(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"))
 
 
 def is_text(state: sa.Column[Any]) -> bool:
-    """Whether its values are texts or bytes, which nobody changes in place."""
+    """Return whether the states are texts or bytes, which are immutable."""
     return isinstance(state.type, StateText) or python_type(state) in {str, bytes}
 
 
 _PLAIN_JSON: Final = frozenset({sa.JSON, postgresql.JSON, postgresql.JSONB, mysql.JSON, sqlite.JSON})
-"""Types of columns whose states are what JSON makes of a text, and nothing else."""
+"""Column types whose values are decoded JSON, and nothing else."""
 
 
 def reader_of(state: sa.Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
-    """What makes a state of the JSON in its column; None where that is not all that the column's type does."""
+    """Return the decoder of the column's JSON; None if the column's type does more than decode."""
     return (getattr(dialect, "_json_deserializer", None) or json.loads) if type(state.type) in _PLAIN_JSON else None
 
 
 def check_name(table: object) -> None:
-    """Raise unless it is one."""
+    """Raise unless *table* is a name."""
     if not isinstance(table, str):
         raise TypeError(f"table is {named(table)}, but must be the name of the table; of a mapped class: mapped()")
 
 
 def check_kept(kept: Kept[Any] | None, state_type: Any) -> None:
-    """Raise where states of that type are to be kept from batch to batch, and cannot be."""
+    """Raise if states of that type are to be cached, and cannot be."""
     if kept is not None and state_type is not None and not is_text(sa.Column(state_type)):
         raise ValueError(
             f"reuse_resource keeps states that are a text or bytes, but state_type is {shown(state_type)}: pass a Text "
@@ -99,7 +99,7 @@ def check_kept(kept: Kept[Any] | None, state_type: Any) -> None:
 
 
 def has_steps(table: sa.Table, dialect: Dialect) -> bool:
-    """Whether operations on documents can be judged step by step there."""
+    """Return whether operations on documents can be judged step by step."""
     state = table.c.state
     return dialect.name in _WITH_SAVEPOINTS and (isinstance(state.type, sa.JSON) or is_text(state))
 
@@ -107,7 +107,7 @@ def has_steps(table: sa.Table, dialect: Dialect) -> bool:
 def documents_table(
     name: str, metadata: sa.MetaData, key_type: TypeEngine[Any], state_type: TypeEngine[Any], schema: str | None
 ) -> sa.Table:
-    """The table of that name in *metadata*, made unless it is there."""
+    """Return the table of that name in *metadata*, declared unless it is there."""
     there = metadata.tables.get(name if schema is None else f"{schema}.{name}")
     if there is not None:
         return there
@@ -116,16 +116,16 @@ def documents_table(
         metadata,
         sa.Column("key", key_type, primary_key=True, autoincrement=False),
         sa.Column("state", state_type, nullable=False),
-        # How many saves changed it; with `reuse_resource`, another number after each that never comes again.
+        # The number of saves that changed it; with `reuse_resource`, a number after each save that never comes again.
         sa.Column("version", sa.BigInteger, nullable=False),
         schema=schema,
     )
 
 
 def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None:
-    """Create it unless it is there. Switches: yes.
+    """Create *table* unless it exists. Switches: yes.
 
-    Of two processes that do so at once, the database refuses one, which then finds the table in its place.
+    If two processes do so at once, the database refuses one, which then finds the table on its next attempt.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -139,7 +139,7 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
 
 
 class Statements:
-    """What is sent for a document, made once for each store."""
+    """The statements for one document, made once for each store."""
 
     def __init__(  # noqa: PLR0913 - what a store decides
         self,
@@ -161,7 +161,7 @@ class Statements:
             beside.append(column.label("mark"))
         self.mark: Final = mark
         self.tells_key: Final = tells_key
-        # A text that nobody can change, to be read once more where what an operation has changed is to be undone.
+        # Load JSON as an immutable text too, from which the state can be decoded again to undo an operation.
         state: Any = columns.state if read is None else sa.cast(columns.state, sa.Text).label("state")
         self.read: Final = read
         self.selected: Final = (state, columns.version, *beside)
@@ -169,14 +169,14 @@ class Statements:
         self.load: Final = self.look.with_for_update() if locking else self.look
         update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
         self.update: Final = update.where(is_loaded)
-        self.update_again: Final = update.where(has_version)  # in the same transaction, and so locked
+        self.update_again: Final = update.where(has_version)  # later in the transaction, so the row is locked
         self.fence: Final = sa.update(table).where(has_version).values(version=sa.bindparam("_new"))
         self.delete: Final = sa.delete(table).where(is_loaded)
         self.delete_again: Final = sa.delete(table).where(has_version)
         self.add: Final = _insert(table, dialect)
 
     def row_of(self, found: Any) -> Row:
-        """What was selected."""
+        """Return what was selected as a `Row`."""
         mark = found.mark if self.mark.is_selected else found.state if self.mark.column is not None else None
         key = found.row_key if self.tells_key else None
         if self.read is None:
@@ -185,7 +185,7 @@ class Statements:
 
 
 def statements_of(table: sa.Table, dialect: Dialect, *, locking: bool, marks: bool, tells_key: bool) -> Statements:
-    """Those of a store; *marks* is whether a row that was made anew is told by its mark."""
+    """Return the statements of a store; with *marks*, a row that was deleted and inserted again is recognised."""
     return Statements(
         table,
         dialect.name,
@@ -197,7 +197,7 @@ def statements_of(table: sa.Table, dialect: Dialect, *, locking: bool, marks: bo
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
-    """Insert a document; when it is there already: no row, or (MySQL) an error that says so."""
+    """Return the INSERT of a document, which inserts no row if it exists (on MySQL: raises)."""
     values: dict[str, Any] = {
         "key": sa.bindparam("_key"),
         "state": sa.bindparam("_state"),
@@ -212,7 +212,7 @@ def _insert(table: sa.Table, dialect: str) -> sa.Insert:
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """What the scopes of one store have in common."""
+    """What the scopes of one store share."""
 
     engine: sa.Engine
     transaction: Callable[[sa.Engine, Hashable], Transaction]
@@ -223,22 +223,22 @@ class Documents:
     missing: Literal["raise"] | Making
     locking: bool
     check: Callable[[Any], None] | None = None
-    """Raises what says what the encoding of a resource has lost."""
+    """Raises if the encoding of a resource has lost something, and says what."""
     is_json: bool = False
-    """The column makes JSON of what is encoded."""
+    """The column itself encodes the state as JSON."""
     has_steps: bool = False
-    """A save can be taken back in part, and a state be kept that no operation changes."""
+    """A save can be rolled back in part, and a state kept unchanged."""
     outcomes: OutcomeTable | None = None
     kept: Kept[Row] | None = None
 
     def snapshot(self, state: Any) -> Any:
-        """The state as nobody can change it."""
+        """Return an immutable form, or a copy, of *state*."""
         if self.is_json:
             return _json.encode(state)
         return state if isinstance(state, (str, bytes)) else deepcopy(state)
 
     def restored(self, snapshot: Any) -> Any:
-        """The state of such a one."""
+        """Return the state of a snapshot."""
         if type(snapshot) is Uncopied:
             raise snapshot.error
         if self.is_json:
@@ -246,20 +246,20 @@ class Documents:
         return snapshot if isinstance(snapshot, (str, bytes)) else deepcopy(snapshot)
 
     def unchanged(self, loaded: Row) -> Any:
-        """What was loaded, as nobody can change it. It costs something only where the column gives what one can."""
+        """Return the snapshot of what was loaded. It costs something only for mutable states."""
         if loaded.text is not None:
             return loaded.text
         try:
             return self.snapshot(loaded.state)
-        except Exception as error:  # nobody is told so before it is needed
+        except Exception as error:  # raised only if the snapshot is needed
             return Uncopied(error)
 
     def version_after(self, version: int | None) -> int:
-        """What the next save writes: 1 more, or 1 for what is new.
+        """Return the version that the next save writes: 1 more, or 1 for a new document.
 
-        Where states are kept, a version has to be another one whoever has saved. Else the first version of a document
-        that was deleted and made anew would be taken for that of the one before; and nobody could tell after a lost
-        COMMIT whose save it was.
+        If states are cached, a version must never come again. Otherwise the first version of a document that was
+        deleted and inserted again would match a cached one; and after a lost COMMIT, no process could tell whose save a
+        version is.
         """
         if self.kept is None:
             return (version or 0) + 1
@@ -268,36 +268,36 @@ class Documents:
 
 _FIRST: Final = 1 << 60
 _STEP: Final = 1 << 21  # so that they last for 4,000,000,000,000 saves
-_FEWEST: Final = 16  # whoever counts by one does not get there meanwhile
+_FEWEST: Final = 16  # so that a writer who counts by one does not get there
 
 
 class Row(NamedTuple):
-    """A document as it is in its table."""
+    """A document's row."""
 
     state: Any
-    version: int | None  # None: there is none
+    version: int | None  # None: there is no row
     mark: Any = None
-    key: Any = None  # as the row has it, where a store needs that
-    text: str | None = None  # of a state that is JSON
+    key: Any = None  # as in the row, if a store needs that
+    text: str | None = None  # of a JSON state
 
 
 class Uncopied(NamedTuple):
-    """In place of what was loaded, where it cannot be copied."""
+    """In place of a snapshot, if the state cannot be copied."""
 
     error: Exception
 
 
 class Mark(NamedTuple):
-    """What tells, beside the version, a row from one that was deleted and made anew, whose version begins again."""
+    """What distinguishes a row, beside its version, from one that was deleted and inserted again, which begins at 1."""
 
     column: Any = None
-    """None: nobody can do that meanwhile, or versions never come again."""
+    """None: the row is locked, or versions never come again."""
     is_selected: bool = False
-    """It is loaded beside the state; else it is the state."""
+    """It is selected beside the state; else it is the state itself."""
 
 
 def mark_of(table: sa.Table, dialect: sa.Dialect) -> Mark:
-    """PostgreSQL's xmin; elsewhere what was loaded, in the form that the database has."""
+    """Return PostgreSQL's xmin; elsewhere the state, as the database has it."""
     state = table.c.state
     if dialect.name == "postgresql":
         name = dialect.identifier_preparer.quote(table.name)

@@ -1,7 +1,7 @@
-"""The engines of stores: what they see of their connections, and what becomes of them in a child of a fork.
+"""The engines of stores: listening to their connections' errors, and new pools in a child of a fork.
 
-No connection that the parent has opened is used in a child. The pool that an engine had at the fork is put aside, and
-kept for ever: to close one of its connections, or to let it go, may end it for the parent too.
+A child uses no connection that the parent has opened. The pool that an engine had at the fork is put aside, and kept
+for ever: to close one of its connections, or to garbage collect it, may end it for the parent too.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from sqlalchemy import ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
-"""The engines of stores: in which epoch each was last seen, with which pool."""
+"""The engines of stores, with the epoch of last use, and the pool."""
 
 _put_aside: Final[list[tuple[str, Pool]]] = []
-"""The parent's pools, each with the address of its engine."""
+"""The parent's pools, each with its engine's URL."""
 
 
 ENDED: Final = "geventbatch: ended"
-"""Where a connection has, in its `info`, the error with which the server has ended its transaction."""
+"""The key, in a connection's `info`, of the error with which the server has ended its transaction."""
 
 IN_DOUBT: Final = "geventbatch: in doubt"
-"""Where it has the error with which the server may have done so."""
+"""The key of the error with which the server may have done so."""
 
 
 def check_engine(engine: object) -> None:
-    """Raise unless *engine* is one."""
+    """Raise unless *engine* is an `Engine`."""
     if not isinstance(engine, Engine):
         raise TypeError(
             f"engine is {named(engine)}, but must be an Engine: pass sqlalchemy.create_engine(url), or what your "
@@ -43,32 +43,32 @@ def check_engine(engine: object) -> None:
 
 
 def watch(engine: Engine) -> None:
-    """See the errors of its connections."""
+    """Listen to the errors of its connections."""
     if not event.contains(engine, "handle_error", _sees_error):
         event.listen(engine, "handle_error", _sees_error)
 
 
 def _sees_error(context: ExceptionContext) -> None:
-    """An error has come out of the driver, whoever has sent what, and whoever swallows it."""
+    """Note an error of the driver, whatever has sent the statement, and even if it is swallowed."""
     error, connection = context.original_exception, context.connection
     usable = connection is not None and not connection.closed and not connection.invalidated
     if connection is not None and usable and errors.has_ended(error):
         connection.info.setdefault(ENDED, error)
     elif connection is not None and usable and errors.may_have_ended(error):
         connection.info[IN_DOUBT] = error
-    # SQLAlchemy does not know all that mysql-connector-python says, nor what pg8000 leaves as its socket has raised it.
+    # SQLAlchemy misses some lost connections of mysql-connector-python, and the bare OSError of pg8000.
     if not context.is_disconnect and (errors.kind(error) is errors.Kind.LOST or isinstance(error, OSError)):
         context.is_disconnect = True
 
 
 def remember(engine: Engine) -> None:
-    """A store has been made with *engine*."""
+    """Note that a store was made with *engine*."""
     if engine not in _known:
         _known[engine] = process.here.epoch, engine.pool
 
 
 def own(engine: Engine) -> Engine:
-    """*engine*, with a pool that is this process's own. Switches: no."""
+    """Return *engine*, with a pool of this process. Switches: no."""
     if not process.here.epoch:  # this is no child of a fork
         return engine
     known = _known.get(engine)
@@ -76,7 +76,7 @@ def own(engine: Engine) -> Engine:
         remember(engine)
     elif known[0] != process.here.epoch:
         pool = known[1]
-        if engine.pool is pool and not _is_memory(pool):  # else somebody has renewed it before us
+        if engine.pool is pool and not _is_memory(pool):  # else the user has renewed it already
             _put_aside.append((repr(engine.url), pool))
             engine.dispose(close=False)
         _known[engine] = process.here.epoch, engine.pool
@@ -84,7 +84,7 @@ def own(engine: Engine) -> Engine:
 
 
 def inherited() -> list[str]:
-    """The engines whose pools the parent had connections in when this process was forked."""
+    """Return the URLs of the engines with connections in their pools when this process was forked."""
     here = process.here.epoch
     if not here:
         return []
@@ -93,7 +93,7 @@ def inherited() -> list[str]:
 
 
 def _is_memory(pool: Pool) -> bool:
-    """Whether it holds a database in memory, which a fork copies."""
+    """Return whether *pool* holds a database in memory, which a fork copies."""
     return isinstance(pool, (SingletonThreadPool, StaticPool))
 
 

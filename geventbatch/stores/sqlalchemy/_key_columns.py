@@ -1,4 +1,4 @@
-"""What a column of SQLAlchemy's can have as the key of a row, in the database at hand."""
+"""The limits of a SQLAlchemy column as a key, in the store's database."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
 _LIMITED: Final = ("postgresql", "mysql", "mariadb")
-"""Databases that keep a column to its length and its range. SQLite takes any text, and numbers of 64 bits."""
+"""Databases that enforce a column's length and range. SQLite takes any text, and numbers of 64 bits."""
 
 _BITS: Final = ((mysql.TINYINT, 8), (mysql.MEDIUMINT, 24), (sa.SmallInteger, 16), (sa.BigInteger, 64), (sa.Integer, 32))
 
 
 def key_column(column: sa.ColumnElement[Any], dialect: sa.Dialect) -> KeyColumn:
-    """Tell its type, and what it has room for. Of a type of the user's own nothing but the Python type is known."""
+    """Return *column* with its limits. Of a user's own type, only the Python type is known."""
     return KeyColumn(str(column), python_type(column), **_limits(column.type, dialect.name))
 
 
 def folds(column: sa.ColumnElement[Any]) -> bool:
-    """Whether it may take several texts for one: by its collation, or as CITEXT and CHAR do."""
+    """Return whether it may take several texts for one: by its collation, or as CITEXT and CHAR do."""
     return python_type(column) is str and not isinstance(column.type, KeyText)
 
 

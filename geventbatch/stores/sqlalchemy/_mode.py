@@ -1,4 +1,4 @@
-"""How the stores of SQLAlchemy keep others from writing over a batch's row: by a lock, or by a comparison."""
+"""The option ``mode``: whether a lock or a comparison keeps other writers from a batch's row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Mode = Literal["lock", "version"]
 
 
 def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
-    """The one that was chosen, or that fits the database. Raises a `ValueError` where *engine* cannot have it."""
-    own = vars(engine.dialect).get("_on_connect_isolation_level")  # what `create_engine` was told
+    """Return the chosen mode, or the database's default. Raises a `ValueError` if *engine* cannot have it."""
+    own = vars(engine.dialect).get("_on_connect_isolation_level")  # the argument of `create_engine`
     levels = {own, engine.get_execution_options().get("isolation_level")}
     if "AUTOCOMMIT" in levels:
         raise ValueError("an engine in AUTOCOMMIT has no transactions, and a batch is one")
@@ -35,5 +35,5 @@ def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
 
 
 def on_server(engine: sa.Engine) -> bool:
-    """Whether a database server is behind *engine*, which may take its time."""
+    """Return whether *engine* is of a database server, so that a query takes a round trip."""
     return engine.dialect.name != "sqlite"

@@ -1,4 +1,4 @@
-"""A transaction of SQLAlchemy's on MySQL or MariaDB."""
+"""A batch's transaction on MySQL or MariaDB."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _LEVEL: Final = "geventbatch: level"
-"""Where it has that its session is READ COMMITTED."""
+"""The key, in a connection's `info`, that says that its session is READ COMMITTED."""
 
 
 class MySQLTransaction(Transaction):
-    """MySQL bounds SELECT by a hint, and waits for locks by a setting of the session; MariaDB any statement by itself.
+    """MySQL bounds SELECT by a hint, and lock waits by a setting of the session; MariaDB bounds any statement.
 
-    The setting stays. It is sent only when it is another one than the connection's last. READ COMMITTED, which a
-    connection has from the first batch on that locks, stays too.
+    The setting stays on the connection, and is sent only when it changes. READ COMMITTED, which a connection has from
+    its first batch that locks, stays too.
     """
 
     def begin(self) -> None:
@@ -68,7 +68,7 @@ class MySQLTransaction(Transaction):
             self.connection.info["geventbatch"] = statement
 
     def _bounded(self, *call: Any) -> tuple[str, Any]:
-        """Add the bound to a statement, as SQLAlchemy's event `before_cursor_execute` has it."""
+        """Add the bound to a statement, as a listener of `before_cursor_execute`."""
         connection, _, statement, parameters, _, executemany = call
         mariadb = _is_mariadb(connection)
         if not (mariadb and executemany):

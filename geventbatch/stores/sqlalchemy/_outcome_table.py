@@ -1,4 +1,4 @@
-"""A table of outcomes as SQLAlchemy knows it."""
+"""The table of outcomes, declared in SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _MARKS: Final = {"format": "%s", "pyformat": "%s", "qmark": "?"}
 
 
 class OutcomeId(TypeDecorator[str]):
-    """A text of ASCII, compared byte by byte."""
+    """An ASCII text, compared byte by byte."""
 
     impl = sa.String(ID_LENGTH)
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """With the collation that does that: any other one is slower, or takes two texts for one."""
+        """Set a binary collation: any other one is slower, or takes two texts for one."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(sa.String(ID_LENGTH, collation="C"))
         if dialect.name in {"mysql", "mariadb"}:
@@ -36,14 +36,14 @@ class OutcomeId(TypeDecorator[str]):
 
 
 def idempotency_table(name: str, metadata: sa.MetaData | None = None, *, schema: str | None = None) -> sa.Table:
-    """The table in which a `SQLAlchemyStore` records outcomes: what it takes as its ``idempotency``.
+    """Declare the table in which a `SQLAlchemyStore` records outcomes, for its option ``idempotency``.
 
-    Several stores of one database may share it. `SQLAlchemyStore.create_table` makes it, or a migration.
+    Several stores of one database may share it. `SQLAlchemyStore.create_table` creates it, or a migration.
 
     Args:
-        name: Of the table.
+        name: The table's name.
         metadata: Where to declare it, for Alembic; a new one unless given.
-        schema: Of the table.
+        schema: The table's schema.
 
     Switches: no.
     """
@@ -57,14 +57,14 @@ def idempotency_table(name: str, metadata: sa.MetaData | None = None, *, schema:
         sa.Column("id", OutcomeId, primary_key=True),
         sa.Column("outcome", StateText, nullable=False),
         sa.Column("expires", sa.BigInteger, nullable=False),
-        # They expire in the order of their rows, more or less, for which PostgreSQL has an index that costs nothing.
+        # Rows expire roughly in the order of their insertion, for which PostgreSQL has an index that costs nothing.
         sa.Index(f"{name}_expires", "expires", postgresql_using="brin"),
         schema=schema,
     )
 
 
 def outcome_table(table: sa.Table | None, engine: sa.Engine, seconds: object) -> OutcomeTable | None:
-    """Check what a user has given, and make of it what is sent to the database of *engine*."""
+    """Check the options ``idempotency`` and ``idempotency_ttl``, and return the table's statements."""
     ttl = seconds_to_keep(seconds, table)
     if table is None:
         return None

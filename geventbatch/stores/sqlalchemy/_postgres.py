@@ -1,4 +1,4 @@
-"""A transaction of SQLAlchemy's on PostgreSQL."""
+"""A batch's transaction on PostgreSQL, through any driver."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _LEVEL: Final = "geventbatch: level"
-"""Where a connection has, in its `info`, that its own level of isolation is another one than READ COMMITTED."""
+"""The key, in a connection's `info`, that says that its default isolation level is not READ COMMITTED."""
 
 
 class PostgresTransaction(Transaction):
-    """PostgreSQL through any driver: it has the transaction's id from the load on, to ask for its outcome."""
+    """PostgreSQL through any driver. It knows the transaction's id from the load on, to ask for its outcome."""
 
     leaves_out = True
 
     _xid: str | None = None
-    _threshold: int | None = None  # of psycopg's connection, after which it prepares a statement
-    _is_direct = False  # no pooler is between, since the session is the one that was begun with the connection
+    _threshold: int | None = None  # psycopg's `prepare_threshold`
+    _is_direct = False  # no pooler is in between: the session is the one of the connect
 
     def begin(self) -> None:
         self._driver: Any = self.connection.connection.driver_connection
@@ -38,7 +38,7 @@ class PostgresTransaction(Transaction):
         row = self.connection.exec_driver_sql(bound).one()
         self._xid = row[1]
         self._is_direct = self._threshold is not None and row[-1] == _process_of(self._driver)
-        if self.locking and row[2] != bounds.LEVEL:  # the server, or the role, has another one for all
+        if self.locking and row[2] != bounds.LEVEL:  # the default of the server, or of the role
             self.connection.info[_LEVEL] = True
             self.connection.rollback()
             self.begin()
@@ -46,7 +46,7 @@ class PostgresTransaction(Transaction):
             self._prepare_again(self._driver)
 
     def before_writes(self) -> None:
-        self._prepare_nothing(self._driver)  # that is another text each time
+        self._prepare_nothing(self._driver)  # the bound is another text each time
         self.connection.exec_driver_sql(bounds.postgres_bound(remaining()))
         if self._is_direct:
             self._prepare_again(self._driver)
@@ -57,14 +57,14 @@ class PostgresTransaction(Transaction):
         super().end(error)
 
     def _prepare_nothing(self, driver: Any) -> None:
-        """Behind a pooler, the session in which psycopg has prepared a statement is another client's by then."""
+        """Turn off psycopg's prepared statements: behind a pooler, another client may have their session by then."""
         threshold = getattr(driver, "prepare_threshold", None)
         if threshold is not None:
             self._threshold = threshold
             driver.prepare_threshold = None
 
     def _prepare_again(self, driver: Any) -> None:
-        if self._threshold is not None and driver is not None:  # else it is gone
+        if self._threshold is not None and driver is not None:  # else the connection is gone
             driver.prepare_threshold = self._threshold
 
     def has_failed(self) -> bool:
@@ -85,7 +85,7 @@ class PostgresTransaction(Transaction):
             return found
         ask = getattr(info, "parameter_status", None)  # psycopg2's
         name = None if ask is None else ask("TimeZone")
-        with suppress(ValueError, OSError, LookupError):  # a zone of the server's own
+        with suppress(ValueError, OSError, LookupError):  # a zone that only the server knows
             return None if name is None else ZoneInfo(name)
         return None
 
@@ -95,7 +95,7 @@ class PostgresTransaction(Transaction):
         return commit.was_not_committed(self._driver)
 
     def status(self) -> int | None:
-        """Of the transaction, as the driver knows it: `commit.IDLE` and so on."""
+        """Return the transaction's status as the driver knows it: `commit.IDLE` and so on."""
         return commit.transaction_status(self._driver)
 
     def ask_outcome(self) -> bool | None:
@@ -103,18 +103,18 @@ class PostgresTransaction(Transaction):
         return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
 
     def xid(self) -> str | None:
-        """The transaction's id; None before it is known."""
+        """Return the transaction's id; None before it is known."""
         return self._xid
 
 
 def _process_of(driver: Any) -> int:
-    """That of the server, as the driver was told when it connected; a pooler tells another number."""
+    """Return the pid of the server process, as of the connect; a pooler reports another number."""
     found: int = driver.info.backend_pid
     return found
 
 
 def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
-    """Ask PostgreSQL what became of a transaction, until it knows. None: no answer within *seconds*. Switches: yes."""
+    """Ask PostgreSQL until it knows whether a transaction was committed. None: unknown by then. Switches: yes."""
 
     def once(question: str) -> str | None:
         try:

@@ -1,13 +1,13 @@
 """A transaction through psycopg 3 in which BEGIN, bounds and SELECT are one round trip, and the save is another.
 
-They are sent as one message of several statements, into which psycopg puts the values by itself. (Its pipeline mode
-takes as many round trips, and a turn of the hub for each statement.) If a statement fails, PostgreSQL skips all that
-come after it in the message, COMMIT too. SQLAlchemy knows nothing of it. It is given cursors that send more than it
-asked them to, or wait for less:
+They are sent as one message of several statements, into which psycopg puts the values on the client. (Its pipeline mode
+takes as many round trips, and a turn of the hub for each statement.) If a statement fails, PostgreSQL skips all later
+ones of the message, COMMIT too. SQLAlchemy knows nothing of this. It gets cursors that send more than it has asked for,
+or wait for less:
 
-- The first statement of a transaction, and of a save that is not collected, brings along what has to stand before it.
-- While a save is collected, nothing is sent, until COMMIT stands behind the last one. A change that finds no row is no
-  failure for PostgreSQL, so each that has to find one is sent in a form that makes it one.
+- The first statement of a transaction, and of a save that is not collected, takes along the statements before it.
+- While a save is collected, nothing is sent before COMMIT. A change that finds no row is no error for PostgreSQL, so
+  each change that has to find one is sent in a form that makes it one.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _CHECKED: Final = (
 
 
 class JoinedTransaction(PostgresTransaction):
-    """As its parent, in two round trips; in more where a save cannot be collected."""
+    """PostgreSQL in two round trips; in more if a save cannot be collected."""
 
     collects = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    before: list[str]  # to be sent with the next statement
-    precedes: bool  # what is executed is to be sent with the next statement
+    before: list[str]  # statements to send with the next one
+    precedes: bool  # add what is executed to `before`
     collected: list[str] | None  # the statements of a save, while it is collected
-    checked: int  # the next statement has to change so many rows; 0: whatever it says itself
+    checked: int  # rows that the next statement has to change; 0: as its text says
 
     def begin(self) -> None:
         self._driver = cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
@@ -71,7 +71,7 @@ class JoinedTransaction(PostgresTransaction):
             bounds.BEGIN if self.locking else _begin(self._driver),
             bounds.postgres_bound_and_xid(remaining()),
         ]
-        # So that psycopg leaves BEGIN to us: of its own, it would wait for it.
+        # Leaves BEGIN to us: psycopg would wait for its own.
         self._driver.autocommit = True
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
 
@@ -103,7 +103,7 @@ class JoinedTransaction(PostgresTransaction):
     def write(
         self, writes: Callable[[], object], recording: Recording | None = None, *, collected: bool = True
     ) -> None:
-        """Send all of it and COMMIT, and wait once. Where not *collected*, wait for each statement and for COMMIT."""
+        """Send all statements with COMMIT, and wait once. If not *collected*, wait for each, and for COMMIT."""
         if not collected:
             super().write(writes, recording)
             return
@@ -124,7 +124,7 @@ class JoinedTransaction(PostgresTransaction):
         else:
             self._commit = {COMMIT: DONE}
             try:
-                self.committer()  # which finds nothing left to send
+                self.committer()  # it finds nothing left to send
             except Exception as raised:
                 self.settle(raised)
 
@@ -138,7 +138,7 @@ class JoinedTransaction(PostgresTransaction):
             self.discard()
             return
         try:
-            self._driver.rollback()  # nothing after COMMIT
+            self._driver.rollback()  # sends nothing after COMMIT
             self._driver.autocommit = self._autocommit
             self._driver.cursor_factory = self._cursor_factory
             self._prepare_again(self._driver)
@@ -149,7 +149,7 @@ class JoinedTransaction(PostgresTransaction):
                 raise
 
     def discard(self) -> None:
-        self._driver.cursor_factory = self._cursor_factory  # which leads back to here
+        self._driver.cursor_factory = self._cursor_factory  # breaks a reference cycle
         super().discard()
 
     def status(self) -> int | None:
@@ -157,12 +157,12 @@ class JoinedTransaction(PostgresTransaction):
         return found
 
     def checks(self, query: str) -> int:
-        """How many rows this statement has to change for each set of its parameters; 0: any number."""
+        """Return how many rows this statement has to change for each set of parameters; 0: any number."""
         checked, self.checked = self.checked, 0
         return checked or int(sql_statements.first_word(query) in _CHANGES and not _RETURNS.search(query))
 
     def join(self, query: str, params: Params | None) -> str:
-        """Put the values into a statement."""
+        """Return a statement with its values."""
         cursor = psycopg.ClientCursor(self._driver)
         values = params.values() if isinstance(params, dict) else params or ()
         for value in values:
@@ -172,7 +172,7 @@ class JoinedTransaction(PostgresTransaction):
         return cursor.mogrify(cast("bytes", query), params)
 
     def began(self, cursor: psycopg.Cursor[Any]) -> None:
-        """Take what *cursor* was told about the transaction, and leave it at the answer to the last statement."""
+        """Take the transaction's id from the answers, and leave *cursor* at the last one."""
         while True:
             if tuple(column.name for column in cursor.description or ()) == _TOLD:
                 (row,) = cursor.fetchall()
@@ -193,27 +193,27 @@ class JoinedTransaction(PostgresTransaction):
 
 
 _TOLD: Final = ("set_config", "pg_current_xact_id")
-"""The columns of what `bounds.postgres_bound_and_xid` gives."""
+"""The columns of `bounds.postgres_bound_and_xid`'s answer."""
 
 
 class _Float(FloatDumper):
-    """Says that it is one: a bare number in a text is a decimal one, which has no -0.0 and is rounded otherwise."""
+    """Casts a float: a bare number in SQL is a decimal, which has no -0.0 and is rounded differently."""
 
     def quote(self, obj: Any) -> bytes:
         return b"'%s'::float8" % bytes(self.dump(obj) or b"")
 
 
 class _Cursor(psycopg.Cursor[Any]):
-    """What SQLAlchemy executes a batch's statements with."""
+    """The cursor with which SQLAlchemy executes a batch's statements."""
 
     def __init__(self, transaction: JoinedTransaction, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._transaction = transaction
-        self._expected = 0  # rows, of a statement that is collected
+        self._expected = 0  # rows of a collected statement
 
     @property
     def rowcount(self) -> int:
-        """While nothing is sent: as many rows as there were parameters, since any other number makes it fail."""
+        """The number of expected rows while nothing is sent, since any other number makes the statement fail."""
         return self._expected or super().rowcount
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
@@ -223,7 +223,7 @@ class _Cursor(psycopg.Cursor[Any]):
             if self._expected:
                 return self
             returns = _RETURNS.search(query) or sql_statements.first_word(query) not in _WRITES
-            if returns:  # SQLAlchemy looks at what it returns
+            if returns:  # SQLAlchemy reads the result
                 self._send(transaction.collected)
         elif transaction.precedes:
             transaction.before.append(transaction.join(query, params))
@@ -260,7 +260,7 @@ class _Cursor(psycopg.Cursor[Any]):
 
 
 def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
-    """Send them as one message, and wait for the answers."""
+    """Send *statements* as one message, and wait for the answers."""
     return cursor.execute(_encoded(cursor.connection, statements), prepare=False)
 
 
@@ -274,7 +274,7 @@ def _begin(driver: psycopg.Connection[Any]) -> str:
 
 
 def _wrapped(error: Exception) -> Exception:
-    """As SQLAlchemy wraps a driver's error: callers look for that."""
+    """Return a driver's error as SQLAlchemy wraps it, which callers expect."""
     if not isinstance(error, psycopg.Error):
         return error
     wrapped: Exception = DBAPIError.instance(None, None, error, psycopg.Error)

@@ -1,4 +1,4 @@
-"""A savepoint that goes along: what is written behind it may be refused, and what stands before it stays."""
+"""A moving savepoint: each write after it may be refused, and earlier writes stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GO_BACK: Final = sa.text("ROLLBACK TO SAVEPOINT geventbatch")
 
 
 class Savepoint:
-    """Of one transaction. It takes no round trip of its own where the transaction joins statements."""
+    """The savepoint of one transaction. It needs no round trip if the transaction joins statements."""
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
@@ -28,7 +28,7 @@ class Savepoint:
         self._is_set = False
 
     def write(self, writes: Callable[[], object]) -> None:
-        """Write behind it. What is raised is a `NotSaved`; after a `Rejected` all is as it was. Switches: yes."""
+        """Write after it. Raises a `NotSaved`; a `Rejected` has undone the write. Switches: yes."""
         transaction = self._transaction
         try:
             if self._is_set:

@@ -1,4 +1,4 @@
-"""Whose tables a batch's connection finds, where each tenant has some: a schema, a role, a policy for rows."""
+"""The option ``prepare_connection``: sets a tenant's schema, role or row policy on a batch's connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SET: Final = re.compile(
 
 
 def prepare(connection: Connection, key: Hashable, hook: Callable[[Connection, Any], object]) -> None:
-    """Call *hook* inside the transaction; what it sets is gone with that on PostgreSQL. Switches: as it does."""
+    """Call *hook* inside the transaction; on PostgreSQL, its settings end with it. Switches: as *hook* does."""
     event.listen(connection, "before_cursor_execute", _set_locally, retval=True)
     try:
         hook(connection, key)
@@ -33,7 +33,7 @@ def prepare(connection: Connection, key: Hashable, hook: Callable[[Connection, A
 def prepared(
     begin: Callable[[Engine, Hashable], Transaction], hook: Callable[[Connection, Any], object] | None
 ) -> Callable[[Engine, Hashable], Transaction]:
-    """As *begin*, with the connection prepared by *hook*."""
+    """Return *begin*, followed by a call of *hook*."""
     if hook is None:
         return begin
 

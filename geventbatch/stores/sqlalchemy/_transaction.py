@@ -1,9 +1,9 @@
-"""A database transaction of one batch, on one connection of SQLAlchemy's, from its load to its end.
+"""A database transaction of one batch, on one SQLAlchemy connection, from its load to its end.
 
-Nothing here knows what is loaded and saved. The parent is right for any database; its children bound the statements on
-the server, and know what their database does that others do not.
+It knows nothing of what is loaded and saved. The parent class is right for any database; its children bound statements
+on the server, and know what is special about their database.
 
-A `gevent.Timeout` may fire wherever a driver waits. A connection that was interrupted, or that nobody waits for any
+A `gevent.Timeout` may fire wherever a driver waits. A connection that was interrupted, or that no batch waits for any
 more, is discarded (`Transaction.discard`): its pool makes a new one for the next batch.
 """
 
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 LoadedT = TypeVar("LoadedT")
 
 _SHORTEST: Final = 0.001
-"""Seconds: what `remaining` gives at the least."""
+"""Seconds: the smallest value that `remaining` returns."""
 
 _OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
-"""Errors of SQLAlchemy's own for which no operation is to blame: of its pool, of a connection."""
+"""Errors of SQLAlchemy's own that are no operation's fault: of its pool, of a connection."""
 
 _DRIVERS: Final = frozenset(
     {"psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "pysqlite"}
 )
-"""Of which the errors are known, as SQLAlchemy calls them."""
+"""Drivers whose errors are known, by SQLAlchemy's names."""
 
 _PLAN_IS_OLD: Final = "0A000"
-"""The SQLSTATE of a statement that was prepared before a column got another type; it is not after a rollback."""
+"""The SQLSTATE of a statement that was prepared before a column changed its type; gone after a rollback."""
 
 
 class LostRow(Conflict):
@@ -65,15 +65,16 @@ class LostRow(Conflict):
 
 
 def is_doubtful(batch: Batch) -> bool:
-    """Whether a row that was not found is to be looked at. Mostly somebody else has changed it, and a replay finds it.
+    """Return whether to look for a row that a save did not find. Switches: no.
 
-    So it is looked at where *batch* has met that before, or has no other attempt. Switches: no.
+    Mostly another process has changed it, and the replay finds it. So it is looked for only if *batch* has had a
+    conflict before, or has no other attempt.
     """
     return batch.conflicts > 0 or batch.dispatcher.options.max_attempts == 1
 
 
 def left_out(key: Hashable, kind: type[Exception] = RuntimeError) -> Rejected:
-    """What a `LostRow` is where nobody else can have changed the row. Switches: no."""
+    """Return the error in place of a `LostRow` if no other process can have changed the row. Switches: no."""
     error = kind(
         f"{shown(key)} was not saved, nothing was written: the database has left it out, by a trigger or by a policy "
         "that hides it"
@@ -84,28 +85,28 @@ def left_out(key: Hashable, kind: type[Exception] = RuntimeError) -> Rejected:
 
 
 class Transaction:
-    """One transaction. It takes its connection at once."""
+    """One transaction. It takes its connection when it is made."""
 
     collects = False
-    """It waits once for a save, without knowing before COMMIT what became of its statements, but that all succeed."""
+    """It sends a save and COMMIT as one message, and waits once: if a statement fails, the server skips COMMIT."""
 
     leaves_out = False
-    """A trigger or a policy can keep a statement from the row that it was sent for, which is no error."""
+    """A trigger or a policy can hide a row from a statement without an error."""
 
     writes_anywhere = True
-    """A statement that writes locks no more than the rows it writes, so that operations may send some."""
+    """A statement locks only the rows that it writes, so that operations may send some."""
 
     def __init__(self, engine: Engine, key: Hashable, *, locking: bool = False) -> None:
         self.engine = engine
         self.key = key
         self.locking = locking
-        """It is READ COMMITTED: what is read behind the lock is not older than that."""
+        """The load locks the row, at READ COMMITTED: later statements read nothing older than the lock."""
         self.fence: Callable[[], bool | None] | None = None
-        """Finds out what became of the save by the resource itself, and keeps it from being carried out later."""
+        """Finds out by the row whether it was saved, and else keeps the save from being carried out later."""
         self.connection: Connection = _engines.own(engine).connect()
         self.committer: Callable[[], object] = self.connection.commit
         self.prepare: Callable[[], object] | None = None
-        """Has the connection find the tables of the key's tenant."""
+        """Prepares the connection for the key's tenant."""
         self._commit: dict[Any, Any] = {COMMIT: None}
         self._has_raised = False  # a COMMIT, or what is called around it
         try:
@@ -117,63 +118,63 @@ class Transaction:
     # -- what a database adds --------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Bound what is sent from now on."""
+        """Begin, and bound the statements to come."""
 
     def before_writes(self) -> None:
-        """Bound the statements of the save, for which less time is left."""
+        """Bound the statements of the save: less time is left."""
 
     def begin_again(self) -> None:
-        """What follows is in a transaction too, after a rollback."""
+        """Begin a transaction again, after a rollback."""
 
     def begin_to_write(self) -> None:
-        """Something is written after a rollback."""
+        """Prepare to write, after a rollback."""
 
     def commit_now(self) -> None:
         """Send COMMIT, and wait for the answer."""
         self.committer()
 
     def has_failed(self) -> bool:
-        """Whether a statement has failed, so that the database refuses all that follow."""
+        """Return whether a statement has failed, so that the database refuses all later ones."""
         return False
 
     def ended(self) -> Conflict | None:
-        """That the server has ended the transaction by itself, so that the next statement would begin another."""
+        """Return the error if the server has ended the transaction, so that the next statement would begin another."""
         return None
 
     def zone(self) -> tzinfo | None:
-        """That in which the driver gives moments; None: it is not known, or there is none."""
+        """Return the time zone of the driver's moments; None if it is unknown, or there is none."""
         return None
 
     def ask_outcome(self) -> bool | None:
-        """Whether the COMMIT whose answer was lost was carried out. None: nobody knows."""
+        """Return whether the COMMIT whose answer was lost was carried out. None: unknown."""
         return None if self.fence is None else self.fence()
 
     def was_not_committed(self) -> bool:
-        """Whether the driver knows that the COMMIT that raised was not carried out."""
+        """Return whether the driver knows that the COMMIT that raised was not carried out."""
         return False
 
     # -- the way of a batch ----------------------------------------------------------------------------------
 
     def precede(self, statement: Executable, parameters: dict[str, Any]) -> None:
-        """Execute a statement whose answer nobody needs, at the latest right before the next one."""
+        """Execute a statement whose answer is not needed, right before the next one at the latest."""
         self.connection.execute(statement, parameters)
 
     @contextmanager
     def holding_back(self) -> Iterator[None]:
-        """What is executed in the block, of which nobody needs an answer, may be sent with the next statement."""
+        """Allow statements in the block, whose answers are not needed, to wait for the next statement."""
         yield
 
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
-        """Execute a statement that changes one row, the one that was loaded, or so many.
+        """Execute a statement that changes the loaded row, or so many *rows*.
 
-        Raises `LostRow` when it finds less.
+        Raises `LostRow` if it finds fewer.
         """
         options = {"preserve_rowcount": True}
         if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
             raise LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
 
     def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
-        """Execute a statement that is in the form of the driver."""
+        """Execute a statement in the driver's own form."""
         options = {"preserve_rowcount": True}
         return self.connection.exec_driver_sql(statement, parameters, execution_options=options)
 
@@ -184,9 +185,9 @@ class Transaction:
         *,
         collected: bool = True,  # noqa: ARG002 - for a child
     ) -> None:
-        """Send what is to be recorded and, by *writes*, the statements of a save; and commit.
+        """Record outcomes, send the statements of a save by *writes*, and commit.
 
-        Raises a `NotSaved` where it can. Where *collected*, none of the statements needs the answer of another one.
+        Raises a `NotSaved` where it can. With *collected*, no statement needs the answer of another one.
         """
         try:
             self.before_writes()
@@ -200,36 +201,36 @@ class Transaction:
         self.commit()
 
     def check_whole(self) -> None:
-        """Raise when what was sent so far is not in the transaction that a COMMIT would commit now."""
+        """Raise unless everything sent so far is in the transaction that COMMIT would commit now."""
         ended = self.ended()
         if ended is not None:
             raise ended
         if self.connection.invalidated:
             raise NotSaved(f"{shown(self.key)} was not saved: its connection was lost in an operation, which went on")
         if self.has_failed():
-            # COMMIT would be no error: PostgreSQL takes it for ROLLBACK.
+            # COMMIT would raise nothing: PostgreSQL takes it for ROLLBACK.
             raise Rejected(f"{shown(self.key)} was not saved: a statement has failed, and who sent it went on")
 
     def _roll_back(self) -> None:
         self.connection.rollback()
-        if self.prepare is not None:  # what it has set is gone
+        if self.prepare is not None:  # the rollback has reset its settings
             self.begin_again()
             self.prepare()
 
     def check_repeated(self, error: Exception, recording: Recording | None) -> None:
-        """Raise what *error* is, if it is of what was to be recorded."""
+        """Raise the `NotSaved` for *error* if the INSERT of outcomes has caused it."""
         if recording is None:
             return
         found = recording.check(error, self.send, self._roll_back, self.begin_to_write)
         if found is not None:
             try:
-                self.connection.commit()  # if some have expired and were deleted
+                self.connection.commit()  # the deletion of expired outcomes
             except Exception as failed:
                 raise self.not_saved(failed) from failed
             raise found from None
 
     def commit(self) -> None:
-        """Commit. What is raised is a `NotSaved`, or else nobody knows whether it was saved."""
+        """Commit. Raises a `NotSaved`; with any other error, the outcome is unknown."""
         self._commit = self.connection.info
         self._commit[COMMIT] = None
         try:
@@ -238,23 +239,23 @@ class Transaction:
             self.settle(error)
 
     def settle(self, error: Exception) -> None:
-        """Find out what became of a COMMIT that raised *error*: return when it was carried out, else raise."""
+        """Find out what became of a COMMIT that raised *error*: return if it was carried out, else raise."""
         self._has_raised = True
         _commit.settle(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
 
     def told(self) -> bool | None:
-        """What this side knows of the COMMIT that raised: whether it was carried out. None: nothing."""
+        """Return whether the COMMIT that raised was carried out, as far as this side knows. None: unknown."""
         step = self._commit[COMMIT]
-        if step == DONE:  # and what is called after it has raised
+        if step == DONE:  # a hook after it has raised
             return True
         return False if step is None or self.was_not_committed() else None
 
     def _ask(self) -> bool | None:
-        self.discard()  # it may be the last that the pool can give
+        self.discard()  # it may be the pool's last connection
         return self.ask_outcome()
 
     def not_saved(self, error: Exception) -> NotSaved:
-        """What *error*, which came before COMMIT was sent, is for a batch."""
+        """Return the `NotSaved` for *error*, which came before COMMIT was sent."""
         if isinstance(error, NotSaved):
             return error
         if errors.kind(error) is not errors.Kind.OTHER or isinstance(error, DBAPIError):
@@ -264,10 +265,10 @@ class Transaction:
         return NotSaved(why) if of_everybody else Rejected(why)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Give the connection back, after a rollback where there is something to roll back.
+        """Return the connection to its pool, after a rollback if something is open.
 
-        Where *error* is no `Exception`, or where no time is left, nobody could interrupt that rollback if it had to
-        wait for a server that has gone. The connection is discarded then.
+        If *error* is no `Exception`, or no time is left, that rollback could not be interrupted, should it wait for a
+        server that has gone. Then discard the connection.
         """
         if self.in_time(error) and not self.connection.closed:
             try:
@@ -281,17 +282,17 @@ class Transaction:
             self.discard()
 
     def _roll_back_refused(self) -> None:
-        """Roll back where a listener has refused a COMMIT: SQLAlchemy takes that for over, and rolls nothing back."""
+        """Roll back if a listener has refused a COMMIT: SQLAlchemy takes it for done, and rolls nothing back."""
         begun = self.connection.get_transaction()
         if begun is not None and not begun.is_active and not self.connection.invalidated:
             self.connection.connection.rollback()
 
     def in_time(self, error: BaseException | None) -> bool:
-        """Whether a statement may still be sent, after *error*."""
+        """Return whether a statement may still be sent, after *error*."""
         return error is None or (isinstance(error, Exception) and remaining() > _SHORTEST)
 
     def discard(self) -> None:
-        """Close the connection, in whatever state it is, and have its pool make another one. Switches: no."""
+        """Close the connection, in any state; its pool makes another one. Switches: no."""
         if self.connection.closed:
             return
         if not self.connection.invalidated:
@@ -303,7 +304,7 @@ class SQLiteTransaction(Transaction):
     """SQLite, whose driver blocks the whole process: the write lock is held from the first write to COMMIT.
 
     No greenlet switches in between, so that no batch ever waits for another one of its process. While another process
-    writes, it looks again after a few milliseconds in which others run, in place of waiting in the driver.
+    writes, the batch polls every few milliseconds, and other greenlets run, instead of waiting in the driver.
     """
 
     leaves_out = True
@@ -348,7 +349,7 @@ class SQLiteTransaction(Transaction):
 def transaction_class(
     engine: Engine, *, pipeline: bool, locking: bool = False
 ) -> Callable[[Engine, Hashable], Transaction]:
-    """The one for a database, its driver, and the mode."""
+    """Return the factory of transactions for a database, its driver, and the mode."""
     return partial(_class(engine, pipeline=pipeline), locking=locking)
 
 
@@ -358,7 +359,7 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
         errors.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
     _engines.remember(engine)
     note_commits(engine.dialect)
-    if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # whose own knowledge is enough
+    if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # these know enough by themselves
         _engines.watch(engine)
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":
@@ -376,12 +377,12 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
 
 
 def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
-    """Begin a transaction and fetch what a batch loads; give both.
+    """Begin a transaction and fetch what a batch loads; return both.
 
-    A connection that was at rest in its pool may have been ended by the server meanwhile, which the first statement
-    finds out. SQLAlchemy has then given up all that its pool had, so it is tried once more. Raises `Conflict` for a
-    deadlock or a serialization failure, and `ResourceMissing` for a key that the database, or the type of its column,
-    does not take: so no row has it.
+    The server may have ended an idle connection of the pool, which the first statement finds out. SQLAlchemy has then
+    given up all connections of its pool, so the load is tried once more. Raises `Conflict` for a deadlock or a
+    serialization failure, and `ResourceMissing` for a key that the database, or the type of its column, refuses: so no
+    row has it.
     """
     for attempt in (1, 2):
         try:
@@ -396,19 +397,19 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
             again = error.connection_invalidated or errors.state(error.orig or error) == _PLAN_IS_OLD
             if attempt == 2 or not again:  # noqa: PLR2004 - the second is the last
                 raise
-        except OSError:  # of the socket, as pg8000 leaves it
+        except OSError:  # from the socket: pg8000 does not wrap it
             if attempt == 2:  # noqa: PLR2004 - likewise
                 raise
     raise AssertionError
 
 
 def is_of_key(error: StatementError) -> bool:
-    """Whether *error*, of a statement that has no other values than keys, says that one of them can be in no row."""
+    """Return whether *error*, of a statement whose only values are keys, says that no row can have one of them."""
     return not isinstance(error, DBAPIError) or errors.kind(error) in {errors.Kind.REJECTED, errors.Kind.UNSENT}
 
 
 def no_row(error: StatementError, key: Hashable) -> ResourceMissing:
-    """What a load raises then."""
+    """Return what a load then raises."""
     return ResourceMissing(f"no row can have the key {shortened(key)}: {error.orig or error}", key=key)
 
 
@@ -424,14 +425,14 @@ def _load_once(
 
 
 def cause(error: Exception) -> BaseException | None:
-    """What an error is raised ``from``: itself, or the cause that it came with."""
+    """Return what to raise ``from`` for *error*: itself, or the cause of a `NotSaved`."""
     if isinstance(error, NotSaved):
         return error.__cause__
     return exact(error)
 
 
 def exact(error: Exception) -> Exception:
-    """*error*; an `IntegrityError` where the driver (pg8000) has another class for a constraint."""
+    """Return *error*, or an `IntegrityError` in its place if the driver (pg8000) has another class for a constraint."""
     if not isinstance(error, DBAPIError) or isinstance(error, IntegrityError) or error.orig is None:
         return error
     if not (errors.state(error.orig) or "").startswith("23"):
@@ -442,5 +443,5 @@ def exact(error: Exception) -> Exception:
 
 
 def remaining() -> float:
-    """Seconds that the batch has left."""
+    """Return the seconds that the batch has left."""
     return current_batch().remaining()
