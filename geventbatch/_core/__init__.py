@@ -1,1 +1,1 @@
-"""What every operation passes, from `run` to its answer: compiled whole (see setup.py)."""
+"""The way of every operation, from `run` to its answer. It is compiled as one folder (see setup.py)."""

@@ -1,4 +1,4 @@
-"""The operations of an attempt, applied in the order they came, those too that arrive while the window is open."""
+"""Applies the operations of an attempt in the order they came, and those that arrive while the window is open."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _run_in: Final = Context.run  # without a bound method for each operation
 
 
 def has_news(attempt: Attempt) -> bool:
-    """Whether there is something to save."""
+    """Return whether there is something to save."""
     reads = attempt.batch.reads
     if reads and attempt.completed and not (attempt.deleted or attempt.rows_added or attempt.outcomes):
         returned = (one for one in current_part(attempt) if one.state in _APPLIED and one.error is None)
@@ -36,7 +36,7 @@ def has_news(attempt: Attempt) -> bool:
 
 
 def apply(attempt: Attempt, resource: Any, slice_end: float) -> None:
-    """Apply the operations in order, those too that arrive while the window is open."""
+    """Apply the operations in order, and those that arrive while the window is open."""
     if attempt.attempts > 1 and not _prepare(attempt, resource):
         return
     if attempt.parts:
@@ -66,11 +66,11 @@ def apply(attempt: Attempt, resource: Any, slice_end: float) -> None:
 
 
 def _prepare(attempt: Attempt, resource: Any) -> bool:
-    """Be ready for another attempt, by what the ones before have shown. False when it ends here."""
+    """Prepare another attempt by the experience of the earlier ones. Return False if the attempt ends here."""
     if attempt.undo is not None:
         attempt.undo.begin(attempt, resource)
     if attempt.stepwise and has_steps(attempt):
-        readmit(attempt)  # each is judged by itself from now on
+        readmit(attempt)  # from now on each operation is judged by itself
     if attempt.asked:
         attempt.dispatcher.options.idempotency.ask(attempt)
     if attempt.over() or attempt.verdict is not None:
@@ -83,7 +83,7 @@ def _prepare(attempt: Attempt, resource: Any) -> bool:
 def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
     attempt: Attempt, operations: list[Operation[Any]], resource: Any, due: float
 ) -> bool:
-    """Apply *operations*, each once; from *due* on look at the time. False when the attempt ends here."""
+    """Apply each of *operations* once; from *due* on read the clock. Return False if the attempt ends here."""
     monotonic, plain, epoch = _clock.monotonic, _PLAIN, attempt.batch.epoch
     if attempt.steps is not None:
         if not attempt.steps.look_for(attempt, operations):

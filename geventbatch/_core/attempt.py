@@ -1,11 +1,11 @@
 """An attempt: the way of one batch from load to save, on one greenlet, and again after a conflict.
 
-A user's function runs in each phase, and while it runs the deadline may pass, the greenlet may be killed, the process
-may be forked. So after each the first question is `Attempt.over`: whether the outcome was fixed meanwhile. (On the way
-that every batch goes, its two conditions are asked without the call.) Whatever happens, the scope that was entered is
-left, and `Batch.end` has been called before `run` returns.
+Each phase runs functions of the user. Meanwhile the deadline may pass, the greenlet may be killed, the process may be
+forked. So after each function, `Attempt.over` comes first: it says whether the outcome was fixed meanwhile. (The path
+of every batch tests its two conditions without the call.) On every path, the scope that was entered is exited, and
+`Batch.end` is called before `run` returns.
 
-The batches of a bulk have an attempt each: `bulk` loads and saves for all of them, and has each do the rest.
+Each batch of a bulk has an attempt of its own. The bulk loads and saves for all of them; each attempt does the rest.
 """
 
 from __future__ import annotations
@@ -96,48 +96,48 @@ class Attempt:
     )
 
     # -- mutable state: the attempt at hand ----------------------------------------------------------------
-    scope: Any  # what `open_resource` gave
-    saved: Any  # what that has still to do when it is saved; not there for a load and save pair
+    scope: Any  # the resource scope that `open_resource` returned
+    saved: Any  # its hook to call after the save; unset for a load and save pair
     completed: int  # operations that returned
-    rows_added: list[tuple[int, object]]  # how many operations had returned by then (-1 in the load), and what
+    rows_added: list[tuple[int, object]]  # operations that had returned by then (-1 in the load), and the row
     outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `once`)
     deleted: bool  # the last operation that returned deletes the resource
-    cut_off: bool  # what is behind it is applied to what the next load gives, as also behind such a deletion
-    must_look: bool  # no operation is to be applied any more; or there is something to see to behind each, or this one
-    doubted: bool  # the scope has to look at what the operation at hand has done
-    steps: Steps | None  # what judges the attempt step by step
-    broken: BaseException | None  # what the first broken operation raised
-    verdict: NotSaved | None  # of the scope, on what an operation did: it cannot be saved any more
+    cut_off: bool  # later operations are applied to the next load's resource, as also after such a deletion
+    must_look: bool  # after the operation at hand `look` is called: the batch has ended, or there is something to do
+    doubted: bool  # the scope has to look at the effects of the operation at hand
+    steps: Steps | None  # judges the attempt step by step
+    broken: BaseException | None  # the error of the first broken operation
+    verdict: NotSaved | None  # of the scope, on an operation: the attempt cannot be saved any more
     # -- mutable state: over all attempts of the batch -----------------------------------------------------
     phase: Phase | Literal["replay"]  # "replay" is the wait before one
     context: Context  # of its loads and saves (guarantee 11)
     attempts: int
     conflicts: int
-    conflict: Conflict | None  # that it waits to replay for,
-    conflict_of_load: bool  # or, if not, of its save; not there before the first one
+    conflict: Conflict | None  # the reason of the replay that it waits for
+    conflict_of_load: bool  # the last conflict came from a load, not a save; unset before the first conflict
     rejections: int  # operations or saves that the store refused
-    parts: list[list[Operation[Any]]]  # those that are not settled, the last one first (see `halving`)
-    stepwise: bool  # its attempts are judged step by step, where the scope can
-    asked: list[Operation[Any]] | None  # that raised, whose idempotency keys are still to be looked for in the store
-    undo: Undo | None  # there once an operation that raised had to be undone
-    after: list[Any] | None  # what the scopes that saved it have still to do, if any
-    bulk: dict[Any, Batch] | None  # by key: those that are loaded with it, or to be saved with it; None: no bulk
+    parts: list[list[Operation[Any]]]  # the parts that are not settled, the last one first (see `halving`)
+    stepwise: bool  # attempts are judged step by step, where the scope can
+    asked: list[Operation[Any]] | None  # operations that raised, whose idempotency keys the store must be asked for
+    undo: Undo | None  # set once an operation that raised had to be undone
+    after: list[Any] | None  # hooks of the scopes that saved it, to call after the answers
+    bulk: dict[Any, Batch] | None  # by key: the batches loaded with it, or to be saved with it; None without a bulk
     # -- mutable state: the stopwatch ----------------------------------------------------------------------
-    now: float  # the time, as it was last read
-    turn: int  # of the hub, as it was last seen; -1 if unknown
-    load_duration: float
+    now: float  # monotonic seconds when the clock was last read
+    turn: int  # the hub's iteration when it was last read; -1 if unknown
+    load_duration: float  # seconds, as also the next two
     save_duration: float
-    aside: float  # seconds in which it waited to replay, or left its scope without saving
-    deadline: float
-    paused_at: float | None  # there while it pauses: the deadline is to be moved by as long
+    aside: float  # spent waiting for a replay, or exiting the scope without a save
+    deadline: float  # monotonic seconds
+    paused_at: float | None  # monotonic seconds; set during a pause, whose length is added to the deadline
     # -- mutable state: the greenlet that runs it ----------------------------------------------------------
-    spent: bool  # runs no other batch
-    fatal: BaseException | None  # and ends of this
-    outer: Attempt | None  # it runs inside of that one (of another processor)
-    mates: dict[Attempt, None] | None  # share its deadline, itself too (see `bulk`)
+    spent: bool  # the greenlet runs no other batch
+    fatal: BaseException | None  # the greenlet ends with this
+    outer: Attempt | None  # the attempt (of another processor) that this one runs inside
+    mates: dict[Attempt, None] | None  # the attempts of its bulk, itself included: they share its deadline
 
     def __init__(self, batch: Batch, alarm: Alarm | None, now: float) -> None:
-        """Begin to run *batch* at *now*, watched by *alarm*: there is none where no hub could ring it."""
+        """Begin to run *batch* at *now*, watched by *alarm*; *alarm* is None in a thread without a hub."""
         dispatcher = batch.dispatcher
         self.batch = batch
         self.dispatcher = dispatcher
@@ -146,7 +146,7 @@ class Attempt:
         self.context = Context()
         self.started = self.now = now
         self.deadline = now + dispatcher.options.max_duration
-        # One is made for each batch: values that many share are stored in a row, which is quick.
+        # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.must_look = False
@@ -159,32 +159,32 @@ class Attempt:
         self.load_duration = self.save_duration = self.aside = 0.0
         batch.attempt = self
 
-    # -- what operations and scopes ask for ---------------------------------------------------------------
+    # -- called by operations and scopes ------------------------------------------------------------------
 
     def remaining(self) -> float:
-        """Seconds until the deadline. Switches: no."""
+        """Return the seconds until the deadline. Switches: no."""
         return self.deadline - (_clock.monotonic() if self.paused_at is None else self.paused_at)
 
     def add_row(self, row: object) -> None:
-        """Have *row* inserted with the save."""
+        """Keep *row* for the save to insert."""
         self.rows_added.append((-1 if self.phase == "load" else self.completed, row))
         if self.phase == "operations":
-            self.must_look = True  # so that it is looked at when the operation has returned
+            self.must_look = True  # so that it is copied when the operation has returned
 
     def delete(self) -> None:
-        """Have the resource deleted with the save."""
+        """Mark the resource to be deleted with the save."""
         self.deleted = self.must_look = True
 
     def doubt(self) -> None:
-        """Have the scope look at what the operation at hand has done, or the first one, when that has returned."""
+        """Let the scope look at the operation at hand (in a load: the first operation) when it has returned."""
         self.doubted = self.must_look = True
 
     def cut(self) -> None:
-        """Have the operations behind the one at hand applied to what the next load gives."""
+        """Apply the operations behind the one at hand to the resource of another load."""
         self.cut_off = self.must_look = True
 
     def begin_again(self) -> None:
-        """Begin another attempt: forget what the one before has left."""
+        """Begin another attempt: reset the state of the one before."""
         self.phase = "load"
         self.completed = 0
         self.broken = self.verdict = self.steps = self.conflict = None
@@ -194,7 +194,7 @@ class Attempt:
         self.outcomes = {}
 
     def forget_operation(self) -> None:
-        """The operation at hand has raised: what it wanted of the store is void."""
+        """Drop the rows, the deletion and the marks of the operation at hand, which has raised."""
         while self.rows_added and self.rows_added[-1][0] == self.completed:
             self.rows_added.pop()
         self.deleted = self.doubted = self.cut_off = False
@@ -203,7 +203,7 @@ class Attempt:
     # -- the deadline, and other ends ---------------------------------------------------------------------
 
     def over(self) -> bool:
-        """Whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
+        """Return whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
         if self.batch.epoch != here.epoch:
             process.park()
         return self.batch.ended
@@ -218,7 +218,7 @@ class Attempt:
             self.paused_at = None
 
     def expire(self) -> None:
-        """The deadline has passed; its greenlet is not used again (guarantee 11)."""
+        """End the batch (or its whole bulk) at the deadline; the greenlet is not used again (guarantee 11)."""
         for one in (self,) if self.mates is None else tuple(self.mates):
             one.time_out()
 
@@ -237,7 +237,7 @@ class Attempt:
             self.batch.end(failure)
 
     def give_up_replay(self, conflict: Conflict, why: str) -> None:
-        """There is no replay after *conflict*."""
+        """End the batch with *conflict*, without another replay, for the reason *why*."""
         if self.conflict_of_load:
             self.batch.fail_load(load_failed(self.batch.key, conflict, why))
         else:
@@ -246,10 +246,10 @@ class Attempt:
     # -- from its start to its end ------------------------------------------------------------------------
 
     def run(self, slice_end: float = inf) -> None:
-        """Run the batch in the current greenlet, until its code has returned. Raises what ends the greenlet."""
+        """Run the batch in the current greenlet, until its code has returned. Raise what ends the greenlet."""
         alarm = self.alarm
         current = gevent.getcurrent() if alarm is None else alarm.greenlet
-        if self.alone:  # else this greenlet is a worker's, and inside of nothing
+        if self.alone:  # a worker's greenlet is never inside another attempt
             self.outer = running.get(current)
         else:
             self.turn = here.hub.loop.iteration
@@ -263,7 +263,7 @@ class Attempt:
                 self.over()
             while self._try(slice_end) and take_breath(self, slice_end):
                 pass
-        except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the batch's
+        except BaseException as error:  # thrown into a wait of our own: a kill, or a Timeout that is not the batch's
             self.abort(error)
         finally:
             if alarm is not None:
@@ -276,7 +276,7 @@ class Attempt:
             raise self.fatal
 
     def run_after(self) -> None:
-        """Call what the scopes have still to do when their save is answered: in no batch, and without a deadline."""
+        """Call the scopes' hooks for the time after the answers: outside any batch, without a deadline."""
         current = gevent.getcurrent()
         self.outer = process.after.get(current)
         process.after[current] = self
@@ -287,7 +287,7 @@ class Attempt:
                     self.context.run(hook)
                 except (Exception, gevent.Timeout) as error:
                     if self.alone and isinstance(error, gevent.Timeout):
-                        raise  # taken for the caller's own
+                        raise  # it counts as the caller's own
                     log.error("after the batch of key %s was saved and answered", self.batch.key, error=error)
                 if self.batch.epoch != here.epoch:
                     process.park()
@@ -298,14 +298,14 @@ class Attempt:
                 process.after[current] = self.outer
 
     def _try(self, slice_end: float) -> bool:  # noqa: C901 - every batch passes it: a call more costs each
-        """Load, apply, save. True when the batch is to be replayed."""
+        """Load, apply, save. Return True if the batch is to be replayed."""
         batch = self.batch
         leave, resource = self._load()
         if leave is None:
             return resource is not None and back_off(self, delay(self, resource, loading=True))
         killed = None
         try:
-            if self.now >= self.deadline:  # the load kept the hub from ringing the alarm
+            if self.now >= self.deadline:  # the load never yielded, so the alarm could not ring
                 self.expire()
             batch.loaded = True
             self.phase = "operations"
@@ -316,46 +316,46 @@ class Attempt:
                 if self.asked and not batch.ended and self.broken is self.verdict is None:
                     self.dispatcher.options.idempotency.ask(self)
                 if self.now >= self.deadline and has_news(self) and self.broken is self.verdict is None:
-                    self.expire()  # after work that never yielded
+                    self.expire()  # the operations never yielded, so the alarm could not ring
         except BaseException as error:
             killed = error
             self.over()
             self.abort(error)
-        if batch.ended:  # and `over` was asked since the last function of the user's
+        if batch.ended:  # no need for `over`: no function of the user's ran since it was called
             reason = self.broken if killed is None else killed
             self._leave(leave, TimeoutError("the deadline of the batch has passed") if reason is None else reason)
-            self.broken = None  # whose traceback leads back here
+            self.broken = None  # its traceback refers to this frame: no cycle
             return False
         if self.verdict is not None and not isinstance(self.verdict, Rejected):
             return self._give_up(leave, self.verdict)
-        if self.broken is not None:  # the resource must not be saved: replay without what broke it
+        if self.broken is not None:  # the resource must not be saved: replay without the broken operation
             replay = batch.open or self.asked or is_left(self)
             return self._give_up(leave, self.broken, replay=bool(replay) or settle(self))
         if not has_news(self) and not self._compares():  # there is nothing to save
-            # What is behind it is settled first, since it does not depend on how the scope is left.
+            # The part is settled before the scope is exited: its outcome does not depend on that exit.
             return self._give_up(leave, NothingToSave(), replay=settle(self))
         return self._save(leave)
 
     def _compares(self) -> bool:
-        """Whether the scope has to compare, though there is nothing to save; then see to it that it saves nothing."""
+        """Return whether the scope must compare though there is nothing to save. If so, make it save nothing."""
         if is_reused(self) or getattr(self.scope, "must_compare", False):
             self.completed = 0
             return True
         return False
 
     def _give_up(self, leave: _Exit, reason: BaseException, *, replay: bool = False) -> bool:
-        """Leave the scope for *reason*, without saving. True when the batch is to be replayed."""
+        """Exit the scope with *reason*, without a save. Return True if the batch is to be replayed."""
         verdict = self.verdict
         if verdict is not None and not isinstance(verdict, (Conflict, Rejected)):
             self.batch.end(save_failed(self.batch.key, verdict, doing="an operation"))
         self._leave(leave, reason)
-        self.broken = None  # whose traceback leads back here
+        self.broken = None  # its traceback refers to this frame: no cycle
         if self.over():
             return False
         return back_off(self, delay(self, self.verdict)) if isinstance(self.verdict, Conflict) else replay
 
     def _leave(self, leave: _Exit, reason: BaseException) -> None:
-        """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
+        """Exit the scope without a save. Ignore what its exit raises, unless that is a kill."""
         begun = _clock.monotonic()
         try:
             self.context.run(leave, type(reason), reason, traceback_of(reason))
@@ -369,7 +369,7 @@ class Attempt:
         self.aside += self.now - begun
 
     def abort(self, error: BaseException) -> None:
-        """End it, if it has no outcome yet, because it was killed by *error*."""
+        """End the batch, if it has no outcome yet, because *error* killed it."""
         if ends_greenlet(self, error):
             self.fatal = error
         self.batch.abort(error)
@@ -377,7 +377,7 @@ class Attempt:
     # -- load ---------------------------------------------------------------------------------------------
 
     def _load(self) -> tuple[_Exit | None, Any]:
-        """Enter the scope; give what leaves it, and the resource. If that fails: None, and the `Conflict`, if any."""
+        """Enter the scope. Return its exit and the resource; or None and the `Conflict`, if loading raised one."""
         if self.attempts:
             self.begin_again()
         self.attempts += 1
@@ -432,7 +432,7 @@ class Attempt:
             try:
                 return back_off(self, save_raised(self, kill_behind(self, raised, sys.exc_info()[1])))
             finally:
-                del raised  # no cycle through the error
+                del raised  # its traceback refers to this frame: no cycle
         batch = self.batch
         if batch.epoch != here.epoch:
             self.over()

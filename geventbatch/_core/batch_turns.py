@@ -1,4 +1,4 @@
-"""The hub's turns while a batch runs, and what kept it from having one (guarantee 10); and the end of the window."""
+"""Between two operations: a turn for the hub, a report of code that kept it (guarantee 10), the end of the window."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from geventbatch._core.operation import Operation
 
 BRIEF: Final = 0.00005
-"""Seconds: what is quicker is not asked whether it let the hub have a turn, since to ask would cost a share of it."""
+"""Seconds. Shorter calls are not checked for a yield, since the check would cost a good part of their time."""
 
 
 def take_breath(attempt: Attempt, slice_end: float) -> bool:
-    """Let the hub have a turn between two attempts, if it has gone long without. False when it is all over."""
+    """Let the hub have a turn between two attempts, if it is due. Return False if the batch has ended."""
     attempt.now = _clock.monotonic()
     if slice_end < inf and attempt.now >= pace.slice_end(attempt.now):
         attempt.pause()
         attempt.now = _clock.monotonic()
     if attempt.now >= attempt.deadline and not attempt.over():
         if attempt.phase != "replay":
-            attempt.phase = "operations"  # no load is begun that those behind would have to answer for
+            attempt.phase = "operations"  # no load has begun: the batches behind are not to fail with this one
         attempt.expire()
     return not attempt.over()
 
 
 def take_turns(attempt: Attempt, operation: Operation[Any], now: float) -> float:
-    """Let the hub have a turn if it has gone long without; give when something is due again."""
-    seconds = now - attempt.now  # that *operation* took
+    """Let the hub have a turn after *operation*, if it is due. Return the time at which something is due again."""
+    seconds = now - attempt.now
     attempt.now = now
     if seconds > BRIEF:
         took(attempt, "operation", seconds, operation)
@@ -51,7 +51,7 @@ def take_turns(attempt: Attempt, operation: Operation[Any], now: float) -> float
 
 
 def see_to_window(attempt: Attempt, slice_end: float) -> float:
-    """Take no more operations when the window is over; give when something is due."""
+    """Close the batch if its window is over. Return the time at which something is due."""
     if attempt.now >= attempt.batch.window_end:
         if attempt.batch.open:
             attempt.batch.shut(attempt.now)
@@ -60,9 +60,9 @@ def see_to_window(attempt: Attempt, slice_end: float) -> float:
 
 
 def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any] | None = None) -> None:
-    """Tell the operator of what took long, and of what kept the hub from having a turn. Switches: no.
+    """Log a load, an operation or a save that was slow, or that kept the hub without a yield. Switches: no.
 
-    `Attempt.turn` is the hub's turn as it was seen before.
+    `Attempt.turn` is the hub's iteration before the call.
     """
     if attempt.alone:
         return
@@ -73,6 +73,6 @@ def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any]
             log.blocked(
                 attempt.batch, doing, dispatcher.doing(doing) if operation is None else operation.callable, seconds
             )
-        elif operation is None and seconds > dispatcher.slow and not attempt.batch.ended:  # else its failure is told
+        elif operation is None and seconds > dispatcher.slow and not attempt.batch.ended:  # else its failure is logged
             log.slow(attempt.batch, doing, seconds)
     attempt.turn = turn

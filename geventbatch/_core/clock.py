@@ -1,6 +1,6 @@
-"""The two clocks that everything here reads, and nothing else reads the time: virtual time replaces them.
+"""The two clocks of the library. Nothing else reads the time, so that virtual time can replace them.
 
-Read them as ``clock.monotonic()``, never bind them at import.
+Read them as ``clock.monotonic()``. Never bind them at import.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @final
 class Clock:
-    """An object, and not names of this module, which compiled code would look up each time."""
+    """Both clocks. It is an object since compiled code would look up names of this module each time."""
 
     def __init__(self) -> None:
-        """Tell the real time."""
+        """Read the real time."""
         self.monotonic: Callable[[], float] = time.monotonic
         """Seconds, for windows, deadlines and durations."""
         self.wall: Callable[[], float] = time.time
-        """Seconds since the epoch, for a reader's eyes only."""
+        """Seconds since the epoch, for people to read; never to compute with."""
 
 
 clock: Final = Clock()

@@ -1,4 +1,4 @@
-"""What a processor has done, counted; and how fast it was of late."""
+"""Counters of a processor, and its recent rate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from geventbatch._core.clock import clock as _clock
 
 _SOONEST: Final = 0.05
 _LATEST: Final = 10.5
-"""Seconds for which a sample says something of the present rate."""
+"""Seconds: a sample of an age between these two tells the present rate."""
 
 
 class Counts:
-    """The counts of one process, which only grow. With ``batching=False`` threads share it, and may lose one."""
+    """The counters of one process. They only grow. With ``batching=False``, threads share them and may lose a count."""
 
     __slots__ = (
         "_samples",
@@ -31,23 +31,23 @@ class Counts:
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
         self.answered = 0  # operations whose callers had their answers
-        self.batches = 0  # that began to run and have ended
-        self.failed_batches = 0  # of those
+        self.batches = 0  # batches that began to run and have ended
+        self.failed_batches = 0  # those of them that failed as a whole
         self.conflicts = 0
         self.withdrawn = 0  # operations whose callers left
         self.overloaded = 0  # operations that were refused
         self.undone = 0  # times that an operation that raised was undone
-        self.undo_seconds = 0.0  # and what that took
-        self.next_sample = 0.0
-        self._samples: deque[tuple[float, int]] = deque(maxlen=10)  # one a second: when, and how many were answered
+        self.undo_seconds = 0.0  # seconds that this took
+        self.next_sample = 0.0  # monotonic seconds
+        self._samples: deque[tuple[float, int]] = deque(maxlen=10)  # one a second: the time, and `answered` then
 
     def sample(self, now: float) -> None:
-        """Keep how many operations are answered by *now*; not before `next_sample`. Switches: no."""
+        """Keep the number of answered operations at *now*. Call it not before `next_sample`. Switches: no."""
         self._samples.append((now, self.answered))
         self.next_sample = now + 1.0
 
     def rate(self) -> float:
-        """Operations answered a second, over the last ten seconds or less; 0.0 when there were none."""
+        """Return the operations answered per second, over the last ten seconds or less; 0.0 if there were none."""
         now = _clock.monotonic()
         for then, answered in tuple(self._samples):
             if _LATEST >= now - then >= _SOONEST:

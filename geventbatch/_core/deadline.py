@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 _SHORTEST: Final = 0.001
-"""Seconds after which it looks again whether a pause is over."""
+"""Seconds after which the alarm looks again whether a pause is over."""
 
 
 @final
 class Alarm:
-    """Answers a batch's callers at its deadline, then interrupts the greenlet that runs it at the place where it waits.
+    """Answers a batch's callers at its deadline, then interrupts its greenlet at the place where that waits.
 
-    A worker keeps one for all its batches: while batches follow one another its timer is left running, and when it
-    fires too early for the batch at hand, it is set again for the rest. It is thrown at most once, since a worker whose
-    batch ended by deadline is not used again; so nobody can take the deadline of one batch for that of another.
+    A worker keeps one alarm for all its batches. While batches follow one another, its timer is left running. If it
+    fires too early for the batch at hand, it is set again for the rest of the time. The alarm is thrown at most once:
+    a worker whose batch ended by deadline is not used again. So no batch gets the deadline of another one.
     """
 
     def __init__(self, seconds: float) -> None:
-        """Be ready to ring *seconds* after the start of a batch."""
+        """Belong to the current greenlet; ring *seconds* after the start of a batch."""
         self.greenlet: Any = gevent.getcurrent()
         self.timeout: Any = MaxDuration(self, seconds)
         # -- mutable state ---------------------------------------------------------------------------------
-        self.attempt: Attempt | None = None  # the one that the greenlet runs, or is about to
+        self.attempt: Attempt | None = None  # the attempt that the greenlet runs, or is about to run
         self.armed = False  # the timer runs, and keeps the hub alive
 
     def arm(self) -> None:
@@ -42,25 +42,25 @@ class Alarm:
             self.timeout.start()
 
     def relax(self) -> None:
-        """There is no batch for a while. Switches: no.
+        """Watch no batch for now. Switches: no.
 
-        A timer that runs on does no harm, and is there for the next batch; but nobody's deadlock has to wait for it.
+        The timer may run on, for the next batch. It no longer keeps the hub alive: gevent is to detect deadlocks.
         """
         self.attempt = None
         self.timeout.timer.ref = self.armed = False
 
     def forget(self, attempt: Attempt) -> None:
-        """The code of *attempt* has returned. Another one of its bulk may lead by now."""
+        """Watch *attempt* no more: its code has returned. By now another attempt of its bulk may lead."""
         if self.attempt is attempt:
             self.attempt = None
 
     def close(self) -> None:
-        """Ring no more."""
+        """Close the timer."""
         self.timeout.close()
         self.timeout = None
 
     def ring(self, previous: Any, ex: Any) -> None:
-        """The timer has fired. In the hub, on time, wherever the greenlet waits."""
+        """End the batch, if its deadline has come. The timer calls this in the hub, wherever the greenlet waits."""
         attempt = self.attempt
         if attempt is None or attempt.batch.epoch != here.epoch:
             self.armed = False

@@ -1,4 +1,4 @@
-"""What one process knows of a processor; a fork begins a fresh one (guarantee 12)."""
+"""The dispatcher: one process's half of a processor, which admits, finds the key queue, and stops (8, 12, 15)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Dispatcher:
-    """The key queues, shards and counts of a processor."""
+    """The key queues, shards and counts of a processor in this process. A fork begins a fresh one (guarantee 12)."""
 
     def __init__(self, options: Options, subscriptions: list[ref[Watcher]], *, stopping: bool = False) -> None:
         """Start with nothing live: no greenlet, no timer."""
@@ -44,28 +44,28 @@ class Dispatcher:
         self.slots = None if options.max_batches is None else FairSemaphore(options.max_batches)
         self.subscriptions = subscriptions
         self.counts = Counts()
-        # Of the options, what every operation asks for: compiled code finds it here without a look-up. (Here and not by
-        # `use`, after which it would have to ask each time whether they are there: 1 % of an operation.)
+        # Copies of the options that every operation reads: compiled code reads an attribute of its own without a
+        # look-up. Set here, not by calling `use`: else mypyc checks at each read that it is set (1 % of an operation).
         self.door = options.door
         self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
         self.max_pending = options.max_pending
         self.max_batch_size = options.max_batch_size
         self.blocking = inf if options.max_blocking_time is None else options.max_blocking_time
-        self.slow = options.max_duration / 2  # a load or a save that takes longer is worth a word
+        self.slow = options.max_duration / 2  # seconds; a longer load or save is logged
         self.long = min(self.blocking, self.slow)
         # -- mutable state ---------------------------------------------------------------------------------
-        self.key_queues: dict[object, KeyQueue] = {}  # of the keys that have live batches: the front one of each hash
+        self.key_queues: dict[object, KeyQueue] = {}  # by hash of the key: the front one; only keys with live batches
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on key queues: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on key queues whose code has not returned yet
-        self.alone: set[Batch] = set()  # batches that their callers run; other threads add to it, in one step
+        self.alone: set[Batch] = set()  # unbatched: run by their callers; other threads add to it, in one step
         self.stopping = stopping
         self.ended = False  # nothing runs any more
-        self.told_of_own = False  # that an operation returned what is the batch's own
-        self.stopped = Event()  # nothing runs any more, and everybody has been woken
+        self.told_of_own = False  # the warning was given that an operation returned an object of its batch
+        self.stopped = Event()  # nothing runs any more, and every caller has been woken
 
     def __repr__(self) -> str:
-        """Sum it up, for the processor."""
+        """Sum up the state, for the processor's own summary."""
         workers = sum(shard.workers for shard in self.shards.values())
         state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
         return (
@@ -74,7 +74,7 @@ class Dispatcher:
         )
 
     def use(self, options: Options) -> None:
-        """Open resources as *options* say from now on, which differ in nothing else. Switches: no."""
+        """Open resources by *options* from now on; they differ from the former ones in nothing else. Switches: no."""
         self.options = options
         self.door = options.door
         self.pair = options.open_resource if isinstance(options.open_resource, Pair) else None
@@ -82,11 +82,11 @@ class Dispatcher:
     # -- admitting ----------------------------------------------------------------------------------------
 
     def admit(self, key: Hashable, operation: Operation[Any]) -> Batch:
-        """Put *operation* into the open batch of *key*, and give the batch.
+        """Put *operation* into the open batch of *key*, and return the batch.
 
-        Users' functions run while the key queue is looked up. They may switch, stop the processor or run another
-        operation of the key. From then on nothing switches. A signal handler that stops the processor in between is
-        noticed, since the operation is counted before `stopping` is read.
+        Functions of the user run while the key queue is looked up. They may switch, stop the processor or run another
+        operation of the key. After the look-up nothing switches. A signal handler that stops the processor in between
+        is noticed, since the operation is counted before `stopping` is read.
         """
         if self.stopping:
             self._refuse()
@@ -113,12 +113,12 @@ class Dispatcher:
         if batch is None or not batch.open or batch.loaded:
             batch = key_queue.open_batch()
         batch.add(operation)
-        if self.stopping:  # a signal handler did that since it was asked, and could not see the batch
+        if self.stopping:  # set by a signal handler since it was read: the handler could not see this batch
             batch.close()
         return batch
 
     def admit_alone(self, batch: Batch) -> None:
-        """Count *batch*, which its caller is about to run."""
+        """Count *batch*, which its caller is about to run. Raise if the processor refuses it."""
         self.alone.add(batch)
         most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
@@ -126,7 +126,7 @@ class Dispatcher:
             self._refuse()
 
     def leave_alone(self, batch: Batch) -> None:
-        """Its caller has run *batch*, perhaps in a thread that has nothing to do with our greenlets."""
+        """Forget *batch*, which its caller has run, perhaps in a thread without our greenlets."""
         self.alone.discard(batch)
         if not self.stopping:
             return
@@ -154,7 +154,7 @@ class Dispatcher:
     # -- key queues --------------------------------------------------------------------------------------
 
     def _find_key_queue(self, key: Hashable, hashed: object) -> KeyQueue:
-        """Find the key queue of *key* among those of the same hash, or open one.
+        """Find the key queue of *key* among the key queues of the same hash, or open one.
 
         The key's ``__eq__`` and the worker number may be functions that switch. Therefore `retired` of the queue that
         was found is read again. New queues are prepended: ours is inserted only if the head is unchanged since the
@@ -163,7 +163,7 @@ class Dispatcher:
         shard: Shard | None = None
         while True:
             front = key_queue = self.key_queues.get(hashed)
-            while key_queue is not None:  # and not `_row`, since most often there is none
+            while key_queue is not None:  # not by `_row`: most often there is none, and a generator costs more
                 if (key_queue.key is key or key_queue.key == key) and not key_queue.retired:
                     return key_queue
                 key_queue = key_queue.beside
@@ -209,7 +209,7 @@ class Dispatcher:
             yield from _row(front)
 
     def _discard(self, key_queue: KeyQueue) -> None:
-        """Forget *key_queue* if nobody has opened a batch on it."""
+        """Forget *key_queue* if it has no batch."""
         if key_queue.first is None and not key_queue.retired:
             self.retire(key_queue)
         if self.stopping:
@@ -218,7 +218,7 @@ class Dispatcher:
     # -- stopping -----------------------------------------------------------------------------------------
 
     def begin_stop(self) -> None:
-        """Admit nothing any more, and close the open windows. Switches: no."""
+        """Admit no more operations, and close the open windows. Switches: no."""
         self.stopping = True
         for key_queue in self._all_key_queues():
             for batch in key_queue:
@@ -226,7 +226,7 @@ class Dispatcher:
         self.check_stopped()
 
     def check_stopped(self) -> None:
-        """Whoever ends something calls this: the last one finishes the stop."""
+        """Finish the stop, if nothing runs any more. Called at every end of a batch or an admission."""
         if self.live or self.pending or self.alone or self.ended:
             return
         self.ended = True
@@ -241,7 +241,7 @@ class Dispatcher:
                 log.watcher_failed(subscription, error)
         self._tell_store()
         if batched and not pace.idle():
-            pace.add(self.stopped, WIDTH)  # behind those who have their answers and are not awake yet
+            pace.add(self.stopped, WIDTH)  # behind the callers that have their answers and are not awake yet
         else:
             self.stopped.set()
 
@@ -253,24 +253,24 @@ class Dispatcher:
             except Exception as error:
                 log.error("when %s had stopped", self.options.name, error=error)
 
-    # -- what is seen of it ---------------------------------------------------------------------------------
+    # -- for watchers ---------------------------------------------------------------------------------------
 
     def doing(self, phase: str) -> Any:
-        """Give the function of the user's that loads, or that saves."""
+        """Return the function of the user's for *phase*, "load" or "save"."""
         many = self.options.open_resources
         opens: Any = self.options.open_resource if many is None else many
         name = f"{phase}_resource" if many is None else f"{phase}_resources"
-        return getattr(opens, name, opens)  # pairs have both
+        return getattr(opens, name, opens)  # a pair has one for each
 
     def retry_after(self) -> float:
-        """Seconds until those who wait now will have their answers, as far as one can tell from the recent rate."""
+        """Estimate, by the recent rate, the seconds until all callers that wait now will have their answers."""
         rate = self.counts.rate()
         return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
 
     def batches(self) -> list[Batch]:
-        """Give the live batches, those of each key in the order they opened; in another thread, those of callers alone.
+        """Return the live batches, for each key in the order they opened; in another thread, only the unbatched ones.
 
-        On key queues they may change meanwhile there. In the plainest way, since there may be very many.
+        There the key queues may change meanwhile. Written as plain loops, since there may be very many batches.
         """
         found = list(self.alone)
         for front in self.key_queues.values() if process.in_thread() else ():
@@ -284,9 +284,9 @@ class Dispatcher:
         return found
 
     def announce(self, batches: list[Batch], context: Context) -> Context:
-        """Show the watchers that want to know *batches*, which are about to be loaded together in *context*.
+        """Show *batches*, which are about to be loaded together in *context*, to each watcher with a ``begin``.
 
-        Give the context as they leave it. Who waits is not waited for.
+        Return the context as the watchers leave it. A watcher that waits is not waited for.
         """
         for subscription in self._watchers():
             begin: Any = getattr(subscription, "begin", None)
@@ -311,12 +311,12 @@ class Dispatcher:
                 log.watcher_failed(subscription, error)
 
     def _watchers(self) -> list[Watcher]:
-        # Other threads may subscribe or let go meanwhile: the copy is made in one step.
+        # Other threads may subscribe or drop a subscription meanwhile: the copy is made in one step.
         return [subscription for held in tuple(self.subscriptions) if (subscription := held()) is not None]
 
 
 def _row(front: KeyQueue | None) -> Iterator[KeyQueue]:
-    """Give *front* and the key queues behind it, whose keys have the same hash."""
+    """Iterate over *front* and the key queues behind it, whose keys have the same hash."""
     while front is not None:
         yield front
         front = front.beside

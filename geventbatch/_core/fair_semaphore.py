@@ -1,4 +1,4 @@
-"""FairSemaphore: ``max_batches`` of them, each for a batch that runs, first come, first served."""
+"""A semaphore that is first come, first served: its slots are the ``max_batches`` that may run at once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from gevent.hub import Waiter
 
 
 class FairSemaphore:
-    """A semaphore that hands over: gevent's lets whoever comes by overtake the one that it is about to wake."""
+    """A semaphore that hands its slot to the first waiter. gevent's lets a newcomer overtake a waiter about to wake."""
 
     def __init__(self, count: int) -> None:
         """Start with *count* free slots."""
         # -- mutable state ---------------------------------------------------------------------------------
         self._free = count
-        self._waiters: deque[Waiter[None]] = deque()  # while somebody waits, no slot is free
+        self._waiters: deque[Waiter[None]] = deque()  # while it has any, no slot is free
 
     def __enter__(self) -> None:
-        """Take a slot. Switches: yes, while there is none.
+        """Take a slot. Switches: yes, while none is free.
 
-        Woken by whoever leaves. Whoever is killed here leaves the queue, or gives on the slot that it was just handed.
+        Woken by `__exit__`. A waiter that is killed leaves the queue, or passes on the slot that it was just handed.
         """
         if self._free:
             self._free -= 1
@@ -37,7 +37,7 @@ class FairSemaphore:
             raise
 
     def __exit__(self, *error: object) -> None:
-        """Hand the slot to the first who waits, or have it free. Switches: no."""
+        """Hand the slot to the first waiter, or set it free. Switches: no."""
         if self._waiters:
             gevent.get_hub().loop.run_callback(self._waiters.popleft().switch, None)
         else:

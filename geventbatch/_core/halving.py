@@ -1,9 +1,9 @@
-"""The parts of a batch that are saved one after the other, where one save for all is not to be had.
+"""The parts of a batch, which are saved one after the other where one save for all is impossible.
 
-Most batches have one part, and know nothing of this. Two things make more of them. A save that is refused (`Rejected`)
-because of what some operation made: the batch is halved until the culprits stand alone, and everybody else is saved.
-And an operation that deletes the resource: those behind it need what the next load gives. The order of the operations
-stays as it was. A part that was saved is settled: nothing that befalls the rest changes its answers (guarantee 2).
+Most batches have one part. Two events make more. If a save is refused (`Rejected`) because of some operation, the batch
+is halved until the culprits stand alone, and all others are saved. If an operation deletes the resource, the operations
+behind it need another load. The order of the operations stays the same. A part that was saved is settled: whatever
+happens to the rest, its answers stay (guarantee 2).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def current_part(attempt: Attempt) -> list[Operation[Any]]:
-    """Give the operations that the attempt at hand is for."""
+    """Return the operations that the attempt at hand is for."""
     return attempt.parts[-1] if attempt.parts else attempt.batch.operations
 
 
 def is_left(attempt: Attempt) -> bool:
-    """Whether something of the part at hand may still be applied."""
+    """Return whether an operation of the part at hand may still be applied."""
     return any(operation.state <= STARTED for operation in current_part(attempt))
 
 
 def settle(attempt: Attempt) -> bool:
-    """Go on behind the part at hand, which has its outcome: True for another attempt, else the batch has ended."""
+    """Settle the part at hand, which has its outcome. Return True for another attempt, else the batch has ended."""
     if not attempt.parts:
         attempt.batch.end()
         return False
@@ -41,13 +41,13 @@ def settle(attempt: Attempt) -> bool:
         if is_left(attempt):
             attempt.phase = "load"
             return True
-        attempt.parts.pop()  # all have left
+        attempt.parts.pop()  # all its callers have left
     attempt.batch.end()
     return False
 
 
 def cut_after(attempt: Attempt, last: Operation[Any]) -> None:
-    """Leave the operations behind *last* to a part of their own."""
+    """Split off the operations behind *last* into a part of their own."""
     attempt.batch.close()
     part = current_part(attempt)
     behind = part.index(last) + 1
@@ -56,7 +56,7 @@ def cut_after(attempt: Attempt, last: Operation[Any]) -> None:
 
 
 def cut_before(attempt: Attempt, first: Operation[Any]) -> bool:
-    """Leave *first*, and what is behind it, to a part of their own. False when nobody before it has returned."""
+    """Split off *first* and the operations behind it into a part of their own. Return False if none before returned."""
     part = current_part(attempt)
     behind = part.index(first)
     if not any(operation.state == STARTED and operation.error is None for operation in part[:behind]):
@@ -67,16 +67,17 @@ def cut_before(attempt: Attempt, first: Operation[Any]) -> bool:
 
 
 def split(attempt: Attempt, error: Rejected) -> bool:
-    """Halve the part at hand, which the store refused with *error*; True for another attempt, else the batch has ended.
+    """Halve the part at hand, which the store refused with *error*. Return True for another attempt, else it has ended.
 
-    An operation that is refused alone is the culprit. It is out, with what the store said. One culprit among a thousand
-    takes ten refused saves; after the second one the attempts go step by step, where the scope can (see `steps`).
+    An operation that is refused alone is the culprit. It gets the store's error, and is out. To find one culprit among
+    a thousand takes ten refused saves. After the second refusal, the attempts go step by step, where the scope can (see
+    `steps`).
     """
     attempt.rejections += 1
     attempt.stepwise = attempt.stepwise or attempt.rejections > 1
     part = current_part(attempt)
     started = [operation for operation in part if operation.state == STARTED]
-    # Where all have raised, what is refused is the record of an outcome.
+    # If all have raised, the store has refused the record of an outcome.
     suspects = [operation for operation in started if operation.error is None] or started
     if not suspects:
         attempt.batch.end(save_failed(attempt.batch.key, error))
@@ -95,9 +96,9 @@ def split(attempt: Attempt, error: Rejected) -> bool:
 
 
 def readmit(attempt: Attempt, culprit: Operation[Any] | None = None) -> None:
-    """Have those behind *culprit* (or all) that were thrown out applied once more.
+    """Let the broken operations behind *culprit* (by default, all) be applied once more.
 
-    What they raised may have come of what it had changed, and that is not saved.
+    Their errors may have come from changes of *culprit*, which are not saved.
     """
     behind = 0 if culprit is None else attempt.batch.operations.index(culprit) + 1
     for operation in attempt.batch.operations[behind:]:

@@ -1,12 +1,10 @@
-"""Turns on the hub: so that no amount of work of ours keeps it from its timers and sockets (guarantee 10).
+"""Turns on the hub: no amount of work of ours keeps it from its timers and sockets (guarantee 10).
 
-A gate has greenlets behind it that want to go on: up to 32 that have their answer, or one worker
-that paused between two operations. Gates open one after another in the order they came. Between two of them everything
-that the first let through has run, and as soon as the hub has been busy for `SLICE` seconds it looks at its timers and
-sockets.
+A gate holds greenlets that want to go on: up to 32 callers that have their answer, or one worker that paused between
+two operations. Gates open one after another in the order they came. Before the next gate opens, every greenlet of the
+one before has run. As soon as the hub has been busy for `SLICE` seconds, it looks at its timers and sockets.
 
-Nobody waits for the opening of another one's gate, so nobody can be killed there and strand the rest: the next step is
-a callback of the hub.
+The next gate is opened by a callback of the hub, not by a greenlet. So a kill can strand nobody behind it.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.process import here
 
-_Gate = Any  # what has a `set` that lets somebody through
+_Gate = Any  # any object whose `set` lets its greenlets through
 
 
 SLICE: Final = 0.003
@@ -29,11 +27,10 @@ SLICE: Final = 0.003
 WIDTH: Final = 32
 """Callers that go on in one piece."""
 
-_TIMER: Final = 1e-6  # any positive time: `sleep(0)` is a callback and not a timer, and never lets the sockets in
-
+_TIMER: Final = 1e-6  # seconds; any positive time: `sleep(0)` is a callback, not a timer, and never polls the sockets
 
 _MILLISECOND: Final = 0.001
-"""For libuv, which warns of shorter ones. It does not count its iterations either."""
+"""Seconds. For libuv, which warns of shorter timers (and does not count its iterations)."""
 
 
 class _Turn:
@@ -45,25 +42,25 @@ class _Turn:
         self.waiter: Waiter[None] = Waiter()
 
     def set(self) -> None:
-        """Let it go on, at once; does nothing when it was killed."""
+        """Let the greenlet go on, at once; do nothing if it was killed."""
         self.waiter.switch(None)
 
 
 class Pace:
-    """The hub's turns; there is one for the one thread that has batches."""
+    """The turns of the one hub that has batches."""
 
     def __init__(self) -> None:
-        """Start with nobody waiting."""
+        """Start without a gate."""
         # -- mutable state ---------------------------------------------------------------------------------
         self._gates: deque[_Gate] = deque()
-        self._widths: deque[int] = deque()  # how many wait behind each
-        self._loop: Any = None  # the loop that a step is scheduled on; another one has never heard of it
-        self._timer: Any = None  # the timer of that step, if it is one
-        self._iteration = -1  # the loop's, when it was last seen to have turned
-        self._slice_end = 0.0  # the end of the slice that began then
+        self._widths: deque[int] = deque()  # greenlets behind each gate
+        self._loop: Any = None  # the loop that the next step is scheduled on
+        self._timer: Any = None  # the timer of the next step, if it needs one
+        self._iteration = -1  # the loop's iteration at the last turn that was seen
+        self._slice_end = 0.0  # monotonic seconds; the end of the slice that began at that turn
 
     def add(self, gate: _Gate, width: int) -> None:
-        """Open *gate*, with *width* behind it, when its turn comes. Switches: no; works in the hub too."""
+        """Open *gate*, which holds *width* greenlets, when its turn comes. Switches: no; works in the hub too."""
         self._gates.append(gate)
         self._widths.append(width)
         loop = here.hub.loop
@@ -72,28 +69,28 @@ class Pace:
             loop.run_callback(self._step)
 
     def wait(self) -> None:
-        """Let everybody else have a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
+        """Give all others a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
         turn = _Turn()
         self.add(turn, WIDTH)
         turn.waiter.get()
 
     def idle(self) -> bool:
-        """Whether every gate is open."""
+        """Return whether every gate is open."""
         return not self._gates
 
     def slice_end(self, now: float) -> float:
-        """Say when the hub will have been kept for long enough; *now* counts as its turn if it has had one."""
+        """Return the time at which the hub is due a turn. If it has had one since the last call, *now* counts as it."""
         left = self._slice_end - now
         if not 0 < left <= SLICE:
             iteration = here.hub.loop.iteration
-            if iteration != self._iteration or left > 0:  # the hub has turned since, or the clock is another one
+            if iteration != self._iteration or left > 0:  # the hub has turned since, or the clock was replaced
                 self._iteration = iteration
                 self._slice_end = now + SLICE
         return self._slice_end
 
     def _step(self) -> None:
-        """Open the next gates, in the hub, and come back when all that went through has had its turn."""
-        # First, so that a signal handler that adds a gate in the middle of this schedules a step of its own.
+        """Open the next gates, in the hub, and schedule the step after them."""
+        # Reset first: a signal handler that adds a gate in the middle of this schedules a step of its own.
         self._loop = None
         turned = self._timer is not None
         self._close_timer()
@@ -124,7 +121,7 @@ class Pace:
             self._timer = None
 
     def forget(self) -> None:
-        """After a fork: those who wait here are the parent's."""
+        """Drop all gates after a fork: their greenlets are the parent's."""
         self._gates.clear()
         self._widths.clear()
 

@@ -29,19 +29,19 @@ class KeyQueue:
         self.shard = shard
         # -- mutable state ---------------------------------------------------------------------------------
         self.beside = beside
-        self.first: Batch | None = None  # runs or is queued; the others stand behind it in the order they opened
-        self.last: Batch | None = None  # may be open
-        self.retired = False  # no longer among the processor's key queues
+        self.first: Batch | None = None  # runs or is queued; `behind` links the others in the order they opened
+        self.last: Batch | None = None  # the only one that may be open
+        self.retired = False  # no longer among the dispatcher's key queues
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the live batches in the order they opened."""
+        """Iterate over the live batches in the order they opened."""
         batch = self.first
         while batch is not None:
             yield batch
             batch = batch.behind
 
     def open_batch(self) -> Batch:
-        """Give the batch that takes the next operation of the key, a new one if need be."""
+        """Return the batch that takes the next operation of the key, a new one if need be."""
         last = self.last
         if last is not None and last.open:
             if not last.loaded or _clock.monotonic() < last.window_end:
@@ -63,7 +63,7 @@ class KeyQueue:
         return batch
 
     def cut_behind(self) -> list[Batch]:
-        """Forget the batches behind the first, and give them."""
+        """Forget the batches behind the first, and return them."""
         _, *behind = self
         if self.first is not None:
             self.first.behind = None
@@ -72,7 +72,7 @@ class KeyQueue:
         return behind
 
     def finish(self) -> None:
-        """The code of the first batch has returned: the key is free for the next one."""
+        """Free the key for the next batch: the code of the first one has returned."""
         dispatcher = self.dispatcher
         self.first = batch = self.first and self.first.behind
         dispatcher.live -= 1

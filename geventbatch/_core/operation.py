@@ -1,4 +1,4 @@
-"""An operation: a callable, its caller's context, and what came of it."""
+"""An operation: a callable, its caller's context, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAITING: Final = 0
-"""Admitted, and never applied so far."""
+"""Admitted, and not applied yet."""
 
 STARTED: Final = 1
 """Applied at least once. From here on its batch goes on whether or not its caller is still there."""
@@ -26,15 +26,15 @@ BROKEN: Final = 3
 """It raised half-way and stays out of every later attempt (guarantee 18)."""
 
 SETTLED: Final = 4
-"""Its part of the batch has its outcome, whatever becomes of the rest: its own is what counts."""
+"""Its part of the batch has ended: its own outcome counts, whatever happens to the rest of the batch."""
 
 
 _DEEPEST: Final = 100
-"""Wrappers that are looked through: a stand-in for anything gives itself, or another, for ever."""
+"""Wrappers to look through at the most: a mock returns a wrapper for ever."""
 
 
 class Operation(Generic[T]):
-    """One `run` of one caller, which fills it in: an ``__init__`` would cost each operation as much as all the rest."""
+    """One `run` of one caller. `run` fills it in: an ``__init__`` would cost as much as all the rest of admitting."""
 
     __slots__ = ("args", "callable", "context", "error", "group", "state", "value")
 
@@ -42,16 +42,16 @@ class Operation(Generic[T]):
     args: tuple[Any, ...]
     context: Context  # of its caller, at `run`
     # -- mutable state -------------------------------------------------------------------------------------
-    group: AsyncResult[None]  # wakes its caller, and those of up to 31 operations beside it in its batch
-    state: int
-    value: T  # what it returned, in the last attempt, once it has
-    error: BaseException | None  # what it raised, in the last attempt
+    group: AsyncResult[None]  # wakes its caller, and the callers of up to 31 operations beside it in its batch
+    state: int  # WAITING to SETTLED
+    value: T  # its answer in the last attempt; unset until it has returned
+    error: BaseException | None  # its error in the last attempt
 
     read_only = False
 
     def answer(self) -> T:
-        """Return what it returned, or raise what it raised."""
-        error, self.error = self.error, None  # the traceback to come holds this operation: no cycle through the error
+        """Return the operation's answer, or raise its error."""
+        error, self.error = self.error, None  # the traceback refers to this operation: no cycle through the error
         if error is None:
             return self.value
         try:
@@ -61,14 +61,14 @@ class Operation(Generic[T]):
 
 
 class ReadOnly(Operation[T]):
-    """One that changes nothing: for its sake alone a batch is not saved."""
+    """An operation that changes nothing: a batch of nothing else is not saved."""
 
     __slots__ = ()
     read_only = True
 
 
 def common_name(operations: list[Operation[Any]]) -> str | None:
-    """The qualified name that *operations* share; None when they have more than one."""
+    """Return the qualified name that *operations* share, or None if they have more than one."""
     names: set[str] = set()
     last: object = None
     for operation in operations:
@@ -81,14 +81,14 @@ def common_name(operations: list[Operation[Any]]) -> str | None:
 
 
 def name_of(function: Any) -> str:
-    """The qualified name of *function*, or of its class; of what a partial or a wrapper calls."""
+    """Return the qualified name of *function*, or of its class; for a partial or wrapper, of the function inside."""
     function = unwrapped(function)
     name = attribute(function, "__qualname__")
     return name if isinstance(name, str) and name else type(function).__qualname__
 
 
 def unwrapped(function: Any) -> Any:
-    """What *function* calls in the end, if it is a partial or a wrapper."""
+    """Return the innermost function of *function*, if it is a partial or a wrapper."""
     for _ in range(_DEEPEST):
         inner = function.func if isinstance(function, partial) else attribute(function, "__wrapped__")
         if inner is None:
@@ -98,7 +98,7 @@ def unwrapped(function: Any) -> Any:
 
 
 def attribute(function: Any, name: str) -> Any:
-    """Give its attribute, or None: whatever a ``__getattr__`` of the user's raises, no batch ends of it."""
+    """Return the attribute *name* of *function*, or None. A ``__getattr__`` of the user's that raises ends no batch."""
     try:
         return getattr(function, name, None)
     except Exception:

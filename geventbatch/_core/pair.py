@@ -1,4 +1,4 @@
-"""The load and save pair as a resource scope: one mechanism underneath."""
+"""The load and save pair as a resource scope, so that every batch runs over a scope."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairScope:
     __slots__ = ("_key", "_pair", "_resource")
 
     def __init__(self, pair: Pair, key: Hashable) -> None:
-        """Belong to *pair*."""
+        """Belong to *pair*; load nothing yet."""
         self._pair = pair
         self._key = key
 
@@ -50,14 +50,14 @@ class Pair:
     """``load_resource`` and ``save_resource``, as an ``open_resource``."""
 
     def __init__(self, load_resource: Any, save_resource: Any, told: Told) -> None:
-        """Keep both; None does nothing."""
+        """Keep both functions; None stands for one that does nothing."""
         self.load_resource: Callable[[Any], Any] = load_nothing if load_resource is None else load_resource
         self.save_resource: Callable[[Any, Any], object] = save_nothing if save_resource is None else save_resource
         self.told_of_pair = told
         self.warning = ImmutableWarning()
 
     def __call__(self, key: Hashable) -> PairScope:
-        """Open the resource at *key*. It calls nothing of the user's."""
+        """Return the scope of *key*. No function of the user's is called yet."""
         return PairScope(self, key)
 
 
@@ -69,20 +69,20 @@ class ImmutableWarning:
         self._given = False
 
     def warn(self, name: str, resource: object) -> None:
-        """The function *name* gave *resource*, which no operation can change."""
+        """Warn that the function *name* returned *resource*, which no operation can change."""
         if not self._given:
             self._given = True
             warnings.warn(
                 f"{name} gave {shown(resource)}, a {type(resource).__name__}, which no operation can change, so that "
-                "nothing can be saved in it: let it give an object, a dict or a list that operations change in place",
+                "nothing can be saved in it: let it return an object, a dict or a list that operations change in place",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
 
 def load_nothing(key: Any) -> None:
-    """The default ``load_resource``: the resource is None."""
+    """Do nothing: the default ``load_resource``, for which the resource is None."""
 
 
 def save_nothing(key: Any, resource: Any) -> None:
-    """The default ``save_resource``."""
+    """Do nothing: the default ``save_resource``."""

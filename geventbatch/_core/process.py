@@ -1,8 +1,8 @@
-"""What belongs to the operating-system process, and not to one processor.
+"""State of the operating-system process: forks, the one thread with batches, and which greenlet runs which attempt.
 
-- A fork is noticed (guarantee 12): `here.epoch` counts the forks that led to this process. What was born in another
-  epoch is the parent's, and does nothing here: it is parked.
-- The library's greenlets live in one thread (guarantee 13): that of the process's first batched `run`.
+- A fork is noticed (guarantee 12): `here.epoch` counts the forks that led to this process. A batch or greenlet of
+  another epoch is the parent's. It does nothing here: it is parked.
+- The library's greenlets live in one thread (guarantee 13): the thread of the process's first batched `run`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _NoHub:
-    """Stands for the hub before the first batched run: after a fork, what the parent had scheduled asks for it too."""
+    """Stands for the hub before the first batched `run`. After a fork, callbacks of the parent's ask for it too."""
 
     @property
     def loop(self) -> Any:
@@ -43,42 +43,42 @@ _NO_HUB: Final = _NoHub()
 
 @final
 class Here:
-    """What a fork changes."""
+    """State that a fork changes."""
 
     __slots__ = ("epoch", "forked_late", "hub", "pid", "thread")
 
     def __init__(self) -> None:
         self.epoch = 0
-        """How many forks lie between the first process and this one."""
+        """The number of forks between the first process and this one."""
         self.pid = os.getpid()
         self.forked_late = False
-        """Whether this process, or one that led to it, was forked from one that had run batches."""
+        """True if this process, or one of its ancestors, was forked from a process that had run batches."""
         self.thread: int | None = None
         """The native identity of the thread of the first batched `run` in this process."""
         self.hub: Any = _NO_HUB
-        """The hub of that thread, as the last batched run has seen it: to ask gevent costs a batch 1 % each time.
+        """The hub of that thread at the last batched `run`: to ask gevent costs a batch 1 % each time.
         Never None, which is the parent of a thread's main greenlet."""
 
 
 here: Final = Here()
-"""Of this process. An object, and not names of this module, which compiled code would look up each time."""
+"""The state of this process. It is an object since compiled code would look up names of this module each time."""
 
 running: Final[dict[greenlet, Attempt]] = {}
-"""The attempt that each greenlet is in the middle of: its load, an operation, its save."""
+"""By greenlet: the attempt that it is in the middle of, in a load, an operation or a save."""
 
 made: Final[list[ref[Processor[Any]]]] = []
 """The processors. A list, since any thread may add to it or take from it in one step."""
 
 watchers: Final[list[Callable[[Processor[Any]], object]]] = []
-"""Called with each processor that is made: for what watches all of them, and for tests."""
+"""Functions to call with each processor that is made: for exporters that watch all of them, and for tests."""
 
 after: Final[dict[greenlet, Attempt]] = {}
-"""The attempt whose scopes each greenlet lets finish, after the answers. It is inside of it only for `stop`."""
+"""By greenlet: the attempt whose hooks it calls after the answers. Only `stop` counts it as inside that attempt."""
 
 # Under monkey-patching the plain name tells greenlets apart, and not threads.
 native_thread: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
-# Of the thread, and not of the greenlet. An identity alone is no proof: a later thread may have that of one that ended.
+# Local to the thread, not to the greenlet. A thread identity is no proof: a later thread may reuse it.
 _ours: Any = monkey.get_original("_thread", "_local")()
 
 _native_sleep: Callable[[float], None] = monkey.get_original("time", "sleep")
@@ -89,17 +89,17 @@ _at_first_run: list[Callable[[], object]] = []
 
 
 def after_fork(callback: Callable[[], None]) -> None:
-    """Have *callback* called in every child right after a fork: no I/O there, no kill, no switch."""
+    """Register *callback*, to be called in every child right after a fork: it must not do I/O, kill or switch."""
     _after_fork.append(callback)
 
 
 def at_first_run(callback: Callable[[], object]) -> None:
-    """Have *callback* called at the first batched `run` of every process, in its greenlet. It must not switch."""
+    """Register *callback* for the first batched `run` of each process, in its greenlet. It must not switch."""
     _at_first_run.append(callback)
 
 
 def _forked() -> None:
-    if here.pid == os.getpid():  # we were told before
+    if here.pid == os.getpid():  # already called for this fork
         return
     here.pid = os.getpid()
     here.epoch += 1
@@ -115,15 +115,16 @@ os.register_at_fork(after_in_child=_forked)
 
 
 class _ToldFirst(logging.Handler):
-    """No handler of any logger's: `logging` tells all that there are of a fork, in the child.
+    """Not a real log handler: `logging` re-initialises every handler in a forked child, so it tells us of the fork.
 
-    It does so before those are called who registered since it was imported. One of them may switch: to ask for its
-    resource anew, OpenTelemetry's SDK waits for a thread. Greenlets of the parent's run then, within `os.fork`.
+    It does so before the at-fork callbacks that were registered after it was imported. One of these may switch: to
+    compute its resource anew, OpenTelemetry's SDK waits for a thread. Then greenlets of the parent's run, inside
+    `os.fork`.
     """
 
     def __init__(self) -> None:
-        # That is what makes it one to tell. A whole handler would be taken off a list as the interpreter ends, when
-        # `logging` is not there any more.
+        # This alone registers the handler. `Handler.__init__` would also put it on a list, and take it off when the
+        # interpreter ends, when `logging` is gone.
         self.createLock()
 
     def _at_fork_reinit(self) -> None:
@@ -134,14 +135,14 @@ _told_first: Final = _ToldFirst()
 
 
 def processors() -> list[Processor[Any]]:
-    """Give the processors that live in this process, those that its parent made before the fork included."""
+    """Return the processors of this process, including those that its parent made before the fork."""
     return [processor for held in tuple(made) if (processor := held()) is not None]
 
 
 def park() -> NoReturn:
-    """Never go on: this greenlet is the parent's, and only its memory was inherited.
+    """Wait for ever: this greenlet is the parent's, and only its memory was inherited by the fork.
 
-    Ending it instead would run clean-up of the user's on sockets that the parent still uses. Nobody wakes it.
+    If it ended instead, clean-up code of the user's would run on sockets that the parent still uses.
     """
     hub = gevent.get_hub()
     while True:
@@ -149,22 +150,22 @@ def park() -> NoReturn:
 
 
 def has_hub() -> bool:
-    """Whether greenlets live in this thread: its hub is there, or the first wait of patched code will make it."""
+    """Return whether this thread has a hub, or will get one at the first wait of patched code."""
     return get_hub_if_exists() is not None or monkey.is_module_patched("socket")
 
 
 def sleep(seconds: float) -> None:
-    """Wait, without making a hub in a thread that has none. Switches: yes."""
+    """Sleep for so many *seconds*, without making a hub in a thread that has none. Switches: yes."""
     (gevent.sleep if has_hub() else _native_sleep)(seconds)
 
 
 def enclosing(dispatcher: Dispatcher) -> Batch | None:
-    """The batch of the processor that the current greenlet is inside of, if any."""
+    """Return the batch of the processor that the current greenlet is inside, or None."""
     return _of(dispatcher, running.get(gevent.getcurrent()))
 
 
 def is_waited_for(dispatcher: Dispatcher) -> bool:
-    """Whether a stop of the processor waits for the current greenlet, so that this cannot wait for the stop."""
+    """Return whether a stop of the processor waits for the current greenlet, which thus cannot wait for the stop."""
     return enclosing(dispatcher) is not None or _of(dispatcher, after.get(gevent.getcurrent())) is not None
 
 
@@ -177,12 +178,12 @@ def _of(dispatcher: Dispatcher, attempt: Attempt | None) -> Batch | None:
 
 
 def in_hub() -> bool:
-    """Whether the caller runs in the hub, where nothing may block."""
+    """Return whether the caller runs in the hub, where nothing may block."""
     return isinstance(gevent.getcurrent(), Hub)
 
 
 def check_place(dispatcher: Dispatcher) -> None:
-    """Raise the `RuntimeError` that says why a batched `run` cannot be called here; the first one takes the thread."""
+    """Raise a `RuntimeError` if a batched `run` cannot be called here. The first one claims the thread."""
     check_not_inside(dispatcher)
     if here.thread is None:
         here.thread = native_thread()
@@ -193,7 +194,7 @@ def check_place(dispatcher: Dispatcher) -> None:
 
 
 def _begin(callbacks: list[Callable[[], object]]) -> None:
-    """Call all of them, also when one raises: it may warn where warnings are errors."""
+    """Call all *callbacks*, also if one raises, as a warning does where warnings are errors."""
     if callbacks:
         try:
             callbacks[0]()
@@ -202,7 +203,7 @@ def _begin(callbacks: list[Callable[[], object]]) -> None:
 
 
 def check_not_inside(dispatcher: Dispatcher) -> None:
-    """Raise where `run` could only wait for itself: in the hub, and inside a batch of the processor (13, 14)."""
+    """Raise if `run` would wait for itself: in the hub, or inside a batch of the processor (guarantees 13 and 14)."""
     if in_hub():
         msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
         raise RuntimeError(msg)
@@ -215,12 +216,12 @@ def check_not_inside(dispatcher: Dispatcher) -> None:
 
 
 def in_thread() -> bool:
-    """Whether this is the thread that the library's greenlets live in, if they live anywhere yet."""
+    """Return whether this thread has the library's greenlets. Before the first batched `run`, every thread may."""
     return here.thread is None or getattr(_ours, "epoch", None) == here.epoch
 
 
 def check_thread(method: str) -> None:
-    """Raise when this is not the thread that the library's greenlets live in."""
+    """Raise if this is not the thread that the library's greenlets live in; *method* is for the message."""
     if not in_thread():
         raise RuntimeError(
             f"{method}() was called from another thread than the first run() of this process; greenlets belong to one "

@@ -166,7 +166,7 @@ def test_a_load_resource_that_gives_an_immutable_builtin_warns_once(clock: Virtu
     assert warning.category is RuntimeWarning
     assert str(warning.message) == (
         f"load_resource gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that nothing "
-        "can be saved in it: let it give an object, a dict or a list that operations change in place"
+        "can be saved in it: let it return an object, a dict or a list that operations change in place"
     )
 
 
