@@ -6,9 +6,9 @@
 
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._batch import Batch, current_batch
 from geventbatch._core import run
-from geventbatch._core.batch import Batch
-from geventbatch._processor import Processor, current_batch, stop_all
+from geventbatch._processor import Processor, stop_all
 from geventbatch._renamed import renamed
 from geventbatch._watch.metrics import BatchMetric, MetricSubscription
 from geventbatch._watch.problem import SetupProblem

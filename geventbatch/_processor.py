@@ -6,8 +6,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 from weakref import ref
 
-import gevent
-
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.dispatcher import Dispatcher
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from geventbatch._core.batch import Batch
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -352,18 +349,3 @@ def _stop_each(processors: list[Processor[Any]], deadline: float) -> tuple[bool,
 
 def _left(deadline: float) -> float | None:
     return None if deadline == inf else max(0.0, deadline - _clock.monotonic())
-
-
-def current_batch() -> Batch:
-    """Give the batch that the caller is inside of: in a load, an operation or a save.
-
-    Its ``key`` is the batch's; ``remaining()`` gives the seconds until its deadline, never under 0.001.
-
-    Raises:
-        RuntimeError: Called elsewhere, a greenlet that an operation spawned included.
-    Switches: no.
-    """
-    attempt = process.running.get(gevent.getcurrent())
-    if attempt is None:
-        raise RuntimeError("current_batch() was called outside of a load, an operation or a save")
-    return attempt.batch

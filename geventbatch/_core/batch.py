@@ -39,9 +39,8 @@ _SHORTEST: Final = 0.001
 class Batch:
     """One key's operations, those who wait for them, and their answers.
 
-    Users get it from `current_batch`. For them are `key`, `alone`, `remaining`, `add_row`, `rows`, `delete`, `deleted`,
-    `completed`, `counted`, `bulk`, `ask_scope` and `cut`. The rest is the library's own. What is of its way from load
-    to save, its `Attempt` has.
+    Users get it from `current_batch`, and see of it what `geventbatch.Batch` has. What is of its way from load to save,
+    its `Attempt` has.
     """
 
     __slots__ = (
@@ -115,10 +114,10 @@ class Batch:
             f"attempt {self.attempts}{left}>"
         )
 
-    # -- for users ----------------------------------------------------------------------------------------
+    # -- for users: see `geventbatch.Batch` ----------------------------------------------------------------
 
     def remaining(self) -> float:
-        """Seconds until the deadline, never under 0.001: ready to be a statement timeout. Switches: no."""
+        """Seconds until the deadline, never under 0.001."""
         most: float = self.dispatcher.options.max_duration
         attempt = self.attempt
         if attempt is None:
@@ -131,18 +130,7 @@ class Batch:
         return self.key_queue is None
 
     def add_row(self, row: object) -> None:
-        """Have the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
-
-        It is dropped when the operation raises, and when the batch is replayed, which adds it again. Lists and dicts in
-        it are inserted as the operation has left them, whatever those behind it do to them in the resource.
-
-        Args:
-            row: What the store inserts: see there.
-
-        Raises:
-            RuntimeError: What the processor's ``open_resource`` gave inserts no rows.
-        Switches: no.
-        """
+        """Have the store insert *row* with the save."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "takes_rows", False):
             raise RuntimeError(f"add_row: {type(self.scope).__name__} inserts no rows beside the resource")
@@ -154,14 +142,7 @@ class Batch:
         return [] if self.attempt is None else [row for _, row in self.attempt.rows_added]
 
     def delete(self) -> None:
-        """Have the store delete the resource, when the operation has returned.
-
-        The operations before are saved with it; those behind are applied to what the next load gives.
-
-        Raises:
-            RuntimeError: What the processor's ``open_resource`` gave deletes nothing.
-        Switches: no.
-        """
+        """Have the store delete the resource, when the operation has returned."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "deletes", False):
             raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
@@ -189,19 +170,12 @@ class Batch:
         return {} if self.attempt is None else self.attempt.bulk or {}
 
     def ask_scope(self, *, first: bool = False) -> None:
-        """Have the scope's ``operation_returned`` asked when the operation at hand has returned. For a scope to call.
-
-        It does nothing in a load or a save, but that in a load *first* has it asked behind the first operation.
-        Switches: no.
-        """
+        """Have the scope's ``operation_returned`` asked when the operation at hand has returned."""
         if self.attempt is not None and (first or self.attempt.phase == "operations"):
             self.attempt.doubt()
 
     def cut(self) -> None:
-        """Have the operations behind the one at hand applied to what the next load gives. For a scope to call.
-
-        It does nothing in a load or a save. Switches: no.
-        """
+        """Have the operations behind the one at hand applied to what the next load gives."""
         if self.attempt is not None and self.attempt.phase == "operations":
             self.attempt.cut()
 

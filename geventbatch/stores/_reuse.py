@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from geventbatch._batch import batch_at_hand
 from geventbatch._core.clock import clock
 from geventbatch._core.process import here
-from geventbatch._processor import current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
 
@@ -76,7 +76,7 @@ class Kept(Generic[T]):
         if self._epoch != here.epoch:  # inherited from the parent of a fork
             self.clear()
         until, entry = self._entries.pop(key, (0.0, None))
-        return entry if clock.monotonic() < until and current_batch().attempts == 1 else None
+        return entry if clock.monotonic() < until and batch_at_hand().attempts == 1 else None
 
     def put(self, key: Hashable, entry: T) -> None:
         """Cache *entry*, as the newest."""

@@ -7,8 +7,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._options import check_callable
-from geventbatch._processor import current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch._seam import each_of, observing
 from geventbatch._values.answers import unfinished
@@ -163,7 +163,7 @@ class _Checker:
         """Run it on a copy, and take back what it wanted of the store."""
         twin = self._copied(resource)
         twice = held_twice(twin, "resource")
-        batch = current_batch()
+        batch = batch_at_hand()
         rows = len(batch.rows)
         value, error = None, None
         try:
@@ -198,7 +198,7 @@ class _Checker:
             yield "computed", f"read {first.computed[0]}, which the database or the ORM {told} load. Compute it here"
         if first.error is None:
             yield from self._of_answer(first, before, read_only=read_only)
-        elif isinstance(first.error, current_batch().dispatcher.options.clean_errors) and first.state != before:
+        elif isinstance(first.error, batch_at_hand().dispatcher.options.clean_errors) and first.state != before:
             where, was, now = difference(before, first.state, "resource")
             yield "raised", f"{first}, and had changed {where} by then, from {shown(was)} to {shown(now)}"
 

@@ -68,7 +68,7 @@ def test_importing_makes_no_hub_and_starts_no_thread(imported: dict[str, Any]) -
 
 def test_every_public_name_is_there_and_says_what_it_is() -> None:
     for name in geventbatch.__all__:
-        assert getattr(geventbatch, name).__doc__ or (geventbatch.COMPILED and name == "Batch")  # mypyc keeps none
+        assert getattr(geventbatch, name).__doc__
     assert sorted(geventbatch.__all__) == [
         "Batch",
         "BatchAborted",

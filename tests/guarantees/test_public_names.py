@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from importlib import import_module
+from typing import Any
 
 import pytest
+
+from geventbatch import Batch, Processor, current_batch
+from geventbatch._core.batch import Batch as Inner
 
 RENAMED = [
     ("geventbatch", "BatchMetrics", "MetricSubscription"),
@@ -43,3 +48,36 @@ def test_a_name_that_never_was_is_none_and_the_old_ones_are_not_listed(module: s
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
         _ = found.nothing
     assert not {old for where, old, _ in RENAMED if where == module} & {*found.__all__, *dir(found)}
+
+
+# -- a batch ------------------------------------------------------------------------------------------------------
+
+FOR_OPERATIONS = ["add_row", "alone", "delete", "key", "remaining"]
+FOR_SCOPES = ["ask_scope", "bulk", "completed", "cut", "deleted", "outcomes", "rows"]
+
+
+def public(owner: object) -> list[str]:
+    """Give the names of *owner* that do not begin with an underscore, sorted."""
+    return sorted(name for name in dir(owner) if not name.startswith("_"))
+
+
+def test_a_batch_shows_five_names_to_operations_and_seven_to_scopes_each_with_what_it_is() -> None:
+    assert public(Batch) == sorted(FOR_OPERATIONS + FOR_SCOPES)
+    for name in public(Batch):
+        assert inspect.getdoc(inspect.getattr_static(Batch, name))
+        assert f"`{name}`" in (Batch.__doc__ or "")
+
+
+def test_what_operations_get_is_a_batch_that_has_all_these_names() -> None:
+    seen: list[Any] = []
+    with Processor(min_duration=0) as processor:
+        processor.run("k", lambda resource: seen.append(current_batch()))
+    (batch,) = seen
+    assert type(batch) is Inner
+    assert isinstance(batch, Batch)
+    assert set(public(Batch)) <= set(public(batch))
+
+
+def test_nobody_but_the_library_makes_a_batch() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Batch()  # type: ignore[misc]

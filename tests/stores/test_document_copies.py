@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from geventbatch import current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch.errors import CannotUndo
 from tests.support.document_places import (
     PARAMETERS,
@@ -31,7 +31,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def test_a_copy_can_be_restored_many_times(place: Place) -> None:
     def operation(resource: Any) -> None:
-        scope = current_batch().scope
+        scope = batch_at_hand().scope
         book(resource, "1", "Bob")
         mark = scope.checkpoint()
         for _ in range(2):
@@ -55,7 +55,7 @@ def test_what_would_not_come_back_is_not_copied(place: Place) -> None:
     thing = (one for one in "ab")
 
     def operation(resource: Any) -> None:
-        scope = current_batch().scope
+        scope = batch_at_hand().scope
         resource["seats"]["1"] = thing
         with pytest.raises(CannotUndo, match="'k' cannot be copied: "):
             scope.checkpoint()

@@ -362,7 +362,7 @@ def first_attempt(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Running:
         attempts = 1
 
-    monkeypatch.setattr("geventbatch.stores._reuse.current_batch", lambda: Running)
+    monkeypatch.setattr("geventbatch.stores._reuse.batch_at_hand", lambda: Running)
     return Running
 
 

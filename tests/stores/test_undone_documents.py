@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import StatementError
 
 from geventbatch import ResourceMissing, current_batch
+from geventbatch._batch import batch_at_hand
 from tests.support.callers import answer_of
 from tests.support.document_places import (
     EVENTS,
@@ -383,7 +384,7 @@ def test_where_a_resource_cannot_be_made_once_more_each_that_raised_costs_a_load
     decoded: set[int] = set()
 
     def decode(text: Any) -> Any:
-        attempt = current_batch().attempts
+        attempt = batch_at_hand().attempts
         if attempt in decoded:
             raise LookupError("only once in an attempt")
         decoded.add(attempt)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._check_callables import check_scope
-from geventbatch._processor import current_batch
 from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
 
@@ -126,7 +126,7 @@ class InBatch:
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Call the operation."""
-        context = current_batch().context[_batch_context]
+        context = batch_at_hand().context[_batch_context]
         callers = _cv_app.get(None)
         _cv_app.set(context)  # never reset: this copy of the caller's context is for this call only
         if callers is None or callers.app is not context.app:

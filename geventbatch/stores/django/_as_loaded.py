@@ -37,7 +37,7 @@ from django.db.models import (
 )
 from django.db.models.query_utils import DeferredAttribute
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.stores.django._changes import columns
 from geventbatch.stores.django._fields import referenced
@@ -342,7 +342,7 @@ class _Generated:
     def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
         if instance is None:
             return self
-        scope: Any = current_batch().scope
+        scope: Any = batch_at_hand().scope
         return scope.generated(self._field)
 
     def __set__(self, instance: Model, value: Any) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from geventbatch import Batch
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.django._row import Row
     from geventbatch.stores.django._steps import Begun, Savepoints
     from geventbatch.stores.django._transaction import Execute, Transaction

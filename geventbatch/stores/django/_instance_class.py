@@ -15,7 +15,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models.base import ModelBase
 from django.utils.functional import cached_property
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.stores.django._as_loaded import ask_scope, in_class, watched
 from geventbatch.stores.django._memory import attributes, forget
@@ -75,7 +75,7 @@ def _save_later(self: Model, *args: object, **options: object) -> None:
     """Do nothing but note the call: the store saves when all operations have run. Switches: no."""
     _check_using(self, "save", args[2] if len(args) > 2 else options.get("using"))  # noqa: PLR2004 - the third
     with suppress(RuntimeError):  # in a greenlet that the operation has started
-        scope: Any = current_batch().scope
+        scope: Any = batch_at_hand().scope
         scope.save_asked()
 
 

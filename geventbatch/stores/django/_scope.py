@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.db import Error
 from django.db.models import Field, Model
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NothingToSave, NotSaved, Rejected
 from geventbatch.stores._sql import errors
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from geventbatch import Batch
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.django import DjangoStore
 
 M = TypeVar("M", bound=Model)
@@ -55,7 +55,7 @@ class Scope(Generic[M]):
     def __init__(self, store: DjangoStore[M], key: Any) -> None:
         self._store = store
         self._key = key
-        self._batch: Batch = current_batch()
+        self._batch: Batch = batch_at_hand()
         self._before: BaseDatabaseWrapper | None = None
         self._renewed = False  # the connections that were at rest
         self.guard: Guard | None = None

@@ -16,7 +16,7 @@ from geventbatch.stores.django._transaction import send
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch import Batch
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.django._guard import Guard
     from geventbatch.stores.django._row import Row
     from geventbatch.stores.django._transaction import Transaction

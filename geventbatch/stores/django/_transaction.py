@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from geventbatch import Batch
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.django._messages import Written
 
     Execute = Callable[..., Any]

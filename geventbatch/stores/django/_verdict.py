@@ -11,7 +11,7 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores.django._connections import is_closed
 
 if TYPE_CHECKING:
-    from geventbatch import Batch
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.django._guard import Guard
     from geventbatch.stores.django._row import Row
     from geventbatch.stores.django._transaction import Transaction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import current_batch
 from geventbatch.errors import PartlySaved, ResourceMissing
 
 if TYPE_CHECKING:

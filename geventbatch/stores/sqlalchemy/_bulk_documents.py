@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
@@ -220,7 +220,7 @@ class BulkDocumentScope:
 
     def _save(self) -> dict[Hashable, Exception]:
         """Save, and return the errors of documents that were not saved."""
-        bulk = current_batch().bulk
+        bulk = batch_at_hand().bulk
         failed: dict[Hashable, Exception] = {}
         changes: dict[Hashable, _Change] = {}
         rows: dict[Hashable, list[object]] = {}
@@ -240,7 +240,7 @@ class BulkDocumentScope:
         return failed
 
     def _write(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> dict[Hashable, NotSaved]:
-        if any(batch.rejections for batch in current_batch().bulk.values()):
+        if any(batch.rejections for batch in batch_at_hand().bulk.values()):
             return self._write_by_steps(changes, rows)
         collects = self._transaction.collects and not any(is_instance(row) for some in rows.values() for row in some)
         locking = self._documents.locking
@@ -288,7 +288,7 @@ class BulkDocumentScope:
 
     def _lost(self, key: Hashable) -> NotSaved:
         """Return the error for a row that was not found, or exists already."""
-        return self._scopes[key].lost(Lost(*_conflict(key).args), self._transaction, current_batch().bulk[key])
+        return self._scopes[key].lost(Lost(*_conflict(key).args), self._transaction, batch_at_hand().bulk[key])
 
     def _begin_again(self) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
@@ -180,7 +180,7 @@ class DocumentScope:
 
     def keep(self) -> None:
         """Write the document and the added rows of an operation after a savepoint. Switches: yes."""
-        batch = current_batch()
+        batch = batch_at_hand()
         rows = batch.rows[self._rows_written :]
         state = self._encoded(self._loaded.state)
         snapshot = self._documents.snapshot(state)
@@ -266,7 +266,7 @@ class DocumentScope:
 
     def _save(self) -> Row | None:
         """Save, and return the row to cache, whose version this process has made; else None."""
-        batch = current_batch()
+        batch = batch_at_hand()
         rows = batch.rows[self._rows_written :]
         recording = Recording(self._outcomes(), batch.outcomes) if batch.outcomes else None
         row: Row | None = self._loaded
@@ -354,7 +354,7 @@ class DocumentScope:
         try:
             self._transaction.change(statement, parameters)
         except LostRow as lost:
-            raise (found := self.lost(lost, self._transaction, current_batch())) from found.__cause__
+            raise (found := self.lost(lost, self._transaction, batch_at_hand())) from found.__cause__
         except IntegrityError as error:
             if self._loaded.version is None and errors.is_duplicate(error):
                 raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error

@@ -16,8 +16,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._core.verdict import is_clean as _is_clean
-from geventbatch._processor import current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores._sql import errors
@@ -60,7 +60,7 @@ class Guard(StatementGuard):
         """
         self.ours = True
         try:
-            is_clean = _is_clean(current_batch(), error)
+            is_clean = _is_clean(batch_at_hand(), error)
             refused = self._refusal(error, is_clean=is_clean)
             if refused is None and is_clean:
                 refused = self._take_out(error)

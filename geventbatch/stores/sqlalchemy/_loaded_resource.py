@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified, instance_state
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._object_contents import is_in
@@ -100,7 +100,7 @@ class LoadedResource:
                 current_batch().cut()
         if not (is_new or self._mapping.has_computed):
             return
-        batch = current_batch()
+        batch = batch_at_hand()
         if is_new and not batch.stepwise and is_incomplete(state):
             batch.cut()
         batch.ask_scope()
@@ -238,7 +238,7 @@ class LoadedResource:
                 try:
                     transaction.change(mapping.claim, parameters)
                 except LostRow:
-                    if not (is_doubtful(current_batch()) and self.is_there(transaction.connection)):
+                    if not (is_doubtful(batch_at_hand()) and self.is_there(transaction.connection)):
                         raise
                     # A policy hides the row from the lock, and from the write: the flush will say so.
             else:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.exc import StaleDataError
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
@@ -113,7 +113,7 @@ class MappedScope:
     @property
     def must_compare(self) -> bool:
         """Whether operations may have been answered from two states of the database. Switches: no."""
-        return self._guard.asked and not self._mapping.locking and len(current_batch().operations) > 1
+        return self._guard.asked and not self._mapping.locking and len(batch_at_hand().operations) > 1
 
     def copied(self, value: object) -> object:
         """Return a copy of *value* if it is in a column, or a relationship's collection; else itself. Switches: no."""
@@ -232,7 +232,7 @@ class MappedScope:
     # -- save ------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        batch = current_batch()
+        batch = batch_at_hand()
         session, guard = self._session, self._guard
         unfit = guard.unfit()
         if unfit is not None:
@@ -350,7 +350,7 @@ class MappedScope:
 
     def _look_for_others(self) -> None:
         """After a save in one message that did not find the row: raise if no other process has changed it."""
-        if not (self._held or is_doubtful(current_batch())):
+        if not (self._held or is_doubtful(batch_at_hand())):
             return
         loaded, transaction = self._loaded, self._guard.transaction
         with suppress(DBAPIError), self._mapping.connect(self._key) as connection:

@@ -17,7 +17,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds
 from geventbatch.stores._sql.statements import first_word, forbidden, reads

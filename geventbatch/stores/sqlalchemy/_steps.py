@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import current_batch
 from geventbatch.errors import CannotUndo, Conflict, NotSaved
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows

@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
     TimeoutError,  # noqa: A004 - SQLAlchemy's name for it
 )
 
-from geventbatch._processor import current_batch
+from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import bounds, errors

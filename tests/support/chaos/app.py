@@ -13,6 +13,7 @@ import redis
 import sqlalchemy as sa
 
 from geventbatch import BatchError, BatchTimeout, Processor, current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.stores import RedisStore, Reuse
 from tests.support.chaos.mutants import mutate
@@ -76,7 +77,7 @@ def add(resource: Entries | Resource, name: str) -> int:
     else:
         entries = resource
         entries.append(name)
-    batch = current_batch()
+    batch = batch_at_hand()
     if TOLD.rows and getattr(batch.scope, "takes_rows", False):
         batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
     return len(entries)
