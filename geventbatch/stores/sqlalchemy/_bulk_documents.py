@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
@@ -171,7 +171,7 @@ class BulkDocumentScope:
             except ResourceMissing as of_half:
                 refused |= self._refused(half, of_half)
             else:
-                transaction.end()
+                transaction.end(NothingToSave())
         return refused
 
     def _fetch(self, keys: list[Hashable], transaction: Transaction) -> dict[Hashable, Row | Exception]:
@@ -292,7 +292,7 @@ class BulkDocumentScope:
 
     def _begin_again(self) -> None:
         try:
-            self._end(None)
+            self._end(NothingToSave())
             self._transaction = self._begun()
         except Exception as error:
             raise errors.of_store(error, self._name) from error

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.errors import CannotUndo, Conflict, NothingToSave, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
 from geventbatch.stores._json import check_lossless
 from geventbatch.stores._reuse import judging_nobody
@@ -125,7 +125,7 @@ class DocumentScope:
         except BaseException as error:
             transaction.end(error)
             raise
-        transaction.end()
+        transaction.end(NothingToSave())
         return found
 
     # -- an operation that raised ----------------------------------------------------------------------------

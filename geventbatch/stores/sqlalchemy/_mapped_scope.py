@@ -7,7 +7,6 @@ session then holds.
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,6 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, is_instance
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 _EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
 """Session events in which a user's listener may send or add something."""
-
-_log: Final = logging.getLogger("geventbatch")
 
 
 class MappedScope:
@@ -78,7 +76,7 @@ class MappedScope:
             self._first = snapshot_of_load(self._guard, self._loaded)
             self._guard.begin(self._loaded)
         except BaseException as error:
-            self._give_up(error)
+            self._end(error)
             raise
         return resource
 
@@ -88,19 +86,13 @@ class MappedScope:
             if error is None:
                 self._save()
         except BaseException as raised:
-            self._give_up(raised)
+            self._end(raised)
             if isinstance(raised, Rejected):
                 self._look_again(raised)
             if isinstance(raised, LostRow) and self._collected:
                 self._look_for_others()
             raise
-        if error is not None:
-            self._give_up(error)
-            return
-        try:
-            self._end(None)
-        except Exception:
-            _log.exception("after the batch of key %r was saved, its connection or a listener raised", self._key)
+        self._end(error)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """Expunge what the operation has added, or return why its attempt cannot be saved any more. Switches: no."""
@@ -197,7 +189,7 @@ class MappedScope:
     def _begin(self) -> Transaction:
         mapping = self._mapping
         transaction = mapping.transaction(mapping.engine, self._key)
-        self._close_session()  # of a first try, whose connection was lost
+        self._close_session(saved=False)  # of a first try, whose connection was lost
         session = self._session = cast("BatchSession", mapping.sessions(bind=transaction.connection))
         guard = self._guard = Guard(mapping, self._key, session, transaction)
         session.begin_watch(guard)
@@ -367,22 +359,15 @@ class MappedScope:
         """Return the same, as the batch's own transaction sees it."""
         return self._is_there(self._transaction.connection)
 
-    def _give_up(self, error: BaseException) -> None:
-        """End without a save. Log what that raises: *error* says what became of the batch."""
-        try:
-            self._end(error)
-        except Exception:
-            _log.exception("after the batch of key %r was given up, its connection or a listener raised", self._key)
-
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)
         try:
             if transaction is not None:
                 transaction.end(error)
         finally:
-            self._close_session()
+            self._close_session(saved=error is None)
 
-    def _close_session(self) -> None:
+    def _close_session(self, *, saved: bool) -> None:
         session = self.__dict__.pop("_session", None)
         if session is not None:
-            session.close()
+            give_back(self._key, session.close, saved=saved)

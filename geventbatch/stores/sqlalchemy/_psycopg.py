@@ -133,20 +133,12 @@ class JoinedTransaction(PostgresTransaction):
             return LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
         return super().not_saved(error)
 
-    def end(self, error: BaseException | None = None) -> None:
-        if self.connection.closed or not self.in_time(error):
-            self.discard()
-            return
-        try:
-            self._driver.rollback()  # sends nothing after COMMIT
-            self._driver.autocommit = self._autocommit
-            self._driver.cursor_factory = self._cursor_factory
-            self._prepare_again(self._driver)
-            self.connection.close()
-        except BaseException as failed:
-            self.discard()
-            if not isinstance(failed, Exception):  # the deadline, or a kill
-                raise
+    def close(self, error: BaseException | None) -> None:  # noqa: ARG002 - for the parent
+        self._driver.rollback()  # sends nothing after COMMIT
+        self._driver.autocommit = self._autocommit
+        self._driver.cursor_factory = self._cursor_factory
+        self._prepare_again(self._driver)
+        self.connection.close()
 
     def discard(self) -> None:
         self._driver.cursor_factory = self._cursor_factory  # breaks a reference cycle

@@ -26,6 +26,7 @@ from sqlalchemy.exc import (
 from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql.commit import polls
@@ -112,7 +113,7 @@ class Transaction:
         try:
             self.begin()
         except BaseException:
-            self.discard()
+            give_back(key, self.discard, saved=False)
             raise
 
     # -- what a database adds --------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ class Transaction:
         return False if step is None or self.was_not_committed() else None
 
     def _ask(self) -> bool | None:
-        self.discard()  # it may be the pool's last connection
+        give_back(self.key, self.discard, saved=False)  # it may be the pool's last connection
         return self.ask_outcome()
 
     def not_saved(self, error: Exception) -> NotSaved:
@@ -268,18 +269,25 @@ class Transaction:
         """Return the connection to its pool, after a rollback if something is open.
 
         If *error* is no `Exception`, or no time is left, that rollback could not be interrupted, should it wait for a
-        server that has gone. Then discard the connection.
+        server that has gone. Then discard the connection. See `give_back` for errors.
         """
-        if self.in_time(error) and not self.connection.closed:
-            try:
-                if error is not None or self._has_raised:
-                    self._roll_back_refused()
-                self.connection.close()
-            except BaseException:
-                self.discard()
-                raise
-        else:
+        give_back(self.key, self._end, error, saved=error is None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self.connection.closed or self.connection.invalidated or not self.in_time(error):
             self.discard()
+            return
+        try:
+            self.close(error)
+        except BaseException:
+            self.discard()
+            raise
+
+    def close(self, error: BaseException | None) -> None:
+        """Give the connection back as the next one may have it. Switches: yes."""
+        if error is not None or self._has_raised:
+            self._roll_back_refused()
+        self.connection.close()
 
     def _roll_back_refused(self) -> None:
         """Roll back if a listener has refused a COMMIT: SQLAlchemy takes it for done, and rolls nothing back."""
@@ -295,9 +303,11 @@ class Transaction:
         """Close the connection, in any state; its pool makes another one. Switches: no."""
         if self.connection.closed:
             return
-        if not self.connection.invalidated:
-            self.connection.invalidate()
-        self.connection.close()
+        try:
+            if not self.connection.invalidated:
+                self.connection.invalidate()
+        finally:
+            self.connection.close()
 
 
 class SQLiteTransaction(Transaction):

@@ -1,0 +1,33 @@
+"""Giving a batch's connection back: an error in that changes no outcome. Imports no vendor."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from geventbatch._batch import batch_at_hand
+from geventbatch._core.verdict import kill_behind
+from geventbatch._watch import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+
+def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: bool) -> None:
+    """Call *call*, after the batch of *key* was *saved*, or given up, and log what that raises.
+
+    Mostly that comes from a listener of the application's. Raises only what is for the greenlet: a kill or a `Timeout`,
+    or a kill whose place another error took.
+    Switches: as *call* does.
+    """
+    handled = sys.exc_info()[1]
+    try:
+        call(*args)
+    except BaseException as raised:
+        attempt = batch_at_hand().attempt
+        ending = raised if attempt is None else kill_behind(attempt, raised, handled)
+        if not isinstance(ending, Exception):
+            raise ending from ending.__cause__
+        became = "saved" if saved else "given up"
+        told = f"after the batch of key %s was {became}, its connection or a listener raised: %s"
+        log.error(told, key, raised, error=raised)

@@ -1,0 +1,209 @@
+"""What is raised as a connection is given back changes nothing of what became of the batch: it is logged, with the key.
+
+Mostly that is a listener of the application's. (For mapped classes, more of it is in test_mapped_ends.py.)
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+import sqlalchemy as sa
+from gevent.event import Event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from geventbatch import BatchAborted, LoadFailed, ResourceMissing
+from geventbatch._core import process
+from tests.support.adapters.sqlalchemy import PLACES, DocumentAdapter, MappedAdapter, fresh
+from tests.support.callers import answer_of
+from tests.support.servers import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from geventbatch import Processor
+
+SQLITE = pytest.param(("sqlite", "version", True), id="sqlite")
+PIPELINED = pytest.param(("postgresql", "lock", True), id="postgresql-lock")
+PLAIN = pytest.param(("postgresql", "version", False), id="postgresql-version-no-pipeline")
+MARIADB = pytest.param(("mariadb", "version", True), id="mariadb", marks=pytest.mark.mariadb)
+REUSED = pytest.param(("sqlite", "reuse", True), id="sqlite-reuse")
+LOST = "its connection or a listener raised"
+
+
+class Broken(LookupError):
+    """What a listener raises."""
+
+
+class Listeners:
+    """Of an application, on an engine: they raise, or wait and raise, wherever a connection is given back."""
+
+    def __init__(self, engine: sa.Engine, *more: str) -> None:
+        self.called: list[str] = []
+        self.waits = Event()
+        self.waiting = False
+        for event in ("checkin", "close", "invalidate"):
+            sa.event.listen(engine.pool, event, lambda driver, *_, event=event: self.hear(event, driver))
+        for event in more:
+            sa.event.listen(engine, event, lambda *_, event=event: self.hear(event))
+
+    def hear(self, event: str, driver: Any = None) -> None:
+        self.called.append(event)
+        if driver is not None:
+            with suppress(Exception):
+                driver.close()  # else SQLAlchemy leaves it open, when a listener raises
+        if self.waiting:
+            try:
+                self.waits.wait()
+            finally:
+                self.waiting = False
+                raise Broken(event)
+        raise Broken(event)
+
+
+@pytest.fixture(params=[SQLITE, PIPELINED, PLAIN, MARIADB])
+def setting(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=["document", "bulk", "mapped"])
+def adapter(request: pytest.FixtureRequest, setting: Any, tmp_path: Path) -> Iterator[Any]:
+    server, kind, pipeline = setting
+    with fresh(server, tmp_path) as address:
+        place = PLACES[server](address)
+        made = (MappedAdapter if request.param == "mapped" else DocumentAdapter)(place, kind, None, pipeline=pipeline)
+        made.engine = place.engine(None, poolclass=NullPool)
+        made.bulk = request.param == "bulk"
+        made.put("k", 0)
+        yield made
+        made.direct.dispose()
+
+
+@pytest.fixture
+def listeners(adapter: Any) -> Listeners:
+    return Listeners(adapter.engine)
+
+
+def together(processor: Processor[Any], *runs: tuple[Any, ...]) -> list[Any]:
+    callers = [gevent.spawn(answer_of, processor.run, "k", *run) for run in runs]
+    return [caller.get() for caller in callers]
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is logged of it."""
+    wait_until(lambda: LOST in caplog.text)
+    return [record.getMessage() for record in caplog.records if LOST in record.getMessage()]
+
+
+def test_what_was_saved_is_answered(adapter: Any, listeners: Listeners, caplog: pytest.LogCaptureFixture) -> None:
+    with adapter.processor() as processor:
+        assert together(processor, (adapter.add, 1), (adapter.add, 1)) == [1, 2]
+        assert adapter.get("k") == 2
+        assert together(processor, (adapter.add, 1)) == [3]
+    assert listeners.called
+    assert all("was saved" in line for line in told(caplog))
+
+
+def test_what_was_refused_is_the_error_of_who_brought_it(
+    adapter: Any, listeners: Listeners, caplog: pytest.LogCaptureFixture
+) -> None:
+    with adapter.processor() as processor:
+        assert together(processor, (adapter.add_with_row, 1, "taken")) == [1]
+        answers = together(processor, (adapter.add, 1), (adapter.add_with_row, 1, "taken"), (adapter.add, 1))
+    assert isinstance(answers.pop(1), DBAPIError)
+    assert answers == [2, 3]
+    assert (adapter.get("k"), adapter.rows()) == (3, ["taken"])
+    assert any("was given up" in line for line in told(caplog))
+
+
+def test_what_an_operation_raised_is_its_caller_s(adapter: Any) -> None:
+    listeners = Listeners(adapter.engine, "rollback")
+    with adapter.processor() as processor:
+        (answer,) = together(processor, (adapter.take, 1))
+        assert str(answer) == "only 0 left"
+        assert together(processor, (adapter.add, 1)) == [1]
+    assert listeners.called
+
+
+def test_a_resource_that_is_missing_is_told(adapter: Any) -> None:
+    listeners = Listeners(adapter.engine, "rollback")
+    adapter.remove("k")
+    with adapter.processor() as processor:
+        (answer,) = together(processor, (adapter.add, 1))
+    assert isinstance(answer, ResourceMissing)
+    assert listeners.called
+
+
+def test_what_cannot_be_decoded_is_told(adapter: Any, listeners: Listeners) -> None:
+    adapter.corrupt("k")
+    with adapter.processor() as processor:
+        (answer,) = together(processor, (adapter.add, 1))
+    assert isinstance(answer, LoadFailed)
+    assert "decoded" in str(answer.__cause__)
+    assert listeners.called
+
+
+@pytest.mark.parametrize("setting", [SQLITE, REUSED, PIPELINED], indirect=True)
+@pytest.mark.parametrize("adapter", ["document", "mapped"], indirect=True)
+def test_an_idempotency_key_is_found_again(adapter: Any, listeners: Listeners) -> None:
+    with adapter.processor() as processor:
+        for _ in range(2):
+            assert processor.run("k", adapter.add, 1, idempotency_key="once") == 1
+            assert isinstance(answer_of(processor.run, "k", adapter.take, 9, idempotency_key="never"), LookupError)
+    assert adapter.get("k") == 1
+    assert listeners.called
+
+
+@pytest.mark.parametrize("setting", [SQLITE, PLAIN], indirect=True)
+def test_a_conflict_is_replayed(adapter: Any, listeners: Listeners) -> None:
+    runs: list[int] = []
+
+    def add_late(resource: Any) -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            adapter.put("k", 5)
+        total: int = adapter.add(resource, 1)
+        return total
+
+    with adapter.processor() as processor:
+        assert together(processor, (add_late,)) == [6]
+    assert listeners.called
+
+
+@pytest.mark.parametrize("setting", [SQLITE, PIPELINED, PLAIN], indirect=True)
+def test_a_kill_that_comes_then_ends_the_worker_although_a_listener_raises_in_its_place(
+    adapter: Any, listeners: Listeners
+) -> None:
+    with adapter.processor() as processor:
+        listeners.waiting = True
+        caller = gevent.spawn(answer_of, processor.run, "k", adapter.add, 1)
+        wait_until(lambda: listeners.called)
+        worker: Any = next(iter(process.running))
+        worker.kill(block=False)
+        answer = caller.get()
+        assert type(answer) is BatchAborted
+        assert type(answer.__cause__) is gevent.GreenletExit
+        assert not answer.retry_safe
+        wait_until(lambda: worker.dead)
+        assert together(processor, (adapter.add, 1)) == [2]
+
+
+@pytest.mark.parametrize("setting", [PIPELINED, PLAIN], indirect=True)
+def test_a_connection_that_the_server_has_ended_at_rest_is_no_error(
+    adapter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter.engine = adapter.place.engine(None, pool_size=1, max_overflow=0)
+    with adapter.processor() as processor:
+        assert together(processor, (adapter.add, 1)) == [1]
+        with adapter.engine.connect() as connection:
+            (process_id,) = connection.exec_driver_sql("SELECT pg_backend_pid()").one()
+        with adapter.direct.connect() as connection:
+            connection.exec_driver_sql(f"SELECT pg_terminate_backend({process_id})")
+        assert together(processor, (adapter.add, 1)) == [2]
+    adapter.engine.dispose()
+    gevent.idle()
+    assert caplog.records == []
