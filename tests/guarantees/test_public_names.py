@@ -5,12 +5,21 @@ from __future__ import annotations
 import inspect
 import warnings
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+import sqlalchemy as sa
 
 from geventbatch import Batch, Processor, current_batch
 from geventbatch._core.batch import Batch as Inner
+from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from tests.support.django_project.start import database  # noqa: F401 - it sets Django up
+
+from tests.support.django_project.bank.models import Account  # isort: skip - after Django is set up
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RENAMED = [
     ("geventbatch", "BatchMetrics", "MetricSubscription"),
@@ -81,3 +90,21 @@ def test_what_operations_get_is_a_batch_that_has_all_these_names() -> None:
 def test_nobody_but_the_library_makes_a_batch() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Batch()  # type: ignore[misc]
+
+
+# -- stores -------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_shows_what_is_for_users_and_what_a_processor_asks_and_nothing_else(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'it.db'}")
+    asked = {"keeps_outcomes", "normalize_key", "on_server", "stopped"}
+    shown = {
+        DjangoStore(Account): {"admit", "allow_atomic", "model", "purge_outcomes", "using"},
+        RedisStore(redis.Redis()): {"check_outcomes", "open_resources"},
+        SQLAlchemyStore.documents(engine, "trains"): {
+            *("create_table", "documents", "mapped", "mode", "open_resources", "purge_outcomes", "table"),
+        },
+    }
+    for store, names in shown.items():
+        assert public(store) == sorted(asked | names)
+    engine.dispose()

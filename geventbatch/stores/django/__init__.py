@@ -14,10 +14,11 @@ from gevent import monkey
 from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import shown
 from geventbatch.stores._missing import checked
-from geventbatch.stores._sql.outcomes import OutcomeTable, seconds_to_keep
+from geventbatch.stores._sql.outcomes import seconds_to_keep
 from geventbatch.stores.django._connections import check_backend, current, own, pool
 from geventbatch.stores.django._fields import check_names, pk_fields, version_field
 from geventbatch.stores.django._key import RowKey
+from geventbatch.stores.django._model_rows import ModelRows
 from geventbatch.stores.django._model_save import check_save
 from geventbatch.stores.django._scope import Scope
 from geventbatch.stores.django._tenants import Place, watch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import QuerySet
 
     from geventbatch.integrations.django.models import OutcomeModel
 
@@ -83,6 +83,11 @@ class DjangoStore(Generic[M]):
             such operations are refused.
         idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
+    Attributes:
+        model: The model.
+        using: The alias of the database.
+        allow_atomic: As it was given.
+
     Raises:
         TypeError: An argument is of a wrong type, or the model's own `save` takes no ``using``.
         ValueError: *by*, *version* or *manager* names nothing that fits, *mode* no mode, or a name in the database has
@@ -116,40 +121,42 @@ class DjangoStore(Generic[M]):
         makes = checked(missing, rows=True)
         check_functions((), tenant=tenant)
         check_functions(("connection", "key"), prepare_connection=prepare_connection)
-        self.model = model
-        self.using = using
         check_backend(using, locking=mode != "version")
         check_names(model)
         check_save(model, inserts=callable(missing))
-        self.row_key = RowKey(model, by, using)
-        self.key_fields = tuple(dict.fromkeys([*pk_fields(model), *self.row_key.fields]))
-        """Those that operations may not change."""
-        self.version_field = None if version is None else version_field(model, version)
-        self.missing: Literal["raise"] | Callable[[Any], M] = makes
+        row_key = RowKey(model, by, using)
+        self.model = model
+        self.using = using
         self.allow_atomic = allow_atomic
-        self.pipeline = pipeline
-        self.idempotency = None if idempotency is None else _outcome_model(idempotency)
-        self.idempotency_ttl = seconds_to_keep(idempotency_ttl, idempotency)
-        self.has_xmin = True
-        """Whether PostgreSQL has one of its rows. A view has none, which the first load finds out."""
-        self._mode = mode
-        self._manager = None if manager is None else _manager(model, manager)
-        self._pool = pool(using, conn_max_age, prepare_connection)
-        self.prepare_connection = prepare_connection
-        self.tenant = tenant
+        self._rows: ModelRows[M] = ModelRows(
+            model=model,
+            using=using,
+            row_key=row_key,
+            key_fields=tuple(dict.fromkeys([*pk_fields(model), *row_key.fields])),
+            version_field=None if version is None else version_field(model, version),
+            missing=makes,
+            manager=None if manager is None else _manager(model, manager),
+            may_lock=mode != "version",
+            pipeline=pipeline,
+            pool=pool(using, conn_max_age, prepare_connection),
+            tenant=tenant,
+            prepare_connection=prepare_connection,
+            idempotency=None if idempotency is None else _outcome_model(idempotency),
+            idempotency_ttl=seconds_to_keep(idempotency_ttl, idempotency),
+        )
         if tenant is not None and prepare_connection is None:
             raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
-        self._place = None if prepare_connection is not None else Place(using, self._pool)
+        self._place = None if prepare_connection is not None else Place(using, self._rows.pool)
         if self._place is not None:
             watch(using)
 
     def __repr__(self) -> str:
         """Say whose rows by what."""
-        return f"<DjangoStore: {self.model._meta.label} by {self.row_key.name} in {self.using!r}>"
+        return f"<DjangoStore: {self.model._meta.label} by {self._rows.row_key.name} in {self.using!r}>"
 
     def __call__(self, key: Any) -> AbstractContextManager[M]:
         """Give the scope of a batch on the row at *key*."""
-        return Scope(self, key)
+        return Scope(self._rows, key)
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Give *key* in the type of its column, so that 42 and "42" are one.
@@ -159,12 +166,8 @@ class DjangoStore(Generic[M]):
             ValueError: Its type can, and its value is none.
         Switches: no (as ``tenant`` does).
         """
-        found = self.row_key.normalize(key)
-        return found if self.tenant is None else (self.tenant(), found)
-
-    def key_of_row(self, key: Any) -> Any:
-        """What of a batch's *key* the row has, without the tenant. Switches: no."""
-        return key if self.tenant is None else key[1]
+        found, tenant = self._rows.row_key.normalize(key), self._rows.tenant
+        return found if tenant is None else (tenant(), found)
 
     def admit(self, key: Hashable) -> bool:
         """Whether an operation called here runs alone, on the connection that is there.
@@ -204,7 +207,7 @@ class DjangoStore(Generic[M]):
     @property
     def keeps_outcomes(self) -> bool:
         """Whether it records the outcomes of operations with an idempotency key."""
-        return self.idempotency is not None
+        return self._rows.idempotency is not None
 
     def purge_outcomes(self, limit: int = 10_000) -> int:
         """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
@@ -221,31 +224,16 @@ class DjangoStore(Generic[M]):
             ValueError: The store records none.
         Switches: yes.
         """
+        if not self.keeps_outcomes:
+            raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
         connection = own(self.using)
-        table = self.outcome_table(connection)
+        table = self._rows.outcome_table(connection)
         with atomic(using=self.using):
             return table.purge(partial(send, connection), limit)
 
     def stopped(self) -> None:
         """Close the idle connections to its database; a later batch opens new ones. Switches: no."""
-        self._pool.close()
-
-    def outcome_table(self, connection: BaseDatabaseWrapper) -> OutcomeTable:
-        """What is sent for the table of outcomes. Switches: no."""
-        if self.idempotency is None:
-            raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
-        name = connection.ops.quote_name(self.idempotency._meta.db_table)
-        return OutcomeTable(name, connection.vendor, self.idempotency_ttl)
-
-    def rows(self) -> QuerySet[M]:
-        """All rows that there are for it, as a query on the batch's connection. Switches: no."""
-        manager: Any = self.model._base_manager if self._manager is None else getattr(self.model, self._manager)
-        rows: QuerySet[M] = manager.using(self.using)
-        return rows
-
-    def locks(self, connection: BaseDatabaseWrapper) -> bool:
-        """Whether its batches lock their rows on *connection*. Switches: no."""
-        return self._mode != "version" and bool(connection.features.has_select_for_update)
+        self._rows.pool.close()
 
 
 def _outcome_model(model: Any) -> type[OutcomeModel]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field
 
-    from geventbatch.stores.django import DjangoStore
+    from geventbatch.stores.django._model_rows import ModelRows
     from geventbatch.stores.django._transaction import Statement, Transaction
 
 M = TypeVar("M", bound=Model)
@@ -51,12 +51,10 @@ class Row(Generic[M]):
     """The key as the row has it: under a collation, another spelling may have found it."""
     _xmin: str | None
 
-    def __init__(
-        self, store: DjangoStore[M], key: Any, connection: BaseDatabaseWrapper, transaction: Transaction
-    ) -> None:
-        self._store = store
+    def __init__(self, rows: ModelRows[M], key: Any, connection: BaseDatabaseWrapper, transaction: Transaction) -> None:
+        self._rows = rows
         self._key = key
-        self._part = store.key_of_row(key)
+        self._part = rows.key_of_row(key)
         self._connection = connection
         self._transaction = transaction
         self.new = False
@@ -68,16 +66,16 @@ class Row(Generic[M]):
         self.save_asked = False
         """True if an operation has called `save`."""
         self.generated = Generated(connection)
-        self.locks = store.locks(connection)
+        self.locks = rows.locks(connection)
         """True if the load locks the row."""
-        self._has_xmin = not self.locks and connection.vendor == "postgresql" and store.has_xmin
+        self._has_xmin = not self.locks and connection.vendor == "postgresql" and rows.has_xmin
         self._compares_all = not self.locks and not self._has_xmin
 
     # -- load -----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Load the row, or make a new one, and set `instance`. Switches: yes."""
-        rows = whole_rows(self._store.rows())
+        rows = whole_rows(self._rows.query())
         first: list[Statement] = []
         if self.locks:
             if reads_beside(rows):
@@ -87,7 +85,7 @@ class Row(Generic[M]):
         rows = self._found_by_key(rows)
         if self._has_xmin:
             rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
-        if self._store.prepare_connection is None:
+        if self._rows.prepare_connection is None:
             with self._transaction.loading(*first):
                 found = self._first(rows)
         else:
@@ -95,21 +93,19 @@ class Row(Generic[M]):
             for statement in first:
                 send(self._connection, *statement)
             found = self._first(rows)
-        if found is not None and not isinstance(found, self._store.model):
-            raise TypeError(
-                f"the manager of {self._store.model._meta.label} gave {shown(found)}, which is no row of it"
-            )
+        if found is not None and not isinstance(found, self._rows.model):
+            raise TypeError(f"the manager of {self._rows.model._meta.label} gave {shown(found)}, which is no row of it")
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(_XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
         if not self.new:
             self.generated.note(self.instance, self.loaded)
-        part = self._part if self.new else row_key(self._part, self._store.row_key.of(self.instance))
-        self.key = part if self._store.tenant is None else (self._key[0], part)
+        part = self._part if self.new else row_key(self._part, self._rows.row_key.of(self.instance))
+        self.key = part if self._rows.tenant is None else (self._key[0], part)
 
     def prepare(self) -> None:
         """Prepare the connection to find the key's tables, if the store has a function for it. Switches: yes."""
-        hook = self._store.prepare_connection
+        hook = self._rows.prepare_connection
         if hook is None:
             return
         if not self._transaction.is_begun:  # rolled back since
@@ -122,22 +118,22 @@ class Row(Generic[M]):
         """Return the statement that locks the row: behind it, the load reads nothing older than the lock."""
         rows = self._locked(self._found_by_key(self._plain_rows()))
         try:
-            sql, params = self._ids(rows).query.get_compiler(self._store.using).as_sql()
+            sql, params = self._ids(rows).query.get_compiler(self._rows.using).as_sql()
         except EmptyResultSet:  # Django knows without a statement that there is no such row
             return []
         return [(sql, params)]
 
     def _found_by_key(self, rows: QuerySet[M]) -> QuerySet[M]:
-        return rows.filter(**self._store.row_key.where(self._part))
+        return rows.filter(**self._rows.row_key.where(self._part))
 
     def _plain_rows(self) -> QuerySet[M]:
         """Return all rows, ignoring what the model's managers filter or join."""
-        rows: QuerySet[M] = QuerySet(self._store.model, using=self._store.using)
-        return rows.order_by() if self._store.model._meta.ordering else rows
+        rows: QuerySet[M] = QuerySet(self._rows.model, using=self._rows.using)
+        return rows.order_by() if self._rows.model._meta.ordering else rows
 
     def _ids(self, rows: QuerySet[M]) -> Any:
         """Return the primary keys of *rows*; all columns of a model with several tables, so that each is locked."""
-        return rows if self._store.model._meta.parents else rows.values_list("pk")
+        return rows if self._rows.model._meta.parents else rows.values_list("pk")
 
     def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
         """Lock as an UPDATE does, so that another transaction may insert a row that refers to this one.
@@ -153,24 +149,24 @@ class Row(Generic[M]):
             raise
         except Exception as error:  # raised by a field that converts the column's value
             raise ValueError(
-                f"the {self._store.model._meta.label} {shown(self._key)} cannot be read: {said(error)}"
+                f"the {self._rows.model._meta.label} {shown(self._key)} cannot be read: {said(error)}"
             ) from error
 
     def _make(self) -> M:
-        store = self._store
-        label, name = store.model._meta.label, store.row_key.name
-        if not callable(store.missing):
+        rows = self._rows
+        label, name = rows.model._meta.label, rows.row_key.name
+        if not callable(rows.missing):
             raise ResourceMissing(f"there is no {label} with {name} {shown(self._key)}", key=self._key)
-        made = store.missing(self._part)
-        if not isinstance(made, store.model):
+        made = rows.missing(self._part)
+        if not isinstance(made, rows.model):
             raise TypeError(f"missing gave {shown(made)} for key {shown(self._key)}, but must give an unsaved {label}")
-        if not store.row_key.is_of(made, self._part):
+        if not rows.row_key.is_of(made, self._part):
             raise ValueError(
-                f"missing gave a {label} whose {name} is {shown(store.row_key.of(made))} for key {shown(self._key)}, "
+                f"missing gave a {label} whose {name} is {shown(rows.row_key.of(made))} for key {shown(self._key)}, "
                 "but must be that"
             )
         self.new = True
-        made._state.db = store.using  # the database for its related rows
+        made._state.db = rows.using  # the database for its related rows
         self._take_db_defaults(made)
         return made
 
@@ -205,13 +201,13 @@ class Row(Generic[M]):
     def check_key(self) -> None:
         """Raise `ValueError` if an operation has changed the key. Switches: no."""
         if self.new:
-            if not self._store.row_key.is_of(self.instance, self._part):
-                raise ValueError(f"an operation changed {self._store.row_key.name}, the key of the resource")
+            if not self._rows.row_key.is_of(self.instance, self._part):
+                raise ValueError(f"an operation changed {self._rows.row_key.name}, the key of the resource")
             return
-        for field in self._store.key_fields:
+        for field in self._rows.key_fields:
             before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
             if value is not before and differ(before, kept(field, value, self._connection)):
-                what = "the primary key" if field in pk_fields(self._store.model) else f"{field.name}, the key"
+                what = "the primary key" if field in pk_fields(self._rows.model) else f"{field.name}, the key"
                 raise ValueError(f"an operation changed {what} of the resource, from {shown(before)} to {shown(value)}")
 
     # -- write ----------------------------------------------------------------------------------------------
@@ -222,8 +218,8 @@ class Row(Generic[M]):
         Otherwise another process that has loaded the same row would not notice. (If whole rows are compared, it does
         not.) Return whether the row was written. Switches: yes.
         """
-        beside = list(columns(self._store.model)[:1])
-        if not self.locks and self._store.version_field is not None:
+        beside = list(columns(self._rows.model)[:1])
+        if not self.locks and self._rows.version_field is not None:
             self.update([], commits=False)
         elif self._has_xmin and beside:
             self.update(beside, commits=False)
@@ -238,7 +234,7 @@ class Row(Generic[M]):
         If a signal or the model's own `save` may compute other columns, all are written, as by `save()`.
         """
         names = [field.name for field in fields]
-        version = self._store.version_field
+        version = self._rows.version_field
         checks: list[Statement] = []
         if self.is_joined:
             checks = [*recording] if self._is_held else [*recording, self._check()]
@@ -261,7 +257,7 @@ class Row(Generic[M]):
     def _save(self, *, has_to: bool, **options: Any) -> None:
         model = type(self.instance)
         with has_to_write(model, self._connection) if has_to else nullcontext():
-            model.save(self.instance, using=self._store.using, **options)
+            model.save(self.instance, using=self._rows.using, **options)
 
     @property
     def _written(self) -> Written:
@@ -281,7 +277,7 @@ class Row(Generic[M]):
         if self.new:
             return
         self.verify()
-        instance, using = self.instance, self._store.using
+        instance, using = self.instance, self._rows.using
         model = type(instance)
         if takes(model.delete, "using"):
             model.delete(instance, using=using)
@@ -315,13 +311,13 @@ class Row(Generic[M]):
     @property
     def _xmins(self) -> str:
         """Return the SQL of the row's ``xmin`` in each of its tables, by which PostgreSQL tells a changed row."""
-        quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._store.model))
+        quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._rows.model))
         return " || ',' || ".join(f"{table}.xmin::text" for table in quoted)
 
     def _rows_as_loaded(self) -> QuerySet[M]:
         """Return the query for the row if it is unchanged since the load, as far as the database can tell."""
         rows = self._plain_rows().filter(pk=self.instance.pk)
-        version = self._store.version_field
+        version = self._rows.version_field
         if self._is_held:
             return rows
         if self._has_xmin:
@@ -333,7 +329,7 @@ class Row(Generic[M]):
     def _check(self) -> Statement:
         """Return a statement that fails, as does COMMIT behind it, unless the row is unchanged since the load."""
         rows = self._ids(self._locked(self._rows_as_loaded()))
-        sql, params = rows.query.get_compiler(self._store.using).as_sql()
+        sql, params = rows.query.get_compiler(self._rows.using).as_sql()
         checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{errors.MARK} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
 
@@ -357,7 +353,7 @@ class Row(Generic[M]):
     @property
     def model(self) -> type[M]:
         """The model of the row."""
-        model: Any = self._store.model
+        model: Any = self._rows.model
         return cast("type[M]", model)
 
     def now(self) -> dict[str, object]:

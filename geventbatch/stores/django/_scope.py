@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from geventbatch._core.batch import Batch
-    from geventbatch.stores.django import DjangoStore
+    from geventbatch.stores.django._model_rows import ModelRows
 
 M = TypeVar("M", bound=Model)
 
@@ -52,8 +52,8 @@ class Scope(Generic[M]):
     _class: type[M]  # of the instance, but for while operations run
     _undo: Undo[M]
 
-    def __init__(self, store: DjangoStore[M], key: Any) -> None:
-        self._store = store
+    def __init__(self, rows: ModelRows[M], key: Any) -> None:
+        self._rows = rows
         self._key = key
         self._batch: Batch = batch_at_hand()
         self._before: BaseDatabaseWrapper | None = None
@@ -74,10 +74,10 @@ class Scope(Generic[M]):
             self._leave(error)
             if reused and not self._renewed and errors.kind(error) is errors.Kind.LOST:
                 self._renewed = True
-                self._store._pool.renew(self._connection)  # the server has ended it, and others that were idle
+                self._rows.pool.renew(self._connection)  # the server has ended it, and others that were idle
                 return self.__enter__()
-            if self._store.has_xmin and errors.has_no_xmin(error):
-                self._store.has_xmin = False
+            if self._rows.has_xmin and errors.has_no_xmin(error):
+                self._rows.has_xmin = False
                 return self.__enter__()
             if errors.kind(error) is errors.Kind.CONFLICT:
                 raise errors.not_saved(error, self._key) from error
@@ -89,22 +89,22 @@ class Scope(Generic[M]):
 
     def _connect(self) -> bool:
         """Get a connection. True when the server may have closed it meanwhile."""
-        alias = self._store.using
+        alias = self._rows.using
         if self._batch.alone:
             self._connection = own(alias)
             if not self._connection.in_atomic_block:
                 self._connection.close_if_unusable_or_obsolete()
             return self._connection.connection is not None and not self._connection.in_atomic_block
         self._before = current(alias)
-        self._connection, reused = self._store._pool.lend()
+        self._connection, reused = self._rows.pool.lend()
         return reused
 
     def _load(self) -> None:
         self._transaction = Transaction(
-            self._connection, self._batch, pipeline=self._store.pipeline, locking=self._store.locks(self._connection)
+            self._connection, self._batch, pipeline=self._rows.pipeline, locking=self._rows.locks(self._connection)
         )
         self._transaction.begin()
-        self._row = Row(self._store, self._key, self._connection, self._transaction)
+        self._row = Row(self._rows, self._key, self._connection, self._transaction)
         self._row.load()
         self._take_over()
 
@@ -160,9 +160,9 @@ class Scope(Generic[M]):
             return self._outcomes().find(partial(send, self._connection), keys)
 
     def _outcomes(self) -> Outcomes:
-        store = self._store
-        name = f"{store.model._meta.db_table} by {store.row_key.attnames}"
-        return Outcomes(store.outcome_table(self._connection), name, self._row.key)
+        rows = self._rows
+        name = f"{rows.model._meta.db_table} by {rows.row_key.attnames}"
+        return Outcomes(rows.outcome_table(self._connection), name, self._row.key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """What becomes of the batch after an operation raised *error*. Switches: no."""
@@ -206,12 +206,12 @@ class Scope(Generic[M]):
 
     def copied(self, value: object) -> object:
         """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
-        return copied(self._row.instance, self._store.model, value, self._connection)
+        return copied(self._row.instance, self._rows.model, value, self._connection)
 
     def owns(self, value: object) -> bool:
         """Whether *value* is the instance of the batch, or in a column of it. Switches: no."""
         instance = self._row.instance
-        return value is instance or asks_later(value) or lies_in(instance, self._store.model, value)
+        return value is instance or asks_later(value) or lies_in(instance, self._rows.model, value)
 
     # -- undoing --------------------------------------------------------------------------------------------
 
@@ -388,7 +388,7 @@ class Scope(Generic[M]):
             self._record()
         recording = [] if self._recording is None else [self._recording.statement()]
         # `missing`, and what prepares the connection, may have written something too.
-        more = wrote or row.new or self._batch.alone or self._batch.outcomes or self._store.prepare_connection
+        more = wrote or row.new or self._batch.alone or self._batch.outcomes or self._rows.prepare_connection
         self._transaction.only = not (more or self._steps)
         written = True
         if self._batch.deleted:
@@ -431,12 +431,12 @@ class Scope(Generic[M]):
         if self._batch.alone:
             call_back(self._callbacks, self._key)
             return
-        before = current(self._store.using)
-        connection, _ = self._store._pool.lend()  # it connects if a callback uses it
+        before = current(self._rows.using)
+        connection, _ = self._rows.pool.lend()  # it connects if a callback uses it
         try:
             call_back(self._callbacks, self._key)
         finally:
-            self._store._pool.give_back(connection, before)
+            self._rows.pool.give_back(connection, before)
 
     def _leave(self, error: BaseException) -> None:
         try:
@@ -451,4 +451,4 @@ class Scope(Generic[M]):
         if self._steps is not None:
             self._guard.savepoints = None  # which knows the guard
         if not self._batch.alone:
-            self._store._pool.give_back(self._connection, self._before)
+            self._rows.pool.give_back(self._connection, self._before)
