@@ -1,1 +1,1 @@
-"""Batches of many keys that are loaded and saved together."""
+"""Bulks: batches of many keys that one worker loads and saves together."""

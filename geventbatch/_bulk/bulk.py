@@ -30,23 +30,23 @@ class Bulk:
     """The batches that a worker runs together."""
 
     def __init__(self, batches: dict[Batch, None], alarm: Alarm, now: float) -> None:
-        """Begin to run *batches* in the greenlet of *alarm*; those that have ended are taken out, and freed."""
+        """Begin to run *batches* in the greenlet of *alarm*. Each is taken out of the dict when it is freed."""
         self._alarm = alarm
         # -- mutable state ---------------------------------------------------------------------------------
         self._batches = batches
-        self._attempts: dict[Attempt, None] = {}  # of those
+        self._attempts: dict[Attempt, None] = {}  # of these batches
         for batch in batches:
             attempt = Attempt(batch, alarm, now)
             attempt.mates = self._attempts
             self._attempts[attempt] = None
         self._lead = next(iter(self._attempts))
-        self._rounds = [(now, list(self._attempts))]  # to come, the next one last: not before when, and of whom
-        self._unfit: Attempt | None = None  # one that has left the greenlet so
+        self._rounds = [(now, list(self._attempts))]  # rounds to come, the next one last: earliest time, attempts
+        self._unfit: Attempt | None = None  # an attempt after which the greenlet must not be used again
 
     def run(self) -> Attempt | None:
-        """Run them, until the code of all has returned. Raises what ends the greenlet.
+        """Run the batches, until the code of all has returned. Raise what ends the greenlet.
 
-        Give one of them, if the greenlet is not to be used again.
+        Return an attempt after which the greenlet must not be used again, or None.
         """
         try:
             while self._rounds:
@@ -58,7 +58,7 @@ class Bulk:
                 if not self._lead.attempts or self._wait_until(earliest):
                     Round(self, attempts).run()
                 self._free_ended()
-        except BaseException as error:  # in a wait of our own: a kill, or a Timeout that is not the bulk's
+        except BaseException as error:  # thrown into a wait of our own: a kill, or a Timeout that is not the bulk's
             self._lead.over()
             self._unfit = self._lead
             for attempt in self._attempts:
@@ -75,7 +75,7 @@ class Bulk:
         return back_off(self._lead, seconds) and take_breath(self._lead, 0.0)
 
     def follow(self, attempt: Attempt) -> None:
-        """Have *attempt* lead from now on."""
+        """Let *attempt* lead from now on."""
         attempt.now = _clock.monotonic()
         attempt.deadline = self._lead.deadline
         self._lead = attempt
@@ -85,18 +85,18 @@ class Bulk:
             self._alarm.arm()
 
     def again(self, attempts: list[Attempt], seconds: float = 0.0) -> None:
-        """Have another round of *attempts*, not before so many *seconds* from now."""
+        """Plan another round of *attempts*, not before so many *seconds* from now."""
         if attempts:
             self._rounds.append((_clock.monotonic() + seconds, attempts))
 
     def _free_ended(self) -> None:
-        """Let those go whose outcomes are fixed. Switches: yes, in pauses; who is killed there has them freed too."""
-        if self._rounds:  # for the alarm asks nobody who was let go
+        """Free the batches whose outcomes are fixed. Switches: yes, in pauses. After a kill, `Worker` does it."""
+        if self._rounds:  # the alarm must not watch an attempt that was freed
             self.follow(self._rounds[-1][1][0])
         ended = [attempt for attempt in self._attempts if attempt.batch.ended]
         for attempt in ended:
             now = _clock.monotonic()
-            if attempt is not ended[0] and now >= pace.slice_end(now):  # not behind the last: a stop may end with it
+            if attempt is not ended[0] and now >= pace.slice_end(now):  # not after the last: a stop may end with it
                 self._lead.pause()
             if attempt.spent:
                 self._unfit = attempt
@@ -106,14 +106,14 @@ class Bulk:
 
 
 def free(batch: Batch) -> None:
-    """The code of *batch*, which has ended, has returned: the next one of its key may run."""
+    """Let the next batch of the key run: *batch* has ended, and its code has returned."""
     batch.let_go()
     if batch.key_queue is not None:
         batch.key_queue.finish()
 
 
 def drop_left(batches: dict[Batch, None]) -> None:
-    """Forget those of *batches* that everybody has left."""
+    """Take out of *batches* those that all callers have left."""
     for batch in [batch for batch in batches if not batch.waiting]:
         batch.end()
         del batches[batch]

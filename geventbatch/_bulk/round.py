@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
 
 class Round:
-    """From load to save once, in one scope, for some attempts."""
+    """Takes some attempts of a bulk from load to save once, in one scope."""
 
     def __init__(self, bulk: Bulk, attempts: list[Attempt]) -> None:
         self._bulk = bulk
         self._attempts = attempts
         self._context = Context()  # of its load and its save (guarantee 11)
-        self._leave: Callable[..., object]
+        self._leave: Callable[..., object]  # the exit of the scope
         # -- mutable state ---------------------------------------------------------------------------------
         self._at_hand: dict[Hashable, Attempt] = {one.batch.key: one for one in attempts}  # loaded, or to be saved
-        self._shown: dict[Hashable, Batch] = {one.batch.key: one.batch for one in attempts}  # as scopes see it
-        self._resources: MutableMapping[Any, Any] = {}
-        self._reason: BaseException = NothingToSave()  # why the scope is left, if nothing is saved
-        self._spoiled = False  # the transaction is, by an operation: all of it is replayed
-        self._again: list[Attempt] = []
-        self._seconds = 0.0  # before the round of those
+        self._shown: dict[Hashable, Batch] = {one.batch.key: one.batch for one in attempts}  # the same, for scopes
+        self._resources: MutableMapping[Any, Any] = {}  # by key
+        self._reason: BaseException = NothingToSave()  # to exit the scope with, if nothing is saved
+        self._spoiled = False  # an operation has spoiled the transaction: all attempts are replayed
+        self._again: list[Attempt] = []  # attempts to replay
+        self._seconds = 0.0  # to wait before their round
 
     def run(self) -> None:
-        """Load, apply, save; and have another round of those that are to be replayed."""
+        """Load, apply, save; and plan another round of the attempts that are to be replayed."""
         if self._load():
             try:
                 self._look_at_resources()
@@ -63,12 +63,12 @@ class Round:
                 self._leave_for(error)
                 raise
             self._save()
-        self._reason = NothingToSave()  # no cycle through an error that a broken operation raised
+        self._reason = NothingToSave()  # the error of a broken operation refers to this frame: no cycle
         self._bulk.again([one for one in self._again if not one.batch.ended], self._seconds)
 
     @staticmethod
     def _begin(phase: Phase, attempts: list[Attempt]) -> float:
-        """Have *attempts* be in *phase* from now on, with what the first one knows: it leads. Give the time."""
+        """Put *attempts* into *phase*, with time and deadline of the first one, which leads. Return the time."""
         first = attempts[0]
         first.turn = get_hub().loop.iteration
         now, deadline = first.now, first.deadline
@@ -81,7 +81,7 @@ class Round:
     # -- load ---------------------------------------------------------------------------------------------
 
     def _load(self) -> bool:
-        """Enter the scope. False when nobody's resource was loaded, and the scope is left."""
+        """Enter the scope. Return False if that raised, so that no resource was loaded."""
         first = self._attempts[0]
         for attempt in self._attempts:
             if attempt.attempts:
@@ -128,7 +128,7 @@ class Round:
     def _look_at_resources(self) -> None:
         fault = fault_of(self._resources, self._at_hand)
         if fault is not None:
-            self._resources = {}  # and nothing is taken out of what may not be meant for that
+            self._resources = {}  # whatever was returned instead is not changed
         for attempt in self._attempts:
             attempt.phase = "operations"
             try:
@@ -146,20 +146,20 @@ class Round:
         else:
             attempt.spent = not isinstance(error, Exception)
             failure = load_failed(attempt.batch.key, error)
-            if of_many:  # who knows which one is missing
+            if of_many:  # a `ResourceMissing` does not tell which key it is about
                 failure = replace(failure, kind=LoadFailed)
             attempt.batch.fail_load(failure)
         self._leave_out(attempt)
 
     def _leave_out(self, attempt: Attempt) -> None:
-        """Nothing of *attempt* is saved in this round."""
+        """Leave *attempt* out of the rest of this round: nothing of it is saved."""
         for mapping in (self._at_hand, self._shown, self._resources):
             mapping.pop(attempt.batch.key, None)
 
     def _replay(self, attempt: Attempt, seconds: float | None) -> None:
         if seconds is not None:
             if attempt.phase != "replay":
-                attempt.phase = "operations"  # nothing was written; and while it waits it is not loading
+                attempt.phase = "operations"  # nothing was written, and it does not load while it waits
             self._again.append(attempt)
             self._seconds = max(self._seconds, seconds)
 
@@ -172,7 +172,7 @@ class Round:
             self._bulk.follow(attempt)
             attempt.turn = get_hub().loop.iteration
             attempt.batch.loaded = True
-            if attempt.now >= attempt.deadline:  # the hub was kept from ringing the alarm
+            if attempt.now >= attempt.deadline:  # the hub was blocked, so the alarm could not ring
                 attempt.expire()
                 continue
             try:
@@ -184,12 +184,12 @@ class Round:
                     raise
                 if not attempt.over():
                     attempt.batch.abort(without_our_frame(error))
-            if attempt.verdict is not None:  # of the transaction, which is everybody's
+            if attempt.verdict is not None:  # the transaction is spoiled, and all attempts share it
                 self._spoiled = True
                 return
 
     def _settle(self) -> None:
-        """Leave out those of which nothing is to be saved."""
+        """Leave out the attempts of which nothing is to be saved."""
         for attempt in list(self._at_hand.values()):
             verdict = attempt.verdict
             if attempt.over():
@@ -203,7 +203,7 @@ class Round:
             elif self._spoiled or attempt.broken is not None or not has_news(attempt):
                 replay = (self._spoiled or attempt.broken is not None) and (attempt.batch.open or is_left(attempt))
                 self._reason = self._reason if attempt.broken is None else attempt.broken
-                attempt.broken = None  # whose traceback leads back here
+                attempt.broken = None  # its traceback refers to this frame: no cycle
                 self._replay(attempt, 0.0 if replay or settle(attempt) else None)
                 self._leave_out(attempt)
 
@@ -213,7 +213,7 @@ class Round:
         attempts = list(self._at_hand.values())
         if attempts:
             self._bulk.follow(attempts[0])
-            if attempts[0].now >= attempts[0].deadline:  # after work that never yielded
+            if attempts[0].now >= attempts[0].deadline:  # the operations never yielded, so the alarm could not ring
                 attempts[0].expire()
         if not attempts or attempts[0].over():
             self._leave_for(TimeoutError("the deadline of the bulk has passed") if attempts else self._reason)
@@ -237,15 +237,15 @@ class Round:
                 raise raised
             self._end(attempts, raised)
         finally:
-            del raised  # no cycle through the error
+            del raised  # its traceback refers to this frame: no cycle
 
     def _end(self, attempts: list[Attempt], raised: BaseException | None) -> None:
-        """Give the batches of *attempts* their outcomes, after a save that *raised* something or not."""
+        """Fix the outcomes of *attempts* after the save; *raised* is its error, or None."""
         if isinstance(raised, PartlySaved):
             try:
                 lost = errors_of(raised, self._at_hand)
             except TypeError as error:
-                raised = error.with_traceback(None)  # our frames hold the operations of all
+                raised = error.with_traceback(None)  # our frames refer to the operations of all callers
             else:
                 for attempt in attempts:
                     self._end_one(attempt, lost.get(attempt.batch.key))
@@ -265,7 +265,7 @@ class Round:
             self._replay(attempt, 0.0)
 
     def _halve(self, attempts: list[Attempt]) -> None:
-        """Find the key for which the store refused all of them: by a round of each half."""
+        """Find the key for which the store refused all of them, by a round of each half."""
         for attempt in attempts:
             attempt.phase = "operations"
             attempt.rejections += 1
@@ -274,7 +274,7 @@ class Round:
         self._bulk.again(attempts[:middle])
 
     def _leave_for(self, reason: BaseException) -> None:
-        """Leave the scope without saving. What it makes of that is ignored, unless it was killed."""
+        """Exit the scope without a save. Ignore what its exit raises, unless that is a kill."""
         first = self._attempts[0]
         try:
             self._context.run(self._leave, type(reason), reason, traceback_of(reason))

@@ -1,8 +1,8 @@
-"""Resource scopes of many keys, as a bulk enters and leaves them (see `bulk`).
+"""Resource scopes of many keys, which a round of a bulk enters and exits (see `round`).
 
-Entering gives a dict of the keys and their resources. A key that is not in it is missing; where an exception stands in
-place of a resource, that is what the load of this key alone has raised. When the scope is left to save, the dict holds
-only the keys that are to be saved; those that were not are told by raising `PartlySaved`.
+Entering returns a dict of keys and resources. A key that is not in it is missing. If its value is an exception, the
+load of this key alone has raised it. When the scope is exited to save, the dict holds only the keys to save. The exit
+raises `PartlySaved` for keys that were not saved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BulkPairScope:
     """Entering loads, leaving saves, leaving with an exception does nothing."""
 
     def __init__(self, pair: BulkPair, keys: list[Any]) -> None:
-        """Belong to *pair*."""
+        """Belong to *pair*; load nothing yet."""
         self._pair = pair
         self._keys = keys
 
@@ -50,18 +50,18 @@ class BulkPair:
     def __init__(
         self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object], *, compares: bool
     ) -> None:
-        """Keep both."""
+        """Keep both functions."""
         self.told_of_pair = Told(load_resources, saves=True, compares=compares)
         self.warning = ImmutableWarning()
         self.load_resources = load_resources
         self.save_resources = save_resources
 
     def __call__(self, keys: list[Any]) -> BulkPairScope:
-        """Open the resources at *keys*. It calls nothing of the user's."""
+        """Return the scope of *keys*. No function of the user's is called yet."""
         return BulkPairScope(self, keys)
 
     def load(self, keys: list[Any]) -> dict[Any, Any]:
-        """Load, and look at what came of it."""
+        """Load, and check what the user's function returned."""
         found = self.load_resources(keys)
         refuse_lazy("load_resources", found)
         if not isinstance(found, Mapping):
@@ -73,7 +73,7 @@ class BulkPair:
 
 
 class OneOfBulk:
-    """The scope of one key, by means of one of many: for a batch that its caller runs alone."""
+    """The scope of one key, by a scope of many: for an unbatched operation."""
 
     def __init__(self, open_resources: Callable[[list[Any]], AbstractContextManager[Any]], key: Hashable) -> None:
         """Open the scope of *key* and no other."""
@@ -93,7 +93,7 @@ class OneOfBulk:
         try:
             return self._found(resources)
         except BaseException as error:
-            with suppress(Exception):  # what it makes of that is ignored
+            with suppress(Exception):  # only the error of the load counts
                 self._scope.__exit__(type(error), error, error.__traceback__)
             raise
 
@@ -115,27 +115,27 @@ class OneOfBulk:
 
 
 def fault_of(resources: Any, keys: Container[Hashable]) -> TypeError | None:
-    """Say what is wrong with what was loaded for *keys*, if anything is."""
+    """Return a `TypeError` if *resources*, loaded for *keys*, are no dict of these keys; else None."""
     if not isinstance(resources, MutableMapping):
         return TypeError(
             f"the load of a bulk gave {shown(resources)}, but must give a dict of keys and their resources"
         )
     for key in resources:
-        if key not in keys:  # it would be saved beside its own batch
+        if key not in keys:  # else it would be saved outside of its own batch
             return TypeError(f"the load of a bulk gave the key {shown(key)}, for which it was not asked")
     return None
 
 
 def loaded(resources: Any, key: Hashable) -> Any:
-    """Give what was loaded for *key*, or the exception that stands for what its load has raised.
+    """Return the resource of *key*, or the exception of its load.
 
-    It is not raised here: its traceback would hold the resources of the others.
+    The exception is not raised here, since its traceback would refer to the resources of the others.
     """
     return resources[key] if key in resources else ResourceMissing(f"there is nothing at {shown(key)}", key=key)
 
 
 def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
-    """Give what became of those of *keys* that were not saved. Raises `TypeError` when that is not clear."""
+    """Return the errors of those of *keys* that were not saved. Raise a `TypeError` if *lost* does not tell them."""
     errors: Any = lost.errors
     if not isinstance(errors, Mapping):
         raise TypeError(

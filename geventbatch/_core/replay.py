@@ -1,4 +1,4 @@
-"""Again: what becomes of an attempt whose save has raised, and the wait before another one after a conflict."""
+"""Replay: decides what follows an attempt whose save has raised, and waits before another attempt after a conflict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_BACKOFF: Final = 0.1
 
 
 def save_raised(attempt: Attempt, error: BaseException) -> float | None:
-    """Say what becomes of the batch, whose save raised *error*: seconds to wait before another attempt, or None."""
+    """Decide after a save that raised *error*. Return the seconds until another attempt, or None if none follows."""
     replay = False
     if attempt.over() or ends_greenlet(attempt, error):
         attempt.abort(error)
@@ -37,21 +37,21 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
 
 
 def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
-    """Give the outcomes that are recorded already to those who have the keys. False when nobody has."""
+    """Answer the operations whose outcomes are recorded already. Return False if no operation has such a key."""
     attempt.phase = "operations"  # nothing was written
     idempotency = attempt.dispatcher.options.idempotency
     return idempotency is not None and idempotency.settle_repeated(attempt, current_part(attempt), error.outcomes)
 
 
 def _goes_on(attempt: Attempt) -> bool:
-    """Whether the part at hand, or one behind it, is to be tried again without those that are settled."""
+    """Return whether the part at hand, or one behind it, is to be tried again without its settled operations."""
     attempt.phase = "load"
     return is_left(attempt) or settle(attempt)
 
 
 def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> float | None:
-    """Give the seconds to wait before a replay; None when there is none, and the callers have been told."""
-    readmit(attempt)  # somebody else has written since: those too that are out may come to something else now
+    """Return the seconds to wait before a replay; None if none follows, and the callers were answered."""
+    readmit(attempt)  # another process has written since: operations that are out may end differently now
     attempt.conflicts += 1
     attempt.dispatcher.counts.conflicts += 1
     attempt.conflict_of_load = loading
@@ -70,7 +70,7 @@ def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> flo
 
 
 def back_off(attempt: Attempt, seconds: float | None) -> bool:
-    """Wait for *seconds* before a replay. False when there is none any more. Switches: yes, unless it is 0."""
+    """Wait for *seconds* before a replay. Return False if none follows. Switches: yes, unless *seconds* is 0."""
     if seconds is None:
         return False
     if seconds:
@@ -78,6 +78,6 @@ def back_off(attempt: Attempt, seconds: float | None) -> bool:
         process.sleep(seconds)
         attempt.now = _clock.monotonic()
         attempt.aside += attempt.now - begun
-        if attempt.now >= attempt.deadline:  # the hub was kept from ringing the alarm
+        if attempt.now >= attempt.deadline:  # the hub was blocked, so the alarm could not ring
             attempt.expire()
     return not attempt.over()

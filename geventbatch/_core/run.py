@@ -1,4 +1,4 @@
-"""What of the processor every operation passes: `run`. It is apart from `Processor` to be compiled."""
+"""`Processor.run`, apart from `Processor` so that it can be compiled."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _getcurrent: Final = gevent.getcurrent
 
 _PLAIN: Final = PLAIN
 _NO_ERROR: Final[BaseException | None] = None
-"""A bare None has mypyc take it for one still, when the operation has raised."""
+"""None, declared as an error: after a bare None, mypyc takes `error` for None even if the operation has raised."""
 
-_copy_context: Final = copy_context  # compiled code would look up the name that was imported
+_copy_context: Final = copy_context  # compiled code would look up an imported name each time
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and what users make of it
+@mypyc_attr(allow_interpreted_subclasses=True)  # `Processor`, and subclasses of the user's
 class BaseProcessor:
     """The part of `Processor` that has to be quick.
 
-    It is not generic: mypyc gives an object of a generic class a place for weak references that it never clears, and
-    there are weak references to processors.
+    It is not generic: mypyc never clears the weak references to an object of a generic class, and processors have weak
+    references.
     """
 
     _options: Options
@@ -59,7 +59,7 @@ class BaseProcessor:
         operation: Any,
         /,
         *args: Any,
-        # Any, since compiled code would check these by itself, and say less of what is wrong with them.
+        # Any, since compiled code would check narrower types by itself, with a poorer message.
         start_timeout: Any = None,
         idempotency_key: Any = None,
         identified_by: Any = None,
@@ -94,7 +94,7 @@ class BaseProcessor:
         if not batching:
             return run_alone(dispatcher, key, admitted, start_timeout)
         current = _getcurrent()
-        # A greenlet of our hub is in our thread, and is not the hub. Others are looked at more closely.
+        # A child of our hub is in our thread, and is not the hub. Any other greenlet is checked in full.
         if current.parent is not here.hub or current in running:
             process.check_place(dispatcher)
         batch = dispatcher.admit(key, admitted)
@@ -102,7 +102,7 @@ class BaseProcessor:
         if read_only:
             batch.reads += 1
         try:
-            # Woken by `Batch.end`, on every path. Without us the batch goes on; our place in the group goes with us.
+            # Woken by `Batch.end`, on every path. If we leave, the batch goes on, and our link to the group is gone.
             if start_timeout is None:
                 group.wait()
             else:
@@ -117,7 +117,7 @@ class BaseProcessor:
         return batch.answer(admitted)
 
     def _current(self) -> Dispatcher:
-        """This process's state."""
+        """Return the dispatcher of this process."""
         dispatcher = self._dispatcher
         if dispatcher.epoch != here.epoch:
             dispatcher = self._dispatcher = Dispatcher(self._options, self._subscriptions, stopping=dispatcher.stopping)
@@ -127,17 +127,14 @@ class BaseProcessor:
 
 
 def _given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What *operation* is applied to beside the resource. Raises unless it can be called."""
+    """Return the arguments of *operation*, a partial's own included. Raise unless it can be called."""
     check_callable("operation", operation)
     return (*operation.args, *operation.keywords.values(), *args) if type(operation) is partial else args
 
 
-# A second wait asks first whether it has anything to wait for: gevent parks the one who waits for what is set already
-# behind those who have yet to be woken, and forgets him when the last of them leaves in that moment by a kill or a
-# Timeout.
-
-
 def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
+    # Check `ready()` before the second wait. If the result is already set, gevent queues a new waiter behind those not
+    # yet notified, and loses it if the last of those is killed or times out at that moment.
     group.wait(seconds)
     if operation.state == WAITING and not batch.ended and batch.epoch == here.epoch:
         batch.withdraw(operation)

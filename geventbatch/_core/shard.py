@@ -1,8 +1,8 @@
 """A shard: a queue of batches, and the workers that take them.
 
 Guarantees kept here:
-- While the queue holds a batch, somebody will take it: a free worker, or the callback that adds one. Every place where
-  the number of free workers falls, or the queue grows, ends in `_reinforce_later`.
+- While the queue holds a batch, a free worker will take it, or a callback adds a worker. Every place where the number
+  of free workers falls, or the queue grows, ends in `_reinforce_later`.
 - A slow key keeps to itself (9): a worker that runs a batch is not free.
 - A killed worker answers, ends, and is replaced (7).
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from geventbatch._core.dispatcher import Dispatcher
 
 IDLE: Final = 10.0
-"""Seconds for which a worker was never needed before it ends."""
+"""Seconds. A worker that was not needed for so long ends."""
 
 
 class Shard:
@@ -40,9 +40,9 @@ class Shard:
         self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
         # -- mutable state ---------------------------------------------------------------------------------
         self.workers = 0
-        self.free = 0  # workers that run no batch: they are parked or woken, or wait for a slot to run one in
-        # Of the workers that nobody has woken yet, the last one to park is in front: it needs the fewest cache lines,
-        # and the others get to be surplus. (`queue.get` would scan all who wait there for each that comes and goes.)
+        self.free = 0  # workers that run no batch: parked, woken, or waiting for one of the ``max_batches`` slots
+        # The last worker to park is woken first: its memory is still in the cache, and the others become surplus.
+        # (`queue.get` would scan all its waiters for each that comes and goes.)
         self.parked: list[Waiter[None]] = []
         self._least_free = 0  # over the present period of IDLE seconds
         self._reinforcing = False  # a callback is on its way
@@ -67,8 +67,8 @@ class Shard:
     def park(self) -> None:
         """Wait for something in the queue. Switches: yes.
 
-        Woken by `put` and `_end_worker`; another worker may have taken it since. Killed here, it leaves it
-        there, where `_left` finds it.
+        Woken by `put` and `_end_worker`. By then another worker may have taken the batch. If the worker is killed here,
+        the batch stays in the queue, and `_left` sees to it.
         """
         waiter: Waiter[None] = Waiter()
         self.parked.append(waiter)
@@ -80,7 +80,7 @@ class Shard:
             raise
 
     def _reinforce_later(self) -> None:
-        # Not now: a batch that never waits is over before the hub calls back, and its worker takes the next one.
+        # By a callback, not now: a batch that never waits ends before the hub calls back, and its worker goes on.
         if not self.free and not self._reinforcing and len(self.queue):
             self._reinforcing = True
             gevent.get_hub().loop.run_callback(self._reinforce)
@@ -90,7 +90,7 @@ class Shard:
         if not self.free and len(self.queue) and self.dispatcher.epoch == here.epoch:
             self.workers += 1
             self.free += 1
-            # A link, and no `finally` of the worker's: it may be killed before its first step.
+            # A link, not a `finally` in the worker: a worker may be killed before its first step.
             gevent.spawn(Worker(self).work).rawlink(self._left)
             if self.workers > 1:
                 self._start_period()
@@ -100,7 +100,7 @@ class Shard:
     def _start_period(self) -> None:
         if self._idle_timer is None:
             self._least_free = self.free
-            # Without a reference: nobody's deadlock has to wait for it.
+            # Without a reference, so that it does not keep the hub alive: gevent is to detect deadlocks.
             self._idle_timer = gevent.get_hub().loop.timer(IDLE, ref=False)
             self._idle_timer.start(self._end_period)
 
@@ -119,7 +119,7 @@ class Shard:
             self._idle_timer = None
 
     def stop(self) -> None:
-        """End all workers; there are no batches any more. Switches: no."""
+        """End all workers; no batch is left. Switches: no."""
         self._close_timer()
         for _ in range(self.workers):
             self._end_worker()
@@ -127,7 +127,7 @@ class Shard:
     # -- called by workers, without a switch --------------------------------------------------------------
 
     def mark_busy(self) -> None:
-        """A free worker begins to run a batch."""
+        """Count a free worker as busy: it begins to run a batch."""
         self.free = free = self.free - 1
         if free < self._least_free:  # noqa: PLR1730 - min() costs a batch 50 ns
             self._least_free = free
@@ -137,7 +137,7 @@ class Shard:
     def _left(self, worker: object) -> None:  # noqa: ARG002 - the signature is a link's
         self.workers -= 1
         self.free -= 1
-        if self.parked and len(self.queue):  # perhaps it had been woken, and did not get to take anything
+        if self.parked and len(self.queue):  # it may have been woken for a batch, and killed before it took the batch
             self._wake()
         self._reinforce_later()
 
@@ -151,7 +151,7 @@ class Worker:
         self._dispatcher = shard.dispatcher
 
     def work(self) -> None:
-        """Take batches until told to end, killed, or not to be used again."""
+        """Take batches until it is told to end, is killed, or must not be used again."""
         shard = self._shard
         queue = shard.queue
         bulks = self._dispatcher.options.open_resources is not None
@@ -170,12 +170,12 @@ class Worker:
                     return
                 if not self._run(batch, alarm):
                     return
-                del batch  # and with it its operations, and the contexts of their callers
+                del batch  # else an idle worker keeps its operations alive, and the contexts of their callers
         finally:
             alarm.close()
 
     def _run(self, batch: Batch, alarm: Alarm) -> bool:
-        """Run *batch*. False when this worker is not to be used again."""
+        """Run *batch*. Return False if this worker must not be used again."""
         slots = self._dispatcher.slots
         try:
             if slots is None:
@@ -183,7 +183,7 @@ class Worker:
             else:
                 with slots:
                     self._run_when_due(batch, alarm)
-        except BaseException as error:  # killed, perhaps while it waited for a slot or for its turn on the hub
+        except BaseException as error:  # a kill, perhaps during the wait for a slot or for a turn of the hub
             batch.abort(error)
             if batch.attempt is not None:
                 batch.attempt.after = None
@@ -196,7 +196,7 @@ class Worker:
                 self._dispatcher.live += 1
             if batch.key_queue is not None:
                 batch.key_queue.finish()
-        if attempt is None:  # everybody had left
+        if attempt is None:  # all callers had left: it did not run
             return True
         if after:
             self._run_after(attempt)
@@ -206,8 +206,8 @@ class Worker:
         return True
 
     def _run_after(self, attempt: Attempt) -> None:
-        # The key is released and so is the place among max_batches, since what runs here may well call `run`; but the
-        # worker is not free, and a stop waits for it.
+        # The key and the slot of ``max_batches`` are released already, since a hook may call `run`. The worker is not
+        # free, and a stop waits for it.
         self._shard.mark_busy()
         try:
             attempt.run_after()
@@ -218,8 +218,8 @@ class Worker:
                 self._dispatcher.check_stopped()
 
     def _run_bulk(self, alarm: Alarm) -> bool:
-        """Run what is queued as one bulk (see `bulk`). False when this worker has to end."""
-        from geventbatch._bulk import bulk  # most processors have none
+        """Run the queued batches as one bulk (see `bulk`). Return False if this worker has to end."""
+        from geventbatch._bulk import bulk  # only here, since most processors have no bulks
 
         batches: dict[Batch, None] = {}
         taken: list[Batch] = []
@@ -228,7 +228,7 @@ class Worker:
                 now = _clock.monotonic()
                 if now >= pace.slice_end(now) and len(self._shard.queue) and not self._dispatcher.ended:
                     pace.wait()
-                # Not before it has its slot: what comes while it waits for one is in the bulk too.
+                # Only now that it has a slot: batches that came during the wait for it are in the bulk too.
                 if not self._take(batches):
                     return False
                 taken = list(batches)
@@ -252,13 +252,13 @@ class Worker:
         return spent is None
 
     def _take(self, batches: dict[Batch, None]) -> bool:
-        """Take what is queued into *batches*; another worker may have done so meanwhile. False to end this one."""
+        """Move queued batches, if another worker has left any, into *batches*. Return False to end this worker."""
         queue = self._shard.queue
         while len(batches) < self._dispatcher.options.max_bulk and len(queue):
             batch = queue.get(block=False)
             if batch is not None:
                 batches[batch] = None
-            elif batches:  # the end of a worker, which comes after this bulk
+            elif batches:  # a worker is to end: not before this bulk has run
                 queue.put(None)
                 return True
             else:
@@ -269,13 +269,13 @@ class Worker:
         now = _clock.monotonic()
         slice_end = pace.slice_end(now)
         if now >= slice_end:
-            pace.wait()  # free, since no other worker would get its turn any sooner
+            pace.wait()  # the worker still counts as free: another one would get its turn no sooner
             now = _clock.monotonic()
         self._shard.mark_busy()
         try:
             if batch.waiting:
                 Attempt(batch, alarm, now).run(slice_end)
             else:
-                batch.end()  # everybody left
+                batch.end()  # all callers have left
         finally:
             self._shard.free += 1

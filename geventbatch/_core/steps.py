@@ -1,8 +1,8 @@
-"""An attempt that is judged step by step: what each operation has changed is written before the next one is applied.
+"""An attempt that is judged step by step: the changes of each operation are written before the next one is applied.
 
-That costs a round trip for each, and so it is for a batch with several operations that the store refuses. None of them
-costs a load or another save then: the scope goes back to what was before it, in the database and in memory. Nothing is
-committed before the end, and so whatever happens in between, nothing was saved.
+Each step costs a round trip, so steps are for a batch with several operations that the store refuses. Such an operation
+costs no load and no other save: the scope goes back to the state before it, in the database and in memory. Nothing is
+committed before the end of the attempt. So if it ends early, nothing was saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def begin_steps(attempt: Attempt, resource: Any) -> bool:
-    """Go step by step in the attempt at hand, if its scope can. False when the attempt ends here."""
+    """Go step by step in the attempt at hand, if its scope can. Return False if the attempt ends here."""
     if not has_steps(attempt):
         return True
     attempt.steps = Steps(attempt.scope, resource)
@@ -38,23 +38,23 @@ class Steps:
     """Judges the operations of one attempt."""
 
     def __init__(self, scope: Any, resource: Any) -> None:
-        """Of *scope*, which has loaded *resource*."""
+        """Judge by *scope*, which has loaded *resource*."""
         self._scope = scope
         # -- mutable state ---------------------------------------------------------------------------------
         self.resource: Any = resource
-        self._recorded = 0  # outcomes of idempotency keys behind the last step
+        self._recorded = 0  # outcomes of idempotency keys after the last step
 
     def begin(self, attempt: Attempt) -> bool:
-        """Have the scope be ready to go back to what was loaded. False when the attempt ends here."""
+        """Prepare the scope to go back to the loaded state. Return False if the attempt ends here."""
         return self._do(attempt, self._scope.begin_steps) is None and not attempt.over()
 
     def look_for(self, attempt: Attempt, operations: list[Operation[Any]]) -> bool:
-        """Look in the store for their idempotency keys, since who is refused is in no save. False as above."""
+        """Ask the store for the idempotency keys of *operations*: a refused one is in no save. False: as above."""
         idempotency = attempt.dispatcher.options.idempotency
         return idempotency is None or bool(idempotency.look_for(attempt, operations))
 
     def keep(self, attempt: Attempt, operation: Operation[Any]) -> bool:
-        """Write what *operation* has changed, or refuse it. False when the attempt ends here. Switches: yes."""
+        """Write the changes of *operation*, or refuse it. Return False if the attempt ends here. Switches: yes."""
         begun = _clock.monotonic()
         took(attempt, "operation", begun - attempt.now, operation)
         refused = self._do(attempt, self._scope.keep)
@@ -64,7 +64,7 @@ class Steps:
         return not attempt.over()
 
     def refuse(self, attempt: Attempt, operation: Operation[Any], refused: Rejected) -> bool:
-        """What *operation* has made is undone, though it returned. False as above."""
+        """Undo *operation* though it returned, since the store has *refused* it. False: as above."""
         attempt.completed -= 1
         attempt.forget_operation()
         while len(attempt.outcomes) > self._recorded:
@@ -74,10 +74,10 @@ class Steps:
         return self.undo(attempt, operation)
 
     def undo(self, attempt: Attempt, operation: Operation[Any]) -> bool:
-        """Go back to what was before *operation*, which has its error. False as above. Switches: yes.
+        """Go back to the state before *operation*, which has its error. False: as above. Switches: yes.
 
-        Where that cannot be done, because it has ended the transaction or made its scope unfit, the rest of the batch
-        is replayed without it.
+        If the scope cannot (the operation has ended the transaction, say), the rest of the batch is replayed without
+        the operation.
         """
         attempt.doubted = False
         failed = self._do(attempt, self._undo, ends=False)
@@ -93,9 +93,9 @@ class Steps:
         self.resource = self._scope.undo()
 
     def _do(self, attempt: Attempt, function: Any, *, ends: bool = True) -> BaseException | None:
-        """Call a function of the scope; give what it raised. Unless it is told by that, the batch has its outcome then.
+        """Call *function* of the scope, and return its error, if it raised.
 
-        What is told is a `Rejected`, if *ends*, else whatever it is; a `Conflict` is the batch's verdict besides.
+        A `Conflict` becomes the verdict on the attempt. Any other error, but a `Rejected`, ends the batch, if *ends*.
         """
         begun = _clock.monotonic()
         raised: BaseException | None = None

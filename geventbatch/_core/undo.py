@@ -1,17 +1,17 @@
-"""Undoing an operation that raised: what it has changed is taken back, and everybody else goes on without it.
+"""Undoing an operation that raised: its changes are taken back, and all others go on without it.
 
-It is exact (guarantee 18): the resource is brought back to the last copy of it, or to what was loaded, and what has
-returned since is applied to that again. So nobody is judged by what another one left behind. Whoever raised is answered
-with that, and is applied again with all the others when the batch is replayed, after a `Conflict` say.
+It is exact (guarantee 18). The resource is brought back to its last copy, or to the loaded state, and the operations
+that have returned since are applied to that again. So no operation is judged by the leftovers of another one. An
+operation that raised is answered with its error. If the batch is replayed, after a `Conflict` say, it is applied again
+with all the others.
 
-A copy is made where applying again has become dearer than that; and where it would come to more than one pass over all
-that was applied so far. Where none can be had, what has returned is saved then, and the rest goes on from another load:
-so what cannot be encoded, say, is found by the save, as ever. Where each of the last ones that raised has had one
-applied again for it, which was dearer than a copy, the copy is made ahead: behind the next one that returns, instead of
-then.
+A copy is made when applying again has become dearer than a copy, or would exceed one more pass over all operations so
+far. If no copy is possible, the operations that have returned are saved, and the rest goes on from another load. (A
+state that cannot be encoded, say, is found by that save.) If each of the last few undos had to apply one operation
+again, which was dearer than a copy, the copy is made ahead: right after the next operation that returns.
 
-As long as nothing raises, nothing is copied: so a scope without a ``restore`` of its own has the batch loaded again
-once, and copies from then on. What cannot be copied costs a load for each that raises.
+As long as nothing raises, nothing is copied. So a scope without a ``restore`` of its own has its batch loaded again
+once, and copied from then on. A resource that cannot be copied costs a load for each operation that raises.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ if TYPE_CHECKING:
     from geventbatch._core.operation import Operation
 
 _ROW: Final = 4
-"""So often in a row one alone was applied again, until copies are made ahead."""
+"""After so many undos in a row that applied one operation again, copies are made ahead."""
 
 _SHARE: Final = 0.2
-"""Of the time of a batch: more than that for undoing is worth a word, ..."""
+"""A share of a batch's time: undoing that took more is logged, if it also took more than `_LONG`."""
 
 _LONG: Final = 0.01
-"""... if it is more than so many seconds."""
+"""Seconds."""
 
 
 def raised(attempt: Attempt, operation: Operation[Any], error: BaseException, resource: Any, due: float) -> bool:
-    """*operation*, applied to *resource*, has raised *error*. True when the attempt ends here.
+    """Judge *operation*, which raised *error* on *resource*; undo it if need be. Return True if the attempt ends here.
 
-    From *due* on look at the time.
+    From *due* on read the clock.
     """
     found = judge(attempt, operation, error)
     if found != UNDONE:
@@ -74,42 +74,42 @@ def raised(attempt: Attempt, operation: Operation[Any], error: BaseException, re
 
 
 class Undo:
-    """What a batch has undone, and how."""
+    """Undoes operations of one batch, and knows what that has cost."""
 
     def __init__(self, attempt: Attempt, resource: Any) -> None:
-        """Of *attempt*, which has loaded *resource*."""
+        """Undo operations of *attempt*, which has loaded *resource*."""
         # -- mutable state: the batch ----------------------------------------------------------------------
         self.count = 0  # operations that were undone
         self.seconds = 0.0  # spent on that
         self._costs: dict[tuple[str, type[BaseException]], float] = {}  # seconds, by operation and class of its error
-        self._copying = False  # the attempts to come are copied when they are loaded
-        self._uncopied = False  # that cannot be done
-        self._noted = 0.0  # of the seconds
+        self._copying = False  # the resources of later attempts are copied when they are loaded
+        self._uncopied = False  # they cannot be copied
+        self._noted = 0.0  # the part of `seconds` that is in `_costs`
         self._last: tuple[Any, Any] = (None, None)  # the operation that raised last, and the class of its error
-        self._lost_at = inf  # when an attempt was given up, until the next one has loaded;
-        self._done = 0  # and operations that had returned then
-        self.out: list[Operation[Any]] = []  # those that could not be undone
+        self._lost_at = inf  # monotonic seconds when an attempt was given up; inf once the next one has loaded
+        self._done = 0  # operations that had returned at `_lost_at`
+        self.out: list[Operation[Any]] = []  # operations that could not be undone
         # -- mutable state: the attempt at hand ------------------------------------------------------------
         self._begin(resource, attempt.started + attempt.load_duration)
 
     def _begin(self, resource: Any, now: float) -> None:
-        self.resource: Any = resource  # to go on with
-        self._began = now
-        self._memory: Any = None  # what restores it; not known before it has to
-        self._copy: object | None = None  # the last one;
-        self._given = False  # the batch goes on with that itself, so that there is none
-        self._completed = self._recorded = 0  # operations and outcomes that the batch had then
-        self._since: list[Operation[Any]] = []  # what has returned since then, as far as it was looked at
-        self._place = 0  # so much of the part at hand was
-        self._applied = 0  # operations among that,
-        self._repeated = 0  # and how often one of them was applied again
-        self._repeating = 0.0  # seconds for that, since the last copy
-        self._copy_takes = 0.0  # seconds; infinite where there is none to be had
-        self._row = 0  # so often in a row one alone was applied again, and that has cost as much as a copy
-        self.ahead = False  # one is to be made behind the next operation that returns
+        self.resource: Any = resource  # the one that later operations are applied to
+        self._began = now  # monotonic seconds
+        self._memory: Any = None  # restores the resource: the scope or a `Copies`; None until it is needed
+        self._copy: object | None = None  # the last copy; None stands for the loaded state
+        self._given = False  # the batch uses the last copy as its resource, so that it is no copy any more
+        self._completed = self._recorded = 0  # operations and outcomes of the batch at the last copy
+        self._since: list[Operation[Any]] = []  # operations that have returned since the last copy, up to `_place`
+        self._place = 0  # operations of the part at hand that were looked at
+        self._applied = 0  # operations among them that were applied
+        self._repeated = 0  # times that one of them was applied again
+        self._repeating = 0.0  # seconds spent on that since the last copy
+        self._copy_takes = 0.0  # seconds; inf if no copy is possible
+        self._row = 0  # undos in a row that applied one operation again, at the cost of a copy or more
+        self.ahead = False  # a copy is to be made after the next operation that returns
 
     def begin(self, attempt: Attempt, resource: Any) -> None:
-        """Another attempt of *attempt* has loaded *resource*: copy it, if that is how it is restored."""
+        """Begin with *resource*, which another attempt has loaded: copy it, if it is restored by copies."""
         begun = _clock.monotonic()
         lives, place = False, self._place
         if self._lost_at < inf:
@@ -129,15 +129,15 @@ class Undo:
             log.cannot_undo(attempt.batch, error, *self._last)
         else:
             if not lives:
-                readmit(attempt)  # those too that are out since they could not be undone
+                readmit(attempt)  # operations that were out, since they could not be undone, come back
         self._copy_takes = _clock.monotonic() - begun
         self._add(attempt, self._copy_takes)
 
     def _go_on(self, attempt: Attempt, place: int) -> None:
-        """The load gave the very object again that was given up: go on behind the first so many operations.
+        """Go on behind the operation at *place*: the load returned the very object again that was given up.
 
-        What they have done to it is there, and what the one that raised has done stays there. To apply them again would
-        be to apply them twice.
+        The changes of the earlier operations are in it, so to apply these again would apply them twice. The changes of
+        the operation that raised stay in it.
         """
         for operation in current_part(attempt)[:place]:
             if operation.state == STARTED:
@@ -149,9 +149,9 @@ class Undo:
     # -- an operation has raised --------------------------------------------------------------------------
 
     def undo(self, attempt: Attempt, operation: Operation[Any], error: BaseException, due: float) -> bool:
-        """Take back what *operation* has changed, which raised *error*. True when the attempt ends here.
+        """Take back the changes of *operation*, which raised *error*. Return True if the attempt ends here.
 
-        From *due* on look at the time.
+        From *due* on read the clock.
         """
         if operation.callable is not self._last[0] or type(error) is not self._last[1]:
             self._note_costs()
@@ -186,7 +186,7 @@ class Undo:
         attempt.dispatcher.counts.undone += 1
 
     def _note_costs(self) -> None:
-        """Note what undoing has taken since that was noted last: for the operation, and the error, of that time."""
+        """Add the seconds since the last note to the costs of the operation that raised last, and its error."""
         if self.seconds > self._noted:
             function, kind = self._last
             costs = name_of(function), kind
@@ -198,7 +198,7 @@ class Undo:
         attempt.dispatcher.counts.undo_seconds += seconds
 
     def _catch_up(self, attempt: Attempt, operation: Operation[Any]) -> None:
-        """Find what has returned since it was last looked, up to *operation*."""
+        """Find the operations that have returned since the last look, up to *operation*."""
         part = attempt.parts[-1] if attempt.parts else attempt.batch.operations
         place = self._place
         while (one := part[place]) is not operation:
@@ -211,7 +211,7 @@ class Undo:
         self._place = place + 1
 
     def _restore(self, attempt: Attempt) -> BaseException | None:
-        """Bring the resource back to the last copy. Give why that cannot be done."""
+        """Bring the resource back to the last copy. If that is impossible, return the reason."""
         memory = self._memory
         if memory is None:
             if not hasattr(attempt.scope, "restore"):
@@ -221,14 +221,14 @@ class Undo:
             self._forget_copy(attempt)
         restore = memory.restore
         if type(memory) is Copies and self._copy is not None and self._since:
-            restore, self._given = memory.give, True  # it is copied when they are applied again
+            restore, self._given = memory.give, True  # the copy itself is used; another is made after applying again
         try:
             self.resource = attempt.context.run(restore, self._copy)
         except BaseException as error:
             return self._see(attempt, error)
         now = _clock.monotonic()
         if self._copy is None and not self._copy_takes:
-            self._copy_takes = now - attempt.now  # about so much, as long as there was none
+            self._copy_takes = now - attempt.now  # an estimate, until a copy was made
         attempt.now = now
         attempt.completed = self._completed
         while attempt.rows_added and attempt.rows_added[-1][0] >= self._completed:
@@ -238,7 +238,7 @@ class Undo:
         return None
 
     def _forget_copy(self, attempt: Attempt) -> None:
-        """Go back to what was loaded: one has raised that was applied again to the last copy, or no other was made."""
+        """Go back to the loaded state: the last copy was used up, and no other one was made."""
         self._copy, self._given = None, False
         self._completed = self._recorded = 0
         part = current_part(attempt)[: self._place]
@@ -246,13 +246,13 @@ class Undo:
 
     @staticmethod
     def _see(attempt: Attempt, error: BaseException) -> BaseException:
-        """Look at what the scope, or what copies, has raised. Raises what ends the batch."""
+        """Return *error*, of the scope or of a copy, without our frame. Raise it if it ends the batch."""
         if attempt.over() or ends_greenlet(attempt, error) or not is_a(error, (Exception, gevent.Timeout)):
             raise error
         return without_our_frame(error)
 
     def _is_last_and_only(self, attempt: Attempt) -> bool:
-        """Whether nobody has returned, and nobody is to be applied behind it: then nothing is saved."""
+        """Return whether no operation has returned and none is to be applied any more: then nothing is saved."""
         if self._since or self._copy is not None or attempt.batch.open or attempt.outcomes:
             return False
         return not any(one.state <= STARTED for one in current_part(attempt)[self._place :])
@@ -268,7 +268,7 @@ class Undo:
             self._copying = True
         elif not (reused or self._uncopied):
             log.cannot_undo(attempt.batch, why, *self._last)
-        if reused:  # perhaps it raised for what is no more: it is judged by what the next attempt loads
+        if reused:  # it may have raised because of an outdated cache: it is judged by what the next attempt loads
             attempt.broken = error
         else:
             put_out(attempt, operation, error)
@@ -278,17 +278,17 @@ class Undo:
         return True
 
     def record_out(self, attempt: Attempt) -> None:
-        """Have what those that are out have raised recorded with the attempt at hand, if they have idempotency keys."""
+        """Record the errors of the operations that are out with the attempt at hand, if they have idempotency keys."""
         idempotency = attempt.dispatcher.options.idempotency
         if idempotency is not None:
             idempotency.record_broken(attempt, self.out)
 
-    # -- those that had returned --------------------------------------------------------------------------
+    # -- the operations that had returned -----------------------------------------------------------------
 
     def _apply_again(self, attempt: Attempt, due: float) -> int:
-        """Apply them again; from *due* on look at the time. `UNDONE` when all is to be restored and applied once more.
+        """Apply again the operations since the last copy; from *due* on read the clock.
 
-        That is so when one raises this time: its new error is its own then.
+        Return `UNDONE` if one raised this time (its new error counts): all is to be restored and applied once more.
         """
         begun = attempt.now
         monotonic, resource, since = _clock.monotonic, self.resource, self._since
@@ -315,7 +315,7 @@ class Undo:
         return self._copy_if_due(attempt, postponed=postponed)
 
     def _copy_if_due(self, attempt: Attempt, *, postponed: bool) -> int:
-        """See to the copy behind those that were applied again; what was *postponed* is not postponed again."""
+        """Copy the resource after applying again, if due; a copy that was *postponed* is not postponed again."""
         since = self._since
         dear = self._given or self._repeating >= self._copy_takes
         if self._is_made_ahead(dear=dear, postponed=postponed):
@@ -329,10 +329,10 @@ class Undo:
         return GOES_ON
 
     def _is_made_ahead(self, *, dear: bool, postponed: bool) -> bool:
-        """Whether the next copy is made behind the next operation that returns, and none now.
+        """Return whether the copy is postponed until after the next operation that returns.
 
-        Not where that was *postponed* already, and nobody has returned since: so there is one for each that raised, at
-        the most. And not where the last copy was given away.
+        It is not if it was *postponed* already and no operation has returned since: so each undo makes one copy at the
+        most. And it is not if the last copy was given away.
         """
         since = len(self._since)
         if since:
@@ -341,7 +341,7 @@ class Undo:
         return self.ahead
 
     def copy_ahead(self, attempt: Attempt, operation: Operation[Any]) -> None:
-        """Copy the resource behind *operation*, if that has returned: the next one is likely to raise."""
+        """Copy the resource after *operation*, if that has returned: the next one is likely to raise."""
         if operation.error is not None:
             return
         self.ahead = False
@@ -352,10 +352,10 @@ class Undo:
         self._since.append(operation)
         self._copy_now(attempt)
         self._add(attempt, attempt.now - begun)
-        attempt.now = before  # what the operation has taken is still to be looked at
+        attempt.now = before  # the time that the operation took is still to be checked
 
     def _raised_again(self, attempt: Attempt, place: int, error: BaseException) -> int:
-        """One of them has raised this time."""
+        """Judge the operation at *place*, which raised *error* this time."""
         found = judge(attempt, self._since[place], error)
         if found == ENDS:
             return ENDS
@@ -366,7 +366,7 @@ class Undo:
         return UNDONE
 
     def _copy_now(self, attempt: Attempt) -> bool:
-        """Copy the resource as it is: to apply again has become dearer, or would come to more than one pass."""
+        """Copy the resource as it is. Return False if that is impossible."""
         if self._copy_takes == inf:
             return False
         begun, before = attempt.now, self._copy
@@ -382,15 +382,15 @@ class Undo:
         self._repeating = 0.0
         attempt.now = _clock.monotonic()
         takes = attempt.now - begun
-        if before is not None:  # what another process has taken of the time meanwhile is not taken each time
+        if before is not None:  # limits the effect of another process that took the CPU meanwhile
             takes = min(takes, 2 * self._copy_takes)
         self._copy_takes = takes
         return True
 
     def _save_so_far(self, attempt: Attempt) -> int:
-        """Have what has returned saved, which cannot be copied: what is behind it goes on from a load.
+        """Save the operations that have returned, since no copy is possible: the others go on from another load.
 
-        If it cannot be saved either, that is halved until the culprit stands alone.
+        If the save is refused too, this part is halved until the culprit stands alone.
         """
         part = current_part(attempt)
         if self._place == len(part):
@@ -398,10 +398,10 @@ class Undo:
         cut_after(attempt, part[self._place - 1])
         return ENDS
 
-    # -- what is told -------------------------------------------------------------------------------------
+    # -- the log ------------------------------------------------------------------------------------------
 
     def tell(self, attempt: Attempt) -> None:
-        """Say so when undoing has cost *attempt*, which ends, a good part of its time. Switches: no."""
+        """Log it if undoing has cost *attempt*, which ends, a good part of its time. Switches: no."""
         self._note_costs()
         if self._costs and self.seconds > max(_LONG, _SHARE * (_clock.monotonic() - attempt.started)):
             costs = self._costs

@@ -1,4 +1,4 @@
-"""What becomes of an attempt after an operation that raised, or that its scope has to look at (guarantee 18)."""
+"""Decides how an attempt goes on after an operation that raised, or that its scope has to look at (guarantee 18)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ E = TypeVar("E", bound=BaseException)
 
 KILLS: Final = (GreenletExit, SystemExit, KeyboardInterrupt)
 
-traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # not what a class of the user's makes of it
+traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # past any property of a user's class
 
 _OURS: Final = frozenset({TooDeep, Unfinished})
-"""What an operation did not raise: it has returned what is no answer."""
+"""Errors that we raise for an operation: it has returned a value that is no answer."""
 
 _LOADS: Final = 4
-"""Operations that spoil the transaction and may cost a load each; after them it goes step by step, where it can."""
+"""Operations that spoil the transaction and may cost a load each. After them, attempts go step by step, if they can."""
 
 
 GOES_ON: Final = 0
@@ -40,7 +40,7 @@ UNDONE: Final = 2
 
 
 def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> int:
-    """Keep what *operation* raised for its caller. Say whether the attempt goes on, ends, or has to undo it first."""
+    """Keep *error* of *operation* for its caller. Return `GOES_ON`, `ENDS`, or `UNDONE` if it is to be undone first."""
     if attempt.over() or not is_a(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
@@ -59,12 +59,12 @@ def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> 
         _obey(attempt, operation, verdict, error)
         return ENDS
     if idempotency is not None and not idempotency.is_recorded(attempt, operation):
-        attempt.asked = [*(attempt.asked or ()), operation]  # it is in no save, and so its key has to be looked for
+        attempt.asked = [*(attempt.asked or ()), operation]  # in no save: the store must be asked for its key
     return GOES_ON if is_clean(attempt.batch, error) else UNDONE
 
 
 def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeError) -> None:
-    """Say of *error* whose it is, if Python has raised it since *operation* does not take what it was given."""
+    """Put operation, key and arguments into *error*, if Python raised it because *operation* does not take these."""
     trace: Any = traceback_of(error)
     while trace is not None:
         name = trace.tb_frame.f_globals.get("__name__", "")
@@ -79,7 +79,7 @@ def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeE
 
 
 def look(attempt: Attempt, operation: Operation[Any]) -> bool:
-    """See why the batch halts behind *operation*. True when the attempt ends here."""
+    """See to what *operation* has asked for: see `Attempt.must_look`. Return True if the attempt ends here."""
     if attempt.over():
         return True
     steps = attempt.steps
@@ -106,49 +106,49 @@ def look(attempt: Attempt, operation: Operation[Any]) -> bool:
 
 
 def _keep_rows(attempt: Attempt) -> None:
-    """Keep what the operation at hand has added as it is: a dict in it may be a part of the resource too."""
+    """Copy the rows that the operation at hand has added: a dict in them may be a part of the resource too."""
     rows, mark = attempt.rows_added, attempt.completed - 1
     place = len(rows) - 1
     while place >= 0 and rows[place][0] == mark:
-        with suppress(RecursionError):  # what lies so deep is inserted as it will be then
+        with suppress(RecursionError):  # a row nested so deep is inserted as it is at the save
             rows[place] = mark, Copying().copy(rows[place][1])
         place -= 1
 
 
 def _obey(attempt: Attempt, operation: Operation[Any], verdict: NotSaved, error: BaseException) -> None:
-    """*operation* has come to *error*, of which the scope says *verdict*: the attempt ends here."""
+    """End the attempt by *verdict*, the scope's on *error* of *operation*."""
     attempt.verdict = verdict
     if not isinstance(verdict, Rejected):
         return
-    # What was reused is perhaps no more: it is judged by what the next attempt loads.
+    # A cached resource may be outdated: the operation is judged by what the next attempt loads.
     if (isinstance(verdict, Undecided) and _goes_on_differently(attempt, operation, verdict)) or is_reused(attempt):
         attempt.broken = error
-    else:  # the transaction is spoiled: nothing can be tried on in it
+    else:  # the transaction is spoiled: no other operation can be tried in it
         put_out(attempt, operation, error)
         attempt.rejections += 1
         attempt.stepwise = attempt.stepwise or attempt.rejections > _LOADS
 
 
 def _steps_for(attempt: Attempt, verdict: NotSaved | None) -> Steps | None:
-    """What sees to it in the attempt at hand. Before anything was refused, steps do not show who has made something."""
+    """Return the steps that see to *verdict*, if any. Before the first refusal, steps do not show the culprit."""
     if isinstance(verdict, TooEarly) or (isinstance(verdict, Undecided) and not attempt.rejections):
         return None
     return attempt.steps
 
 
 def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: Undecided) -> bool:
-    """Whether nobody has to be out: the batch goes step by step, or what is before *operation* is saved first."""
+    """Return whether *operation* can stay: the batch goes step by step, or saves the operations before it first."""
     if isinstance(verdict, TooEarly):
         return attempt.mates is None and cut_before(attempt, operation)
     if attempt.steps is not None or has_steps(attempt):
-        attempt.rejections += 1  # so that each step is written, which shows who has made what was refused
+        attempt.rejections += 1  # so that each step is written, which shows the culprit
         attempt.stepwise = True
         return True
     return attempt.mates is None and not is_reused(attempt) and cut_before(attempt, operation)
 
 
 def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
-    """Have the batch replayed without *operation*; it comes back when all are applied to what another one saved."""
+    """Replay the batch without *operation*. It comes back if all are replayed after a conflict."""
     operation.state = BROKEN
     idempotency = attempt.dispatcher.options.idempotency
     if (
@@ -161,11 +161,11 @@ def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -
         attempt.broken = error
 
 
-# -- what the scope says --------------------------------------------------------------------------------------
+# -- questions to the scope -----------------------------------------------------------------------------------
 
 
 def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
-    """Ask the scope whether its transaction can still be saved, behind an operation."""
+    """Ask the scope after an operation whether its transaction can still be saved. *what* names its method."""
     question: Any = getattr(attempt.scope, what, None)
     verdict: object = None if question is None else attempt.context.run(question, *about)
     if verdict is not None and not isinstance(verdict, NotSaved):
@@ -174,16 +174,17 @@ def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
 
 
 def has_steps(attempt: Attempt) -> bool:
-    """Whether an attempt can go step by step, and this one does not. What many keys share cannot."""
+    """Return whether the attempt could go step by step, and does not yet. A scope of many keys cannot."""
     if attempt.steps is not None or attempt.mates is not None or is_reused(attempt):
         return False
     return bool(getattr(attempt.scope, "steps", False))
 
 
 def is_reused(attempt: Attempt) -> bool:
-    """Whether the resource was not loaded for this batch, so that the scope has to compare before anybody is answered.
+    """Return whether the scope reused a cached resource.
 
-    Such a scope is left as for a save also when there is nothing to save.
+    Then it must compare versions before any caller is answered. So it is exited as for a save even if there is nothing
+    to save.
     """
     return bool(getattr(attempt.scope, "reused", False))
 
@@ -192,7 +193,7 @@ def is_reused(attempt: Attempt) -> bool:
 
 
 def is_clean(batch: Batch, error: BaseException) -> bool:
-    """Whether *error* promises that there is nothing to undo."""
+    """Return whether *error* promises that there is nothing to undo."""
     clean = batch.dispatcher.options.clean_errors
     if not clean or type(error) in _OURS:
         return False
@@ -201,19 +202,19 @@ def is_clean(batch: Batch, error: BaseException) -> bool:
 
 
 def ends_greenlet(attempt: Attempt, error: BaseException) -> bool:
-    """Whether *error* is for the greenlet that runs the batch, rather than for the batch."""
-    # A batch without a key queue runs in its caller's own greenlet. A Timeout that comes out of its load or save, and
-    # is not its alarm, is the caller's own.
+    """Return whether *error* is for the greenlet that runs the batch, not for the batch."""
+    # An unbatched operation runs in its caller's own greenlet. A Timeout out of its load or save, other than its
+    # alarm's, is the caller's own.
     if is_a(error, KILLS):
         return True
     return attempt.alone and is_a(error, gevent.Timeout) and not (attempt.alarm and error is attempt.alarm.timeout)
 
 
 def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException | None) -> BaseException:
-    """Give what has ended the greenlet, where *error* only took its place, else *error*.
+    """Return the error that has ended the greenlet, if *error* has only replaced it; else *error*.
 
-    What cleans up behind a kill may raise in its turn: Django's ``atomic`` does. *handled* is what somebody handled
-    already when all that began, and is no matter of the batch's.
+    Clean-up code may raise while a kill passes through it: Django's ``atomic`` does. *handled* is an error that was
+    being handled before the batch began, and does not concern the batch.
     """
     links, seen = [error], 0
     while links and seen < _LINKS:
@@ -228,11 +229,11 @@ def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException |
 
 
 _LINKS: Final = 50
-"""Errors behind an error that are looked at."""
+"""Errors that are looked at, along `__context__` and `__cause__`."""
 
 
 def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
-    """Whether ``except`` takes *error* for one of *kinds*; without asking it for its class, which may be a property."""
+    """Return whether ``except`` would catch *error* as one of *kinds*, without reading its ``__class__``."""
     try:
         return issubclass(type(error), kinds)
     except Exception:
@@ -240,10 +241,11 @@ def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseExcep
 
 
 def without_our_frame(error: E) -> E:
-    """Begin the traceback of *error* in the user's function: our frame holds the operations of other callers too.
+    """Begin the traceback of *error* in the user's function.
 
-    It would keep them alive, and a log that shows the variables of frames would show them.
+    Our frame refers to the operations of other callers too. It would keep them alive, and a log that shows the
+    variables of frames would show them.
     """
     trace: Any = traceback_of(error)
-    BaseException.with_traceback(error, trace and trace.tb_next)  # which gives it again
+    BaseException.with_traceback(error, trace and trace.tb_next)
     return error
