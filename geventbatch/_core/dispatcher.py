@@ -251,7 +251,7 @@ class Dispatcher:
             try:
                 stopped()
             except Exception as error:
-                log.error("when %s had stopped", self.options.name, error=error)
+                log.error("the store of the stopped processor %s raised in stopped()", self.options.name, error=error)
 
     # -- for watchers ---------------------------------------------------------------------------------------
 

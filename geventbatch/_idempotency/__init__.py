@@ -1,1 +1,1 @@
-"""Operations that are applied once for an idempotency key, and the record of what came of them."""
+"""Operations that are applied once for an idempotency key, and the record of their outcomes."""

@@ -1,6 +1,6 @@
-"""Errors as text, the same in every process, as they were: without a call of `__init__`, and no pickle.
+"""Errors as text, the same in every process. They are restored without a call of `__init__`, and without pickle.
 
-What is recorded is decoded at once and compared, so that nobody is told later that it cannot be given again.
+Each text is decoded at once and compared with the error. So a recorded error can always be raised again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _OF_THE_RAISE: Final = frozenset(
         "__class__",
     }
 )
-"""Members of an exception that are recorded apart, or are of where it was raised."""
+"""Members of an exception that are recorded apart, or that depend on the place where it was raised."""
 
 
 def encode_error(error: BaseException, kinds: tuple[type[BaseException], ...]) -> str:
-    """Give *error*, which is one of *kinds*, as one line of ASCII. Raises whatever one that is not plain makes it."""
+    """Return *error*, one of *kinds*, as one line of ASCII. Raise any error, if *error* cannot be recorded."""
     path = path_of(type(error))
     if _is_validation_error(type(error)):
         told = encode([path, _validation_parts(error), _beside(error)])
@@ -48,9 +48,9 @@ def encode_error(error: BaseException, kinds: tuple[type[BaseException], ...]) -
 
 
 def decode_error(told: str, kinds: tuple[type[BaseException], ...]) -> BaseException:
-    """Make the error again that *told* is of. Raises whatever it makes it raise."""
+    """Return the error that `encode_error` has made *told* of. Raise any error, if the text does not fit (any more)."""
     path, *parts = decode(told)
-    if len(parts) == 1:  # as it was recorded once
+    if len(parts) == 1:  # a record of an earlier format
         raise ValueError("it had arguments that cannot be recorded")
     kind = found_at(path)
     if not (isinstance(kind, type) and issubclass(kind, kinds)):
@@ -58,7 +58,7 @@ def decode_error(told: str, kinds: tuple[type[BaseException], ...]) -> BaseExcep
     if _is_validation_error(kind):
         return _validation_error(kind, *parts)
     args, attributes, *members = parts
-    error: BaseException = kind.__new__(kind, *args)  # no __init__, which may want others than are in `args`
+    error: BaseException = kind.__new__(kind, *args)  # no __init__: it may take other arguments than `args`
     error.args = args
     error.__dict__.update(attributes)
     for name, value in members[0].items() if members else ():
@@ -71,9 +71,9 @@ def _attributes(error: BaseException) -> dict[str, Any]:
 
 
 def _members(error: BaseException) -> dict[str, Any]:
-    """What it has in ``__slots__``, and what classes written in C keep beside its arguments."""
+    """Return the values of its ``__slots__``, and of the members that classes written in C keep beside `args`."""
     found: dict[str, Any] = {}
-    for kind in reversed(type(error).__mro__[:-1]):  # but for `object`
+    for kind in reversed(type(error).__mro__[:-1]):  # without `object`
         for name, member in vars(kind).items():
             if isinstance(member, (MemberDescriptorType, GetSetDescriptorType)) and name not in _OF_THE_RAISE:
                 try:
@@ -84,13 +84,13 @@ def _members(error: BaseException) -> dict[str, Any]:
 
 
 def _state(error: BaseException) -> tuple[Any, ...]:
-    """What has to be the same of two of them."""
+    """Return the state that must be equal of an error and its decoded text."""
     if _is_validation_error(type(error)):
         return type(error), encode(_validation_parts(error)), encode(_beside(error))
     return type(error), encode(error.args), encode(_attributes(error)), encode(_members(error))
 
 
-# -- Django's, which holds itself, or many -------------------------------------------------------------------------
+# -- Django's ValidationError, which refers to itself, or to many others -------------------------------------------
 
 _OF_VALIDATION: Final = frozenset({"message", "code", "params", "error_list", "error_dict", "__notes__"})
 
@@ -109,7 +109,7 @@ def _validation_parts(error: Any) -> list[Any]:
 
 
 def _one(error: Any) -> list[Any]:
-    """Its message, as text where it would be translated later: who comes again speaks the same language."""
+    """Return message, code and parameters. A lazy message is translated now, in the language of the first caller."""
     if not hasattr(error, "message"):
         raise TypeError("a list of errors in a list of errors")
     message = error.message

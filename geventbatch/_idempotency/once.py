@@ -1,13 +1,14 @@
-"""Idempotency keys: an operation that was saved under one is not applied again, and its caller gets what came of it.
+"""Idempotency keys: an operation that was saved under one is not applied again; its caller gets the recorded outcome.
 
-To its batch an operation with a key is like any other; its callable is a `Once`. That keeps the outcome on the batch,
-as a text, and the store records all of them in the transaction of the save. If some are there already, it saves nothing
-and raises `Repeated`: those operations are settled by what is there, and the batch is replayed without them.
+To its batch, an operation with a key is like any other; its callable is a `Once`. The `Once` keeps the outcome on the
+attempt, as text, and the store records all outcomes in the transaction of the save. If some keys are recorded already,
+the store saves nothing and raises `Repeated`. Then those operations are settled by the record, and the batch is
+replayed without them.
 
-So every operation with a key has been looked for in the store before its caller gets an answer: with the save, or, when
-it was broken and is in no save, with the load of the next attempt (`ask`).
+So before a caller gets an answer, the store has looked for its key: in the save, or, if the operation was broken and is
+in no save, in the scope of an attempt (`ask`).
 
-It is imported when a processor is made whose store records outcomes, and is that one's ``options.idempotency``.
+It is imported when a processor is made whose store records outcomes; ``options.idempotency`` is this module.
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ LONGEST: Final = 255
 """Characters of an idempotency key."""
 
 _PRINT: Final = 24
-"""Characters of a fingerprint (12 bytes), with which a record begins. One more says what follows."""
+"""Characters of the fingerprint (12 bytes) that a record begins with. The next character is `_VALUE` or `_ERROR`."""
 
 _VALUE: Final = "="
 _ERROR: Final = "!"
 
 
 class Recalled(Exception):
-    """Another operation of the batch had the same key: what is its ``__cause__`` is for the caller of this one too."""
+    """Another operation of the batch had the same key, and raised: this one's caller gets the ``__cause__`` too."""
 
 
 class NotPlain(TypeError):
-    """An operation returned what cannot be recorded. It is broken, whatever the clean errors are."""
+    """An operation's outcome cannot be recorded. The operation is broken, whatever the clean errors are."""
 
 
 class Once:
@@ -69,7 +70,7 @@ class Once:
         args: tuple[Any, ...],
         identified_by: tuple[Any, ...] | None = None,
     ) -> None:
-        """Raise what says what is wrong with the key, or with what it is to be remembered by."""
+        """Raise a `TypeError` or `ValueError` if the key is wrong, or the operation cannot be told from others."""
         if (
             type(key) is not str
             or not 0 < len(key) <= LONGEST
@@ -78,7 +79,7 @@ class Once:
             or " " in key
         ):
             _refuse_key(key)
-        asked = getattr(operation, "stands_for", operation)  # an integration may have put something around it
+        asked = getattr(operation, "stands_for", operation)  # an integration may have wrapped it
         try:
             told = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
         except Exception as error:
@@ -88,7 +89,7 @@ class Once:
         self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def __call__(self, resource: Any, *args: Any) -> Any:
-        """Apply it, and keep what came of it; or give what came of the same one in this attempt."""
+        """Apply the operation and keep its outcome. If this attempt has an outcome of the same key, return that."""
         attempt = process.running[getcurrent()]
         outcomes = attempt.outcomes
         if self.key in outcomes:
@@ -104,11 +105,11 @@ class Once:
                     attempt.batch.key, f"raised {shown(error)}, which", why, instead
                 ) from error.with_traceback(None)
             outcomes[self.key] = f"{self.fingerprint}{_ERROR}{told}"
-            del attempt  # no cycle through the error
+            del attempt  # the traceback of the error refers to this frame: no cycle
             raise
         try:
             outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
-        except Exception as error:  # of an attribute that is not there, for one
+        except Exception as error:  # any: a property of the value may raise
             refuse_unfinished(attempt.batch.key, self.operation, value)
             raise self._not_plain(
                 attempt.batch.key, "returned something that", error, "return"
@@ -123,7 +124,7 @@ class Once:
         )
 
     def recall(self, batch: Batch, record: str) -> Any:
-        """Return what *record* says, or raise it."""
+        """Return the answer in *record*, or raise the error in it."""
         if record[:_PRINT] != self.fingerprint:
             raise IdempotencyKeyReused(
                 f"batch of key {shown(batch.key)}: the idempotency key {shown(self.key)} was used before, for another "
@@ -156,7 +157,7 @@ _OUR_CODE: Final = Once.__call__.__code__
 
 
 def once_of(operation: Operation[Any]) -> Once | None:
-    """The `Once` of an operation; None when it has no key."""
+    """Return the `Once` of an operation, or None if it has no key."""
     found: Any = operation.callable
     if type(found) is Start:
         found = found.callable
@@ -164,14 +165,14 @@ def once_of(operation: Operation[Any]) -> Once | None:
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
-    """Whether *error* is another operation's, with the same key; keep it then. Take our own frame out of any."""
+    """Return whether *error* is of another operation with the same key; then keep it. Take our frame out of others."""
     if once_of(operation) is None:
         return False
     if type(error) is Recalled:
         operation.error = error.__cause__
     else:
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code is not _OUR_CODE:  # of one that has to start in time
+        while trace is not None and trace.tb_frame.f_code is not _OUR_CODE:  # a `Start` may be around it
             trace = trace.tb_next
         if trace is not None:
             error.__traceback__ = trace.tb_next
@@ -179,22 +180,22 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
 
 
 def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
-    """Whether what *operation* has raised goes into the save, if it has a key."""
+    """Return whether the error of *operation* is recorded with the save. True if it has no key."""
     once = once_of(operation)
     return once is None or (once.key in attempt.outcomes and attempt.outcomes[once.key][_PRINT] == _ERROR)
 
 
 def forget(attempt: Attempt, recorded: int) -> None:
-    """Forget the outcomes of those that have returned, behind the first so many."""
+    """Forget the outcomes of operations that have returned, but keep the first *recorded* ones."""
     for key in [*islice(attempt.outcomes, recorded, None)]:
         if attempt.outcomes[key][_PRINT] == _VALUE:
             del attempt.outcomes[key]
 
 
 def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
-    """Give the outcomes in *found* to those of *operations* that have them. False when none has. Switches: yes.
+    """Settle *operations* whose outcomes are *found*. Return False if there are none. Switches: yes.
 
-    Reading one may import a user's module, and so an outcome is read before anything is changed.
+    Decoding an outcome may import a module of the user's. So it is decoded before anything is changed.
     """
     settled = False
     for operation in operations:
@@ -202,7 +203,7 @@ def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: M
         if once is None or once.key not in found:
             continue
         settled = True
-        operation.state = max(operation.state, STARTED)  # its caller cannot withdraw it any more
+        operation.state = max(operation.state, STARTED)  # from now on its caller cannot withdraw it
         value, error = None, None
         try:
             value = once.recall(attempt.batch, found[once.key])
@@ -220,7 +221,7 @@ def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: M
 
 
 def look_for(attempt: Attempt, operations: list[Operation[Any]]) -> bool:
-    """Have the scope look for the keys of *operations*, before they are applied. False when the attempt ends here."""
+    """Ask the scope for the keys of *operations* before they are applied. Return False if the attempt ends here."""
     attempt.asked = [one for one in operations if one.state <= STARTED and once_of(one) is not None]
     if attempt.asked:
         ask(attempt)
@@ -228,7 +229,7 @@ def look_for(attempt: Attempt, operations: list[Operation[Any]]) -> bool:
 
 
 def ask(attempt: Attempt) -> None:
-    """Have the scope look for the keys of operations that are in no save by themselves. Switches: yes."""
+    """Ask the scope for the keys of `Attempt.asked`: operations that are in no save. Switches: yes."""
     asked, attempt.asked = attempt.asked or [], None
     keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
     try:
@@ -245,14 +246,14 @@ def ask(attempt: Attempt) -> None:
 
 
 def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
-    """Have the errors of those of *operations* that are out recorded with this attempt, as are those of the others."""
+    """Record the errors of those of *operations* that are out with this attempt, as the others' are."""
     kinds = attempt.dispatcher.options.recorded_errors
     for operation in operations:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
             continue
         if is_a(error, kinds) and once.key not in attempt.outcomes and not attempt.over():
-            with suppress(Exception):  # it could be recorded when it was raised
+            with suppress(Exception):  # it was recorded once, when it was raised
                 told = encode_error(error, kinds)
                 attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{told}"
 

@@ -1,6 +1,6 @@
-"""Plain values as text, the same in every process: what operations are given, and what came of them. No pickle.
+"""Plain values as text, the same in every process, without pickle: arguments of operations, and their outcomes.
 
-It is JSON, in which what JSON does not have is tagged: an object of one name that begins with ``~``.
+The text is JSON. A value that JSON lacks is tagged: it is an object with one name, which begins with ``~``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _dumps_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).e
 
 
 def encode(value: Any) -> str:
-    """Give *value* as one line of ASCII. Raises whatever a value makes it raise that is no plain one."""
+    """Return *value* as one line of ASCII. Raise any error, if *value* is not plain."""
     kind = type(value)
     if kind is str:
         return _quote(value)
@@ -47,20 +47,20 @@ def encode(value: Any) -> str:
 
 
 def decode(text: str) -> Any:
-    """Give the value that `encode` has made *text* of. Raises whatever the text makes it raise."""
+    """Return the value that `encode` has made *text* of. Raise any error, if the text does not fit (any more)."""
     return json.loads(text, object_hook=_untagged)
 
 
 def describe(operation: Callable[..., Any], args: Sequence[object], *, alone: bool = False) -> str:
-    """Give a text that is another one for another operation, or for other arguments.
+    """Return a text that differs for different operations, or for different arguments.
 
     Args:
-        operation: What is called.
-        args: With what.
-        alone: Whether nothing counts that *operation* brings along: of a partial, a closure, an object.
+        operation: The callable.
+        args: Its arguments.
+        alone: Whether to leave out the values that *operation* has in itself: as a partial, a closure, an object.
 
     Raises:
-        TypeError: It cannot tell by what it is given.
+        TypeError: The operation, or an argument, has no text of its own.
     """
     name = _name_alone(operation) if alone else _name(operation)
     return f"{name}({','.join([_argument(value) for value in args])})"
@@ -76,7 +76,7 @@ def _name_alone(operation: Any) -> str:
 
 
 def _name(operation: Any) -> str:
-    """What tells *operation* from others. Of an object, its own or a method's, that is its class."""
+    """Return the text of *operation* itself. For an object, or a method of one, that is its class."""
     kind = type(operation)
     if kind is FunctionType and operation.__closure__ is None and "<" not in operation.__qualname__:
         return f"{operation.__module__}:{operation.__qualname__}"
@@ -91,7 +91,7 @@ def _name(operation: Any) -> str:
     if not hasattr(operation, "__qualname__"):
         return _name_of_object(operation)
     name = path_of(operation)
-    if "<lambda>" in name:  # its code would tell, but is another one with each release, and outcomes outlive that
+    if "<lambda>" in name:  # its code changes with each release, and outcomes outlive that
         raise TypeError(f"a lambda ({name}) has no name of its own: make it a function with a name")
     return f"{name}{_dumps_sorted(_brought_along(operation))}" if "<" in name else name
 
@@ -100,7 +100,7 @@ def _name_of_object(operation: Any) -> str:
     kind = type(operation)
     if is_dataclass(kind):
         return f"a {_dumps_sorted(_tagged(operation))}"
-    if type(kind.__call__) is not FunctionType:  # written in C, as `methodcaller` is: it cannot be looked into
+    if type(kind.__call__) is not FunctionType:  # written in C, as `methodcaller` is: its state is hidden
         raise TypeError(f"a {path_of(kind)} does not say what it calls")
     return f"a {path_of(kind)}"
 
@@ -122,7 +122,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
-    """Give what JSON has for *value*; of what it is not, what *otherwise* gives."""
+    """Return *value* in terms of JSON. A value without a tag is passed to *otherwise*."""
     kind = type(value)
     if kind in _NATURAL:
         return value
@@ -137,7 +137,7 @@ def _tagged(value: Any, otherwise: Callable[[object], Any] = _refuse) -> Any:
 
 
 def _tagged_other(kind: type, value: Any, otherwise: Callable[[object], Any]) -> Any:
-    # What tells arguments from others stays what it was: it is compared with what was recorded long ago.
+    # The text of arguments must never change: their fingerprint is compared with old records.
     returned = otherwise is _refuse
     if isinstance(value, str):  # a subclass, such as a text that is marked as safe
         return _tagged_text(value) if returned else str.__str__(value)
@@ -167,7 +167,7 @@ def _text(path: str, told: str, attributes: dict[str, Any]) -> Any:
 
 
 def _zoned(value: Any) -> Any:
-    """A text where that tells the zone, else a list: the time without its zone, the zone, the fold."""
+    """Return ISO text if that tells the zone; else a list: the time without its zone, the zone, the fold."""
     zone = value.tzinfo
     if type(zone) is timezone and _own_name(zone) is None and not value.fold:
         return value.isoformat()
@@ -180,7 +180,7 @@ def _own_name(zone: timezone) -> str | None:
 
 
 def _told_zone(value: Any, zone: Any) -> Any:
-    """Its name, the parts of a fixed offset with its own name, or None."""
+    """Return the name of *zone*; for a fixed offset, its parts and its own name; for no zone, None."""
     if zone is None:
         return None
     if type(zone) is timezone:
@@ -219,15 +219,15 @@ def _tagged_dict(value: dict[Any, Any], otherwise: Callable[[object], Any]) -> d
 
 def _tagged_instance(value: Any, otherwise: Callable[[object], Any]) -> Any:
     kind = type(value)
-    if "<" in kind.__qualname__:  # nobody could find it again
+    if "<" in kind.__qualname__:  # a local class cannot be imported
         return otherwise(value)
     if otherwise is _refuse and found_at(path_of(kind)) is not kind:
         raise TypeError(f"{path_of(kind)} is another class")
     if isinstance(value, Enum):
-        # Flags of several have no name that could be looked up.
+        # A combination of flags has no name to look up.
         return {"~enum": [path_of(kind), value.name if value.name in kind.__members__ else [_tagged(value.value)]]}
     own = {one.name: getattr(value, one.name) for one in fields(value)}
-    # Making one raises for what could not be made again, such as an ORM's.
+    # `_made` raises for an instance that could not be made again, such as an ORM's.
     if otherwise is _refuse and _attributes_of(_made(kind, own)) != _attributes_of(value):
         raise TypeError(f"a {path_of(kind)} with attributes that are no fields would not come back as it is")
     return {"~dataclass": [path_of(kind), {name: _tagged(one, otherwise) for name, one in own.items()}]}
@@ -278,7 +278,7 @@ def _instance(path: str, told: Any) -> Any:
 
 
 def _made(kind: Any, parts: dict[str, Any]) -> Any:
-    """Make one as it was, whatever its __init__ would make of it."""
+    """Make an instance of *kind* with the attributes *parts*, without a call of its ``__init__``."""
     made: Any = object.__new__(kind)
     for name, value in parts.items():
         object.__setattr__(made, name, value)
@@ -289,12 +289,12 @@ def _made(kind: Any, parts: dict[str, Any]) -> Any:
 
 
 def path_of(named: Any) -> str:
-    """Where a class or a function is, in every process."""
+    """Return module and qualified name of a class or function."""
     return f"{getattr(named, '__module__', None)}:{named.__qualname__}"
 
 
 def found_at(path: str) -> Any:
-    """What is there. Raises what importing it raises."""
+    """Return the object at *path*. Raise the error of importing it."""
     module, _, names = path.partition(":")
     found: Any = import_module(module)
     for name in names.split("."):
@@ -303,12 +303,12 @@ def found_at(path: str) -> Any:
 
 
 def _argument_only(value: Any) -> Any:
-    """What may be an argument of an operation, and nothing that one returns: another function, or a class."""
+    """Return the text of a function or class: it may be an argument of an operation, but no outcome."""
     return {"~callable": _name(value)} if callable(value) else _refuse(value)
 
 
 def _brought_along(function: Any) -> list[Any]:
-    """What a function that was made inside another one has of that: its variables and its defaults."""
+    """Return the values that a nested function has in itself: its closed-over variables and its defaults."""
     code = getattr(function, "__code__", None)
     cells = zip(getattr(code, "co_freevars", ()), getattr(function, "__closure__", None) or (), strict=True)
     closed = {name: cell.cell_contents for name, cell in cells}

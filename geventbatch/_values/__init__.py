@@ -1,1 +1,1 @@
-"""What operations are given and what they give: kept apart from the resource, and brought back."""
+"""Arguments, answers and copies of resources: kept apart from the batch's own objects, and restored."""

@@ -1,7 +1,7 @@
-"""What an operation returned, as its caller gets it: with nothing in it that the operations behind it will change.
+"""Answers: an operation's return value is copied for its caller, so that later operations do not change it.
 
-A scope may have `copied(value)`, which gives a copy of what lies in a column of its resource, and all else as it is.
-It is not compiled: compiled code would not notice that it goes too deep.
+A scope may have `copied(value)`, which returns a copy of a value that lies in a column of its resource, and any other
+value as it is. This module is not compiled, since compiled code would not notice a recursion that goes too deep.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 PLAIN: Final = frozenset(
     {type(None), int, str, bool, float, bytes, complex, date, datetime, time, timedelta, Decimal, UUID}
 )
-"""Types of which hardly any operation returns another. Nothing has to be done about them."""
+"""Immutable types. Hardly any operation returns another one."""
 
 
 class Unfinished(TypeError):
-    """An operation has returned what is still to run. Nothing of it is saved, whatever the clean errors are."""
+    """An operation has returned a value whose code has not run yet. Nothing of it is saved, even as a clean error."""
 
 
 class TooDeep(RecursionError):
-    """An operation has returned what cannot be copied. Likewise."""
+    """An operation has returned a value nested too deep to be copied. Nothing of it is saved, even as a clean error."""
 
 
 def own_answer(attempt: Attempt, operation: Operation[Any], resource: Any, value: Any) -> Any:
-    """Give *value*, with the lists, dicts and sets in it copied: the resource goes on without its caller.
+    """Return *value* with copies of the lists, dicts and sets in it: later operations may change the originals.
 
-    What else belongs to the batch cannot be copied; the operator is told, once.
+    If it has another object of the batch in it, which cannot be copied, that is logged once.
     """
     copied: Any = getattr(attempt.scope, "copied", None)
     copying = Copying(None if copied is None else partial(attempt.context.run, copied))
@@ -62,12 +62,12 @@ def own_answer(attempt: Attempt, operation: Operation[Any], resource: Any, value
 
 
 def refuse_unfinished(key: Hashable, operation: object, value: Any) -> None:
-    """Raise if *operation* has returned *value* with anything in it that is still to run."""
+    """Raise if *value*, which *operation* has returned, has anything in it whose code has not run yet."""
     _refuse_unfinished(key, operation, _others(value))
 
 
 def unfinished(value: Any) -> str | None:
-    """Say what in *value* is still to run, if anything is, and what to do about it; coroutines are closed."""
+    """Name the part of *value* whose code has not run yet, and what to do about it; or None. Close coroutines."""
     kind = _unfinished(_others(value))
     return None if kind is None else f"{_called(kind)}: {_instead(kind)}"
 
@@ -120,7 +120,7 @@ def _instead(kind: type) -> str:
 
 
 class Copying:
-    """Copies containers in containers, and what the scope copies; and collects what else there is."""
+    """Copies nested containers, and values that the scope copies. Collects all other objects."""
 
     containers: ClassVar[frozenset[type]] = frozenset(
         {bytearray, Counter, defaultdict, deque, dict, list, OrderedDict, set, tuple}
@@ -130,8 +130,8 @@ class Copying:
         self._copied = copied
         # -- mutable state ---------------------------------------------------------------------------------
         self.others: list[Any] = []
-        self._copies: dict[int, Any] = {}  # by the identity of what they are copied from
-        self._given: list[Any] = []  # by the scope; they live on, so that nothing else has their identity
+        self._copies: dict[int, Any] = {}  # by identity of the original
+        self._given: list[Any] = []  # copies by the scope: they live on, so that no other object gets their identity
 
     def copy(self, value: Any) -> Any:
         kind = type(value)
@@ -151,11 +151,11 @@ class Copying:
     def _copy_other(self, value: Any) -> Any:
         copy = value
         if self._copied is not None:
-            with suppress(Exception):  # a class of the user's own: it is answered as it is
+            with suppress(Exception):  # of a class of the user's own: the value is answered as it is
                 copy = self._copied(value)
         if copy is value:
             self.others.append(value)
-        elif type(copy) in self.containers:  # a relationship's collection, as a list of what is in it
+        elif type(copy) in self.containers:  # a relationship's collection, as a list of its members
             self._given.append(copy)
             copy = self.copy(copy)
         return self._copies.setdefault(id(value), copy)
@@ -163,7 +163,7 @@ class Copying:
     def _copy_changeable(self, value: Any) -> Any:
         copy = self._copies[id(value)] = value.copy()
         kind = type(value)
-        if kind is set:  # what it holds can be no container
+        if kind is set:  # it can hold no container
             self.others += [one for one in copy if type(one) not in PLAIN]
         if kind is set or kind is bytearray:
             return copy

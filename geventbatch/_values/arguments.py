@@ -1,6 +1,6 @@
-"""Arguments that can be changed: operations behind may do so, where they are in the resource by now.
+"""Mutable arguments: an operation may put them into the resource, where later operations change them.
 
-So an operation that is applied again, because the batch is replayed or another one is undone, gets them as they were.
+So if an operation is applied again, because of a replay or an undo, it gets copies of its arguments as they were.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from geventbatch._values.slots import has
 
 
 def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
-    """Give what applies *operation* to *args* as they are now, however often; itself if nothing changes them.
+    """Return a callable that applies *operation* to *args* as they are now, any number of times.
 
-    Containers are copied, as in answers, and objects that hold nothing but values; a partial's too.
+    Containers are copied, as in answers, and objects of nothing but values, also in a partial. If there is nothing to
+    copy, return *operation* itself.
     """
     given = args
     if type(operation) is partial:
@@ -27,13 +28,13 @@ def repeatable(operation: Any, args: tuple[Any, ...]) -> Any:
     copying = _Copying()
     try:
         kept = copying.copy(given)
-    except Exception:  # what lies too deep, or does not let itself be looked into, is passed as it is
+    except Exception:  # nested too deep, or not readable: the arguments are passed as they are
         return operation
     return Repeatable(operation, kept) if copying.changeable else operation
 
 
 class Repeatable:
-    """An operation whose first application gets the arguments of its caller, and every other one a copy."""
+    """An operation that is first applied to its caller's own arguments, and every other time to a copy of them."""
 
     __slots__ = ("__wrapped__", "_applied", "_kept", "stands_for")
 
@@ -58,13 +59,13 @@ class Repeatable:
 
 
 class _Copying(Copying):
-    """Copies objects of values too, which are changed in the resource like a dict."""
+    """Copies objects of values too: in the resource, operations change them like a dict."""
 
     def __init__(self) -> None:
         super().__init__()
         # -- mutable state ---------------------------------------------------------------------------------
-        self.changeable = False  # there is something that was copied
-        self._inside = False  # an object that is copied whole, or not at all
+        self.changeable = False  # something was copied
+        self._inside = False  # the value at hand lies in an object that is copied whole, or not at all
 
     def _copy_changeable(self, value: Any) -> Any:
         self.changeable = True
@@ -84,7 +85,7 @@ class _Copying(Copying):
         return self._copy_whole(value, members)
 
     def _copy_whole(self, value: Any, members: tuple[Any, ...]) -> Any:
-        """Copy it if there are only values in it: what has a connection, say, is passed as it is."""
+        """Copy *value* if it holds nothing but values. An object with a connection, say, is passed as it is."""
         before = len(self._copies), len(self.others), self.changeable
         self._inside = True
         try:
@@ -99,7 +100,7 @@ class _Copying(Copying):
         return super()._copy_other(value)
 
     def _copy_object(self, value: Any, members: tuple[Any, ...]) -> Any:
-        """Copy what it has, without what is around that, such as a property. It is itself if it has nothing."""
+        """Copy the attributes and slots of *value*, past any property. Return *value* itself if it has none."""
         attributes = getattr(value, "__dict__", {})
         slots = [(member, member.__get__(value)) for member in members if has(member, value)]
         if not attributes and not slots:
@@ -115,12 +116,12 @@ class _Copying(Copying):
 
 
 class _NoValue(Exception):
-    """An object has something in it of which nobody knows whether it can be copied."""
+    """An object holds something that perhaps cannot be copied."""
 
 
 @lru_cache(maxsize=1000)
 def _known(kind: Any) -> tuple[bool, tuple[Any, ...] | None]:
-    """Whether its instances hold nothing that could be changed; and their members."""
+    """Return whether instances of *kind* are immutable; and their slots, if they hold nothing else that is hidden."""
     from geventbatch._values.photo import is_atom, members_of  # which is slow to import
 
     return (True, None) if is_atom(kind) else (False, members_of(kind))

@@ -1,7 +1,7 @@
-"""How a resource is brought back whose scope has no ``restore`` of its own: a pair's, a bulk's, one written by hand.
+"""Restores a resource whose scope has no ``restore`` of its own: the scope of a pair, of a bulk, or written by hand.
 
-What a pair saves may be another object than was loaded: it gets a copy. A scope that was written by hand saves what it
-has in its own hands: that is brought back in place, by a `Photo`. Where neither can be done there is `CannotUndo`.
+A pair may save another object than it loaded: so a copy takes the resource's place. A scope written by hand saves the
+object that it holds: so that is restored in place, by a `Photo`. If neither is possible, `CannotUndo` is raised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def copies_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
-    """Give what brings *resource* back to what it is now. Raises `CannotUndo`, or what copying it raises."""
+    """Return an object that restores *resource* to its present state. Raise `CannotUndo`, or the error of copying."""
     copy = attempt.dispatcher.options.copy_resource
     in_place = not _saves_what_it_is_given(attempt)
     if in_place and is_fixed(resource):
@@ -40,52 +40,52 @@ def copies_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
 
 
 def _saves_what_it_is_given(attempt: Attempt) -> bool:
-    """Whether another object can take the place of what was loaded: who wrote a scope by hand may hold that itself."""
+    """Return whether another object can take the resource's place. A scope written by hand may hold it itself."""
     return type(attempt.scope) in {PairScope, BulkPairScope}
 
 
 def needs_no_copy(attempt: Attempt, resource: Any) -> bool:
-    """Whether there is nothing that an operation could have changed: a pair, or a bulk, has nothing else."""
+    """Return whether an operation could have changed nothing: a pair or a bulk has no state beside its resource."""
     return is_fixed(resource) and _saves_what_it_is_given(attempt)
 
 
 def is_fixed(resource: Any) -> bool:
-    """Whether no operation can change *resource*."""
+    """Return whether no operation can change *resource*."""
     return resource is None or (type(resource) in IMMUTABLE and type(resource) not in {tuple, frozenset})
 
 
 class InPlace:
-    """Brings the object itself back, and all that it holds."""
+    """Restores the object itself, and all that it holds."""
 
     def __init__(self, resource: Any) -> None:
-        """To what it is now. Raises `CannotUndo`."""
+        """Keep the present state of *resource*. Raise `CannotUndo` if that is impossible."""
         self._resource = resource
         self._first = self.checkpoint()
 
     def checkpoint(self) -> Any:
-        """Give what it is now."""
-        from geventbatch._values.photo import Photo  # which is slow to import
+        """Return the present state."""
+        from geventbatch._values.photo import Photo  # here, since it is slow to import
 
         return Photo(self._resource)
 
     def restore(self, checkpoint: Any) -> Any:
-        """Bring it back."""
+        """Restore *checkpoint*; None stands for the loaded state."""
         (self._first if checkpoint is None else checkpoint).put_back()
         return self._resource
 
 
 class Copies:
-    """Puts a copy in its place; or, in place, what the copy holds."""
+    """Puts a copy into the resource's place; or, in place, the contents of the copy into the resource."""
 
     def __init__(
         self, resource: Any, copy: Callable[[Any], Any], pass_on: Callable[[Any], object] | None, *, in_place: bool
     ) -> None:
-        """Copy *resource* as it is now, by *copy*; *pass_on* is told of what comes in its place."""
+        """Copy *resource* as it is now, by *copy*. *pass_on* is called with each object that takes its place."""
         self._copy = copy
         self._pass_on = pass_on
         self._in_place = in_place
         if in_place:
-            from geventbatch._values import photo  # which is slow to import
+            from geventbatch._values import photo  # here, since it is slow to import
 
             photo.check_changeable(resource)
             self._bring_over = photo.bring_over
@@ -93,15 +93,15 @@ class Copies:
         self._resource = resource
 
     def checkpoint(self) -> object:
-        """Copy what it is now."""
+        """Return a copy of the present state."""
         return _Held(self._copy(self._resource))
 
     def restore(self, checkpoint: Any) -> Any:
-        """Bring it back."""
+        """Restore *checkpoint*; None stands for the loaded state."""
         return self._go_on_with(self._copy(self._first if checkpoint is None else checkpoint.copy))
 
     def give(self, checkpoint: Any) -> Any:
-        """Bring it back for the last time: with the copy itself, where another one is to be made in any case."""
+        """Restore *checkpoint* for the last time: the copy itself is used, since another one will be made anyway."""
         return self._go_on_with(checkpoint.copy)
 
     def _go_on_with(self, copied: Any) -> Any:
@@ -115,7 +115,7 @@ class Copies:
 
 
 class _Held:
-    """A copy, which may be None or anything else."""
+    """Holds a copy, which may be None."""
 
     def __init__(self, copy: Any) -> None:
         self.copy = copy
@@ -146,7 +146,7 @@ def _copy_all(resource: Any) -> Any:
         return copied
     memo: dict[int, Any] = {}
     copied = _other_than(resource, deepcopy(resource, memo))
-    originals: list[Any] = memo.get(id(memo), [])  # all that it has made copies of
+    originals: list[Any] = memo.get(id(memo), [])  # the objects that it has copied
     for one in originals:
         if "_sa_instance_state" in getattr(one, "__dict__", ()):
             raise CannotUndo(
@@ -158,7 +158,7 @@ def _copy_all(resource: Any) -> Any:
 
 
 def _check_complete(one: Any, copied: Any) -> None:
-    """Raise `CannotUndo` if *copied* lacks what *one* leaves out when it is pickled, and nobody makes it anew."""
+    """Raise `CannotUndo` if *copied* lacks an attribute, since ``__getstate__`` of *one* leaves it out."""
     kind: Any = type(one)
     if getattr(kind, "__getstate__", None) is getattr(object, "__getstate__", None) or hasattr(kind, "__setstate__"):
         return
@@ -169,7 +169,7 @@ def _check_complete(one: Any, copied: Any) -> None:
 
 
 def _check_sharing(originals: list[Any]) -> None:
-    """Raise `CannotUndo` if copies of *originals* lead back to one of them, and so to what operations have changed."""
+    """Raise `CannotUndo` if copies of *originals* refer to one of the originals, which operations change."""
     inside = get_referents(*originals)
     for kind in {*map(type, originals), *map(type, inside)}:
         if issubclass(kind, _WEAK):

@@ -1,8 +1,8 @@
-"""A photo of an object and of all that it holds, to bring them back, in place, to what they were.
+"""A photo of an object and of all that it holds, from which they are restored in place.
 
-Whoever else holds one of them, a scope that was written by hand, say, sees them as they were, too. That can be done
-with lists, dicts, sets and objects of classes that are written in Python. What else there is, such as a lock or a
-connection, has a state that nobody sees: of that there is no photo.
+So whatever else refers to one of them, such as a scope written by hand, sees the restored state too. It can be taken of
+lists, dicts, sets and instances of classes written in Python. Other objects, such as a lock or a connection, hide their
+state: there is no photo of them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from geventbatch._values.slots import Slots
 
 _ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, BuiltinFunctionType, ModuleType, type}
-"""Types of what cannot be changed, or belongs to no resource."""
+"""Types whose instances are immutable, or part of no resource."""
 
 _MOST_SHAPES: Final = 1000
 
 
 class Photo:
-    """What an object, and all that it holds, was when it was taken."""
+    """The state of an object, and of all that it holds, when the photo was taken."""
 
     def __init__(self, resource: Any) -> None:
-        """Take it of *resource*. Raises `CannotUndo` if that holds what cannot be brought back."""
+        """Take a photo of *resource*. Raise `CannotUndo` if that holds something that cannot be restored."""
         self._taken: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
         hashing: list[tuple[type, Callable[[Any, Any], object], Any, Any]] = []
-        self._seen: dict[int, Any] = {}  # so that they live as long as they are told apart by identity
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, since they are told apart by identity
         left = [resource]
         while left:
             one = left.pop()
@@ -52,24 +52,24 @@ class Photo:
                 if part.put is not None:
                     (hashing if part.hashes else self._taken).append((type(one), part.put, one, content))
                 left += [value for value in inside if type(value) not in _ATOMS]
-        self._taken += hashing  # last: what is in them has to be what it was, for its hash
+        self._taken += hashing  # restored last, since their contents are hashed in their restored state
 
     def put_back(self) -> None:
-        """Bring all of it back. It may be called many times."""
+        """Restore all of it. It may be called many times."""
         for kind, put, one, content in self._taken:
-            if type(one) is not kind:  # it may have been given another one
+            if type(one) is not kind:  # its `__class__` was assigned
                 object.__setattr__(one, "__class__", kind)
             put(one, content)
 
 
 def check_changeable(resource: Any) -> None:
-    """Raise `CannotUndo` unless *resource* is of those that can be brought back in place."""
+    """Raise `CannotUndo` unless *resource* can be restored in place."""
     if not any(part.put is not None for part in _parts_of(resource)):
         raise CannotUndo(f"{shown(resource)}, a {type(resource).__qualname__}, cannot be brought back in place")
 
 
 def bring_over(resource: Any, copy: Any) -> None:
-    """Give *resource* what *copy* holds, which is of the same class. Raises `CannotUndo`."""
+    """Put the contents of *copy* into *resource*. Raise `CannotUndo` if they are of different classes."""
     if type(copy) is not type(resource):
         raise CannotUndo(f"copy_resource gave {shown(copy)} of {shown(resource)}, which is of another class")
     for part in _parts_of(resource):
@@ -78,24 +78,24 @@ def bring_over(resource: Any, copy: Any) -> None:
 
 
 class _Part(NamedTuple):
-    """Something that an object holds."""
+    """One part of an object's state, such as its attributes."""
 
     take: Callable[[Any], tuple[Any, list[Any]]]
-    """Gives it in a form of its own, and what is inside of it."""
+    """Returns the part in a form of its own, and the objects in it."""
     put: Callable[[Any, Any], object] | None
-    """Puts that back; None where it cannot change."""
+    """Puts the part back; None for a part that cannot change."""
     hashes: bool = False
-    """Whether it asks what is inside for its hash to put it back."""
+    """Whether `put` hashes the objects in it."""
 
 
 _shapes: dict[type, list[_Part] | None] = {}
-"""What instances of a class hold; None where that cannot be seen."""
+"""By class: the parts of its instances; None if they hide their state."""
 
 
 def _parts_of(one: Any) -> list[_Part]:
     kind = type(one)
     if kind not in _shapes:
-        if len(_shapes) >= _MOST_SHAPES:  # classes that are made anew at run time have no end
+        if len(_shapes) >= _MOST_SHAPES:  # a program may make classes at run time without end
             _shapes.clear()
         _shapes[kind] = _look_at(kind)
     parts = _shapes[kind]
@@ -114,7 +114,7 @@ def _look_at(kind: Any) -> list[_Part] | None:
     base = next(one for one in kind.__mro__ if one in _BASES)
     names = ("__reduce__", "__reduce_ex__")
     if hasattr(kind, "__deepcopy__") or any(getattr(kind, name) is not getattr(base, name) for name in names):
-        return None  # it says itself how it is copied
+        return None  # it defines its own copying
     if kind is not base and not _shows_all(kind, base):
         return None
     parts = [] if _BASES[base] is None else [_BASES[base]]
@@ -145,21 +145,21 @@ def _shows_all(kind: Any, base: Any) -> bool:
 
 
 def is_atom(kind: Any) -> bool:
-    """Whether instances of *kind* hold nothing that operations would change: values, classes, modules, functions."""
+    """Return whether *kind* is of values, classes, modules or functions: operations change nothing in them."""
     return kind in _ATOMS or issubclass(kind, (*_ATOMS, Enum, FunctionType)) or kind is object
 
 
 def members_of(kind: Any) -> tuple[Any, ...] | None:
-    """The places of instances of *kind* beside their ``__dict__``, where these two are all that they hold.
+    """Return the slots of *kind*, if its instances hold nothing else but their ``__dict__``.
 
-    None where they hold more, or say themselves how they are copied, or where something is done when they end.
+    Else return None; also if the class defines its own copying, or a ``__del__``.
     """
     own = kind.__flags__ & HEAP_TYPE and not any(hasattr(kind, name) for name in ("_sa_class_manager", "__del__"))
     base = next(one for one in kind.__mro__ if one in _BASES)
     return tuple(slots_of(kind).values()) if own and base is object and _look_at(kind) is not None else None
 
 
-# -- what objects hold ------------------------------------------------------------------------------------------
+# -- the parts of objects ---------------------------------------------------------------------------------------
 
 
 def _take_attributes(one: Any) -> tuple[Any, list[Any]]:

@@ -1,1 +1,1 @@
-"""What is seen of processors: how it is counted for those who watch."""
+"""Watching processors: metrics, log lines, and checks of the set-up. Nothing here can hurt a batch."""

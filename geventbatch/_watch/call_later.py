@@ -1,7 +1,7 @@
-"""What is not done where something ends, since it may wait there: telling a log, recording a span.
+"""Work that may wait (logging, exporting spans), moved to another greenlet so that the end of a batch never waits.
 
-So a greenlet of its own does it, which has a context of its own too, since gevent copies none (guarantee 11); in other
-threads, whose hub may never run again, it is done at once.
+The greenlet has a context of its own, since gevent copies none (guarantee 11). In another thread, whose hub may never
+run again, the work is done at once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("geventbatch")
 
 MOST: Final = 1000
-"""Calls that wait to be made; more of them are dropped, and counted."""
+"""Calls that may be queued; more of them are dropped, and counted."""
 
 
 class Later:
     """Makes calls, one after the other, in the order they came."""
 
     def __init__(self, dropped: str) -> None:
-        """Log *dropped*, with how many were dropped and how many waited, when some were."""
+        """Log the message *dropped* after calls were dropped. It has a ``%d`` for their number, and one for `MOST`."""
         self._message = dropped
         # -- mutable state ---------------------------------------------------------------------------------
         self._calls: deque[Callable[[], object]] = deque()
@@ -59,7 +59,7 @@ class Later:
             _log.warning(self._message, dropped, MOST)
 
     def forget(self) -> None:
-        """After a fork: the calls are the parent's."""
+        """Drop all calls after a fork: they are the parent's."""
         self._calls.clear()
         self._dropped = 0
         self._teller = None
@@ -68,6 +68,6 @@ class Later:
 def _safely(call: Callable[[], object]) -> None:
     try:
         call()
-    except Exception:  # of a log handler of the application's: that is not logged again
+    except Exception:  # perhaps of a log handler of the application's, so it is not logged
         if logging.raiseExceptions:
             traceback.print_exc()

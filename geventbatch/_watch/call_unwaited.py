@@ -1,4 +1,4 @@
-"""A call that nobody waits for if it waits: a watcher's, say, that does I/O where a batch begins."""
+"""A call that is not waited for if it waits: of a watcher, say, that does I/O at the start of a batch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _ENDED: Final = object()
 
 
 def call_aside(context: Context, failed: Callable[[Exception], object], function: Any, *args: Any) -> Context | None:
-    """Call *function* in a copy of *context*, and give that. When it waits, go on without it: None. Switches: if so.
+    """Call *function* in a copy of *context*, and return the copy; None if it waits, or is killed.
 
-    What it raises is given to *failed*, whenever that is.
+    If *function* waits, it goes on by itself. If it raises, now or later, *failed* is called with the error. Switches:
+    only if *function* does.
     """
     inside = context.copy()
 
@@ -28,14 +29,14 @@ def call_aside(context: Context, failed: Callable[[Exception], object], function
             inside.run(function, *args)
         except Exception as error:
             failed(error)
-        except BaseException:  # a kill of its own is nobody else's
+        except BaseException:  # a kill of this greenlet ends nothing else
             return None
         return _ENDED
 
     if not process.has_hub():
         return inside if call() is _ENDED else None
     hub: Any = gevent.get_hub()
-    callee = greenlet(call)  # whose parent we are, so that it comes back here when it ends without having waited
+    callee = greenlet(call)  # a child of ours: if it ends without having waited, it comes back here
     resume = hub.loop.run_callback(gevent.getcurrent().switch)
     try:
         return inside if callee.switch() is _ENDED else None

@@ -1,7 +1,7 @@
-"""What has become of operations since an exporter looked last: counted once, whichever exporter it is.
+"""Outcomes of operations since an exporter last looked, counted by one piece of code for all exporters.
 
-With ``batching=False`` any thread may end a batch, or look. And a signal handler that stops a processor looks too, in
-the middle of a look of the same thread.
+With ``batching=False``, any thread may end a batch, or look. A signal handler that stops a processor looks too, in the
+middle of a look of the same thread.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from geventbatch._watch.metrics import BatchMetric
 
 new_lock: Final[Any] = monkey.get_original("_thread", "RLock")
-"""Of threads, and not of greenlets: it is held for a few additions, in which nothing switches."""
+"""A lock of threads, not of greenlets: it is held for a few additions, during which nothing switches."""
 
 
 class Counted(NamedTuple):
-    """Operations by outcome, and what else is counted: see `ProcessorStats`."""
+    """Operations by outcome, and other counts: see `ProcessorStats`."""
 
     returned: int = 0
     raised: int = 0
@@ -44,19 +44,19 @@ _NOTHING: Final[tuple[Any, ...]] = (0, 0, 0, 0, 0, 0.0)
 
 
 class Outcomes:
-    """What one processor has done, for one exporter. What was before it was made is not counted."""
+    """Counts what one processor does, for one exporter, from now on."""
 
     def __init__(self, processor: Processor[Any]) -> None:
         self._processor = ref(processor)
         # -- mutable state ---------------------------------------------------------------------------------
         self._lock = new_lock()
-        self._counts: Counts | None = None  # those that were seen last: after a fork there are others
-        self._told = 0  # answers of batches that have told what became of them
-        self._last: tuple[Any, ...] = _NOTHING  # what was seen of the rest
+        self._counts: Counts | None = None  # at the last look; after a fork there are new ones
+        self._told = 0  # answers in batches that `of_batch` has counted
+        self._last: tuple[Any, ...] = _NOTHING  # all other counts at the last look
         self.new()
 
     def of_batch(self, batch: Batch, metric: BatchMetric) -> Counted:
-        """Return what is new, the answers of *batch* included, which has ended as *metric* says. Switches: no."""
+        """Return the new counts, with the answers of *batch*, which has ended as *metric* says. Switches: no."""
         answered = len(batch.operations) - metric.withdrawn
         raised = min(metric.raised, answered)  # callers of some may have left
         failed, *others = self._new(answered)
@@ -68,15 +68,15 @@ class Outcomes:
         return Counted(0, raised, failed, rest, *others)
 
     def new(self) -> Counted:
-        """Return what is new since the last call. Switches: no."""
+        """Return the new counts since the last call. Switches: no."""
         failed, *others = self._new()
         return Counted(0, 0, failed, 0, *others)
 
     def _new(self, told: int = 0) -> tuple[Any, ...]:
-        """Return what is new of answers that no batch tells of, and of what follows the outcomes of answers.
+        """Return the new answers that `of_batch` does not count, and the new counts of all else.
 
-        Such an answer is one of a batch that never began: that has failed with another one's load. A batch counts its
-        answers behind telling of them, so that nobody who looks between takes them for such.
+        Such answers are of batches that never began: they failed with the load of another one. A batch adds its answers
+        to the counts only after `of_batch`, so that a look in between does not take them for such.
         """
         processor = self._processor()
         if processor is None:
@@ -102,5 +102,5 @@ class Outcomes:
                     return tuple(map(sub, highest, last))
 
     def forget_lock(self) -> None:
-        """After a fork: a thread of the parent's may have held it. Switches: no."""
+        """Make a new lock after a fork, since a thread of the parent's may have held the old one. Switches: no."""
         self._lock = new_lock()

@@ -1,4 +1,4 @@
-"""What is there of a processor at this moment, for the exporters."""
+"""Gauges of a processor at this moment, for the exporters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Gauges(NamedTuple):
-    """By the names of the metrics. With nothing but defaults: of no processor, or of one that has stopped."""
+    """The gauges, by the names of the metrics. The defaults stand for no processor, or for one that has stopped."""
 
     live_batches: float = 0
     overdue_batches: float = 0
@@ -22,15 +22,15 @@ class Gauges(NamedTuple):
     max_duration_seconds: float = 0
 
     def with_other(self, other: Gauges) -> Gauges:
-        """Sum up two processors of one name."""
+        """Return the gauges of two processors of the same name together."""
         longest = max(self.max_duration_seconds, other.max_duration_seconds)
         return Gauges(*map(add, self, other))._replace(max_duration_seconds=longest)
 
 
 def gauges_of(processor: Processor[Any], last: Gauges) -> Gauges:
-    """Look at *processor*; in another thread what is overdue is as it was at the *last* look. Switches: no."""
+    """Return the gauges of *processor*. In another thread, overdue batches are taken from *last*. Switches: no."""
     stats, overdue = processor.stats(), last.overdue_batches
-    if process.in_thread():  # else the batches may change meanwhile
+    if process.in_thread():  # in another one, the batches may change during the sum
         overdue = sum([batch.overdue for batch in _seam.dispatcher_of(processor).batches()])
     longest = _seam.options_of(processor).max_duration
     return Gauges(stats.batches, overdue, stats.operations, stats.workers, longest)

@@ -1,6 +1,6 @@
-"""What operators are told through `logging`, and what it costs: nothing, as long as all is well.
+"""Log lines for operators. As long as all is well, there are none, and they cost nothing.
 
-A handler may wait, raise or be slow, and where something goes wrong nothing may switch: it is told `Later`.
+A log handler may wait, raise or be slow, but code that meets a problem must not switch. So lines are logged `Later`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _log: Final = logging.getLogger("geventbatch")
 _log.addHandler(logging.NullHandler())  # quiet, unless the application configures logging
 
 _SOON: Final = 0.1
-"""Seconds after its deadline within which code that was interrupted there has returned, as a rule."""
+"""Seconds. Code that was interrupted at its deadline has returned after so long, as a rule."""
 
 
 class _Reporter(Later):
-    """Tells, one line after the other."""
+    """Logs one line after the other."""
 
     def tell(self, level: int, line: Callable[[], object]) -> None:
-        """Have *line* called soon, which logs at *level*. Switches: no, in the thread that has batches."""
+        """Call *line*, which logs at *level*, soon. Switches: no, in the thread that has batches."""
         if _log.isEnabledFor(level):
             self.add(line)
 
@@ -46,19 +46,19 @@ class _Reporter(Later):
 _reporter: Final = _Reporter("%d more lines were dropped, since %d waited to be logged")
 
 
-# -- what would be told again and again -------------------------------------------------------------------------
+# -- lines that would repeat ------------------------------------------------------------------------------------
 
 AGAIN: Final = 60.0
-"""Seconds after which what was told is worth telling again."""
+"""Seconds for which a line is not repeated."""
 
 _told: dict[int, float] = {}
-"""When that was, by what it is."""
+"""By hash of the subject: monotonic seconds when it was last logged."""
 
 process.after_fork(_told.clear)
 
 
 def is_due(*what: object) -> bool:
-    """Whether the like of *what* was not told in the last minute; if so, it counts as told now. Switches: no."""
+    """Return True, once a minute for each subject *what*. Switches: no."""
     like, now = hash(what), clock.monotonic()
     if 0 <= now - _told.get(like, -AGAIN) < AGAIN:
         return False
@@ -69,7 +69,7 @@ def is_due(*what: object) -> bool:
 
 
 def shows_again(cause: BaseException) -> tuple[object, ...]:
-    """Give what the traceback of *cause* shows, whatever it says: a database that is down fails each batch alike."""
+    """Return class, notes and places of *cause*, without its message: a database that is down fails batches alike."""
     places = tuple((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(cause.__traceback__))
     kinds = type(cause).__qualname__, type(cause.__cause__).__qualname__
     return *kinds, shown(getattr(cause, "__notes__", None)), places
@@ -79,7 +79,7 @@ SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the la
 
 
 def failed(batch: Batch, failure: Failure, callers: int) -> None:
-    """*batch* failed as a whole. A missing resource is its callers' affair."""
+    """Log that *batch* failed as a whole, but for a missing resource, which concerns its callers only."""
     if failure.kind is ResourceMissing:
         return
     name = batch.dispatcher.options.name
@@ -102,7 +102,7 @@ def failed(batch: Batch, failure: Failure, callers: int) -> None:
 
 
 def overloaded(options: Options, refused: int) -> None:
-    """An operation was refused at the door; so many *refused* ones there were by now. That is told once a minute."""
+    """Log once a minute that operations are refused at the door. *refused* is their number so far."""
     if is_due(options.name, "overloaded"):
         _reporter.tell(
             logging.WARNING,
@@ -119,30 +119,30 @@ def overloaded(options: Options, refused: int) -> None:
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
-    """The load or save of *batch* took most of what a batch may take."""
+    """Log that the load or save of *batch* took more than half of ``max_duration``."""
     most = batch.dispatcher.options.max_duration
     _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
 
 
 def killed(batch: Batch, error: BaseException) -> None:
-    """The worker of *batch* ends, and is replaced if need be: it was killed by *error*."""
+    """Log that *error* has killed the worker of *batch*."""
     _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
 
 
 def lost(attempt: Attempt) -> None:
-    """A worker ends, and is replaced if need be: *attempt* has left it unfit."""
+    """Log that a worker ends, since *attempt* has left it unfit."""
     batch, late = attempt.batch, clock.monotonic() - attempt.deadline
     if late > _SOON:
         told = (
             "its code has returned %.3f s after its deadline, and its worker is not used again; another takes its place"
         )
         _warn(batch, told, late)
-    elif late <= 0:  # else it has returned as it should, and the failure of the batch is told
+    elif late <= 0:  # else its code has returned in time, and the failure of the batch is logged
         _warn(batch, "its worker is not used again; another takes its place")
 
 
 def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
-    """*operation* returned an instance of *kind* that belongs to its batch."""
+    """Log that *operation* returned an instance of *kind* that belongs to its batch."""
     _warn(
         batch,
         "%s returned its %s, which is the batch's own: operations behind it go on changing it, and its caller may read "
@@ -153,9 +153,9 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
 
 
 def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseException]) -> None:
-    """Undoing has taken a good part of the time, most for the one of this name, whose error is a *kind*.
+    """Log that undoing took a good part of the time, most of it for *operation*, which raised a *kind*.
 
-    That is told once of each operation and class.
+    Each operation and class is logged once.
     """
     if _is_new("undoing", attempt.dispatcher.options.name, operation, kind):
         told = (
@@ -168,9 +168,9 @@ def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseExcepti
 
 
 def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
-    """What *function* had done before it raised a *kind* cannot be taken back, for it says *why*.
+    """Log that the changes of *function*, which raised a *kind*, cannot be undone; *why* is the reason.
 
-    That is told once of each operation and class.
+    Each operation and class is logged once.
     """
     if _is_new("cannot undo", batch.dispatcher.options.name, name_of(function), kind):
         told = (
@@ -184,7 +184,7 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
 
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
-    """The load gave the very object again that *function* had changed when it raised a *kind*. That is told once."""
+    """Log, once, that the load returned the very object again that *function* had changed when it raised a *kind*."""
     if _is_new("same again", batch.dispatcher.options.name):
         told = (
             "its load gave the very object again that it had given before, in which %s had raised %s: what that had "
@@ -195,12 +195,12 @@ def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
 
 
 def error(told: str, *values: object, error: BaseException) -> None:
-    """*error* has come to nobody who could be told; *told* says where, with a ``%s`` for each of *values*."""
+    """Log *error*, which reaches no caller. The line *told* says where; it has a ``%s`` for each of *values*."""
     _reporter.tell(logging.ERROR, lambda: _log.error(told, *map(shown, values), exc_info=error))
 
 
 def watcher_waits(watcher: object) -> None:
-    """*watcher* waits where a batch begins, which goes on without it. That is told once a minute."""
+    """Log once a minute that *watcher* waits at the start of a batch, which goes on without it."""
     if is_due("waits", id(watcher)):
         _reporter.tell(
             logging.WARNING,
@@ -214,9 +214,10 @@ def watcher_waits(watcher: object) -> None:
 
 
 def watcher_failed(watcher: object, error: Exception) -> None:
-    """*watcher* raised *error* when it was shown a metric."""
+    """Log that *watcher* raised *error* when it was shown a metric."""
     _reporter.tell(
-        logging.ERROR, lambda: _log.error("%s failed at the metric of a batch", shown(watcher), exc_info=error)
+        logging.ERROR,
+        lambda: _log.error("%s failed at the metric of a batch, which is not affected", shown(watcher), exc_info=error),
     )
 
 
@@ -231,14 +232,14 @@ def _warn(batch: Batch, told: str, *values: object) -> None:
 # -- code that keeps the hub from everything else ---------------------------------------------------------------
 
 _MOST_PLACES: Final = 1000
-"""Beyond it the same places may be named again: code that is made anew at run time has no end of them."""
+"""If there are more, the same places may be logged again: a program may make code at run time without end."""
 
 _reported: set[object] = set()
-"""The places that were reported."""
+"""The places, and other subjects, that were logged."""
 
 
 def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
-    """*function* kept the hub for so many *seconds* without a yield: that is told once of each place."""
+    """Log, once for each place, that *function* kept the hub for so many *seconds* without a yield."""
     name, place = name_of(function), place_of(function)
     if not _is_new(name, place):
         return
@@ -251,7 +252,7 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
 
 
 def _is_new(*what: object) -> bool:
-    """Whether *what* was not told before; it is from now on."""
+    """Return whether the subject *what* was not logged before; from now on it counts as logged."""
     if what in _reported:
         return False
     if len(_reported) >= _MOST_PLACES:
@@ -261,7 +262,7 @@ def _is_new(*what: object) -> bool:
 
 
 def place_of(function: Any) -> str:
-    """Where *function*, or its class, was written: file and line, as far as that is known."""
+    """Return file and line of *function*, or of its class; the name of its module if they are unknown."""
     function = unwrapped(function)
     code = attribute(attribute(function, "__func__") or function, "__code__")
     if isinstance(code, CodeType):

@@ -1,4 +1,4 @@
-"""What watchers see of batches, and how they cannot hurt them (guarantee 16)."""
+"""Metrics of batches for watchers, which cannot hurt a batch (guarantee 16)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from geventbatch.errors import BatchError, Phase
 
 HELD: Final = 1024
-"""Metrics that a subscription holds for a slow reader; the newest are dropped and counted."""
+"""Metrics that a subscription holds for a slow reader; further ones are dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMetric:
     """One batch that ended. Durations are in seconds, over all its attempts.
 
-    What `load_duration`, `apply_duration` and `save_duration` leave of `total_duration` it waited for replays, or left
-    its resource without saving it. The batches of a bulk share these times.
+    The rest of `total_duration` beside `load_duration`, `apply_duration` and `save_duration` was spent waiting for
+    replays, or exiting the scope without a save. The batches of a bulk share these times.
     """
 
     key: Hashable
@@ -36,53 +36,53 @@ class BatchMetric:
     load_duration: float
     save_duration: float
     total_duration: float
-    """From its start to its answers; the wait in the queue is not part of it."""
+    """Time from its start to its answers, without the wait in the queue."""
     attempts: int
-    """How often it was loaded: 1 without a replay."""
+    """Loads: 1 without a replay."""
     error: BatchError | None
-    """Why it failed as a whole; None when it was saved, or had nothing to save."""
+    """The error of the batch as a whole; None if it was saved, or had nothing to save."""
     queue_wait: float
-    """From its opening to its start: until the batch before had ended, a worker was free, ``max_batches`` let it."""
+    """Time from its opening to its start: it waits for the batch before, a free worker, and ``max_batches``."""
     window: float
-    """From its opening until it took no more operations."""
+    """Time from its opening until it took no more operations."""
     apply_duration: float
     conflicts: int
-    """How often somebody else had changed the resource."""
+    """Loads and saves that raised `Conflict`, since the resource was changed elsewhere."""
     raised: int
-    """Of the started operations, those that raised; their callers have that."""
+    """Started operations that raised; their callers got the errors."""
     withdrawn: int
     """Operations whose callers had left before the answers."""
     waiting_at_close: int
     """Callers that waited for it when it took no more operations."""
     phase: Phase | None
-    """What it was doing when it failed: 'load', 'operations' or 'save'; None when it has no error."""
+    """The phase in which it failed: 'load', 'operations' or 'save'; None without an error."""
     operation_name: str | None
-    """The qualified name of its operations, if they have one and the same."""
+    """The qualified name of its operations, if they all have the same."""
     undone: int = 0
-    """How often what an operation had changed was undone, since it raised."""
+    """Operations whose changes were undone, since they raised; each time counts."""
     undo_duration: float = 0.0
-    """What that took, applying others again included; and attempts that were given up for it, and the loads after them.
+    """Time for undoing: applying other operations again, and attempts that were given up, with the loads after them.
     It is part of the durations above."""
 
 
 class Watcher(Protocol):
-    """Who is shown metrics: a subscription, or an adapter in `geventbatch.integrations`."""
+    """A receiver of metrics: a subscription, or an adapter in `geventbatch.integrations`."""
 
     def publish(self, metric: BatchMetric) -> None:
-        """See *metric*. It must not switch."""
+        """Take *metric*. It must not switch."""
 
     def close(self) -> None:
-        """There are no more."""
+        """End: no metric follows."""
 
 
 class BatchWatcher(Watcher, Protocol):
-    """One that sees batches too, from their beginning on: for traces."""
+    """A watcher that sees batches too, from their beginning on: for traces."""
 
     def begin(self, batches: list[Batch]) -> None:
-        """*batches* are about to be loaded together, for the first time or again. In the context of load and save."""
+        """See *batches*, which are about to be loaded together, perhaps again. In the context of load and save."""
 
     def end(self, batch: Batch, metric: BatchMetric) -> None:
-        """*batch* has ended: called in place of `publish`. It must not switch."""
+        """See the end of *batch*. Called in place of `publish`. It must not switch."""
 
 
 class MetricSubscription:
@@ -106,10 +106,10 @@ class MetricSubscription:
         self._held: deque[BatchMetric] = (
             deque()
         )  # a deque, since a processor with batching=False publishes from threads
-        self._bell = Event()  # set when there is something to look at
+        self._bell = Event()  # set by `publish` and `close`
 
     def __iter__(self) -> Iterator[BatchMetric]:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> BatchMetric:
@@ -124,11 +124,11 @@ class MetricSubscription:
             if self._closed:
                 raise StopIteration
             self._bell.clear()
-            if not self._held and not self._closed:  # another thread may have rung before the bell was cleared
+            if not self._held and not self._closed:  # another thread may have set the bell just before it was cleared
                 self._bell.wait()
 
     def close(self) -> None:
-        """End after what it holds. Switches: no."""
+        """End the iteration after the metrics that it holds. Switches: no."""
         self._closed = True
         self._bell.set()
 
@@ -145,4 +145,4 @@ class MetricSubscription:
 
     def _notice_fork(self) -> None:
         if self._epoch != process.here.epoch:
-            self._restart()  # what it holds, and who waits, is the parent's
+            self._restart()  # the metrics that it holds, and the waiter, are the parent's

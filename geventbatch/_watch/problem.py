@@ -1,4 +1,4 @@
-"""A problem, and how its warning is given."""
+"""A problem of a set-up, and its warning."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SetupProblem:
-    """Something that makes batches slow, wrong after a fork, or lose what was answered.
+    """A problem of a set-up that makes batches slow, wrong after a fork, or lose answered changes.
 
     Attributes:
         name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'forked-connections', 'psycopg', 'psycopg2',
             'mysqlclient' or 'mysql-connector'; of a processor 'unsaved', 'uncompared', 'short-deadline' or
             'misspelt'.
-        what: What is wrong, and what comes of it.
+        what: The problem and its consequence.
         mend: The line, or the change, that mends it.
     """
 
@@ -24,12 +24,12 @@ class SetupProblem:
     mend: str
 
     def __str__(self) -> str:
-        """Give both sentences."""
+        """Return both sentences."""
         return f"{self.what} {self.mend}"
 
 
 def warn(problem: SetupProblem) -> None:
-    """Warn of *problem*, where users have called us."""
+    """Warn of *problem*, at the line of the user's that has called us."""
     frame, ours = sys._getframe(1), 1  # noqa: SLF001 - how many of the innermost are ours: compiled code has none
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
         frame, ours = frame.f_back, ours + 1

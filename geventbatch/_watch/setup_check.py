@@ -1,4 +1,4 @@
-"""What in this process would block the hub, not outlive a fork, or lose changes: looked for by `check_setup`.
+"""`check_setup`: finds what in this process would block the hub, not outlive a fork, or lose changes.
 
 The first two are looked for at the first `run`, too.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def check_setup() -> list[SetupProblem]:
     """Look for what would block the hub, not outlive a fork, or lose changes: for a health endpoint, or a test.
 
-    It looks at the modules that are imported by now and at the processors that there are, so call it after the
-    application is imported. The first `run` of a process warns of what is the process's, once; a processor that is made
-    warns of what it would lose. It does not name sqlite3, which blocks while it waits for a lock on its file, and
-    nothing mends that.
+    It looks at the modules that are imported by now and at the processors that exist, so call it after the application
+    is imported. The first `run` of a process warns once of the process's problems. A processor that is made warns of
+    changes that it would lose. sqlite3 is not named: it blocks while it waits for a lock on its file, and nothing mends
+    that.
 
     Returns:
         The problems; none when all is well.
@@ -84,7 +84,7 @@ def _fork() -> Iterator[SetupProblem]:
 
 
 def psycopg() -> Iterator[SetupProblem]:
-    """Say whether psycopg 3 waits in C."""
+    """Find out whether psycopg 3 waits in C."""
     waiting: Any = sys.modules.get("psycopg.waiting")
     if waiting is not None and _is_patched() and waiting.wait is getattr(waiting, "wait_c", None):
         yield SetupProblem(
@@ -95,9 +95,9 @@ def psycopg() -> Iterator[SetupProblem]:
 
 
 def psycopg2() -> Iterator[SetupProblem]:
-    """Say whether psycopg2 does, as it does by itself."""
+    """Find out whether psycopg2 waits in C, as it does by default."""
     extensions: Any = sys.modules.get("psycopg2.extensions")
-    if "psycopg" in sys.modules or not _is_patched():  # whoever finds both uses the new one
+    if "psycopg" in sys.modules or not _is_patched():  # if both are imported, libraries use the newer one
         return
     if extensions is not None and extensions.get_wait_callback() is None:
         yield SetupProblem(
@@ -114,7 +114,7 @@ def _mysql() -> Iterator[SetupProblem]:
             "mysqlclient (MySQLdb) waits in C, so that a statement blocks every greenlet.",
             "Use PyMySQL: pymysql.install_as_MySQLdb() before anything imports MySQLdb.",
         )
-    extension: Any = sys.modules.get("mysql.connector.connection_cext")  # loaded also where nobody uses it
+    extension: Any = sys.modules.get("mysql.connector.connection_cext")  # imported even if it is not used
     blocks = getattr(extension, "CMySQLConnection", None)
     if blocks is not None and any(issubclass(type(one), blocks) for one in gc.get_objects()):
         yield SetupProblem(

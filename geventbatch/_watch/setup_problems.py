@@ -1,6 +1,6 @@
-"""How processors are set up: what would lose changes, or time out.
+"""Problems in the set-up of processors, which would lose changes or time out.
 
-It is looked for when a processor is made, when an integration has seen how many processes serve, and by `check_setup`.
+They are looked for when a processor is made, when an integration learns how many processes serve, and by `check_setup`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _SHORT: Final = 1.0
 """Seconds; under it, a batch over a server has no time for one slow statement."""
 
 _SEVERAL: Final = 2
-"""Processes, where all that is known is that there is more than one."""
+"""Processes, if all that is known is that there is more than one."""
 
 
 class _Workers:
-    """What is known of the processes that serve side by side."""
+    """The processes that serve side by side."""
 
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
-        self.seen = 0  # 0: no integration has said
-        self.told: WeakSet[Processor[Any]] = WeakSet()  # of whose pair that was said
+        self.seen = 0  # their number; 0 if no integration knows it
+        self.told: WeakSet[Processor[Any]] = WeakSet()  # processors whose pair was warned of
 
     def number(self) -> int:
-        """How many there are, as far as anybody knows."""
+        """Return their number, as far as it is known; else 1."""
         if self.seen:
             return self.seen
         uwsgi = getattr(sys.modules.get("uwsgi"), "numproc", None)
         if isinstance(uwsgi, int):
             return uwsgi
-        told = os.environ.get("WEB_CONCURRENCY", "")  # gunicorn's own default, and what platforms set
+        told = os.environ.get("WEB_CONCURRENCY", "")  # read by gunicorn, and set by platforms
         return int(told) if told.isdecimal() else 1
 
 
@@ -52,13 +52,13 @@ _workers: Final = _Workers()
 
 
 def know_workers(number: int) -> list[SetupProblem]:
-    """Note that so many processes serve; give what is to be said of the processors that there are, once of each."""
+    """Note that so many processes serve. Return the problems that follow, once for each processor."""
     _workers.seen = number
     return [problem for processor in _live() for problem in _untold(processor)]
 
 
 def see_environment(environ: Mapping[str, Any]) -> None:
-    """Learn from what a WSGI server says of itself, in a request; warn of what is to be said."""
+    """Learn from the *environ* of a WSGI request whether several processes serve; warn of the problems that follow."""
     if environ.get("wsgi.multiprocess") and _workers.seen < _SEVERAL:
         for problem in know_workers(_SEVERAL):
             warn(problem)
@@ -72,9 +72,9 @@ def warn_of(processor: Processor[Any]) -> None:
 
 
 def problems(names: Mapping[int, str] | None = None) -> Iterator[SetupProblem]:
-    """Give those of the processors that there are, and that are not stopped.
+    """Return the problems of all processors that are not stopped.
 
-    *names* has the names of some by their identity; the others are called what they call themselves.
+    *names* has names by the identity of processors; the others are called by their own name.
     """
     for processor in _live():
         options = processor._options  # noqa: SLF001 - likewise
@@ -97,13 +97,13 @@ def _untold(processor: Processor[Any]) -> list[SetupProblem]:
 
 
 def _pair(options: Options) -> Told | None:
-    """What is known of its pair, if it has one that loads."""
+    """Return the pair of the options, if they have one that loads."""
     told = options.store.told_of_pair
     return told if isinstance(told, Told) and told.load is not None else None
 
 
 def _found(name: str, pair: Told) -> str:
-    """Its name, with the place of what loads where that is no name."""
+    """Return *name*; for a lambda, with the place of the function that loads."""
     return f"{name} ({place_of(pair.load)})" if name.endswith("<lambda>") else name
 
 

@@ -1,4 +1,4 @@
-"""What is to be seen of a processor at this moment."""
+"""A picture of a processor at this moment: its counters, and what each live batch is doing."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ if TYPE_CHECKING:
     from geventbatch._core.dispatcher import Dispatcher
 
 _DEEPEST: Final = 20
-"""Frames of what a batch is in the middle of."""
+"""Frames of a stack, at the most."""
 
 _OURS: Final = ("geventbatch._", "geventbatch.integrations.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessorStats:
-    """Counters of a processor, in this process. Those that end in ``_total`` only grow, from its first `run` on."""
+    """Counters of a processor, in this process. Names that end in ``_total`` only grow, from its first `run` on."""
 
     keys: int
-    """Keys that have live batches; those of equal hash count as one."""
+    """Keys that have live batches; keys of equal hash count as one."""
     batches: int
     """Live batches: queued or running."""
     operations: int
     """Operations whose callers wait."""
     workers: int
-    """Greenlets that run batches, or would."""
+    """Greenlets that run batches, or are ready to."""
     operations_per_second: float
-    """Answered operations, over the last ten seconds or less."""
+    """Operations answered per second, over the last ten seconds or less."""
     operations_total: int
     """Operations whose callers were answered, whatever the answer."""
     batches_total: int
     """Batches that began to run and ended."""
     failed_batches_total: int
-    """Those of them that failed as a whole."""
+    """Batches that failed as a whole."""
     conflicts_total: int
-    """How often somebody else had changed a resource."""
+    """Loads and saves that raised `Conflict`, since the resource was changed elsewhere."""
     withdrawn_total: int
     """Operations whose callers left before the answer: by a kill, a Timeout of their own, ``start_timeout``."""
     overloaded_total: int
     """Operations that were refused with `ProcessorOverloaded`."""
     undone_total: int
-    """How often what an operation had changed was undone, since it raised."""
+    """Operations whose changes were undone, since they raised; each time counts."""
     undo_duration: float
-    """Seconds that this took, in all; see `BatchMetric`."""
+    """Seconds that undoing took, in all; see `BatchMetric`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,25 +60,25 @@ class LiveBatch:
 
     key: Hashable
     phase: Literal["queued", "load", "operations", "save", "replay"]
-    """What it is doing; 'replay' is the wait before one."""
+    """The phase that it is in; 'replay' is the wait before a replay."""
     age: float
-    """Since it opened."""
+    """Time since it opened."""
     running: float | None
-    """Since it started; None while it is queued."""
+    """Time since it started; None while it is queued."""
     remaining: float | None
-    """Until its deadline; None while it is queued, and from its end on."""
+    """Time until its deadline; None while it is queued, and from its end on."""
     overdue: bool
-    """Its callers were told already that it has failed, but its code has not returned: it holds its key."""
+    """True if its callers were answered that it failed, but its code has not returned yet: it still holds its key."""
     waiting: int
     """Callers that wait for it."""
     operations: int
     attempts: int
     stack: tuple[str, ...]
-    """Where its code waits, the innermost frame last: 'file:line in function'. Empty where that cannot be seen."""
+    """The place where its code waits, the innermost frame last: 'file:line in function'. Empty if it is unknown."""
 
 
 def stats_of(dispatcher: Dispatcher) -> ProcessorStats:
-    """Sum up *dispatcher*."""
+    """Return the counters of *dispatcher*."""
     counts = dispatcher.counts
     return ProcessorStats(
         keys=len(dispatcher.key_queues),
@@ -98,9 +98,9 @@ def stats_of(dispatcher: Dispatcher) -> ProcessorStats:
 
 
 def live_batch(batch: Batch) -> LiveBatch:
-    """Say what *batch* is doing."""
+    """Return a picture of *batch*."""
     now = _clock.monotonic()
-    attempt = batch.attempt  # once: in another thread it may be gone next
+    attempt = batch.attempt  # read once: for another thread it may be gone at the next read
     return LiveBatch(
         key=batch.key,
         phase="queued" if attempt is None else attempt.phase,
@@ -116,10 +116,10 @@ def live_batch(batch: Batch) -> LiveBatch:
 
 
 def stack_of(attempt: Attempt) -> tuple[str, ...]:
-    """Say where the code of the batch waits: see `LiveBatch.stack`."""
+    """Return the place where the code of the batch waits: see `LiveBatch.stack`."""
     greenlet: Any = None if attempt.alarm is None else attempt.alarm.greenlet
     if greenlet is None or process.running.get(greenlet) is not attempt:
-        return ()  # perhaps another batch of its bulk leads
+        return ()  # another batch of its bulk may lead
     frames: list[str] = []
     frame: FrameType | None = greenlet.gr_frame  # None while it runs
     while frame is not None and len(frames) < _DEEPEST and not frame.f_globals.get("__name__", "").startswith(_OURS):

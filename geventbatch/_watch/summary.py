@@ -1,4 +1,4 @@
-"""A batch that ends, summed up: for those who watch, and for the operator."""
+"""The summary of a batch that ends, for watchers and the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WAS_STARTED: Final = frozenset({STARTED, BROKEN, SETTLED})
 
 
 def tell(attempt: Attempt, waiting: int) -> None:
-    """Say what has become of a batch, so many callers of which are about to be answered. Switches: no."""
+    """Publish the summary of a batch, of which *waiting* callers are about to be answered. Switches: no."""
     if attempt.undo is not None:
         attempt.undo.tell(attempt)
     if attempt.dispatcher.subscriptions:
@@ -26,13 +26,13 @@ def tell(attempt: Attempt, waiting: int) -> None:
 
 
 def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:
-    """Sum its batch up, when so many of its callers are about to be answered."""
+    """Return the metric of the attempt's batch, of which *waiting* callers are about to be answered."""
     batch = attempt.batch
     failure = batch.failure
     error = None if failure is None else failure.exception()
     now = _clock.monotonic()
     total_duration = now - attempt.started
-    running = now - attempt.now  # the load, save or wait that it is in the middle of
+    running = now - attempt.now  # seconds since the load, save or wait at hand began
     load_duration, save_duration, aside = attempt.load_duration, attempt.save_duration, attempt.aside
     if attempt.phase == "save":
         save_duration += running
@@ -66,7 +66,7 @@ def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:
 
 
 def _failed_phase(attempt: Attempt, failure: Failure) -> Phase:
-    """What it was doing when it met *failure*; that of a conflict is met when its replay is given up."""
+    """Return the phase in which the batch failed; for a conflict of a save, that is the save, not the replay."""
     if issubclass(failure.kind, LoadFailed):
         return "load"
     return "save" if attempt.phase == "replay" else attempt.phase
