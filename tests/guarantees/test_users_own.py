@@ -330,7 +330,7 @@ class OnStart(SpanProcessor):
 
 
 def watched(do: Callable[[], object], processor: Processor[Any]) -> OnStart:
-    tracers = TracerProvider()
+    tracers = TracerProvider(shutdown_on_exit=False)  # or else it lives as long as the process
     on_start = OnStart(do)
     tracers.add_span_processor(on_start)
     opentelemetry.instrument(processor, tracer_provider=tracers)

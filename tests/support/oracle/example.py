@@ -198,5 +198,5 @@ def _function(signature: str, lines: Lines) -> str:
 def _embedded(name: str) -> str:
     """The source of a module of this folder, without what a program has at its top."""
     source = (HERE / f"{name}.py").read_text()
-    source = re.sub(r"^from tests\.oracle\..*\n", "", source, flags=re.MULTILINE)
+    source = re.sub(r"^from tests\.support\.oracle\..*\n", "", source, flags=re.MULTILINE)
     return re.sub(r"^from __future__ .*\n", "", source, flags=re.MULTILINE).replace("if TYPE_CHECKING:", "if True:")
