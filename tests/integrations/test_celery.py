@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,8 +71,8 @@ class Worker:
     def notes(self) -> list[str]:
         return self._lines("notes")
 
-    def open_gate(self) -> None:
-        (self._folder / "gate").touch()
+    def open_gate(self, name: str = "gate") -> None:
+        (self._folder / name).touch()
 
     def log(self) -> str:
         return (self._folder / "log").read_text()
@@ -109,6 +110,8 @@ def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_wait
             worker.send("add", 200)
             wait_until(lambda: len(worker.saved()) > 40)
             worker.process.send_signal(sent)
+            wait_until(lambda: re.search("worker: (Warm|Hitting)", worker.log()))  # it has begun to end
+            worker.open_gate("second-gate")  # else all would be saved before a signal that comes late
 
             worker.end(sent)
             assert 40 < len(worker.saved()) < 200

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from geventbatch.testing import VirtualTime
     from tests.support.adapters.base import Adapter
 
 
@@ -107,10 +108,11 @@ def test_what_became_of_a_commit_is_what_the_server_said(
     ids=["committed", "aborted", "too long ago", "in progress first", "in progress", "cannot be asked"],
 )
 def test_postgresql_is_asked_until_it_knows_or_the_time_is_over(
-    answers: list[str | None], expected: bool | None
+    clock: VirtualTime, answers: list[str | None], expected: bool | None
 ) -> None:
     left = iter(answers)
     assert _commit.postgres_fate("1 0", lambda _: next(left), 0.02) is expected
+    assert (clock.now() == pytest.approx(0.02)) is (len(answers) == 1000)
 
 
 # -- the same over both ORMs, on a real server -----------------------------------------------------------------

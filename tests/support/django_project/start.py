@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import uuid4
 
@@ -18,8 +19,9 @@ from django.db.models import Model
 pymysql.version_info = (2, 2, 1, "final", 0)
 pymysql.install_as_MySQLdb()
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.support.django_project.settings")
-django.setup()
+# Not for programs that tests start: Celery, for one, sets Django up where it is named.
+with mock.patch.dict(os.environ, DJANGO_SETTINGS_MODULE="tests.support.django_project.settings"):
+    django.setup()
 
 from tests.support import mariadb
 from tests.support.django_project.bank.models import MODELS

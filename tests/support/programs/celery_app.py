@@ -1,4 +1,7 @@
-"""A Celery application whose batches load when a gate is open, and save to a file; broker and results are folders."""
+"""A Celery application whose batches load when a gate is open, and save to a file; broker and results are folders.
+
+Beyond so many words they load only when a second gate is open.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from celery.signals import worker_ready, worker_shutdown
 from geventbatch import Processor
 
 FOLDER = Path(os.environ["FOLDER"])
-GATE, SAVED, NOTES = (FOLDER / name for name in ("gate", "saved", "notes"))
+GATE, SECOND_GATE, SAVED, NOTES = (FOLDER / name for name in ("gate", "second-gate", "saved", "notes"))
+WORDS_BEFORE_THE_SECOND_GATE = 100
 OUT = os.environ.get("OUT", "queue")
 """Where tasks are sent to, and those of a worker that it did not get to."""
 
@@ -49,8 +53,12 @@ app.conf.update(
 )
 
 
+words_saved: list[str] = []
+
+
 def load(key: str) -> list[str]:
-    while not GATE.exists():
+    gate = GATE if len(words_saved) < WORDS_BEFORE_THE_SECOND_GATE else SECOND_GATE
+    while not gate.exists():
         gevent.sleep(0.01)
     return []
 
@@ -59,6 +67,7 @@ def save(key: str, words: list[str]) -> None:
     gevent.sleep(0.05)
     with SAVED.open("a") as saved:
         saved.write("".join(f"{word}\n" for word in words))
+    words_saved.extend(words)
 
 
 processor = Processor(load_resource=load, save_resource=save, min_duration=0, max_duration=20)

@@ -39,7 +39,7 @@ if __name__ == "__main__":
                 os.write(saved.fileno(), b"parent\n" if os.getpid() == PARENT else b"child\n")
 
         PARENT = os.getpid()
-        processor = Processor(load_resource=load, save_resource=save)
+        processor = Processor(load_resource=load, save_resource=save, max_duration=60)
         callers = [gevent.spawn(call, key) for key in range(5)]
         gevent.sleep(0)  # now all of them are in `run`; one that was not might call it in the child, as it may
         for _ in range(10):
