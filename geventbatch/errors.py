@@ -1,8 +1,8 @@
-"""What can go wrong, and whether it is safe to run the operation again.
+"""Errors of the library, and whether it is safe to run the operation again.
 
-Only what callers get is a `BatchError`. `NotSaved`, `Conflict`, `Rejected`, `Undecided`, `TooEarly`, `CannotUndo`,
-`PartlySaved`, `Repeated` and `NothingToSave` are spoken between the library and a resource scope; a `ResourceMissing`
-is both.
+Callers get a `BatchError`, and no other error of the library. `NotSaved`, `Conflict`, `Rejected`, `Undecided`,
+`TooEarly`, `CannotUndo`, `PartlySaved`, `Repeated` and `NothingToSave` pass between the library and a resource scope.
+`ResourceMissing` is both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Phase = Literal["load", "operations", "save"]
 
 
 class BatchError(Exception):
-    """The parent of everything that `Processor.run` raises of its own.
+    """The parent of every error of the library that `Processor.run` raises.
 
     Attributes:
         retry_safe: True when certainly nothing of the operation was saved: running it again cannot apply it twice.
@@ -34,11 +34,11 @@ class ProcessorStopped(BatchError):
 
 
 class ProcessorOverloaded(BatchError):
-    """``max_pending`` operations are waiting already: this one was refused at the door. Safe to run again, later.
+    """``max_pending`` operations are waiting already, so this one was refused at the door. Safe to run again, later.
 
     Attributes:
-        retry_after: Seconds after which those that wait now will have their answers, at the rate of the last ten
-            seconds; ``max_duration`` when nothing was answered in these.
+        retry_after: Seconds until the operations that wait now will be answered, at the rate of the last ten seconds;
+            ``max_duration`` if none was answered in these.
     """
 
     retry_safe = True
@@ -50,7 +50,7 @@ class ProcessorOverloaded(BatchError):
 
 
 class OperationCancelled(BatchError, TimeoutError):
-    """``start_timeout`` passed before the operation started, and now it never will. Safe to run again."""
+    """``start_timeout`` passed before the operation started; it never will. Safe to run again."""
 
     retry_safe = True
 
@@ -58,12 +58,12 @@ class OperationCancelled(BatchError, TimeoutError):
 class IdempotencyKeyReused(BatchError):
     """The idempotency key was used before on this key, for another operation or with other arguments.
 
-    Nothing of this operation was saved. It is safe to run again, and has to be with another idempotency key: the client
-    that made both is in the wrong.
+    Nothing of this operation was saved. It is safe to run again, but only with another idempotency key: the client has
+    given one idempotency key to two operations.
 
     Attributes:
         key: The key of the batch.
-        idempotency_key: The other one.
+        idempotency_key: The idempotency key that was used before.
     """
 
     retry_safe = True
@@ -78,8 +78,8 @@ class IdempotencyKeyReused(BatchError):
 class BatchAborted(BatchError):
     """The operation's batch failed as a whole; ``__cause__`` is what happened.
 
-    Of its own (not one of its children): a worker or an operation was killed (`GreenletExit`, `SystemExit`,
-    `KeyboardInterrupt`), in a load or a save too; safe to run again unless the save had begun.
+    The class itself, not a child: a worker or an operation was killed (`GreenletExit`, `SystemExit`,
+    `KeyboardInterrupt`), in a load or save too. Safe to run again unless the save had begun.
 
     Attributes:
         key: The key of the batch.
@@ -93,11 +93,11 @@ class BatchAborted(BatchError):
 
 
 class LoadFailed(BatchAborted):
-    """Loading raised, whatever it raised but a kill (``__cause__``). Nothing was saved: safe to run again."""
+    """Loading raised ``__cause__``: any error but a kill. Nothing was saved: safe to run again."""
 
 
 class ResourceMissing(LoadFailed):
-    """There is nothing at the key. For a load to raise, and what each caller gets then. Safe to run again."""
+    """There is no resource at the key. A load raises it, and each caller then gets one. Safe to run again."""
 
     def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = True) -> None:
         """Keep the key."""
@@ -105,14 +105,15 @@ class ResourceMissing(LoadFailed):
 
 
 class SaveFailed(BatchAborted):
-    """Saving raised, whatever it raised but a kill (``__cause__``). Safe to run again only from a `NotSaved`."""
+    """Saving raised ``__cause__``: any error but a kill. Safe to run again only if that is a `NotSaved`."""
 
 
 class BatchTimeout(BatchAborted, TimeoutError):
     """``max_duration`` passed before the batch had ended.
 
     Attributes:
-        phase: What it was doing: 'load' or 'operations' (nothing was saved, safe to run again), or 'save' (unknown).
+        phase: What the batch was doing: 'load' or 'operations' (nothing was saved, safe to run again), or 'save'
+            (the outcome is unknown).
     """
 
     def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False, phase: Phase = "load") -> None:
@@ -126,77 +127,77 @@ class NotSaved(Exception):
 
 
 class Conflict(NotSaved):
-    """For a save or a load to raise: somebody else changed the resource, nothing was written. The batch replays."""
+    """For a save or load to raise: another writer changed the resource; nothing was written. The batch replays."""
 
 
 class Rejected(NotSaved):
-    """For a save to raise: the store refused what the operations made, by a constraint of its own. Nothing was written.
+    """For a save to raise: the store refused the state that operations made (a constraint, say). Nothing was written.
 
     The batch finds the culprits by saving in parts, or step by step. A culprit's caller gets the ``__cause__`` of this
-    error, which is what the store said, or this error itself; the others are saved. Their number has no limit but
-    ``max_duration``.
+    error, which is the store's own error, or this error itself. The other operations are saved. Only ``max_duration``
+    limits the number of culprits.
     """
 
 
 class Undecided(Rejected):
-    """For a scope's verdict on an operation: what was refused then is perhaps what *earlier* operations had made.
+    """For a scope's verdict on an operation: the store refused what *earlier* operations may have made.
 
-    The batch is replayed step by step, and finds the culprit. Where the scope has no steps, what is before this
-    operation is saved first, and it is applied to what the next load gives.
+    The batch is replayed step by step, and finds the culprit. If the scope has no steps, the earlier operations are
+    saved first, and this one is applied to the next load.
     """
 
 
 class TooEarly(Undecided):
-    """For a scope's verdict on an operation: it was applied to what *earlier* operations had left in memory.
+    """For a scope's verdict on an operation: it has used what *earlier* operations had left in memory.
 
-    That was not what there is behind their save. What is before this operation is saved first, whether or not the scope
-    has steps, and it is applied to what the next load gives.
+    A save would have changed that state. So the earlier operations are saved first, even if the scope has steps, and
+    this one is applied to the next load.
     """
 
 
 class CannotUndo(NotSaved):
-    """For a scope's ``restore`` or ``checkpoint`` to raise: what an operation has done cannot be taken back in memory.
+    """For a scope's ``restore`` or ``checkpoint`` to raise: an operation cannot be undone in memory.
 
-    The batch is loaded again, and all its operations are applied to that: step by step, where the scope has ``steps``.
+    The batch is loaded again, and all its operations are applied again: step by step, if the scope has ``steps``.
     """
 
 
 class PartlySaved(Exception):
     """For the save of a bulk to raise: some keys were not saved, and all the others were.
 
-    Each of those keys is answered for what became of it: a `Conflict` replays its batch, after a `Rejected` the batch
-    finds the culprits, any other `NotSaved` is a `SaveFailed` that is safe to run again; and anything else a
-    `SaveFailed` of which nobody knows whether it was saved.
+    Each key in *errors* is answered by its error: a `Conflict` replays its batch; after a `Rejected` the batch finds
+    the culprits; any other `NotSaved` becomes a `SaveFailed` that is safe to run again. Any other error becomes a
+    `SaveFailed` with an unknown outcome.
 
     Args:
-        errors: What became of each key that was not saved. A key that was not to be saved, or a value that is no
-            exception, leaves it unknown of all keys of the bulk whether they were saved.
+        errors: The error of each key that was not saved. If it has a key that was not to be saved, or a value
+            that is no exception, the outcome of all keys of the bulk is unknown.
     """
 
     def __init__(self, errors: Mapping[Any, Exception]) -> None:
-        """Keep them."""
+        """Keep *errors*."""
         super().__init__(f"not saved: {', '.join(map(shown, errors))}")
         self.errors = errors
 
 
 class Repeated(NotSaved):
-    """For a save to raise: some of the idempotency keys of `Batch.outcomes` are recorded already. Nothing was written.
+    """For a save to raise: some idempotency keys of `Batch.outcomes` are recorded already. Nothing was written.
 
-    The batch gives the callers of those operations what is recorded, and replays without them.
+    The batch answers those operations' callers with the recorded outcomes, and replays without them.
     """
 
     def __init__(self, *args: object, outcomes: Mapping[str, str]) -> None:
-        """Keep what is recorded: the outcomes of those keys, as `Batch.outcomes` once had them."""
+        """Keep the recorded outcomes of those keys, in the form of `Batch.outcomes`."""
         super().__init__(*args)
         self.outcomes = outcomes
 
 
 class NothingToSave(Exception):
-    """A resource scope is left with this when nothing of its batch is to be saved; what it makes of it is ignored."""
+    """The error with which a scope is exited if its batch has nothing to save. The scope's reaction is ignored."""
 
 
 def not_started(key: Hashable, seconds: float) -> str:
-    """Say what an `OperationCancelled` says."""
+    """Return the message of an `OperationCancelled`."""
     return (
         f"the operation on key {shown(key)} did not start within its start_timeout of {seconds:g} s; nothing of it was "
         "saved, it is safe to run it again"
