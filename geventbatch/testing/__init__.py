@@ -2,12 +2,12 @@
 
 - `virtual_time`: windows, deadlines and backoffs pass without waiting.
 - `faults`: loads and saves that fail, hang, conflict, or lose their answer.
-- `check_operations`: finds operations that may not be run again, or that leave something behind when they raise.
+- `check_operations`: finds operations that cannot be replayed, or that leave changes behind when they raise.
 - `batching_off`: operations run in the caller's own greenlet, on its own connection.
-- `joined_engine`: for SQLAlchemy, the connection of the test, whose transaction is rolled back in the end.
+- `joined_engine`: for SQLAlchemy, an engine on the test's connection, whose transaction is rolled back at the end.
 
-They take a `Processor`, or what `GeventBatch.processor` of the Flask integration gave, inside an application context.
-The fixtures of the same are in ``pytest_geventbatch``.
+They take a `Processor`, or, inside an application context, what `GeventBatch.processor` of the Flask integration
+returned. ``pytest_geventbatch`` has fixtures of the same.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Batching off for a while."""
+"""Turns batching off for a while."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def batching_off(*processors: AnyProcessor) -> Iterator[None]:
     """Set ``batching=False`` on *processors* until the block ends.
 
-    When none is named, on all that this process has, those too that are made inside the block.
+    Without *processors*, on all in this process, those made inside the block too.
 
-    `Processor.run` then loads, applies and saves in its caller's own greenlet or thread: on its own connection, in its
-    own transaction, where the store takes those of its caller (`DjangoStore` does).
+    `Processor.run` then loads, applies and saves in its caller's own greenlet or thread. If the store uses its caller's
+    connection and transaction (`DjangoStore` does), so does the operation.
 
     Raises:
-        TypeError: One is no processor.
+        TypeError: An argument is no processor.
     Switches: no.
     """
     with each_of(processors, _batching_off):

@@ -1,4 +1,4 @@
-"""Which attributes the database, or the ORM at a save, computes of a row; and who reads them."""
+"""Attributes of a row that the database, or the ORM at a save, computes; and reads of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reads_of_computed(resource: Any) -> Iterator[list[str]]:
-    """Give a list, to which is added what of *resource* is read that is computed, with where it is.
+    """Yield a list, to which each read of a computed attribute of *resource* is added, by its path.
 
     Only instances of mapped classes and of Django's models have such attributes.
     """
@@ -36,7 +36,7 @@ def _note(found: list[str], paths: dict[int, str], name: str, instance: object) 
 
 
 def computed_of(kind: type) -> set[str]:
-    """Names of the attributes of *kind* that a save, and nobody else, sets."""
+    """Return the names of the attributes of *kind* that only a save sets."""
     options: Any = getattr(kind, "_meta", None)
     if hasattr(options, "concrete_fields"):
         return {field.attname for field in options.concrete_fields if _is_computed(field)}
@@ -53,14 +53,14 @@ def computed_of(kind: type) -> set[str]:
 def _is_computed(field: Any) -> bool:
     if getattr(field, "generated", False) or getattr(field, "auto_now", False):
         return True
-    return not type(field).pre_save.__module__.startswith("django.")  # a field of the user's own
+    return not type(field).pre_save.__module__.startswith("django.")  # a user's own field
 
 
 @contextmanager
 def _watching(kind: type, name: str, note: Callable[[object], None]) -> Iterator[None]:
-    """Have *note* called whenever the attribute is read of an instance."""
+    """Call *note* whenever the attribute *name* of an instance is read."""
     own = vars(kind).get(name)
-    # Past a metaclass that would take it for something to be mapped.
+    # Past the metaclass, which would map the attribute.
     type.__setattr__(kind, name, _Watched(getattr(kind, name, None) if own is None else own, name, note))
     try:
         yield
@@ -72,7 +72,7 @@ def _watching(kind: type, name: str, note: Callable[[object], None]) -> Iterator
 
 
 class _Watched:
-    """In the place of an attribute's descriptor."""
+    """Replaces an attribute's descriptor."""
 
     def __init__(self, inner: Any, name: str, note: Callable[[object], None]) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""An engine on the connection of a test."""
+"""An engine on a test's connection."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _SAVEPOINT: Final = "geventbatch_joined"
 
 
 def joined_engine(connection: Connection) -> Engine:
-    """Give an engine whose transactions are savepoints in the one of *connection*: for a `SQLAlchemyStore` in a test.
+    """Return an engine whose transactions are savepoints in the one of *connection*: for a `SQLAlchemyStore` in a test.
 
-    What a batch commits is seen on *connection*, and by a session that is joined into its transaction, and goes when
-    that is rolled back. Since there is one connection, one transaction at a time can be on it: turn batching off
-    (`batching_off`). Whatever else the engine of *connection* has, types and serializers among it, this one has too.
-    An operation that is interrupted is rolled back; a caller that is interrupted (a kill, a `gevent.Timeout`) while
-    a statement is under way costs the test its connection, as with every driver.
+    A batch's commits are seen on *connection*, and by a session joined into its transaction, and are undone when that
+    is rolled back. There is one connection, so one transaction at a time: turn batching off (`batching_off`). The new
+    engine has all that the engine of *connection* has, such as types and serializers. If an operation is interrupted,
+    it is rolled back. If its caller is interrupted (a kill, a `gevent.Timeout`) during a statement, the test loses its
+    connection, as with every driver.
 
     Args:
-        connection: Of the test; its transaction begins here, if it has none. It has to stay open as long as the engine
-            is used.
+        connection: The test's connection. Its transaction begins here, if it has none. It must stay open as long as the
+            engine is used.
 
     Raises:
-        RuntimeError: Of the store's transactions, and so a `LoadFailed`: another one is on the connection already.
+        RuntimeError: Raised by a store's transaction, so a `LoadFailed`: another one is on the connection already.
     Switches: yes, as the driver does.
     """
-    from sqlalchemy import Engine, StaticPool  # only who tests a store of it needs it
+    from sqlalchemy import Engine, StaticPool  # needed only to test a store of SQLAlchemy's
 
     if not connection.in_transaction():
         connection.begin()
     driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite" and not driver.in_transaction:
-        driver.execute("BEGIN")  # sqlite3 has not, and would take the end of the first savepoint for COMMIT
+        driver.execute("BEGIN")  # sqlite3 has not sent it, and would take the end of the first savepoint for COMMIT
     dialect = copy(connection.dialect)
     _Savepoints(dialect)
     pool = StaticPool(lambda: driver, reset_on_return=None, dialect=dialect)
@@ -42,12 +42,12 @@ def joined_engine(connection: Connection) -> Engine:
 
 
 class _Savepoints:
-    """Begins, commits and rolls back savepoints in place of transactions."""
+    """Begins, commits and rolls back savepoints instead of transactions."""
 
     def __init__(self, dialect: Any) -> None:
         dialect.do_begin, dialect.do_commit, dialect.do_rollback = self.begin, self.commit, self.roll_back
-        dialect.do_close = self.roll_back  # what was given up: the connection is the test's
-        dialect.driver = f"{dialect.driver}, joined"  # which no store knows to send COMMIT by itself
+        dialect.do_close = self.roll_back  # of a connection given up, which is the test's
+        dialect.driver = f"{dialect.driver}, joined"  # so that no store sends COMMIT by itself
         # -- mutable state ---------------------------------------------------------------------------------
         self._begun = False
 

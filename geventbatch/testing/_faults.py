@@ -27,7 +27,7 @@ _EVERY: Final = object()
 
 @contextmanager
 def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
-    """Have loads and saves of *processor* go wrong as planned, until the block ends.
+    """Make loads and saves of *processor* go wrong as planned, until the block ends.
 
     In a test::
 
@@ -36,15 +36,15 @@ def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
             with pytest.raises(SaveFailed):
                 processor.run("Ann", Account.deposit, 10)  # and it is saved
 
-    It works with batching on and off, for one key and for bulks, with any store, pair or scope: the store itself is
-    asked for whatever does not go wrong. What hangs when the block ends goes on.
+    It works with batching on and off, for one key and for bulks, and with any store, pair or scope: the store itself
+    does whatever does not go wrong. What hangs when the block ends goes on.
 
     Yields:
         The plan, which is empty.
 
     Raises:
-        TypeError: *processor* is none.
-        AssertionError: At the end of the block: a fault that was planned never happened. Not when the block raises.
+        TypeError: *processor* is no processor.
+        AssertionError: At the end of the block, unless the block raises: a planned fault never happened.
     Switches: no.
     """
     target = the_processor(processor)
@@ -66,21 +66,21 @@ def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
 
 
 class FaultPlan:
-    """What is to go wrong. `faults` gives it; not to be made by hand.
+    """A plan of faults, made by `faults`; do not make one by hand.
 
-    Each method plans one fault and gives it. They have these arguments in common:
+    Each method plans one fault and returns it. These arguments are the same for all:
 
-    - *nth*: which one, counted from now on; the first is 1.
-    - *times*: how many in a row, from that one on. None: all.
-    - *key*: count only loads or saves of this key. In a bulk, only this key fails then, and the others go on.
+    - *nth*: Which load or save fails, counted from now on; the first is 1.
+    - *times*: How many in a row fail. None: all.
+    - *key*: Count only loads or saves of this key. In a bulk, only this key then fails, and the others go on.
 
-    A load that is to fail does not reach the store. A save is one that has something to save: a batch of which nothing
-    is to be saved makes none. A replay loads and saves again, and counts again.
+    A load that fails does not reach the store. A batch with nothing to save makes no save. A replay loads and saves
+    again, and counts again.
 
     Attributes:
-        loads: How many loads were begun since the block began, those that went wrong included.
-        saves: Likewise.
-        planned: Every `Fault`, in the order in which they were planned.
+        loads: The number of loads begun in the block, faulty ones included.
+        saves: The number of saves, likewise.
+        planned: Every `Fault`, in the order of planning.
     """
 
     def __init__(self, normalize: Callable[[Any], Any] | None = None) -> None:
@@ -92,7 +92,7 @@ class FaultPlan:
         self.planned: list[Fault] = []
 
     def __repr__(self) -> str:
-        """Name what is planned."""
+        """Name the planned faults, and the counts."""
         return f"<FaultPlan: {', '.join(map(repr, self.planned)) or 'none'}; {self.loads} loads, {self.saves} saves>"
 
     def fail_load(
@@ -103,7 +103,7 @@ class FaultPlan:
         times: int | None = 1,
         key: Hashable = _EVERY,
     ) -> Fault:
-        """Have a load raise *error*. Switches: no."""
+        """Make a load raise *error*. Switches: no."""
         return self._plan(Fault("load", nth, times, self._key(key), error=error))
 
     def fail_save(
@@ -114,14 +114,14 @@ class FaultPlan:
         times: int | None = 1,
         key: Hashable = _EVERY,
     ) -> Fault:
-        """Have a save raise *error*, and save nothing: the store's scope is left with that error. Switches: no.
+        """Make a save raise *error* and save nothing: the store's scope is exited with that error. Switches: no.
 
-        The callers are told that it is unknown whether anything was saved, unless *error* is a `NotSaved`.
+        Unless *error* is a `NotSaved`, the callers learn that the outcome is unknown.
         """
         return self._plan(Fault("save", nth, times, self._key(key), error=error))
 
     def conflict(self, *, nth: int = 1, times: int | None = 1, key: Hashable = _EVERY) -> Fault:
-        """Have a save raise `Conflict`: somebody else was faster, nothing was saved. Switches: no."""
+        """Make a save raise `Conflict`: another writer was faster, nothing was saved. Switches: no."""
         return self.fail_save(Conflict("a conflict, as planned"), nth=nth, times=times, key=key)
 
     def lose_answer(
@@ -132,10 +132,10 @@ class FaultPlan:
         times: int | None = 1,
         key: Hashable = _EVERY,
     ) -> Fault:
-        """Have a save be carried out, and raise all the same, as if the connection was lost in COMMIT. Switches: no.
+        """Make a save succeed and raise all the same, as if the connection was lost in COMMIT. Switches: no.
 
         Args:
-            error: What it raises; a `ConnectionResetError` unless given.
+            error: The error to raise; by default a `ConnectionResetError`.
             nth: See the class.
             times: Likewise.
             key: Likewise.
@@ -146,7 +146,7 @@ class FaultPlan:
     def hang_load(
         self, seconds: float | None = None, *, nth: int = 1, times: int | None = 1, key: Hashable = _EVERY
     ) -> Fault:
-        """Have a load wait for *seconds*, or until it is released, and go on then. Switches: no."""
+        """Make a load wait for *seconds*, or until it is released, and then go on. Switches: no."""
         return self._plan(Fault("load", nth, times, self._key(key), hangs=True, seconds=seconds))
 
     def hang_save(
@@ -158,12 +158,12 @@ class FaultPlan:
         times: int | None = 1,
         key: Hashable = _EVERY,
     ) -> Fault:
-        """Have a save wait for *seconds*, or until it is released, and go on then. Switches: no.
+        """Make a save wait for *seconds*, or until it is released, and then go on. Switches: no.
 
         Args:
-            seconds: How long; None is until `Fault.release`, or the end of the block.
-            saved: True has it wait after it was carried out: the answer of the COMMIT does not come. A deadline before
-                that leaves the store's scope with an error, and saves nothing.
+            seconds: How long it waits; None: until `Fault.release`, or the end of the block.
+            saved: True makes it wait after it was carried out: the answer to COMMIT does not come. If False,
+                and the deadline comes first, the store's scope is exited with an error, and saves nothing.
             nth: See the class.
             times: Likewise.
             key: Likewise.
@@ -179,21 +179,21 @@ class FaultPlan:
         return fault
 
     def due_at_load(self, keys: Iterable[Hashable]) -> list[Fault]:
-        """Count a load of *keys*; give the faults that are to happen in it."""
+        """Count a load of *keys*; return the faults that happen in it."""
         self.loads += 1
         return [fault for fault in self.planned if fault.when == "load" and fault.is_due(keys)]
 
     def due_at_save(self, keys: Iterable[Hashable]) -> list[Fault]:
-        """Count a save of *keys*; give the faults that are to happen in it."""
+        """Count a save of *keys*; return the faults that happen in it."""
         self.saves += 1
         return [fault for fault in self.planned if fault.when != "load" and fault.is_due(keys)]
 
 
 class Fault:
-    """One thing that is to go wrong. The methods of `FaultPlan` give it; not to be made by hand.
+    """One planned fault, made by the methods of `FaultPlan`; do not make one by hand.
 
     Attributes:
-        happened: How many times it has.
+        happened: How many times it has happened.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Fault:
         hangs: bool = False,
         seconds: float | None = None,
     ) -> None:
-        """Check what was asked for."""
+        """Check the arguments."""
         if hangs and seconds is not None:
             check_seconds("seconds", seconds)
         if not hangs and not isinstance(error, BaseException | type):
@@ -228,7 +228,7 @@ class Fault:
         self._released = Event()
 
     def __repr__(self) -> str:
-        """Say what it is."""
+        """Say what goes wrong, and how often it has."""
         what = "hangs" if self._hangs else f"raises {shown(self._error)}"
         after = " after it was carried out" if self.when == "saved" else ""
         of = "" if self.key is _EVERY else f" of key {shown(self.key)}"
@@ -236,42 +236,42 @@ class Fault:
         return f"<Fault: {phase} {self._nth}{of} {what}{after}, happened {self.happened} times>"
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has happened; so, of one that hangs, until something does. Switches: yes.
+        """Wait until the fault has happened; if it hangs, until something hangs in it. Switches: yes.
 
         Args:
             timeout: Seconds; None waits for ever.
 
         Returns:
-            Whether it has.
+            Whether it has happened.
         """
         return self._begun.wait(timeout)
 
     def release(self) -> None:
-        """Let go on what hangs in it, and let it hang no more. Switches: no."""
+        """Let what hangs in it go on, and nothing hang in it any more. Switches: no."""
         self._released.set()
 
     def is_due(self, keys: Iterable[Hashable]) -> bool:
-        """Count a load or a save of *keys*, if it is for them: whether this is one that is to go wrong."""
+        """Count a load or save of *keys*, if it is for them. Return whether it is one to go wrong."""
         if self.key is not _EVERY and self.key not in keys:
             return False
         self._seen += 1
         return self._seen >= self._nth and (self._times is None or self._seen < self._nth + self._times)
 
     def hang(self) -> None:
-        """Wait, if that is what it does. Switches: yes."""
+        """Wait, if this fault hangs. Switches: yes."""
         if self._hangs:
             self._happen()
             self._released.wait(self._seconds)
 
     def error(self) -> BaseException | None:
-        """What is to be raised; None when it only hangs."""
+        """Return the error to raise, or None if the fault only hangs."""
         if self._error is None:
             return None
         self._happen()
         return self._error() if isinstance(self._error, type) else self._error.with_traceback(None)
 
     def go(self) -> None:
-        """Hang, and raise. Switches: yes."""
+        """Hang, then raise. Switches: yes."""
         self.hang()
         error = self.error()
         if error is not None:
@@ -279,7 +279,7 @@ class Fault:
 
     @property
     def is_of_one(self) -> bool:
-        """Whether only one key of a bulk fails."""
+        """Return whether only one key of a bulk fails."""
         return self.key is not _EVERY
 
     def _happen(self) -> None:
@@ -309,7 +309,7 @@ class _OpenOne(Around):
 
 
 class _Scope(Around):
-    """The scope of one key around that of the store."""
+    """The scope of one key, around the store's."""
 
     def __init__(self, plan: FaultPlan, keys: tuple[Hashable, ...], inner: Any) -> None:
         super().__init__(inner)
@@ -337,7 +337,7 @@ class _Scope(Around):
                 fault.go()
 
     def _leave(self, reason: BaseException) -> None:
-        with suppress(Exception):  # as the library does: what is made of a reason not to save is ignored
+        with suppress(Exception):  # as in the library, the scope's reaction is ignored
             self._inner.__exit__(type(reason), reason, reason.__traceback__)
 
 
@@ -362,7 +362,7 @@ class _OpenMany(Around):
 
 
 class _ScopeOfMany(_Scope):
-    """The scope of many keys around that of the store."""
+    """The scope of many keys, around the store's."""
 
     def __init__(
         self, plan: FaultPlan, keys: tuple[Hashable, ...], inner: Any, failed: dict[Hashable, BaseException]
@@ -373,7 +373,7 @@ class _ScopeOfMany(_Scope):
 
     def __enter__(self) -> Any:
         self._resources = self._inner.__enter__()
-        if isinstance(self._resources, MutableMapping):  # else the library says what is wrong with it
+        if isinstance(self._resources, MutableMapping):  # else the library reports what is wrong
             self._resources.update(self._failed)
         return self._resources
 
@@ -399,7 +399,7 @@ class _ScopeOfMany(_Scope):
             raise PartlySaved(lost)
 
     def _go(self, due: list[Fault], when: When, lost: dict[Any, Exception]) -> None:
-        """Have happen what is *due* then; note in *lost* what is for one key only."""
+        """Make the faults *due* at *when* happen; note errors of single keys in *lost*."""
         for fault in due:
             if fault.when != when:
                 continue

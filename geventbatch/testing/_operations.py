@@ -1,4 +1,4 @@
-"""A checker of operations: whether they may be run again, and leave behind nothing but what they are to change."""
+"""A checker of operations: whether they can be replayed, and change nothing but what they should."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHECKS: Final[frozenset[str]] = frozenset(get_args(Check))
 
 
 class ImpureOperation(AssertionError):
-    """What `check_operations` has found. The caller of the operation gets it, and of that nothing was saved."""
+    """A finding of `check_operations`. The operation's caller gets it, and nothing of the operation was saved."""
 
 
 @contextmanager
@@ -39,49 +39,49 @@ def check_operations(
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
     skip: Collection[Check] = (),
 ) -> Iterator[None]:
-    """Try each operation of *processors* twice, on copies of its resource, before it is applied; complain of bad ones.
+    """Try each operation of *processors* twice on copies of its resource before it is applied; refuse bad ones.
 
-    A batch may be replayed, and what its operations do to one resource is saved together. So an operation is refused,
-    with an `ImpureOperation` that says why, when
+    A batch may be replayed, and its operations' changes are saved together. So an operation is refused, with an
+    `ImpureOperation` that says why, if
 
-    - ``differs``: the second run returned or raised something else than the first, left the resource otherwise, or
-      added other rows: it depends on more than the resource and its arguments;
-    - ``arguments``: it changed a list, dict or set among its arguments: its caller sees what the first run makes of
-      them, and any other run gets them as they were;
-    - ``raised``: it raised one of the processor's ``clean_errors``, and has changed the resource: that would be saved
-      with the changes of the others;
-    - ``read_only``: it changed the resource, although it is ``run(…, read_only=True)``;
+    - ``differs``: the second run returned or raised something else than the first, left the resource in another state,
+      or added other rows: it depends on more than the resource and its arguments;
+    - ``arguments``: it changed a list, dict or set among its arguments: its caller sees the first run's changes, and
+      any other run gets the original arguments;
+    - ``raised``: it raised one of the processor's ``clean_errors`` after it had changed the resource: the change would
+      be saved with the others';
+    - ``read_only``: it changed the resource in spite of ``run(…, read_only=True)``;
     - ``replaces``: it returned a new object in place of the resource (of the same class, in another state; for a dict,
-      list or set one with all that the resource has, and more), and left the resource as it was: nobody keeps that
-      object, so change the resource in place;
+      list or set, one with all that the resource has, and more) and left the resource as it was: the new object is
+      lost, so change the resource in place;
     - ``aliases``: it put a list, dict, set or object among its arguments into the resource, which its caller still
-      has in its hands; or one list, dict or set into two places of the resource, which are one for the
-      operations behind it, and two after the next load;
+      holds; or it put one list, dict or set into two places of the resource, which stay one object until the next
+      load and are two afterwards;
     - ``computed``: it read an attribute that the database, or the ORM at each save, computes (a generated column, an
-      ``onupdate``, Django's ``auto_now``): behind an operation that has changed the row that is what was loaded, or has
-      to be loaded anew. What a model's own ``save`` or a trigger computes cannot be told;
-    - ``unfinished``: it returned a coroutine, a generator, or what else is still to run;
-    - ``shares``: what it returned is, or holds, an object that is part of the resource and can change: the operations
-      behind it have changed that by the time its caller looks. Return values, or copies.
+      ``onupdate``, Django's ``auto_now``): behind an operation that has changed the row, that is the loaded value,
+      or costs a load. What a model's own ``save`` or a trigger computes is not found;
+    - ``unfinished``: it returned a coroutine, a generator, or something else still to be run;
+    - ``shares``: its result is, or holds, an object of the resource that can change: later operations have changed
+      it by the time the caller looks. Return values, or copies.
 
-    With no *processors*, of all that this process has, those too that are made inside the block. Operations that were
-    admitted before go unchecked.
+    Without *processors*, all in this process are checked, those made inside the block too. Operations admitted before
+    the block are not checked.
 
     Args:
-        *processors: Whose operations.
-        copy: Copies a resource; `copy.deepcopy` unless given, by which a Django instance keeps its class.
-        state: Gives what is to be compared, by ``==``, of a resource, of what an operation returned, and of a row that
-            it added; unless given `state_of`: all that is in it, by value. For those that keep more than their state,
-            such as caches, or the time.
-        around: Gives the context manager in which both runs on copies are: a savepoint that is rolled back, where
-            operations write to the database by themselves.
-        skip: Checks, by the names above, that are not made.
+        *processors: The processors whose operations are checked.
+        copy: Copies a resource. By default `copy.deepcopy`, with which a Django instance keeps its class.
+        state: Returns what is compared, by ``==``, of a resource, a result, or an added row. By default `state_of`:
+            all that is in it, by value. Give one for objects that hold more than their state, such as caches, or
+            the time.
+        around: Returns the context manager around both runs on copies: a savepoint that is rolled back, if
+            operations send statements that write.
+        skip: Names of checks, as above, that are left out.
 
     Raises:
-        ImpureOperation: At the end of the block: there was one, and nobody has let it come here. Not when the block
-            raises.
+        ImpureOperation: At the end of the block, unless the block raises: an operation was refused, and its caller has
+            not let the error come here.
         TypeError: An argument is of a wrong type.
-        ValueError: *skip* names no such check.
+        ValueError: *skip* has a name of no check.
     Switches: no.
     """
     for name, value in (("copy", copy), ("state", state), ("around", around)):
@@ -96,19 +96,19 @@ def check_operations(
 
 
 class _Run(NamedTuple):
-    """What one run on a copy has come to."""
+    """The result of one run on a copy."""
 
     value: Any
     error: Exception | None
     resource: Any
     state: Any
     beside: tuple[Any, bool]  # the rows that it added; whether it deletes the resource
-    aliases: str | None  # what it put into the resource that is elsewhere too
-    computed: list[str]  # what it read that a save computes
-    unfinished: str | None  # what of its value is still to run
+    aliases: str | None  # what it put into the resource that is also elsewhere
+    computed: list[str]  # computed attributes that it read
+    unfinished: str | None  # what of its value is still to be run
 
     def outcome(self, state: Callable[[Any], Any]) -> Any:
-        """What can be compared with that of another run."""
+        """Return what is compared with another run's."""
         return state(self.value) if self.error is None else state_of(self.error)
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class _Run(NamedTuple):
 
 
 class _Checker:
-    """Runs operations, each three times: on two copies, and then as it was to be run."""
+    """Runs each operation three times: twice on copies, then as its caller wants it."""
 
     def __init__(
         self,
@@ -134,17 +134,17 @@ class _Checker:
         self.complaints: list[ImpureOperation] = []
 
     def see_operation(self, operation: Operation[Any]) -> None:
-        """Have *operation* checked whenever it is applied."""
-        from geventbatch._idempotency.once import Once  # which is slow to import
+        """Check *operation* whenever it is applied."""
+        from geventbatch._idempotency.once import Once  # slow to import
 
         once: Any = operation.callable
-        if type(once) is Once:  # it is known by its operation's name
+        if type(once) is Once:  # the idempotency key is tied to its operation's name
             once.operation = partial(self.run, once.operation, operation.read_only)
         else:
             operation.callable = partial(self.run, once, operation.read_only)
 
     def run(self, operation: Callable[..., Any], read_only: bool, resource: Any, *args: Any) -> Any:  # noqa: FBT001 - bound by a partial
-        """Apply *operation*, if there is nothing to be said against it."""
+        """Apply *operation*, unless a check refuses it."""
         called = f"{_name(operation)}({', '.join(['resource', *map(shown, args)])})"
         before = self._state(resource)
         given = state_of(_containers(args))
@@ -160,7 +160,7 @@ class _Checker:
         return operation(resource, *args)
 
     def _try(self, operation: Callable[..., Any], resource: Any, args: tuple[Any, ...]) -> _Run:
-        """Run it on a copy, and take back what it wanted of the store."""
+        """Run it on a copy, and take back what it asked of the store."""
         twin = self._copied(resource)
         twice = held_twice(twin, "resource")
         batch = batch_at_hand()
@@ -184,8 +184,7 @@ class _Checker:
         except Exception as error:
             raise TypeError(
                 f"check_operations cannot copy the resource {shown(resource)} ({said(error)}): pass copy=…, which "
-                "gives another "
-                "one in the same state"
+                "returns another one in the same state"
             ) from error
 
     def _findings(self, first: _Run, second: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
@@ -253,7 +252,7 @@ def _containers(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _aliases(resource: Any, args: tuple[Any, ...], before: dict[tuple[str, str], Any]) -> str | None:
-    """Say of the first thing that *resource* has, and somebody else or another place of it too, where it is."""
+    """Describe the first object in *resource* that is also in an argument or elsewhere in it; None if none is."""
     given: dict[int, tuple[Any, str]] = {}
     for number, one in enumerate(args, 1):
         changeable(one, f"argument {number}", given)
@@ -274,14 +273,14 @@ def _aliases(resource: Any, args: tuple[Any, ...], before: dict[tuple[str, str],
 
 
 def _row(row: Any, state: Callable[[Any], Any]) -> Any:
-    """What can be compared of a row beside the resource: not the statement or the table, of which SQLAlchemy's is."""
+    """Return what is compared of an added row: of a statement or table of SQLAlchemy's, the type only."""
     if isinstance(row, tuple):
         return [_row(one, state) for one in row]
     return type(row) if type(row).__module__.startswith("sqlalchemy.") else state(row)
 
 
 def _shared(value: Any, resource: Any) -> str | None:
-    """Say of the first thing that *value* has in common with *resource* where it is."""
+    """Describe the first object that *value* shares with *resource*; None if none is."""
     theirs = changeable(resource, "resource")
     for where, (_, path) in changeable(value, "result").items():
         if where in theirs:
@@ -290,7 +289,7 @@ def _shared(value: Any, resource: Any) -> str | None:
 
 
 def _name(operation: Any) -> str:
-    while isinstance(operation, partial):  # of this module
+    while isinstance(operation, partial):  # made by this module
         inner = [one for one in operation.args if callable(one)]
         operation = inner[0] if inner else operation.func
     operation = getattr(operation, "stands_for", operation)

@@ -1,4 +1,4 @@
-"""What an object is made of: its state, to be compared with that of a copy, and the parts of it that can change."""
+"""The parts of an object: its state, compared with a copy's, and the parts that can change."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WHOLE: Final = (type, Enum, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
-"""What is not looked into."""
+"""Types that are not looked into."""
 
 _THEIRS: Final = frozenset({"_state", "_sa_instance_state", "_sa_adapter"})
-"""Attributes in which Django and SQLAlchemy keep what they know of an instance, or of a list of them."""
+"""Attributes in which Django and SQLAlchemy keep their notes on an instance, or on a list of instances."""
 
 
 def copied(resource: Any) -> Any:
     """Copy *resource* with all that it holds.
 
-    A Django instance, for which `copy.deepcopy` asks Django, keeps its class: while a batch runs that is one whose
-    ``save`` writes nothing.
+    `copy.deepcopy` asks Django for the class of an instance. Here a Django instance keeps its class, which while a
+    batch runs is one whose ``save`` writes nothing.
     """
     if not _is_model(resource):
         return deepcopy(resource)
     kind: Any = type(resource)
-    twin = object.__new__(kind)  # the class makes instances of the model itself
+    twin = object.__new__(kind)  # past the class, which makes instances of the model itself
     twin.__dict__.update(deepcopy(vars(resource)))
     return twin
 
 
 def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
-    """Give what of *value* can be compared by ``==`` with that of a copy, whatever its classes say of equality.
+    """Return the state of *value*, to be compared by ``==`` with a copy's, even if its classes define no equality.
 
-    That is all that is in it, but for what a `cached_property` keeps, and what Django and SQLAlchemy note of an
-    instance.
+    The state is all that is in it, without the values of a `cached_property` and the notes of Django and SQLAlchemy on
+    an instance.
 
     Args:
         value: Anything.
@@ -62,7 +62,7 @@ def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
     elif isinstance(value, BaseException):
         content = state_of(value.args, seen)
     elif attributes is None:
-        # Of what has neither parts nor a notion of equality, such as a generator, only the class can be compared.
+        # A value with neither parts nor a notion of equality, such as a generator: only its class can be compared.
         kind: Any = type(value)
         has_only_identity = kind.__eq__ is object.__eq__ and value is not None and not isinstance(value, _WHOLE)
         return kind if has_only_identity else value
@@ -70,11 +70,11 @@ def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
 
 
 _STATE: Final = 3
-"""What a state has: the class, the content, the attributes."""
+"""The length of a state: class, content, attributes."""
 
 
 def difference(one: Any, other: Any, path: str) -> tuple[str, Any, Any]:
-    """Give where two states differ first, and what they have there."""
+    """Return the path at which two states first differ, and the two values there."""
     while True:
         parts, others = _states_in(one, path), _states_in(other, path)
         found = next((where for where in parts if where in others and parts[where] != others[where]), None)
@@ -94,7 +94,7 @@ def _states_in(state: Any, path: str) -> dict[str, Any]:
 
 
 def _in_short(state: Any) -> Any:
-    """What is worth a line: the number of what is in a list, the names of what is in anything else."""
+    """Return a state in one line: the number of parts of a list, else their names."""
     if not _is_state(state):
         return state
     kind, content, attributes = state
@@ -109,7 +109,7 @@ def _is_state(state: Any) -> bool:
 
 
 def changeable(value: Any, path: str, seen: dict[int, tuple[Any, str]] | None = None) -> dict[int, tuple[Any, str]]:
-    """Give what can change of *value*, itself too, by `id`: the object, and where it is."""
+    """Return the objects in *value*, itself too, that can change: by `id`, each with its path."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return seen
@@ -122,7 +122,7 @@ def changeable(value: Any, path: str, seen: dict[int, tuple[Any, str]] | None = 
 
 
 def held_twice(value: Any, path: str) -> dict[tuple[str, str], Any]:
-    """Give the lists, dicts and sets that are in two places of *value*, each by those."""
+    """Return the lists, dicts and sets that are in two places of *value*, by their two paths."""
     first: dict[int, str] = {}
     twice: dict[tuple[str, str], Any] = {}
     todo = [(value, path)]
@@ -150,7 +150,7 @@ def _parts(value: Any, attributes: dict[str, Any], path: str) -> Iterator[tuple[
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:
-    """What an instance has of its own, but for what it could compute again; None of what can have nothing."""
+    """Return an instance's own attributes but for cached ones; None for a value that has none."""
     if isinstance(value, _WHOLE):
         return None
     kind = type(value)
@@ -174,7 +174,7 @@ def _is_cache(kind: type, name: str) -> bool:
 
 
 def _is_value(value: Any) -> bool:
-    """Whether its class has a hash by value, as those have that do not change: `UUID`, frozen dataclasses."""
+    """Return whether its class hashes by value, as immutable classes do: `UUID`, frozen dataclasses."""
     kind: Any = type(value)
     return kind.__hash__ not in (None, object.__hash__) and not _is_model(value)
 

@@ -1,15 +1,15 @@
 """Time that a test controls, under gevent's own hub.
 
     with virtual_time() as clock:
-        caller = gevent.spawn(processor.run, "key", operation)
-        clock.advance(0.1)                      # a tenth of a virtual second, microseconds of a real one
+        caller = gevent.spawn(processor.run, "key", operation) clock.advance(0.1)                      # a tenth of a
+        virtual second, microseconds of a real one
 
 Inside the block ``hub.loop`` is a proxy whose timers are virtual: when nothing is ready to run, the time jumps to the
 next timer. ``gevent.sleep``, ``Timeout``, ``Event.wait(timeout)``, ``Queue.get(timeout)`` and the rest run unmodified.
 
 Only timers are virtual. Real watchers (sockets, subprocesses, threads) are passed through to the real loop, but never
-mix them with virtual time: a greenlet that waits for a socket is not ready, so the time jumps over its waiting at once,
-and whatever timeout there is fires first.
+mix them with virtual time: a greenlet that waits for a socket is not ready, so the time jumps ahead at once, and its
+timeout, if any, fires first.
 """
 
 # ruff: noqa: ARG002, FBT001, FBT002 - the proxies have gevent's signatures
@@ -57,7 +57,7 @@ def virtual_time(seed: int | None = None) -> Generator[VirtualTime, None, None]:
         RuntimeError: Inside another `virtual_time`, or in a thread other than the main one.
     Switches: no.
     """
-    hub: Any = gevent.get_hub()  # Any, because its loop is not declared to be replaceable
+    hub: Any = gevent.get_hub()  # its loop is not declared as replaceable
     if not hub.main_hub:
         raise RuntimeError("virtual_time() works in the main thread only: it replaces clocks that all threads share")
     if isinstance(hub.loop, _VirtualLoop):
@@ -69,13 +69,13 @@ def virtual_time(seed: int | None = None) -> Generator[VirtualTime, None, None]:
         yield VirtualTime(loop)
     finally:
         _clock.monotonic, _clock.wall = clocks
-        if hub.loop is loop:  # unless the hub was destroyed
+        if hub.loop is loop:  # else the hub was destroyed
             hub.loop = loop.real
         loop.end()
 
 
 class VirtualTime:
-    """The clock that `virtual_time` gives; not to be made by hand."""
+    """The clock of `virtual_time`; do not make one by hand."""
 
     def __init__(self, loop: _VirtualLoop) -> None:
         self._loop = loop
@@ -84,7 +84,7 @@ class VirtualTime:
         return f"<VirtualTime at {self.now()} s, {self.timers} timers>"
 
     def now(self) -> float:
-        """Virtual seconds since the block began, rounded to a nanosecond so that 0.1 three times is 0.3.
+        """Return the virtual seconds since the block began, rounded to a nanosecond so that 0.1 three times is 0.3.
 
         Switches: no.
         """
@@ -92,7 +92,7 @@ class VirtualTime:
 
     @property
     def timers(self) -> int:
-        """How many virtual timers are started, those of sleeping greenlets included; 0 when nothing leaked.
+        """The number of started virtual timers, those of sleeping greenlets included; 0 when nothing leaked.
 
         Switches: no.
         """
@@ -101,10 +101,10 @@ class VirtualTime:
     def advance(self, seconds: float) -> None:
         """Sleep for *seconds*, and return after everything else that happens until then.
 
-        That includes what is due at the very same time, and all that it makes ready; of several greenlets that advance
+        This includes all that is due at the very same time, and all that it makes ready. If several greenlets advance
         to one moment, the first returns first, and what it makes ready runs before the next returns. Returns exactly
-        *seconds* later, unless `spend` moved the time on further. Never returns if something is always ready, such as
-        a loop of ``gevent.sleep(0)``.
+        *seconds* later, unless `spend` moved the time on further. Never returns if something is always ready, such as a
+        loop of ``gevent.sleep(0)``.
 
         Args:
             seconds: How far, finite and not negative.
@@ -152,32 +152,32 @@ class _VirtualLoop:
 
     Guarantees:
 
-    - The time moves only when no callback is ready, no timer is due and nobody waits for that (or by `spend`).
-    - Timers with ``ref=False`` never keep the loop alive: they fire only on the way to one that does.
+    - The time moves only when no callback is ready, no timer is due and no `settle` waits for that; or by `spend`.
+    - Timers with ``ref=False`` never keep the loop alive: they fire only before one that does.
     - Timers that are due together fire together, before the callbacks that they make ready, as in the real loop.
     """
 
     def __init__(self, real: Any) -> None:
         self.real = real
         self.active = 0
-        self.iteration = 0  # turns in which a timer could fire, as it is in a real loop
-        """Started timers."""
+        """The number of started timers."""
+        self.iteration = 0  # turns in which a timer could fire, as in a real loop
         self._time = _MONOTONIC_START
         self._refs = 0  # started timers that keep the loop alive
         self._starts = 0  # timers ever started, which orders those of one moment
-        self._heap: list[_Entry] = []  # entries of stopped timers stay until they come to the top
+        self._heap: list[_Entry] = []  # keeps the entries of stopped timers until they come to the top
         self._settling: deque[Waiter[None]] = deque()
         self._ended = False
-        # Of the lowest priority, because the real loop runs it only when nothing of a higher one is pending.
+        # Of the lowest priority, so that the real loop runs it only when nothing else is pending.
         self._jumper = real.idle()
-        self._jumper.priority = real.MINPRI  # an argument is lost on the way in gevent's cffi loop
+        self._jumper.priority = real.MINPRI  # gevent's cffi loop loses it as an argument
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
     @property
     def error_handler(self) -> Any:
-        """The hub, while it runs: it sets this on the loop that it sees, but the real one reads it."""
+        """The real loop's, which reads it; a running hub sets it on the loop that it sees."""
         return self.real.error_handler
 
     @error_handler.setter
@@ -185,14 +185,14 @@ class _VirtualLoop:
         self.real.error_handler = value
 
     def now(self) -> float:
-        """Virtual seconds, on the scale of the virtual monotonic clock, so that deadlines are met without rounding."""
+        """Return virtual seconds on the scale of the virtual monotonic clock, so that deadlines are met exactly."""
         return self._time
 
     def wall(self) -> float:
         return self._time - _MONOTONIC_START + _WALL_START
 
     def update_now(self) -> None:
-        """Virtual time is never out of date."""
+        """Do nothing: virtual time is never out of date."""
 
     update = update_now
 
@@ -244,7 +244,7 @@ class _VirtualLoop:
         return False
 
     def _on_idle(self) -> None:
-        # libev comes here with callbacks left after it ran some for longer than the switch interval, libuv always.
+        # libev gets here with callbacks left if it ran some for longer than the switch interval; libuv always does.
         if self.real._callbacks:  # noqa: SLF001 - no public name says whether any is left
             return
         self.iteration += 1
@@ -257,7 +257,7 @@ class _VirtualLoop:
             self._time = due
             self._fire_due()
         else:
-            self._jumper.stop()  # so that a deadlock raises LoopExit
+            self._jumper.stop()  # a deadlock then raises LoopExit
 
     def _next_due(self) -> float:
         heap = self._heap
@@ -266,7 +266,7 @@ class _VirtualLoop:
         return heap[0][0] if heap else math.inf
 
     def _fire_due(self) -> None:
-        last = self._starts  # those started meanwhile wait for the next round, after the callbacks
+        last = self._starts  # timers started meanwhile wait for the next round, after the callbacks
         while self._next_due() <= self._time and self._heap[0][2] <= last:
             self._fire(heapq.heappop(self._heap))
             if self._interrupts_timers():
@@ -281,16 +281,16 @@ class _VirtualLoop:
             self.schedule(timer, max(due + timer.repeat, self._time))
         try:
             callback(*args)
-        except BaseException:  # what becomes of it is the hub's decision, as in the real loop
+        except BaseException:  # the hub decides, as in the real loop
             self.real.handle_error(timer, *sys.exc_info())
         if not timer.active:
             timer.stop()
 
 
 class _ShuffledLoop(_VirtualLoop):
-    """Runs what is ready in an order that a seed decides.
+    """Runs what is ready in an order decided by a seed.
 
-    Each ready callback has one call of `_run_one` queued in the real loop; the call runs any of those that are ready.
+    Each ready callback queues one call of `_run_one` in the real loop, which runs any ready callback.
     """
 
     def __init__(self, real: Any, seed: int) -> None:
@@ -328,14 +328,14 @@ class _ShuffledLoop(_VirtualLoop):
             return
         try:
             callback(*args)
-        except BaseException:  # what becomes of it is the hub's decision, as in the real loop
+        except BaseException:  # the hub decides, as in the real loop
             self.real.handle_error(chosen, *sys.exc_info())
         finally:
             chosen.args = None
 
 
 class _Callback:
-    """What `run_callback` gives back, with the life that gevent expects of it.
+    """The result of `run_callback`, with the life that gevent expects of it.
 
     Pending until it is called; true until it has returned.
     """
@@ -363,7 +363,7 @@ class _Callback:
 
 
 class _VirtualTimer:
-    """A timer of a virtual loop, with the ways of libev's, gevent's default.
+    """A timer of a virtual loop that behaves like libev's, gevent's default.
 
     So starting an active one changes its callback and not its time, and one that was stopped goes on where it was.
     (Under libuv it would begin anew; code that works under both makes a new timer.)
@@ -378,15 +378,15 @@ class _VirtualTimer:
             raise ValueError(f"repeat must be positive or zero: {repeat!r}")
         self.loop = loop
         self.repeat = repeat
-        self.priority = priority  # without effect: timers of one moment fire in the order they were started
+        self.priority = priority  # without effect: timers of one moment fire in the order of their start
         self._ref = bool(ref)
         self._closed = False
         self.after = after
-        """Seconds left, unless it is active."""
+        """Seconds left, while it is not active."""
         self.callback: Any = None
         self.args: Any = None
         self.entry: _Entry | None = None
-        """Its place in the loop's heap while it is active."""
+        """Its entry in the loop's heap, while it is active."""
 
     def __enter__(self) -> Self:
         return self
@@ -404,7 +404,7 @@ class _VirtualTimer:
 
     @property
     def pending(self) -> bool:
-        """Never: it goes from active to called in one step."""
+        """Return False: it goes from active to called in one step."""
         return False
 
     @property
@@ -451,4 +451,4 @@ class _VirtualTimer:
 
 
 _Entry = tuple[float, float, int, _VirtualTimer]
-"""When it is due, what decides among equals, its number, and the timer. Void unless it is the timer's own entry."""
+"""Due time, tie-breaker, number, timer. Void unless it is the timer's own entry."""
