@@ -1,8 +1,8 @@
 """Time that a test controls, under gevent's own hub.
 
     with virtual_time() as clock:
-        caller = gevent.spawn(processor.run, "key", operation) clock.advance(0.1)                      # a tenth of a
-        virtual second, microseconds of a real one
+        caller = gevent.spawn(processor.run, "key", operation)
+        clock.advance(0.1)                      # a tenth of a virtual second, microseconds of a real one
 
 Inside the block ``hub.loop`` is a proxy whose timers are virtual: when nothing is ready to run, the time jumps to the
 next timer. ``gevent.sleep``, ``Timeout``, ``Event.wait(timeout)``, ``Queue.get(timeout)`` and the rest run unmodified.

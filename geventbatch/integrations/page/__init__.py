@@ -1,10 +1,10 @@
-"""A page of what the processors do at this moment, for one's own admin: a WSGI application.
+"""A page with the present state of the processors, for one's own admin: a WSGI application.
 
     page = Page(allow=lambda environ: environ.get("REMOTE_ADDR") == "127.0.0.1")
 
-It shows rates, the hottest keys, how big batches are, where their time goes, what hangs and since when, and what has
-failed of late. It knows of the process that answers: under several workers each has numbers of its own. docs/page.md
-says how it is mounted.
+It shows rates, the hottest keys, the sizes of batches, where their time goes, what hangs and since when, and recent
+failures. It is about the process that answers: under several workers, each has its own numbers. docs/page.md says how
+to mount it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["Page"]
 
 
 class Page:
-    """A WSGI application that shows what processors do. It begins to count when it is made.
+    """A WSGI application that shows the state of processors. It counts from its making on.
 
     Args:
-        allow: ``allow(environ)`` says who may see it. Whatever it gives but True is a 403 without content.
-        processors: Those that it shows; by default all of the process, those that are made later too.
+        allow: ``allow(environ)`` returns True for a viewer who may see it. Anything else is answered by an empty 403.
+        processors: The processors to show; by default all in the process, those made later too.
 
     Raises:
         TypeError: *allow* cannot be called, or one of *processors* is no `Processor`.
@@ -76,16 +76,16 @@ class Page:
         _seam.watch(processor, seen)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Be the WSGI application. Switches: no; *allow* may, and what a key's class does to show it."""
+        """Answer as a WSGI application. Switches: no; but *allow* may, and the `repr` of a key."""
         status, headers, body = self.answer(environ)
         start_response(status, headers)
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
     def answer(self, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Give status, headers and body: for a view of a framework that mounts no WSGI application.
+        """Return status, headers and body: for a view of a framework that mounts no WSGI application.
 
         Raises:
-            Exception: What *allow* raised.
+            Exception: The error that *allow* raised.
         Switches: as *allow* does.
         """
         if self._allow(environ) is not True:
@@ -96,7 +96,7 @@ class Page:
         return "200 OK", [("Content-Type", "text/html; charset=utf-8"), *HEADERS, _length(body)], body
 
     def _html(self) -> str:
-        # All is gathered before anything is shown: what shows a key may be of the user's, and switch.
+        # Gather everything first: showing a key may run code of the user's, which may switch.
         gathered = sorted(
             (
                 Gathered(processor.name, _state_of(processor), processor.stats(), seen.now(), live_of(processor))
@@ -108,7 +108,7 @@ class Page:
 
 
 def _empty(status: str, *headers: tuple[str, str]) -> tuple[str, list[tuple[str, str]], bytes]:
-    # A content type, since WSGI wants one wherever there might be content.
+    # With a content type, which WSGI wants wherever there might be content.
     return status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store"), *headers, _length(b"")], b""
 
 

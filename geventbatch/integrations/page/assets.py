@@ -1,4 +1,4 @@
-"""What a page is made of besides what it shows: its style, its script, and the headers that let in nothing else."""
+"""The page's style, its script, and the headers that let in nothing else."""
 
 from __future__ import annotations
 

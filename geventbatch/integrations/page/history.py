@@ -1,6 +1,6 @@
-"""What a page keeps of each processor that it shows, and what it finds there at this moment.
+"""What a page remembers of each processor that it shows, and how it reads the present state.
 
-What is kept of a batch when it ends has a size that does not grow: the last minute in buckets of a second.
+Of batches that have ended, it keeps the last minute in buckets of a second: its size does not grow.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from geventbatch._watch.stats import LiveBatch
 
 SPAN: Final = 60
-"""Seconds that are looked back on."""
+"""The seconds that a page looks back on."""
 
 RATE_SPAN: Final = 10
-"""Seconds that a rate is of."""
+"""The seconds over which a rate is taken."""
 
 LONG: Final = 1.0
-"""Seconds from which on a running batch is said to hang."""
+"""The seconds after which a running batch counts as hanging."""
 
 KEYS: Final = 128
-"""Keys that are counted by name for each ten seconds: each is counted too low by less than a 128th of all."""
+"""Keys counted by name in each ten seconds. Each count is too low by less than a 128th of all."""
 
 _SLICE: Final = 10
 SIZES: Final = 14
@@ -45,12 +45,12 @@ _MOST_KEYS: Final = 10
 _MOST_FAILED: Final = 20
 _MOST_STRANGE: Final = 1024
 LONGEST: Final = 300
-"""Characters of a key, a name or an error."""
+"""The most characters shown of a key, a name or an error."""
 
 PARTS: Final = ("queue wait", "load", "operations", "save", "other")
 
 _PLAIN: Final = frozenset({str, bytes, int, float, bool, type(None), uuid.UUID, decimal.Decimal, dt.date, dt.datetime})
-"""Of these, ``__hash__`` and ``__eq__`` cannot switch."""
+"""Types whose ``__hash__`` and ``__eq__`` cannot switch."""
 
 
 def _is_plain(key: Any) -> bool:
@@ -79,11 +79,11 @@ class _Keys:
     def __init__(self, at: int) -> None:
         self.at = at
         # -- mutable state ---------------------------------------------------------------------------------
-        self.total = 0  # of all keys
+        self.total = 0  # operations of all keys
         self.counts: dict[Hashable, int] = {}
 
     def add(self, key: Hashable, operations: int) -> None:
-        """Count; what all keys beyond `KEYS` have is taken from each, now and then."""
+        """Count the operations. If there are too many keys, drop the smallest, and lower the others by as much."""
         counts = self.counts
         counts[key] = counts.get(key, 0) + operations
         if len(counts) >= 2 * KEYS:
@@ -106,10 +106,10 @@ class _Failed(NamedTuple):
 
 
 class Seen:
-    """What a page has seen of one processor: its watcher.
+    """What a page has seen of one processor, as its watcher.
 
-    It takes no lock: threads share it with ``batching=False``, and may lose a count, and nothing else. No code of
-    the user's runs in `publish`.
+    It takes no lock. Threads share it with ``batching=False``; they may lose a count, but nothing else. `publish` runs
+    no code of the user's.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Seen:
         self._began = clock.monotonic()
         self._seconds = [_Second(-SPAN - 1)] * (SPAN + 1)
         self._keys: deque[_Keys] = deque([_Keys(-SPAN)], maxlen=SPAN // _SLICE)
-        self._strange: deque[tuple[int, Hashable, int]] = deque(maxlen=_MOST_STRANGE)  # keys of the user's own classes
+        self._strange: deque[tuple[int, Hashable, int]] = deque(maxlen=_MOST_STRANGE)  # of users' classes
         self._failed: deque[_Failed] = deque(maxlen=_MOST_FAILED)
 
     def publish(self, metric: BatchMetric) -> None:
@@ -151,7 +151,7 @@ class Seen:
             self._keep_failed(metric)
 
     def close(self) -> None:
-        """Keep what there is: it goes out of date by itself. Switches: no."""
+        """Do nothing: the numbers go out of date by themselves. Switches: no."""
 
     def _count_key(self, now: int, key: Hashable, operations: int) -> None:
         keys = self._keys[-1]
@@ -182,7 +182,7 @@ class Seen:
         )
 
     def now(self) -> Minute:
-        """Sum up the last minute. Switches: no."""
+        """Return the sums of the last minute. Switches: no."""
         if self._epoch != process.here.epoch:
             self._restart()
         now = int(clock.monotonic())
@@ -213,12 +213,12 @@ class Seen:
 
 
 class Minute(NamedTuple):
-    """What there is to be shown; a rate is of `RATE_SPAN`, all else of `SPAN`."""
+    """The numbers to show. A rate is over `RATE_SPAN`, everything else over `SPAN`."""
 
     watched: float
     operations_rate: float
     batches_rate: float
-    line: list[int]  # operations by second, the last one last
+    line: list[int]  # operations by second, the latest last
     operations: int
     batches: int
     raised: int
@@ -232,35 +232,35 @@ class Minute(NamedTuple):
     failures: list[_Failed]
 
     def hottest(self) -> list[tuple[Hashable, int]]:
-        """Rank the keys. Switches: only where ``__hash__`` or ``__eq__`` of a key do."""
+        """Return the keys with the most operations. Switches: only if ``__hash__`` or ``__eq__`` of a key does."""
         sums: dict[Hashable, int] = {}
         for counts in (*self.counted, self.strange):
             for key, count in counts:
                 try:
                     sums[key] = sums.get(key, 0) + count
-                except Exception:  # noqa: S112 - of a key of the user's, which has no place then
+                except Exception:  # noqa: S112 - a user's key that cannot be counted
                     continue
         return sorted(sums.items(), key=itemgetter(1), reverse=True)[:_MOST_KEYS]
 
 
 class Live(NamedTuple):
-    """What runs or waits at this moment."""
+    """The batches that run or wait at this moment."""
 
     queued: int
     running: int
-    oldest: float | None  # how long the one has waited that was queued first
+    oldest: float | None  # seconds that the first queued batch has waited
     hanging: int
     shown: list[tuple[int, LiveBatch]]
 
 
 def live_of(processor: Processor[Any]) -> Live:
-    """Look at the live batches once, and closely at a few of those that hang. Switches: no."""
+    """Read the live batches once, and the details of a few that hang. Switches: no."""
     state = _seam.dispatcher_of(processor)
     now = clock.monotonic()
     queued, oldest = 0, now
     running = []
     for batch in state.batches():
-        attempt = batch.attempt  # once: in another thread it may be gone next
+        attempt = batch.attempt  # once: in another thread it may be gone the next moment
         if attempt is not None:
             running.append((attempt.started, batch))
         else:

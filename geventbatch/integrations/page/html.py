@@ -1,4 +1,4 @@
-"""How a page shows a processor."""
+"""The HTML of a processor on the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Gathered(NamedTuple):
-    """All that is shown of one processor."""
+    """All values shown of one processor."""
 
     name: str
     state: str
@@ -31,7 +31,7 @@ class Gathered(NamedTuple):
 
 
 def document(gathered: list[Gathered], problems: Iterable[SetupProblem]) -> str:
-    """Return the whole of it."""
+    """Return the page."""
     names = [one.name for one in gathered]
     sections = ["".join(_section(one._replace(name=_numbered(names, place)))) for place, one in enumerate(gathered)]
     told = [f'<p class="bad" role="alert">{_text(str(problem))}</p>' for problem in problems]
@@ -46,7 +46,7 @@ def document(gathered: list[Gathered], problems: Iterable[SetupProblem]) -> str:
 
 
 def _numbered(names: list[str], place: int) -> str:
-    """Tell processors of one name apart."""
+    """Return a name that tells processors of one name apart."""
     name = names[place]
     return name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
 
@@ -194,7 +194,7 @@ def _key(key: object) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what is not ours, and bound it."""
+    """Escape a text from elsewhere, and bound its length."""
     return escape(text if len(text) <= LONGEST else text[:LONGEST] + "…")
 
 

@@ -121,7 +121,7 @@ class RedisStore(Generic[R]):
 
     @property
     def keeps_outcomes(self) -> bool:
-        """Whether it records the outcomes of operations with an idempotency key."""
+        """Return whether it records the outcomes of operations with an idempotency key."""
         return self._resources.outcome_milliseconds is not None
 
     @property

@@ -1,4 +1,4 @@
-"""Resources of many keys that are loaded from Redis together and saved together, each by a script of its own."""
+"""Resources of many keys, loaded from Redis together and saved together, each by a script of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class BulkRedis(Generic[R]):
-    """The ``open_resources`` of a `Processor`: resources of many keys."""
+    """The ``open_resources`` of a `Processor`: opens resources of many keys."""
 
     keeps_outcomes = False
     """It takes no operations with idempotency keys."""
@@ -32,21 +32,21 @@ class BulkRedis(Generic[R]):
         return f"<in bulk: {self._store!r}>"
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkScope[R]:
-        """Open the resources at *keys*: what a processor calls. Switches: no."""
+        """Return the scope of the resources at *keys*. Switches: no."""
         return BulkScope(self._resources, [self.normalize_key(key) for key in keys])
 
     def normalize_key(self, key: Hashable) -> str:
-        """As `RedisStore.normalize_key`. Switches: no."""
+        """Return *key* as `RedisStore.normalize_key` does. Switches: no."""
         return self._store.normalize_key(key)
 
 
 class BulkScope(Generic[R]):
-    """One batch of each of many keys: entering loads, leaving saves those that are left."""
+    """The scope of one batch for each of many keys: entering loads, exiting saves."""
 
     deletes = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    _loaded: dict[str, Any]  # what is in Redis
+    _loaded: dict[str, Any]  # the hashes as loaded
     _resources: dict[str, Any]
 
     def __init__(self, resources: Resources[R], keys: list[str]) -> None:
@@ -70,12 +70,12 @@ class BulkScope(Generic[R]):
         return self._resources
 
     def checkpoint(self) -> object:
-        """Copy what the operations of the key at hand have made. Raises `CannotUndo`. Switches: no."""
+        """Copy the current key's resource. Raises `CannotUndo`. Switches: no."""
         key: Any = current_batch().key
         return self._common.checkpoint(key, self._loaded[key], self._resources[key])
 
     def restore(self, checkpoint: Any) -> Any:
-        """Give the resource of the key at hand as it was then, or as loaded. Raises `CannotUndo`. Switches: no."""
+        """Return the current key's resource as at *checkpoint*, or at the load. Raises `CannotUndo`. Switches: no."""
         key: Any = current_batch().key
         if checkpoint is None:
             resource = self._common.made_again(key, self._loaded[key], self._resources[key])

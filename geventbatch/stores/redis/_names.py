@@ -1,4 +1,4 @@
-"""What the outcomes of a resource are called in Redis: beside it in a cluster, and never as those of another one."""
+"""Names of a resource's outcomes in Redis: in the same slot of a cluster, and different from any other resource's."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import re
 from typing import Final
 
 _TAG: Final = re.compile(rb"^[^{]*\{[^}]+\}")
-"""By what is between these braces, where they are, a cluster knows the slot of a key."""
+"""Matches a hash tag: a cluster finds the slot of a key by what is between these braces."""
 
 _WORD: Final = b"idempotency"
 _MARK: Final = b":idempotency:"
 
 
 def has_tag(resource: bytes) -> bool:
-    """Whether a cluster knows the slot of *resource* by a part of it."""
+    """Return whether a cluster finds the slot of *resource* by a hash tag in it."""
     return _TAG.search(resource) is not None
 
 
 def outcome_name(resource: bytes, idempotency_key: bytes) -> bytes:
-    """The name of the outcome of the operation on *resource* that had the *idempotency_key*.
+    """Return the name of the outcome of the operation on *resource* with *idempotency_key*.
 
-    Of no two pairs is it the same. A resource without braces is put into some: the first one that closes is its end. A
-    name with a tag stands there as it is, where there can be no doubt where it ends. All others have a space in front
-    of the word, which an idempotency key never has: so the last space is their end.
+    No two pairs have the same name. A resource without braces is put into some, so the first closing brace is its end.
+    A name with a tag is kept as it is, if its end is certain. All other names have a space in front of the word, which
+    an idempotency key never has, so the last space is their end.
     """
     if b"{" not in resource and b"}" not in resource:
         return b"{%b}%b%b" % (resource, _MARK, idempotency_key)
@@ -34,6 +34,6 @@ def outcome_name(resource: bytes, idempotency_key: bytes) -> bytes:
 
 
 def _is_clear(resource: bytes, idempotency_key: bytes) -> bool:
-    """Whether *resource* ends at the only mark, and is not what another one is with braces around it."""
+    """Return whether *resource* surely ends at the mark, and is no other resource in braces."""
     in_braces = resource.startswith(b"{") and resource.endswith(b"}")
     return not in_braces and _WORD not in resource and _MARK not in b":" + idempotency_key

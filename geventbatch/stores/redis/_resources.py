@@ -1,4 +1,4 @@
-"""What the scopes of one store in Redis have in common: names, encodings, how long what is saved lives."""
+"""The common part of a Redis store's scopes: names, encodings, and how long a value lives."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Resources(Generic[R]):
-    """What the scopes of one store have in common."""
+    """The common part of one store's scopes."""
 
     server: Server
     prefix: bytes
     encode: Callable[[R], str | bytes]
     decode: Callable[[bytes], R]
     check: Callable[[Any], None] | None
-    """Raises what says what the encoding of a resource has lost."""
+    """Raises an error that names what the encoding of a resource loses."""
     missing: Literal["raise"] | Making
     milliseconds: int | None
-    """That a resource lives after its last change."""
+    """How long a resource lives after its last change; None: its expiry is left alone."""
     outcome_milliseconds: int | None
-    """That an outcome is kept."""
+    """How long an outcome is kept; None: none is recorded."""
     kept: Kept[State] | None
 
     def take(self, key: str) -> State | None:
-        """What is kept, if it is."""
+        """Take the cached state of *key*, if there is one."""
         return None if self.kept is None else self.kept.take(key)
 
     def keep(self, key: str, state: State) -> None:
-        """Keep what is there now; but what has no token, since a hash that is made anew may look the same."""
+        """Cache *state*; not without a token, since a hash that is made anew may look the same."""
         if self.kept is not None and state.value is not None and state.saves:
             self.kept.put(key, state)
 
     def load(self, key: str) -> State:
-        """What is in Redis."""
+        """Return the state of the hash of *key*."""
         found = self.server.load(self.name(key))
         return State.of(key, *found)
 
     def resource_of(self, key: str, state: State) -> R:
-        """Decode it, or make it."""
+        """Return the decoded resource, or a new one if there is no value."""
         if state.value is not None:
             try:
                 return self.decode(state.value)
@@ -72,20 +72,20 @@ class Resources(Generic[R]):
         raise ResourceMissing(f"there is no {shown(key)} in Redis", key=key)
 
     def checkpoint(self, key: str, loaded: State, resource: R) -> tuple[Callable[[Any], R], bytes | State]:
-        """What *resource* is now, as nobody can change it, and what makes it of that. Raises `CannotUndo`."""
+        """Return a function and its argument, which make *resource* as it is now. Raises `CannotUndo`."""
         if self.check is not None:
             try:
                 return _json.unpacked, _json.packed(resource)
-            except ValueError:  # there is something in it that is not all gone when it is encoded, or that cannot be
+            except ValueError:  # some of it is lost by encoding, or cannot be encoded
                 pass
         try:
             value = self.encoded(key, resource, loaded.value)
             return partial(self.made_again, key), replace(loaded, value=value)
-        except Rejected as error:  # the operation whose fault that is learns of it in the save
+        except Rejected as error:  # the save tells the operation that is to blame
             raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
 
     def made_again(self, key: str, state: State, held: object = None) -> R:
-        """Decode it once more, or make it, in place of the one that is *held*. Raises `CannotUndo`."""
+        """Decode the resource again, or make it again, in place of *held*. Raises `CannotUndo`."""
         try:
             made = self.resource_of(key, state)
             if state.value is None and self.missing != "raise":
@@ -95,7 +95,7 @@ class Resources(Generic[R]):
             raise CannotUndo(f"{shown(key)} cannot be made once more as it was: {said(error)}") from error
 
     def save(self, key: str, loaded: State, resource: R, batch: Batch) -> State:
-        """Write what the batch has made of it, if that is something else, and give what is there then."""
+        """Write the batch's value, if it has changed, and outcomes; return the new state."""
         try:
             value = self.value_of(key, loaded, resource, batch)
         except Rejected:
@@ -107,7 +107,7 @@ class Resources(Generic[R]):
         return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
 
     def _refuse_repeated(self, key: str, batch: Batch) -> None:
-        """Raise `Repeated` if outcomes are there already: whoever has come again is not judged by what is there now."""
+        """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the present state."""
         if batch.outcomes:
             try:
                 found = self.recorded(key, batch.outcomes)
@@ -117,25 +117,25 @@ class Resources(Generic[R]):
                 raise Repeated(f"{shown(key)} was not saved: an idempotency key is there", outcomes=found)
 
     def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
-        """What the batch has made of it."""
+        """Return the batch's value of the resource; None if it is to be deleted."""
         if not batch.completed:
             return loaded.value
         return None if batch.deleted else self.encoded(key, resource, loaded.value)
 
     def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
-        """What is in Redis at each of them, or what went wrong there."""
+        """Return the state of each key, or the error of its load."""
         commands = {key: ("EVAL", LOAD, 1, self.name(key)) for key in keys}
         found: dict[str, State | Exception] = {}
         for key, answer in self._exchange(commands, batch).items():
             try:
-                # Alone, the client tries again, and looks where a key has moved to.
+                # Alone: the client retries, and finds out where a key has moved to.
                 found[key] = self.load(key) if isinstance(answer, Exception) else State.of(key, *answer)
             except Exception as error:
                 found[key] = error
         return found
 
     def save_all(self, changes: dict[str, tuple[State, bytes | None]], batch: Batch) -> dict[str, Exception]:
-        """Write these values, each if it is still as it was loaded; give what those fail with that were not."""
+        """Write these values, each if its key is unchanged since the load; return the errors of the others."""
         saves = {key: Save(self.server, key, self.name(key), loaded, batch) for key, (loaded, _) in changes.items()}
         commands = {
             key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
@@ -150,7 +150,7 @@ class Resources(Generic[R]):
         return failed
 
     def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
-        """Send them, to each node its own as one message, each once; give the answers, or errors in their place."""
+        """Send each node its commands as one message, once; return the answers, or errors in their place."""
         answers: dict[str, Any] = {}
         by_pool: dict[int, tuple[Any, dict[str, tuple[Any, ...]]]] = {}
         for key, command in commands.items():
@@ -165,7 +165,7 @@ class Resources(Generic[R]):
         return answers
 
     def compare(self, key: str, kept: State) -> None:
-        """Raise a `Conflict` unless it is there as it was kept."""
+        """Raise a `Conflict` unless the hash is as it was cached."""
         try:
             there = self.load(key)
         except (RedisError, RedisClusterException, ValueError) as error:
@@ -174,7 +174,7 @@ class Resources(Generic[R]):
             raise Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
 
     def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
-        """What is recorded of operations with them."""
+        """Return the recorded outcomes of operations with *idempotency_keys*."""
         wanted = self._recorded_at(key, idempotency_keys).names
         found = self.server.load_outcomes(self.name(key), list(wanted.values()))
         return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told}
@@ -185,11 +185,11 @@ class Resources(Generic[R]):
         return Recorded(names, self.outcome_milliseconds or 0)
 
     def name(self, key: str) -> bytes:
-        """What the hash of *key* is called."""
+        """Return the name of the hash of *key*."""
         return self.prefix + key.encode(errors="surrogateescape")
 
     def encoded(self, key: str, resource: R, last: bytes | None) -> bytes:
-        """The value of *resource*, which was *last* before."""
+        """Return the value of *resource*, which was *last* before."""
         try:
             made = self.encode(resource)
             value = made.encode() if isinstance(made, str) else bytes(memoryview(made))

@@ -1,4 +1,4 @@
-"""What is in a hash, and a save of it, which finds out what became of it."""
+"""The state of a hash, and a save of it, which finds out whether it was written."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from geventbatch.stores.redis._server import Server
 
 _TOO_SHORT: Final = 0.01
-"""Seconds, in which no question is worth asking any more."""
+"""Seconds before the deadline within which no question is worth asking."""
 
 _LONGEST_PAUSE: Final = 0.2
-"""Seconds between two questions that were not answered."""
+"""Seconds between two unanswered questions, at most."""
 
 _REFUSALS: Final = re.compile(
     r"script|^(NOTSAVED|NOPERM|OOM|MISCONF|READONLY|WRONGTYPE|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|CROSSSLOT|BUSY|NOAUTH)\b"
 )
-"""In the errors of the script itself, which has written nothing then, and of a server that has not begun it. Some
-proxies answer an error of their own when they have lost a server."""
+"""Errors of the script itself, which has then written nothing, and of a server that has not begun it. Other errors do
+not count: a proxy that has lost a server may answer an error of its own."""
 
 _REFUSED: Final = (
     ClusterCrossSlotError,
@@ -49,29 +49,29 @@ _REFUSED: Final = (
     OutOfMemoryError,
     ReadOnlyError,
 )
-"""The same, where the driver has taken the word off."""
+"""The same errors, where the driver removes the word."""
 
 _LONGEST_VERSION: Final = 100
-"""Digits. Nobody has saved as often; but Python refuses to read a number of thousands of them."""
+"""Digits. No resource is saved as often, but Python refuses to read a number of thousands of digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Where those are that a save records."""
+    """The places of the outcomes that a save records."""
 
     names: dict[str, bytes]
-    """By idempotency key."""
+    """The names in Redis by idempotency key."""
     milliseconds: int
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is in a hash."""
+    """The state of a hash."""
 
     value: bytes | None
     version: bytes
     saves: bytes
-    """``version:token`` for each of the last saves, ``version!token`` for a fence, spaces between them."""
+    """The last saves, separated by spaces: ``version:token`` each, or ``version!token`` for a fence."""
 
     @classmethod
     def of(cls, key: str, value: bytes | None, version: bytes | None, saves: bytes | None) -> State:
@@ -82,14 +82,14 @@ class State:
         return cls(value, version or b"", saves or b"")
 
     def is_trace(self) -> bool:
-        """Whether it is what is left of a resource, or a fence, and expires."""
+        """Return whether only a deleted resource's rest, or a fence, is left, which expires."""
         return self.value is None and bool(self.version or self.saves)
 
     def compared(self) -> tuple[bytes, bytes, int]:
         return self.version, self.saves, int(self.value is not None)
 
     def followed_by(self, mark: str) -> tuple[int, bytes]:
-        """The version and the saves after one more, which writes *mark*."""
+        """Return the version and the saves after one more save, which writes *mark*."""
         version = int(self.version or 0) + 1
         return version, b" ".join([*self.saves.split()[1 - KEPT_SAVES :], f"{version}{mark}".encode()])
 
@@ -98,7 +98,7 @@ class State:
 
 
 class Save:
-    """One attempt to write, which knows itself again by its token."""
+    """One attempt to write, which recognises itself by its token."""
 
     def __init__(self, server: Server, key: str, name: bytes, loaded: State, batch: Batch) -> None:
         self._server = server
@@ -109,9 +109,9 @@ class Save:
         self._token = token_hex(8)
 
     def write(self, value: bytes | None, lives: str | int, outcomes: Recorded) -> State:
-        """Compare and set, once, and give what is there then.
+        """Compare and set, once; return the new state.
 
-        Raises `NotSaved`, `Conflict`, or the driver's error when that stays unknown.
+        Raises `NotSaved`, `Conflict`, or, if the outcome stays unknown, the driver's error.
         """
         written, arguments = self.prepared(value, lives)
         kept = self._batch.outcomes
@@ -125,21 +125,21 @@ class Save:
         return written
 
     def prepared(self, value: bytes | None, lives: str | int) -> tuple[State, list[Any]]:
-        """What is there when it is written, and what the script is given."""
+        """Return the state after the write, and the script's arguments."""
         version, saves = self._loaded.followed_by(f":{self._token}")
         arguments: list[Any] = [*self._loaded.compared(), version, saves, lives]
         arguments += (0, b"") if value is None else (1, value)
         return State(value, b"%d" % version, saves), arguments
 
     def command(self, arguments: list[Any]) -> tuple[Any, ...]:
-        """What is sent."""
+        """Return the command to send."""
         return ("EVAL", SAVE, 1, self._name, *arguments)
 
     def understand(self, answer: object, idempotency_keys: list[str]) -> None:
-        """Return when the *answer*, or the driver's error in its place, means that it was written. Else raise."""
+        """Return if the *answer*, or the driver's error in its place, means that it was written. Raise else."""
         if isinstance(answer, NotSaved):
             raise answer
-        if isinstance(answer, (AskError, TryAgainError)):  # loading again finds the new place
+        if isinstance(answer, (AskError, TryAgainError)):  # the next load finds the new place
             raise Conflict(f"{shown(self._key)} is moving to another node, nothing was saved: {answer}") from answer
         if isinstance(answer, ResponseError) and _has_written_nothing(answer):
             raise NotSaved(f"Redis refused to save {shown(self._key)}, nothing was written: {answer}") from answer
@@ -155,7 +155,7 @@ class Save:
             raise self._conflict()
 
     def _resolve(self, lost: RedisError) -> None:
-        """Return when it was written, raise a `Conflict` when it was not and never will be, else raise *lost*."""
+        """Return if it was written. Raise `Conflict` if it was not and never will be, else *lost*."""
         arguments = (
             *self._loaded.compared(),
             *self._loaded.followed_by(f"!{self._token}"),
@@ -176,7 +176,7 @@ class Save:
                 return
             if answer == b"unknown":
                 break
-            if answer == b"fenced" and isinstance(lost, ResponseError):  # again it would be the same
+            if answer == b"fenced" and isinstance(lost, ResponseError):  # a replay would meet the same error
                 raise NotSaved(f"{shown(self._key)} was not saved, nothing was written: {lost}") from lost
             raise self._conflict() from lost
         lost.add_note(f"It is unknown whether {shown(self._key)} was saved.")
@@ -187,19 +187,19 @@ class Save:
         return Conflict(f"{shown(self._key)} was changed since version {version}, nothing was saved")
 
     def _ask(self, script: str, *arguments: object, beside: tuple[bytes, ...] = ()) -> object:
-        """Send a script, once, with the keys *beside* that of the resource, and give what it returns.
+        """Send a script, once, for the resource and the keys *beside* it; return its answer.
 
         Raises:
             NotSaved: It was not sent.
             ResponseError: The server refused it.
-            RedisError: It is unknown what became of it.
+            RedisError: The outcome is unknown.
         """
         command = ("EVAL", script, 1 + len(beside), self._name, *beside, *arguments)
         seconds = self._batch.remaining() * PART
         try:
             with lent(self._pool(), seconds, self._batch, shown(self._key)) as connection:
                 return answer(connection, command)
-        except AskError as error:  # or MOVED, which is one of them
+        except AskError as error:  # or MOVED, a subclass
             pool = self._server.pool_at(error.host, error.port)
             if pool is None:
                 raise
@@ -210,7 +210,7 @@ class Save:
     def _pool(self) -> Any:
         try:
             return self._server.pool_of(self._name)
-        except (RedisError, RedisClusterException) as error:  # as far as the client knows, nobody has the slot
+        except (RedisError, RedisClusterException) as error:  # as far as the client knows, no node has the slot
             raise NotSaved(f"no node for {shown(self._key)}, it was not saved: {said(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""The scope of one batch over one resource in Redis."""
+"""The scope of one batch on one resource in Redis."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ R = TypeVar("R")
 
 
 class Scope(Generic[R]):
-    """Entering loads, leaving saves, leaving with an exception does nothing. It holds no connection in between."""
+    """Loads on entering, saves on exiting; does nothing on exiting with an error. It holds no connection in between."""
 
     deletes: Final = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    reused: bool  # it was not loaded: the save has to compare, also when there is nothing to save
+    reused: bool  # cached, not loaded: the save must compare even if there is nothing to save
     _loaded: State
-    _last: State  # behind the last step
+    _last: State  # after the last step
     _resource: R
 
     def __init__(self, resources: Resources[R], key: str) -> None:
@@ -43,11 +43,11 @@ class Scope(Generic[R]):
     # -- an operation that raised ----------------------------------------------------------------------------
 
     def checkpoint(self) -> object:
-        """Copy what the operations so far have made. Raises `CannotUndo`. Switches: no."""
+        """Copy the present resource. Raises `CannotUndo`. Switches: no."""
         return self._resources.checkpoint(self._key, self._loaded, self._resource)
 
     def restore(self, checkpoint: Any) -> R:
-        """Give the resource as it was then, or as it was loaded. Raises `CannotUndo`. Switches: no."""
+        """Return the resource as it was at *checkpoint*, or at the load. Raises `CannotUndo`. Switches: no."""
         if checkpoint is None:
             self._resource = self._resources.made_again(self._key, self._loaded, self._resource)
         else:
@@ -59,27 +59,27 @@ class Scope(Generic[R]):
 
     @property
     def steps(self) -> bool:
-        """Whether each operation can be judged by itself."""
+        """Return whether each operation can be judged by itself."""
         return not self.reused
 
     def begin_steps(self) -> None:
-        """Be ready to go back to what was loaded. Switches: no."""
+        """Make the loaded state the one to go back to. Switches: no."""
         self._last = self._loaded
 
     def keep(self) -> None:
-        """Encode what an operation has made. Switches: no."""
+        """Encode the resource after an operation. Switches: no."""
         value = self._resources.encoded(self._key, self._resource, self._last.value)
         self._last = replace(self._last, value=value)
 
     def undo(self) -> R:
-        """Give the resource as it was behind the last step. Switches: no."""
+        """Return the resource as it was after the last step. Switches: no."""
         self._resource = self._resources.resource_of(self._key, self._last)
         return self._resource
 
     # ---------------------------------------------------------------------------------------------------------
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
-        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        """Return the recorded outcomes of operations with these idempotency keys. Switches: yes."""
         return self._resources.recorded(self._key, keys)
 
     def __exit__(
@@ -94,7 +94,7 @@ class Scope(Generic[R]):
         self._resources.keep(self._key, saved)
 
     def _reuse(self) -> bool:
-        """Take what is kept, if it is."""
+        """Take the cached state, and return whether there was one that can be decoded."""
         kept = self._resources.take(self._key)
         if kept is None:
             return False
@@ -102,5 +102,5 @@ class Scope(Generic[R]):
         try:
             self._resource = self._resources.resource_of(self._key, kept)
         except Exception:
-            return False  # nobody is told so before it was loaded
+            return False  # no caller is told before a true load
         return True

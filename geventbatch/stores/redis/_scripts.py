@@ -1,23 +1,23 @@
-"""The scripts that load and save, and why a save may be told from every other one.
+"""The scripts that load and save, and how a save recognises itself.
 
-A hash holds the ``value``, a ``version`` that counts the saves, and ``saves``: which version each of the last few saves
-has made, each with a token of its own. One script compares version and saves with what was loaded, and writes all
-three, so a save is one message, and a script that arrives twice writes once.
+A hash holds the ``value``, a ``version`` that counts the saves, and ``saves``: the versions of the last few saves, each
+with its token. One script compares version and saves with the loaded ones, and writes all three. So a save is one
+message, and a script that arrives twice writes once.
 
-When the answer to it is lost, the script may have run, may never run, or may run later: it can wait in a buffer of the
-network or the server. So it does not help to look what is there. Another script, on another connection, decides:
+If its answer is lost, the script may have run, may never run, or may run later: it can wait in a buffer of the network
+or the server. So it does not help to look at the hash. Another script, on another connection, decides:
 
 - The save's own token is among ``saves``: it was written. That is success.
-- The hash is as it was loaded: not yet. The script counts the version up (a fence), so that the save, should it still
-  arrive, finds another version and writes nothing. Then certainly nothing is written, and the batch replays. Asked a
-  second time, since this answer may be lost too, it finds the fence and says the same.
-- Others have saved since, and the save that was loaded is still among ``saves``: then all that came after it is there
-  too, and the own token is not. It can never be written any more: a conflict.
-- Else (the hash was deleted, has expired or was lost with its server; somebody else saved more often than ``saves``
-  goes back) nobody knows. The driver's error goes up as it is.
+- The hash is as it was loaded: it was not written yet. The script counts the version up (a fence). Should the save
+  still arrive, it finds another version and writes nothing. So certainly nothing is written, and the batch replays. If
+  this answer is lost too, the script is sent again, finds the fence and answers the same.
+- Others have saved since, and the last loaded save is still among ``saves``: then every later save is there too, and
+  the own token is not. The save can never be written any more: a conflict.
+- Else the outcome is unknown: the hash was deleted, has expired or was lost with its server, or others have saved more
+  often than ``saves`` goes back. The driver's error goes up as it is.
 
-A version that began anew after a deletion would make an old save fit again. So a deleted resource leaves its version
-and saves for some minutes, without a value. The same is the fence where there was nothing.
+If the version began anew after a deletion, an old save could fit again. So a deleted resource leaves its version and
+saves, without a value, for some minutes. A fence for a missing resource is the same.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from __future__ import annotations
 from typing import Final
 
 KEPT_SAVES: Final = 8
-"""So many saves a hash remembers: it is long enough for those that others make while one looks for a lost answer."""
+"""How many saves a hash remembers: enough for those that others make during the search for a lost answer."""
 
 TRACE_MILLISECONDS: Final = 600_000
-"""How long what has no value stays. Longer than a message can be delayed: TCP gives up after a quarter of that."""
+"""How long a hash without a value stays. TCP gives a message up after a quarter of that."""
 
-# A script, since it goes to the primary also where a client reads from replicas, and past a client's own cache.
+# A script, since it goes to the primary even if a client reads from replicas, and past a client's own cache.
 LOAD: Final = "return redis.call('HMGET', KEYS[1], 'value', 'version', 'saves')"
 
 LOAD_OUTCOMES: Final = """
@@ -39,7 +39,7 @@ for i = 2, #KEYS do found[i - 1] = redis.call('GET', KEYS[i]) end
 return found
 """
 
-# Of both scripts the first three arguments are the version, the saves and whether there was a value, as loaded.
+# Of SAVE and RESOLVE, the first three arguments are the version, the saves and whether there was a value, as loaded.
 _IS_AS_LOADED: Final = """
 local found = redis.call('HMGET', KEYS[1], 'version', 'saves')
 local version, saves = found[1] or '', found[2] or ''
@@ -48,14 +48,14 @@ local as_loaded = version == ARGV[1] and saves == ARGV[2]
 """
 
 # Then: the new version, the new saves, milliseconds to live ('' leaves it, '0' is for ever), 1 and the value, or 0 and
-# '' when it goes. Then, where outcomes are to be recorded at the other keys: their milliseconds to live, and the
-# outcomes, a line each. (`unpack` takes no more than some thousands.)
+# '' to delete it. Then, if outcomes are to be recorded at the other keys: their milliseconds to live, and the outcomes,
+# a line each. (`unpack` takes no more than some thousands.)
 #
-# What a script has written stays when a later command of it is refused. So HSET, which is the save, comes when each
-# other command was let through once without changing what anybody reads: a user may lack the right to one of them. Only
-# the outcomes stand before it; if it is refused, they are made to expire, by the command that has just recorded them.
-# Behind it nothing can fail but to give a trace its end. A server that has no memory, that may not write, or that is no
-# primary refuses the first command that writes, or none.
+# If a later command is refused, a script's earlier writes stay. So HSET, which is the save, comes after each other
+# command has been let through once without a visible change: a user may lack the right to one of them. Only the
+# outcomes are written before it. If it is refused, they are made to expire, by the command that has just recorded them.
+# After it, nothing can fail but the expiry of a trace. A server that has no memory, may not write, or is no primary
+# refuses the first command that writes, or none.
 SAVE: Final = (
     _IS_AS_LOADED
     + """
@@ -111,8 +111,8 @@ return 1
 """
 )
 
-# Then: the new version, the new saves with a fence in place of a save, the save's own token, the last save that was
-# loaded, milliseconds to live of a hash that is nothing but a fence.
+# Then: the new version, the new saves with a fence instead of a save, the save's own token, the last loaded save, and
+# the milliseconds to live of a hash that is only a fence.
 RESOLVE: Final = (
     _IS_AS_LOADED
     + """

@@ -1,4 +1,4 @@
-"""What is asked of redis-py: connections of its pools, on which a script is sent once, and not waited for too long."""
+"""Connections of redis-py's pools: a script is sent on one of them once, and the wait for its answer is bounded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from geventbatch import Batch
 
 PART: Final = 0.75
-"""Of the time that remains, the part that one question may take, so that another one can follow it."""
+"""The part of the remaining time that one question may take, so that another can follow."""
 
 
 class Server:
-    """One server, or the primary that a sentinel knows."""
+    """One server, or the primary of a sentinel."""
 
     def __init__(self, client: Redis | RedisCluster) -> None:
-        self._client: Any = client  # the driver does not type what is asked of it here
+        self._client: Any = client  # the driver's types lack what is used here
 
     def __repr__(self) -> str:
         return repr(self._client)
@@ -49,11 +49,11 @@ class Server:
         return None
 
     def look_again(self, _name: bytes, /) -> None:
-        """A question was not answered: the pool connects to whoever is there now."""
+        """Do nothing: the pool connects anew to the present server."""
 
 
 class Cluster(Server):
-    """Nodes, of which the primary of the key's slot is the one."""
+    """A cluster, of which the primary of the key's slot is asked."""
 
     def pool_of(self, name: bytes, /) -> Any:
         return self._pool(self._client.get_node_from_key(name))
@@ -63,7 +63,7 @@ class Cluster(Server):
         return self._pool(self._client.get_node(host=host, port=port))
 
     def look_again(self, name: bytes, /) -> None:
-        """Have the client ask all nodes, which it does when its own does not answer."""
+        """Have the client ask all nodes, as it does when its own does not answer."""
         with suppress(RedisError, RedisClusterException):
             self.load(name)
 
@@ -73,7 +73,7 @@ class Cluster(Server):
 
 @contextmanager
 def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
-    """A connection that waits for no answer longer than *seconds*, and is given back as it was, or closed."""
+    """Lend a connection that waits at most *seconds* for an answer; return it unchanged, or closed."""
     connection = _taken(pool, seconds, batch, what)
     try:
         _bound(connection, seconds)
@@ -81,7 +81,7 @@ def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
     except ResponseError:
         raise
     except BaseException:
-        # In the middle of an answer, perhaps. Newer drivers have closed it already.
+        # Perhaps in the middle of an answer. Newer drivers have closed it already.
         connection.disconnect()
         raise
     finally:
@@ -90,8 +90,8 @@ def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
 
 
 def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:
-    # Connecting has retries of the driver's own, which may take longer than we have; nothing has been sent then.
-    # Who runs alone may be in a thread without a hub, or in one that blocks: no timer is of use there.
+    # The driver retries a connect, perhaps for too long; nothing has been sent by then. An unbatched operation may be
+    # in a thread without a hub, or in one that blocks, where a timer does not work.
     timer = None if batch.alone else gevent.Timeout.start_new(seconds)
     try:
         return take_connection(pool)
@@ -112,7 +112,7 @@ def take_connection(pool: Any) -> Any:
 
 @cache
 def _is_told_commands(get_connection: Callable[..., Any]) -> bool:
-    """Before redis-py 5.3 a pool asked for the name of a command, from then on it does not want it."""
+    """Return whether the pool takes the name of a command, as before redis-py 5.3."""
     parameters = list(signature(get_connection).parameters.values())[1:]
     return any(one.kind is Parameter.POSITIONAL_OR_KEYWORD and one.default is Parameter.empty for one in parameters)
 
@@ -123,7 +123,7 @@ def answer(connection: Any, command: tuple[object, ...]) -> object:
 
 
 def exchange(pool: Any, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
-    """Send all of them on one connection, and give what each was answered, or the error that took its place."""
+    """Send all commands on one connection; return each answer, or the error in its place."""
     answers: dict[str, Any] = {}
     seconds = batch.remaining() * PART
     try:
@@ -140,11 +140,11 @@ def exchange(pool: Any, commands: dict[str, tuple[Any, ...]], batch: Batch) -> d
 
 
 def _bound(connection: Any, seconds: float | None) -> None:
-    """Have it wait for no answer longer than *seconds*; None for as long as its client says.
+    """Bound the wait for an answer to *seconds*; None: to the client's own bound.
 
-    The driver has no other way: its own ``socket_timeout`` counts when it connects.
+    The driver offers no other way: its ``socket_timeout`` counts from the connect.
     """
-    connection = getattr(connection, "_conn", connection)  # of a client with a cache of its own
+    connection = getattr(connection, "_conn", connection)  # of a client with a cache
     of_client = connection.socket_timeout
     if seconds is None or (of_client is not None and of_client < seconds):
         seconds = of_client
