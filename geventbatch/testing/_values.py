@@ -34,19 +34,19 @@ def copied(resource: Any) -> Any:
     return twin
 
 
-def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
+def state_of(value: Any) -> Any:
     """Return the state of *value*, to be compared by ``==`` with a copy's, even if its classes define no equality.
 
     The state is all that is in it, without the values of a `cached_property` and the notes of Django and SQLAlchemy on
     an instance.
 
-    Args:
-        value: Anything.
-        seen: Not for users.
-
     Switches: no.
     """
-    seen = {} if seen is None else seen
+    return _state_of(value, {})
+
+
+def _state_of(value: Any, seen: dict[int, int]) -> Any:
+    """Do so inside of a value; a number stands for each object that was *seen* before."""
     if id(value) in seen:
         return ("seen", seen[id(value)])
     attributes = _attributes(value)
@@ -54,19 +54,19 @@ def state_of(value: Any, seen: dict[int, int] | None = None) -> Any:
         seen[id(value)] = len(seen)
     content: Any = ()
     if isinstance(value, dict):
-        content = {key: state_of(one, seen) for key, one in value.items()}
+        content = {key: _state_of(one, seen) for key, one in value.items()}
     elif isinstance(value, (list, tuple, deque)):
-        content = [state_of(one, seen) for one in value]
+        content = [_state_of(one, seen) for one in value]
     elif isinstance(value, (set, frozenset)):
         content = value if all(_attributes(one) is None for one in value) else len(value)
     elif isinstance(value, BaseException):
-        content = state_of(value.args, seen)
+        content = _state_of(value.args, seen)
     elif attributes is None:
         # A value with neither parts nor a notion of equality, such as a generator: only its class can be compared.
         kind: Any = type(value)
         has_only_identity = kind.__eq__ is object.__eq__ and value is not None and not isinstance(value, _WHOLE)
         return kind if has_only_identity else value
-    return type(value), content, {name: state_of(one, seen) for name, one in (attributes or {}).items()}
+    return type(value), content, {name: _state_of(one, seen) for name, one in (attributes or {}).items()}
 
 
 _STATE: Final = 3
