@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from geventbatch import Batch, Processor, current_batch
 from geventbatch._core.batch import Batch as Inner
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from geventbatch.testing import state_of
 from tests.support.django_project.start import database  # noqa: F401 - it sets Django up
 
 from tests.support.django_project.bank.models import Account  # isort: skip - after Django is set up
@@ -108,3 +109,22 @@ def test_a_store_shows_what_is_for_users_and_what_a_processor_asks_and_nothing_e
     for store, names in shown.items():
         assert public(store) == sorted(asked | names)
     engine.dispose()
+
+
+@pytest.mark.parametrize("given", [("sqlite://",), ("sqlite://", "trains"), (sa.Column,)])
+def test_a_sqlalchemy_store_that_is_made_by_its_class_says_what_makes_one(given: tuple[Any, ...]) -> None:
+    make: Any = SQLAlchemyStore
+    with pytest.raises(TypeError, match=r"make a store by SQLAlchemyStore\.documents\(engine, table\), or by "):
+        make(*given)
+
+
+# -- what tests have ------------------------------------------------------------------------------------------------
+
+
+def test_state_of_takes_the_value_and_nothing_else() -> None:
+    assert [*inspect.signature(state_of).parameters] == ["value"]
+    circle: list[Any] = [1]
+    circle.append(circle)
+    other: list[Any] = [1]
+    other.append(other)
+    assert state_of(circle) == state_of(other) != state_of([1, [1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Never, TypeVar, overload
 
 import sqlalchemy as sa
 
@@ -41,19 +41,19 @@ from geventbatch.stores.sqlalchemy._mapping import (
 )
 from geventbatch.stores.sqlalchemy._mode import mode_of, on_server
 from geventbatch.stores.sqlalchemy._outcome_table import idempotency_table, outcome_table
+from geventbatch.stores.sqlalchemy._parts import Parts
 from geventbatch.stores.sqlalchemy._session import session_factory
 from geventbatch.stores.sqlalchemy._tenants import prepared
 from geventbatch.stores.sqlalchemy._transaction import transaction_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable
     from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
-    from geventbatch.stores._reuse import Kept, Reuse
-    from geventbatch.stores._sql.outcomes import OutcomeTable
+    from geventbatch.stores._reuse import Reuse
     from geventbatch.stores.sqlalchemy._mode import Mode
 
 __all__ = ["SQLAlchemyStore", "idempotency_table"]
@@ -94,34 +94,26 @@ class SQLAlchemyStore(Generic[ResourceT]):
         keeps_outcomes: Whether it records the outcomes of operations with an idempotency key.
     """
 
-    def __init__(  # noqa: PLR0913 - not for users, who have two constructors with names
-        self,
-        open_scope: Callable[[Any], AbstractContextManager[ResourceT]],
-        *,
-        engine: sa.Engine,
-        table: sa.Table,
-        columns: Sequence[sa.ColumnElement[Any]],
-        mode: Mode,
-        idempotency: sa.Table | None = None,
-        outcomes: OutcomeTable | None = None,
-        kept: Kept[Any] | None = None,
-        bulk: BulkDocuments | None = None,
-        tenant: Callable[[], Hashable] | None = None,
-    ) -> None:
-        """Not to be called: use `documents` or `mapped`."""
-        check_functions((), tenant=tenant)
-        self.table: Final = table
-        self.mode: Final[Mode] = mode
-        self.keeps_outcomes: Final = idempotency is not None
-        self._idempotency = idempotency
-        self._outcomes = outcomes
-        self._kept = kept
-        self._bulk = bulk
-        self._tenant = tenant
-        self._engine = engine
-        self.on_server: Final = on_server(engine)
-        self._open_scope = open_scope
-        self._columns = [key_column(column, engine.dialect) for column in columns]
+    def __init__(self, parts: Parts[ResourceT], *_: Never, **__: Never) -> None:
+        """Not for users: `documents` and `mapped` make a store."""
+        if not isinstance(parts, Parts):
+            raise TypeError(
+                "SQLAlchemyStore() is not for users: make a store by SQLAlchemyStore.documents(engine, table), or by "
+                "SQLAlchemyStore.mapped(engine, Class)"
+            )
+        check_functions((), tenant=parts.tenant)
+        self.table: Final = parts.table
+        self.mode: Final[Mode] = parts.mode
+        self.keeps_outcomes: Final = parts.idempotency is not None
+        self.on_server: Final = on_server(parts.engine)
+        self._idempotency = parts.idempotency
+        self._outcomes = parts.outcomes
+        self._kept = parts.kept
+        self._bulk = parts.bulk
+        self._tenant = parts.tenant
+        self._engine = parts.engine
+        self._open_scope = parts.open_scope
+        self._columns = [key_column(column, parts.engine.dialect) for column in parts.columns]
 
     def __repr__(self) -> str:
         """Name its table, its mode and its database."""
@@ -259,8 +251,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
             outcomes=outcomes,
             kept=kept,
         )
-        return SQLAlchemyStore(
-            partial(DocumentScope, documents),
+        parts = Parts(
+            open_scope=partial(DocumentScope, documents),
             engine=engine,
             table=shown,
             columns=[shown.c.key],
@@ -270,6 +262,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             kept=kept,
             bulk=BulkDocuments(documents, shown, [key_column(shown.c.key, engine.dialect)]),
         )
+        return SQLAlchemyStore(parts)
 
     @classmethod
     def mapped(  # noqa: PLR0913 - options are keywords of one constructor
@@ -375,8 +368,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         BatchConnection.watch(engine)
         scope: Any = partial(MappedScope, mapping)
         columns = [attribute.property.columns[0] for attribute in attributes]
-        return SQLAlchemyStore(
-            scope,
+        parts = Parts(
+            open_scope=scope,
             engine=engine,
             table=mapper.local_table,
             columns=columns,
@@ -385,6 +378,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             outcomes=outcomes,
             tenant=tenant,
         )
+        return SQLAlchemyStore(parts)
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
         """Open the resource at *key*: what a processor calls. Switches: no; entering and leaving what it gives does."""
