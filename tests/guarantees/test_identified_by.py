@@ -16,8 +16,8 @@ from flask import Flask
 from geventbatch import IdempotencyKeyReused, Processor
 from geventbatch._idempotency.value_text import describe
 from geventbatch.integrations.flask import GeventBatch
-from tests.guarantees.test_idempotency import Keeping
 from tests.support.callers import answer_of
+from tests.support.keeping_store import Keeping
 from tests.support.recording_store import Store
 
 if TYPE_CHECKING:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
-from enum import StrEnum
+from enum import Flag, StrEnum
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,8 +21,10 @@ from django.utils.safestring import SafeString
 
 from geventbatch._idempotency.error_text import decode_error, encode_error
 from geventbatch._idempotency.value_text import decode, describe, encode
-from tests.support.plain import Class, Taken, Ticket
+from tests.support.plain import OPERATIONS, VALUES, Class, Taken, Ticket, Train
+from tests.support.recording_store import add
 
+ROOT = Path(__file__).parents[2]
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
@@ -74,6 +81,11 @@ class Named(StrEnum):
     A = "a"
 
 
+class Rights(Flag):
+    READ = 1
+    WRITE = 2
+
+
 class Strict(ValidationError):
     pass
 
@@ -116,13 +128,17 @@ def same(one: Any, other: Any) -> None:
         Marked("required", "required"),
         {"a": [Marked("x", "y")], SafeString("b"): (time(1, fold=1),)},
         Named.A,
-        Class.FIRST,
         Ticket(1, SafeString("Ann")),
+        (Rights.READ | Rights.WRITE, Rights(0)),
+        *VALUES,
     ],
     ids=repr,
 )
 def test_a_value_comes_back_as_it_was(value: Any) -> None:
-    found = decode(encode(value))
+    text = encode(value)
+    assert text.isascii()
+    assert "\n" not in text
+    found = decode(text)
     same(found, value)
     if isinstance(value, (datetime, time)):
         assert found.fold == value.fold
@@ -148,6 +164,16 @@ def test_a_value_comes_back_as_it_was(value: Any) -> None:
 def test_a_value_that_would_not_come_back_as_it_is_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, AttributeError)):
         encode(value)
+
+
+def test_what_is_no_plain_value_is_refused() -> None:
+    @dataclass
+    class Local:
+        number: int
+
+    for value in (object(), {1}, [object()], Local(1), add, Train, range(3)):
+        with pytest.raises(TypeError, match="is none of None, bool"):
+            encode(value)
 
 
 @pytest.mark.parametrize(
@@ -261,3 +287,17 @@ def test_what_tells_arguments_from_others_is_what_it_was() -> None:
     assert describe(len, argued) == (
         'builtins:len({"~datetime":"2026-10-25T02:30:00+01:00"},"a",{"~time":"01:00:00+01:00"})'
     )
+
+
+def test_each_operation_is_told_from_all_others_in_the_same_way_in_every_process() -> None:
+    told = [describe(operation, args) for operation, args in OPERATIONS]
+    assert len(set(told)) == len(OPERATIONS)
+    for seed in ("1", "2"):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.support.programs.describe"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        shown = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
+        assert json.loads(shown.stdout) == told
+
+
+def test_the_order_of_a_dictionary_is_no_other_argument() -> None:
+    assert describe(add, ({"a": 1, "b": {1: 2, 3: 4}},)) == describe(add, ({"b": {3: 4, 1: 2}, "a": 1},))

@@ -12,8 +12,8 @@ import gevent
 import pytest
 
 from geventbatch import Processor
-from tests.guarantees.test_idempotency import Keeping
 from tests.support.callers import answer_of
+from tests.support.keeping_store import Keeping
 from tests.support.recording_store import Store, add
 
 if TYPE_CHECKING:

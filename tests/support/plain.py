@@ -43,6 +43,10 @@ class Odd(Exception):
     pass
 
 
+def refuse_seat(resource: Any) -> None:
+    raise Taken(5)
+
+
 class Train:
     def book(self, seat: int, passenger: str = "") -> None: ...
 
