@@ -1,4 +1,4 @@
-"""The exception of an alarm. It is not compiled: what gevent makes of a Timeout is not for mypyc to lay out."""
+"""The exception of an alarm. It is not compiled, since mypyc cannot extend gevent's `Timeout`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class MaxDuration(gevent.Timeout):
-    """Thrown at the deadline: its name is what a user reads in the traceback of what was interrupted."""
+    """Thrown at the deadline. Users read its name in the traceback of interrupted code."""
 
-    timer: Any  # the stubs do not know what gevent's timers have
+    timer: Any  # the stubs lack attributes of gevent's timers
 
     def __init__(self, alarm: Alarm, seconds: float) -> None:
         """Belong to *alarm*."""
@@ -24,7 +24,7 @@ class MaxDuration(gevent.Timeout):
         self._alarm.ring(previous, ex)
 
     def again(self, seconds: float, previous: Any, ex: Any) -> None:
-        """Ring once more, for *previous*, in *seconds*."""
+        """Ring once more in *seconds*; *previous* and *ex* are gevent's arguments."""
         self.timer.close()
         self.timer = gevent.get_hub().loop.timer(seconds, priority=-1)
         self.timer.start(self._on_expiration, previous, ex, update=True)

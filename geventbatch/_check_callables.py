@@ -1,4 +1,4 @@
-"""What users pass as functions, looked at at the door: whether it can be called so, and does its work then."""
+"""Checks, at the door, of the functions that users pass: can they be called so, and do they work when called?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STORE: Final = (
 
 
 LAZY: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType, map, filter})
-"""Types of what has not run yet. (Others that can be awaited have an ``__await__``.)"""
+"""Types of values whose code has not run yet. (Other such types have an ``__await__``.)"""
 
 
 def close(value: object) -> None:
@@ -31,7 +31,7 @@ def close(value: object) -> None:
 
 
 def refuse_lazy(name: str, value: object) -> None:
-    """Raise if *value*, which the option *name* gave, is still to run."""
+    """Raise if the code of *value*, which the option *name* returned, has not run yet."""
     kind = type(value)
     if kind in LAZY or hasattr(kind, "__await__") or goes_on(value):
         close(value)
@@ -42,7 +42,7 @@ def refuse_lazy(name: str, value: object) -> None:
 
 
 def goes_on(value: object) -> bool:
-    """Whether it stands for what another greenlet or thread still does."""
+    """Return whether *value* stands for work that another greenlet or thread still does."""
     if isinstance(value, Greenlet):
         return value is not getcurrent() and not value.ready()
     return hasattr(type(value), "add_done_callback")
@@ -52,7 +52,7 @@ _PLAIN: Final = "write a plain function (def, without async and yield), which ha
 
 
 def check_function(name: str, value: Any, *takes: str) -> None:
-    """Raise unless *value*, the option *name*, can be called with what it *takes*, and has done its work then."""
+    """Raise unless *value*, the option *name*, can be called with the arguments *takes*, and works when called."""
     if not callable(value):
         raise TypeError(f"{name} is {named(value)}, but must be callable")
     _check_arguments(name, value, takes)
@@ -65,14 +65,14 @@ def check_function(name: str, value: Any, *takes: str) -> None:
 
 
 def check_functions(takes: tuple[str, ...], **given: Any) -> None:
-    """Raise unless the options *given* can be called with what each of them *takes*, but for those that are None."""
+    """Raise unless each option in *given* is None, or can be called with the arguments *takes*."""
     for name, value in given.items():
         if value is not None:
             check_function(name, value, *takes)
 
 
 def check_opener(name: str, value: Any, takes: str) -> None:
-    """Raise unless *value*, the option *name*, can give a context manager."""
+    """Raise unless *value*, the option *name*, can return a context manager."""
     if not callable(value) or isinstance(value, ContextDecorator):
         called = "; this is what one has given already: pass it without a call" if _is_scope(value) else ""
         raise TypeError(f"{name} is {named(value)}, but must be callable: {_STORE}{called}")
@@ -89,7 +89,7 @@ def check_opener(name: str, value: Any, takes: str) -> None:
 
 
 def check_missing(missing: Any) -> None:
-    """Raise unless *missing* is "raise", or makes a resource when it is called with a key."""
+    """Raise unless *missing* is "raise", or a callable that makes a resource of a key."""
     if missing == "raise":
         return
     if not callable(missing):
@@ -103,7 +103,7 @@ def check_missing(missing: Any) -> None:
 
 
 _PYTHONS_OWN: Final = frozenset({"builtins", "collections"})
-"""Modules whose classes make of a key whatever they make of anything, such as a list of its letters."""
+"""Modules whose classes take a key for contents: `list` makes a list of its letters, say."""
 
 
 def check_no_store(name: str, value: Any) -> None:
@@ -115,20 +115,20 @@ def check_no_store(name: str, value: Any) -> None:
 
 
 class Told(NamedTuple):
-    """What is known of a load and a save, of one key or of many. They have it as ``told_of_pair``."""
+    """The facts about a load and save pair, of one key or of many: its attribute ``told_of_pair``."""
 
     load: Any
-    """The function, or None."""
+    """The function that loads, or None."""
     saves: bool
     compares: bool
 
 
 NOT_OPENED: Final = object()
-"""In place of a scope that has not been opened."""
+"""Stands for a scope that has not been opened."""
 
 
 def no_scope(name: str, given: object) -> TypeError | None:
-    """Say that what the option *name* has *given* is no context manager, if that is so."""
+    """Return a `TypeError` if *given*, which the option *name* returned, is no context manager; else None."""
     if given is NOT_OPENED or _is_scope(given):
         return None
     if hasattr(given, "__aenter__"):
@@ -142,19 +142,19 @@ def no_scope(name: str, given: object) -> TypeError | None:
 
 
 def check_scope(name: str, given: object) -> None:
-    """Raise that."""
+    """Raise the error of `no_scope`, if there is one."""
     error = no_scope(name, given)
     if error is not None:
         raise error
 
 
 def blame_opener(error: BaseException, name: str, given: object) -> BaseException:
-    """Give *error*, which opening and entering have raised; or what it comes from, if that was no context manager."""
+    """Return *error*, which opening and entering have raised; or its reason, if *given* is no context manager."""
     return (no_scope(name, given) if type(error) is AttributeError else None) or error
 
 
 def _makes_no_scope(kind: type) -> bool:
-    """Whether instances of *kind* are no context managers; not where what it makes may be something else."""
+    """Return whether calling *kind* returns no context manager. False if the call may return any other object."""
     own: Any = kind.__new__
     is_plain = type(kind).__call__ is type.__call__ and type(own) is BuiltinFunctionType
     return is_plain and not _is_scope(kind) and not hasattr(kind, "__getattr__")
@@ -170,7 +170,7 @@ _CONTEXT_MANAGER: Final = contextmanager(lambda: iter(())).__code__
 def _check_arguments(name: str, value: Any, takes: tuple[str, ...], instead: str = "") -> None:
     try:
         signature = inspect.signature(_undecorated(value), follow_wrapped=False)
-    except Exception:  # of what is written in C, or says something odd of itself
+    except Exception:  # it is written in C, or has an odd signature
         return
     try:
         signature.bind(*takes)
@@ -182,7 +182,7 @@ def _check_arguments(name: str, value: Any, takes: tuple[str, ...], instead: str
 
 
 def _undecorated(value: Any) -> Any:
-    """What `contextmanager` was given. Nothing else is looked through: a decorator may pass more than it is given."""
+    """Return the generator function inside of `contextmanager`. Other decorators may pass more arguments: they stay."""
     if attribute(value, "__code__") is not _CONTEXT_MANAGER:
         return value
     inner = value.__wrapped__
@@ -193,7 +193,7 @@ _GENERATOR: Final = "a generator function"
 
 
 def _kind(value: Any) -> str | None:
-    """What *value* is, if to call it does not do its work."""
+    """Return what kind of function *value* is, if calling it does not run its code; else None."""
     for function in (value, type(value).__call__):
         if inspect.isgeneratorfunction(function):
             return _GENERATOR

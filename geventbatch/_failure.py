@@ -1,4 +1,4 @@
-"""Why a batch failed as a whole, kept once; each of its callers makes an exception of its own from it."""
+"""The failure of a batch as a whole, kept once. Each of its callers makes an exception of its own from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Failure:
     phase: Phase | None = None
 
     def exception(self) -> BatchAborted:
-        """Give a new exception, for one caller."""
+        """Return a new exception, for one caller."""
         told = f"batch of key {shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
         if self.phase is None:
             error = self.kind(told, key=self.key, retry_safe=self.retry_safe)
@@ -46,25 +46,25 @@ class Failure:
 
 
 def load_failed(key: Hashable, cause: BaseException, why: str = "") -> Failure:
-    """Loading raised."""
+    """Return the failure of a load that raised *cause*."""
     kind = ResourceMissing if isinstance(cause, ResourceMissing) else LoadFailed
     return Failure(kind, key, f"loading raised {shown(cause)}{why}", cause, retry_safe=True)
 
 
 def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str = "saving") -> Failure:
-    """Saving raised, or what kept the batch from being saved."""
+    """Return the failure of a save that raised *cause*, or of another step (*doing*) that kept it from being saved."""
     return Failure(
         SaveFailed, key, f"{doing} raised {shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
     )
 
 
 def rejected(error: NotSaved) -> BaseException:
-    """Give what the store said, for the caller of the culprit."""
+    """Return the store's own error in *error*, for the caller of the culprit."""
     return error if error.__cause__ is None else error.__cause__
 
 
 _POOLS: Final = ("/sqlalchemy/util/queue.py:", " in WaitingClient.wait")
-"""In the frames of those who wait for a connection of a pool: SQLAlchemy's, and psycopg's (Django's)."""
+"""Parts of the frames in which code waits for a connection of a pool: SQLAlchemy's, and psycopg's (Django's)."""
 
 _NO_CONNECTION: Final = (
     "All connections of the pool were in use. Callers that have used the database before run() hold one each while "
@@ -73,7 +73,7 @@ _NO_CONNECTION: Final = (
 
 
 def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...]) -> Failure:
-    """The deadline passed, while the code of the batch waited in *stack*."""
+    """Return the failure of a batch whose deadline passed while its code waited in *stack*."""
     doing = {"load": "loading", "operations": "applying its operations", "save": "saving"}[phase]
     what = f"max_duration of {seconds:g} s passed while it was {doing}"
     cause = TimeoutError(what)
@@ -85,5 +85,5 @@ def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...
 
 
 def aborted(key: Hashable, cause: BaseException, *, saving: bool) -> Failure:
-    """A worker or an operation was killed."""
+    """Return the failure of a batch whose worker, or one of whose operations, was killed by *cause*."""
     return Failure(BatchAborted, key, f"killed by {shown(cause)}", cause, retry_safe=not saving)

@@ -1,4 +1,4 @@
-"""What stands between `_core`, which may be compiled, and what is not."""
+"""Tools at the border between `_core`, which may be compiled, and the modules that are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:
 
     def mypyc_attr(**_: object) -> Callable[[type], type]:
-        """Stand for that of mypy_extensions, which only mypy needs."""
+        """Stand for the function of mypy_extensions, which only mypy needs."""
         return lambda owner: owner
 
 
@@ -23,9 +23,10 @@ F = TypeVar("F", bound="Callable[..., object]")
 
 
 def defined_by(method: Any) -> Callable[[F], F]:
-    """Put *method* in the place of a function that says its types and what it does.
+    """Put *method* in the place of a function that has only its types and its docstring.
 
-    A method that calls the other one would cost each operation another frame. A compiled method keeps no docstring.
+    If the function called *method* instead, each operation would cost another frame. A compiled method keeps no
+    docstring.
     """
 
     def define(function: F) -> F:

@@ -1,4 +1,4 @@
-"""Names on a user's store or scope that are nearly one of those which are asked for, and so do nothing."""
+"""Misspelt names on a user's store or scope: they are nearly a name that we ask for, and so do nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 _NEAR: Final = 0.87
-"""`take_rows`, `normaliseKey`; not yet `normalize`."""
+"""The similarity from which a name counts as misspelt: `take_rows` and `normaliseKey` do, `normalize` does not."""
 
 _WORDS: Final = frozenset({"save", "step", "reuse", "open_resource"})
-"""Names nearly ours that a class may well have for itself."""
+"""Names near to ours that a class may well have for itself."""
 
 
 def misspelt(given: Any, *, scope: bool) -> Iterator[tuple[str, str]]:
-    """Give what *given*, a scope or else a store, has in place of a name that would be asked for, and that name."""
+    """Iterate over the misspelt names of *given*, a scope or else a store, each with the right name."""
     given = innermost(given)
     own = _own(given)
     if not own:
@@ -41,12 +41,12 @@ def misspelt(given: Any, *, scope: bool) -> Iterator[tuple[str, str]]:
         for near in get_close_matches(_plain(name), lacks, n=1, cutoff=_NEAR):
             right = lacks[near]
             is_function = callable(value) or isinstance(value, (staticmethod, classmethod))
-            if is_function is asked[right] and ("_" in right or has):  # one word alone may be anybody's
+            if is_function is asked[right] and ("_" in right or has):  # a name of one word may have another meaning
                 yield name, right
 
 
 def problem_of(given: Any, *, scope: bool) -> SetupProblem | None:
-    """Say what is misspelt on a scope, or else a store; None where nothing is."""
+    """Return the problem of misspelt names on a scope, or else a store; None if there are none."""
     found = dict(misspelt(given, scope=scope))
     if not found:
         return None
@@ -61,17 +61,17 @@ def problem_of(given: Any, *, scope: bool) -> SetupProblem | None:
 
 
 class FirstLook(Around):
-    """An ``open_resource``, or an ``open_resources``, whose first scope is looked at: then it takes itself away."""
+    """Wraps an ``open_resource`` or ``open_resources``, looks at its first scope, and then takes itself away."""
 
     def __init__(self, inner: Callable[[Any], Any]) -> None:
-        """Wrap *inner*, which is the user's."""
+        """Wrap *inner*, which is the user's function."""
         super().__init__(inner)
         self.__wrapped__ = inner
         # -- mutable state ---------------------------------------------------------------------------------
         self._looked = False
 
     def __call__(self, asked: Any) -> Any:
-        """Open the resource at a key, or those at some keys."""
+        """Open the resource at a key, or the resources at several keys."""
         scope = self._inner(asked)
         if not self._looked:
             self._looked = True
@@ -82,25 +82,25 @@ class FirstLook(Around):
         return scope
 
     def _leave(self) -> None:
-        # They are frozen for everybody else. Where a test tool has put something around us, we leave when that is gone.
+        # The options are frozen for all others. If a test tool has wrapped us, we leave once its wrapper is gone.
         options: Any = process.running[getcurrent()].dispatcher.options
         if options.open_resource is self:
             object.__setattr__(options, "open_resource", self._inner)
         elif options.open_resources is self:
-            from geventbatch._bulk.scopes import OneOfBulk  # which is imported by now
+            from geventbatch._bulk.scopes import OneOfBulk  # imported by now
 
             object.__setattr__(options, "open_resources", self._inner)
             object.__setattr__(options, "open_resource", partial(OneOfBulk, self._inner))
 
 
 def first_look(opener: Any) -> Any:
-    """Have the first scope of *opener* looked at, unless it is a store of ours."""
+    """Return *opener* in a `FirstLook`; itself, if it is a store of ours."""
     kinds = type(innermost(opener)).__mro__
     return opener if any(kind.__module__.startswith("geventbatch.") for kind in kinds) else FirstLook(opener)
 
 
 def _own(given: Any) -> dict[str, Any]:
-    """The public names that a user's class has given it, with what is there; none where a ``__getattr__`` has more."""
+    """Return the public attributes of *given* by its user's classes; none if a ``__getattr__`` may have more."""
     kinds = [kind for kind in type(given).__mro__ if not _is_ours(kind)]
     if not kinds or inspect.getattr_static(type(given), "__getattr__", None) is not None:
         return {}
@@ -113,13 +113,13 @@ def _own(given: Any) -> dict[str, Any]:
 
 
 def _is_ours(kind: type) -> bool:
-    """Whether *kind* is no user's."""
+    """Return whether *kind* is the library's or Python's, not a user's."""
     top = kind.__module__.partition(".")[0]
     return top == "geventbatch" or top in sys.stdlib_module_names
 
 
 def _asked(*, scope: bool) -> dict[str, bool]:
-    """The names that are asked for, and whether each is a function."""
+    """Return the names that we ask for, and whether each is a function."""
     from geventbatch import scopes
 
     protocols = scopes.OF_A_SCOPE if scope else scopes.OF_A_STORE

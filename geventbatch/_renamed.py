@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def renamed(module: str, name: str, names: Mapping[str, str]) -> Any:
-    """Return what *name* is now, for the ``__getattr__`` of *module*; *names* has the new name of each old one.
+    """Return the object of the old *name*, for the ``__getattr__`` of *module*; *names* maps old names to new ones.
 
     Raises:
         AttributeError: It has never been a name of *module*.

@@ -1,4 +1,4 @@
-"""What users made, in a message: a `repr` of theirs may raise, and gives whatever it likes."""
+"""Objects of users in a message: their `repr` may raise, or return something odd."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 import gevent
 
 _OURS: Final = (gevent.GreenletExit, SystemExit, KeyboardInterrupt, gevent.Timeout)
-"""What is thrown at a greenlet that waits, in a `repr` too, and is for the greenlet."""
+"""Errors that are thrown into a waiting greenlet, perhaps in a `repr`, and are for the greenlet."""
 
 
 def shown(value: object) -> str:
-    """Give the `repr` of *value*, or what it would be but for its class. Switches: as that does."""
+    """Return the `repr` of *value*, or the one of `object` if it raises. Switches: if that `repr` does."""
     try:
-        return str.__str__(repr(value))  # and no subclass, whose formatting would be the user's again
+        return str.__str__(repr(value))  # a plain str: the formatting of a subclass would be the user's code again
     except BaseException as error:
         if isinstance(error, _OURS):
             raise
@@ -21,7 +21,7 @@ def shown(value: object) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Give what *error* says, or what it is where it cannot say that. Switches: as that does."""
+    """Return the text of *error*, or the `repr` of `object` if it raises. Switches: if the error's ``__str__`` does."""
     try:
         return str.__str__(str(error))
     except BaseException as raised:
@@ -31,7 +31,7 @@ def said(error: BaseException) -> str:
 
 
 def named(value: object) -> str:
-    """Give that, but of a URL with a password no more than what it is of."""
+    """Return `shown` of *value*; for a URL that may have a password, only its scheme."""
     if isinstance(value, str) and "://" in value and "@" in value:
         return f"a URL ('{value.partition('://')[0]}://…')"
     return shown(value)

@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 def options_of(processor: Processor[Any]) -> Options:
-    """Return what *processor* was told."""
+    """Return the options of *processor*."""
     return processor._options
 
 
 def dispatcher_of(processor: Processor[Any]) -> Dispatcher:
-    """Return what this process knows of *processor*: after a fork it is another one."""
+    """Return the dispatcher of *processor* in this process; after a fork it is another one."""
     return processor._current()
 
 
 def watch(processor: Processor[Any], watcher: Watcher) -> None:
-    """Show *watcher*, as long as somebody else holds it, every batch of *processor* that ends from now on."""
+    """Show *watcher* every batch of *processor* that ends from now on. Only a weak reference to it is held."""
     processor._watch(watcher)
 
 
-# -- who sees its operations ------------------------------------------------------------------------------------
+# -- observers of operations ------------------------------------------------------------------------------------
 
 
 def add_observer(processor: Processor[Any], see: Callable[[Operation[Any]], object]) -> None:
-    """Have *see* called with each operation from now on; it may put something in the place of its callable."""
+    """Call *see* with each operation from now on; it may replace the callable of the operation."""
     options = processor._options
     _use(processor, observed(options, (*options.observers, see)))
 
@@ -55,7 +55,7 @@ def remove_observer(processor: Processor[Any], see: Callable[[Operation[Any]], o
 
 @contextmanager
 def observing(processor: Processor[Any], see: Callable[[Operation[Any]], object]) -> Iterator[None]:
-    """Have *see* called with each operation, before other observers, until the block ends."""
+    """Call *see* with each operation, before other observers, until the block ends."""
     options = processor._options
     _use(processor, observed(options, (see, *options.observers)))
     try:
@@ -71,9 +71,9 @@ def observing(processor: Processor[Any], see: Callable[[Operation[Any]], object]
 def each_of(
     given: tuple[AnyProcessor, ...], block: Callable[[Processor[Any]], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Enter *block* for each of the processors that were named, and leave it when ours ends. Raises `TypeError`.
+    """Enter *block* for each processor in *given*, until our own block ends. Raise a `TypeError` for other objects.
 
-    When none was named: for all of this process, those too that are made inside.
+    Without any: for all processors of this process, and for each that is made inside the block.
     """
     with ExitStack() as stack:
 
@@ -93,7 +93,7 @@ def each_of(
 
 
 def the_processor(given: AnyProcessor) -> Processor[Any]:
-    """Give the processor; that of the application at hand, if it was declared for any. Raises `TypeError`."""
+    """Return the processor; if it was declared for any application, the current one's. Raise a `TypeError` if none."""
     if isinstance(given, Processor):
         return given
     for_app = getattr(given, "for_app", None)
@@ -105,9 +105,9 @@ def the_processor(given: AnyProcessor) -> Processor[Any]:
 
 @contextmanager
 def around_scopes(processor: Processor[Any], around: Callable[[Any], Around]) -> Iterator[None]:
-    """Have *processor* open its resources by what *around* makes of the function that did, until the block ends.
+    """Wrap the function that opens the resources of *processor* by *around*, until the block ends.
 
-    A scope that was opened before ends as it began. Blocks are left in the reverse order of entering.
+    A scope that was opened before ends as it began. Blocks must be left in the reverse order of entering.
     """
     before = processor._options
     _use(processor, reopened(before, around))
@@ -118,6 +118,6 @@ def around_scopes(processor: Processor[Any], around: Callable[[Any], Around]) ->
 
 
 def _use(processor: Processor[Any], options: Options) -> None:
-    """Open resources as *options* say from now on, which differ in nothing else."""
+    """Use *options* from now on, which differ from the former ones only in how resources are opened, or observed."""
     processor._options = options
     processor._current().use(options)

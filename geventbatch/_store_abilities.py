@@ -1,4 +1,4 @@
-"""What a given store can do beyond being called: looked up once, when the processor is made (see `scopes`)."""
+"""The abilities of a store beyond being called, looked up once, when the processor is made (see `scopes`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Store(NamedTuple):
-    """What an ``open_resource``, or an ``open_resources``, has of the protocols in `scopes.OF_A_STORE`; else None."""
+    """The attributes of an ``open_resource`` or ``open_resources`` from `scopes.OF_A_STORE`; None for each it lacks."""
 
     normalize_key: Callable[[Any], Any] | None
     admit: Callable[[Any], bool] | None
@@ -21,24 +21,24 @@ class Store(NamedTuple):
     keeps_outcomes: bool | None
     on_server: bool | None
     told_of_pair: Told | None
-    """Of a load and a save in place of a store; ours alone have it."""
+    """The facts about a load and save pair; only our own pairs have them."""
 
 
 def look_at(open_resource: object) -> Store:
-    """Look up what *open_resource* has, through whatever an integration has put around it."""
+    """Look up the abilities of *open_resource*, also through a wrapper of an integration."""
     return Store(*(getattr(open_resource, name, None) for name in Store._fields))
 
 
 class Door(NamedTuple):
-    """What each `run` asks before its operation is admitted."""
+    """Calls that each `run` makes before its operation is admitted."""
 
     observers: tuple[Callable[[Operation[Any]], object], ...]
-    """Called with each operation; one may put something else in the place of its callable. For `_seam`."""
+    """Called with each operation, whose callable they may replace. For `_seam`."""
     normalize_key: Callable[[Any], Any] | None
     admit: Callable[[Any], bool] | None
 
     def enter(self, key: Any, operation: Operation[Any], *, batching: bool) -> tuple[Any, bool]:
-        """Give the key in its one form, and whether *operation* is to be batched."""
+        """Return the key in its one form, and whether *operation* is to be batched."""
         for see in self.observers:
             see(operation)
         if self.normalize_key is not None:
@@ -47,7 +47,7 @@ class Door(NamedTuple):
 
 
 def door_of(store: Store, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Door | None:
-    """Give what `run` asks; None where there is nothing to ask."""
+    """Return the calls for `run` to make; None if there are none."""
     if store.normalize_key is store.admit is None and not observers:
         return None
     return Door(observers, store.normalize_key, store.admit)

@@ -1,4 +1,4 @@
-"""The off-switch: each operation is a batch of its own, run in its caller's own greenlet or thread (guarantee 19)."""
+"""The off-switch: each operation runs unbatched, in its caller's own greenlet or thread (guarantee 19)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], start_timeout: float | None) -> T:
-    """Load, apply *operation*, save, and return what it returned; in the caller's greenlet or thread."""
+    """Load, apply *operation*, save, and return its answer, all in the caller's greenlet or thread."""
     process.check_not_inside(dispatcher)
     check_key(key)
     now = _clock.monotonic()
@@ -39,7 +39,7 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
         dispatcher.counts.sample(now)
     dispatcher.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)
-    # Where there is no hub nothing could ring an alarm: the deadline is only read before the save there.
+    # Without a hub, nothing can ring an alarm: there the deadline is only checked before the save.
     alarm = Alarm(dispatcher.options.max_duration) if process.has_hub() else None
     attempt = Attempt(batch, alarm, _clock.monotonic())
     try:
@@ -63,13 +63,13 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
         dispatcher.leave_alone(batch)
     if batch.epoch != process.here.epoch:
         process.park()
-    if start is not None and start.is_late():  # whatever the load made of the interruption
+    if start is not None and start.is_late():  # even if the load has turned the Timeout into another error
         raise OperationCancelled(not_started(key, start.seconds))
     return batch.answer(operation)
 
 
 class Start:
-    """The ``start_timeout`` of an operation: it interrupts a load that takes longer, and nothing after that."""
+    """The ``start_timeout`` of an operation: it interrupts a load that takes longer, but nothing after the load."""
 
     def __init__(self, operation: Operation[Any], seconds: float) -> None:
         self.seconds = seconds
@@ -88,10 +88,10 @@ class Start:
         return self.callable(resource, *args)
 
     def is_late(self) -> bool:
-        """Whether its time is over, and it has not started."""
+        """Return whether the time has passed before the operation started."""
         return not self._started and (self.fired or _clock.monotonic() >= self._latest)
 
     def close(self) -> None:
-        """Interrupt nothing any more."""
+        """Cancel the timer."""
         if self.timeout is not None:
             self.timeout.close()

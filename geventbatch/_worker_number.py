@@ -1,4 +1,4 @@
-"""Which shard a key belongs to, the same in every process and on every machine."""
+"""The default number of a key's shard, the same in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 _MOST_DIGITS: Final = 4300
-"""Of a whole number: Python itself makes no text of more, since that takes a time that grows with their square."""
+"""The most digits of a whole number: Python makes no longer text of one, since the time grows with their square."""
 
 _SHORTENED: Final = Context(prec=28, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
-"""As the context that a thread begins with, but that it takes all exponents."""
+"""The default context of a thread, except that it takes all exponents."""
 
 
 def worker_number_for_key(key: Hashable, workers: int) -> int:
-    """Give the number of the shard that *key* belongs to, the same in every process and on every machine.
+    """Return the number of the shard of *key*, the same in every process and on every machine.
 
-    Equal keys get equal numbers; the builtin ``hash`` is not used, since it differs between processes.
+    Equal keys get equal numbers. The builtin ``hash`` is not used, since it differs between processes.
 
     Args:
         key: A `str`, `bytes`, `int`, `UUID`, `Decimal`, `date`, `datetime`, or a tuple of them.
@@ -49,7 +49,7 @@ def _encode(key: object) -> bytes:
         return b"s" + str.encode(key, "utf-8", "surrogatepass")
     if isinstance(key, bytes):
         return b"b" + bytes(key)
-    if isinstance(key, int):  # True is 1, and so they are one key
+    if isinstance(key, int):  # True equals 1, so they are one key
         return b"i%d" % int(key)
     if isinstance(key, UUID):
         return b"u" + key.bytes
@@ -66,12 +66,12 @@ def _encode(key: object) -> bytes:
 
 
 def _encode_value(key: Decimal | date) -> bytes:
-    """What columns hold beside texts and whole numbers."""
+    """Encode a value that columns hold beside texts and whole numbers."""
     if isinstance(key, datetime):
         return b"D" + (key if key.tzinfo is None else key.astimezone(UTC)).isoformat().encode()
     if isinstance(key, date):
         return b"D" + key.isoformat().encode()
-    # What is whole is equal to an int. With an exponent, a short text is one of as many digits as it likes.
+    # A whole number is equal to an int. With an exponent, a short text may mean any number of digits.
     if not key:
         return b"i0"
     if key.is_finite() and key.adjusted() < _MOST_DIGITS and key == key.to_integral_value():

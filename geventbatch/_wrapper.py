@@ -6,19 +6,19 @@ from typing import Any
 
 
 class Around:
-    """Is whatever the other one is, but for what a subclass makes of it: a store may normalise keys, say."""
+    """Has every attribute of the object inside, such as a store's ``normalize_key``. A subclass may change some."""
 
     def __init__(self, inner: Any) -> None:
         """Wrap *inner*."""
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        """Have what the other one has."""
+        """Return the attribute of the object inside."""
         return getattr(self._inner, name)
 
 
 def innermost(given: Any) -> Any:
-    """Give what stands inside of all that are around it."""
+    """Return the object inside of all wrappers."""
     while isinstance(given, Around):
-        given = given._inner  # noqa: SLF001 - its own
+        given = given._inner  # noqa: SLF001 - of this module
     return given
