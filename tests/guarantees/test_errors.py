@@ -93,6 +93,7 @@ def test_the_tree_of_errors_is_this() -> None:
         "ProcessorOverloaded": (BatchError,),
         "OperationCancelled": (BatchError, TimeoutError),
         "PartlySaved": (Exception,),
+        "Repeated": (NotSaved,),
         "IdempotencyKeyReused": (BatchError,),
         "BatchAborted": (BatchError,),
         "LoadFailed": (BatchAborted,),
