@@ -1,4 +1,4 @@
-"""What users see of a batch: its public face, of which the class in `_core` is one."""
+"""The public face of a batch: an abstract class, of which the class in `_core` is a virtual subclass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gevent
 from geventbatch._core import batch as _core
 from geventbatch._core import process
 
-if TYPE_CHECKING:  # for checkers a protocol, so that they compare the class in `_core` with it
+if TYPE_CHECKING:  # a protocol for type checkers, so that they compare the class in `_core` with it
     from collections.abc import Callable, Hashable, Mapping
     from typing import Protocol as _Face
     from typing import runtime_checkable as _face
@@ -18,17 +18,17 @@ else:
     _Face = ABC
 
     def _face(face: type) -> type:
-        """Make the class in `_core` a virtual subclass: `isinstance` asks no property then."""
+        """Make the class in `_core` a virtual subclass: then `isinstance` reads no property."""
         face.register(_core.Batch)
         return face
 
 
 @_face
 class Batch(_Face):
-    """The batch that the caller is inside of, from `current_batch`.
+    """The batch that the caller is inside, from `current_batch`.
 
-    For operations are `key`, `alone`, `remaining`, `add_row` and `delete`. For resource scopes are `rows`, `deleted`,
-    `completed`, `outcomes`, `bulk`, `ask_scope` and `cut` besides.
+    `key`, `alone`, `remaining`, `add_row` and `delete` are for operations. `rows`, `deleted`, `completed`, `outcomes`,
+    `bulk`, `ask_scope` and `cut` are for resource scopes.
     """
 
     __slots__ = ()
@@ -36,40 +36,40 @@ class Batch(_Face):
     @property
     @abstractmethod
     def key(self) -> Hashable:
-        """The key of its resource, as the store's ``normalize_key`` gave it."""
+        """The key of its resource, as the store's ``normalize_key`` returned it."""
 
     @property
     @abstractmethod
     def alone(self) -> bool:
-        """Whether it runs in the greenlet or thread of its one caller (``batching=False``)."""
+        """True for an unbatched operation, which runs in its caller's own greenlet or thread (``batching=False``)."""
 
     @abstractmethod
     def remaining(self) -> float:
-        """Seconds until the deadline, never under 0.001: ready to be a statement timeout. Switches: no."""
+        """Return the seconds until the deadline, at least 0.001, to use as a statement timeout. Switches: no."""
 
     @abstractmethod
     def add_row(self, row: object) -> None:
-        """Have the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
+        """Let the store insert *row* with the save, in its transaction: an audit line, an event of an outbox.
 
-        It is dropped when the operation raises, and when the batch is replayed, which adds it again. Lists and dicts in
-        it are inserted as the operation has left them, whatever those behind it do to them in the resource.
+        The row is dropped if the operation raises, and if the batch is replayed: the replay adds it again. Lists and
+        dicts in it are inserted as the operation has left them, even if later operations change them in the resource.
 
         Args:
-            row: What the store inserts: see there.
+            row: The row, in a form that the store takes: see its documentation.
 
         Raises:
-            RuntimeError: What the processor's ``open_resource`` gave inserts no rows.
+            RuntimeError: The scope inserts no rows.
         Switches: no.
         """
 
     @abstractmethod
     def delete(self) -> None:
-        """Have the store delete the resource, when the operation has returned.
+        """Let the store delete the resource, when the operation has returned.
 
-        The operations before are saved with it; those behind are applied to what the next load gives.
+        Earlier operations are saved with the deletion. Later ones are applied to the resource of another load.
 
         Raises:
-            RuntimeError: What the processor's ``open_resource`` gave deletes nothing.
+            RuntimeError: The scope deletes no resources.
         Switches: no.
         """
 
@@ -78,51 +78,51 @@ class Batch(_Face):
     @property
     @abstractmethod
     def rows(self) -> list[object]:
-        """What was added for the save, in the order of the operations."""
+        """The rows that were added for the save, in the order of the operations."""
 
     @property
     @abstractmethod
     def deleted(self) -> bool:
-        """Whether the last operation that returned deletes the resource."""
+        """True if the last operation that returned deletes the resource."""
 
     @property
     @abstractmethod
     def completed(self) -> int:
-        """Operations that returned, in the attempt at hand."""
+        """The number of operations that have returned, in the attempt at hand."""
 
     @property
     @abstractmethod
     def outcomes(self) -> dict[str, str]:
-        """Texts by idempotency key, for the store to record with the save."""
+        """Outcomes as text, by idempotency key, for the store to record with the save."""
 
     @property
     @abstractmethod
     def bulk(self) -> Mapping[Any, Batch]:
-        """By key: the batches that are loaded with it, or are to be saved with it; empty if it has no bulk."""
+        """By key: the batches loaded with it, or to be saved with it; empty without a bulk."""
 
     @abstractmethod
     def ask_scope(self, *, first: bool = False) -> None:
-        """Have the scope's ``operation_returned`` asked when the operation at hand has returned. For a scope to call.
+        """Ask the scope's ``operation_returned`` when the operation at hand has returned. For a scope to call.
 
-        It does nothing in a load or a save, but that in a load *first* has it asked behind the first operation.
-        Switches: no.
+        In a load, it does nothing, unless *first* is True: then it is asked after the first operation. In a save, it
+        does nothing. Switches: no.
         """
 
     @abstractmethod
     def cut(self) -> None:
-        """Have the operations behind the one at hand applied to what the next load gives. For a scope to call.
+        """Apply the operations behind the one at hand to the resource of another load. For a scope to call.
 
-        It does nothing in a load or a save. Switches: no.
+        In a load or a save, it does nothing. Switches: no.
         """
 
 
 def current_batch() -> Batch:
-    """Give the batch that the caller is inside of: in a load, an operation or a save.
+    """Return the batch that the caller is inside: in a load, an operation or a save.
 
-    Its ``key`` is the batch's; ``remaining()`` gives the seconds until its deadline, never under 0.001.
+    Its ``key`` is the key of the batch; ``remaining()`` returns the seconds until its deadline, at least 0.001.
 
     Raises:
-        RuntimeError: Called elsewhere, a greenlet that an operation spawned included.
+        RuntimeError: Called elsewhere, as in a greenlet that an operation has spawned.
     Switches: no.
     """
     attempt = process.running.get(gevent.getcurrent())
@@ -132,4 +132,4 @@ def current_batch() -> Batch:
 
 
 batch_at_hand = cast("Callable[[], _core.Batch]", current_batch)
-"""`current_batch`, for the library's own stores: with all that the batch has."""
+"""`current_batch` for the library's own stores, with the type of the class in `_core`."""

@@ -1,7 +1,7 @@
 """A batch: the operations of one key that are loaded, applied and saved together, and their answers.
 
-No method here switches greenlets, but for `wait_for_operations`. So an outcome, once fixed by `end`, is fixed for
-everybody at once, and every way out of a batch leads through `end` (guarantees 2, 3 and 7).
+No method here switches greenlets, except `wait_for_operations`. So `end` fixes the outcome for all callers at once.
+Every way out of a batch leads through `end` (guarantees 2, 3 and 7).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHORTEST: Final = 0.001
-"""Seconds: what `remaining` gives at the least, since databases take 0 for "no limit"."""
+"""Seconds: the least that `remaining` returns, since databases take 0 for "no limit"."""
 
 
 class Batch:
-    """One key's operations, those who wait for them, and their answers.
+    """The operations of one key, the number of their callers, and their answers.
 
-    Users get it from `current_batch`, and see of it what `geventbatch.Batch` has. What is of its way from load to save,
-    its `Attempt` has.
+    Users get it from `current_batch`, with the attributes of `geventbatch.Batch`. The state of its way from load to
+    save is in its `Attempt`.
     """
 
     __slots__ = (
@@ -67,18 +67,18 @@ class Batch:
     )
 
     # -- mutable state -------------------------------------------------------------------------------------
-    attempt: Attempt | None  # there from when it starts to run until its greenlet has let go of it
-    tried: int  # how often it was loaded, once its greenlet has let go
+    attempt: Attempt | None  # set while it runs: from its start until `let_go`
+    tried: int  # its loads; set by `let_go`
     behind: Batch | None  # the next batch of its key queue
     waiting: int  # callers that are still there
     size: int  # operations that may have to be applied
-    reads: int  # operations that were said to be read-only
+    reads: int  # operations that were declared read-only
     open: bool  # takes operations
-    loaded: bool  # what comes now is applied only if its window is open
-    closed: float  # when it took no more; not there while it is open
-    waiting_at_close: int  # likewise
-    bell: Waiter[None] | None  # there while the greenlet that runs it waits for operations
-    ended: bool  # the outcome is fixed: by `failure`, else by each operation's own
+    loaded: bool  # new operations are applied only while its window is open
+    closed: float  # monotonic seconds when it closed; unset while it is open
+    waiting_at_close: int  # callers that waited then; unset while it is open
+    bell: Waiter[None] | None  # set while the greenlet that runs it waits for operations
+    ended: bool  # the outcome is fixed: by `failure`, or else by each operation's own
     failure: Failure | None
 
     def __init__(
@@ -89,7 +89,7 @@ class Batch:
         key_queue: KeyQueue | None = None,
         window_end: float = 0.0,
     ) -> None:
-        """Open it, on a *key_queue* unless its caller runs it alone; from *window_end* on it may close."""
+        """Open a batch, on a *key_queue* unless it is unbatched; from *window_end* on it may close."""
         self.dispatcher = dispatcher
         self.opened = opened
         self.key = key
@@ -97,7 +97,7 @@ class Batch:
         self.epoch = dispatcher.epoch
         self.window_end = window_end
         self.operations: list[Operation[Any]] = []  # in the order they came
-        # One is made for each batch: values that many share are stored in a row, which is quick.
+        # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
         self.attempt = self.behind = self.failure = self.bell = None
         self.ended = self.loaded = False
         self.open = True
@@ -117,7 +117,7 @@ class Batch:
     # -- for users: see `geventbatch.Batch` ----------------------------------------------------------------
 
     def remaining(self) -> float:
-        """Seconds until the deadline, never under 0.001."""
+        """Return the seconds until the deadline, at least 0.001."""
         most: float = self.dispatcher.options.max_duration
         attempt = self.attempt
         if attempt is None:
@@ -126,11 +126,11 @@ class Batch:
 
     @property
     def alone(self) -> bool:
-        """Whether it runs in the greenlet or thread of its one caller (``batching=False``)."""
+        """True for an unbatched operation, which runs in its caller's own greenlet or thread."""
         return self.key_queue is None
 
     def add_row(self, row: object) -> None:
-        """Have the store insert *row* with the save."""
+        """Let the store insert *row* with the save."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "takes_rows", False):
             raise RuntimeError(f"add_row: {type(self.scope).__name__} inserts no rows beside the resource")
@@ -138,11 +138,11 @@ class Batch:
 
     @property
     def rows(self) -> list[object]:
-        """What was added for the save, in the order of the operations."""
+        """The rows that were added for the save, in the order of the operations."""
         return [] if self.attempt is None else [row for _, row in self.attempt.rows_added]
 
     def delete(self) -> None:
-        """Have the store delete the resource, when the operation has returned."""
+        """Let the store delete the resource, when the operation has returned."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "deletes", False):
             raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
@@ -151,36 +151,36 @@ class Batch:
 
     @property
     def deleted(self) -> bool:
-        """Whether the last operation that returned deletes the resource."""
+        """True if the last operation that returned deletes the resource."""
         return self.attempt is not None and self.attempt.deleted
 
     @property
     def completed(self) -> int:
-        """Operations that returned, in the attempt at hand."""
+        """The number of operations that have returned, in the attempt at hand."""
         return 0 if self.attempt is None else self.attempt.completed
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """Texts by idempotency key, for the store to record with the save (see `once`)."""
+        """Outcomes as text, by idempotency key, for the store to record with the save (see `once`)."""
         return {} if self.attempt is None else self.attempt.outcomes
 
     @property
     def bulk(self) -> dict[Any, Batch]:
-        """By key: the batches that are loaded with it, or are to be saved with it; empty if it has no bulk."""
+        """By key: the batches loaded with it, or to be saved with it; empty without a bulk."""
         return {} if self.attempt is None else self.attempt.bulk or {}
 
     def ask_scope(self, *, first: bool = False) -> None:
-        """Have the scope's ``operation_returned`` asked when the operation at hand has returned."""
+        """Ask the scope's ``operation_returned`` when the operation at hand has returned."""
         if self.attempt is not None and (first or self.attempt.phase == "operations"):
             self.attempt.doubt()
 
     def cut(self) -> None:
-        """Have the operations behind the one at hand applied to what the next load gives."""
+        """Apply the operations behind the one at hand to the resource of another load."""
         if self.attempt is not None and self.attempt.phase == "operations":
             self.attempt.cut()
 
     def let_go(self) -> Attempt | None:
-        """Give its attempt, whose greenlet is through with it; afterwards there is none, and so no cycle."""
+        """Drop its attempt, with which the greenlet is finished, and return it: else the two would form a cycle."""
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
             self.tried = attempt.attempts
@@ -190,58 +190,58 @@ class Batch:
 
     @property
     def phase(self) -> Phase | Literal["queued", "replay"]:
-        """What it is doing; 'replay' is the wait before one."""
+        """The phase that it is in; 'replay' is the wait before a replay."""
         return "queued" if self.attempt is None else self.attempt.phase
 
     @property
     def attempts(self) -> int:
-        """How often it was loaded."""
+        """The number of its loads."""
         return self.tried if self.attempt is None else self.attempt.attempts
 
     @property
     def conflicts(self) -> int:
-        """How often somebody else had changed the resource."""
+        """The number of its conflicts."""
         return 0 if self.attempt is None else self.attempt.conflicts
 
     @property
     def rejections(self) -> int:
-        """Operations or saves that the store refused."""
+        """The number of its operations and saves that the store refused."""
         return 0 if self.attempt is None else self.attempt.rejections
 
     @property
     def in_bulk(self) -> bool:
-        """Whether it is loaded and saved in one scope with others."""
+        """True if it is loaded and saved in one scope with others."""
         return self.attempt is not None and self.attempt.mates is not None
 
     @property
     def stepwise(self) -> bool:
-        """Whether the attempt at hand is judged step by step."""
+        """True if the attempt at hand is judged step by step."""
         return self.attempt is not None and self.attempt.steps is not None
 
     @property
     def overdue(self) -> bool:
-        """Whether its code, which was interrupted, has not returned yet."""
+        """True if it has ended, but its interrupted code has not returned yet."""
         return self.ended and self.attempt is not None and self.attempt.spent
 
     @property
     def context(self) -> Context:
-        """That of its load and its save; an empty one where it does not run."""
+        """The context of its load and save; an empty one while it does not run."""
         return Context() if self.attempt is None else self.attempt.context
 
     def forget_operation(self) -> None:
-        """Take back what the operation at hand wanted of the store."""
+        """Drop the rows and the deletion of the operation at hand."""
         if self.attempt is not None:
             self.attempt.forget_operation()
 
     @property
     def scope(self) -> Any:
-        """What ``open_resource`` gave for the attempt at hand."""
+        """The scope of the attempt at hand."""
         return None if self.attempt is None else self.attempt.scope
 
     # -- callers come and go ------------------------------------------------------------------------------
 
     def add(self, operation: Operation[Any]) -> None:
-        """Take *operation* last; its caller is to wait for its group."""
+        """Append *operation*, and give it a group for its caller to wait for."""
         operations = self.operations
         operation.group = operations[-1].group if len(operations) % WIDTH else AsyncResult()
         operations.append(operation)
@@ -254,7 +254,7 @@ class Batch:
             self._ring(self.bell)
 
     def withdraw(self, operation: Operation[Any]) -> None:
-        """The caller of *operation* has left, by a kill or a Timeout of its own (guarantee 7)."""
+        """Count off the caller of *operation*, which has left by a kill or a Timeout of its own (guarantee 7)."""
         if self.ended or operation.state == WITHDRAWN:
             return
         self.waiting -= 1
@@ -272,7 +272,7 @@ class Batch:
             self._ring(self.bell)
 
     def shut(self, now: float) -> None:
-        """It is open, and takes no more operations, in the greenlet that runs it."""
+        """Close it, in the greenlet that runs it; it must be open."""
         self.open = False
         self.closed = now
         self.waiting_at_close = self.waiting
@@ -287,7 +287,7 @@ class Batch:
         timer = gevent.get_hub().loop.timer(seconds)
         timer.start(bell.switch, None)
         try:
-            if self.open:  # a signal handler may have closed it before there was a bell
+            if self.open:  # a signal handler may have closed it before the bell was set
                 bell.get()
         finally:
             self.bell = None
@@ -295,7 +295,7 @@ class Batch:
 
     def _ring(self, bell: Waiter[None]) -> None:
         self.bell = None
-        gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing when its greenlet went on by itself
+        gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing if its greenlet went on by its timer
 
     # -- the outcome --------------------------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class Batch:
             self.close()
         dispatcher = self.dispatcher
         waiting = self.waiting
-        if waiting:  # else it may be of another thread, which has no business with the count
+        if waiting:  # an unbatched operation has none: it may run in another thread, and is not in the count
             dispatcher.pending -= waiting
             self.waiting = 0
         if self.key_queue is not None:
@@ -322,7 +322,7 @@ class Batch:
                 pace.add(operations[first].group, left if left < WIDTH else WIDTH)  # noqa: FURB136 - min() costs 50 ns
                 first += WIDTH
                 left -= WIDTH
-        if failure is not None and self.key_queue is not None:  # else its caller does that: it may be of another thread
+        if failure is not None and self.key_queue is not None:  # `run_alone` does it for an unbatched one
             log.failed(self, failure, waiting)
         counts = dispatcher.counts
         if attempt is not None and attempt.attempts:
@@ -331,20 +331,21 @@ class Batch:
                 counts.failed_batches += 1
             if dispatcher.subscriptions or attempt.undo is not None:
                 tell(attempt, waiting)
-        counts.answered += waiting if self.key_queue is not None else 1  # last of all: see `_watch.outcomes`
+        counts.answered += waiting if self.key_queue is not None else 1  # last of all: see `_watch.counted`
 
     def fail_load(self, failure: Failure) -> None:
-        """Answer everybody who waits for the key, those in the batches behind too (guarantee 3)."""
-        if self.ended:  # those who came since then are the next batch's
+        """Answer all callers that wait for the key, also in the batches behind (guarantee 3)."""
+        if self.ended:  # operations that came since its end belong to the next batch
             return
-        # Cut off first: who comes while a watcher's copy of the error is made is the next batch's. And that copy, which
-        # only a batch that began to run needs, is made last: a `repr` of the user's may switch there, or be killed.
+        # The batches behind are cut off first: an operation that comes while the error is copied for a watcher belongs
+        # to a new batch. This batch, the only one that needs the copy, ends last: a `repr` of the user's may switch
+        # there, or be killed.
         behind = [] if self.key_queue is None else self.key_queue.cut_behind()
         for batch in (*behind, self):
             batch.end(failure)
 
     def abort(self, cause: BaseException) -> None:
-        """It was killed, or the greenlet that runs it was, which runs no other batch."""
+        """End the batch, since it or its greenlet was killed by *cause*; the greenlet runs no other batch."""
         attempt = self.attempt
         if attempt is not None:
             attempt.spent = True
