@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._core.verdict import kill_behind
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 
-def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: bool) -> None:
-    """Call *call*, after the batch of *key* was *saved*, or given up, and log what that raises.
+def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: bool | None) -> None:
+    """Call *call*, after the batch of *key* was *saved*, or given up, or while it goes on (None); log what that raises.
 
     Mostly that comes from a listener of the application's. Raises only what is for the greenlet: a kill or a `Timeout`,
     or a kill whose place another error took.
@@ -28,6 +28,11 @@ def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: 
         ending = raised if attempt is None else kill_behind(attempt, raised, handled)
         if not isinstance(ending, Exception):
             raise ending from ending.__cause__
-        became = "saved" if saved else "given up"
-        told = f"after the batch of key %s was {became}, its connection or a listener raised: %s"
-        log.error(told, key, raised, error=raised)
+        log.error(f"{_WHEN[saved]}, its connection or a listener raised: %s", key, raised, error=raised)
+
+
+_WHEN: Final = {
+    True: "after the batch of key %s was saved",
+    False: "after the batch of key %s was given up",
+    None: "while the batch of key %s went on",
+}

@@ -19,6 +19,7 @@ from geventbatch import BatchAborted, LoadFailed, ResourceMissing
 from geventbatch._core import process
 from tests.support.adapters.sqlalchemy import PLACES, DocumentAdapter, MappedAdapter, fresh
 from tests.support.callers import answer_of
+from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SQLITE = pytest.param(("sqlite", "version", True), id="sqlite")
 PIPELINED = pytest.param(("postgresql", "lock", True), id="postgresql-lock")
 PLAIN = pytest.param(("postgresql", "version", False), id="postgresql-version-no-pipeline")
 MARIADB = pytest.param(("mariadb", "version", True), id="mariadb", marks=pytest.mark.mariadb)
+FENCED = pytest.param(("postgresql", "reuse", True), id="postgresql-reuse")
 REUSED = pytest.param(("sqlite", "reuse", True), id="sqlite-reuse")
 LOST = "its connection or a listener raised"
 
@@ -171,6 +173,36 @@ def test_a_conflict_is_replayed(adapter: Any, listeners: Listeners) -> None:
 
     with adapter.processor() as processor:
         assert together(processor, (add_late,)) == [6]
+    assert listeners.called
+
+
+@pytest.mark.parametrize("setting", [SQLITE, PIPELINED, PLAIN], indirect=True)
+def test_what_somebody_else_has_inserted_meanwhile_is_loaded(adapter: Any, listeners: Listeners) -> None:
+    runs: list[int] = []
+
+    def add_late(resource: Any) -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            adapter.put("k", 5)
+        total: int = adapter.add(resource, 1)
+        return total
+
+    adapter.remove("k")
+    with adapter.processor(missing="make") as processor:
+        assert together(processor, (add_late,)) == [6]
+    assert listeners.called
+
+
+@pytest.mark.parametrize("setting", [PIPELINED, PLAIN, FENCED], indirect=True)
+@pytest.mark.parametrize("adapter", ["document", "mapped"], indirect=True)
+def test_what_became_of_a_commit_whose_answer_is_lost_is_found_out(adapter: Any) -> None:
+    with Proxy(adapter.place.endpoint()) as proxy:
+        adapter.engine = adapter.place.engine(proxy, poolclass=NullPool)
+        listeners = Listeners(adapter.engine)
+        with adapter.processor() as processor:
+            proxy.cut_after(adapter.commit_marker, adapter.commit_answer)
+            assert together(processor, (adapter.add, 1)) == [1]
+    assert adapter.get("k") == 1
     assert listeners.called
 
 

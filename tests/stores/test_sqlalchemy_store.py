@@ -561,14 +561,14 @@ def test_the_outcome_of_a_transaction_is_asked_for_until_it_has_one(postgres: Po
 
     with postgres.direct.connect() as connection:
         xid = begun(connection)
-        assert outcome(postgres.direct, xid, 0.02) is None
-        asking = gevent.spawn(outcome, postgres.direct, xid, 30)
+        assert outcome(postgres.direct, "k", xid, 0.02) is None
+        asking = gevent.spawn(outcome, postgres.direct, "k", xid, 30)
         gevent.sleep(0)
         connection.commit()
         assert asking.get() is True
         xid = begun(connection)
         connection.rollback()
-        assert outcome(postgres.direct, xid, 30) is False
+        assert outcome(postgres.direct, "k", xid, 30) is False
 
 
 def test_after_a_crash_nobody_is_told_that_a_transaction_was_committed(postgres: Postgres) -> None:
@@ -576,8 +576,8 @@ def test_after_a_crash_nobody_is_told_that_a_transaction_was_committed(postgres:
         xid = str(connection.exec_driver_sql(sql_bounds.postgres_bound_and_xid(30)).one()[1])
         connection.commit()
     number, last_crash = xid.split()
-    assert outcome(postgres.direct, f"{number} {last_crash}", 30) is True
-    assert outcome(postgres.direct, f"{number} {Decimal(last_crash) - Decimal('0.000001')}", 30) is None
+    assert outcome(postgres.direct, "k", f"{number} {last_crash}", 30) is True
+    assert outcome(postgres.direct, "k", f"{number} {Decimal(last_crash) - Decimal('0.000001')}", 30) is None
 
 
 def test_a_constraint_that_is_checked_at_commit_fails_its_own_operation_only(postgres: Postgres) -> None:

@@ -154,14 +154,18 @@ class Pool:
         else:
             connections[self._alias] = before
         close_others(self._alias)
-        if is_sound(connection):
-            connection.errors_occurred = False
-            connection.close_if_unusable_or_obsolete()
-            self._idle.append(connection)
-            self._idle_since.append(time.monotonic())
-            self._drop_oldest()
-        else:
+        if not is_sound(connection):
             discard(connection)
+            return
+        connection.errors_occurred = False
+        try:
+            connection.close_if_unusable_or_obsolete()
+        except BaseException:
+            discard(connection)
+            raise
+        self._idle.append(connection)
+        self._idle_since.append(time.monotonic())
+        self._drop_oldest()
 
     def renew(self, connection: BaseDatabaseWrapper) -> None:
         """Close all idle connections, after the server has ended *connection*, which was idle too. Switches: yes."""

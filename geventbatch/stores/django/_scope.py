@@ -12,6 +12,7 @@ from django.db.models import Field, Model
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NothingToSave, NotSaved, Rejected
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.django._added_rows import add_rows
@@ -309,7 +310,7 @@ class Scope(Generic[M]):
         except BaseException as failed:
             self._leave(failed)
             raise
-        self._release()
+        give_back(self._key, self._release, saved=True)
 
     def _save(self, verdict: NotSaved | None) -> None:
         if verdict is not None:
@@ -439,6 +440,9 @@ class Scope(Generic[M]):
             self._rows.pool.give_back(connection, before)
 
     def _leave(self, error: BaseException) -> None:
+        give_back(self._key, self._end, error, saved=False)
+
+    def _end(self, error: BaseException) -> None:
         try:
             if hasattr(self, "_transaction"):
                 if self.guard is not None and self._transaction.is_begun:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from geventbatch._safe_repr import said
 from geventbatch.errors import NotSaved
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores.redis._scripts import LOAD, LOAD_OUTCOMES
 
 if TYPE_CHECKING:
@@ -82,11 +83,15 @@ def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
         raise
     except BaseException:
         # Perhaps in the middle of an answer. Newer drivers have closed it already.
-        connection.disconnect()
+        give_back(batch.key, connection.disconnect, saved=None)
         raise
     finally:
-        _bound(connection, None)
-        pool.release(connection)
+        give_back(batch.key, _release, pool, connection, saved=None)
+
+
+def _release(pool: Any, connection: Any) -> None:
+    _bound(connection, None)
+    pool.release(connection)
 
 
 def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:

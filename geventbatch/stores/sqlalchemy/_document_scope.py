@@ -18,6 +18,7 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
 from geventbatch.stores.sqlalchemy._documents import Row
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
@@ -409,9 +410,10 @@ class DocumentScope:
         values = {"_key": self._key, "_version": self._before, "_new": fence}
         for _ in polls(remaining()):
             try:
-                with documents.engine.begin() as connection:
+                with _engines.beside(documents.engine, self._key) as connection:
                     connection.execute(statements.fence, values)
                     there = connection.execute(statements.load, {"_key": self._key}).one_or_none()
+                    connection.commit()
             except SQLAlchemyError:  # the server is away, or the row still locked
                 continue
             if there is None or there.version not in {saved, fence}:

@@ -6,6 +6,7 @@ for ever: to close one of its connections, or to garbage collect it, may end it 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -14,10 +15,13 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from geventbatch._core import process
 from geventbatch._safe_repr import named
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 
 if TYPE_CHECKING:
-    from sqlalchemy import ExceptionContext, Pool
+    from collections.abc import Hashable, Iterator
+
+    from sqlalchemy import Connection, ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores, with the epoch of last use, and the pool."""
@@ -81,6 +85,16 @@ def own(engine: Engine) -> Engine:
             engine.dispose(close=False)
         _known[engine] = process.here.epoch, engine.pool
     return engine
+
+
+@contextmanager
+def beside(engine: Engine, key: Hashable) -> Iterator[Connection]:
+    """Yield another connection than the batch's, to look at what became of the batch of *key*. Switches: yes."""
+    connection = own(engine).connect()
+    try:
+        yield connection
+    finally:
+        give_back(key, connection.close, saved=None)
 
 
 def inherited() -> list[str]:

@@ -150,7 +150,7 @@ class Mapping:
     @contextmanager
     def connect(self, key: Hashable) -> Iterator[sa.Connection]:
         """Yield another connection than the batch's, prepared for the tenant of *key*."""
-        with _engines.own(self.engine).connect() as connection:
+        with _engines.beside(self.engine, key) as connection:
             if self.prepare is not None:
                 prepare(connection, key, self.prepare)
             yield connection

@@ -9,9 +9,11 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.exc import SQLAlchemyError
 
 from geventbatch.stores._sql import bounds, commit
+from geventbatch.stores.sqlalchemy._engines import beside
 from geventbatch.stores.sqlalchemy._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from datetime import tzinfo
 
     from sqlalchemy import Engine
@@ -100,7 +102,7 @@ class PostgresTransaction(Transaction):
 
     def ask_outcome(self) -> bool | None:
         xid = self.xid()
-        return super().ask_outcome() if xid is None else outcome(self.engine, xid, remaining())
+        return super().ask_outcome() if xid is None else outcome(self.engine, self.key, xid, remaining())
 
     def xid(self) -> str | None:
         """Return the transaction's id; None before it is known."""
@@ -113,12 +115,12 @@ def _process_of(driver: Any) -> int:
     return found
 
 
-def outcome(engine: Engine, xid: str, seconds: float) -> bool | None:
+def outcome(engine: Engine, key: Hashable, xid: str, seconds: float) -> bool | None:
     """Ask PostgreSQL until it knows whether a transaction was committed. None: unknown by then. Switches: yes."""
 
     def once(question: str) -> str | None:
         try:
-            with engine.connect() as connection:
+            with beside(engine, key) as connection:
                 status: str | None = connection.exec_driver_sql(question).scalar()
         except SQLAlchemyError:
             return commit.NO_ANSWER

@@ -252,7 +252,7 @@ class Transaction:
         return False if step is None or self.was_not_committed() else None
 
     def _ask(self) -> bool | None:
-        give_back(self.key, self.discard, saved=False)  # it may be the pool's last connection
+        give_back(self.key, self.discard, saved=None)  # it may be the pool's last connection
         return self.ask_outcome()
 
     def not_saved(self, error: Exception) -> NotSaved:
