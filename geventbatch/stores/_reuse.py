@@ -97,8 +97,13 @@ class Kept(Generic[T]):
         return len(self._entries)
 
 
+def outdated(key: Hashable) -> Conflict:
+    """Return the `Conflict` of a cached resource that is not what the database has."""
+    return Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
+
+
 @contextmanager
-def judging_nobody(key: Hashable) -> Iterator[None]:
+def as_conflicts(key: Hashable) -> Iterator[None]:
     """While a cached resource is saved: turn every other `NotSaved` into a `Conflict`.
 
     So the batch is replayed from a real load before any caller is told.

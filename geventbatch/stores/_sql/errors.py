@@ -36,8 +36,10 @@ __all__ = [
     "Kind",
     "as_not_saved",
     "chain",
+    "changed",
     "has_ended",
     "has_no_xmin",
+    "inserted",
     "is_duplicate",
     "is_marked",
     "kind",
@@ -69,6 +71,16 @@ def of_store(error: BaseException, key: Hashable) -> NotSaved:
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
     """Return the same for an error of COMMIT; None if it does not tell whether COMMIT was carried out."""
     return not_saved(error, key) if has_refused_commit(error) else None
+
+
+def changed(key: Hashable, kind: type[Conflict] = Conflict) -> Conflict:
+    """Return the `Conflict` of a save that did not find its row as it was loaded."""
+    return kind(f"{shown(key)} was not saved, nothing was written: somebody else changed it since it was loaded")
+
+
+def inserted(key: Hashable) -> Conflict:
+    """Return the `Conflict` of a save whose new row is there already."""
+    return Conflict(f"{shown(key)} was not saved, nothing was written: somebody else has inserted it meanwhile")
 
 
 def as_not_saved(error: BaseException, key: Hashable, *, committing: bool = False) -> NotSaved | None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from redis.exceptions import RedisClusterException, RedisError
 
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.errors import CannotUndo, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
+from geventbatch.stores._reuse import outdated
 from geventbatch.stores.redis._names import outcome_name
 from geventbatch.stores.redis._save import Recorded, Save, State
 from geventbatch.stores.redis._scripts import LOAD, TRACE_MILLISECONDS
@@ -171,7 +172,7 @@ class Resources(Generic[R]):
         except (RedisError, RedisClusterException, ValueError) as error:
             raise NotSaved(f"{shown(key)} cannot be compared: {said(error)}") from error
         if there != kept:
-            raise Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
+            raise outdated(key)
 
     def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
         """Return the recorded outcomes of operations with *idempotency_keys*."""

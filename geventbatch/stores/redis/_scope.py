@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch import current_batch
-from geventbatch.stores._reuse import judging_nobody
+from geventbatch.stores._reuse import as_conflicts
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -87,7 +87,7 @@ class Scope(Generic[R]):
     ) -> None:
         if kind is not None:
             return
-        with judging_nobody(self._key) if self.reused else nullcontext():
+        with as_conflicts(self._key) if self.reused else nullcontext():
             saved = self._resources.save(self._key, self._loaded, self._resource, current_batch())
             if self.reused and saved is self._loaded:
                 self._resources.compare(self._key, saved)

@@ -75,10 +75,6 @@ class Lost(Conflict):
     """The conflict of one key, while the transaction goes on."""
 
 
-def _conflict(key: Hashable) -> Conflict:
-    return Conflict(f"{shown(key)} was not saved: somebody else changed it since it was loaded")
-
-
 class Loads(NamedTuple):
     """The statements that load documents."""
 
@@ -288,7 +284,7 @@ class BulkDocumentScope:
 
     def _lost(self, key: Hashable) -> NotSaved:
         """Return the error for a row that was not found, or exists already."""
-        return self._scopes[key].lost(Lost(*_conflict(key).args), self._transaction, batch_at_hand().bulk[key])
+        return self._scopes[key].lost(errors.changed(key, Lost), self._transaction, current_batch().bulk[key])
 
     def _begin_again(self) -> None:
         try:

@@ -13,7 +13,7 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, Conflict, NothingToSave, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
 from geventbatch.stores._json import check_lossless
-from geventbatch.stores._reuse import judging_nobody
+from geventbatch.stores._reuse import as_conflicts, outdated
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import row_key
@@ -358,7 +358,7 @@ class DocumentScope:
             raise (found := self.lost(lost, self._transaction, batch_at_hand())) from found.__cause__
         except IntegrityError as error:
             if self._loaded.version is None and errors.is_duplicate(error):
-                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from error
+                raise errors.inserted(self._key) from error
             raise
 
     def _end(self, error: BaseException | None) -> None:
@@ -386,7 +386,7 @@ class DocumentScope:
             raise errors.of_store(error, self._key) from error
 
     def _save_reused(self) -> Row | None:
-        with judging_nobody(self._key):
+        with as_conflicts(self._key):
             return self._save()
 
     def _compare(self) -> None:
@@ -396,7 +396,7 @@ class DocumentScope:
         except Exception as error:
             raise errors.of_store(error, self._key) from error
         if there.version != self._loaded.version:
-            raise Conflict(f"{shown(self._key)} was changed by somebody else since this process has saved it")
+            raise outdated(self._key)
 
     def _fence(self, row: Row | None) -> bool | None:
         """Return whether the COMMIT whose answer is lost has saved *row*; if not, make sure that it never will.

@@ -13,6 +13,7 @@ from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._object_contents import is_in
+from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._bound_values import exact
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._computed import forget, is_incomplete
@@ -284,4 +285,4 @@ class LoadedResource:
 
     def conflict(self) -> Conflict:
         """Return the error of a save that finds another row than was loaded."""
-        return Conflict(f"{shown(self._key)} was not saved: somebody else changed it since it was loaded")
+        return errors.changed(self._key)

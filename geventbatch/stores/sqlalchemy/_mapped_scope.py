@@ -18,7 +18,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import CannotUndo, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
@@ -338,7 +338,7 @@ class MappedScope:
             with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
                 there = self._is_there(connection)
             if there:
-                raise Conflict(f"{shown(self._key)} was not saved: somebody else has inserted it meanwhile") from cause
+                raise errors.inserted(self._key) from cause
 
     def _look_for_others(self) -> None:
         """After a save in one message that did not find the row: raise if no other process has changed it."""
@@ -348,7 +348,7 @@ class MappedScope:
         with suppress(DBAPIError), self._mapping.connect(self._key) as connection:
             there = self._held or loaded.is_there(connection)
             if there and (self._guard.rewrote or loaded.are_as_read(transaction, connection)):
-                raise (found := left_out(self._key, StaleDataError)) from found.__cause__
+                raise left_out(self._key, StaleDataError)
 
     def _is_there(self, connection: sa.Connection) -> bool:
         """Return whether there is a row at the key."""

@@ -21,7 +21,6 @@ import psycopg
 from psycopg.types.numeric import FloatDumper
 from sqlalchemy.exc import DBAPIError
 
-from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import statements as sql_statements
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, SENT
@@ -130,7 +129,7 @@ class JoinedTransaction(PostgresTransaction):
 
     def not_saved(self, error: Exception) -> NotSaved:
         if errors.is_marked(error):
-            return LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+            return errors.changed(self.key, LostRow)
         return super().not_saved(error)
 
     def close(self, error: BaseException | None) -> None:  # noqa: ARG002 - for the parent

@@ -257,7 +257,7 @@ class StatementGuard:
         """Raise if the row of a new resource was left out; a trigger may have put it elsewhere."""
         unsure, self.unsure = self.unsure, False
         if unsure and not look():
-            raise (found := left_out(self.key)) from found.__cause__
+            raise left_out(self.key)
 
     def flush_others(self, statement: str | None = None) -> None:
         """Flush what earlier operations have changed, which *statement* of the current one has to find.

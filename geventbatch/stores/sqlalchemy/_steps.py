@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._batch import current_batch
-from geventbatch.errors import CannotUndo, Conflict, NotSaved
+from geventbatch.errors import CannotUndo, NotSaved
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows
 from geventbatch.stores.sqlalchemy._session_snapshot import SessionSnapshot
@@ -130,5 +130,5 @@ class Steps:
         if self._is_new and isinstance(error, IntegrityError) and errors.is_duplicate(error):
             self._roll_back()
             if self._look():
-                return Conflict("somebody else has inserted it meanwhile")
+                return errors.inserted(self._guard.key)
         return self._transaction.not_saved(error)

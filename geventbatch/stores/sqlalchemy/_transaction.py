@@ -172,7 +172,7 @@ class Transaction:
         """
         options = {"preserve_rowcount": True}
         if self.connection.execute(statement, parameters, execution_options=options).rowcount != rows:
-            raise LostRow(f"{shown(self.key)} was not saved: somebody else changed it since it was loaded")
+            raise errors.changed(self.key, LostRow)
 
     def send(self, statement: str, parameters: Any) -> CursorResult[Any]:
         """Execute a statement in the driver's own form."""
