@@ -205,10 +205,8 @@ class Guard(StatementGuard):
 
     def _take_out(self, error: Exception) -> Rejected | None:
         """Expunge what the current operation has added; return an error if other objects refer to it."""
-        turn = current_batch().completed
-        mine = [added for when, added in self._added if when == turn]
-        self._added = [(when, added) for when, added in self._added if when != turn]
-        mine = [added for added in mine if added in self.session.new]
+        mine = [added for added in self._own_added() if added in self.session.new]
+        self._added = [(when, added) for when, added in self._added if when != current_batch().completed]
         if not mine:
             return None
         if self._are_referred_to(mine):
@@ -219,6 +217,11 @@ class Guard(StatementGuard):
             if added in self.session.new:  # no cascade has expunged it
                 self.session.expunge(added)
         return None
+
+    def _own_added(self) -> list[object]:
+        """Return what the current operation has added."""
+        turn = current_batch().completed
+        return [added for when, added in self._added if when == turn]
 
     def _are_referred_to(self, mine: list[object]) -> bool:
         """Return whether other objects of the session refer to one of *mine*."""
@@ -280,9 +283,7 @@ class Guard(StatementGuard):
 
     def deletes(self, *instances: object) -> None:
         """Flush before an operation deletes *instances*, so that what earlier ones have added is in the database."""
-        turn = current_batch().completed
-        mine = [added for when, added in self._added if when == turn]
-        if self.ours or any(one is added for one in instances for added in mine):  # SQLAlchemy refuses
+        if self.ours or any(one is added for one in instances for added in self._own_added()):  # SQLAlchemy refuses
             return
         if self._loaded is not None and self._loaded.adds():
             self.flush_others()
@@ -320,8 +321,7 @@ class Guard(StatementGuard):
             return
         state: InstanceState[Any] = sa.inspect(instance)
         others = [one for one, *_ in state.mapper.cascade_iterator("expunge", state)]
-        session, turn = self.session, current_batch().completed
-        mine = [added for when, added in self._added if when == turn]
+        session, mine = self.session, self._own_added()
         for one in (instance, *others):
             kept = one in session.deleted or instance_state(one).modified
             if one in session.new:  # SQLAlchemy itself expunges an instance that was removed from all its parents

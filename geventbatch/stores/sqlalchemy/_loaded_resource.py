@@ -233,11 +233,8 @@ class LoadedResource:
         if self.identity is not None:
             transaction.begin_to_write()
             if self._mapping.token:
-                mapping = self._mapping
-                names = [f"_{i}" for i in range(len(self.identity) + len(self._token))]
-                parameters = dict(zip(names, (*self.identity, *self._token), strict=True))
                 try:
-                    transaction.change(mapping.claim, parameters)
+                    transaction.change(self._mapping.claim, self._row_as_loaded())
                 except LostRow:
                     if not (is_doubtful(batch_at_hand()) and self.is_there(transaction.connection)):
                         raise
@@ -257,9 +254,10 @@ class LoadedResource:
 
     def is_there(self, connection: sa.Connection) -> bool:
         """Return whether the row is as loaded, by its token."""
-        names = [f"_{i}" for i in range(len(self.identity or ()) + len(self._token))]
-        parameters = dict(zip(names, (*(self.identity or ()), *self._token), strict=True))
-        return connection.execute(self._mapping.look_at, parameters).first() is not None
+        return connection.execute(self._mapping.look_at, self._row_as_loaded()).first() is not None
+
+    def _row_as_loaded(self) -> dict[str, Any]:
+        return {f"_{i}": value for i, value in enumerate((*(self.identity or ()), *self._token))}
 
     def are_as_read(self, transaction: Transaction, connection: sa.Connection | None = None) -> bool:
         """Return whether no other process can have changed the other rows that a flush did not find."""

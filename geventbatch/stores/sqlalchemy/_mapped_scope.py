@@ -124,12 +124,8 @@ class MappedScope:
 
     def checkpoint(self) -> object:
         """Return a snapshot of the session. Raises `CannotUndo`. Switches: no."""
-        guard = self._guard
-        guard.ours = True
-        try:
-            return SessionSnapshot(guard, self._loaded, plain=True, columns=True)
-        finally:
-            guard.ours = False
+        with self._guard.own():
+            return SessionSnapshot(self._guard, self._loaded, plain=True, columns=True)
 
     def restore(self, checkpoint: object | None) -> Any:
         """Restore the session from *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
@@ -137,12 +133,8 @@ class MappedScope:
         if snapshot is None:
             self._mapping.keeps = True
             raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
-        guard = self._guard
-        guard.ours = True
-        try:
+        with self._guard.own():
             snapshot.restore()
-        finally:
-            guard.ours = False
         return self._loaded.resource
 
     # -- step by step ------------------------------------------------------------------------------------------

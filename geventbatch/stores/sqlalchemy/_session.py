@@ -122,6 +122,16 @@ class Info(dict[Any, Any]):
     setdefault: Any = MutableMapping.setdefault
 
 
+def _refused(name: str, instead: str) -> Any:
+    """Return the method *name*, which is for the batch: an operation that calls it is told what to do *instead*."""
+
+    def method(self: BatchSession) -> None:
+        _guard(self).refuse(f"{name}()", instead)
+        getattr(super(BatchSession, self), name)()
+
+    return method
+
+
 class BatchSession(Session):
     """The session of a batch, on its connection, whatever the user's own class is bound to."""
 
@@ -175,35 +185,13 @@ class BatchSession(Session):
             guard.has_begun_savepoint(begun)
         return begun
 
-    def commit(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("commit()", _TRANSACTION.replace("ends its transaction", "commits"))
-        super().commit()
-
-    def rollback(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("rollback()", _SAVEPOINT)
-        super().rollback()
-
-    def close(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("close()", _TRANSACTION)
-        super().close()
-
-    def reset(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("reset()", _TRANSACTION)
-        super().reset()
-
-    def invalidate(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("invalidate()", _TRANSACTION)
-        super().invalidate()
-
-    def prepare(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("prepare()", _TRANSACTION)
-        super().prepare()
+    commit = _refused("commit", _TRANSACTION.replace("ends its transaction", "commits"))
+    rollback = _refused("rollback", _SAVEPOINT)
+    close = _refused("close", _TRANSACTION)
+    reset = _refused("reset", _TRANSACTION)
+    invalidate = _refused("invalidate", _TRANSACTION)
+    prepare = _refused("prepare", _TRANSACTION)
+    expunge_all = _refused("expunge_all", "it holds what the operations before have changed: expunge(instance)")
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
         """Return the connection; what an operation does with it directly is checked after the operation."""
@@ -260,11 +248,6 @@ class BatchSession(Session):
         """Refuse to expunge changed instances, and the resource."""
         _guard(self).lets_go(instance)
         super().expunge(instance)
-
-    def expunge_all(self) -> None:
-        """For the batch."""
-        _guard(self).refuse("expunge_all()", "it holds what the operations before have changed: expunge(instance)")
-        super().expunge_all()
 
     def delete(self, instance: object) -> None:
         """Flush first what was added; note whether it is the resource, which later operations must not find."""
