@@ -271,21 +271,20 @@ def state(error: BaseException) -> str | None:
 
 def message(error: BaseException) -> str:
     """Return the server's message, without the statement that it quotes, and without details."""
-    for one in chain(error):
-        if _vendor(one) == "pg8000" and one.args and isinstance(one.args[0], dict):
-            return str(one.args[0].get("M", ""))
-        told = getattr(getattr(one, "diag", None), "message_primary", None)
-        if isinstance(told, str):
-            return told
-    return ""
+    return _diagnostic(error, "M", "message_primary") or ""
 
 
 def table_of(error: BaseException) -> str | None:
     """Return the table whose row PostgreSQL has refused."""
+    return _diagnostic(error, "t", "table_name")
+
+
+def _diagnostic(error: BaseException, field: str, attribute: str) -> str | None:
+    """Return a *field* of PostgreSQL's error, which libpq's drivers have as an *attribute*."""
     for one in chain(error):
         if _vendor(one) == "pg8000" and one.args and isinstance(one.args[0], dict):
-            return one.args[0].get("t")
-        told = getattr(getattr(one, "diag", None), "table_name", None)
+            return one.args[0].get(field)
+        told = getattr(getattr(one, "diag", None), attribute, None)
         if isinstance(told, str):
             return told
     return None

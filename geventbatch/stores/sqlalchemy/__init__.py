@@ -21,13 +21,13 @@ from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import (
     Documents,
     KeyText,
+    Statements,
     StateText,
     check_kept,
     check_name,
     create_table,
     documents_table,
     has_steps,
-    statements_of,
 )
 from geventbatch.stores.sqlalchemy._key_columns import folds, key_column
 from geventbatch.stores.sqlalchemy._mapped_scope import MappedScope
@@ -233,7 +233,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         documents = Documents(
             engine=engine,
             transaction=transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"),
-            statements=statements_of(
+            statements=Statements(
                 shown,
                 engine.dialect,
                 locking=chosen == "lock",

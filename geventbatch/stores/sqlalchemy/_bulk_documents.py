@@ -284,7 +284,7 @@ class BulkDocumentScope:
 
     def _lost(self, key: Hashable) -> NotSaved:
         """Return the error for a row that was not found, or exists already."""
-        return self._scopes[key].lost(errors.changed(key, Lost), self._transaction, current_batch().bulk[key])
+        return self._scopes[key].lost(errors.changed(key, Lost), self._transaction, batch_at_hand().bulk[key])
 
     def _begin_again(self) -> None:
         try:

@@ -141,17 +141,11 @@ def create_table(engine: sa.Engine, table: sa.Table, attempts: int = 20) -> None
 class Statements:
     """The statements for one document, made once for each store."""
 
-    def __init__(  # noqa: PLR0913 - what a store decides
-        self,
-        table: sa.Table,
-        dialect: str,
-        *,
-        locking: bool,
-        mark: Mark,
-        tells_key: bool = False,
-        read: Callable[[str], Any] | None = None,
-    ) -> None:
+    def __init__(self, table: sa.Table, dialect: Dialect, *, locking: bool, marks: bool, tells_key: bool) -> None:
+        """Make them; with *marks*, a row that was deleted and inserted again is recognised."""
         columns = table.c
+        mark = mark_of(table, dialect) if marks else Mark()
+        read = reader_of(columns.state, dialect)
         is_key = columns.key == sa.bindparam("_key")
         has_version = sa.and_(is_key, columns.version == sa.bindparam("_version"))
         is_loaded = has_version if mark.column is None else sa.and_(has_version, mark.column == sa.bindparam("_mark"))
@@ -173,7 +167,7 @@ class Statements:
         self.fence: Final = sa.update(table).where(has_version).values(version=sa.bindparam("_new"))
         self.delete: Final = sa.delete(table).where(is_loaded)
         self.delete_again: Final = sa.delete(table).where(has_version)
-        self.add: Final = _insert(table, dialect)
+        self.add: Final = _insert(table, dialect.name)
 
     def row_of(self, found: Any) -> Row:
         """Return what was selected as a `Row`."""
@@ -182,18 +176,6 @@ class Statements:
         if self.read is None:
             return Row(found.state, found.version, mark, key)
         return Row(self.read(found.state), found.version, mark, key, found.state)
-
-
-def statements_of(table: sa.Table, dialect: Dialect, *, locking: bool, marks: bool, tells_key: bool) -> Statements:
-    """Return the statements of a store; with *marks*, a row that was deleted and inserted again is recognised."""
-    return Statements(
-        table,
-        dialect.name,
-        locking=locking,
-        mark=mark_of(table, dialect) if marks else Mark(),
-        tells_key=tells_key,
-        read=reader_of(table.c.state, dialect),
-    )
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:

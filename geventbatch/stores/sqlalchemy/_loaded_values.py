@@ -90,7 +90,7 @@ class LoadedValue:
         if isinstance(kind, sa.Time) and self._dialect in _MYSQL:
             self._result = None  # made for the driver's intervals
         self._is_plain = not isinstance(column.type, TypeDecorator) or isinstance(column.type, sa.Interval)
-        self._keep = _keeper(self._type)
+        self._keep = next((keep for kinds, keep in self._KEEPERS if isinstance(self._type, kinds)), LoadedValue._same)
         self.zoned = isinstance(self._type, (sa.Date, sa.DateTime))
         """The loaded value depends on the time zone of the database's session."""
 
@@ -246,23 +246,18 @@ class LoadedValue:
     def _same(self, value: Any, _: tzinfo | None) -> Any:
         return value
 
-
-_KEEPERS: Final = (
-    (sa.Float, LoadedValue._float),  # noqa: SLF001 - of this module
-    (sa.Numeric, LoadedValue._number),  # noqa: SLF001
-    (sa.Integer, LoadedValue._whole),  # noqa: SLF001
-    ((sa.Enum, sa.Boolean), LoadedValue._same),  # noqa: SLF001
-    (sa.String, LoadedValue._text),  # noqa: SLF001
-    (sa.DateTime, LoadedValue._moment),  # noqa: SLF001
-    (sa.Time, LoadedValue._hour),  # noqa: SLF001
-    (sa.Date, LoadedValue._day),  # noqa: SLF001
-    (sa.Uuid, LoadedValue._id),  # noqa: SLF001
-    ((INET, CIDR), LoadedValue._address),  # noqa: SLF001
-)
-
-
-def _keeper(kind: Any) -> Callable[[LoadedValue, Any, tzinfo | None], Any]:
-    return next((keep for kinds, keep in _KEEPERS if isinstance(kind, kinds)), LoadedValue._same)  # noqa: SLF001
+    _KEEPERS: Final = (
+        (sa.Float, _float),
+        (sa.Numeric, _number),
+        (sa.Integer, _whole),
+        ((sa.Enum, sa.Boolean), _same),
+        (sa.String, _text),
+        (sa.DateTime, _moment),
+        (sa.Time, _hour),
+        (sa.Date, _day),
+        (sa.Uuid, _id),
+        ((INET, CIDR), _address),
+    )
 
 
 # -- the attributes -----------------------------------------------------------------------------------------------

@@ -57,6 +57,9 @@ _DRIVERS: Final = frozenset(
 )
 """Drivers whose errors are known, by SQLAlchemy's names."""
 
+_OF_KEY: Final = {errors.Kind.REJECTED, errors.Kind.UNSENT}
+"""The kinds of a load's errors that are about a key: a load has no other values."""
+
 _PLAN_IS_OLD: Final = "0A000"
 """The SQLSTATE of a statement that was prepared before a column changed its type; gone after a rollback."""
 
@@ -398,12 +401,12 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
         try:
             return _load_once(begin, fetch)
         except StatementError as error:
-            if is_of_key(error):
-                raise no_row(error, current_batch().key) from error
-            if not isinstance(error, DBAPIError):
-                raise
+            key = current_batch().key
+            if not isinstance(error, DBAPIError) or errors.kind(error) in _OF_KEY:
+                told = f"no row can have the key {shortened(key)}: {error.orig or error}"
+                raise ResourceMissing(told, key=key) from error
             if errors.kind(error) is errors.Kind.CONFLICT:
-                raise Conflict(f"it could not be loaded: {error.orig}") from error
+                raise Conflict(f"{shown(key)} could not be loaded: {error.orig}") from error
             again = error.connection_invalidated or errors.state(error.orig or error) == _PLAN_IS_OLD
             if attempt == 2 or not again:  # noqa: PLR2004 - the second is the last
                 raise
@@ -411,16 +414,6 @@ def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], Loaded
             if attempt == 2:  # noqa: PLR2004 - likewise
                 raise
     raise AssertionError
-
-
-def is_of_key(error: StatementError) -> bool:
-    """Return whether *error*, of a statement whose only values are keys, says that no row can have one of them."""
-    return not isinstance(error, DBAPIError) or errors.kind(error) in {errors.Kind.REJECTED, errors.Kind.UNSENT}
-
-
-def no_row(error: StatementError, key: Hashable) -> ResourceMissing:
-    """Return what a load then raises."""
-    return ResourceMissing(f"no row can have the key {shortened(key)}: {error.orig or error}", key=key)
 
 
 def _load_once(

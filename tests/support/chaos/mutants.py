@@ -26,7 +26,7 @@ def detect_no_conflicts() -> None:
     """Save over what somebody else has saved meanwhile, without a lock too."""
     original = _documents.Statements.__init__
 
-    def init(self: Any, table: sa.Table, dialect: str, **options: Any) -> None:
+    def init(self: Any, table: sa.Table, dialect: sa.Dialect, **options: Any) -> None:
         original(self, table, dialect, **{**options, "locking": False})
         saves = sa.update(table).where(table.c.key == sa.bindparam("_key"))
         self.update = saves.values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
