@@ -226,7 +226,7 @@ def _decimal_fits(key: Decimal, column: KeyColumn) -> str | None:
         return f"the column has room for {column.digits} digits before the point"
     exponent = _EXACT.normalize(key).as_tuple().exponent
     if isinstance(exponent, int) and -exponent > column.decimals:
-        return f"the column has room for {column.decimals} digits behind the point"
+        return f"the column has room for {column.decimals} digits after the point"
     return None
 
 

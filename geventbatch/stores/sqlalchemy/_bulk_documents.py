@@ -193,7 +193,7 @@ class BulkDocumentScope:
             if row is None:
                 continue
             if row.key in taken:
-                matched[key] = Conflict(f"{shown(key)} is the row {shown(row.key)}, as another key of the bulk is")
+                matched[key] = Conflict(f"{shown(key)} names the row {shown(row.key)}, as another key of the bulk does")
             else:
                 taken.add(row.key)
                 matched[key] = self._documents.statements.row_of(row)

@@ -148,8 +148,7 @@ class ChangeTracker:
         except Exception as error:
             raise TypeError(
                 f"whether {columns.named[name]} of {state.class_.__name__} has changed cannot be told: "
-                f"{shown(value)} can "
-                f"neither be bound nor pickled ({said(error)}); give its type a process_bind_param"
+                f"{shown(value)} can neither be bound nor pickled ({said(error)}); give its type a process_bind_param"
             ) from error
 
 

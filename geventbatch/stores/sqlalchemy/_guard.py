@@ -94,7 +94,8 @@ class Guard(StatementGuard):
         if self._stale_reads is None or not self._stale_reads.reads():
             return None
         return TooEarly(
-            f"an operation on {shown(self.key)} is to find what it has done in what those before have loaded"
+            f"an operation on {shown(self.key)} has read, after a change of its own, what earlier ones had loaded: it "
+            "is applied again, to the next load"
         )
 
     def _deletes_too_early(self) -> TooEarly | None:
@@ -105,7 +106,10 @@ class Guard(StatementGuard):
             self._unwritten = loaded.changes()
         if not self._unwritten:
             return None
-        return TooEarly(f"an operation on {shown(self.key)} deletes what those before it have changed")
+        return TooEarly(
+            f"an operation on {shown(self.key)} deletes what earlier ones have changed: it is applied again, to "
+            "the next load"
+        )
 
     def stale(self, error: StaleDataError) -> NotSaved:
         """Return what it means that a flush of the library's own did not find a row."""
@@ -162,7 +166,8 @@ class Guard(StatementGuard):
         """Return the error for what the current operation has left behind that would reach others."""
         if self._early:
             return Undecided(
-                f"an operation on {shown(self.key)} is to be applied behind what those before have changed"
+                f"an operation on {shown(self.key)} needs what earlier ones have changed: it is applied again when "
+                "that is written"
             )
         if self._broke is not None:
             return _rejected(self._broke)
@@ -211,7 +216,8 @@ class Guard(StatementGuard):
             return None
         if self._are_referred_to(mine):
             return Rejected(
-                f"{shown(error)} left objects that were added in collections of others, in {shown(self.key)}"
+                f"{shown(error)} left objects that it had added in collections of others, in {shown(self.key)}: "
+                "nothing of it was saved"
             )
         for added in mine:
             if added in self.session.new:  # no cascade has expunged it
@@ -332,7 +338,7 @@ class Guard(StatementGuard):
     def forgets(self) -> None:
         """Refuse to refresh instances while earlier operations' changes are not flushed, since they would be lost."""
         if not self.ours and self._has_others():
-            raise self._comes_too_early("loads anew what those before it have changed")
+            raise self._comes_too_early("loads anew what earlier ones have changed")
 
     def asks(self, statement: Any, options: dict[str, Any]) -> None:
         """Check a *statement* that an operation executes, which may refresh instances."""

@@ -28,8 +28,8 @@ def mode_of(engine: sa.Engine, mode: Mode | None) -> Mode:
     insisted = levels & {"REPEATABLE READ", "SERIALIZABLE"}
     if mode == "lock" and insisted:
         raise ValueError(
-            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={shown(insisted.pop())}: who has "
-            "waited for a row that was locked would get an error. Pass mode='version', or an engine without it"
+            f"mode='lock' is for READ COMMITTED, but the engine has isolation_level={shown(insisted.pop())}: a "
+            "batch that has waited for a locked row would get an error. Pass mode='version', or an engine without it"
         )
     return mode
 

@@ -323,7 +323,7 @@ class _Held:
             self.opaque = f"a {type(collection).__name__} has attributes of its own"
         members = _members(collection)
         if members is None:
-            self.opaque = f"what is in a {type(collection).__name__} is not known"
+            self.opaque = f"the members of a {type(collection).__name__} are not known"
         adapter = collection_adapter(collection)
         return collection, adapter, adapter.empty, members, dict(own)
 

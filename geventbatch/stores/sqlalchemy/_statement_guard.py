@@ -168,7 +168,7 @@ class StatementGuard:
         if not self.ours:
             self.sees()
             if self.connection.get_transaction() is not self._below:
-                raise self._refused("went on behind the end of the transaction of its batch")
+                raise self._refused("went on after the end of the transaction of its batch")
             if is_savepoint:
                 self.writes += 1
             else:
@@ -271,7 +271,7 @@ class StatementGuard:
         if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
             self.session.flush()
         elif statement is None or self._reads_computed() or self._names_changed(statement):
-            raise self._comes_too_early("asks for what those before it have changed")
+            raise self._comes_too_early("asks for what earlier ones have changed")
 
     def _reads_computed(self) -> bool:
         """Return whether a query may read what the database computes from unwritten changes; these are saved first.

@@ -210,10 +210,14 @@ class Transaction:
         if ended is not None:
             raise ended
         if self.connection.invalidated:
-            raise NotSaved(f"{shown(self.key)} was not saved: its connection was lost in an operation, which went on")
+            raise NotSaved(
+                f"{shown(self.key)} was not saved, nothing was written: an operation lost the connection, and went on"
+            )
         if self.has_failed():
             # COMMIT would raise nothing: PostgreSQL takes it for ROLLBACK.
-            raise Rejected(f"{shown(self.key)} was not saved: a statement has failed, and who sent it went on")
+            raise Rejected(
+                f"{shown(self.key)} was not saved, nothing was written: an operation went on after a failed statement"
+            )
 
     def _roll_back(self) -> None:
         self.connection.rollback()
