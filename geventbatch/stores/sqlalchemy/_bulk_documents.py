@@ -21,7 +21,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, Rejected, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
-from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
 from geventbatch.stores.sqlalchemy._bulk_statements import fits, load_all, statements_for_all
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import Row
@@ -280,7 +280,7 @@ class BulkDocumentScope:
     def _write_one(self, key: Hashable, change: _Change | None, rows: list[object]) -> None:
         if change is not None and not self._is_written(*change):
             raise self._lost(key)
-        insert_rows_behind(self._transaction.connection, rows)
+        insert_rows_in_savepoint(self._transaction.connection, rows)
 
     def _lost(self, key: Hashable) -> NotSaved:
         """Return the error for a row that was not found, or exists already."""

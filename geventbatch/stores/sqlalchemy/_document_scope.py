@@ -19,7 +19,7 @@ from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_behind, is_instance
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
 from geventbatch.stores.sqlalchemy._documents import Row
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
 from geventbatch.stores.sqlalchemy._transaction import (
@@ -208,7 +208,7 @@ class DocumentScope:
     def _write_step(self, change: tuple[Any, dict[str, Any]] | None, rows: list[object]) -> None:
         if change is not None:
             self._send(*change)
-        insert_rows_behind(self._transaction.connection, rows)
+        insert_rows_in_savepoint(self._transaction.connection, rows)
 
     # -- inside ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy import _listeners
 from geventbatch.stores.sqlalchemy._computed import is_stale
-from geventbatch.stores.sqlalchemy._loaded_values import given
+from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._statement_guard import StatementGuard
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Guard(StatementGuard):
         """Return why the current operation, which has returned, does not count. Switches: no."""
         self.ours = True
         try:
-            unfit = (self.unfit() or self._misfit()) if self._seen else None
-            given, new, deleted = self._given, self._new, self._deleted
+            unfit = (self.unfit() or self._misfit()) if self._to_check else None
+            given, new, deleted = self._assigned, self._new, self._deleted
             wrote = self.writes != self._writes_before
             unfit = unfit or self._too_early() or self._deletes_too_early()
             self._forget()
@@ -81,7 +81,7 @@ class Guard(StatementGuard):
         conflict = self._conflict(error) or (self._failed and self._conflict(self._failed[0]))
         if conflict is not None:
             return conflict
-        unfit = (self.unfit() or self._misfit()) if self._seen else None
+        unfit = (self.unfit() or self._misfit()) if self._to_check else None
         too_early = None if isinstance(error, DBAPIError) else self._too_early()
         if isinstance(unfit, Undecided) or too_early is not None:
             return too_early or unfit
@@ -164,20 +164,20 @@ class Guard(StatementGuard):
 
     def _misfit(self) -> Rejected | None:
         """Return the error for what the current operation has left behind that would reach others."""
-        if self._early:
+        if self._reapplies:
             return Undecided(
                 f"an operation on {shown(self.key)} needs what earlier ones have changed: it is applied again when "
                 "that is written"
             )
-        if self._broke is not None:
-            return _rejected(self._broke)
+        if self._forbidden is not None:
+            return _rejected(self._forbidden)
         if self.connection.get_nested_transaction() is not self._savepoint():
             return self._misdeed("left a savepoint of the connection open", "use `with session.begin_nested()`")
         if self.connection.get_execution_options() != self._options:
             return self._misdeed(
                 "set execution options of the connection", "pass them to execute(), for that statement only"
             )
-        if _listeners.count(self.session) != self._heard:
+        if _listeners.count(self.session) != self._listener_count:
             return self._misdeed(
                 "added a listener to its batch's session", "have it listen to the sessionmaker, where the store is made"
             )
@@ -186,9 +186,11 @@ class Guard(StatementGuard):
     def is_whole(self) -> bool:
         """Return whether the session is still in the transaction of the load, in which nothing has failed."""
         session, below = self.session, self.connection.get_transaction()
-        if below is None or below is not self._below or not below.is_active:  # a listener has refused a commit
+        if below is None or below is not self._connection_transaction:
             return False
-        if session.get_transaction() is not self._root or not session.is_active:
+        if not below.is_active:  # a listener has refused a commit
+            return False
+        if session.get_transaction() is not self._session_transaction or not session.is_active:
             return False
         return not self.transaction.has_failed()
 
@@ -252,7 +254,7 @@ class Guard(StatementGuard):
 
     def begins_savepoint(self) -> None:
         """Note that an operation begins a savepoint; refuse that on SQLite."""
-        self.sees()
+        self.check_later()
         if not self.ours:
             self._refuse_on_sqlite("begin a savepoint")
 
@@ -268,22 +270,22 @@ class Guard(StatementGuard):
             self.loads()
             self._added.append((current_batch().completed, instance))
             self._new.append(instance)
-            stale_reads = self._looked_before()
+            stale_reads = self._stale_if_returned()
             if stale_reads is not None:
                 stale_reads.has_added(instance)
             state: InstanceState[Any] = sa.inspect(instance)
-            found = list(given(state, self._mapping.columns_of(state.mapper).as_loaded))
+            found = list(assigned_attributes(state, self._mapping.columns_of(state.mapper).as_loaded))
             if found and not self.flushing:
                 current_batch().ask_scope()
-                self._given += found
+                self._assigned += found
 
-    def is_given(self, state: InstanceState[Any], name: str) -> None:
+    def has_assigned(self, state: InstanceState[Any], name: str) -> None:
         """Note that an operation has assigned to *name* a value that a load may return differently."""
         if not self.ours and not self.flushing:
-            if not self._given:
+            if not self._assigned:
                 current_batch().ask_scope()
-            self._given.append((state, name))
-            stale_reads = self._looked_before()
+            self._assigned.append((state, name))
+            stale_reads = self._stale_if_returned()
             if stale_reads is not None:
                 stale_reads.assigns(state, name)
 
@@ -292,21 +294,21 @@ class Guard(StatementGuard):
         if self.ours or any(one is added for one in instances for added in self._own_added()):  # SQLAlchemy refuses
             return
         if self._loaded is not None and self._loaded.adds():
-            self.flush_others()
+            self.flush_earlier()
 
     def has_deleted(self) -> None:
         """Note that an operation has marked something as deleted."""
         if self.ours:
             return
-        self.sees()
+        self.check_later()
         self._spoils = self._deleted = True
-        stale_reads = self._looked_before()
+        stale_reads = self._stale_if_returned()
         if stale_reads is not None:
             stale_reads.has_deleted()
         assert self._loaded is not None  # noqa: S101 - as above
         if self._loaded.resource in self.session.deleted:
             current_batch().cut()
-        if self._has_others() and any(instance_state(one).modified for one in self.session.deleted):
+        if self._has_earlier_changes() and any(instance_state(one).modified for one in self.session.deleted):
             self._unwritten = True
 
     def has_lost(self, instance: object) -> None:
@@ -315,13 +317,13 @@ class Guard(StatementGuard):
             return
         current_batch().cut()  # others may refer to it still, and what later operations change in it would be lost
         if instance is self._loaded.resource or instance_state(instance).modified:
-            self.sees()
-            self._broke = RuntimeError(
+            self.check_later()
+            self._forbidden = RuntimeError(
                 f"an operation on {shown(self.key)} took {_shown(instance)} out of its batch's session, in which it is "
                 "to be saved"
             )
 
-    def lets_go(self, instance: object) -> None:
+    def check_expunge(self, instance: object) -> None:
         """Refuse to expunge *instance* if it has changes, or is the resource."""
         if self.ours:
             return
@@ -335,12 +337,12 @@ class Guard(StatementGuard):
             if kept or (self._loaded is not None and one is self._loaded.resource):
                 raise self._refused(f"would take {_shown(one)} out of its batch's session, in which it is to be saved")
 
-    def forgets(self) -> None:
+    def check_refresh(self) -> None:
         """Refuse to refresh instances while earlier operations' changes are not flushed, since they would be lost."""
-        if not self.ours and self._has_others():
+        if not self.ours and self._has_earlier_changes():
             raise self._comes_too_early("loads anew what earlier ones have changed")
 
-    def asks(self, statement: Any, options: dict[str, Any]) -> None:
+    def check_execute(self, statement: Any, options: dict[str, Any]) -> None:
         """Check a *statement* that an operation executes, which may refresh instances."""
         if self.ours:
             return
@@ -348,7 +350,7 @@ class Guard(StatementGuard):
         loading = given.get("_sa_orm_load_options")
         anew = getattr(loading, "_populate_existing", False) and getattr(loading, "_refresh_state", None) is None
         if given.get("populate_existing") or anew:
-            self.forgets()
+            self.check_refresh()
 
 
 def _is_orphan(instance: object) -> bool:

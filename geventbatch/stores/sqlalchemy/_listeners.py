@@ -31,7 +31,7 @@ class _Watched(_Dispatch):  # type: ignore[misc]  # SQLAlchemy makes the class a
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
         self.__dict__["has_own"] = True
-        self.__dict__["guard"].sees()
+        self.__dict__["guard"].check_later()
 
 
 class _Full(_Watched):
@@ -40,7 +40,7 @@ class _Full(_Watched):
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        object.__getattribute__(self, "__dict__")["guard"].sees()
+        object.__getattribute__(self, "__dict__")["guard"].check_later()
         return object.__getattribute__(self, name)
 
 

@@ -18,7 +18,7 @@ from geventbatch.stores.sqlalchemy._bound_values import exact
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._computed import forget, is_incomplete
 from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows
-from geventbatch.stores.sqlalchemy._loaded_values import given as of_new
+from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._transaction import LostRow, is_doubtful
 
 if TYPE_CHECKING:
@@ -85,18 +85,18 @@ class LoadedResource:
         )
 
     def operation_returned(
-        self, transaction: Transaction, given: list[tuple[InstanceState[Any], str]], *, wrote: bool
+        self, transaction: Transaction, assigned: list[tuple[InstanceState[Any], str]], *, wrote: bool
     ) -> None:
         """Replace values that the current operation has changed by what a load would return, for later operations.
 
-        These are the attributes that the database computes, and the *given* ones, as the database keeps them. *wrote*:
-        the operation itself has flushed or sent a statement, so something has changed. Switches: no.
+        These are the attributes that the database computes, and the *assigned* ones, as the database keeps them.
+        *wrote*: the operation itself has flushed or sent a statement, so something has changed. Switches: no.
         """
         state: InstanceState[Any] = instance_state(self.resource)
         is_new = state.key is None and state.pending
         if is_new:
-            given = [*given, *of_new(state, self._mapping.columns_of(state.mapper).as_loaded)]
-        for one, name in given:
+            assigned = [*assigned, *assigned_attributes(state, self._mapping.columns_of(state.mapper).as_loaded)]
+        for one, name in assigned:
             if not self._tracker.make_as_loaded(one, name, transaction.zone):
                 current_batch().cut()
         if not (is_new or self._mapping.has_computed):

@@ -66,7 +66,7 @@ _FLOAT_OID: Final = 701
 
 _MYSQL: Final = ("mysql", "mariadb")
 
-_told: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
+_listened: Final[WeakKeyDictionary[type, set[str]]] = WeakKeyDictionary()
 """The attributes of each class that have a listener for assignments."""
 
 
@@ -270,9 +270,9 @@ def by_attribute(mapper: Mapper[Any], dialect: sa.Dialect) -> dict[str, LoadedVa
         for attribute in mapper.column_attrs
         if isinstance(column := attribute.columns[0], sa.Column) and _is_known(column.type)
     }
-    told = _told.setdefault(mapper.class_, set())
-    for name in found.keys() - told:
-        told.add(name)
+    listened = _listened.setdefault(mapper.class_, set())
+    for name in found.keys() - listened:
+        listened.add(name)
         attribute = getattr(mapper.class_, name)
         column = attribute.property.columns[0]  # tell of each assignment of a foreign key: relationships may follow it
         same = frozenset[type]() if column.foreign_keys else fine(column.type)
@@ -308,11 +308,13 @@ def _listener(name: str, same: frozenset[type]) -> Callable[..., None]:
         if type(value) not in same:
             guard = getattr(state.session, "batch_guard", None)
             if guard is not None:
-                guard.is_given(state, name)
+                guard.has_assigned(state, name)
 
     return is_assigned
 
 
-def given(state: InstanceState[Any], names: dict[str, LoadedValue]) -> Iterator[tuple[InstanceState[Any], str]]:
+def assigned_attributes(
+    state: InstanceState[Any], names: dict[str, LoadedValue]
+) -> Iterator[tuple[InstanceState[Any], str]]:
     """Yield the attributes of a new instance that have a value."""
     return ((state, name) for name in names if state.dict.get(name) is not None)

@@ -38,7 +38,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
             f"bind is {named(source)}, which is neither an Engine nor a sessionmaker: pass "
             "sqlalchemy.create_engine(url), or what makes your sessions (of Flask-SQLAlchemy db.session, not db)"
         )
-    with _asked(maker()) as probe:
+    with _as_in_flush(maker()) as probe:
         bind = probe.get_bind(mapper)
     if not isinstance(bind, sa.Engine):
         raise TypeError(f"the sessions of {shown(source)} are bound to {shown(bind)}: a store needs an Engine")
@@ -52,7 +52,7 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
         own["autoflush"] = False
     routes: Session | None = None
     if parent.get_bind is not Session.get_bind:
-        routes = _asked(parent(**options))
+        routes = _as_in_flush(parent(**options))
     elif options.get("binds"):
         routes = Session(engine, binds=options["binds"])
     names = {"routes": routes, "own": engine, "around": copy_context()}
@@ -67,7 +67,7 @@ def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine)
     return cast("Callable[..., BatchSession]", maker)
 
 
-def _asked(session: Session) -> Session:
+def _as_in_flush(session: Session) -> Session:
     """Return *session*, marked as in a flush: a routing session may read from a replica, but writes to the primary."""
     session._flushing = True  # noqa: SLF001 - SQLAlchemy's own recipe of such a session asks for it
     return session
@@ -196,7 +196,7 @@ class BatchSession(Session):
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> sa.Connection:
         """Return the connection; what an operation does with it directly is checked after the operation."""
         guard = _guard(self)
-        guard.sees()
+        guard.check_later()
         if execution_options:
             guard.refuse("connection(execution_options=…)", "pass them to execute(), for that statement only")
         return super().connection(bind_arguments, execution_options)
@@ -210,43 +210,43 @@ class BatchSession(Session):
 
     def refresh(self, instance: object, *args: Any, **options: Any) -> None:
         """Flush earlier operations' changes first, which would be lost."""
-        _guard(self).forgets()
+        _guard(self).check_refresh()
         super().refresh(instance, *args, **options)
 
     def expire(self, instance: object, *args: Any, **options: Any) -> None:
         """Likewise."""
-        _guard(self).forgets()
+        _guard(self).check_refresh()
         super().expire(instance, *args, **options)
 
     def expire_all(self) -> None:
         """Likewise."""
-        _guard(self).forgets()
+        _guard(self).check_refresh()
         super().expire_all()
 
     def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
         """Likewise, if it takes *instance* for loaded."""
         if not load:
-            _guard(self).forgets()
+            _guard(self).check_refresh()
         return super().merge(instance, load=load, **options)
 
     def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise, if the statement refreshes instances."""
-        _guard(self).asks(statement, options)
+        _guard(self).check_execute(statement, options)
         return super().execute(statement, *args, **options)
 
     def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise."""
-        _guard(self).asks(statement, options)
+        _guard(self).check_execute(statement, options)
         return super().scalar(statement, *args, **options)
 
     def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
         """Likewise."""
-        _guard(self).asks(statement, options)
+        _guard(self).check_execute(statement, options)
         return super().scalars(statement, *args, **options)
 
     def expunge(self, instance: object) -> None:
         """Refuse to expunge changed instances, and the resource."""
-        _guard(self).lets_go(instance)
+        _guard(self).check_expunge(instance)
         super().expunge(instance)
 
     def delete(self, instance: object) -> None:

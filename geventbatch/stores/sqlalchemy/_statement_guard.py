@@ -54,10 +54,10 @@ class StatementGuard:
     asked: bool  # an operation has sent a query, which may have found a newer state of the row
     acted: bool  # an operation has done something that the guard checks, since the last step
     savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # the connection's, by the session's
-    _root: SessionTransaction | None  # the session's transaction that operations have to stay in
-    _below: sa.RootTransaction | None  # the connection's
+    _session_transaction: SessionTransaction | None  # the session's transaction that operations have to stay in
+    _connection_transaction: sa.RootTransaction | None  # the connection's
     _options: Any  # the connection's execution options
-    _heard: int  # number of this session's own listeners
+    _listener_count: int  # number of this session's own listeners
     _autoflush: bool  # of the user's own sessions
     flushing: bool  # a flush is running
     in_bulk: bool  # a bulk method of the session is running, for an operation
@@ -68,17 +68,17 @@ class StatementGuard:
     _stale_reads: StaleReads | None  # since then
     _added: list[tuple[int, object]]  # by operations; with how many had returned before
     # -- mutable state: the current operation ----------------------------------------------------------------
-    _seen: bool  # it is to be checked when it has returned
+    _to_check: bool  # it is to be checked when it has returned
     _spoils: bool  # it has written something that would stay if it raised
-    _early: bool  # it is to be applied again after earlier operations' changes are written
-    _broke: RuntimeError | None  # the error for something forbidden that it has done
+    _reapplies: bool  # it is to be applied again after earlier operations' changes are written
+    _forbidden: RuntimeError | None  # the error for something forbidden that it has done
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent changes of earlier operations
     _writes_before: int  # `writes` when it began
     _new: list[object]  # objects that it has added
     _deleted: bool  # it has deleted something by the session
     _unwritten: bool  # it has deleted something whose changes, by earlier operations, are in no transaction
-    _given: list[tuple[InstanceState[Any], str]]  # attributes that it has assigned, and a load may return differently
-    _set: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
+    _assigned: list[tuple[InstanceState[Any], str]]  # by it, where a load may return another value
+    _own_settings: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
 
     def __init__(self, mapping: Mapping, key: Hashable, session: BatchSession, transaction: Transaction) -> None:
         """Guard *session*, which is about to load."""
@@ -97,16 +97,16 @@ class StatementGuard:
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
         self._holds_more, self._stale_reads = 0, None
-        self._added, self._set = [], []
+        self._added, self._own_settings = [], []
         self._forget()
 
     def begin(self, loaded: LoadedResource) -> None:
         """Begin, after the load, to guard operations."""
         self._loaded = loaded
-        self._root = self.session.get_transaction()
-        self._below = self.connection.get_transaction()
+        self._session_transaction = self.session.get_transaction()
+        self._connection_transaction = self.connection.get_transaction()
         self._options = self.connection.get_execution_options()
-        self._heard = _listeners.count(self.session)
+        self._listener_count = _listeners.count(self.session)
         self._autoflush = self.session.autoflush
         self.ours = False
 
@@ -119,17 +119,17 @@ class StatementGuard:
         finally:
             self.ours = before
 
-    def sees(self) -> None:
+    def check_later(self) -> None:
         """Note that the current operation is to be checked when it has returned."""
-        if not self.ours and not self._seen:
-            self._seen = self.acted = True
+        if not self.ours and not self._to_check:
+            self._to_check = self.acted = True
             current_batch().ask_scope()
 
     def sets(self, where: dict[Any, Any], name: Any) -> None:
         """Note that the current operation sets *name*, for itself only."""
         if not self.ours and not self.flushing:
-            self.sees()
-            self._set.append((where, name, where.get(name, _ABSENT)))
+            self.check_later()
+            self._own_settings.append((where, name, where.get(name, _ABSENT)))
 
     def refuse(self, what: str, instead: str) -> None:
         """Raise if an operation calls *what* of the session."""
@@ -139,20 +139,20 @@ class StatementGuard:
     def _refused(self, what: str) -> RuntimeError:
         """Return the error that the current operation gets; if it goes on after writing, nothing of it is saved."""
         self._spoils = True
-        self.sees()
+        self.check_later()
         return RuntimeError(f"an operation on {shown(self.key)} {what}")
 
     def _forget(self) -> None:
         """Reset the state of the current operation, which is over, and what it has set for itself."""
-        for where, name, value in reversed(self._set) if self._set else ():
+        for where, name, value in reversed(self._own_settings) if self._own_settings else ():
             if value is _ABSENT:
                 dict.pop(where, name, None)
             else:
                 dict.__setitem__(where, name, value)
-        self._seen = self._spoils = self._early = self._unwritten = False
-        self._broke = self._failed = None
+        self._to_check = self._spoils = self._reapplies = self._unwritten = False
+        self._forbidden = self._failed = None
         self._writes_before = self.writes
-        self._given, self._new, self._set, self._deleted = [], [], [], False
+        self._assigned, self._new, self._own_settings, self._deleted = [], [], [], False
         if self._stale_reads is not None:
             self._stale_reads.reads()  # puts all back in place
 
@@ -166,8 +166,8 @@ class StatementGuard:
         is_savepoint = context.compiled is not None and isinstance(context.compiled.statement, _SAVEPOINTS)
         calls = False
         if not self.ours:
-            self.sees()
-            if self.connection.get_transaction() is not self._below:
+            self.check_later()
+            if self.connection.get_transaction() is not self._connection_transaction:
                 raise self._refused("went on after the end of the transaction of its batch")
             if is_savepoint:
                 self.writes += 1
@@ -185,7 +185,7 @@ class StatementGuard:
             if why is not None:
                 raise self._refused(f"sent what it may not send: {why}")
             self._refuse_ending(statement)
-            self.flush_others(statement)
+            self.flush_earlier(statement)
         calls = first_word(statement) == "CALL"
         if reads(statement):
             calls = not self.flushing and self._calls_what_writes(statement)
@@ -200,7 +200,7 @@ class StatementGuard:
         if not self.flushing:
             self._spoils = True
             if calls or self._holds(statement):
-                stale_reads = self._loaded_before()
+                stale_reads = self._stale_if_loaded()
                 if stale_reads is not None:
                     stale_reads.executes(None if calls else statement)
                 self.rewrote = True
@@ -235,11 +235,11 @@ class StatementGuard:
             self._holds_more = current_batch().completed
             self._stale_reads = StaleReads(self.session, self._loaded.resource)
 
-    def _loaded_before(self) -> StaleReads | None:
+    def _stale_if_loaded(self) -> StaleReads | None:
         """Return the stale reads, if earlier operations have loaded something."""
         return self._stale_reads if self._holds_more < current_batch().completed else None
 
-    def _looked_before(self) -> StaleReads | None:
+    def _stale_if_returned(self) -> StaleReads | None:
         """Return the stale reads, if any operation has returned: an empty relationship may have needed no query."""
         if self._loaded is None or not current_batch().completed:
             return None
@@ -259,13 +259,13 @@ class StatementGuard:
         if unsure and not look():
             raise left_out(self.key)
 
-    def flush_others(self, statement: str | None = None) -> None:
+    def flush_earlier(self, statement: str | None = None) -> None:
         """Flush what earlier operations have changed, which *statement* of the current one has to find.
 
         On SQLite, where a flush is impossible, and where sessions do not flush by themselves (the current operation
         would find its own changes too), the changes have to be saved first.
         """
-        if self.ours or not self._has_others():
+        if self.ours or not self._has_earlier_changes():
             return
         flushes = self.transaction.writes_anywhere and self.session.autoflush == self._autoflush
         if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
@@ -288,7 +288,7 @@ class StatementGuard:
         """Note that all changes of the operations so far are flushed."""
         self._flushed = current_batch().completed
 
-    def _has_others(self) -> bool:
+    def _has_earlier_changes(self) -> bool:
         """Return whether the session holds changes of earlier operations that are not flushed."""
         if self._loaded is None or self._flushed == current_batch().completed:
             return False
@@ -297,8 +297,8 @@ class StatementGuard:
 
     def _comes_too_early(self, what: str) -> RuntimeError:
         """Return the error of the current operation, which is applied again after earlier changes are written."""
-        self._early = True
-        self.sees()
+        self._reapplies = True
+        self.check_later()
         return self._refused(f"{what}: it is applied again when that is written")
 
     def _names_changed(self, statement: str) -> bool:
@@ -314,9 +314,9 @@ class StatementGuard:
         if self._loaded is not None:
             self._loaded.flag_mutated()
             if not self.ours and self._loaded.changes():
-                self.sees()
+                self.check_later()
                 self._refuse_on_sqlite("write")
-                stale_reads = self._loaded_before()
+                stale_reads = self._stale_if_loaded()
                 if stale_reads is not None:
                     stale_reads.writes()
         if self._stale_reads is not None:
@@ -336,7 +336,7 @@ class StatementGuard:
     @contextmanager
     def bulk(self) -> Iterator[None]:
         """Guard a bulk method that an operation calls: if it fails, SQLAlchemy ends the transaction."""
-        self.flush_others()
+        self.flush_earlier()
         self.in_bulk = True
         try:
             yield

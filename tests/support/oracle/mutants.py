@@ -52,7 +52,7 @@ def _nothing(_: Any) -> Any:
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
     "compared by ==": [(BoundColumn, "exact", lambda _: lambda _, value: deepcopy(value))],
-    "refreshed without a flush": [(Guard, "forgets", _nothing), (Guard, "asks", _nothing)],
+    "refreshed without a flush": [(Guard, "check_refresh", _nothing), (Guard, "check_execute", _nothing)],
     "what raised stays": [(Undo, "undo", lambda _: lambda *_: False)],
     "computed is stale": [(_loaded_resource, "forget", _nothing)],
     "answers are aliases": [
