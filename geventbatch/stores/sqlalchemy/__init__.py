@@ -1,4 +1,4 @@
-"""Resources in a SQL database, through SQLAlchemy: documents of one table, or instances of one's own mapped classes."""
+"""`SQLAlchemyStore`: resources in a SQL database, as documents of one table or instances of a mapped class."""
 
 from __future__ import annotations
 
@@ -64,33 +64,34 @@ DocumentT = TypeVar("DocumentT")
 
 
 class SQLAlchemyStore(Generic[ResourceT]):
-    """What a `Processor` takes as its ``open_resource``; made by `documents` or by `mapped`.
+    """A `Processor`'s ``open_resource`` over a SQL database; made by `documents` or by `mapped`.
 
-    A batch is one transaction on one connection of the engine's pool: entering takes it and loads, leaving saves,
-    commits and gives it back. With psycopg 3 a load is one round trip. So is a save of a document, and one of a mapped
-    class in which nothing is asked of the server: no other object was added to the session or changed in it, and the
-    rows beside the resource are pairs.
+    A batch is one transaction on one connection of the engine's pool: entering takes it and loads; exiting saves,
+    commits and returns it. With psycopg 3 a load is one round trip. So is the save of a document, and of a mapped class
+    if the server is asked nothing: the session has no other new or changed objects, and the rows of `add_row` are
+    pairs.
 
-    What to set:
+    What to configure:
 
-    - ``pool_size`` of the engine, not less than the processor's ``max_batches`` (with ``max_overflow=0``): a batch that
-      waits for a connection in the pool holds its key, and its deadline is running.
-    - ``pool_pre_ping`` is not needed here, and costs each batch a round trip: when the first statement finds that the
-      server has closed a connection that was at rest, the load is tried again on a new one.
-    - PostgreSQL through psycopg 3 (``postgresql+psycopg://``), patched before it is imported. psycopg2 works where
-      psycogreen has made it wait in gevent's way, with a round trip for each statement. MySQL and MariaDB through
-      PyMySQL. On MySQL (not on MariaDB) the connections keep the ``innodb_lock_wait_timeout`` of the last batch: where
-      others use them too, give the store an engine of its own.
-    - SQLite in WAL mode, for files: its driver blocks the whole process. It is locked from the first write of a save to
-      its COMMIT, and no other greenlet runs in between. While another process writes, the batch waits in gevent's way.
+    - The engine's ``pool_size``: not less than the processor's ``max_batches`` (with ``max_overflow=0``). A batch that
+      waits for a connection of the pool holds its key, and its deadline is running.
+    - ``pool_pre_ping``: not needed, and costs each batch a round trip. If the first statement finds that the server has
+      closed an idle connection, the load is tried again on a new one.
+    - PostgreSQL: psycopg 3 (``postgresql+psycopg://``), patched before it is imported. psycopg2 works if psycogreen
+      makes it wait cooperatively, with a round trip for each statement. MySQL and MariaDB: PyMySQL. On MySQL (not on
+      MariaDB) a connection keeps the ``innodb_lock_wait_timeout`` of its last batch: if other code uses the engine too,
+      give the store an engine of its own.
+    - SQLite: WAL mode, for files. Its driver blocks the whole process. The database is locked from the first write of a
+      save to its COMMIT, and no other greenlet runs in between. While another process writes, the batch waits
+      cooperatively.
 
-    Rows beside the resource (`current_batch().add_row`) are mapped instances, pairs of a `Table` (or a mapped class)
-    and a dict, or ``insert()`` statements. They are inserted in bulk with the save: instances first, the others in
-    their order, neighbours of one table together.
+    Rows of `current_batch().add_row` are mapped instances, pairs of a `Table` (or a mapped class) and a dict, or
+    ``insert()`` statements. They are inserted in bulk with the save: instances first, then the others in their order,
+    adjacent ones of one table together.
 
     Attributes:
-        table: The table, to be shown to Alembic as a part of its metadata.
-        mode: "lock" or "version", as it was chosen.
+        table: The table, for Alembic as a part of its metadata.
+        mode: "lock" or "version", as chosen.
         keeps_outcomes: Whether it records the outcomes of operations with an idempotency key.
     """
 
@@ -178,40 +179,41 @@ class SQLAlchemyStore(Generic[ResourceT]):
         idempotency_ttl: float | None = None,
         reuse_resource: Reuse | None = None,
     ) -> SQLAlchemyStore[Any]:
-        """Keep documents in a table with the columns key, state and version, of which each save adds one.
+        """Make a store of documents, in a table with the columns key, state and version, which counts the saves.
 
-        An operation changes the resource in place. A batch that leaves the encoded state as it was writes none.
+        An operation changes the resource in place. A batch that leaves the encoded state unchanged writes none.
 
         Args:
-            engine: Where. Its pool gives each batch a connection.
-            table: The name of the table; `create_table` makes it, or a migration that knows `table`.
-            encode: Makes the state, what `state_type` takes, of a resource. What it raises is the fault of the
-                operation that made the resource so: that one's caller gets it. What JSON would lose (a name that is no
-                text, a tuple) is such a fault too.
-            decode: The other way round, and exactly: what an operation leaves there is what the next one has to find,
-                in the same batch or not. What it raises is a `LoadFailed` that names the key.
-            mode: "lock" (the default but on SQLite): the row is locked from load to COMMIT, and other writers of it
-                wait. "version": nothing is locked, and a save that finds another version than it has loaded is a
-                `Conflict`. Everybody who writes has to count the version up then.
-            missing: "raise" a `ResourceMissing`; or called with the key, to make the resource. It is inserted with the
-                save; when somebody else has inserted it meanwhile, the batch is replayed.
-            key_type: Of the column; a text of 255 characters unless given. Keys are converted to its Python type.
-            state_type: Of the column; a text of any length unless given. For a JSONB that SQLAlchemy itself encodes,
-                pass `JSONB()` and functions that return what they are given.
+            engine: The database. Its pool provides each batch's connection.
+            table: The name of the table. `create_table` creates it, or a migration that knows `table`.
+            encode: Returns the state of a resource, a value for `state_type`. What it raises is the error of the
+                operation that has made the resource so, and reaches its caller. So is what JSON would lose: a name that
+                is no text, a tuple.
+            decode: The exact inverse: the next operation has to find what an operation has left, in the same batch or
+                not. What it raises is a `LoadFailed` that names the key.
+            mode: "lock" (the default except on SQLite): the row is locked from load to COMMIT, and other writers of it
+                wait. "version": nothing is locked, and a save that finds another version than the loaded one is a
+                `Conflict`. Every other writer has to count the version up then.
+            missing: "raise" a `ResourceMissing`; or a function of the key that makes the resource. It is inserted with
+                the save; if another process has inserted it meanwhile, the batch is replayed.
+            key_type: The key column's type; a text of 255 characters unless given. Keys are converted to its Python
+                type.
+            state_type: The state column's type; a text of any length unless given. For a JSONB that SQLAlchemy itself
+                encodes, pass `JSONB()` and functions that return their argument.
             metadata: Where to declare the table; a new one unless given.
-            schema: Of the table.
-            pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
+            schema: The table's schema.
+            pipeline: Whether to send several statements as one message, if the driver is psycopg 3.
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
             idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
-            reuse_resource: In mode "version": keep what was saved, so that the next batch of the key loads nothing
-                (`Reuse`); None keeps nothing. Every process that writes to the table has to have it: a version is then
-                no count, but another number after each save. Only states that are a str or bytes are kept; no trigger
-                may change them.
+            reuse_resource: In mode "version": cache what was saved, so that the next batch of the key loads nothing
+                (`Reuse`). None: no cache. Every process that writes to the table has to set it: a version is then no
+                count, but a new number after each save. Only states that are a str or bytes are cached; no trigger may
+                change them.
 
         Raises:
-            ValueError: *mode* is none that the database has, or *reuse_resource* is given in mode "lock", or where the
-                states are no text and no bytes.
+            ValueError: The database does not have *mode*; or *reuse_resource* is given in mode "lock", or for states
+                that are neither texts nor bytes.
             TypeError: *engine* is no `Engine`, *table* no name, or *reuse_resource* no `Reuse`.
         Switches: no.
         """
@@ -280,60 +282,58 @@ class SQLAlchemyStore(Generic[ResourceT]):
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
     ) -> SQLAlchemyStore[EntityT]:
-        """Have instances of a mapped class as resources, each batch in a session of its own.
+        """Make a store of instances of a mapped class, with a session for each batch.
 
-        The session is at hand in operations: ``object_session(resource)``. They may query in it, add other objects and
-        change those; what the session holds is flushed and committed once, at the end. An operation that raises has to
-        have left all objects as they were, as always; what it has added is taken out again. If it has flushed, it is
-        replayed out. Delete the resource by ``object_session(resource).delete(resource)``, or by
-        ``current_batch().delete()``: the operations behind it find none then.
+        Operations reach the session by ``object_session(resource)``. They may query in it, add other objects and change
+        those; what the session holds is flushed and committed once, at the end. An operation that raises is undone: in
+        memory, or by a replay without it if it has flushed. Delete the resource by
+        ``object_session(resource).delete(resource)``, or by ``current_batch().delete()``: later operations find none
+        then.
 
-        Whatever a column has may be changed in place: lists, dictionaries, objects of one's own, composites, in the
-        resource and in other rows. What the column's type binds of it is compared, in type and in order. When the batch
-        has ended, its instances are detached: an operation returns values, not instances whose attributes are loaded
-        later.
+        Values may be changed in place: lists, dictionaries, objects of your own, composites, in the resource and in
+        other rows. Their bound forms are compared, in type and in order. When the batch has ended, its instances are
+        detached: an operation has to return values, not instances whose attributes are loaded later.
 
-        What an operation has assigned is found by those behind it as a load would give it: an amount with the places of
-        its column, a day without the time, ``"5"`` as a number.
+        Later operations find an assigned value as a load would return it: an amount with the column's decimal places, a
+        day without the time, ``"5"`` as a number.
 
-        Other rows that operations change are locked and compared when they are written: a row that somebody else has
-        changed since it was read is a `Conflict`. Where a load reads more than the row (``lazy="joined"``, a
-        `column_property`), the row is locked by a statement of its own before, in the same message where the driver is
-        psycopg 3.
+        Other rows that operations change are locked and compared when they are written: a row that another process has
+        changed since it was read is a `Conflict`. If a load reads more than the row (``lazy="joined"``, a
+        `column_property`), the row is first locked by a statement of its own, with psycopg 3 in the same message.
 
-        A statement of an operation finds what those before it have changed; on SQLite, where nothing can be written
-        before the batch saves, that is saved first, and the operation is applied to what the next load gives. What
-        would end the transaction, or set something in the session of the database, is a RuntimeError in the operation
-        that does it.
+        A statement of an operation finds what earlier operations have changed. On SQLite, where nothing can be written
+        before the save, their changes are saved first, and the operation is applied to the next load. What would end
+        the transaction, or set something in the database's session, raises a RuntimeError in its operation.
 
         Args:
-            bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`) whose options
-                the sessions of batches are to have.
+            bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`), whose options
+                the sessions of batches get.
             entity: The mapped class.
-            by: The attribute that keys name: of a unique column. None: the primary key; of several columns: a tuple.
-            version: An attribute, a whole number, that counts the saves. Not needed for a class that has a
-                ``version_id_col``, which SQLAlchemy counts.
-            mode: "lock" (the default but on SQLite): ``SELECT … FOR UPDATE``; other writers of the row wait.
+            by: The attribute that keys name, of a unique column. None: the primary key; if it has several columns, a
+                tuple.
+            version: An integer attribute that counts the saves. Not needed for a class that has a ``version_id_col``,
+                which SQLAlchemy counts.
+            mode: "lock" (the default except on SQLite): ``SELECT … FOR UPDATE``; other writers of the row wait.
                 "version": nothing is locked between load and save. The save then locks the row (of every table of the
-                class) and compares PostgreSQL's ``xmin``, elsewhere all columns that were loaded, the version among
-                them. Another row, one that was made anew included, is a `Conflict`.
-            missing: "raise" a `ResourceMissing`; or called with the key, to make the instance, in which the key is set
-                unless it has one. When somebody else has inserted it meanwhile, the batch is replayed.
-            pipeline: Whether to send what belongs together as one message, where the driver is psycopg 3.
-            tenant: Called at the door of `run`, in its caller's greenlet: whose row it is, where each tenant has tables
-                of its own. The key of the batch is then the pair of that and the row's key.
+                class) and compares PostgreSQL's ``xmin``, elsewhere all loaded columns, the version among them. Another
+                row, even one that was deleted and inserted again, is a `Conflict`.
+            missing: "raise" a `ResourceMissing`; or a function of the key that makes the instance. The key is set in it
+                unless it has one. If another process has inserted it meanwhile, the batch is replayed.
+            pipeline: Whether to send several statements as one message, if the driver is psycopg 3.
+            tenant: Returns the current tenant, where each tenant has tables of its own. Called as `run` begins, in its
+                caller's greenlet. The batch's key is then the pair of the tenant and the row's key.
             prepare_connection: Called with the batch's connection and the key, inside the transaction and before the
-                load: to set ``search_path``, a role, or what row-level security asks for. On PostgreSQL, what its SET
-                sets is gone with the transaction (it is sent as SET LOCAL); elsewhere it stays on the connection until
-                the next batch sets it anew. It costs a round trip. What a request has set on a connection of its own
-                reaches no batch.
+                load: to set ``search_path``, a role, or the settings of row-level security. On PostgreSQL, its SET is
+                sent as SET LOCAL, and ends with the transaction; elsewhere the setting stays on the connection until
+                the next batch sets it. It costs a round trip. Settings that a request has made on a connection of its
+                own reach no batch.
             idempotency: The table (`idempotency_table`) that records the outcomes of operations with an idempotency
                 key; None: such operations are refused.
             idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
 
         Raises:
-            TypeError: *bind* or *entity* are of a wrong type.
-            ValueError: *by* or *version* are not such attributes; or *tenant* is given without *prepare_connection*.
+            TypeError: *bind* or *entity* is of a wrong type.
+            ValueError: *by* or *version* is no such attribute; or *tenant* is given without *prepare_connection*.
 
         Switches: no.
         """
@@ -381,18 +381,18 @@ class SQLAlchemyStore(Generic[ResourceT]):
         return SQLAlchemyStore(parts)
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
-        """Open the resource at *key*: what a processor calls. Switches: no; entering and leaving what it gives does."""
+        """Open the resource at *key*; called by the processor. Switches: no, but entering and exiting the scope do."""
         return self._open_scope(key)
 
     @property
     def open_resources(self) -> BulkDocuments:
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
-        The documents of all batches that are ready are loaded together and saved together, in one transaction. It takes
-        no operations with idempotency keys, and keeps nothing (``reuse_resource``).
+        The documents of all batches that are ready are loaded together and saved together, in one transaction. It
+        refuses operations with idempotency keys, and caches nothing (``reuse_resource``).
 
         Raises:
-            AttributeError: The store is one of mapped classes.
+            AttributeError: The store is of a mapped class.
         Switches: no.
         """
         if self._bulk is None:
@@ -402,42 +402,42 @@ class SQLAlchemyStore(Generic[ResourceT]):
         return self._bulk
 
     def normalize_key(self, key: Hashable) -> Hashable:
-        """The value of the column that *key* stands for: 42 and "42" are one row, and one batch.
+        """Return the column's value for *key*: 42 and "42" are one row, and one batch.
 
-        Where there are tenants: the pair of the caller's, and that.
+        With ``tenant``, return the pair of the caller's tenant and that value.
 
         Raises:
-            TypeError: Its type cannot stand for one.
-            ValueError: Its type can, and its value does not.
+            TypeError: Keys of this type are impossible.
+            ValueError: No row can have this key.
         Switches: no (as ``tenant`` does).
         """
         found = normalize_all(key, self._columns)
         return found if self._tenant is None else (self._tenant(), found)
 
     def stopped(self) -> None:
-        """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
+        """Clear the cache; called by the processor when it has stopped. Switches: no."""
         if self._kept is not None:
             self._kept.clear()
 
     def create_table(self) -> None:
-        """Create the table, and that of the outcomes, unless they are there. Switches: yes.
+        """Create the table, and the table of outcomes, unless they exist. Switches: yes.
 
-        It is safe when several processes do so at once.
+        Several processes may do so at once.
         """
         create_table(self._engine, self.table)
         if self._idempotency is not None:
             create_table(self._engine, self._idempotency)
 
     def purge_outcomes(self, limit: int = 10_000) -> int:
-        """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
+        """Delete expired outcomes, in a transaction of its own: for a cron job. They count as absent anyway.
 
-        On SQLite, the driver blocks the process while another one writes.
+        On SQLite, the driver blocks the process while another process writes.
 
         Args:
-            limit: So many at the most, so that nobody waits long for it.
+            limit: The largest number to delete, so that no save waits for long.
 
         Returns:
-            How many there were. While it is *limit*, there may be more.
+            The number of deleted outcomes. If it is *limit*, there may be more.
 
         Raises:
             ValueError: The store records none.
