@@ -22,7 +22,7 @@ def bound_seconds(remaining: float) -> float:
 
 
 def bound_milliseconds(remaining: float) -> int:
-    """Return the same in milliseconds; never 0, which databases take for "no limit"."""
+    """Return `bound_seconds` in milliseconds; never 0, which databases take for "no limit"."""
     return max(1, int(bound_seconds(remaining) * 1000))
 
 
@@ -53,7 +53,7 @@ BEGIN: Final = f"BEGIN ISOLATION LEVEL {LEVEL}"
 
 
 def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bool = False) -> str:
-    """Return a SELECT that sets the same bound, and whose second column is the transaction's id for `postgres_outcome`.
+    """Return a SELECT that bounds this transaction's statements; its second column is the id for `postgres_outcome`.
 
     With *level*, its third column is the isolation level; with *backend*, its last is the pid of the server process.
 

@@ -63,13 +63,13 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
 
 
 def of_store(error: BaseException, key: Hashable) -> NotSaved:
-    """Return the same for a statement of the store's own, which is no operation's fault."""
+    """Return what a scope raises for an error of the store's own statement, which is no operation's fault."""
     found = not_saved(error, key)
     return found if isinstance(found, Conflict) else NotSaved(*found.args)
 
 
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
-    """Return the same for an error of COMMIT; None if it does not tell whether COMMIT was carried out."""
+    """Return what a scope raises for an error of COMMIT; None if it does not tell whether COMMIT was carried out."""
     return not_saved(error, key) if has_refused_commit(error) else None
 
 

@@ -90,12 +90,12 @@ class KeyColumn:
 
 
 def normalize(key: Hashable, column: str, kind: type | None) -> Hashable:
-    """Return the same for a column of which only the type is known."""
+    """Return the value for *key* in a column of which only the type is known."""
     return KeyColumn(column, kind).normalize(key)
 
 
 def normalize_all(key: Hashable, columns: Sequence[KeyColumn]) -> Hashable:
-    """Return the same for a key of several columns, a tuple."""
+    """Return the values for *key* in several columns: a tuple."""
     if len(columns) == 1:
         return columns[0].normalize(key)
     names = ", ".join(column.name for column in columns)

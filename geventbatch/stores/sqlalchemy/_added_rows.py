@@ -39,7 +39,7 @@ def insert_rows(connection: Connection, rows: Sequence[object], session: Session
 
 
 def insert_rows_in_savepoint(connection: Connection, rows: Sequence[object]) -> None:
-    """Insert the same after a savepoint, so that a session's failure does not roll back the whole transaction."""
+    """Insert *rows* after a savepoint, so that a session's failure does not roll back the whole transaction."""
     if not any(is_instance(row) for row in rows):
         insert_rows(connection, rows)
         return

@@ -39,28 +39,28 @@ class BatchConnection(sa.Connection):
         held.batch_guard = guard
 
     def close(self) -> None:
-        """For the batch."""
+        """Refuse it to operations."""
         self.batch_guard.refuse("connection().close()", _INSTEAD)
         super().close()
 
     def invalidate(self, exception: BaseException | None = None) -> None:
-        """For the batch, and for SQLAlchemy, which passes the *exception*."""
+        """Refuse it to operations; SQLAlchemy passes an *exception*."""
         if exception is None:
             self.batch_guard.refuse("connection().invalidate()", _INSTEAD)
         super().invalidate(exception)
 
     def detach(self) -> None:
-        """For the batch."""
+        """Refuse it to operations."""
         self.batch_guard.refuse("connection().detach()", _INSTEAD)
         super().detach()
 
     def rollback(self) -> None:
-        """For the batch."""
+        """Refuse it to operations."""
         self.batch_guard.refuse("connection().rollback()", "use `with session.begin_nested()` for what you may undo")
         super().rollback()
 
     def execution_options(self, **options: Any) -> sa.Connection:
-        """For the batch."""
+        """Refuse it to operations."""
         self.batch_guard.refuse("connection().execution_options()", "pass them to execute(), for that statement only")
         return super().execution_options(**options)
 

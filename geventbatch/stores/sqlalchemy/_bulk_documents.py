@@ -67,7 +67,7 @@ class BulkDocuments:
         return BulkDocumentScope(self._documents, self._loads, self._together, list(keys))
 
     def normalize_key(self, key: Hashable) -> Hashable:
-        """As `SQLAlchemyStore.normalize_key`. Switches: no."""
+        """Return the column's value for *key*, as `SQLAlchemyStore.normalize_key` does. Switches: no."""
         return normalize_all(key, self._columns)
 
 

@@ -348,7 +348,7 @@ class MappedScope:
         return connection.execute(mapping.look, mapping.parameters(self._key)).first() is not None
 
     def _is_inserted(self) -> bool:
-        """Return the same, as the batch's own transaction sees it."""
+        """Return whether the batch's own transaction sees a row at the key."""
         return self._is_there(self._transaction.connection)
 
     def _end(self, error: BaseException | None) -> None:

@@ -105,12 +105,12 @@ class Info(dict[Any, Any]):
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        """Likewise."""
+        """Report the key first, so that its value can be reset."""
         self._guard.sets(self, key)
         super().__delitem__(key)
 
     def __ior__(self, other: Any) -> Any:  # type: ignore[misc]  # it takes whatever `update` does
-        """Likewise."""
+        """Update by `__setitem__`."""
         self.update(other)
         return self
 
@@ -214,33 +214,33 @@ class BatchSession(Session):
         super().refresh(instance, *args, **options)
 
     def expire(self, instance: object, *args: Any, **options: Any) -> None:
-        """Likewise."""
+        """Flush earlier operations' changes first, which would be lost."""
         _guard(self).check_refresh()
         super().expire(instance, *args, **options)
 
     def expire_all(self) -> None:
-        """Likewise."""
+        """Flush earlier operations' changes first, which would be lost."""
         _guard(self).check_refresh()
         super().expire_all()
 
     def merge(self, instance: Any, *, load: bool = True, **options: Any) -> Any:
-        """Likewise, if it takes *instance* for loaded."""
+        """Flush earlier operations' changes first, if it takes *instance* for loaded: they would be lost."""
         if not load:
             _guard(self).check_refresh()
         return super().merge(instance, load=load, **options)
 
     def execute(self, statement: Any, *args: Any, **options: Any) -> Any:
-        """Likewise, if the statement refreshes instances."""
+        """Flush earlier operations' changes first, if the statement refreshes instances."""
         _guard(self).check_execute(statement, options)
         return super().execute(statement, *args, **options)
 
     def scalar(self, statement: Any, *args: Any, **options: Any) -> Any:
-        """Likewise."""
+        """Flush earlier operations' changes first, if the statement refreshes instances."""
         _guard(self).check_execute(statement, options)
         return super().scalar(statement, *args, **options)
 
     def scalars(self, statement: Any, *args: Any, **options: Any) -> Any:
-        """Likewise."""
+        """Flush earlier operations' changes first, if the statement refreshes instances."""
         _guard(self).check_execute(statement, options)
         return super().scalars(statement, *args, **options)
 
@@ -256,7 +256,7 @@ class BatchSession(Session):
         _guard(self).has_deleted()
 
     def delete_all(self, instances: Any) -> None:
-        """Likewise."""
+        """Flush first what was added; note whether the resource is among *instances*."""
         instances = list(instances)
         _guard(self).deletes(*instances)
         super().delete_all(instances)
@@ -268,12 +268,12 @@ class BatchSession(Session):
             super().bulk_save_objects(*args, **options)
 
     def bulk_insert_mappings(self, *args: Any, **options: Any) -> None:
-        """Likewise."""
+        """Flush earlier operations' changes first, as before any statement."""
         with _guard(self).bulk():
             super().bulk_insert_mappings(*args, **options)
 
     def bulk_update_mappings(self, *args: Any, **options: Any) -> None:
-        """Likewise."""
+        """Flush earlier operations' changes first, as before any statement."""
         with _guard(self).bulk():
             super().bulk_update_mappings(*args, **options)
 
