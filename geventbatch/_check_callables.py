@@ -15,7 +15,7 @@ from geventbatch._watch.log import place_of
 
 _STORE: Final = (
     "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model) or RedisStore(client), or a "
-    "function that gives a context manager"
+    "function that returns a context manager"
 )
 
 
@@ -36,8 +36,7 @@ def refuse_lazy(name: str, value: object) -> None:
     if kind in LAZY or hasattr(kind, "__await__") or goes_on(value):
         close(value)
         raise TypeError(
-            f"{name} gave a {kind.__name__}, and nobody waits for it or reads it, so that its code has not run: "
-            f"{_PLAIN}"
+            f"{name} returned a {kind.__name__}, which is never awaited or read, so that its code has not run: {_PLAIN}"
         )
 
 
@@ -59,8 +58,7 @@ def check_function(name: str, value: Any, *takes: str) -> None:
     kind = _kind(value)
     if kind is not None:
         raise TypeError(
-            f"{name} is {_shown(value)}, {kind}: what it gives would have to be awaited or read, and nobody does: "
-            f"{_PLAIN}"
+            f"{name} is {_shown(value)}, {kind}: its result would have to be awaited or read, but never is: {_PLAIN}"
         )
 
 
@@ -85,7 +83,7 @@ def check_opener(name: str, value: Any, takes: str) -> None:
     if kind == _GENERATOR:
         raise TypeError(f"{name} is {_shown(value)}, {kind}: decorate it with contextlib.contextmanager")
     if kind is not None:
-        raise TypeError(f"{name} is {_shown(value)}, {kind}, but must give a context manager: write it without async")
+        raise TypeError(f"{name} is {_shown(value)}, {kind}, but must return a context manager: write it without async")
 
 
 def check_missing(missing: Any) -> None:
@@ -132,13 +130,13 @@ def no_scope(name: str, given: object) -> TypeError | None:
     if given is NOT_OPENED or _is_scope(given):
         return None
     if hasattr(given, "__aenter__"):
-        instead = "it is one for async with, and nobody awaits: write it with def and contextlib.contextmanager"
+        instead = "it is one for async with, and is never awaited: write it with def and contextlib.contextmanager"
     else:
         instead = (
             "entering it has to load, and leaving it to save. Decorate a generator function with "
             "contextlib.contextmanager; a function that only loads is a load_resource, beside a save_resource"
         )
-    return TypeError(f"{name} gave {named(given)}, which is no context manager: {instead}")
+    return TypeError(f"{name} returned {named(given)}, which is no context manager: {instead}")
 
 
 def check_scope(name: str, given: object) -> None:

@@ -65,7 +65,7 @@ class BulkPair:
         found = self.load_resources(keys)
         refuse_lazy("load_resources", found)
         if not isinstance(found, Mapping):
-            raise TypeError(f"load_resources gave {shown(found)}, but must give a mapping of keys to their resources")
+            raise TypeError(f"load_resources returned {shown(found)}, but must return a mapping of keys to resources")
         for resource in found.values():
             if type(resource) in IMMUTABLE:
                 self.warning.warn("load_resources", resource)
@@ -118,11 +118,11 @@ def fault_of(resources: Any, keys: Container[Hashable]) -> TypeError | None:
     """Return a `TypeError` if *resources*, loaded for *keys*, are no dict of these keys; else None."""
     if not isinstance(resources, MutableMapping):
         return TypeError(
-            f"the load of a bulk gave {shown(resources)}, but must give a dict of keys and their resources"
+            f"the load of a bulk returned {shown(resources)}, but must return a dict of keys and their resources"
         )
     for key in resources:
         if key not in keys:  # else it would be saved outside of its own batch
-            return TypeError(f"the load of a bulk gave the key {shown(key)}, for which it was not asked")
+            return TypeError(f"the load of a bulk returned the key {shown(key)}, for which it was not asked")
     return None
 
 

@@ -181,12 +181,12 @@ class Dispatcher:
         number = ask(key, workers)
         if type(number) is not int and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(
-                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give an int"
+                f"worker_number_for_key returned {shown(number)} for the key {shown(key)}, but must return an int"
             )
         if not 0 <= number < workers:
             raise ValueError(
-                f"worker_number_for_key gave {shown(number)} for the key {shown(key)}, but must give a number from "
-                f"0 to {workers - 1}, since workers is {workers}"
+                f"worker_number_for_key returned {shown(number)} for the key {shown(key)}, but must return a number "
+                f"from 0 to {workers - 1}, since workers is {workers}"
             )
         shard = self.shards.get(number)
         if shard is None:

@@ -73,7 +73,7 @@ class ImmutableWarning:
         if not self._given:
             self._given = True
             warnings.warn(
-                f"{name} gave {shown(resource)}, a {type(resource).__name__}, which no operation can change, so that "
+                f"{name} returned {shown(resource)}, a {type(resource).__name__}, which no operation can change, so "
                 "nothing can be saved in it: let it return an object, a dict or a list that operations change in place",
                 RuntimeWarning,
                 stacklevel=2,

@@ -169,7 +169,7 @@ def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
     question: Any = getattr(attempt.scope, what, None)
     verdict: object = None if question is None else attempt.context.run(question, *about)
     if verdict is not None and not isinstance(verdict, NotSaved):
-        raise TypeError(f"{what} gave {shown(verdict)}, but must give None, or an instance of NotSaved")
+        raise TypeError(f"{what} returned {shown(verdict)}, but must return None, or an instance of NotSaved")
     return verdict
 
 

@@ -105,8 +105,8 @@ def _called(kind: type) -> str:
 def _instead(kind: type) -> str:
     if hasattr(kind, "__await__") or kind is AsyncGeneratorType:
         return (
-            "nobody awaits it, and its code has not run. Operations are plain functions: write def without async, and "
-            "call without await what gevent has patched"
+            "it is never awaited, and its code has not run. Operations are plain functions: write def without async, "
+            "and call without await what gevent has patched"
         )
     if kind not in LAZY:
         return (

@@ -71,7 +71,7 @@ def check_changeable(resource: Any) -> None:
 def bring_over(resource: Any, copy: Any) -> None:
     """Put the contents of *copy* into *resource*. Raise `CannotUndo` if they are of different classes."""
     if type(copy) is not type(resource):
-        raise CannotUndo(f"copy_resource gave {shown(copy)} of {shown(resource)}, which is of another class")
+        raise CannotUndo(f"copy_resource returned {shown(copy)} for {shown(resource)}, which is of another class")
     for part in _parts_of(resource):
         if part.put is not None:
             part.put(resource, part.take(copy)[0])

@@ -187,9 +187,9 @@ def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
     """Log, once, that the load returned the very object again that *function* had changed when it raised a *kind*."""
     if _is_new("same again", batch.dispatcher.options.name):
         told = (
-            "its load gave the very object again that it had given before, in which %s had raised %s: what that had "
-            "changed stays there. Let the load give a new object each time, made of what the save has kept, or name "
-            "what is raised before anything is changed in clean_errors. Told once"
+            "its load returned the very object again that it had returned before, in which %s had raised %s: its "
+            "changes stay there. Let the load return a new object each time, made of the saved state, or name errors "
+            "that are raised before anything is changed in clean_errors. Told once"
         )
         _warn(batch, told, name_of(function), kind.__qualname__)
 

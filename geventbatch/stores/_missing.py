@@ -49,8 +49,8 @@ class Making:
                 self._twice.clear()
             self._twice[id(made)] = made  # even if another key's was made in between
             raise TypeError(
-                f"missing gave the very same {type(made).__name__} for {shown(key)} that it had given before, which "
-                "operations change in place: each key would have what was meant for the others. Let it make a new one "
+                f"missing returned the very same {type(made).__name__} for {shown(key)} that it had returned before, "
+                "which operations change in place: each key would get the changes of the others. Let it make a new one "
                 "each time it is called"
             )
 

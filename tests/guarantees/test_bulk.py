@@ -457,7 +457,7 @@ def test_a_load_that_gives_no_dict_fails_every_key_and_says_so(clock: VirtualTim
         answers = run_all(clock, processor, appends("ab"))
         for error in answers.values():
             assert isinstance(error, LoadFailed)
-            assert "must give a dict" in str(error)
+            assert "must return a dict" in str(error)
     assert left == [NothingToSave]
 
 
@@ -816,7 +816,7 @@ def test_a_load_that_gives_more_than_it_was_asked_for_is_refused_since_that_woul
     with Processor(min_duration=0, batching=batching, **options) as processor:
         error = run_all(clock, processor, appends("a"))["a"]
     assert isinstance(error, LoadFailed)
-    assert "gave the key 'b', for which it was not asked" in str(error)
+    assert "returned the key 'b', for which it was not asked" in str(error)
     assert saved == []
     assert rows == {"a": [], "b": []}
 

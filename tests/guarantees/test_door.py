@@ -82,7 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"load_resource": save}, "save (", "load_resource(key): missing a required argument: 'resource'"),
     ({"save_resource": save_one}, "save_one (", "save_resource(key, resource): too many positional arguments"),
     ({"save_resource": save_three}, "save_three (", "missing a required argument: 'session'"),
-    ({"save_resource": save_later}, "save_later (", "an async function: what it gives would have to be awaited"),
+    ({"save_resource": save_later}, "save_later (", "an async function: its result would have to be awaited"),
     ({"save_resource": SavesLater()}, "SavesLater (", PLAIN),
     ({"save_resource": save_by_steps}, "save_by_steps (", PLAIN),
     ({"load_resource": open_by_steps}, "open_by_steps (", PLAIN),
@@ -111,7 +111,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"open_resource": store("k")}, "<geventbatch.stores", "pass it without a call"),
     ({"open_resource": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
-    ({"open_resource": open_later}, "open_later (", "an async function, but must give a context manager"),
+    ({"open_resource": open_later}, "open_later (", "an async function, but must return a context manager"),
     ({"open_resource": open_by_steps_later}, "open_by_steps_later (", "an async generator function"),
     (
         {"open_resources": store},
@@ -194,10 +194,10 @@ async def open_for_async_with(key: object) -> AsyncIterator[list[int]]:
 
 
 NO_SCOPES: list[tuple[Callable[..., Any], str]] = [
-    (load, "open_resource gave [], which is no context manager"),
-    (lambda key: None, "open_resource gave None, which is no context manager"),
+    (load, "open_resource returned [], which is no context manager"),
+    (lambda key: None, "open_resource returned None, which is no context manager"),
     (open_for_async_with, "it is one for async with"),
-    (lambda key: URL, "open_resource gave a URL ('postgresql://…'), which is no context manager"),
+    (lambda key: URL, "open_resource returned a URL ('postgresql://…'), which is no context manager"),
     (lambda key: store(key).__enter__, "which is no context manager"),
 ]
 
@@ -263,7 +263,7 @@ def test_a_load_or_save_that_only_gives_what_is_still_to_run_fails_by_its_name(
             failed = answer_of(processor.run, "k", lambda _: None)
         assert type(failed) is kind
         assert type(failed.__cause__) is TypeError
-        assert str(failed.__cause__).startswith(f"{names[number]} gave a ")
+        assert str(failed.__cause__).startswith(f"{names[number]} returned a ")
         assert PLAIN in str(failed.__cause__)
 
 

@@ -165,15 +165,15 @@ def test_a_load_resource_that_gives_an_immutable_builtin_warns_once(clock: Virtu
     (warning,) = caught
     assert warning.category is RuntimeWarning
     assert str(warning.message) == (
-        f"load_resource gave {resource!r}, a {type(resource).__name__}, which no operation can change, so that nothing "
-        "can be saved in it: let it return an object, a dict or a list that operations change in place"
+        f"load_resource returned {resource!r}, a {type(resource).__name__}, which no operation can change, so "
+        "nothing can be saved in it: let it return an object, a dict or a list that operations change in place"
     )
 
 
 @pytest.mark.parametrize("batching", [True, False])
 def test_it_warns_with_batching_off_too_and_runs_all_the_same(clock: VirtualTime, batching: bool) -> None:
     with Processor(load_resource=lambda key: 5, min_duration=0, batching=batching) as processor:
-        with pytest.warns(RuntimeWarning, match="load_resource gave 5, a int"):
+        with pytest.warns(RuntimeWarning, match="load_resource returned 5, a int"):
             assert processor.run("k", lambda resource: resource + 1) == 6
         assert processor.run("k", lambda resource: resource + 1) == 6
 

@@ -897,7 +897,7 @@ def test_a_scope_that_judges_by_anything_but_a_not_saved_is_left_and_told_so(clo
     with store.processor() as processor:
         answers = run_all(clock, processor, [(append, 1), (raise_it, Broken())])
     assert kinds(answers) == [BatchAborted] * 2
-    assert "operation_raised gave True" in str(answers[0])
+    assert "operation_raised returned True" in str(answers[0])
     assert store.log == [("left", TypeError)]
 
 

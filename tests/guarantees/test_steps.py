@@ -700,7 +700,7 @@ def test_a_scope_that_says_anything_but_a_not_saved_is_told_so(clock: VirtualTim
     with ledger.processor() as processor:
         answers = run_all(clock, processor, [(append_looked_at, 1)])
     assert kinds(answers) == [BatchAborted]
-    assert "operation_returned gave True" in str(answers[0])
+    assert "operation_returned returned True" in str(answers[0])
 
 
 def test_with_batching_off_an_operation_is_looked_at_too(ledger: Ledger) -> None:

@@ -56,7 +56,7 @@ def add(purse: Purse) -> int:
 
 
 def is_refused(answer: object) -> bool:
-    return isinstance(answer, LoadFailed) and answer.retry_safe and "missing gave the very same" in str(answer)
+    return isinstance(answer, LoadFailed) and answer.retry_safe and "missing returned the very same" in str(answer)
 
 
 @DOCUMENTS

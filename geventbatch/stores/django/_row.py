@@ -94,7 +94,9 @@ class Row(Generic[M]):
                 send(self._connection, *statement)
             found = self._first(rows)
         if found is not None and not isinstance(found, self._rows.model):
-            raise TypeError(f"the manager of {self._rows.model._meta.label} gave {shown(found)}, which is no row of it")
+            raise TypeError(
+                f"the manager of {self._rows.model._meta.label} returned {shown(found)}, which is no row of it"
+            )
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(_XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
@@ -159,11 +161,11 @@ class Row(Generic[M]):
             raise ResourceMissing(f"there is no {label} with {name} {shown(self._key)}", key=self._key)
         made = rows.missing(self._part)
         if not isinstance(made, rows.model):
-            raise TypeError(f"missing gave {shown(made)} for key {shown(self._key)}, but must give an unsaved {label}")
+            raise TypeError(f"missing returned {shown(made)} for key {shown(self._key)}, but must return a new {label}")
         if not rows.row_key.is_of(made, self._part):
             raise ValueError(
-                f"missing gave a {label} whose {name} is {shown(rows.row_key.of(made))} for key {shown(self._key)}, "
-                "but must be that"
+                f"missing returned a {label} whose {name} is {shown(rows.row_key.of(made))}, but must be the key, "
+                f"{shown(self._key)}"
             )
         self.new = True
         made._state.db = rows.using  # the database for its related rows
