@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: bool | None) -> None:
     """Call *call*, after the batch of *key* was *saved*, or given up, or while it goes on (None); log what that raises.
 
-    Mostly that comes from a listener of the application's. Raises only what is for the greenlet: a kill or a `Timeout`,
-    or a kill whose place another error took.
+    Mostly that comes from a listener of the application's. Raises as `error_of`. Switches: as *call* does.
+    """
+    error = error_of(call, *args)
+    if error is not None:
+        log.error(f"{_WHEN[saved]}, its connection or a listener raised: %s", key, error, error=error)
+
+
+def error_of(call: Callable[..., object], *args: object) -> Exception | None:
+    """Call *call*, and return the error that it raises. For what cleans up behind a batch.
+
+    Raises only what is for the greenlet: a kill or a `Timeout`, or a kill whose place another error took.
     Switches: as *call* does.
     """
     handled = sys.exc_info()[1]
@@ -26,9 +35,10 @@ def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: 
     except BaseException as raised:
         attempt = batch_at_hand().attempt
         ending = raised if attempt is None else kill_behind(attempt, raised, handled)
-        if not isinstance(ending, Exception):
+        if not (isinstance(raised, Exception) and isinstance(ending, Exception)):
             raise ending from ending.__cause__
-        log.error(f"{_WHEN[saved]}, its connection or a listener raised: %s", key, raised, error=raised)
+        return raised
+    return None
 
 
 _WHEN: Final = {

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Mapped, mapped_column, object_session
 
 import geventbatch
 from geventbatch import (
+    BatchAborted,
     BatchError,
     BatchTimeout,
     IdempotencyKeyReused,
@@ -30,7 +32,8 @@ from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
 from geventbatch.testing import ImpureOperation, check_operations, faults
 from tests.support.answers import Make, Told, check, each_accept, each_error, form_of
-from tests.support.servers import database
+from tests.support.callers import answer_of
+from tests.support.servers import database, wait_until
 
 
 def flask_app(**config: Any) -> Flask:
@@ -208,6 +211,32 @@ def test_a_teardown_function_that_fails_makes_no_save_fail(batching: bool, caplo
         assert words.run("k", Words.put, "a") == 1
 
     assert "a teardown function failed after a batch" in caplog.text
+
+
+def test_a_kill_in_a_teardown_function_ends_the_worker_although_another_error_takes_its_place() -> None:
+    batches = GeventBatch()
+    words = batches.processor(load_resource=lambda key: Words(), min_duration=0)
+    app = flask_app()
+    batches.init_app(app)
+    workers: list[Any] = []
+
+    @app.teardown_appcontext
+    def wait(error: BaseException | None) -> None:
+        if not workers and getattr(g, "is_test", None) is None:
+            workers.append(gevent.getcurrent())
+            try:
+                Event().wait()
+            finally:
+                raise ConnectionResetError
+
+    with app.app_context():
+        g.is_test = True
+        caller = gevent.spawn(answer_of, copy_context().run, words.run, "k", Words.put, "a")
+        wait_until(lambda: workers)
+        workers[0].kill(block=False)
+        assert type(caller.get()) is BatchAborted
+        wait_until(lambda: workers[0].dead)
+        assert words.run("k", Words.put, "a") == 1
 
 
 def test_what_a_store_has_besides_is_still_there_and_is_called_in_a_context() -> None:

@@ -15,7 +15,7 @@ from gevent.event import Event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from geventbatch import BatchAborted, LoadFailed, ResourceMissing
+from geventbatch import BatchAborted, BatchTimeout, LoadFailed, ResourceMissing
 from geventbatch._core import process
 from tests.support.adapters.sqlalchemy import PLACES, DocumentAdapter, MappedAdapter, fresh
 from tests.support.callers import answer_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from geventbatch import Processor
+    from geventbatch.testing import VirtualTime
 
 SQLITE = pytest.param(("sqlite", "version", True), id="sqlite")
 PIPELINED = pytest.param(("postgresql", "lock", True), id="postgresql-lock")
@@ -239,3 +240,37 @@ def test_a_connection_that_the_server_has_ended_at_rest_is_no_error(
     adapter.engine.dispose()
     gevent.idle()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("setting", [SQLITE], indirect=True)
+def test_a_deadline_that_comes_then_is_told_as_one_of_a_save(
+    adapter: Any, listeners: Listeners, clock: VirtualTime
+) -> None:
+    with adapter.processor(max_duration=5) as processor:
+        listeners.waiting = True
+        caller = gevent.spawn(answer_of, processor.run, "k", adapter.add, 1)
+        clock.advance(1)
+        assert listeners.called
+        assert not caller.ready()
+        clock.advance(5)
+        answer = caller.get()
+        assert type(answer) is BatchTimeout
+        assert answer.phase == "save"
+        assert not answer.retry_safe
+        assert adapter.get("k") == 1
+        assert together(processor, (adapter.add, 1)) == [2]
+
+
+@pytest.mark.parametrize("setting", [SQLITE], indirect=True)
+@pytest.mark.parametrize("adapter", ["document", "mapped"], indirect=True)
+@pytest.mark.parametrize("error", [gevent.GreenletExit(), gevent.Timeout(9)], ids=["kill", "timeout"])
+def test_what_ends_a_caller_then_is_its_own_with_batching_off(
+    adapter: Any, listeners: Listeners, error: BaseException
+) -> None:
+    with adapter.processor(batching=False) as processor:
+        listeners.waiting = True
+        caller = gevent.spawn(answer_of, processor.run, "k", adapter.add, 1)
+        wait_until(lambda: listeners.called)
+        caller.kill(error, block=False)
+        assert caller.get() is error
+        assert together(processor, (adapter.add, 1)) == [2]

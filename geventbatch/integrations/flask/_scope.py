@@ -11,6 +11,7 @@ from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._check_callables import check_scope
 from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
+from geventbatch.stores._give_back import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -98,10 +99,9 @@ class AppScope(Around):
 
 def _pop(context: AppContext, error: BaseException | None) -> None:
     """Call the teardown functions. They come after the save, so none can make it fail."""
-    try:
-        context.pop(error)
-    except Exception:
-        context.app.logger.exception("a teardown function failed after a batch of operations")
+    failed = error_of(context.pop, error)
+    if failed is not None:
+        context.app.logger.error("a teardown function failed after a batch of operations", exc_info=failed)
 
 
 class InBatch:
