@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import os
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict, TypeVar
 
-from gevent import Timeout
-
-from geventbatch._check_callables import Told, check_function, check_functions, check_no_store, check_opener
+from geventbatch._check_callables import Told, check_function, check_no_store, check_opener
+from geventbatch._check_values import (
+    check_flag,
+    check_identity,
+    copies,
+    count,
+    count_or_none,
+    exception_classes,
+    flag,
+    numbers_shards,
+    seconds,
+    seconds_or_none,
+    text_or_none,
+)
 from geventbatch._core.operation import name_of
 from geventbatch._core.pair import Pair
 from geventbatch._misspelt import first_look
-from geventbatch._safe_repr import named, said, shown
+from geventbatch._safe_repr import shown
 from geventbatch._store_abilities import Door, Store, door_of, look_at
-from geventbatch._worker_number import worker_number_for_key as default_worker_number
+from geventbatch._worker_number import worker_number_for_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,24 +36,19 @@ if TYPE_CHECKING:
 
     from geventbatch._core.operation import Operation
 
+F = TypeVar("F", bound="Callable[..., object]")
+
 _SHORT_WINDOW: Final = 0.1
 """Seconds; under it twice the window is too short for any database."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a processor was told, complete and checked."""
+class OptionTypes(TypedDict, total=False):
+    """The options besides those that open resources, as type checkers see them."""
 
-    open_resource: Callable[[Any], AbstractContextManager[Any]]
-    open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
-    """Of many keys; then *open_resource* opens one of those by means of it."""
     max_bulk: int
-    store: Store
-    observers: tuple[Callable[[Operation[Any]], object], ...] = ()
-    door: Door | None
     min_duration: float
-    max_duration: float
-    workers: int
+    max_duration: float | None
+    workers: int | None
     worker_number_for_key: Callable[[Any, int], int]
     max_attempts: int
     clean_errors: tuple[type[BaseException], ...]
@@ -52,9 +58,43 @@ class Options:
     max_batch_size: int | None
     max_pending: int | None
     max_blocking_time: float | None
-    name: str
+    name: str | None
+    batching: bool
+
+
+def _option(check: Callable[[str, Any], Any], *, default: Any) -> Any:
+    """Declare an option: what checks a value and returns it as it is used, and the *default*."""
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a processor was told, complete and checked. A field that is an `_option` is one, by the same name."""
+
+    open_resource: Callable[[Any], AbstractContextManager[Any]]
+    open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
+    """Of many keys; then *open_resource* opens one of those by means of it."""
+    store: Store
+    observers: tuple[Callable[[Operation[Any]], object], ...] = ()
+    door: Door | None
     idempotency: Any
     """The module `once`, where the store records outcomes; else None."""
+
+    max_bulk: int = _option(count, default=100)
+    min_duration: float = _option(seconds, default=0.1)
+    max_duration: float = _option(seconds_or_none, default=None)  # None hangs on the window
+    workers: int = _option(count_or_none, default=None)  # None hangs on the CPUs
+    worker_number_for_key: Callable[[Any, int], int] = _option(numbers_shards, default=worker_number_for_key)
+    max_attempts: int = _option(count, default=5)
+    clean_errors: tuple[type[BaseException], ...] = _option(exception_classes, default=())
+    recorded_errors: tuple[type[BaseException], ...] = _option(exception_classes, default=(Exception,))
+    copy_resource: Callable[[Any], Any] | None = _option(copies, default=deepcopy)
+    max_batches: int | None = _option(count_or_none, default=None)
+    max_batch_size: int | None = _option(count_or_none, default=None)
+    max_pending: int | None = _option(count_or_none, default=None)
+    max_blocking_time: float | None = _option(seconds_or_none, default=0.1)
+    name: str = _option(text_or_none, default=None)  # None takes that of what loads
+    batching: bool = _option(flag, default=True)  # when the processor is made; later it has its own
 
     def once(
         self,
@@ -78,82 +118,90 @@ class Options:
         return self.idempotency.Once(key, operation, args, identified_by)
 
 
-def check_options(
-    *,
-    open_resource: Any = None,
-    load_resource: Any = None,
-    save_resource: Any = None,
-    open_resources: Any = None,
-    load_resources: Any = None,
-    save_resources: Any = None,
-    compares: Any = None,
-    max_bulk: Any = None,
-    min_duration: Any = 0.1,
-    max_duration: Any = None,
-    workers: Any = None,
-    worker_number_for_key: Any = default_worker_number,
-    max_attempts: Any = 5,
-    clean_errors: Any = (),
-    recorded_errors: Any = (Exception,),
-    copy_resource: Any = deepcopy,
-    max_batches: Any = None,
-    max_batch_size: Any = None,
-    max_pending: Any = None,
-    max_blocking_time: Any = 0.1,
-    name: Any = None,
-    **unknown: Any,
-) -> Options:
+_OPENING: Final = (
+    *("open_resource", "load_resource", "save_resource"),
+    *("open_resources", "load_resources", "save_resources", "compares"),
+)
+"""The options that open resources: how they go together is checked by `_opened`."""
+
+_TABLE: Final = {one.name: one for one in fields(Options) if "check" in one.metadata}
+
+DEFAULTS: Final[dict[str, Any]] = {**dict.fromkeys(_OPENING), **{name: one.default for name, one in _TABLE.items()}}
+"""Every option of `Processor`, and its default."""
+
+
+def shows_options(*others: str) -> Callable[[F], F]:
+    """Show these and all options in the signature of a method that takes them as keywords: for `help`, and the site."""
+    types = {name: getattr(one, "__forward_arg__", one) for name, one in OptionTypes.__annotations__.items()}
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=types.get(name, Parameter.empty))
+        for name, default in {**dict.fromkeys(others), **DEFAULTS}.items()
+    ]
+    signature = Signature([Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *options])
+
+    def show(method: F) -> F:
+        vars(method)["__signature__"] = signature
+        return method
+
+    return show
+
+
+def check_options(**given: Any) -> Options:
     """Give the options, or raise the `TypeError` or `ValueError` that names argument, value, and what is allowed."""
-    if unknown:
-        _refuse_unknown(*unknown)
-    check_seconds("min_duration", min_duration)
-    if max_duration is None:
-        max_duration = 2 * min_duration if min_duration >= _SHORT_WINDOW else 1.0
-    check_seconds("max_duration", max_duration)
-    if max_duration <= min_duration:
+    for unknown in given.keys() - DEFAULTS.keys():
+        _refuse_unknown(unknown)
+    opening = {name: given.pop(name, None) for name in _OPENING}
+    if given.get("max_bulk", 0) is None:
+        del given["max_bulk"]
+    values = {name: one.metadata["check"](name, given.get(name, one.default)) for name, one in _TABLE.items()}
+    window, most = values["min_duration"], values["max_duration"]
+    if most is None:
+        values["max_duration"] = most = 2 * window if window >= _SHORT_WINDOW else 1.0
+    if most <= window:
         raise ValueError(
-            f"max_duration is {shown(max_duration)}, but must be more than min_duration, which is "
-            f"{shown(min_duration)}: it has "
+            f"max_duration is {shown(most)}, but must be more than min_duration, which is {shown(window)}: it has "
             "to hold the window, the load and the save"
         )
+    one, many = _opened(**opening)
+    if many is None and "max_bulk" in given:
+        raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
+    store = look_at(one if many is None else many)
+    if values["workers"] is None:
+        values["workers"] = 16 * (os.cpu_count() or 1) if many is None else 1
+    if values["name"] is None:
+        loads = [opening[name] for name in ("open_resource", "open_resources", "load_resources", "load_resource")]
+        values["name"] = next((name_of(load) for load in loads if load is not None), "geventbatch")
+    return Options(
+        open_resource=one,
+        open_resources=many,
+        store=store,
+        door=door_of(store, ()),
+        idempotency=_idempotency(store),
+        **values,
+    )
+
+
+def _opened(
+    *,
+    open_resource: Any,
+    load_resource: Any,
+    save_resource: Any,
+    open_resources: Any,
+    load_resources: Any,
+    save_resources: Any,
+    compares: Any,
+) -> tuple[Any, Any]:
+    """Give what opens one resource, and what opens many or None."""
     if compares is not None:
         check_flag("compares", compares)
     many = bulk_scope(open_resources, load_resources, save_resources, compares=compares)
     one = resource_scope(open_resource, load_resource, save_resource, compares=compares if many is None else None)
-    if many is None and max_bulk is not None:
-        raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
-    if many is not None and not (open_resource is load_resource is save_resource is None):
-        raise TypeError("pass functions of one key (open_resource), or functions of many (open_resources), not both")
     if many is None:
-        one = first_look(one)
-    else:
-        many = first_look(many)
-        one = _one_of(many)
-    store = look_at(one if many is None else many)
-    if workers is None:
-        workers = 16 * (os.cpu_count() or 1) if many is None else 1
-    check_function("worker_number_for_key", worker_number_for_key, "key", "workers")
-    return Options(
-        open_resource=one,
-        open_resources=many,
-        max_bulk=_count("max_bulk", 100 if max_bulk is None else max_bulk),
-        store=store,
-        door=door_of(store, ()),
-        min_duration=float(min_duration),
-        max_duration=float(max_duration),
-        workers=_count("workers", workers),
-        worker_number_for_key=worker_number_for_key,
-        max_attempts=_count("max_attempts", max_attempts),
-        clean_errors=_exception_classes("clean_errors", clean_errors),
-        recorded_errors=_exception_classes("recorded_errors", recorded_errors),
-        copy_resource=_copy_resource(copy_resource),
-        max_batches=_limit("max_batches", max_batches),
-        max_batch_size=_limit("max_batch_size", max_batch_size),
-        max_pending=_limit("max_pending", max_pending),
-        max_blocking_time=_blocking_time(max_blocking_time),
-        name=_name(open_resource, open_resources, load_resources, load_resource) if name is None else _check_name(name),
-        idempotency=_idempotency(store),
-    )
+        return first_look(one), None
+    if not (open_resource is load_resource is save_resource is None):
+        raise TypeError("pass functions of one key (open_resource), or functions of many (open_resources), not both")
+    many = first_look(many)
+    return _one_of(many), many
 
 
 def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
@@ -180,94 +228,12 @@ def _one_of(many: Any) -> Any:
     return partial(OneOfBulk, many)
 
 
-def _refuse_unknown(name: str, *_: str) -> NoReturn:
+def _refuse_unknown(name: str) -> NoReturn:
     from difflib import get_close_matches  # only now, since it is slow to import
 
-    near = get_close_matches(name, [*(check_options.__kwdefaults__ or ()), "batching"], n=1)
+    near = get_close_matches(name, [*DEFAULTS], n=1)
     hint = f": did you mean {near[0]}?" if near else ""
     raise TypeError(f"Processor() has no option {name}{hint}")
-
-
-def check_seconds(name: str, value: object) -> None:
-    """Raise unless *value* is a finite number of seconds, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {shown(value)}, but must be a number of seconds (int or float)")
-    try:
-        allowed = isfinite(value) and value >= 0
-    except OverflowError:  # an int beyond all floats
-        allowed = False
-    if not allowed:
-        raise ValueError(f"{name} is {shown(value)}, but must be a finite number of seconds, 0 or more")
-
-
-def _blocking_time(value: Any) -> float | None:
-    if value is None:
-        return None
-    check_seconds("max_blocking_time", value)
-    return float(value)
-
-
-def _copy_resource(value: Any) -> Any:
-    if value is not None and not callable(value):
-        raise TypeError(f"copy_resource is {shown(value)}, but must be callable, or None: it cannot be copied")
-    check_functions(("resource",), copy_resource=value)
-    return value
-
-
-def _check_name(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"name is {shown(value)}, but must be a str that is not empty")
-    return value
-
-
-def _name(*given: Any) -> str:
-    """Say how a processor is called that nobody gave a name: as what loads its resources, and so in every process."""
-    return next((name_of(loads) for loads in given if loads is not None), "geventbatch")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise unless *value* is a bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {shown(value)}, but must be True or False")
-
-
-def check_identity(value: object) -> None:
-    """Raise unless *value* is a tuple."""
-    if type(value) is not tuple:
-        raise TypeError(f"identified_by is {shown(value)}, but must be a tuple of what the client sends again")
-
-
-def check_callable(name: str, value: object) -> None:
-    """Raise unless *value* can be called."""
-    if not callable(value):
-        hint = ": pass the function itself, and behind it its arguments, as in run(key, book, 12)"
-        raise TypeError(f"{name} is {shown(value)}, but must be callable{hint if name == 'operation' else ''}")
-
-
-def refuse_unnamed(value: object, *_: object) -> NoReturn:
-    """Raise: *value* was passed to `Processor` by its place."""
-    raise TypeError(
-        f"Processor() was given {named(value)} without a name, but takes every option by its name, as in "
-        "Processor(open_resource=store)"
-    )
-
-
-def check_key(key: object) -> None:
-    """Raise unless *key* is hashable and equal to itself."""
-    try:
-        hash(key)
-    except TypeError as error:
-        refuse_key(key, error)
-    if key != key:  # noqa: PLR0124 - such as a NaN
-        refuse_key(key)
-
-
-def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
-    """Raise what says why *key* cannot be one: it has no hash, which said *error*, or is not equal to itself."""
-    if error is None:
-        raise ValueError(f"key is {shown(key)}, which is not equal to itself: no two operations could ever share it")
-    msg = f"key is {shown(key)}, but must be hashable: a str, an int, a UUID or a tuple of them ({said(error)})"
-    raise TypeError(msg) from error
 
 
 def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *, compares: bool | None = None) -> Any:
@@ -322,28 +288,3 @@ def _idempotency(store: Store) -> Any:
     from geventbatch._idempotency import once as _idempotency  # which is slow to import
 
     return _idempotency
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {shown(value)}, but must be an int")
-    if value < 1:
-        raise ValueError(f"{name} is {shown(value)}, but must be 1 or more")
-    return value
-
-
-def _limit(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
-
-
-def _exception_classes(name: str, value: Any) -> tuple[type[BaseException], ...]:
-    classes = value if isinstance(value, tuple) else None
-    if classes is None or not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
-        raise TypeError(f"{name} is {shown(value)}, but must be a tuple of exception classes")
-    for one in classes:
-        if not issubclass(one, (Exception, Timeout)) and one is not BaseException:
-            raise TypeError(
-                f"{name} is {shown(value)}, but must have subclasses of Exception, or gevent.Timeout: what else "
-                "an operation raises is no answer of its own, and kills its batch"
-            )
-    return classes

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple, Unpack, overload
 from weakref import ref
 
+from geventbatch._check_values import check_flag, check_seconds, refuse_unnamed
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.dispatcher import Dispatcher
 from geventbatch._core.run import BaseProcessor
 from geventbatch._for_mypyc import defined_by
-from geventbatch._options import check_flag, check_options, check_seconds, refuse_unnamed
+from geventbatch._options import check_options, shows_options
 from geventbatch._watch import setup_problems
 from geventbatch._watch.metrics import MetricSubscription, Watcher
 from geventbatch._watch.stats import LiveBatch, ProcessorStats, live_batch, stats_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from geventbatch._options import OptionTypes
+
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -29,24 +32,6 @@ Args = TypeVarTuple("Args")
 
 if TYPE_CHECKING:
     _ScopeOfMany = AbstractContextManager[Mapping[Any, R | Exception], Any]
-
-
-class _Options(TypedDict, total=False):
-    max_bulk: int
-    min_duration: float
-    max_duration: float | None
-    workers: int | None
-    worker_number_for_key: Callable[[Any, int], int]
-    max_attempts: int
-    clean_errors: tuple[type[BaseException], ...]
-    recorded_errors: tuple[type[BaseException], ...]
-    copy_resource: Callable[[Any], Any] | None
-    max_batches: int | None
-    max_batch_size: int | None
-    max_pending: int | None
-    max_blocking_time: float | None
-    name: str | None
-    batching: bool
 
 
 class Processor(BaseProcessor, Generic[R]):
@@ -105,7 +90,7 @@ class Processor(BaseProcessor, Generic[R]):
 
     @overload
     def __init__(
-        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[_Options]
+        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[OptionTypes]
     ) -> None: ...
 
     @overload
@@ -115,12 +100,12 @@ class Processor(BaseProcessor, Generic[R]):
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
         compares: bool = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[OptionTypes],
     ) -> None: ...
 
     @overload
     def __init__(
-        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[_Options]
+        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[OptionTypes]
     ) -> None: ...
 
     @overload
@@ -130,22 +115,23 @@ class Processor(BaseProcessor, Generic[R]):
         load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
         save_resources: Callable[[dict[Any, R]], object],
         compares: bool = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[OptionTypes],
     ) -> None: ...
 
     @overload
     def __init__(
-        self: Processor[None], *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_Options]
+        self: Processor[None], *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[OptionTypes]
     ) -> None: ...
 
-    def __init__(self, *unnamed: object, batching: bool = True, **options: Any) -> None:
+    @shows_options()
+    def __init__(self, *unnamed: object, **options: Any) -> None:
         """See the class."""
         if unnamed:
             refuse_unnamed(*unnamed)
         self._options = check_options(**options)
         self._subscriptions: list[ref[Watcher]] = []
         # -- mutable state ---------------------------------------------------------------------------------
-        self.batching = batching
+        self._batching = self._options.batching
         self._dispatcher = Dispatcher(self._options, self._subscriptions)
         process.made.append(ref(self, process.made.remove))
         for watch in process.watchers:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 
+from geventbatch._check_values import check_key
 from geventbatch._core import process
 from geventbatch._core.attempt import Attempt
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.deadline import Alarm
-from geventbatch._options import check_key
 from geventbatch._watch import log
 from geventbatch.errors import OperationCancelled, not_started
 

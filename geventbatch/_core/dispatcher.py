@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
+from geventbatch._check_values import refuse_key
 from geventbatch._core import process
 from geventbatch._core.counts import Counts
 from geventbatch._core.fair_semaphore import FairSemaphore
@@ -16,7 +17,6 @@ from geventbatch._core.key_queue import KeyQueue
 from geventbatch._core.pair import Pair
 from geventbatch._core.process import here
 from geventbatch._core.shard import Shard
-from geventbatch._options import refuse_key
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log
 from geventbatch._watch.call_unwaited import call_aside

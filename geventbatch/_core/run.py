@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
+from geventbatch._check_values import check_callable, check_flag, check_identity, check_seconds
 from geventbatch._core import process
 from geventbatch._core.dispatcher import Dispatcher
 from geventbatch._core.operation import WAITING, Operation, ReadOnly
 from geventbatch._core.process import here, running
 from geventbatch._for_mypyc import mypyc_attr
-from geventbatch._options import check_callable, check_flag, check_identity, check_seconds
 from geventbatch._unbatched import run_alone
 from geventbatch._values.answers import PLAIN
 from geventbatch._values.arguments import repeatable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gevent.event import Event
 
-from geventbatch._options import check_seconds
+from geventbatch._check_values import check_seconds
 from geventbatch._safe_repr import shown
 from geventbatch._seam import around_scopes, options_of, the_processor
 from geventbatch._wrapper import Around

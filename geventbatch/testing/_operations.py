@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from geventbatch._batch import batch_at_hand, current_batch
-from geventbatch._options import check_callable
+from geventbatch._check_values import check_callable
 from geventbatch._safe_repr import said, shown
 from geventbatch._seam import each_of, observing
 from geventbatch._values.answers import unfinished

@@ -6,7 +6,6 @@ import json
 import logging
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -27,7 +26,7 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
-from geventbatch._options import check_options
+from geventbatch._options import DEFAULTS
 from geventbatch._safe_repr import shown
 from geventbatch.integrations import opentelemetry
 from geventbatch.stores import RedisStore, SQLAlchemyStore
@@ -451,10 +450,7 @@ class Hidden:
         raise LookupError("repr")
 
 
-OPTIONS = [*list(signature(check_options).parameters)[:-1], "batching"]
-
-
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", DEFAULTS)
 def test_what_cannot_be_shown_is_refused_at_the_door_as_anything_else(option: str) -> None:
     pair = {"load_resources": dict, "save_resources": print}
     options: dict[str, Any] = pair if option in {"max_bulk", "save_resources"} else {}

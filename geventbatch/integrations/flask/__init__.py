@@ -32,7 +32,8 @@ from weakref import WeakSet
 from flask import Flask, Response, current_app, request, request_started
 from flask.globals import app_ctx
 
-from geventbatch._options import bulk_scope, check_callable, check_flag, resource_scope
+from geventbatch._check_values import check_callable, check_flag
+from geventbatch._options import bulk_scope, resource_scope, shows_options
 from geventbatch._processor import Processor
 from geventbatch._safe_repr import shown
 from geventbatch._watch import setup_problems
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
 
-    from geventbatch._processor import _Options, _ScopeOfMany
+    from geventbatch._options import OptionTypes
+    from geventbatch._processor import _ScopeOfMany
     from geventbatch._watch.metrics import MetricSubscription
     from geventbatch._watch.stats import LiveBatch, ProcessorStats
 
@@ -118,7 +120,7 @@ class GeventBatch:
 
     @overload
     def processor(
-        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[_Options]
+        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[OptionTypes]
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -126,7 +128,7 @@ class GeventBatch:
         self,
         *,
         make_store: Callable[[], Callable[[Any], AbstractContextManager[R, Any]]],
-        **options: Unpack[_Options],
+        **options: Unpack[OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -136,12 +138,12 @@ class GeventBatch:
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
         compares: bool = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
     def processor(
-        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[_Options]
+        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[OptionTypes]
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -151,14 +153,15 @@ class GeventBatch:
         load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
         save_resources: Callable[[dict[Any, R]], object],
         compares: bool = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
     def processor(
-        self, *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_Options]
+        self, *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[OptionTypes]
     ) -> AppProcessor[None]: ...
 
+    @shows_options("make_store")
     def processor(self, **options: Any) -> AppProcessor[Any]:
         """Declare a processor, with the arguments of `geventbatch.Processor`, before or after `init_app`.
 
