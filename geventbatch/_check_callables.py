@@ -174,8 +174,7 @@ def _check_arguments(name: str, value: Any, takes: tuple[str, ...], instead: str
         signature.bind(*takes)
     except TypeError as error:
         raise TypeError(
-            f"{name} is {_shown(value)}, which does not take what it is called with, {name}({', '.join(takes)}): "
-            f"{said(error)}{instead}"
+            f"{name} is {_shown(value)}, which cannot be called as {name}({', '.join(takes)}): {said(error)}{instead}"
         ) from None
 
 

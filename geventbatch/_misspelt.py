@@ -55,8 +55,8 @@ def problem_of(given: Any, *, scope: bool) -> SetupProblem | None:
     return SetupProblem(
         "misspelt",
         f"The {'scope' if scope else 'store'} {kind} has {names}, which nothing asks for.",
-        "Rename it; geventbatch.scopes has a protocol with each name, for type checkers. What is a name of your own, "
-        "begin with an underscore.",
+        "Rename it; geventbatch.scopes has a protocol with each name, for type checkers. Let names of your own begin "
+        "with an underscore.",
     )
 
 

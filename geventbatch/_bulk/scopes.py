@@ -135,7 +135,7 @@ def loaded(resources: Any, key: Hashable) -> Any:
 
 
 def errors_of(lost: PartlySaved, keys: Container[Hashable]) -> Mapping[Any, Exception]:
-    """Return the errors of those of *keys* that were not saved. Raise a `TypeError` if *lost* does not tell them."""
+    """Return the error of each of *keys* that was not saved. Raise a `TypeError` if *lost* is malformed."""
     errors: Any = lost.errors
     if not isinstance(errors, Mapping):
         raise TypeError(

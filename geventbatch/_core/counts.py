@@ -32,7 +32,7 @@ class Counts:
         # -- mutable state ---------------------------------------------------------------------------------
         self.answered = 0  # operations whose callers had their answers
         self.batches = 0  # batches that began to run and have ended
-        self.failed_batches = 0  # those of them that failed as a whole
+        self.failed_batches = 0  # batches that failed as a whole
         self.conflicts = 0
         self.withdrawn = 0  # operations whose callers left
         self.overloaded = 0  # operations that were refused

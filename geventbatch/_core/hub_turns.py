@@ -4,7 +4,7 @@ A gate holds greenlets that want to go on: up to 32 callers that have their answ
 two operations. Gates open one after another in the order they came. Before the next gate opens, every greenlet of the
 one before has run. As soon as the hub has been busy for `SLICE` seconds, it looks at its timers and sockets.
 
-The next gate is opened by a callback of the hub, not by a greenlet. So a kill can strand nobody behind it.
+The next gate is opened by a callback of the hub, not by a greenlet. So no kill can strand the gates behind it.
 """
 
 from __future__ import annotations

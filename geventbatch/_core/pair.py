@@ -35,7 +35,7 @@ class PairScope:
         return self._resource
 
     def replace(self, resource: Any) -> None:
-        """Save *resource* in place of what was loaded."""
+        """Save *resource* in place of the loaded object."""
         self._resource = resource
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -62,7 +62,7 @@ class Pair:
 
 
 class ImmutableWarning:
-    """The warning that operations cannot change what was loaded, given once."""
+    """Warns once that operations cannot change the loaded object."""
 
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------

@@ -119,8 +119,7 @@ class Once:
     def _not_plain(self, key: Hashable, what: str, why: Exception, instead: str) -> NotPlain:
         return NotPlain(
             f"the operation with the idempotency key {shown(self.key)} on key {shown(key)} {what} cannot be "
-            "recorded "
-            f"({why}), and so nothing of it was saved: {instead} {ALLOWED}"
+            f"recorded ({why}), and so nothing of it was saved: {instead} {ALLOWED}"
         )
 
     def recall(self, batch: Batch, record: str) -> Any:
@@ -138,8 +137,7 @@ class Once:
         except Exception as error:
             raise BatchError(
                 f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
-                "answered "
-                f"before, and is not applied again; but what it was answered cannot be given again: "
+                f"answered before, and is not applied again; but its recorded outcome cannot be decoded any more: "
                 f"{told[:500]} ({said(error)})"
             ) from error.with_traceback(None)
         if kind == _VALUE:
@@ -246,7 +244,7 @@ def ask(attempt: Attempt) -> None:
 
 
 def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
-    """Record the errors of those of *operations* that are out with this attempt, as the others' are."""
+    """Record with this attempt the errors of the broken ones among *operations*."""
     kinds = attempt.dispatcher.options.recorded_errors
     for operation in operations:
         once, error = once_of(operation), operation.error
@@ -273,6 +271,5 @@ def _refuse_operation(key: str, operation: object, error: Exception, by: str) ->
     raise TypeError(
         f"run() was given the idempotency_key {shown(key)}, but cannot tell {shown(operation)} with its {by} "
         f"from others: {said(error)}. Pass what it depends on as arguments, each {ALLOWED}; or, in "
-        "identified_by=(…), what "
-        "its client sends again"
+        "identified_by=(…), what its client sends again"
     ) from error

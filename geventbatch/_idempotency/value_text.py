@@ -101,7 +101,7 @@ def _name_of_object(operation: Any) -> str:
     if is_dataclass(kind):
         return f"a {_dumps_sorted(_tagged(operation))}"
     if type(kind.__call__) is not FunctionType:  # written in C, as `methodcaller` is: its state is hidden
-        raise TypeError(f"a {path_of(kind)} does not say what it calls")
+        raise TypeError(f"a {path_of(kind)} hides the function that it calls")
     return f"a {path_of(kind)}"
 
 
@@ -273,7 +273,7 @@ def _instance(path: str, told: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind[told] if isinstance(told, str) else kind(*told)
     if not is_dataclass(kind) or {one.name for one in fields(kind)} != set(told):
-        raise ValueError(f"{path} is not what it was")
+        raise ValueError(f"{path} has other fields than when the outcome was recorded")
     return _made(kind, told)
 
 

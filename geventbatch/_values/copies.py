@@ -165,7 +165,7 @@ def _check_complete(one: Any, copied: Any) -> None:
     if not hasattr(kind, "__deepcopy__") and kind.__reduce_ex__ is object.__reduce_ex__:
         lost = getattr(one, "__dict__", {}).keys() - getattr(copied, "__dict__", {}).keys()
         if lost:
-            raise CannotUndo(f"a copy of {shown(one)} has no {shown(min(lost))}: its __getstate__ leaves that out")
+            raise CannotUndo(f"a copy of {shown(one)} has no {shown(min(lost))}: its __getstate__ leaves it out")
 
 
 def _check_sharing(originals: list[Any]) -> None:
@@ -173,12 +173,11 @@ def _check_sharing(originals: list[Any]) -> None:
     inside = get_referents(*originals)
     for kind in {*map(type, originals), *map(type, inside)}:
         if issubclass(kind, _WEAK):
-            raise CannotUndo(f"there is a {kind.__qualname__} in it: that of a copy leads to what it was copied from")
+            raise CannotUndo(f"there is a {kind.__qualname__} in it: in a copy, it would still refer to the original")
     for one in inside:
         if type(one) is FunctionType and one.__closure__:
             raise CannotUndo(
-                f"there is the function {one.__qualname__} in it, which closes over something: that of a copy has "
-                "the same"
+                f"there is the function {one.__qualname__} in it, which closes over variables: a copy would share them"
             )
 
 

@@ -65,7 +65,7 @@ class Photo:
 def check_changeable(resource: Any) -> None:
     """Raise `CannotUndo` unless *resource* can be restored in place."""
     if not any(part.put is not None for part in _parts_of(resource)):
-        raise CannotUndo(f"{shown(resource)}, a {type(resource).__qualname__}, cannot be brought back in place")
+        raise CannotUndo(f"{shown(resource)}, a {type(resource).__qualname__}, cannot be restored in place")
 
 
 def bring_over(resource: Any, copy: Any) -> None:
@@ -100,7 +100,7 @@ def _parts_of(one: Any) -> list[_Part]:
         _shapes[kind] = _look_at(kind)
     parts = _shapes[kind]
     if parts is None:
-        raise CannotUndo(f"{shown(one)}, a {kind.__qualname__}, cannot be brought back to what it was")
+        raise CannotUndo(f"{shown(one)}, a {kind.__qualname__}, cannot be restored")
     return parts
 
 

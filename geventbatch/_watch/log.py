@@ -145,8 +145,8 @@ def returned_own(batch: Batch, operation: Operation[Any], kind: type) -> None:
     """Log that *operation* returned an instance of *kind* that belongs to its batch."""
     _warn(
         batch,
-        "%s returned its %s, which is the batch's own: operations behind it go on changing it, and its caller may read "
-        "what was never saved, or use a session that is closed. Return values of it; this is told once",
+        "%s returned its %s, which is the batch's own: later operations go on changing it, and its caller may read "
+        "changes that were never saved, or use a session that is closed. Return values of it; this is told once",
         name_of(operation.callable),
         kind.__qualname__,
     )

@@ -294,7 +294,7 @@ UNSEEN: list[Any] = [
 @pytest.mark.parametrize("make", UNSEEN, ids=range(len(UNSEEN)))
 def test_there_is_no_photo_of_what_keeps_a_state_that_nobody_sees_or_says_itself_how_it_is_copied(make: Any) -> None:
     for held in (make(), [make()], {"a": make()}, (make(),)):
-        with pytest.raises(CannotUndo, match="cannot be brought back"):
+        with pytest.raises(CannotUndo, match="cannot be restored"):
             Photo(held)
 
 
