@@ -266,16 +266,6 @@ def test_whatever_loading_raises_is_a_failed_load(store: Store, kind: type[BaseE
         assert store.kept["k"] == ["next"]
 
 
-def test_what_open_resource_itself_raises_is_a_failed_load(store: Store) -> None:
-    error = ConnectionError("pool exhausted")
-    store.scope = raising(error)  # type: ignore[method-assign] # a scope that cannot even be made
-    store.form = "scope"
-    with store.processor(min_duration=0) as processor:
-        callers = [store.call(processor, "k", add, mark) for mark in range(3)]
-        store.clock.advance(1)
-        assert_each_has_its_own(callers, LoadFailed, error)
-
-
 def test_the_next_run_after_a_failed_load_starts_a_new_batch(store: Store) -> None:
     store.on_load = only_once(raising(OSError("no route")))
     with store.processor(min_duration=0) as processor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import OperationCancelled, Processor, ProcessorOverloaded, worker_number_for_key
+from geventbatch import OperationCancelled, Processor, ProcessorOverloaded
 from tests.support.callers import answer_of, in_a_thread
 
 if TYPE_CHECKING:
@@ -175,49 +175,3 @@ def test_with_batching_off_operations_in_other_threads_count_too(clock: VirtualT
 
 
 # max_batches
-
-
-@pytest.mark.parametrize(("most", "seconds"), [(1, 12), (2, 6), (3, 4), (6, 2), (7, 2)])
-def test_max_batches_run_at_once_whatever_their_shards_and_the_rest_wait_for_their_turn(
-    clock: VirtualTime, most: int, seconds: float
-) -> None:
-    store = Store()
-    with processor_over(store, max_batches=most) as processor:
-        assert len({worker_number_for_key(key, 16) for key in range(6)}) > 1
-        callers = [caller for key in range(6) for caller in spawn(processor, "x", "y", key=key)]
-        assert all_of(callers) == [None] * 12
-        assert clock.now() == seconds
-    assert store.most == min(most, 6)
-    assert store.saved == [["x", "y"]] * 6
-
-
-def test_keys_of_one_shard_run_at_once_within_max_batches(clock: VirtualTime) -> None:
-    store = Store()
-    with processor_over(store, max_batches=2, workers=1) as processor:
-        callers = [caller for key in range(4) for caller in spawn(processor, "x", key=key)]
-        assert all_of(callers) == [None] * 4
-        assert clock.now() == 4
-    assert store.most == 2
-
-
-def test_a_batch_that_ends_badly_makes_room_for_another(clock: VirtualTime) -> None:
-    def load(key: str) -> None:
-        if key == "slow":
-            gevent.sleep(100)
-        if key == "raises":
-            raise OSError
-        if key == "dies":
-            raise gevent.GreenletExit
-
-    with Processor(load_resource=load, min_duration=0, max_duration=5, max_batches=1) as processor:
-        for key in ("slow", "raises", "dies"):
-            assert isinstance(answer_of(processor.run, key, lambda resource: None), Exception)
-            assert processor.run("fine", lambda resource: "in its turn") == "in its turn"
-
-
-def test_the_deadline_of_a_batch_does_not_count_while_it_waits_for_its_turn(clock: VirtualTime) -> None:
-    store = Store()
-    with processor_over(store, max_batches=1, max_duration=2.5) as processor:
-        callers = [caller for key in range(5) for caller in spawn(processor, "x", key=key)]
-        assert all_of(callers) == [None] * 5
-        assert clock.now() == 10

@@ -108,18 +108,6 @@ def test_there_are_16_shards_for_each_cpu_by_default() -> None:
     assert asked == [16 * (os.cpu_count() or 1)]
 
 
-def test_workers_is_what_worker_number_for_key_is_told(clock: VirtualTime) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def number(key: str, workers: int) -> int:
-        asked.append((key, workers))
-        return 0
-
-    with Processor(worker_number_for_key=number, workers=3, min_duration=0) as processor:
-        processor.run("k", lambda resource: None)
-    assert asked == [("k", 3)]
-
-
 def test_a_batch_is_saved_five_times_at_the_most_by_default(clock: VirtualTime) -> None:
     loads: list[str] = []
 
@@ -148,25 +136,6 @@ def test_limits_are_none_by_default_so_that_2000_keys_run_at_once_and_2000_opera
 def test_batching_is_on_by_default_and_readable() -> None:
     assert Processor().batching is True
     assert Processor(batching=False).batching is False
-
-
-def test_a_processor_is_a_context_manager_that_gives_itself_and_stops_on_exit(clock: VirtualTime) -> None:
-    saved: list[str] = []
-    made = Processor(save_resource=lambda key, resource: saved.append(key), min_duration=50, max_duration=100)
-    with made as processor:
-        assert processor is made
-        caller = gevent.spawn(processor.run, "k", lambda resource: "done")
-        clock.settle()
-    assert saved == ["k"]
-    assert caller.get() == "done"
-    assert clock.now() < 1
-    assert made.stop(timeout=0) is True
-
-
-def test_a_processor_stops_also_when_the_block_raises(clock: VirtualTime) -> None:
-    with pytest.raises(KeyError), Processor(min_duration=0) as processor:
-        raise KeyError
-    assert processor.stop(timeout=0) is True
 
 
 def test_the_docstring_explains_every_option() -> None:
@@ -382,6 +351,7 @@ def test_key_and_operation_are_positional_and_an_operation_takes_no_keywords() -
     [
         (4, ValueError, "a number from 0 to 3"),
         (-1, ValueError, "a number from 0 to 3"),
+        (10**9, ValueError, "a number from 0 to 3"),
         (10**30, ValueError, "a number from 0 to 3"),
         (True, TypeError, "an int"),
         (1.0, TypeError, "an int"),

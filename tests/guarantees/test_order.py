@@ -241,21 +241,6 @@ def test_a_worker_number_function_may_open_the_batch_of_the_same_key_and_leave_i
         assert_one_after_the_other(store.log)
 
 
-def test_what_a_worker_number_function_raises_leaves_the_key_usable(store: Store) -> None:
-    fails = [ValueError("unknown key")]
-
-    def number_for(key: Any, workers: int) -> int:
-        if fails:
-            raise fails.pop()
-        return 0
-
-    with store.processor(min_duration=0, worker_number_for_key=number_for) as processor:
-        with pytest.raises(ValueError, match="unknown key"):
-            processor.run("k", add, 1)
-        assert processor.run("k", add, 2) == 2
-        assert store.kept["k"] == [2]
-
-
 # Whatever keys do
 
 

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from geventbatch import LoadFailed, Processor
-from tests.support.recording_store import FORMS, Store, add, answers, raising, wait
+from tests.support.recording_store import FORMS, Store, add, raising, wait
 from tests.support.ticks import LONGEST, Ticks
 
 if TYPE_CHECKING:
@@ -263,12 +263,3 @@ def test_waking_in_pieces_keeps_the_order_of_the_callers(clock: VirtualTime) -> 
     with Store(clock).processor(min_duration=0) as processor:
         gevent.joinall([gevent.spawn(one, number) for number in range(300)], raise_error=True)
     assert woken == list(range(300))
-
-
-def test_a_lone_caller_is_woken_without_a_timer(clock: VirtualTime) -> None:
-    store = Store(clock)
-    with store.processor(min_duration=0) as processor:
-        callers = [store.call(processor, "k", add, 1)]
-        clock.settle()
-        assert answers(callers) == [1]
-        assert clock.now() == 0

@@ -153,31 +153,6 @@ def test_a_run_in_the_hub_of_another_thread_is_refused_too() -> None:
         assert isinstance(in_a_thread(thread), RuntimeError)
 
 
-@pytest.mark.parametrize("timeout", [None, 1])
-def test_a_blocking_stop_in_the_hub_begins_the_stop_and_raises(clock: VirtualTime, timeout: float | None) -> None:
-    saved: list[str] = []
-    processor = Processor(save_resource=lambda key, resource: saved.append(key), min_duration=50, max_duration=100)
-    caller = gevent.spawn(processor.run, "k", nothing)
-    clock.settle()
-    error = in_the_hub(clock, processor.stop, timeout)
-    assert type(error) is RuntimeError
-    assert str(error).startswith("stop() has begun, but cannot wait here for its end")
-    assert isinstance(answer_of(processor.run, "k", nothing), ProcessorStopped)
-    caller.get()
-    assert saved == ["k"]
-    assert clock.now() == 0
-    assert processor.stop(timeout=0) is True
-
-
-def test_stop_without_waiting_may_be_called_in_the_hub(clock: VirtualTime) -> None:
-    processor: Processor[None] = Processor(min_duration=50, max_duration=100)
-    caller = gevent.spawn(processor.run, "k", nothing)
-    clock.settle()
-    assert in_the_hub(clock, processor.stop, 0) is False
-    caller.get()
-    assert in_the_hub(clock, processor.stop, 0) is True
-
-
 # Inside a batch
 
 
@@ -276,12 +251,11 @@ def test_run_of_another_processor_inside_a_batch_works(clock: VirtualTime, batch
 
 
 @pytest.mark.parametrize("timeout", [None, 5])
-@pytest.mark.parametrize("batching", [True, False])
 @pytest.mark.parametrize("place", ["load", "operation", "save"])
-def test_a_blocking_stop_inside_a_batch_begins_the_stop_and_raises(
-    clock: VirtualTime, place: str, batching: bool, timeout: float | None
+def test_with_batching_off_too_a_blocking_stop_inside_a_run_begins_the_stop_and_raises(
+    clock: VirtualTime, place: str, timeout: float | None
 ) -> None:
-    places = Places(place, batching)
+    places = Places(place, batching=False)
     places.call = lambda: places.processor.stop(timeout)
     assert places.run() == "done"
     assert type(places.answer) is RuntimeError
@@ -292,10 +266,11 @@ def test_a_blocking_stop_inside_a_batch_begins_the_stop_and_raises(
     assert places.processor.stop() is True
 
 
-@pytest.mark.parametrize("batching", [True, False])
 @pytest.mark.parametrize("place", ["load", "operation", "save"])
-def test_stop_without_waiting_may_be_called_inside_a_batch(clock: VirtualTime, place: str, batching: bool) -> None:
-    places = Places(place, batching)
+def test_with_batching_off_too_a_stop_without_waiting_may_be_called_inside_a_run(
+    clock: VirtualTime, place: str
+) -> None:
+    places = Places(place, batching=False)
     places.call = lambda: places.processor.stop(timeout=0)
     assert places.run() == "done"
     assert places.answer is False

@@ -188,10 +188,15 @@ def test_a_processor_that_never_ran_anything_stops_at_once(store: Store) -> None
 
 
 def test_a_processor_as_a_context_manager_stops_on_exit(store: Store) -> None:
-    with store.processor(min_duration=10) as processor:
+    made = store.processor(min_duration=10)
+    with made as processor:
+        assert processor is made
         caller = store.call(processor, "k", add, 1)
         store.clock.settle()
+    assert store.clock.now() == 0.03
     assert caller.answer == 1
+    assert store.kept["k"] == [1]
+    assert processor.stop(timeout=0) is True
     with pytest.raises(ProcessorStopped):
         processor.run("k", add, 1)
 
@@ -203,6 +208,7 @@ def test_a_processor_as_a_context_manager_stops_when_it_is_left_with_an_exceptio
     with pytest.raises(ValueError, match="mine"), processor:
         raise ValueError("mine")
     assert caller.answer == 1
+    assert processor.stop(timeout=0) is True
 
 
 # Admission is one stretch without a switch, after every call of a user's function
@@ -400,6 +406,10 @@ def test_a_stop_with_timeout_0_may_be_called_from_anywhere_and_never_switches(st
     store.clock.advance(1)
     assert gave == [False]
     assert caller.error is None
+    if where == "hub":
+        gave = in_hub(lambda: processor.stop(timeout=0))
+        store.clock.settle()
+        assert gave == [True]
     assert processor.stop(timeout=0) is True
     with pytest.raises(ProcessorStopped):
         processor.run("k", add, 2)
@@ -426,7 +436,7 @@ def test_a_blocking_stop_inside_a_batch_begins_the_stop_and_raises_runtime_error
     raised: list[str] = []
 
     def stop(*args: object) -> None:
-        with pytest.raises(RuntimeError, match="has begun") as error:
+        with pytest.raises(RuntimeError, match=r"^stop\(\) has begun, but cannot wait here for its end") as error:
             without_a_switch(lambda: processor.stop(timeout=timeout))
         raised.append(str(error.value))
 
@@ -452,9 +462,15 @@ def test_a_blocking_stop_in_the_hub_begins_the_stop_and_raises_runtime_error(
     caller = store.call(processor, "k", add, 1)
     store.clock.advance(1)
     gave = in_hub(lambda: processor.stop(timeout=timeout))
+    store.clock.settle()
+    (error,) = gave
+    assert type(error) is RuntimeError
+    assert str(error).startswith("stop() has begun, but cannot wait here for its end")
+    with pytest.raises(ProcessorStopped):
+        processor.run("k", add, 2)
     store.clock.advance(1)
-    assert [type(error) for error in gave] == [RuntimeError]
     assert caller.at == 1.02
+    assert store.kept["k"] == [1]
     assert processor.stop(timeout=0) is True
 
 

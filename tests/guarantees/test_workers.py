@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchAborted, BatchTimeout, Processor
+from geventbatch import BatchAborted, BatchTimeout, Processor, worker_number_for_key
 from tests.support.recording_store import FORMS, Store, add, answered_at, answers, current_greenlet
 
 if TYPE_CHECKING:
@@ -118,22 +118,33 @@ def test_the_clean_up_of_an_interrupted_load_delays_no_other_key(store: Store) -
 # max_batches
 
 
-def test_at_most_max_batches_run_at_once(store: Store) -> None:
+@pytest.mark.parametrize("shards", [1, 16])
+@pytest.mark.parametrize(("most", "seconds"), [(1, 12), (2, 6), (3, 4), (6, 2), (7, 2)])
+def test_max_batches_run_at_once_whatever_their_shards_and_the_rest_wait_for_their_turn(
+    store: Store, most: int, seconds: float, shards: int
+) -> None:
     running: list[Hashable] = []
-    most = [0]
+    at_once: list[int] = []
 
     def begin(key: Hashable) -> None:
         running.append(key)
-        most[0] = max(most[0], len(running))
-        gevent.sleep(0.1)
+        at_once.append(len(running))
+        gevent.sleep(1)
 
-    store.on_load = begin
-    store.on_save = running.remove
-    with store.processor(min_duration=0, workers=4, max_batches=3) as processor:
-        callers = [store.call(processor, number, add, number) for number in range(20)]
-        store.clock.advance(2)
-        assert answers(callers) == list(range(20))
-        assert most == [3]
+    def end(key: Hashable) -> None:
+        gevent.sleep(1)
+        running.remove(key)
+
+    store.load_time = store.save_time = 0
+    store.on_load, store.on_save = begin, end
+    with store.processor(min_duration=0, max_duration=50, workers=shards, max_batches=most) as processor:
+        assert len({worker_number_for_key(key, shards) for key in range(6)}) > (1 if shards > 1 else 0)
+        callers = [store.call(processor, key, add, mark) for key in range(6) for mark in "xy"]
+        store.clock.advance(20)
+        assert answers(callers) == ["x", "y"] * 6
+        assert max(caller.at or 0 for caller in callers) == seconds
+        assert max(at_once) == min(most, 6)
+        assert all(store.kept[key] == ["x", "y"] for key in range(6))
 
 
 def test_within_max_batches_a_slow_key_still_delays_no_other(store: Store) -> None:
@@ -228,12 +239,17 @@ def test_what_comes_while_a_batch_waits_for_one_of_max_batches_joins_it(store: S
 
 def test_a_batch_that_fails_gives_its_place_among_max_batches_back(store: Store) -> None:
     def fail_all(key: Hashable) -> None:
-        raise {0: OSError, 1: gevent.GreenletExit, 2: gevent.Timeout}[int(str(key)) % 3]
+        kinds = [OSError, gevent.GreenletExit, gevent.Timeout, None]
+        kind = kinds[int(str(key)) % 4]
+        if kind is None:
+            gevent.sleep(100)  # until the deadline
+        else:
+            raise kind
 
     store.on_load = fail_all
-    with store.processor(min_duration=0, workers=2, max_batches=2) as processor:
+    with store.processor(min_duration=0, max_duration=5, workers=2, max_batches=2) as processor:
         callers = [store.call(processor, number, add, 1) for number in range(12)]
-        store.clock.advance(1)
+        store.clock.advance(20)
         assert all(caller.error for caller in callers)
         del store.on_load
         store.on_load = lambda key: None
@@ -346,11 +362,3 @@ def test_there_are_as_many_shards_as_the_workers_option_says_and_each_key_has_it
         assert asked == [(key, 3) for key in range(6)]
         assert workers[:3] == workers[3:]
         assert len(set(workers)) == 3
-
-
-@pytest.mark.parametrize("number", [-1, 3, 10**9])
-def test_a_worker_number_out_of_range_is_refused_and_nothing_is_enqueued(store: Store, number: int) -> None:
-    with store.processor(min_duration=0, workers=3, worker_number_for_key=lambda key, workers: number) as processor:
-        with pytest.raises(ValueError, match=rf"{number}.*'k'.*from 0 to 2"):
-            processor.run("k", add, 1)
-        assert "0 keys" in repr(processor)

@@ -94,7 +94,7 @@ def test_what_json_loses_is_refused_for_the_operation_that_made_it(engine: sa.En
 
 
 @pytest.mark.parametrize("form", ["one", "bulk"])
-def test_the_same_in_redis(form: str) -> None:
+def test_in_redis_too_only_those_are_told_who_brought_what_cannot_be_encoded(form: str) -> None:
     client = redis.Redis.from_url(redis_url())
     store: RedisStore[Any] = RedisStore(client, prefix="encoded:", missing=lambda _: {"seats": {}})
     opens: Any = {"open_resources": store.open_resources} if form == "bulk" else {"open_resource": store}

@@ -237,7 +237,7 @@ def test_five_hundred_of_a_thousand_may_be_refused_by_a_check(place: Place) -> N
         assert opened.run("k", lambda document: document) == {"seats": {"sold": 500}}
 
 
-def test_the_same_in_redis() -> None:
+def test_in_redis_too_half_of_many_are_refused_with_a_few_loads() -> None:
     with ExitStack() as stack:
         client = stack.enter_context(redis.Redis.from_url(redis_url()))
         stack.callback(client.delete, "steps:k")
