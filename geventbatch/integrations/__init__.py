@@ -1,1 +1,1 @@
-"""What makes the library at home in frameworks and servers; each module needs the one of its name."""
+"""The library at home in frameworks and servers; each module needs the package of its name."""

@@ -1,4 +1,4 @@
-"""What an HTTP client is told when its operation failed: one table for every framework.
+"""Answers to HTTP clients whose operations failed: one table for every framework.
 
 An error's message names the key and quotes the database. It goes to the log. The client is told what it may do now.
 """

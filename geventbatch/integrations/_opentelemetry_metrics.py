@@ -93,21 +93,21 @@ class Instruments:
             for name, what in (
                 ("wait_seconds", "From a batch's opening to its start"),
                 ("load_seconds", "Loading, over all attempts of a batch"),
-                ("apply_seconds", "Its operations, likewise"),
-                ("save_seconds", "Saving, likewise"),
+                ("apply_seconds", "Operations, over all attempts of a batch"),
+                ("save_seconds", "Saving, over all attempts of a batch"),
                 ("seconds", "From a batch's start to its answers"),
             )
         )
         for name, counted, what in (
             ("operations", self._operations, "Operations by what became of them"),
             ("failed_batches", self._failed_batches, "Batches that failed as a whole"),
-            ("conflicts", self._sum("conflicts"), "Somebody else had changed a resource"),
-            ("undone", self._sum("undone"), "What an operation that raised had changed was undone"),
-            ("undo_seconds", self._sum("undo_seconds"), "What that took"),
+            ("conflicts", self._sum("conflicts"), "Conflicts: another writer had changed a resource"),
+            ("undone", self._sum("undone"), "Changes of an operation that raised were undone"),
+            ("undo_seconds", self._sum("undo_seconds"), "Seconds that undoing took"),
         ):
             meter.create_observable_counter(f"geventbatch_{name}_total", [counted], "", what)
         for name, unit, what in (
-            ("live_batches", "", "Batches that are queued or run"),
+            ("live_batches", "", "Batches that are queued or running"),
             ("overdue_batches", "", "Failed batches whose code has not returned, and holds their key"),
             ("waiting_operations", "", "Operations whose callers wait"),
             ("workers", "", "Greenlets that run batches, or would"),

@@ -88,7 +88,7 @@ class _Hooks:
         self._interrupted: Any = None  # the greenlet that ends the process after INT or QUIT
 
     def join(self, cfg: Any) -> None:
-        """Have our hooks called beside those of *cfg*: around them, if another hook may take down what ours needs."""
+        """Call our hooks beside those of *cfg*: around them, if another hook may take down what ours needs."""
         for ours in (self.post_fork, self.post_worker_init, self.pre_request, self.worker_int, self.worker_exit):
             name = ours.__name__
             cfg.set(name, _in_turn(ours, getattr(cfg, name)))

@@ -75,7 +75,7 @@ def instrument(
         meter_provider: The provider of meters; likewise.
     Switches: no.
     """
-    global _for_all  # noqa: PLW0603 - what is to come has to be known somewhere
+    global _for_all  # noqa: PLW0603 - processors to come have to be known somewhere
     recorder = _Recorder(tracer_provider, meter_provider, keys=keys)
     for processor in processors or process.processors():
         recorder.add(processor)
@@ -154,7 +154,7 @@ class _Watcher:
     # -- operations ---------------------------------------------------------------------------------------
 
     def see_operation(self, operation: Operation[Any]) -> None:
-        """Have the caller's span get an event when *operation* starts. Switches: no."""
+        """Add an event to the caller's span when *operation* starts. Switches: no."""
         if self._off:
             return
         span = _trace.get_current_span()
@@ -198,7 +198,7 @@ class _Watcher:
         _context.attach(_trace.set_span_in_context(its, _NOWHERE))
 
     def end(self, batch: Batch, metric: BatchMetric) -> None:
-        """Have the span of *batch* ended later. Switches: no."""
+        """End the span of *batch* later. Switches: no."""
         if self._off:
             return
         self._measured.end(batch, metric)

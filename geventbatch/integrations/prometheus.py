@@ -120,19 +120,19 @@ class _Metrics:
             named(Histogram, "batch_operations", "Operations that a batch has started", buckets=_SIZES),
             named(Histogram, "batch_wait_seconds", "From a batch's opening to its start", buckets=_SECONDS),
             named(Histogram, "batch_load_seconds", "Loading, over all attempts of a batch", buckets=_SECONDS),
-            named(Histogram, "batch_apply_seconds", "Its operations, likewise", buckets=_SECONDS),
-            named(Histogram, "batch_save_seconds", "Saving, likewise", buckets=_SECONDS),
+            named(Histogram, "batch_apply_seconds", "Operations, over all attempts of a batch", buckets=_SECONDS),
+            named(Histogram, "batch_save_seconds", "Saving, over all attempts of a batch", buckets=_SECONDS),
             named(Histogram, "batch_seconds", "From a batch's start to its answers", buckets=_SECONDS),
         )
         self.operations = named(Counter, "operations_total", "Operations by what became of them", "outcome")
         self.failed_batches = named(Counter, "failed_batches_total", "Batches that failed as a whole", "phase", "error")
-        self.conflicts = named(Counter, "conflicts_total", "Somebody else had changed a resource")
-        self.undone = named(Counter, "undone_total", "What an operation that raised had changed was undone")
-        self.undo_seconds = named(Counter, "undo_seconds_total", "What that took")
+        self.conflicts = named(Counter, "conflicts_total", "Conflicts: another writer had changed a resource")
+        self.undone = named(Counter, "undone_total", "Changes of an operation that raised were undone")
+        self.undo_seconds = named(Counter, "undo_seconds_total", "Seconds that undoing took")
         self.gauges = tuple(
             named(Gauge, name, what, multiprocess_mode=mode)
             for name, what, mode in (
-                ("live_batches", "Batches that are queued or run", "livesum"),
+                ("live_batches", "Batches that are queued or running", "livesum"),
                 ("overdue_batches", "Failed batches whose code has not returned, and holds their key", "livesum"),
                 ("waiting_operations", "Operations whose callers wait", "livesum"),
                 ("workers", "Greenlets that run batches, or would", "livesum"),

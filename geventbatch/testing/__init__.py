@@ -1,4 +1,4 @@
-"""What the tests of an application need: see docs/testing.md.
+"""Tools for the tests of an application: see docs/testing.md.
 
 - `virtual_time`: windows, deadlines and backoffs pass without waiting.
 - `faults`: loads and saves that fail, hang, conflict, or lose their answer.

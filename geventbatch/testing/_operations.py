@@ -70,9 +70,9 @@ def check_operations(
     Args:
         *processors: The processors whose operations are checked.
         copy: Copies a resource. By default `copy.deepcopy`, with which a Django instance keeps its class.
-        state: Returns what is compared, by ``==``, of a resource, a result, or an added row. By default `state_of`:
-            all that is in it, by value. Give one for objects that hold more than their state, such as caches, or
-            the time.
+        state: Returns the part that is compared, by ``==``, of a resource, a result, or an added row. By default
+            `state_of`: all that is in it, by value. Give one for objects that hold more than their state, such as
+            caches, or the time.
         around: Returns the context manager around both runs on copies: a savepoint that is rolled back, if
             operations send statements that write.
         skip: Names of checks, as above, that are left out.
@@ -108,7 +108,7 @@ class _Run(NamedTuple):
     unfinished: str | None  # what of its value is still to be run
 
     def outcome(self, state: Callable[[Any], Any]) -> Any:
-        """Return what is compared with another run's."""
+        """Return the part that is compared with another run's."""
         return state(self.value) if self.error is None else state_of(self.error)
 
     def __str__(self) -> str:
@@ -227,7 +227,7 @@ class _Checker:
             yield "replaces", f"{run} in place of the resource, and left that as it was: change it in place"
         shared = _shared(run.value, run.resource)
         if shared is not None:
-            yield "shares", f"returned what is part of the resource and can change: {shared}"
+            yield "shares", f"returned a part of the resource that can change: {shared}"
 
     def _replaces(self, run: _Run) -> bool:
         value, resource = run.value, run.resource
@@ -273,7 +273,7 @@ def _aliases(resource: Any, args: tuple[Any, ...], before: dict[tuple[str, str],
 
 
 def _row(row: Any, state: Callable[[Any], Any]) -> Any:
-    """Return what is compared of an added row: of a statement or table of SQLAlchemy's, the type only."""
+    """Return the part of an added row that is compared: of a statement or table of SQLAlchemy's, the type only."""
     if isinstance(row, tuple):
         return [_row(one, state) for one in row]
     return type(row) if type(row).__module__.startswith("sqlalchemy.") else state(row)

@@ -92,7 +92,7 @@ class VirtualTime:
 
     @property
     def timers(self) -> int:
-        """The number of started virtual timers, those of sleeping greenlets included; 0 when nothing leaked.
+        """The number of started virtual timers, including those of sleeping greenlets; 0 when nothing leaked.
 
         Switches: no.
         """

@@ -1,7 +1,7 @@
 """Django's ``check`` for set-ups in which batches would block, fail or be undone.
 
-``manage.py check`` finds what is wrong in the settings. What is wrong in a process shows only in a worker; there the
-app logs it at its start.
+``manage.py check`` finds faults of the settings. Faults of a process show only in a worker; there the app logs them at
+its start.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def check_max_age(**_: object) -> list[CheckMessage]:
             f"CONN_MAX_AGE of the database {alias!r} is {connections.settings[alias]['CONN_MAX_AGE']!r}: under gevent "
             "each request's greenlet keeps a connection of its own for so long, and hardly ever uses it again.",
             hint="Set it to 0. The connections of batches are kept all the same (conn_max_age of DjangoStore); for "
-            'those of requests there is OPTIONS["pool"] (Django 5.1, psycopg 3).',
+            'connections of requests there is OPTIONS["pool"] (Django 5.1, psycopg 3).',
             id="geventbatch.W008",
         )
         for alias in _aliases()

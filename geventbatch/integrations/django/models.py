@@ -46,7 +46,7 @@ class OutcomeModel(models.Model):
     expires: models.BigIntegerField[int, int] = models.BigIntegerField(db_index=True)
 
     class Meta:
-        """Have no table of its own."""
+        """Options of the model: it is abstract."""
 
         abstract = True
 

@@ -1,4 +1,4 @@
-"""What a page remembers of each processor that it shows, and how it reads the present state.
+"""The numbers that a page remembers of each processor that it shows, and how it reads the present state.
 
 Of batches that have ended, it keeps the last minute in buckets of a second: its size does not grow.
 """
@@ -106,7 +106,7 @@ class _Failed(NamedTuple):
 
 
 class Seen:
-    """What a page has seen of one processor, as its watcher.
+    """The numbers that a page has seen of one processor, as its watcher.
 
     It takes no lock. Threads share it with ``batching=False``; they may lose a count, but nothing else. `publish` runs
     no code of the user's.

@@ -353,7 +353,7 @@ class _Generated:
 
 
 def ask_scope() -> None:
-    """Have the scope look at the current operation when it has returned. Switches: no."""
+    """Ask the scope to look at the current operation when it has returned. Switches: no."""
     try:
         batch = current_batch()
     except RuntimeError:  # in a greenlet that the operation has started

@@ -1,4 +1,4 @@
-"""What the database computes: the current value of a `GeneratedField`, and the database defaults of a new row."""
+"""Values that the database computes: a `GeneratedField`'s for the present state, and database defaults of a new row."""
 
 from __future__ import annotations
 

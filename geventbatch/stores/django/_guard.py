@@ -136,7 +136,7 @@ class Guard:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Do not count what is sent in this block as the operation's. Switches: no."""
+        """Count statements sent in this block as the library's, not the operation's. Switches: no."""
         self._aside += 1
         try:
             yield
@@ -171,7 +171,8 @@ class Guard:
         if over is not None:
             return over
         if self.early or self._deletes_what_is_unsaved():
-            return TooEarly(f"an operation on {shown(self._batch.key)} has read, or deletes, what is not saved yet")
+            told = f"an operation on {shown(self._batch.key)} has read, or deletes, a row with unsaved changes"
+            return TooEarly(told)
         wrong = self._wrong or self.left_behind() or self._transaction.failed()
         if wrong is None:
             return None

@@ -127,7 +127,7 @@ def _check_using(instance: Model, method: str, using: object) -> None:
         )
 
 
-# -- what is read through the instance --------------------------------------------------------------------------
+# -- objects read through the instance --------------------------------------------------------------------------
 
 
 class _Computed:

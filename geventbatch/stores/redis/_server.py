@@ -64,7 +64,7 @@ class Cluster(Server):
         return self._pool(self._client.get_node(host=host, port=port))
 
     def look_again(self, name: bytes, /) -> None:
-        """Have the client ask all nodes, as it does when its own does not answer."""
+        """Make the client ask all nodes, as it does when its own does not answer."""
         with suppress(RedisError, RedisClusterException):
             self.load(name)
 
