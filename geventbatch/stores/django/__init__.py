@@ -40,58 +40,60 @@ Mode = Literal["lock", "version"]
 class DjangoStore(Generic[M]):
     """Loads and saves the rows of one model: what a `Processor` takes as its ``open_resource``.
 
-    The resource is the model instance. An operation changes its fields; the store writes those that differ from what
-    was loaded, a JSON document changed in place included. What else an operation does through the ORM is in the same
-    transaction. ``resource.save()`` inside an operation writes nothing by itself: the store saves once, at the end.
-    ``resource.delete()`` is `current_batch().delete()`. `current_batch().add_row(instance)` has unsaved instances of
-    any model inserted with the save, each model's in one statement (`bulk_create`: no `save`, no signals).
+    The resource is the model instance. An operation changes its fields. The store writes the fields that differ from
+    the loaded ones, even a JSON document changed in place. Whatever else an operation does through the ORM is in the
+    same transaction. ``resource.save()`` inside an operation writes nothing by itself: the store saves once, at the
+    end. ``resource.delete()`` is `current_batch().delete()`. `current_batch().add_row(instance)` inserts an unsaved
+    instance of any model with the save, all of one model in one statement (`bulk_create`: no `save`, no signals).
 
-    Each batch has a connection that it gives back, so that there are never more than batches running at once
-    (``max_batches``). With ``batching=False`` it is its caller's own connection, and inside an `atomic()` block the
-    batch is a savepoint of that: an answer means saved only when the block commits. In a `django.test.TestCase` that
-    is so by itself.
+    Each batch borrows a connection and returns it, so there are never more connections than running batches
+    (``max_batches``). With ``batching=False`` it uses its caller's own connection. Inside an `atomic()` block, such
+    a batch is a savepoint of the block: an answer means saved only when the block commits. In a
+    `django.test.TestCase` this is automatic.
 
-    On SQLite, which locks no rows, a batch compares the row before it writes, under the database's write lock; so it
-    does elsewhere in mode "version" where there is no version to compare.
+    SQLite locks no rows: a batch compares the row before it writes, under the database's write lock. Elsewhere it
+    does so in mode "version" if there is no version to compare.
 
     Args:
         model: A concrete model.
-        by: The field whose value is the key: "pk", or another unique one; or the names of several that are unique
-            together. Of several, and of a composite primary key, the key is a tuple.
+        by: The field whose value is the key: "pk", or another unique field; or the names of several fields that are
+            unique together. The key of several fields, or of a composite primary key, is a tuple.
         mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
-            where the database can. "version" locks nothing, and replays the batch when another writer was faster.
-        version: The name of an integer field that every save counts up, and mode "version" compares. Without one,
-            PostgreSQL's ``xmin`` is compared, which other writers change by themselves; elsewhere (and of a view) the
-            whole row. It is compared beside the version, too: a row that was deleted and made anew may have the same.
-        missing: What a key without a row does: "raise" `ResourceMissing`, or what gives the new, unsaved instance for
-            a key, which the batch inserts.
-        manager: The name of the manager that finds the rows, where some are hidden (deleted softly): one that it hides
-            counts as missing. Without one, it is the model's base manager. What it joins or defers is not taken over.
+            if the database can. "version" locks nothing, and replays the batch if another writer was faster.
+        version: The name of an integer field that every save counts up, for mode "version" to compare. Without one,
+            PostgreSQL's ``xmin`` is compared, which other writers change automatically; elsewhere (and for a view) the
+            whole row is. It is compared with a version too, since a row that was deleted and made anew may have the
+            same version.
+        missing: For a key without a row: "raise" raises `ResourceMissing`; a function of the key returns a new,
+            unsaved instance, which the batch inserts.
+        manager: The name of the manager that finds the rows, if some are hidden (deleted softly): a hidden row counts
+            as missing. By default the model's base manager. Its joins and deferred fields are not used.
         using: The alias of the database.
-        allow_atomic: Let `run` be called inside an `atomic()` block of the same database. The batch is then saved
-            whether or not the block is rolled back, and waits for rows that the block has locked until its deadline.
+        allow_atomic: Allow `run` inside an `atomic()` block of the same database. The batch is then saved whether or
+            not the block is rolled back. If the block has locked a row of the batch, the batch waits until its
+            deadline.
         conn_max_age: Seconds that an idle connection is kept for the next batch. ``CONN_MAX_AGE``, which is for
-            requests, does not count here; with Django's own pool (``OPTIONS["pool"]``) connections go back to that.
-        pipeline: Where the driver is psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one
-            round trip each. False where something between here and the server takes no pipelines.
-        tenant: Called at the door of `run`, in its caller's greenlet: whose row it is, where each tenant has a schema
-            of its own. The key of the batch is then the pair of that and the row's key.
-        prepare_connection: Called with the batch's connection of Django's and the key, inside the transaction and
-            before the load: to set ``search_path``, a role, or what row-level security asks for. On PostgreSQL, what
-            its SET sets is gone with the transaction (it is sent as SET LOCAL). It costs two round trips.
-        idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key; None:
-            such operations are refused.
-        idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
+            requests, does not count here. With Django's own pool (``OPTIONS["pool"]``), connections return to that.
+        pipeline: With psycopg 3, send BEGIN with the SELECT, and COMMIT with the last statement, in one round trip
+            each. Set it to False if a proxy before the server takes no pipelines.
+        tenant: A function without arguments that returns the tenant, if each has a schema of its own. It is called at
+            the door of `run`, in its caller's greenlet. The batch's key is then the pair of tenant and row key.
+        prepare_connection: Called with the batch's Django connection and the key, inside the transaction and before
+            the load: to set ``search_path``, a role, or settings for row-level security. On PostgreSQL, its SET ends
+            with the transaction (it is sent as SET LOCAL). It costs two round trips.
+        idempotency: A subclass of `OutcomeModel` that records the outcomes of operations with an idempotency key.
+            None: such operations are refused.
+        idempotency_ttl: Seconds that an outcome is kept, by default a day; only with *idempotency*.
 
     Attributes:
         model: The model.
         using: The alias of the database.
-        allow_atomic: As it was given.
+        allow_atomic: As given.
 
     Raises:
         TypeError: An argument is of a wrong type, or the model's own `save` takes no ``using``.
-        ValueError: *by*, *version* or *manager* names nothing that fits, *mode* no mode, or a name in the database has
-            a % in it, which Django cannot send.
+        ValueError: *by*, *version* or *manager* names no fitting field or manager, *mode* is no mode, or a name in the
+            database has a %, which Django cannot send.
     Switches: no.
     """
 
@@ -151,15 +153,15 @@ class DjangoStore(Generic[M]):
             watch(using)
 
     def __repr__(self) -> str:
-        """Say whose rows by what."""
+        """Say which rows it stores, by which key."""
         return f"<DjangoStore: {self.model._meta.label} by {self._rows.row_key.name} in {self.using!r}>"
 
     def __call__(self, key: Any) -> AbstractContextManager[M]:
-        """Give the scope of a batch on the row at *key*."""
+        """Return the scope of a batch on the row at *key*. Switches: no."""
         return Scope(self._rows, key)
 
     def normalize_key(self, key: Hashable) -> Hashable:
-        """Give *key* in the type of its column, so that 42 and "42" are one.
+        """Return *key* in the type of its column, so that 42 and "42" are one.
 
         Raises:
             TypeError: Its type cannot be such a key.
@@ -170,9 +172,9 @@ class DjangoStore(Generic[M]):
         return found if tenant is None else (tenant(), found)
 
     def admit(self, key: Hashable) -> bool:
-        """Whether an operation called here runs alone, on the connection that is there.
+        """Return whether an operation called here runs unbatched, on its caller's connection.
 
-        So it does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
+        It does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
 
         Raises:
             RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*), or with a
@@ -200,28 +202,28 @@ class DjangoStore(Generic[M]):
 
     @property
     def on_server(self) -> bool:
-        """Whether a database server is behind it, which may take its time."""
+        """Return whether a database server is behind it, which may take its time."""
         engine: str = connections.settings.get(self.using, {}).get("ENGINE", "sqlite3")
         return not engine.endswith("sqlite3")
 
     @property
     def keeps_outcomes(self) -> bool:
-        """Whether it records the outcomes of operations with an idempotency key."""
+        """Return whether it records the outcomes of operations with an idempotency key."""
         return self._rows.idempotency is not None
 
     def purge_outcomes(self, limit: int = 10_000) -> int:
-        """Delete outcomes that have expired, in a transaction of its own: for a cron job. They count as absent anyway.
+        """Delete expired outcomes, in a transaction of its own: for a cron job. They count as absent anyway.
 
-        On SQLite, the driver blocks the process while another one writes.
+        On SQLite, the driver blocks the process while another process writes.
 
         Args:
-            limit: So many at the most, so that nobody waits long for it.
+            limit: The most outcomes to delete, so that no transaction waits long for it.
 
         Returns:
-            How many there were. While it is *limit*, there may be more.
+            The number of deleted outcomes. If it is *limit*, there may be more.
 
         Raises:
-            ValueError: The store records none.
+            ValueError: The store records no outcomes.
         Switches: yes.
         """
         if not self.keeps_outcomes:
@@ -232,12 +234,12 @@ class DjangoStore(Generic[M]):
             return table.purge(partial(send, connection), limit)
 
     def stopped(self) -> None:
-        """Close the idle connections to its database; a later batch opens new ones. Switches: no."""
+        """Close the store's idle connections. A later batch opens new ones. Switches: no."""
         self._rows.pool.close()
 
 
 def _outcome_model(model: Any) -> type[OutcomeModel]:
-    from geventbatch.integrations.django.models import OutcomeModel  # Django has to be set up for that
+    from geventbatch.integrations.django.models import OutcomeModel  # importing it needs Django set up
 
     if not isinstance(model, type) or not issubclass(model, OutcomeModel) or model._meta.abstract:
         raise TypeError(

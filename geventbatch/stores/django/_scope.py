@@ -1,4 +1,4 @@
-"""One attempt of a batch on one row of a Django model: entering loads it, leaving saves it."""
+"""One attempt of a batch on one row of a Django model: entering loads the row, exiting saves it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Scope(Generic[M]):
     _connection: BaseDatabaseWrapper
     _transaction: Transaction
     _row: Row[M]
-    _class: type[M]  # of the instance, but for while operations run
+    _class: type[M]  # the instance's own, without the one of `_instance_class`
     _undo: Undo[M]
 
     def __init__(self, rows: ModelRows[M], key: Any) -> None:
@@ -58,12 +58,12 @@ class Scope(Generic[M]):
         self._key = key
         self._batch: Batch = batch_at_hand()
         self._before: BaseDatabaseWrapper | None = None
-        self._renewed = False  # the connections that were at rest
+        self._renewed = False  # idle connections were closed once, since the server had ended one
         self.guard: Guard | None = None
-        """Looks after the connection, from the load on."""
-        self._steps: Steps | Savepoints | None = None  # there where each operation is judged by itself
+        """Guards the connection, from the load on."""
+        self._steps: Steps | Savepoints | None = None  # set if each operation is judged by itself
         self._callbacks: list[Callable[[], object]] = []
-        self._recording: Recording | None = None  # what is still to be recorded
+        self._recording: Recording | None = None  # of the outcomes not sent yet
 
     # -- load -----------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Scope(Generic[M]):
             self._leave(error)
             if reused and not self._renewed and errors.kind(error) is errors.Kind.LOST:
                 self._renewed = True
-                self._rows.pool.renew(self._connection)  # the server has ended it, and others that were idle
+                self._rows.pool.renew(self._connection)  # the server has ended it, and other idle ones
                 return self.__enter__()
             if self._rows.has_xmin and errors.has_no_xmin(error):
                 self._rows.has_xmin = False
@@ -89,7 +89,7 @@ class Scope(Generic[M]):
         return self._row.instance
 
     def _connect(self) -> bool:
-        """Get a connection. True when the server may have closed it meanwhile."""
+        """Get a connection; return whether the server may have closed it meanwhile."""
         alias = self._rows.using
         if self._batch.alone:
             self._connection = own(alias)
@@ -110,7 +110,7 @@ class Scope(Generic[M]):
         self._take_over()
 
     def _take_over(self) -> None:
-        """Have the scope know what operations do, and `save` and `delete` of the instance leave it to the scope."""
+        """Let the scope see what operations do, and make `save` and `delete` of the instance leave that to it."""
         self._class = type(self._row.instance)
         self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
         self._undo = Undo(self._row, self._class, self.guard, copies=self._batch.attempts > 1)
@@ -122,7 +122,7 @@ class Scope(Generic[M]):
         self._guard.put_on()
 
     def _hand_back(self) -> NotSaved | None:
-        """Give what keeps it from being saved: operations may have done what no scope is asked about. Switches: no."""
+        """Return what keeps the batch from being saved: operations may have done what no scope was asked about."""
         guard = self._guard
         verdict = guard.judge()
         guard.next()
@@ -133,7 +133,7 @@ class Scope(Generic[M]):
 
     @contextmanager
     def _between(self) -> Iterator[NotSaved | None]:
-        """No operation runs in this block; raise what is right. Gives what keeps it from being saved. Switches: no."""
+        """Run no operation in this block, which gets the `_hand_back`; raise the right error. Switches: no."""
         verdict = self._hand_back()
         try:
             yield verdict
@@ -150,13 +150,13 @@ class Scope(Generic[M]):
 
     @property
     def _guard(self) -> Guard:
-        assert self.guard is not None  # noqa: S101 - it was loaded
+        assert self.guard is not None  # noqa: S101 - it is loaded
         return self.guard
 
     # -- operations -----------------------------------------------------------------------------------------
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
-        """What is recorded of operations with these idempotency keys. Switches: yes."""
+        """Return the recorded outcomes of operations with these idempotency keys. Switches: yes."""
         with self._guard.aside():
             return self._outcomes().find(partial(send, self._connection), keys)
 
@@ -166,7 +166,7 @@ class Scope(Generic[M]):
         return Outcomes(rows.outcome_table(self._connection), name, self._row.key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
-        """What becomes of the batch after an operation raised *error*. Switches: no."""
+        """Return the verdict on the batch after an operation raised *error*. Switches: no."""
         guard = self._guard
         with guard.aside():
             verdict = verdict_on(error, self._row, guard, self._transaction, self._batch)
@@ -176,7 +176,7 @@ class Scope(Generic[M]):
         return verdict
 
     def operation_returned(self) -> NotSaved | None:
-        """What becomes of the batch after an operation that has used the database returned. Switches: no."""
+        """Return the verdict on the batch after an operation that used the database returned. Switches: no."""
         instance, guard = self._row.instance, self._guard
         verdict = guard.judge() or self._row.generated.refused(self._key)
         if verdict is None:
@@ -184,7 +184,7 @@ class Scope(Generic[M]):
                 with guard.aside():
                     take_related(instance)
                     settle(instance, self._class, self._connection)
-            except Exception as error:  # as `save` would have raised it
+            except Exception as error:  # as `save` would raise it
                 verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {said(error)}")
                 verdict.__cause__ = error
         self._forget_read()
@@ -192,52 +192,53 @@ class Scope(Generic[M]):
         return verdict
 
     def _forget_read(self) -> None:
-        """Have the next operation read anew what is beside the columns; but for what a save of the model's may need."""
+        """Make the next operation read anew what is no column, unless the model's own save may need it."""
         if not self._row.computes(self._class):
             forget_read(self._row.instance, self._class, self._undo.found)
 
     def generated(self, field: Field[Any, Any]) -> Any:
-        """What the database computes for *field* of the others' values. Switches: yes, where they have changed."""
+        """Return the database's value for the generated *field*. Switches: yes, if its source fields have changed."""
         with self._guard.aside():
             return self._row.generated.value(self._row.instance, field)
 
     def save_asked(self) -> None:
-        """An operation has called `save`, which computes something although no field has changed. Switches: no."""
+        """Note that an operation has called `save`, which may compute a column of its own. Switches: no."""
         self._row.save_asked = True
 
     def copied(self, value: object) -> object:
-        """Give a copy of *value* where it is in a column, and may be changed there; else itself. Switches: no."""
+        """Return a copy of *value* if it lies in a column and can be changed; else itself. Switches: no."""
         return copied(self._row.instance, self._rows.model, value, self._connection)
 
     def owns(self, value: object) -> bool:
-        """Whether *value* is the instance of the batch, or in a column of it. Switches: no."""
+        """Return whether *value* is the instance of the batch, or lies in one of its columns. Switches: no."""
         instance = self._row.instance
         return value is instance or asks_later(value) or lies_in(instance, self._rows.model, value)
 
     # -- undoing --------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """Copy what there is in memory. Raises `CannotUndo` at what cannot be copied. Switches: no."""
+        """Return a copy of the memory. Raises `CannotUndo` if a value cannot be copied. Switches: no."""
         return self._undo.checkpoint()
 
     def restore(self, checkpoint: Any) -> M:
-        """Bring back what there was. Raises `CannotUndo` where more than memory is different since. Switches: no."""
+        """Restore the memory. Raises `CannotUndo` if more than memory has changed since. Switches: no."""
         return self._undo.restore(checkpoint)
 
     # -- step by step ---------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> bool:
-        """Whether each operation can be judged by itself.
+        """Return whether each operation can be judged by itself.
 
-        On SQLite, to write each would keep all other writers out: there, only what they write themselves is undone.
+        To write each operation's changes on SQLite would lock out all other writers. There, only the statements that
+        operations send themselves are undone.
         """
         vendor = self._connection.vendor
         has_steps = vendor in {"postgresql", "mysql"} or (vendor == "sqlite" and not self._batch.rejections)
         return has_steps and self._connection.features.uses_savepoints
 
     def begin_steps(self) -> None:
-        """Be ready to go back to what was loaded. Switches: yes."""
+        """Make the loaded state the one to go back to. Switches: yes."""
         if not self._batch.rejections:
             self._steps = Savepoints(self._row, self._guard, self._undo, self._transaction)
             self._steps.remember()
@@ -247,9 +248,10 @@ class Scope(Generic[M]):
             steps.begin()
 
     def keep(self) -> None:
-        """Write what the operation before has changed, or raise why that cannot be. Switches: yes.
+        """Write the changes of the last operation, or raise why they cannot be saved. Switches: yes.
 
-        Where no save was refused yet, it is kept in memory only, and what it has sent is in the transaction.
+        If no save was refused yet, the changes are only kept in memory; the operation's own statements are sent
+        already.
         """
         steps = self._steps
         assert steps is not None  # noqa: S101 - it has begun
@@ -269,7 +271,7 @@ class Scope(Generic[M]):
             steps.keep()
 
     def undo(self) -> M:
-        """Go back to what was kept before. Switches: yes, where more than memory is different."""
+        """Go back to the last `keep`. Switches: yes, if more than memory has changed."""
         steps = self._steps
         assert steps is not None  # noqa: S101 - it has begun
         if isinstance(steps, Savepoints) and steps.is_in_memory:
@@ -283,7 +285,7 @@ class Scope(Generic[M]):
         return self._row.instance
 
     def _refuse_duplicate_step(self, error: Error, steps: Steps) -> None:
-        """Raise the Conflict that *error* says, as `_refuse_duplicate` does."""
+        """Raise the `Conflict` that *error* means, if any, as `_refuse_duplicate` does."""
         if self._row.is_conflict(error):
             raise self._row.conflict() from error
         if self._row.new and errors.is_duplicate(error):
@@ -295,7 +297,7 @@ class Scope(Generic[M]):
 
     @property
     def must_compare(self) -> bool:
-        """Whether operations have asked for what somebody else may have changed, and others have not. Switches: no."""
+        """Return whether queries of operations may have read another state of the row than the load. Switches: no."""
         return self._guard.must_compare
 
     def __exit__(
@@ -317,7 +319,7 @@ class Scope(Generic[M]):
             raise verdict
         transaction, outcomes = self._transaction, self._batch.outcomes
         transaction.check()
-        if not (self._batch.completed or outcomes):  # whatever was sent, nobody has sent it
+        if not (self._batch.completed or outcomes):  # statements may have been sent, but no operation completed
             self._guard.compare()
             transaction.roll_back(NothingToSave())
             return
@@ -325,7 +327,7 @@ class Scope(Generic[M]):
         try:
             try:
                 self._write()
-            finally:  # COMMIT may be behind its last statement, and Django would call them in it
+            finally:  # also after COMMIT with the last statement, in which Django would call them
                 if not transaction.nested:
                     self._callbacks = take(self._connection)
         except Exception as error:
@@ -337,36 +339,36 @@ class Scope(Generic[M]):
         transaction.commit()
 
     def _check_save(self) -> None:
-        """Raise when a receiver of a signal, or a `save` of the model's own, has ended the transaction, or a block."""
+        """Raise if a signal's receiver, or the model's own `save`, has ended the transaction or one of its blocks."""
         if self._transaction.is_committed:
             return
         wrong = self._guard.left_behind()
         if wrong is not None and self._transaction.has_ended():
-            raise wrong  # part of it may be saved
+            raise wrong  # a part may be saved
         if wrong is not None:
             raise Rejected(f"{shown(self._key)} was not saved, nothing was written: {wrong}") from wrong
 
     def _check_repeated(self, error: Exception, recording: Recording | None) -> None:
-        """Raise what *error* is, if it is of what was to be recorded."""
+        """Raise the right error if recording the outcomes has caused *error*."""
         if recording is None:
             return
         sending, roll_back = partial(send, self._connection), partial(self._roll_back, error)
         found = recording.check(error, sending, roll_back, self._transaction.begin_to_write)
         if found is not None:
             try:
-                self._transaction.commit()  # if some have expired and were deleted
+                self._transaction.commit()  # keep the deletion of expired outcomes
             except Error as failed:
                 raise errors.of_store(failed, self._key) from failed
             raise found from None
 
     def _roll_back(self, error: BaseException) -> None:
-        """Undo it all, and be able to look for what was in the way. Switches: yes."""
+        """Roll back, and prepare to look for the row that was in the way. Switches: yes."""
         self._transaction.roll_back(error)
         if self._connection.connection is not None:
             self._row.prepare()
 
     def _record(self) -> None:
-        """Send what is to be recorded."""
+        """Send the outcomes, if they are not sent yet."""
         recording, self._recording = self._recording, None
         if recording is not None:
             self._transaction.take_write_lock()
@@ -380,15 +382,15 @@ class Scope(Generic[M]):
             self._write_row(self._batch.rows[0 if self._steps is None else self._steps.kept :], commits=True)
 
     def _write_row(self, rows: list[object], *, commits: bool) -> bool:
-        """Write what has changed of the row, and *rows*. Give whether the row was written. Switches: yes."""
+        """Write the changes of the row, and *rows*. Return whether the row was written. Switches: yes."""
         row = self._row
         row.check_key()
         fields = row.changes()
         wrote = self._transaction.wrote
-        if self._batch.deleted or row.new or not fields or not row.is_joined:  # else it is sent with the UPDATE
+        if self._batch.deleted or row.new or not fields or not row.is_joined:  # else they go with the UPDATE
             self._record()
         recording = [] if self._recording is None else [self._recording.statement()]
-        # `missing`, and what prepares the connection, may have written something too.
+        # `missing`, and `prepare_connection`, may have written too.
         more = wrote or row.new or self._batch.alone or self._batch.outcomes or self._rows.prepare_connection
         self._transaction.only = not (more or self._steps)
         written = True
@@ -408,7 +410,7 @@ class Scope(Generic[M]):
         return written
 
     def _refuse_duplicate(self, error: Error) -> None:
-        """Raise the Conflict that *error* says: the row has changed, or somebody else has inserted it first."""
+        """Raise the `Conflict` that *error* means, if any: another writer has changed the row, or inserted it first."""
         if self._row.is_conflict(error):
             raise self._row.conflict() from error
         if not self._row.new or errors.kind(error) is not errors.Kind.REJECTED:
@@ -416,7 +418,7 @@ class Scope(Generic[M]):
         if self._transaction.nested:
             return
         self._roll_back(error)
-        there = True  # also where nobody can look: the replay will see
+        there = True  # assumed if the database cannot be asked: the replay will see
         with suppress(Error):
             there = self._row.is_there()
         if there:
@@ -426,14 +428,14 @@ class Scope(Generic[M]):
     # -- the end --------------------------------------------------------------------------------------------
 
     def saved(self) -> None:
-        """Call what was registered with `on_commit`. Switches: as they do."""
+        """Call the callbacks given to `on_commit`. Switches: as they do."""
         if not self._callbacks:
             return
         if self._batch.alone:
             call_back(self._callbacks, self._key)
             return
         before = current(self._rows.using)
-        connection, _ = self._rows.pool.lend()  # it connects if a callback uses it
+        connection, _ = self._rows.pool.lend()  # connects only if a callback uses it
         try:
             call_back(self._callbacks, self._key)
         finally:
@@ -453,6 +455,6 @@ class Scope(Generic[M]):
 
     def _release(self) -> None:
         if self._steps is not None:
-            self._guard.savepoints = None  # which knows the guard
+            self._guard.savepoints = None  # else each would keep the other alive
         if not self._batch.alone:
             self._rows.pool.give_back(self._connection, self._before)

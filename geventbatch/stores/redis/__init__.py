@@ -1,6 +1,6 @@
 """Resources in Redis, or in a Redis Cluster: one hash for each.
 
-`_scripts` says why a save may be told from every other one.
+`_scripts` says how a save recognises itself.
 """
 
 from __future__ import annotations
@@ -31,43 +31,42 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _LONGEST: Final = 2**62 // 1000
-"""Seconds, some million years: Redis has 64 bits for the millisecond in which something expires."""
+"""Seconds, some million years: Redis has 64 bits for an expiry in milliseconds."""
 
 
 class RedisStore(Generic[R]):
     """The ``open_resource`` of a `Processor` whose resources are kept in Redis, each in one hash.
 
-    The hash has the field ``value``, the field ``version``, which counts the saves, and the field ``saves``, by which a
-    save knows itself again. Its mode is "version": a save compares and sets atomically, and what somebody else has
-    saved since the load is a `Conflict`, which the batch replays. Somebody else who writes the hash has to count the
-    version up in the same transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``; and who
-    deletes it and makes it anew goes on from the version that it had. One key for each resource is all that it needs,
-    so it works on a Redis Cluster.
+    The hash has the fields ``value``, ``version``, which counts the saves, and ``saves``, by which a save recognises
+    itself. The mode is "version": a save compares and sets atomically. If another writer has saved since the load, that
+    is a `Conflict`, which the batch replays. Another program that writes the hash must count the version up in the same
+    transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``. If it deletes the hash and makes
+    it anew, it must go on from the old version. Each resource needs only one key, so the store works on a Redis
+    Cluster.
 
-    Deleting (`current_batch().delete()`) takes the value away; what is left of the hash expires after ten minutes.
+    `current_batch().delete()` removes the value. The rest of the hash expires after ten minutes.
 
-    An answer is as durable as the server makes it: see ``appendfsync``, and that a replica which takes over may lack
-    the last saves. Loading goes through *client*, with its retries. A save is sent once, on a connection of the
-    client's pool; when its answer is lost, the store finds out whether it was written as long as the batch has time.
-    Only what it cannot find out fails as the driver's error, in a `SaveFailed` that is not ``retry_safe``.
+    An answer is as durable as the server makes it: see ``appendfsync``, and note that a replica may lack the last saves
+    when it takes over. Loading goes through *client*, with its retries. A save is sent once, on a connection of the
+    client's pool. If its answer is lost, the store tries to find out whether it was written as long as the batch has
+    time. Only if it cannot, the save fails with the driver's error, in a `SaveFailed` that is not ``retry_safe``.
 
     The outcome of an operation with an idempotency key has a key of its own, in the same slot of a cluster, which
-    expires by itself. Where Redis evicts keys, it may be gone before.
+    expires by itself. If Redis evicts keys, the outcome may be lost earlier.
 
     Args:
         client: A `redis.Redis` or `redis.RedisCluster`. It may be used for anything else as well.
-        prefix: What the name of a hash begins with; the key follows.
-        encode: Makes the value of a resource: a str or bytes. By default JSON. What it raises is the error of the
-            operations that made the resource so, and of no other. So is what JSON would lose: a name that is no text,
-            a tuple.
-        decode: Makes the resource of the bytes of a value, exactly as it was. By default JSON. What it raises fails the
-            load.
-        missing: "raise" raises `ResourceMissing` when there is no such resource; else what makes one, called with the
-            key (a str).
-        ttl: Seconds after its last change that a resource lives; None leaves that alone, so that it lives for ever.
+        prefix: The beginning of a hash's name; the key follows.
+        encode: Returns the value of a resource: a str or bytes. By default JSON. Its error is the error of the
+            operations that brought the resource into that state. The same holds for what JSON would lose: a tuple, or
+            a name that is no text.
+        decode: Returns the resource of a value (bytes), exactly as it was. By default JSON. Its error fails the load.
+        missing: For a key without a resource: "raise" raises `ResourceMissing`; a function of the key (a str) returns
+            a new resource.
+        ttl: Seconds that a resource lives after its last change; None leaves the expiry alone, so it lives for ever.
         idempotency_ttl: Seconds that the outcome of an operation with an idempotency key is kept; None: such operations
             are refused.
-        reuse_resource: Keep what was saved, so that the next batch of the key loads nothing (`Reuse`); None keeps
+        reuse_resource: Caches saved resources, so that the next batch of a key loads nothing (`Reuse`); None caches
             nothing.
 
     Raises:
@@ -109,15 +108,15 @@ class RedisStore(Generic[R]):
         self._kept = self._resources.kept
 
     def __repr__(self) -> str:
-        """Say where it keeps what."""
+        """Say where the resources are, and under which prefix."""
         return f"<RedisStore {self._resources.prefix.decode()!r} on {self._resources.server!r}>"
 
     def __call__(self, key: str) -> Scope[R]:
-        """The resource scope of *key*. Switches: no; entering and leaving it does."""
+        """Return the resource scope of *key*. Switches: no; entering and exiting it does."""
         return Scope(self._resources, self.normalize_key(key))
 
     on_server: Final = True
-    """A server is behind it, which may take its time."""
+    """A database server is behind the store, which may take its time."""
 
     @property
     def keeps_outcomes(self) -> bool:
@@ -128,8 +127,8 @@ class RedisStore(Generic[R]):
     def open_resources(self) -> BulkRedis[R]:
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
-        The resources of all batches that are ready are loaded by one message, and saved by another (to each node of a
-        cluster). It takes no operations with idempotency keys, and keeps nothing (``reuse_resource``).
+        One message loads the resources of all ready batches, and another saves them (one to each node of a cluster). It
+        takes no operations with idempotency keys, and caches nothing (``reuse_resource``).
 
         Switches: no.
         """
@@ -138,14 +137,14 @@ class RedisStore(Generic[R]):
         return BulkRedis(self, self._resources)
 
     def normalize_key(self, key: Hashable) -> str:
-        """The text that *key* is in Redis, so that ``42`` and ``"42"`` are one. Switches: no.
+        """Return *key* as text, so that ``42`` and ``"42"`` are one. Switches: no.
 
         Raises:
             TypeError: It is no str, int, UUID or bytes.
             ValueError: It has no UTF-8 form.
         """
         if isinstance(key, str):
-            text = str.__str__(key)  # an Enum may have another one of its own
+            text = str.__str__(key)  # an Enum may have a text of its own
         elif isinstance(key, bytes):
             text = bytes(key).decode(errors="surrogateescape")
         elif isinstance(key, int) and not isinstance(key, bool):
@@ -169,14 +168,13 @@ class RedisStore(Generic[R]):
         name = self._resources.name(self.normalize_key(key))
         if isinstance(self._resources.server, Cluster) and b"}" in name and not has_tag(name):
             raise ValueError(
-                f"the key {shown(key)} is {shown(name)} in Redis: beside it a cluster can keep no outcomes of "
-                "operations "
-                "with an idempotency key, since it has a } outside of a hash tag; nothing was run. Make keys "
-                "without one, or with a tag, as in {tag}rest"
+                f"the key {shown(key)} is {shown(name)} in Redis: a cluster can keep no outcomes of operations with an "
+                "idempotency key beside it, since it has a } outside of a hash tag; nothing was run. Make keys "
+                "without a }, or with a hash tag, as in {tag}rest"
             )
 
     def stopped(self) -> None:
-        """Let go what is kept: what a processor calls when it has stopped. Switches: no."""
+        """Drop the cached resources, when the processor has stopped. Switches: no."""
         if self._kept is not None:
             self._kept.clear()
 
