@@ -129,7 +129,7 @@ def test_an_operation_that_waits_keeps_its_callers_g_and_the_save_has_the_batchs
         return Words()
 
     def wait(words: Words) -> None:
-        gevent.sleep(0.01)
+        gevent.sleep(0)
         seen.append(g.name)
 
     words = batches.processor(load_resource=load, save_resource=lambda key, words: seen.append(g.name), min_duration=0)

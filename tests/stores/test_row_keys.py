@@ -123,19 +123,19 @@ def test_only_texts_take_the_form_that_the_row_has() -> None:
 
 @pytest.mark.parametrize("key", ["1E+150000", "1E+999999999", "-1E+150000", "9" * 200_000, "1E-999999", "NaN", "sNaN"])
 def test_a_number_that_takes_long_to_write_out_is_refused_at_once(key: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for kind in (Decimal, int):
         assert isinstance(answer_of(KeyColumn("trains.key", kind).normalize, key), ValueError)
         if kind is Decimal:
             assert isinstance(answer_of(KeyColumn("trains.key", kind).normalize, Decimal(key)), ValueError)
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_the_number_of_a_shard_costs_nothing_for_an_exponent() -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for key in ("1E+150000", "1E+999999999999", "1E-999999999999", "0E+999999999999", "Infinity"):
         assert 0 <= worker_number_for_key(Decimal(key), 64) < 64
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_equal_numbers_are_in_one_shard() -> None:

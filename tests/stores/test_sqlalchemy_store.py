@@ -935,12 +935,19 @@ def test_an_operation_cannot_lock_sqlite_before_the_save(sqlite: sa.Engine) -> N
 
 
 def test_while_another_process_writes_to_sqlite_a_save_waits_and_others_run(sqlite: sa.Engine, tmp_path: Path) -> None:
+    applied = Event()
+
+    def add_and_say_so(resource: dict[str, Any]) -> int:
+        applied.set()
+        return add(resource, 1)
+
     store = documents(sqlite)
     other = sa.create_engine(sqlite.url)
     with processor(store) as opened, other.connect() as connection:
         opened.run("k", add, 1)
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        caller = gevent.spawn(opened.run, "k", add, 1)
+        caller = gevent.spawn(opened.run, "k", add_and_say_so)
+        applied.wait()
         for _ in range(20):
             gevent.sleep(0.005)  # it would hold the whole process in the driver
         assert not caller.ready()
