@@ -46,7 +46,7 @@ def check_callable(name: str, value: object) -> None:
 
 
 def refuse_unnamed(value: object, *_: object) -> NoReturn:
-    """Raise: *value* was passed to `Processor` by its place."""
+    """Raise a `TypeError`: *value* was passed to `Processor` without a name."""
     raise TypeError(
         f"Processor() was given {named(value)} without a name, but takes every option by its name, as in "
         "Processor(open_resource=store)"
@@ -64,7 +64,7 @@ def check_key(key: object) -> None:
 
 
 def refuse_key(key: object, error: TypeError | None = None) -> NoReturn:
-    """Raise what says why *key* cannot be one: it has no hash, which said *error*, or is not equal to itself."""
+    """Raise the reason why *key* cannot be a key: it has no hash (*error*), or is not equal to itself."""
     if error is None:
         raise ValueError(f"key is {shown(key)}, which is not equal to itself: no two operations could ever share it")
     msg = f"key is {shown(key)}, but must be hashable: a str, an int, a UUID or a tuple of them ({said(error)})"

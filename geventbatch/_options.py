@@ -63,27 +63,27 @@ class OptionTypes(TypedDict, total=False):
 
 
 def _option(check: Callable[[str, Any], Any], *, default: Any) -> Any:
-    """Declare an option: what checks a value and returns it as it is used, and the *default*."""
+    """Declare an option: its *default*, and the function that checks a value and returns it in the form to use."""
     return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a processor was told, complete and checked. A field that is an `_option` is one, by the same name."""
+    """The options of a processor, complete and checked. Each field with an `_option` is the option of the same name."""
 
     open_resource: Callable[[Any], AbstractContextManager[Any]]
     open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
-    """Of many keys; then *open_resource* opens one of those by means of it."""
+    """For many keys; if it is set, *open_resource* opens one key by means of it."""
     store: Store
     observers: tuple[Callable[[Operation[Any]], object], ...] = ()
     door: Door | None
     idempotency: Any
-    """The module `once`, where the store records outcomes; else None."""
+    """The module `once`, if the store records outcomes; else None."""
 
     max_bulk: int = _option(count, default=100)
     min_duration: float = _option(seconds, default=0.1)
-    max_duration: float = _option(seconds_or_none, default=None)  # None hangs on the window
-    workers: int = _option(count_or_none, default=None)  # None hangs on the CPUs
+    max_duration: float = _option(seconds_or_none, default=None)  # None: it depends on the window
+    workers: int = _option(count_or_none, default=None)  # None: it depends on the CPUs
     worker_number_for_key: Callable[[Any, int], int] = _option(numbers_shards, default=worker_number_for_key)
     max_attempts: int = _option(count, default=5)
     clean_errors: tuple[type[BaseException], ...] = _option(exception_classes, default=())
@@ -93,8 +93,8 @@ class Options:
     max_batch_size: int | None = _option(count_or_none, default=None)
     max_pending: int | None = _option(count_or_none, default=None)
     max_blocking_time: float | None = _option(seconds_or_none, default=0.1)
-    name: str = _option(text_or_none, default=None)  # None takes that of what loads
-    batching: bool = _option(flag, default=True)  # when the processor is made; later it has its own
+    name: str = _option(text_or_none, default=None)  # None: the name of the function that loads
+    batching: bool = _option(flag, default=True)  # only its first value: the processor keeps the present one
 
     def once(
         self,
@@ -104,7 +104,7 @@ class Options:
         args: tuple[Any, ...],
         identified_by: Any,
     ) -> Any:
-        """What stands for *operation* when it has an idempotency key. Raises what is wrong with that."""
+        """Return the `Once` that stands for *operation* with an idempotency key. Raise if it cannot have one."""
         if identified_by is not None:
             check_identity(identified_by)
         if self.idempotency is None:
@@ -122,7 +122,7 @@ _OPENING: Final = (
     *("open_resource", "load_resource", "save_resource"),
     *("open_resources", "load_resources", "save_resources", "compares"),
 )
-"""The options that open resources: how they go together is checked by `_opened`."""
+"""The options that open resources. `_opened` checks how they go together."""
 
 _TABLE: Final = {one.name: one for one in fields(Options) if "check" in one.metadata}
 
@@ -131,7 +131,7 @@ DEFAULTS: Final[dict[str, Any]] = {**dict.fromkeys(_OPENING), **{name: one.defau
 
 
 def shows_options(*others: str) -> Callable[[F], F]:
-    """Show these and all options in the signature of a method that takes them as keywords: for `help`, and the site."""
+    """Show *others* and all options in the signature of a method that takes them as keywords: for `help` and docs."""
     types = {name: getattr(one, "__forward_arg__", one) for name, one in OptionTypes.__annotations__.items()}
     options = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=types.get(name, Parameter.empty))
@@ -147,7 +147,7 @@ def shows_options(*others: str) -> Callable[[F], F]:
 
 
 def check_options(**given: Any) -> Options:
-    """Give the options, or raise the `TypeError` or `ValueError` that names argument, value, and what is allowed."""
+    """Return the options, or raise a `TypeError` or `ValueError` that names argument, value, and the allowed values."""
     for unknown in given.keys() - DEFAULTS.keys():
         _refuse_unknown(unknown)
     opening = {name: given.pop(name, None) for name in _OPENING}
@@ -191,7 +191,7 @@ def _opened(
     save_resources: Any,
     compares: Any,
 ) -> tuple[Any, Any]:
-    """Give what opens one resource, and what opens many or None."""
+    """Return the function that opens one resource, and the function that opens many, or None."""
     if compares is not None:
         check_flag("compares", compares)
     many = bulk_scope(open_resources, load_resources, save_resources, compares=compares)
@@ -205,7 +205,7 @@ def _opened(
 
 
 def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
-    """Give *options* that open resources by what *around* makes of the function that did. For `_seam`."""
+    """Return *options* with the function that opens resources wrapped by *around*. For `_seam`."""
     many = options.open_resources
     opener = around(options.open_resource if many is None else many)
     opened = replace(
@@ -218,7 +218,7 @@ def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
 
 
 def observed(options: Options, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Options:
-    """Give *options* with these observers. For `_seam`."""
+    """Return *options* with these observers. For `_seam`."""
     return replace(options, observers=observers, door=door_of(options.store, observers))
 
 
@@ -229,7 +229,7 @@ def _one_of(many: Any) -> Any:
 
 
 def _refuse_unknown(name: str) -> NoReturn:
-    from difflib import get_close_matches  # only now, since it is slow to import
+    from difflib import get_close_matches  # here, since it is slow to import
 
     near = get_close_matches(name, [*DEFAULTS], n=1)
     hint = f": did you mean {near[0]}?" if near else ""
@@ -237,7 +237,7 @@ def _refuse_unknown(name: str) -> NoReturn:
 
 
 def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *, compares: bool | None = None) -> Any:
-    """Give the ``open_resource`` that was passed, or the one that a pair makes."""
+    """Return the ``open_resource`` that was passed, or a `Pair` as one."""
     if open_resource is None:
         if load_resource is not None:
             check_no_store("load_resource", load_resource)
@@ -256,7 +256,7 @@ def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *
 
 
 def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any, *, compares: bool | None = None) -> Any:
-    """Give the ``open_resources`` that was passed, or the one that a pair makes; None when there is none."""
+    """Return the ``open_resources`` that was passed, or a `BulkPair` as one, or None."""
     if open_resources is load_resources is save_resources is None:
         return None
     if open_resources is None:
@@ -278,13 +278,13 @@ def bulk_scope(open_resources: Any, load_resources: Any, save_resources: Any, *,
 def _check_no_pair(*, compares: bool | None) -> None:
     if compares is not None:
         raise TypeError(
-            "compares says of a pair that its save compares what was loaded, and there is no pair: leave it out"
+            "compares says of a pair that its save compares with the loaded state, and there is no pair: leave it out"
         )
 
 
 def _idempotency(store: Store) -> Any:
     if not store.keeps_outcomes:
         return None
-    from geventbatch._idempotency import once as _idempotency  # which is slow to import
+    from geventbatch._idempotency import once as _idempotency  # here, since it is slow to import
 
     return _idempotency

@@ -1,4 +1,4 @@
-"""The processor: what users hold."""
+"""`Processor`, the public face of the library; and `stop_all`."""
 
 from __future__ import annotations
 
@@ -41,44 +41,46 @@ class Processor(BaseProcessor, Generic[R]):
     caller. Every option is a keyword, and optional. As a context manager, it stops on exit.
 
     Args:
-        open_resource: ``open_resource(key)`` gives a context manager: entering loads and gives the resource, leaving
-            saves, leaving with an exception rolls back.
-        load_resource: ``load_resource(key)`` gives the resource. With *save_resource*, in place of *open_resource*.
-            By default the resource is None.
-        save_resource: ``save_resource(key, resource)``. By default it does nothing.
-        open_resources: ``open_resources(keys)``, in place of those, for many keys at once: a context manager. Entering
-            loads and gives a dict of keys and resources: a key that is not in it is missing, and an exception in place
-            of a resource is what the load of that key alone has raised. Leaving saves what is in the dict then, out of
-            which the keys were taken of which nothing is to be saved; it raises `PartlySaved` for those that were not.
-        load_resources: ``load_resources(keys)`` gives that dict. With *save_resources*, in place of *open_resources*.
-        save_resources: ``save_resources(resources)``.
-        compares: Whether the save of a pair compares what was loaded, and raises `Conflict` where that is another by
-            now. One that does not is warned of where more than one worker process serves: one writes over what another
-            has saved. (Stores see to that themselves.)
-        max_bulk: Keys in one bulk, of those that a worker finds ready; by default 100.
-        min_duration: The window: seconds for which a batch takes operations at least. 0 is natural batching: no wait,
-            what arrives while a batch saves is the next one.
+        open_resource: ``open_resource(key)`` returns a context manager. Entering loads and returns the resource.
+            Leaving saves. Leaving with an exception rolls back.
+        load_resource: ``load_resource(key)`` returns the resource; None by default. With *save_resource*, it takes the
+            place of *open_resource*.
+        save_resource: ``save_resource(key, resource)`` saves it. By default it does nothing.
+        open_resources: ``open_resources(keys)``, for many keys at once, returns a context manager. Entering loads and
+            returns a dict of keys and resources. A key that is not in it is missing; an exception in place of a
+            resource is the error of the load of that key alone. Before leaving, the library takes the keys out of the
+            dict of which nothing is to be saved. Leaving saves the others, and raises `PartlySaved` for keys that were
+            not saved.
+        load_resources: ``load_resources(keys)`` returns that dict. With *save_resources*, it takes the place of
+            *open_resources*.
+        save_resources: ``save_resources(resources)`` saves that dict.
+        compares: Whether the save of a pair compares the resource with the loaded state, and raises `Conflict` if it
+            has changed meanwhile. If it does not, and more than one worker process serves, a warning says that one
+            process may write over the changes of another. (Stores compare or lock by themselves.)
+        max_bulk: Keys in one bulk, of the keys that a worker finds ready; by default 100.
+        min_duration: The window: seconds for which a batch takes operations at least. 0 is natural batching: no wait;
+            operations that arrive while a batch saves form the next one.
         max_duration: Seconds that a batch may take from its start; more than *min_duration*. By default twice the
             window, or 1.0 for a window under 0.1.
         workers: The number of queue shards, each with its own worker greenlets; by default 16 × CPUs, or 1 for bulks,
-            which are taken from one shard each.
-        worker_number_for_key: ``worker_number_for_key(key, workers)`` gives the number of the shard, from 0 to
+            since a bulk is taken from one shard.
+        worker_number_for_key: ``worker_number_for_key(key, workers)`` returns the number of the shard, from 0 to
             ``workers - 1``.
-        max_attempts: How often a batch is saved at the most, when saving raises `Conflict`.
-        clean_errors: What operations raise that promise to have left the resource untouched then: a promise for speed.
-            Whatever else one raises, what it has changed is undone.
-        recorded_errors: What an operation raises that is recorded under its idempotency key, and raised again when the
+        max_attempts: The most attempts of a batch whose saves raise `Conflict`.
+        clean_errors: Errors by which an operation promises that it has left the resource untouched: a promise for
+            speed. After any other error, the operation's changes are undone.
+        recorded_errors: Errors of an operation that are recorded under its idempotency key, and raised again if the
             operation is sent again.
-        copy_resource: ``copy_resource(resource)`` gives a copy of a resource whose scope has no ``restore`` of its own,
-            to undo an operation that raised; by default `copy.deepcopy`. None says that it cannot be copied: then each
-            operation that raises costs a load. (A scope written by hand keeps the object that it gave: by default that
-            is brought back in place, with all that it holds; with a function of your own, only the object itself.)
+        copy_resource: ``copy_resource(resource)`` returns a copy, to undo an operation that raised, of a resource whose
+            scope has no ``restore`` of its own; by default `copy.deepcopy`. None means that it cannot be copied: then
+            each operation that raises costs a load. (A scope written by hand keeps its own object, so that is restored
+            in place: by default with all that it holds, with a function of your own only the object itself.)
         max_batches: Batches running at once; a bulk counts as one.
         max_batch_size: Operations in one batch.
         max_pending: Operations admitted, not answered and not withdrawn; more are refused with `ProcessorOverloaded`.
-        max_blocking_time: Seconds for which a load, an operation or a save may keep the hub without a yield before that
-            is logged, once of each place; None never. (gevent's libuv loop cannot tell.)
-        name: What metrics, traces and the page call it; by default what loads its resources.
+        max_blocking_time: Seconds for which a load, an operation or a save may keep the hub without a yield. Longer
+            ones are logged, once for each place; None turns that off. (It does not work with gevent's libuv loop.)
+        name: Its name in metrics, traces and the page; by default the name of the function that loads.
         batching: False is the off-switch: each `run` loads, applies and saves by itself in its caller's own greenlet
             or thread. Settable at any time.
 
@@ -139,21 +141,21 @@ class Processor(BaseProcessor, Generic[R]):
         setup_problems.warn_of(self)
 
     def __repr__(self) -> str:
-        """Sum up its state on one line."""
+        """Return its state on one line."""
         off = "" if self._batching else ", batching off"
         return f"<Processor: {self._current()!r}{off}>"
 
     def __enter__(self) -> Self:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Stop, and wait for it. Switches: yes."""
+        """Stop, and wait for the end. Switches: yes."""
         self.stop()
 
     @property
     def batching(self) -> bool:
-        """Whether operations are batched; False is the off-switch. Operations that were admitted end as they began."""
+        """True if operations are batched; False is the off-switch. Operations that were admitted end as they began."""
         return self._batching
 
     @batching.setter
@@ -181,20 +183,20 @@ class Processor(BaseProcessor, Generic[R]):
                 once, so it depends on nothing but the resource and its arguments, and changes nothing else.
             *args: Its arguments.
             start_timeout: Seconds to wait for the operation to start; None waits for ever.
-            idempotency_key: Of a store that records outcomes: 1 to 255 visible ASCII characters. What was saved under
-                it on this key, in whatever process, is not applied again: its outcome is given once more. A lambda
-                cannot have one.
-            identified_by: With an *idempotency_key*, what the client sends again, in place of *args*: that is what
-                tells whether somebody has used the key for something else. So *args* may be new each time, as an id or
-                the time of day. Plain values; None takes *args*.
+            idempotency_key: 1 to 255 visible ASCII characters, for a store that records outcomes. If an operation was
+                saved under it on this key, in any process, it is not applied again, and its outcome is returned once
+                more. A lambda cannot have one.
+            identified_by: With an *idempotency_key*, the values that the client sends again, in place of *args*. They
+                tell whether the idempotency key was used for something else. So *args* may be new each time, such as an
+                id or the time of day. A tuple of plain values; None takes *args*.
             read_only: Whether *operation* changes nothing. A batch whose completed operations all are read-only is not
-                saved. If it changes something all the same, that is saved when another one of its batch is.
+                saved. If such an operation changes something, that is saved only with another operation of its batch.
 
         Returns:
-            What *operation* returned.
+            The return value of *operation*.
 
         Raises:
-            Exception: What *operation* raised, unwrapped.
+            Exception: The error of *operation*, unwrapped.
             ProcessorStopped: `stop` was called before. Safe to run again elsewhere.
             ProcessorOverloaded: ``max_pending`` operations wait already. Safe to run again later.
             OperationCancelled: It never started. Safe to run again.
@@ -204,7 +206,7 @@ class Processor(BaseProcessor, Generic[R]):
             BatchTimeout: ``max_duration`` passed. Safe to run again only if ``retry_safe``.
             BatchAborted: A worker or an operation was killed. Safe to run again only if ``retry_safe``.
             TypeError: An argument is of a wrong type; or, with an *idempotency_key*, the store records no outcomes, or
-                what the operation was given, or returned, cannot be recorded.
+                the operation's arguments or outcome cannot be recorded.
             ValueError: An argument is out of range.
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until the batch has ended.
@@ -212,20 +214,20 @@ class Processor(BaseProcessor, Generic[R]):
         raise NotImplementedError
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Admit no operation any more, close the open windows, and wait until all that was admitted is answered.
+        """Admit no more operations, close the open windows, and wait until all admitted operations are answered.
 
-        Once, twice or from several greenlets at once. With ``timeout=0`` it may be called from anywhere: the hub, a
-        signal handler, an operation.
+        It may be called more than once, also from several greenlets at once. With ``timeout=0`` it may be called from
+        anywhere: the hub, a signal handler, an operation.
 
         Args:
-            timeout: Seconds to wait; None waits for ever. What has not ended by then still ends by itself.
+            timeout: Seconds to wait; None waits for ever. Batches that have not ended by then still end by themselves.
 
         Returns:
-            True when everything has ended: nothing runs any more.
+            True if everything has ended: nothing runs any more.
 
         Raises:
-            RuntimeError: Called in another thread, or, with a *timeout* other than 0, in the hub or inside a batch of
-                this processor; the stop has begun in the latter two.
+            RuntimeError: Called in another thread; or, with a *timeout* other than 0, in the hub or inside a batch of
+                this processor: then the stop has begun all the same.
             TypeError: *timeout* is no number.
             ValueError: *timeout* is negative, infinite or NaN.
         Switches: yes, until everything has ended or *timeout* has passed; never with ``timeout=0``.
@@ -247,26 +249,26 @@ class Processor(BaseProcessor, Generic[R]):
 
     @property
     def name(self) -> str:
-        """What metrics, traces and the page call it: the option, or else what loads its resources."""
+        """Its name in metrics, traces and the page: the option, or else the name of the function that loads."""
         return self._options.name
 
     def stats(self) -> ProcessorStats:
-        """Give its counters, in this process. Switches: no; any thread may call, and sees them about as they are."""
+        """Return its counters in this process. Switches: no. Any thread may call: then they are approximate."""
         return stats_of(self._current())
 
     def live_batches(self) -> list[LiveBatch]:
-        """Give what it is doing, batch by batch: those of each key in the order they opened.
+        """Return its live batches, for each key in the order they opened.
 
-        In another thread than that of the first `run`: only what runs in its caller's own greenlet or thread.
+        In another thread than the one of the first `run`, only unbatched operations are returned.
 
         Switches: no.
         """
         return [live_batch(batch) for batch in self._current().batches()]
 
     def subscribe_batch_metrics(self) -> MetricSubscription:
-        """Give an iterator of the `BatchMetric` of every batch that ends from now on.
+        """Return an iterator over the `BatchMetric` of every batch that ends from now on.
 
-        It ends after the last one when the processor has stopped. A slow reader never delays a batch: it misses
+        When the processor has stopped, it ends after the last metric. A slow reader never delays a batch: it misses
         metrics, and ``missed`` counts them.
 
         Switches: no; its iteration does.
@@ -276,7 +278,7 @@ class Processor(BaseProcessor, Generic[R]):
         return metrics
 
     def _watch(self, watcher: Watcher) -> None:
-        """Show *watcher*, as long as somebody else holds it, every batch that ends from now on."""
+        """Show *watcher* every batch that ends from now on. Only a weak reference to it is held."""
         self._subscriptions.append(ref(watcher, self._subscriptions.remove))
         if self._current().ended:
             watcher.close()
@@ -284,7 +286,7 @@ class Processor(BaseProcessor, Generic[R]):
 
 def _wait_for_stop(dispatcher: Dispatcher, timeout: float | None) -> bool:
     deadline = inf if timeout is None else _clock.monotonic() + timeout
-    # What runs alone may be in other threads, which cannot wake this one's hub for sure.
+    # Unbatched operations may run in other threads, which cannot reliably wake this thread's hub.
     while dispatcher.alone and (left := deadline - _clock.monotonic()) > 0:
         process.sleep(min(left, 0.01))
         dispatcher.check_stopped()
@@ -302,10 +304,10 @@ def stop_all(timeout: float | None = None) -> bool:
         timeout: Seconds to wait for all of them; None waits for ever.
 
     Returns:
-        True when everything has ended: nothing runs any more.
+        True if everything has ended: nothing runs any more.
 
     Raises:
-        RuntimeError: As `Processor.stop`, from the first that says so; the others were stopped all the same.
+        RuntimeError: The first one from a `Processor.stop`; the other processors were stopped all the same.
         TypeError: *timeout* is no number.
         ValueError: *timeout* is negative, infinite or NaN.
     Switches: yes, until everything has ended or *timeout* has passed; never with ``timeout=0``.
@@ -323,7 +325,7 @@ def stop_all(timeout: float | None = None) -> bool:
 
 
 def _stop_each(processors: list[Processor[Any]], deadline: float) -> tuple[bool, list[RuntimeError]]:
-    """Say whether all have ended, and which would not be waited for here."""
+    """Stop all *processors*. Return whether all have ended, and the errors of those that cannot be waited for here."""
     ended, refused = True, []
     for processor in processors:
         try:
