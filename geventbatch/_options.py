@@ -129,6 +129,11 @@ _TABLE: Final = {one.name: one for one in fields(Options) if "check" in one.meta
 DEFAULTS: Final[dict[str, Any]] = {**dict.fromkeys(_OPENING), **{name: one.default for name, one in _TABLE.items()}}
 """Every option of `Processor`, and its default."""
 
+_NUMBERS_AND_FLAGS: Final = {count, count_or_none, flag, seconds, seconds_or_none}
+
+PLAIN: Final = {name for name, one in _TABLE.items() if one.metadata["check"] in _NUMBERS_AND_FLAGS} - {"max_bulk"}
+"""The numbers and flags that the configuration of an application may set for all its processors."""
+
 
 def shows_options(*others: str) -> Callable[[F], F]:
     """Show *others* and all options in the signature of a method that takes them as keywords: for `help` and docs."""

@@ -31,10 +31,13 @@ _greenlets: WeakSet[greenlet] = WeakSet()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    if config.getoption("markexpr") == "not browser and not chaos and not mariadb and not promtool and not variants":
+    if (
+        config.getoption("markexpr")
+        == "not browser and not chaos and not mariadb and not promtool and not site and not variants"
+    ):
         return (
             "left out: the page in Chromium (-m browser), broken servers (-m chaos), stores on MariaDB (-m mariadb), "
-            "alerts (-m promtool), more forms of all (-m variants)"
+            "alerts (-m promtool), the site (-m site), more forms of all (-m variants)"
         )
     return None
 

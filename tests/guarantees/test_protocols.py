@@ -49,6 +49,13 @@ def test_what_the_page_says_a_store_may_have_is_in_a_protocol_and_the_other_way_
     assert told == names(scopes.OF_A_STORE)
 
 
+def test_each_row_of_the_page_names_the_protocol_of_what_is_in_it() -> None:
+    rows = re.findall(r"^\| `(\w+)[^|]*\| `(\w+)` \|", STORES.read_text(), re.MULTILINE)
+
+    assert sorted(name for _, name in rows) == scopes.__all__
+    assert [row for row in rows if row[0] not in vars(getattr(scopes, row[1]))] == []
+
+
 def test_every_protocol_is_public_and_in_the_reference() -> None:
     everything: list[Any] = [*scopes.OF_A_SCOPE, *scopes.OF_A_STORE]
     page = (STORES.parent / "api.md").read_text()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
+import re
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_overloads
 
 import pytest
 import redis
@@ -13,6 +15,8 @@ import sqlalchemy as sa
 
 from geventbatch import Batch, Processor, current_batch
 from geventbatch._core.batch import Batch as Inner
+from geventbatch._options import DEFAULTS, PLAIN, OptionTypes
+from geventbatch.integrations.flask import AppProcessor, GeventBatch
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
 from geventbatch.testing import state_of
 from tests.support.django_project.start import database  # noqa: F401 - it sets Django up
@@ -128,3 +132,50 @@ def test_state_of_takes_the_value_and_nothing_else() -> None:
     other: list[Any] = [1]
     other.append(other)
     assert state_of(circle) == state_of(other) != state_of([1, [1]])
+
+
+# -- a processor ----------------------------------------------------------------------------------------------------
+
+
+def test_the_signature_of_a_processor_shows_every_option_with_its_default() -> None:
+    shown = inspect.signature(Processor).parameters
+    assert {name: one.default for name, one in shown.items()} == DEFAULTS
+    assert {one.kind for one in shown.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert "min_duration: 'float' = 0.1" in pydoc.plain(pydoc.render_doc(Processor))
+
+
+def test_the_options_are_the_same_for_checkers_in_the_table_and_in_the_docstring() -> None:
+    typed = inspect.get_annotations(OptionTypes)
+    assert [name for name in DEFAULTS if name in typed] == [*typed]
+    opening = {name for one in get_overloads(Processor.__init__) for name in inspect.signature(one).parameters}
+    assert {*typed, *opening} - {"self", "options"} == {*DEFAULTS}
+    documented = re.findall(r"^    (\w+): ", inspect.getdoc(Processor) or "", re.MULTILINE)
+    assert [name for name in documented if not name.endswith("Error")] == [*DEFAULTS]
+
+
+# -- the processors of an application of Flask ----------------------------------------------------------------------
+
+
+def test_a_processor_that_was_declared_has_all_that_a_processor_has_but_its_end() -> None:
+    assert {*public(Processor)} - {*public(AppProcessor)} == {"stop"}
+    assert {*public(AppProcessor)} - {*public(Processor)} == {"for_app"}
+    for name in {*public(Processor)} & {*public(AppProcessor)}:
+        theirs, ours = (inspect.getattr_static(owner, name) for owner in (Processor, AppProcessor))
+        if isinstance(theirs, property):
+            assert (theirs.fset is None) == (ours.fset is None), name
+        else:
+            assert arguments(ours) == arguments(theirs), name
+
+
+def test_what_declares_a_processor_shows_every_option_and_make_store() -> None:
+    assert arguments(GeventBatch.processor) == {"self": inspect.Parameter.empty, "make_store": None, **DEFAULTS}
+
+
+def test_what_an_application_may_configure_is_named_where_it_is_looked_for() -> None:
+    names = {name.upper() for name in PLAIN} | {"ERROR_ANSWERS", "RETRY_AFTER"}
+    assert {*re.findall(r"``(?:GEVENTBATCH_|…_)(\w+)``", GeventBatch.__doc__ or "")} == names
+
+
+def arguments(function: Any) -> dict[str, Any]:
+    """Give what *function* takes, each with its default."""
+    return {name: one.default for name, one in inspect.signature(function).parameters.items()}

@@ -33,7 +33,7 @@ from flask import Flask, Response, current_app, request, request_started
 from flask.globals import app_ctx
 
 from geventbatch._check_values import check_callable, check_flag
-from geventbatch._options import bulk_scope, resource_scope, shows_options
+from geventbatch._options import PLAIN, bulk_scope, resource_scope, shows_options
 from geventbatch._processor import Processor
 from geventbatch._safe_repr import shown
 from geventbatch._watch import setup_problems
@@ -58,19 +58,6 @@ Args = TypeVarTuple("Args")
 
 _NAME: Final = "geventbatch"
 _PREFIX: Final = "GEVENTBATCH_"
-_OPTIONS: Final = frozenset(
-    {
-        "batching",
-        "max_attempts",
-        "max_batch_size",
-        "max_batches",
-        "max_blocking_time",
-        "max_duration",
-        "max_pending",
-        "min_duration",
-        "workers",
-    }
-)
 
 
 class GeventBatch:
@@ -317,7 +304,7 @@ class _AppState:
             )
         if retry_after < 0:
             raise ValueError(f"{_PREFIX}RETRY_AFTER is {shown(retry_after)}, but must be 0 or more")
-        for name in given.keys() - _OPTIONS:
+        for name in given.keys() - PLAIN:
             _refuse(name)
         return cls(given, error_answers, retry_after)
 
@@ -354,7 +341,7 @@ def _made_store(app: Flask, options: dict[str, Any]) -> object:
 
 
 def _refuse(name: str) -> None:
-    names = [*_OPTIONS, "error_answers", "retry_after"]
+    names = [*PLAIN, "error_answers", "retry_after"]
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "there are " + ", ".join(sorted(names)).upper()
     raise TypeError(f"app.config has {_PREFIX}{name.upper()}, which means nothing: {hint}")
