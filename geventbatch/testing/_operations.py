@@ -227,7 +227,7 @@ class _Checker:
             yield "replaces", f"{run} in place of the resource, and left that as it was: change it in place"
         shared = _shared(run.value, run.resource)
         if shared is not None:
-            yield "shares", f"returned a part of the resource that can change: {shared}"
+            yield "shares", f"returned what is part of the resource and can change: {shared}"
 
     def _replaces(self, run: _Run) -> bool:
         value, resource = run.value, run.resource
