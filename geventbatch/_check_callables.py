@@ -112,8 +112,8 @@ def check_no_store(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {named(value)}, a store of one key at a time: pass {instead}")
 
 
-class Told(NamedTuple):
-    """The facts about a load and save pair, of one key or of many: its attribute ``told_of_pair``."""
+class PairFacts(NamedTuple):
+    """The facts about a load and save pair, of one key or of many: its attribute ``pair_facts``."""
 
     load: Any
     """The function that loads, or None."""

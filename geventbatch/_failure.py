@@ -36,11 +36,11 @@ class Failure:
 
     def exception(self) -> BatchAborted:
         """Return a new exception, for one caller."""
-        told = f"batch of key {shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        message = f"batch of key {shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
         if self.phase is None:
-            error = self.kind(told, key=self.key, retry_safe=self.retry_safe)
+            error = self.kind(message, key=self.key, retry_safe=self.retry_safe)
         else:
-            error = BatchTimeout(told, key=self.key, retry_safe=self.retry_safe, phase=self.phase)
+            error = BatchTimeout(message, key=self.key, retry_safe=self.retry_safe, phase=self.phase)
         error.__cause__ = self.cause
         return error
 

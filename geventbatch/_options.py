@@ -9,7 +9,7 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict, TypeVar
 
-from geventbatch._check_callables import Told, check_function, check_no_store, check_opener
+from geventbatch._check_callables import PairFacts, check_function, check_no_store, check_opener
 from geventbatch._check_values import (
     check_flag,
     check_identity,
@@ -249,8 +249,8 @@ def resource_scope(open_resource: Any, load_resource: Any, save_resource: Any, *
             check_function("load_resource", load_resource, "key")
         if save_resource is not None:
             check_function("save_resource", save_resource, "key", "resource")
-        told = Told(load_resource, saves=save_resource is not None, compares=bool(compares))
-        return Pair(load_resource, save_resource, told)
+        facts = PairFacts(load_resource, saves=save_resource is not None, compares=bool(compares))
+        return Pair(load_resource, save_resource, facts)
     if load_resource is not None or save_resource is not None:
         raise TypeError(
             "open_resource takes the place of load_resource and save_resource: pass it, or the pair, not both"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch._check_callables import Told
+    from geventbatch._check_callables import PairFacts
     from geventbatch._core.operation import Operation
 
 
@@ -20,7 +20,7 @@ class Store(NamedTuple):
     check_outcomes: Callable[[Any], object] | None
     keeps_outcomes: bool | None
     on_server: bool | None
-    told_of_pair: Told | None
+    pair_facts: PairFacts | None
     """The facts about a load and save pair; only our own pairs have them."""
 
 

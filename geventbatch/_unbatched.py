@@ -58,7 +58,7 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
         attempt.run_after()
     finally:
         if batch.failure is not None:
-            log.failed(batch, batch.failure, 1)
+            log.failed(dispatcher.options.name, batch.failure, 1)
         batch.let_go()
         dispatcher.leave_alone(batch)
     if batch.epoch != process.here.epoch:

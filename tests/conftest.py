@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told_before() -> None:
-    log._told.clear()
+    log._logged_at.clear()
     setup_problems._workers.seen = 0
 
 

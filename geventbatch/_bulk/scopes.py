@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from geventbatch._check_callables import Told, check_scope, refuse_lazy
+from geventbatch._check_callables import PairFacts, check_scope, refuse_lazy
 from geventbatch._core import process
 from geventbatch._core.pair import IMMUTABLE, ImmutableWarning
 from geventbatch._safe_repr import shown
@@ -51,7 +51,7 @@ class BulkPair:
         self, load_resources: Callable[[list[Any]], Any], save_resources: Callable[[Any], object], *, compares: bool
     ) -> None:
         """Keep both functions."""
-        self.told_of_pair = Told(load_resources, saves=True, compares=compares)
+        self.pair_facts = PairFacts(load_resources, saves=True, compares=compares)
         self.warning = ImmutableWarning()
         self.load_resources = load_resources
         self.save_resources = save_resources

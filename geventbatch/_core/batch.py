@@ -323,7 +323,7 @@ class Batch:
                 first += WIDTH
                 left -= WIDTH
         if failure is not None and self.key_queue is not None:  # `run_alone` does it for an unbatched one
-            log.failed(self, failure, waiting)
+            log.failed(dispatcher.options.name, failure, waiting)
         counts = dispatcher.counts
         if attempt is not None and attempt.attempts:
             counts.batches += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._check_callables import LAZY, Told, refuse_lazy
+from geventbatch._check_callables import LAZY, PairFacts, refuse_lazy
 from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class PairScope:
 class Pair:
     """``load_resource`` and ``save_resource``, as an ``open_resource``."""
 
-    def __init__(self, load_resource: Any, save_resource: Any, told: Told) -> None:
+    def __init__(self, load_resource: Any, save_resource: Any, facts: PairFacts) -> None:
         """Keep both functions; None stands for one that does nothing."""
         self.load_resource: Callable[[Any], Any] = load_nothing if load_resource is None else load_resource
         self.save_resource: Callable[[Any, Any], object] = save_nothing if save_resource is None else save_resource
-        self.told_of_pair = told
+        self.pair_facts = facts
         self.warning = ImmutableWarning()
 
     def __call__(self, key: Hashable) -> PairScope:

@@ -121,6 +121,6 @@ class Steps:
 def _not_saved(error: BaseException) -> BaseException:
     if isinstance(error, NotSaved):
         return error
-    told = NotSaved(f"nothing was committed yet when a step failed: {shown(error)}")
-    told.__cause__ = error
-    return told
+    not_saved = NotSaved(f"nothing was committed yet when a step failed: {shown(error)}")
+    not_saved.__cause__ = error
+    return not_saved

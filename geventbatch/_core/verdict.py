@@ -74,8 +74,8 @@ def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeE
     number = len(operation.args)
     given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
     name, key = name_of(operation.callable), shown(attempt.batch.key)
-    told = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
-    error.args = (f"{told}; nothing of it was saved",)
+    message = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
+    error.args = (f"{message}; nothing of it was saved",)
 
 
 def look(attempt: Attempt, operation: Operation[Any]) -> bool:

@@ -30,26 +30,26 @@ def encode_error(error: BaseException, kinds: tuple[type[BaseException], ...]) -
     """Return *error*, one of *kinds*, as one line of ASCII. Raise any error, if *error* cannot be recorded."""
     path = path_of(type(error))
     if _is_validation_error(type(error)):
-        told = encode([path, _validation_parts(error), _beside(error)])
-        if _state(decode_error(told, kinds)) != _state(error):
+        text = encode([path, _validation_parts(error), _beside(error)])
+        if _state(decode_error(text, kinds)) != _state(error):
             raise TypeError(f"a {path} like this one would not come back as it is")
-        return told
+        return text
     parts = [path, error.args, _attributes(error)]
-    told = encode(parts)
-    made = decode_error(told, kinds)
+    text = encode(parts)
+    made = decode_error(text, kinds)
     members = {name: value for name, value in _members(error).items() if _members(made).get(name) is not value}
     lost = {name: value for name, value in members.items() if encode(value) != encode(_members(made).get(name))}
     if lost:
-        told = encode([*parts, lost])
-        made = decode_error(told, kinds)
+        text = encode([*parts, lost])
+        made = decode_error(text, kinds)
     if _state(made) != _state(error):
         raise TypeError(f"a {path} like this one would not come back as it is")
-    return told
+    return text
 
 
-def decode_error(told: str, kinds: tuple[type[BaseException], ...]) -> BaseException:
-    """Return the error that `encode_error` has made *told* of. Raise any error, if the text does not fit (any more)."""
-    path, *parts = decode(told)
+def decode_error(text: str, kinds: tuple[type[BaseException], ...]) -> BaseException:
+    """Return the error that `encode_error` has made *text* of. Raise any error, if the text does not fit (any more)."""
+    path, *parts = decode(text)
     if len(parts) == 1:  # a record of an earlier format
         raise ValueError("it had arguments that cannot be recorded")
     kind = found_at(path)
@@ -124,11 +124,11 @@ def _beside(error: Any) -> dict[str, Any]:
 
 def _validation_error(kind: Any, parts: list[Any], beside: dict[str, Any]) -> BaseException:
     base: Any = sys.modules["django.core.exceptions"].ValidationError
-    form, told = parts
+    form, encoded = parts
     if form == "dict":
-        given: tuple[Any, ...] = ({field: [base(*each) for each in those] for field, those in told},)
+        given: tuple[Any, ...] = ({field: [base(*each) for each in those] for field, those in encoded},)
     else:
-        given = tuple(told) if form == "one" else ([base(*each) for each in told],)
+        given = tuple(encoded) if form == "one" else ([base(*each) for each in encoded],)
     error: BaseException = kind.__new__(kind, *given)
     base.__init__(error, *given)
     error.__dict__.update(beside)

@@ -81,12 +81,12 @@ class Once:
             _refuse_key(key)
         asked = getattr(operation, "stands_for", operation)  # an integration may have wrapped it
         try:
-            told = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
+            text = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
         except Exception as error:
             _refuse_operation(key, asked, error, "arguments" if identified_by is None else "identified_by")
         self.key = key
         self.operation = self.__wrapped__ = operation
-        self.fingerprint = blake2b(told.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        self.fingerprint = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Apply the operation and keep its outcome. If this attempt has an outcome of the same key, return that."""
@@ -98,13 +98,13 @@ class Once:
             value = self.operation(resource, *args)
         except attempt.dispatcher.options.recorded_errors as error:
             try:
-                told = encode_error(error, attempt.dispatcher.options.recorded_errors)
+                text = encode_error(error, attempt.dispatcher.options.recorded_errors)
             except Exception as why:
                 instead = "raise one with arguments and attributes that are each"
                 raise self._not_plain(
                     attempt.batch.key, f"raised {shown(error)}, which", why, instead
                 ) from error.with_traceback(None)
-            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{told}"
+            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{text}"
             del attempt  # the traceback of the error refers to this frame: no cycle
             raise
         try:
@@ -131,14 +131,14 @@ class Once:
                 key=batch.key,
                 idempotency_key=self.key,
             )
-        kind, told = record[_PRINT], record[_PRINT + 1 :]
+        kind, text = record[_PRINT], record[_PRINT + 1 :]
         try:
-            found = decode(told) if kind == _VALUE else decode_error(told, batch.dispatcher.options.recorded_errors)
+            found = decode(text) if kind == _VALUE else decode_error(text, batch.dispatcher.options.recorded_errors)
         except Exception as error:
             raise BatchError(
                 f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
                 f"answered before, and is not applied again; but its recorded outcome cannot be decoded any more: "
-                f"{told[:500]} ({said(error)})"
+                f"{text[:500]} ({said(error)})"
             ) from error.with_traceback(None)
         if kind == _VALUE:
             return found
@@ -252,8 +252,8 @@ def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
             continue
         if is_a(error, kinds) and once.key not in attempt.outcomes and not attempt.over():
             with suppress(Exception):  # it was recorded once, when it was raised
-                told = encode_error(error, kinds)
-                attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{told}"
+                text = encode_error(error, kinds)
+                attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{text}"
 
 
 # -- at the door --------------------------------------------------------------------------------------------

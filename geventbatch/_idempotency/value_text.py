@@ -158,9 +158,9 @@ def _tagged_text(value: str) -> dict[str, Any]:
     return {"~text": [path_of(kind), text, {name: _tagged(one) for name, one in attributes.items()}]}
 
 
-def _text(path: str, told: str, attributes: dict[str, Any]) -> Any:
+def _text(path: str, text: str, attributes: dict[str, Any]) -> Any:
     kind = found_at(path)
-    made: Any = str.__new__(kind, told)
+    made: Any = str.__new__(kind, text)
     if attributes:
         made.__dict__.update(attributes)
     return made
@@ -171,7 +171,7 @@ def _zoned(value: Any) -> Any:
     zone = value.tzinfo
     if type(zone) is timezone and _own_name(zone) is None and not value.fold:
         return value.isoformat()
-    return [value.replace(tzinfo=None, fold=0).isoformat(), _told_zone(value, zone), value.fold]
+    return [value.replace(tzinfo=None, fold=0).isoformat(), _encoded_zone(value, zone), value.fold]
 
 
 def _own_name(zone: timezone) -> str | None:
@@ -179,7 +179,7 @@ def _own_name(zone: timezone) -> str | None:
     return None if name == timezone(zone.utcoffset(None)).tzname(None) else name
 
 
-def _told_zone(value: Any, zone: Any) -> Any:
+def _encoded_zone(value: Any, zone: Any) -> Any:
     """Return the name of *zone*; for a fixed offset, its parts and its own name; for no zone, None."""
     if zone is None:
         return None
@@ -193,20 +193,20 @@ def _told_zone(value: Any, zone: Any) -> Any:
     raise TypeError(f"a {path_of(type(zone))} is no zone that can be found again: take a ZoneInfo or timezone.utc")
 
 
-def _zone(told: Any) -> Any:
-    if told is None:
+def _zone(encoded: Any) -> Any:
+    if encoded is None:
         return None
-    if isinstance(told, str):
-        return ZoneInfo(told)
-    days, seconds, microseconds, name = told
+    if isinstance(encoded, str):
+        return ZoneInfo(encoded)
+    days, seconds, microseconds, name = encoded
     offset = timedelta(days, seconds, microseconds)
     return timezone(offset) if name is None else timezone(offset, name)
 
 
-def _moment(kind: Any, told: Any) -> Any:
-    if isinstance(told, str):
-        return kind.fromisoformat(told)
-    moment, zone, fold = told
+def _moment(kind: Any, encoded: Any) -> Any:
+    if isinstance(encoded, str):
+        return kind.fromisoformat(encoded)
+    moment, zone, fold = encoded
     return kind.fromisoformat(moment).replace(tzinfo=_zone(zone), fold=fold)
 
 
@@ -268,13 +268,13 @@ def _untagged(found: dict[str, Any]) -> Any:
     return _instance(*value) if tag in {"~enum", "~dataclass"} else _TAGS[tag][2](value)
 
 
-def _instance(path: str, told: Any) -> Any:
+def _instance(path: str, encoded: Any) -> Any:
     kind = found_at(path)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind[told] if isinstance(told, str) else kind(*told)
-    if not is_dataclass(kind) or {one.name for one in fields(kind)} != set(told):
+        return kind[encoded] if isinstance(encoded, str) else kind(*encoded)
+    if not is_dataclass(kind) or {one.name for one in fields(kind)} != set(encoded):
         raise ValueError(f"{path} has other fields than when the outcome was recorded")
-    return _made(kind, told)
+    return _made(kind, encoded)
 
 
 def _made(kind: Any, parts: dict[str, Any]) -> Any:

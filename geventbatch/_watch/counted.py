@@ -51,7 +51,7 @@ class Outcomes:
         # -- mutable state ---------------------------------------------------------------------------------
         self._lock = new_lock()
         self._counts: Counts | None = None  # at the last look; after a fork there are new ones
-        self._told = 0  # answers in batches that `of_batch` has counted
+        self._of_batches = 0  # answers in batches that `of_batch` has counted
         self._last: tuple[Any, ...] = _NOTHING  # all other counts at the last look
         self.new()
 
@@ -72,7 +72,7 @@ class Outcomes:
         failed, *others = self._new()
         return Counted(0, 0, failed, 0, *others)
 
-    def _new(self, told: int = 0) -> tuple[Any, ...]:
+    def _new(self, of_batches: int = 0) -> tuple[Any, ...]:
         """Return the new answers that `of_batch` does not count, and the new counts of all else.
 
         Such answers are of batches that never began: they failed with the load of another one. A batch adds its answers
@@ -84,12 +84,12 @@ class Outcomes:
         counts = _seam.dispatcher_of(processor).counts
         with self._lock:
             if counts is not self._counts:
-                self._counts, self._told, self._last = counts, 0, _NOTHING
-            self._told += told
+                self._counts, self._of_batches, self._last = counts, 0, _NOTHING
+            self._of_batches += of_batches
             while True:
                 last = self._last
                 now = (
-                    counts.answered - self._told,
+                    counts.answered - self._of_batches,
                     counts.withdrawn,
                     counts.overloaded,
                     counts.conflicts,

@@ -51,20 +51,20 @@ _reporter: Final = _Reporter("%d more lines were dropped, since %d waited to be 
 AGAIN: Final = 60.0
 """Seconds for which a line is not repeated."""
 
-_told: dict[int, float] = {}
+_logged_at: dict[int, float] = {}
 """By hash of the subject: monotonic seconds when it was last logged."""
 
-process.after_fork(_told.clear)
+process.after_fork(_logged_at.clear)
 
 
 def is_due(*what: object) -> bool:
     """Return True, once a minute for each subject *what*. Switches: no."""
     like, now = hash(what), clock.monotonic()
-    if 0 <= now - _told.get(like, -AGAIN) < AGAIN:
+    if 0 <= now - _logged_at.get(like, -AGAIN) < AGAIN:
         return False
-    if len(_told) >= MOST:
-        _told.clear()
-    _told[like] = now
+    if len(_logged_at) >= MOST:
+        _logged_at.clear()
+    _logged_at[like] = now
     return True
 
 
@@ -78,11 +78,10 @@ def shows_again(cause: BaseException) -> tuple[object, ...]:
 SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the last minute"
 
 
-def failed(batch: Batch, failure: Failure, callers: int) -> None:
-    """Log that *batch* failed as a whole, but for a missing resource, which concerns its callers only."""
+def failed(name: str, failure: Failure, callers: int) -> None:
+    """Log that a batch of the processor *name* failed, but for a missing resource, which concerns its callers only."""
     if failure.kind is ResourceMissing:
         return
-    name = batch.dispatcher.options.name
 
     def line() -> None:
         cause = failure.cause
@@ -133,10 +132,10 @@ def lost(attempt: Attempt) -> None:
     """Log that a worker ends, since *attempt* has left it unfit."""
     batch, late = attempt.batch, clock.monotonic() - attempt.deadline
     if late > _SOON:
-        told = (
+        message = (
             "its code has returned %.3f s after its deadline, and its worker is not used again; another takes its place"
         )
-        _warn(batch, told, late)
+        _warn(batch, message, late)
     elif late <= 0:  # else its code has returned in time, and the failure of the batch is logged
         _warn(batch, "its worker is not used again; another takes its place")
 
@@ -158,13 +157,13 @@ def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseExcepti
     Each operation and class is logged once.
     """
     if _is_new("undoing", attempt.dispatcher.options.name, operation, kind):
-        told = (
+        message = (
             "undoing %d operations that raised took %.0f ms of its %.0f ms, most of it for %s, which raised %s. If the "
             "operation changes nothing before it raises that, say clean_errors=(%s,): then there is nothing to undo. "
             "Told once of each operation and error"
         )
         total, name = clock.monotonic() - attempt.started, kind.__qualname__
-        _warn(attempt.batch, told, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
+        _warn(attempt.batch, message, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
 
 
 def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
@@ -173,30 +172,30 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
     Each operation and class is logged once.
     """
     if _is_new("cannot undo", batch.dispatcher.options.name, name_of(function), kind):
-        told = (
+        message = (
             "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
             "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
             "and restore(). If the operation changes nothing before it raises that, say clean_errors=(%s,). Told once "
             "of each operation and error"
         )
         name = kind.__qualname__
-        _warn(batch, told, name_of(function), name, shown(why), name)
+        _warn(batch, message, name_of(function), name, shown(why), name)
 
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
     """Log, once, that the load returned the very object again that *function* had changed when it raised a *kind*."""
     if _is_new("same again", batch.dispatcher.options.name):
-        told = (
+        message = (
             "its load returned the very object again that it had returned before, in which %s had raised %s: its "
             "changes stay there. Let the load return a new object each time, made of the saved state, or name errors "
             "that are raised before anything is changed in clean_errors. Told once"
         )
-        _warn(batch, told, name_of(function), kind.__qualname__)
+        _warn(batch, message, name_of(function), kind.__qualname__)
 
 
-def error(told: str, *values: object, error: BaseException) -> None:
-    """Log *error*, which reaches no caller. The line *told* says where; it has a ``%s`` for each of *values*."""
-    _reporter.tell(logging.ERROR, lambda: _log.error(told, *map(shown, values), exc_info=error))
+def error(message: str, *values: object, error: BaseException) -> None:
+    """Log *error*, which reaches no caller. The line *message* says where; it has a ``%s`` for each of *values*."""
+    _reporter.tell(logging.ERROR, lambda: _log.error(message, *map(shown, values), exc_info=error))
 
 
 def watcher_waits(watcher: object) -> None:
@@ -221,11 +220,11 @@ def watcher_failed(watcher: object, error: Exception) -> None:
     )
 
 
-def _warn(batch: Batch, told: str, *values: object) -> None:
+def _warn(batch: Batch, message: str, *values: object) -> None:
     name, key = batch.dispatcher.options.name, batch.key
     _reporter.tell(
         logging.WARNING,
-        lambda: _log.warning(f"%s: batch of key %s: {told}", name, shown(key), *values),
+        lambda: _log.warning(f"%s: batch of key %s: {message}", name, shown(key), *values),
     )
 
 
@@ -234,7 +233,7 @@ def _warn(batch: Batch, told: str, *values: object) -> None:
 _MOST_PLACES: Final = 1000
 """If there are more, the same places may be logged again: a program may make code at run time without end."""
 
-_reported: set[object] = set()
+_logged: set[object] = set()
 """The places, and other subjects, that were logged."""
 
 
@@ -243,21 +242,21 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
     name, place = name_of(function), place_of(function)
     if not _is_new(name, place):
         return
-    told = (
+    message = (
         "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
         "what gevent has patched (geventbatch.check_setup() names drivers that block, but for sqlite3, which always "
         "does), or do the computing elsewhere; this place is not named again"
     )
-    _warn(batch, told, doing, name, place, seconds)
+    _warn(batch, message, doing, name, place, seconds)
 
 
 def _is_new(*what: object) -> bool:
     """Return whether the subject *what* was not logged before; from now on it counts as logged."""
-    if what in _reported:
+    if what in _logged:
         return False
-    if len(_reported) >= _MOST_PLACES:
-        _reported.clear()
-    _reported.add(what)
+    if len(_logged) >= _MOST_PLACES:
+        _logged.clear()
+    _logged.add(what)
     return True
 
 

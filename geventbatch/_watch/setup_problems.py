@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from geventbatch._check_callables import Told
+from geventbatch._check_callables import PairFacts
 from geventbatch._core import process
 from geventbatch._misspelt import problem_of
 from geventbatch._watch.log import place_of
@@ -35,7 +35,7 @@ class _Workers:
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
         self.seen = 0  # their number; 0 if no integration knows it
-        self.told: WeakSet[Processor[Any]] = WeakSet()  # processors whose pair was warned of
+        self.warned: WeakSet[Processor[Any]] = WeakSet()  # processors whose pair was warned of
 
     def number(self) -> int:
         """Return their number, as far as it is known; else 1."""
@@ -44,8 +44,8 @@ class _Workers:
         uwsgi = getattr(sys.modules.get("uwsgi"), "numproc", None)
         if isinstance(uwsgi, int):
             return uwsgi
-        told = os.environ.get("WEB_CONCURRENCY", "")  # read by gunicorn, and set by platforms
-        return int(told) if told.isdecimal() else 1
+        number = os.environ.get("WEB_CONCURRENCY", "")  # read by gunicorn, and set by platforms
+        return int(number) if number.isdecimal() else 1
 
 
 _workers: Final = _Workers()
@@ -54,7 +54,7 @@ _workers: Final = _Workers()
 def know_workers(number: int) -> list[SetupProblem]:
     """Note that so many processes serve. Return the problems that follow, once for each processor."""
     _workers.seen = number
-    return [problem for processor in _live() for problem in _untold(processor)]
+    return [problem for processor in _live() for problem in _unwarned(processor)]
 
 
 def see_environment(environ: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ def see_environment(environ: Mapping[str, Any]) -> None:
 def warn_of(processor: Processor[Any]) -> None:
     """Warn of *processor*, which has been made."""
     options, name = processor._options, processor.name  # noqa: SLF001 - it is the library's own
-    for problem in (*_unsaved(options, name), *_misspelt(options, name), *_untold(processor)):
+    for problem in (*_unsaved(options, name), *_misspelt(options, name), *_unwarned(processor)):
         warn(problem)
 
 
@@ -87,22 +87,22 @@ def _live() -> list[Processor[Any]]:
     return [one for one in process.processors() if not one._current().stopping]  # noqa: SLF001 - likewise
 
 
-def _untold(processor: Processor[Any]) -> list[SetupProblem]:
-    if processor in _workers.told:
+def _unwarned(processor: Processor[Any]) -> list[SetupProblem]:
+    if processor in _workers.warned:
         return []
     found = list(_uncompared(processor._options, processor.name))  # noqa: SLF001 - likewise
     if found:
-        _workers.told.add(processor)
+        _workers.warned.add(processor)
     return found
 
 
-def _pair(options: Options) -> Told | None:
+def _pair(options: Options) -> PairFacts | None:
     """Return the pair of the options, if they have one that loads."""
-    told = options.store.told_of_pair
-    return told if isinstance(told, Told) and told.load is not None else None
+    facts = options.store.pair_facts
+    return facts if isinstance(facts, PairFacts) and facts.load is not None else None
 
 
-def _found(name: str, pair: Told) -> str:
+def _found(name: str, pair: PairFacts) -> str:
     """Return *name*; for a lambda, with the place of the function that loads."""
     return f"{name} ({place_of(pair.load)})" if name.endswith("<lambda>") else name
 

@@ -211,7 +211,7 @@ def test_a_resource_that_can_be_copied_is_loaded_twice_at_the_most_however_many_
 def test_what_cannot_be_copied_is_loaded_for_each_that_raises_and_that_is_told_once(
     clock: VirtualTime, form: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_reported", set())
+    monkeypatch.setattr(log, "_logged", set())
     bank = Bank(100)
     bank.account.history = [Lock()]  # type: ignore[list-item]
     load = bank.load
@@ -644,7 +644,7 @@ def test_a_copy_of_a_mapped_instance_would_be_saved_by_nobody_and_is_not_taken(c
 def test_a_load_that_gives_a_living_object_has_nothing_applied_to_it_twice_and_that_is_told(
     clock: VirtualTime, form: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_reported", set())
+    monkeypatch.setattr(log, "_logged", set())
     account = Account(100)
 
     @contextmanager
@@ -734,7 +734,7 @@ def test_the_deadline_or_a_kill_while_it_undoes_answers_everybody(clock: Virtual
 def test_a_batch_that_undoes_for_long_says_whose_error_could_be_named_once(
     clock: VirtualTime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "_reported", set())
+    monkeypatch.setattr(log, "_logged", set())
     bank = Bank(100)
     bank.on["restore"] = lambda: clock.spend(0.02)
     with caplog.at_level(logging.WARNING, "geventbatch"), bank.processor() as processor:
@@ -754,7 +754,7 @@ def test_a_batch_that_undoes_for_less_than_10_ms_or_a_fifth_of_its_time_says_not
     undoing: float,
     loading: float,
 ) -> None:
-    monkeypatch.setattr(log, "_reported", set())
+    monkeypatch.setattr(log, "_logged", set())
     bank = Bank(100)
     bank.on["restore"] = lambda: clock.spend(undoing)
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_place_is_known() -> Iterator[None]:
-    known = set(log._reported)
-    log._reported.clear()
+    known = set(log._logged)
+    log._logged.clear()
     yield
-    log._reported.update(known)
+    log._logged.update(known)
 
 
 def nothing(resource: object) -> None:
@@ -415,4 +415,4 @@ def test_places_that_have_no_end_are_forgotten(burn: Burn, monkeypatch: pytest.M
             operation = burn(0.06)
             operation.__qualname__ = f"operation {number}"
             processor.run("k", operation)
-    assert len(log._reported) == 2
+    assert len(log._logged) == 2
