@@ -11,7 +11,6 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from enum import Enum
 from fractions import Fraction
-from functools import partial
 from re import Pattern
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,13 +18,11 @@ from zoneinfo import ZoneInfo
 
 from geventbatch._safe_repr import shown
 from geventbatch._values.answers import PLAIN
-from geventbatch._values.slots import HEAP_TYPE, put_in_slots, slots_of, slotted
+from geventbatch._values.slots import HEAP_TYPE, has, slots_of
 from geventbatch.errors import CannotUndo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from geventbatch._values.slots import Slots
 
 _ATOMS: Final = PLAIN | {range, Fraction, ZoneInfo, Pattern, BuiltinFunctionType, ModuleType, type}
 """Types whose instances are immutable, or part of no resource."""
@@ -124,7 +121,7 @@ def _look_at(kind: Any) -> list[_Part] | None:
     if base is defaultdict:  # written in C, it has one of its own
         slots["default_factory"] = vars(defaultdict)["default_factory"]
     if slots:
-        parts.append(_part_of_slots(slots))
+        parts.append(_part_of_slots(tuple(slots.values())))
     return [part for part in parts if part is not None]
 
 
@@ -193,12 +190,26 @@ def _put_closure(_: object, content: Any) -> None:
                 del cell.cell_contents
 
 
-def _part_of_slots(slots: Slots) -> _Part:
+def _part_of_slots(slots: tuple[Any, ...]) -> _Part:
     def take(one: Any) -> tuple[Any, list[Any]]:
-        content = slotted(slots, one)
-        return content, list(content.values())
+        content = []
+        for slot in slots:
+            try:
+                content.append((slot, slot.__get__(one)))
+            except AttributeError:
+                continue
+        return content, [value for _, value in content]
 
-    return _Part(take, partial(put_in_slots, slots))
+    def put(one: Any, content: Any) -> None:
+        for slot, value in content:
+            slot.__set__(one, value)
+        if len(content) < len(slots):
+            filled = {slot for slot, _ in content}
+            for slot in slots:
+                if slot not in filled and has(slot, one):
+                    slot.__delete__(one)
+
+    return _Part(take, put)
 
 
 def _part_of_dict(base: Any) -> _Part:
