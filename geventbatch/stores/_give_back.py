@@ -18,9 +18,18 @@ def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: 
 
     Mostly that comes from a listener of the application's. Raises as `error_of`. Switches: as *call* does.
     """
-    error = error_of(call, *args)
+    try:
+        error = error_of(call, *args)
+    except BaseException as ending:
+        if saved:  # while its callers are told that nobody knows
+            _tell(key, ending, saved=True)
+        raise
     if error is not None:
-        log.error(f"{_WHEN[saved]}, its connection or a listener raised: %s", key, error, error=error)
+        _tell(key, error, saved=saved)
+
+
+def _tell(key: Hashable, error: BaseException, *, saved: bool | None) -> None:
+    log.error(f"{_WHEN[saved]}, its connection or a listener raised: %s", key, error, error=error)
 
 
 def error_of(call: Callable[..., object], *args: object) -> Exception | None:

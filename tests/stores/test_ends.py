@@ -49,6 +49,7 @@ class Listeners:
         self.called: list[str] = []
         self.waits = Event()
         self.waiting = False
+        self.replaces = True  # what ends the wait
         for event in ("checkin", "close", "invalidate"):
             sa.event.listen(engine.pool, event, lambda driver, *_, event=event: self.hear(event, driver))
         for event in more:
@@ -60,11 +61,13 @@ class Listeners:
             with suppress(Exception):
                 driver.close()  # else SQLAlchemy leaves it open, when a listener raises
         if self.waiting:
+            self.waiting = False
             try:
                 self.waits.wait()
-            finally:
-                self.waiting = False
-                raise Broken(event)
+            except BaseException as ending:
+                if not self.replaces:
+                    raise
+                raise Broken(event) from ending
         raise Broken(event)
 
 
@@ -208,9 +211,11 @@ def test_what_became_of_a_commit_whose_answer_is_lost_is_found_out(adapter: Any)
 
 
 @pytest.mark.parametrize("setting", [SQLITE, PIPELINED, PLAIN], indirect=True)
+@pytest.mark.parametrize("replaces", [True, False])
 def test_a_kill_that_comes_then_ends_the_worker_although_a_listener_raises_in_its_place(
-    adapter: Any, listeners: Listeners
+    adapter: Any, listeners: Listeners, replaces: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    listeners.replaces = replaces
     with adapter.processor() as processor:
         listeners.waiting = True
         caller = gevent.spawn(answer_of, processor.run, "k", adapter.add, 1)
@@ -222,6 +227,7 @@ def test_a_kill_that_comes_then_ends_the_worker_although_a_listener_raises_in_it
         assert type(answer.__cause__) is gevent.GreenletExit
         assert not answer.retry_safe
         wait_until(lambda: worker.dead)
+        assert "was saved" in told(caplog)[0]
         assert together(processor, (adapter.add, 1)) == [2]
 
 
@@ -243,9 +249,11 @@ def test_a_connection_that_the_server_has_ended_at_rest_is_no_error(
 
 
 @pytest.mark.parametrize("setting", [SQLITE], indirect=True)
-def test_a_deadline_that_comes_then_is_told_as_one_of_a_save(
-    adapter: Any, listeners: Listeners, clock: VirtualTime
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_deadline_that_comes_then_is_told_as_one_of_a_save_and_the_log_says_that_it_was_saved(
+    adapter: Any, listeners: Listeners, replaces: bool, clock: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:
+    listeners.replaces = replaces
     with adapter.processor(max_duration=5) as processor:
         listeners.waiting = True
         caller = gevent.spawn(answer_of, processor.run, "k", adapter.add, 1)
@@ -258,6 +266,9 @@ def test_a_deadline_that_comes_then_is_told_as_one_of_a_save(
         assert answer.phase == "save"
         assert not answer.retry_safe
         assert adapter.get("k") == 1
+        clock.advance(1)
+        assert len(told(caplog)) == 1
+        assert "was saved" in told(caplog)[0]
         assert together(processor, (adapter.add, 1)) == [2]
 
 
