@@ -18,11 +18,10 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from tests.support.mapped import EVERYWHERE, opened
+from tests.support.mapped import EVERYWHERE, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.support.mapped import Bed
 
@@ -69,18 +68,13 @@ class Wagon(Base):
     place: Mapped[int] = mapped_column(default=0)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE[:2])
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    where: Path = tmp_path_factory.mktemp("answers")
-    with opened(request.param, Base, where) as bed:
-        yield bed
+opened_bed = opening(Base, EVERYWHERE[:2])
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1))
+    return bed
 
 
 def add_to(collection: Any, name: str) -> None:

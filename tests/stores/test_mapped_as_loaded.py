@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, composite, mapped_column, object_session, relationship
 
-from tests.support.mapped import EVERYWHERE, ON_POSTGRES, Bed, opened
+from tests.support.mapped import ON_POSTGRES, Bed, opened, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 EAST = timezone(timedelta(hours=5))
 
@@ -127,16 +127,7 @@ ONLY_ON_POSTGRES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    return opened_bed
+opened_bed = opening(Base)
 
 
 def shown(account: Account, names: dict[str, Any]) -> dict[str, str]:

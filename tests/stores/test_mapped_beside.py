@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from tests.support.mapped import COMPARING, EVERYWHERE, Bed, opened
+from tests.support.mapped import COMPARING, Bed, opening, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Base(DeclarativeBase):
@@ -48,26 +48,14 @@ class Meter(Base):
     __mapper_args__ = {"version_id_col": saves}  # noqa: RUF012
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1), Train(id=2))
-    opened_bed.add(
-        Wagon(id=1, train_id=1), Wagon(id=2, train_id=1), Pair(one=1, two=2), Pair(one=1, two=3), Meter(id=1)
-    )
-    return opened_bed
-
-
-def session_of(resource: object) -> Session:
-    session = object_session(resource)
-    assert session is not None
-    return session
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1), Train(id=2))
+    bed.add(Wagon(id=1, train_id=1), Wagon(id=2, train_id=1), Pair(one=1, two=2), Pair(one=1, two=3), Meter(id=1))
+    return bed
 
 
 def found(train: Train, entity: Any, key: object) -> Any:

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
+from tests.support.mapped import Bed, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Base(DeclarativeBase):
@@ -32,17 +32,13 @@ class Wagon(Base):
     seats: Mapped[int] = mapped_column(default=10)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1), Wagon(id=1), Wagon(id=2))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1), Wagon(id=1), Wagon(id=2))
+    return bed
 
 
 def sell(train: Train) -> int:

@@ -25,10 +25,10 @@ from sqlalchemy.orm import (
 )
 
 from geventbatch import SaveFailed
-from tests.support.mapped import COMPARING, EVERYWHERE, ON_POSTGRES, Bed, opened
+from tests.support.mapped import COMPARING, ON_POSTGRES, Bed, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -134,28 +134,13 @@ class Columns(PostgresBase):
     level: Mapped[float] = mapped_column(sa.Float, default=0.0)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
-@pytest.fixture(scope="module", params=COMPARING)
-def opened_comparing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_comparing = opening(Base, COMPARING)
 
 
-@pytest.fixture(scope="module", params=ON_POSTGRES)
-def opened_postgres(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, PostgresBase, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    return opened_bed
+opened_postgres = opening(PostgresBase, ON_POSTGRES)
 
 
 @pytest.fixture

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening
 
 
 class Base(DeclarativeBase):
@@ -31,17 +26,13 @@ class Wagon(Base):
     name: Mapped[str] = mapped_column(sa.String(10))
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1, wagons=[Wagon(name="b"), Wagon(name="c")]))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1, wagons=[Wagon(name="b"), Wagon(name="c")]))
+    return bed
 
 
 def names(train: Train) -> list[str]:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, composite, mapped_column
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening
 
 
 class Base(DeclarativeBase):
@@ -36,17 +32,13 @@ class Train(Base):
     place: Mapped[Place] = composite("x", "y")
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1, place=Place(1, 2)))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1, place=Place(1, 2)))
+    return bed
 
 
 class Refused(Exception):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from geventbatch import current_batch
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening, session_of
 
 
 class Base(DeclarativeBase):
@@ -64,24 +61,14 @@ for _table in ("trains", "wagons", "plain"):
         sa.event.listen(Base.metadata, "after_create", _ddl(_statement).execute_if(dialect=_dialect))
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.write(sa.delete(Kept))  # what clearing has kept
-    opened_bed.add(Train(id=1, wagons=[Wagon(), Wagon()]), Plain(id=1))
-    return opened_bed
-
-
-def session_of(resource: object) -> Session:
-    session = object_session(resource)
-    assert session is not None
-    return session
+def bed(bed: Bed) -> Bed:
+    bed.write(sa.delete(Kept))  # what clearing has kept
+    bed.add(Train(id=1, wagons=[Wagon(), Wagon()]), Plain(id=1))
+    return bed
 
 
 def kept(bed: Bed) -> list[str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from geventbatch import current_batch
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening, session_of
 
 
 class Base(DeclarativeBase):
@@ -47,24 +44,14 @@ class Stop(Base):
     number: Mapped[int] = mapped_column(unique=True)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1, wagons=[Wagon(name="a")]))
-    opened_bed.statements.clear()
-    return opened_bed
-
-
-def session_of(resource: object) -> Session:
-    session = object_session(resource)
-    assert session is not None
-    return session
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1, wagons=[Wagon(name="a")]))
+    bed.statements.clear()
+    return bed
 
 
 def append(train: Train, name: str = "b") -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, object_session, relationship
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening
 
 
 class Base(DeclarativeBase):
@@ -52,17 +49,13 @@ class Account(Base):
     limit: Mapped[int] = mapped_column("most", default=7)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1, places=2))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1, places=2))
+    return bed
 
 
 class Full(Exception):

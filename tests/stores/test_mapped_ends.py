@@ -14,7 +14,7 @@ from geventbatch import Processor, ResourceMissing
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.stores.sqlalchemy._session import BatchSession
 from tests.support.callers import answer_of
-from tests.support.mapped import EVERYWHERE, Bed, opened
+from tests.support.mapped import Bed, opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,17 +44,13 @@ class Sessions(Session):
             raise Broken
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1))
+    return bed
 
 
 @pytest.fixture

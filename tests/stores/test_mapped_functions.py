@@ -63,11 +63,10 @@ def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Account(id=1))
-    opened_bed.statements.clear()
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Account(id=1))
+    bed.statements.clear()
+    return bed
 
 
 def ask(account: Account, query: str) -> Any:

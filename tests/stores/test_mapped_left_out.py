@@ -85,10 +85,9 @@ def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1, fares=[Fare(id=1)], counted=[Counted(id=1)]), Versioned(id=1))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1, fares=[Fare(id=1)], counted=[Counted(id=1)]), Versioned(id=1))
+    return bed
 
 
 def sell(train: Any) -> int:

@@ -10,11 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
 from tests.stores.test_sqlalchemy_store import Trips
-from tests.support.mapped import LOCKING, Bed, opened
+from tests.support.mapped import LOCKING, Bed, opening
 from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -68,16 +67,7 @@ class Bus(Vehicle):
     __mapper_args__ = {"polymorphic_identity": "bus"}  # noqa: RUF012
 
 
-@pytest.fixture(scope="module", params=LOCKING)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    return opened_bed
+opened_bed = opening(Base, LOCKING)
 
 
 _WAITING = {

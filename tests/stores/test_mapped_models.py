@@ -18,10 +18,10 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from tests.support.mapped import EVERYWHERE, ON_POSTGRES, Bed, opened
+from tests.support.mapped import EVERYWHERE, ON_POSTGRES, Bed, opened, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -131,16 +131,7 @@ class Seen(StockView):
     count: Mapped[int]
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
-
-
-@pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    return opened_bed
+opened_bed = opening(Base)
 
 
 def test_names_with_percent_signs_are_names(bed: Bed) -> None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
+from tests.support.mapped import Bed, opening, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Base(DeclarativeBase):
@@ -44,24 +44,14 @@ class Full(Exception):
     pass
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Line(id=1, name="north"), Line(id=2, name="south"))
-    opened_bed.add(Train(id=1, line_id=1, wagons=[Wagon(id=1), Wagon(id=2)]))
-    return opened_bed
-
-
-def session_of(train: Train) -> Session:
-    session = object_session(train)
-    assert session is not None
-    return session
+def bed(bed: Bed) -> Bed:
+    bed.add(Line(id=1, name="north"), Line(id=2, name="south"))
+    bed.add(Train(id=1, line_id=1, wagons=[Wagon(id=1), Wagon(id=2)]))
+    return bed
 
 
 def sell(train: Train) -> int:

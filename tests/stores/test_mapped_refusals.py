@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import pytest
@@ -13,10 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, obje
 from geventbatch import BatchError, Processor, current_batch
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.support.callers import answer_of
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening
 
 
 class Base(DeclarativeBase):
@@ -46,17 +43,13 @@ class Train(Base):
 OUTCOMES = idempotency_table("refusals_outcomes", Base.metadata)
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Train(id=1))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Train(id=1))
+    return bed
 
 
 def sell(train: Train) -> int:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening, session_of
 
 
 class Base(DeclarativeBase):
@@ -37,24 +32,14 @@ class Wagon(Base):
     train_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Train.id))
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Owner(id=1), Owner(id=2))
-    opened_bed.add(Train(id=1, owner_id=1, wagons=[Wagon(id=1), Wagon(id=2)]), Train(id=2, owner_id=1))
-    return opened_bed
-
-
-def session_of(train: Train) -> Session:
-    session = object_session(train)
-    assert session is not None
-    return session
+def bed(bed: Bed) -> Bed:
+    bed.add(Owner(id=1), Owner(id=2))
+    bed.add(Train(id=1, owner_id=1, wagons=[Wagon(id=1), Wagon(id=2)]), Train(id=2, owner_id=1))
+    return bed
 
 
 def look(train: Train) -> tuple[int, list[int]]:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import object_session
 from geventbatch import Processor, current_batch
 from geventbatch.errors import CannotUndo, SaveFailed
 from tests.support.callers import answer_of
-from tests.support.mapped import EVERYWHERE, Bed, opened
+from tests.support.mapped import EVERYWHERE, Bed, opening
 from tests.support.mapped_undo import (
     ANYWHERE,
     LOADED,
@@ -47,17 +47,12 @@ from tests.support.mapped_undo import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.mapped_undo import Operation
 
 SOME: Final = [EVERYWHERE[0], EVERYWHERE[1], EVERYWHERE[5]]
 
 
-@pytest.fixture(scope="module", params=SOME)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base, SOME)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from sqlalchemy.orm import (
     relationship,
 )
 
-from tests.support.mapped import EVERYWHERE, Bed, opened
+from tests.support.mapped import Bed, opening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class Base(DeclarativeBase):
@@ -55,19 +55,15 @@ class Note(Base):
     train_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Train.id))
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Line(id=1))
-    opened_bed.add(Train(id=1, line_id=1))
-    opened_bed.add(Log(id=1, train_id=1), Note(id=1, train_id=1))
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Line(id=1))
+    bed.add(Train(id=1, line_id=1))
+    bed.add(Log(id=1, train_id=1), Note(id=1, train_id=1))
+    return bed
 
 
 def session_of(train: Train) -> Any:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session, relationship
 
 from geventbatch import current_batch
-from tests.support.mapped import EVERYWHERE, Bed, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.mapped import Bed, opening
 
 
 class Base(DeclarativeBase):
@@ -42,18 +39,14 @@ class Counted(Base):
     __mapper_args__ = {"version_id_col": saves}  # noqa: RUF012
 
 
-@pytest.fixture(scope="module", params=EVERYWHERE)
-def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with opened(request.param, Base, tmp_path_factory.mktemp("bed")) as bed:
-        yield bed
+opened_bed = opening(Base)
 
 
 @pytest.fixture
-def bed(opened_bed: Bed) -> Bed:
-    opened_bed.clear()
-    opened_bed.add(Stock(id=1), Counted(id=1))
-    opened_bed.statements.clear()
-    return opened_bed
+def bed(bed: Bed) -> Bed:
+    bed.add(Stock(id=1), Counted(id=1))
+    bed.statements.clear()
+    return bed
 
 
 def sell(stock: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import gevent
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
@@ -17,7 +17,7 @@ from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from sqlalchemy.orm import DeclarativeBase
@@ -95,6 +95,26 @@ class Bed:
 
     def updates(self) -> list[str]:
         return [statement for statement in self.statements if "UPDATE " in statement and "SELECT" not in statement]
+
+
+def opening(base: type[DeclarativeBase], settings: Sequence[Any] = EVERYWHERE) -> Any:
+    """Make a fixture of a module: a database with the tables of *base*, in each of the *settings*, for all its tests.
+
+    A module that has it as `opened_bed` has the fixture `bed` too, which is empty, or has what the module adds.
+    """
+
+    @pytest.fixture(scope="module", params=settings)
+    def opened_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+        with opened(request.param, base, tmp_path_factory.mktemp("bed")) as bed:
+            yield bed
+
+    return opened_bed
+
+
+def session_of(resource: object) -> Session:
+    session = object_session(resource)
+    assert session is not None
+    return session
 
 
 @contextmanager
