@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def check_seconds(name: str, value: object) -> None:
-    """Raise unless *value* is a finite number of seconds, 0 or more."""
+def check_seconds(name: str, value: object, *, positive: bool = False) -> None:
+    """Raise unless *value* is a finite number of seconds, 0 or more; if *positive*, more than 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {shown(value)}, but must be a number of seconds (int or float)")
     try:
-        allowed = isfinite(value) and value >= 0
+        allowed = isfinite(value) and (value > 0 if positive else value >= 0)
     except OverflowError:  # an int beyond all floats
         allowed = False
     if not allowed:
-        raise ValueError(f"{name} is {shown(value)}, but must be a finite number of seconds, 0 or more")
+        least = "more than 0" if positive else "0 or more"
+        raise ValueError(f"{name} is {shown(value)}, but must be a finite number of seconds, {least}")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch._batch import batch_at_hand
+from geventbatch._check_values import check_seconds, count
 from geventbatch._core.clock import clock
 from geventbatch._core.process import here
 from geventbatch._safe_repr import said, shown
@@ -46,14 +46,8 @@ class Reuse:
 
     def __post_init__(self) -> None:
         """Check both."""
-        if isinstance(self.max_keys, bool) or not isinstance(self.max_keys, int):
-            raise TypeError(f"max_keys is {shown(self.max_keys)}, but must be an int")
-        if self.max_keys < 1:
-            raise ValueError(f"max_keys is {shown(self.max_keys)}, but must be 1 or more")
-        if isinstance(self.max_age, bool) or not isinstance(self.max_age, (int, float)):
-            raise TypeError(f"max_age is {shown(self.max_age)}, but must be a number of seconds")
-        if not 0 < self.max_age < inf:
-            raise ValueError(f"max_age is {shown(self.max_age)}, but must be more than 0 seconds, and finite")
+        count("max_keys", self.max_keys)
+        check_seconds("max_age", self.max_age, positive=True)
 
 
 class Kept(Generic[T]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gevent.event import Event
 
-from geventbatch._check_values import check_seconds
+from geventbatch._check_values import check_seconds, count
 from geventbatch._safe_repr import shown
 from geventbatch._seam import around_scopes, options_of, the_processor
 from geventbatch._wrapper import Around
@@ -216,8 +216,8 @@ class Fault:
             raise TypeError(f"error is {shown(error)}, but must be an exception, or a class of them")
         self.when: Final[When] = when
         self.key: Final = key
-        self._nth = _count("nth", nth)
-        self._times = None if times is None else _count("times", times)
+        self._nth = count("nth", nth)
+        self._times = None if times is None else count("times", times)
         self._error = error
         self._hangs = hangs
         self._seconds = seconds
@@ -285,14 +285,6 @@ class Fault:
     def _happen(self) -> None:
         self.happened += 1
         self._begun.set()
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {shown(value)}, but must be an int")
-    if value < 1:
-        raise ValueError(f"{name} is {shown(value)}, but must be 1 or more")
-    return value
 
 
 class _OpenOne(Around):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import blake2b
-from math import ceil, inf
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._check_values import check_seconds
 from geventbatch._idempotency.value_text import encode
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
@@ -82,16 +83,13 @@ class OutcomeTable:
         return int(send(f"DELETE FROM {name} WHERE expires <= {mark}", (now,)).rowcount)
 
 
-def seconds_to_keep(seconds: object, idempotency: object) -> float:
+def seconds_to_keep(seconds: Any, idempotency: object) -> float:
     """Check the option ``idempotency_ttl`` beside the option ``idempotency``, and return the seconds."""
     if seconds is None:
         return DAY
     if idempotency is None:
         raise TypeError(f"idempotency_ttl is {shown(seconds)}, but no outcomes are recorded: pass idempotency=… too")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"idempotency_ttl is {shown(seconds)}, but must be a number of seconds")
-    if not 0 < seconds < inf:
-        raise ValueError(f"idempotency_ttl is {shown(seconds)}, but must be more than 0 seconds, and finite")
+    check_seconds("idempotency_ttl", seconds, positive=True)
     return float(seconds)
 
 
