@@ -1,4 +1,4 @@
-"""Giving a batch's connection back: an error in that changes no outcome. Imports no vendor."""
+"""Returns a batch's connection to its pool: an error of that is logged, and changes no outcome. Imports no vendor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def give_back(key: Hashable, call: Callable[..., object], *args: object, saved: bool | None) -> None:
     """Call *call*, after the batch of *key* was *saved*, or given up, or while it goes on (None); log what that raises.
 
-    Mostly that comes from a listener of the application's. Raises as `error_of`. Switches: as *call* does.
+    Such an error mostly comes from a listener of the application's. Raises as `error_of`. Switches: as *call* does.
     """
     try:
         error = error_of(call, *args)
     except BaseException as ending:
-        if saved:  # while its callers are told that nobody knows
+        if saved:  # its callers are told that the outcome is unknown
             _tell(key, ending, saved=True)
         raise
     if error is not None:
@@ -33,9 +33,9 @@ def _tell(key: Hashable, error: BaseException, *, saved: bool | None) -> None:
 
 
 def error_of(call: Callable[..., object], *args: object) -> Exception | None:
-    """Call *call*, and return the error that it raises. For what cleans up behind a batch.
+    """Call *call*, which cleans up after a batch, and return the error that it raises; None if it raises none.
 
-    Raises only what is for the greenlet: a kill or a `Timeout`, or a kill whose place another error took.
+    Raises only what is meant for the greenlet: a kill or a `Timeout`, even one that another error has replaced.
     Switches: as *call* does.
     """
     handled = sys.exc_info()[1]

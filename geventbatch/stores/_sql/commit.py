@@ -1,4 +1,4 @@
-"""What became of a save whose COMMIT raised: the one place, for all SQL stores, that decides what callers are told.
+"""The outcome of a save whose COMMIT raised: the one place, for all SQL stores, that decides what callers are told.
 
 | what this side knows of COMMIT         | the error                       | is                                       |
 |----------------------------------------|---------------------------------|------------------------------------------|

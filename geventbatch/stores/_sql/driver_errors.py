@@ -1,4 +1,4 @@
-"""What a SQL driver's error means for a batch: `kind`, bare or in an ORM's wrapper. Imports no vendor.
+"""The meaning of a SQL driver's error for a batch: `kind`, bare or in an ORM's wrapper. Imports no vendor.
 
 Known are psycopg, psycopg2, pg8000, sqlite3, PyMySQL, mysqlclient, mysql-connector-python and MariaDB's connector.
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Enum):
-    """What a database error means for a batch."""
+    """The meaning of a database error for a batch."""
 
     CONFLICT = "somebody else was faster"
     """A deadlock, a serialization failure, a busy SQLite: nothing was written, so a replay is right."""

@@ -1,4 +1,4 @@
-"""What a scope raises for an error of a SQL database, under any ORM. Imports no vendor.
+"""The errors that a scope raises for errors of a SQL database, under any ORM. Imports no vendor.
 
 - `kind` tells what a driver's error means, bare or in an ORM's wrapper (`driver_errors`).
 - `not_saved` returns what a scope raises for an error before COMMIT, `of_commit` for an error of COMMIT itself;

@@ -134,7 +134,7 @@ class BoundColumn:
         """Return whether *value* differs from the one whose form is *known*; so does a value that cannot be bound."""
         try:
             return bool(self.exact(value) != known)
-        except Exception:  # the flush raises it again, as the error of who has brought the value
+        except Exception:  # the flush raises it again, as the error of the operation that assigned it
             return True
 
     def copied(self, value: Any) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DirtyRows:
-    """Those of one batch."""
+    """The dirty rows of one batch, beside its resource's."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _ours: dict[InstanceState[Any], int]  # compared or written in this transaction; within so many savepoints

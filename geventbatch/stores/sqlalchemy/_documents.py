@@ -194,7 +194,7 @@ def _insert(table: sa.Table, dialect: str) -> sa.Insert:
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """What the scopes of one store share."""
+    """The options and the statements of one store of documents, shared by its scopes."""
 
     engine: sa.Engine
     transaction: Callable[[sa.Engine, Hashable], Transaction]
@@ -270,7 +270,7 @@ class Uncopied(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What distinguishes a row, beside its version, from one that was deleted and inserted again, which begins at 1."""
+    """Distinguishes a row, beside its version, from one that was deleted and inserted again, which begins at 1."""
 
     column: Any = None
     """None: the row is locked, or versions never come again."""

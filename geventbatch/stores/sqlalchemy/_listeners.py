@@ -22,11 +22,11 @@ class _Watched(_Dispatch):  # type: ignore[misc]  # SQLAlchemy makes the class a
     def __getattr__(self, name: str) -> Any:
         """Return the empty listeners of the event *name*."""
         try:
-            nobody = self._empty_listeners[name]
+            empty = self._empty_listeners[name]
         except KeyError:
             raise AttributeError(name) from None
-        object.__setattr__(self, name, nobody)
-        return nobody
+        object.__setattr__(self, name, empty)
+        return empty
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

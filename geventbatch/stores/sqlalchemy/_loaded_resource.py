@@ -123,7 +123,7 @@ class LoadedResource:
 
     @property
     def mapping(self) -> Mapping:
-        """What the scopes of its store share."""
+        """Its store's shared part."""
         return self._mapping
 
     def known(self) -> dict[InstanceState[Any], dict[str, Any]]:

@@ -134,7 +134,7 @@ class LoadedValue:
             type(one) in kinds or (type(one) is list and self._knows_list(one)) for one in value
         )
 
-    # -- what the database makes of what is bound ---------------------------------------------------------------
+    # -- the database's conversions of bound values -------------------------------------------------------------
 
     def _whole(self, value: Any, _: tzinfo | None) -> Any:
         if isinstance(value, str):

@@ -333,7 +333,7 @@ class MappedScope:
                 raise errors.inserted(self._key) from cause
 
     def _look_for_others(self) -> None:
-        """After a save in one message that did not find the row: raise if no other process has changed it."""
+        """Raise, after a save in one message that did not find the row, if no other process has changed it."""
         if not (self._held or is_doubtful(batch_at_hand())):
             return
         loaded, transaction = self._loaded, self._guard.transaction

@@ -1,4 +1,4 @@
-"""What the scopes of one mapped store share: the class's columns, the statements, and what a save compares."""
+"""Shared by the scopes of one mapped store: the class's columns, the statements, and what a save compares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Mapping:
-    """What the scopes of one mapped store share."""
+    """The class, the options and the statements of one mapped store, shared by its scopes."""
 
     engine: sa.Engine
     sessions: Callable[..., Session]
@@ -55,7 +55,7 @@ class Mapping:
     reads_computed: bool = False
     """An operation has sent a query that may have read what the database computes from earlier operations' changes."""
     keeps: bool = False  # mutable: see `_session_snapshot`
-    """What is loaded is copied, since an operation could not be undone without a copy."""
+    """Copy each load, since an operation could not be undone without a copy."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
     _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The parts that a `SQLAlchemyStore` is made of, by `documents` or by `mapped`."""
+"""The parts of a `SQLAlchemyStore`, as `documents` or `mapped` puts them together."""
 
 from __future__ import annotations
 

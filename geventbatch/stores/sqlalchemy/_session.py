@@ -290,7 +290,7 @@ class BatchSession(Session):
             self.__dict__["dispatch"] = heard
 
 
-class _Nobody:
+class _NoListeners:
     """An event without listeners."""
 
     def __bool__(self) -> bool:
@@ -303,8 +303,8 @@ class _Nobody:
 class _Silent:
     """A dispatcher without listeners for any event."""
 
-    def __getattr__(self, _: str) -> _Nobody:
-        return _Nobody()
+    def __getattr__(self, _: str) -> _NoListeners:
+        return _NoListeners()
 
 
 _SILENT: Final = _Silent()
