@@ -19,7 +19,8 @@ STARTUP: Final = str(Path(__file__).parent / "startup")
 def environment() -> dict[str, str]:
     """What processes are started with."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in {"", STARTUP}]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([STARTUP, *others])}
+    # What is compiled is kept even where PYTHONDONTWRITEBYTECODE says otherwise: hundreds of processes start with it.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([STARTUP, *others]), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def initdb(arguments: list[str], pgdata: Path, user: str | None) -> None:
