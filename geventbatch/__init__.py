@@ -35,7 +35,7 @@ from geventbatch.errors import (
 )
 
 COMPILED: Final = not run.__file__.endswith(".py")
-"""Whether what every operation passes runs compiled, as in a wheel for this platform, or as plain Python."""
+"""True if the core runs compiled, as in a wheel for this platform; False if it runs as plain Python."""
 
 __version__ = "0.1.0"
 

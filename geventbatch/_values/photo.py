@@ -82,7 +82,7 @@ class _Part(NamedTuple):
     put: Callable[[Any, Any], object] | None
     """Puts the part back; None for a part that cannot change."""
     hashes: bool = False
-    """Whether `put` hashes the objects in it."""
+    """True if `put` hashes the objects in it."""
 
 
 _shapes: dict[type, list[_Part] | None] = {}

@@ -212,12 +212,9 @@ def watcher_waits(watcher: object) -> None:
         )
 
 
-def watcher_failed(watcher: object, error: Exception) -> None:
-    """Log that *watcher* raised *error* when it was shown a metric."""
-    _reporter.tell(
-        logging.ERROR,
-        lambda: _log.error("%s failed at the metric of a batch, which is not affected", shown(watcher), exc_info=error),
-    )
+def watcher_failed(watcher: object, raised: Exception) -> None:
+    """Log that *watcher* raised an error when it was shown a metric."""
+    error("%s failed at the metric of a batch, which is not affected", watcher, error=raised)
 
 
 def _warn(batch: Batch, message: str, *values: object) -> None:
@@ -228,7 +225,7 @@ def _warn(batch: Batch, message: str, *values: object) -> None:
     )
 
 
-# -- code that keeps the hub from everything else ---------------------------------------------------------------
+# -- code that blocks the hub -----------------------------------------------------------------------------------
 
 _MOST_PLACES: Final = 1000
 """If there are more, the same places may be logged again: a program may make code at run time without end."""
