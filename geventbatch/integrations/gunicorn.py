@@ -164,9 +164,13 @@ def _stop(worker: Any) -> None:
     seconds = worker.cfg.graceful_timeout * _TO_STOP
     try:
         if not stop_all(timeout=seconds):
-            worker.log.error("Some batches did not end in %g seconds", seconds)
+            worker.log.error(
+                "Some batches did not end within %g s. If gunicorn kills them, it is unknown whether they were "
+                "saved. Let max_duration end well before graceful_timeout",
+                seconds,
+            )
     except RuntimeError:
-        worker.log.exception("Some processors could not be waited for")
+        worker.log.exception("Some processors could not be waited for: their last batches may not be saved")
 
 
 def _in_turn(first: _Hook, second: _Hook) -> _Hook:

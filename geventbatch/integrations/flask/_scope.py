@@ -101,7 +101,9 @@ def _pop(context: AppContext, error: BaseException | None) -> None:
     """Call the teardown functions. They come after the save, so none can make it fail."""
     failed = error_of(context.pop, error)
     if failed is not None:
-        context.app.logger.error("a teardown function failed after a batch of operations", exc_info=failed)
+        context.app.logger.error(
+            "a teardown function failed after a batch; what the batch has saved stays saved", exc_info=failed
+        )
 
 
 class InBatch:
