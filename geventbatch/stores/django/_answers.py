@@ -12,7 +12,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
 from geventbatch.stores._object_contents import is_in
-from geventbatch.stores.django._changes import IMMUTABLE, columns, differ, kept
+from geventbatch.stores.django._changes import IMMUTABLE, columns, comparable, differ
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -31,7 +31,7 @@ def copied(instance: Model, model: type[Model], value: object, connection: BaseD
     if isinstance(value, File):  # a copy would take the instance along
         return value
     copy = deepcopy(value)  # keep the original if the database would tell its copy apart
-    return value if differ(kept(field, value, connection), kept(field, copy, connection)) else copy
+    return value if differ(comparable(field, value, connection), comparable(field, copy, connection)) else copy
 
 
 def _field_of(instance: Model, model: type[Model], value: object) -> Field[Any, Any] | None:

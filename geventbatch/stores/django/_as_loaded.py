@@ -124,7 +124,7 @@ def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[
     for field in columns(model):
         kind = natural(field)
         if kind is not None:
-            found.append((field.attname, field, _is_natural(field, kind)))
+            found.append((field.attname, field, _returned_as_is(field, kind)))
         elif _is_document(field):
             found.append((field.attname, field, _is_plain_in(field)))
     return tuple(found)
@@ -157,7 +157,7 @@ def _is_hstore(field: Any) -> bool:
     return type(field).__module__ == "django.contrib.postgres.fields.hstore"
 
 
-def _is_natural(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
+def _returned_as_is(field: Field[Any, Any], kind: type) -> Callable[[Any], bool]:
     """Return a function that tells whether a load would return a value as it is."""
     if kind is Decimal:
         return _is_number_of(cast("Any", referenced(field)))
@@ -202,7 +202,7 @@ def _is_plain_in(field: Any) -> Callable[[Any], bool]:
         return _has_texts
     base = field.base_field
     kind = natural(base)
-    of_each = _is_plain_in(base) if kind is None else _is_natural(base, kind)
+    of_each = _is_plain_in(base) if kind is None else _returned_as_is(base, kind)
     return lambda value: type(value) is list and all(one is None or of_each(one) for one in value)
 
 
@@ -237,7 +237,7 @@ def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
         return field.get_prep_value(value)
     with suppress(Exception):  # else the database decides
         value = _bytes(value) if isinstance(field, BinaryField) else field.to_python(field.get_prep_value(value))
-    return _plainly(field, value, connection)
+    return _plain_value(field, value, connection)
 
 
 def _bytes(value: Any) -> Any:
@@ -245,7 +245,7 @@ def _bytes(value: Any) -> Any:
     return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
-def _plainly(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
+def _plain_value(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
     if isinstance(value, str):
         value.encode()  # raises at half a surrogate pair, as the driver would
         return str.__str__(value)
@@ -277,8 +277,7 @@ def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
     except InvalidOperation:
         raise ValueError(
             f"{shown(value)} of {field.name} has more digits than its column, which has {field.max_digits}: it "
-            "could not be "
-            "read back"
+            "could not be read back"
         ) from None
 
 

@@ -34,7 +34,7 @@ BUILT_IN: Final = frozenset({bytearray, dict, frozenset, list, set, tuple})
 _NOTHING: Final = object()
 
 
-class _Untold:
+class _Incomparable:
     """Stands for a value that cannot be compared: equal to nothing."""
 
 
@@ -72,11 +72,11 @@ def state_of(instance: Model, connection: BaseDatabaseWrapper) -> dict[str, obje
         name = field.attname
         if name in values:
             value = values[name]
-            kept = found[name] = value if type(value) in IMMUTABLE else _encoded(field, value, connection)
-            if isinstance(kept, _Untold):
+            form = found[name] = value if type(value) in IMMUTABLE else _comparable_form(field, value, connection)
+            if isinstance(form, _Incomparable):
                 raise TypeError(
-                    f"whether {field} has changed cannot be told: its value is a {type(value).__name__}, of which "
-                    "get_db_prep_save() gives nothing that is the same each time, and pickle nothing at all"
+                    f"changes of {field} cannot be noticed: its value is a {type(value).__name__}, for which "
+                    "get_db_prep_save() returns something else each time, and which has no pickle"
                 )
     return found
 
@@ -106,16 +106,16 @@ def has_changed(
     """Return whether *value* differs from the loaded one."""
     if field.attname not in loaded:
         return True
-    return differ(loaded[field.attname], kept(field, value, connection))
+    return differ(loaded[field.attname], comparable(field, value, connection))
 
 
-def kept(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
+def comparable(field: Field[Any, Any], value: object, connection: BaseDatabaseWrapper) -> object:
     """Return a form of *value* that is equal for values that the database would not tell apart."""
-    return value if type(value) in IMMUTABLE else _encoded(field, value, connection)
+    return value if type(value) in IMMUTABLE else _comparable_form(field, value, connection)
 
 
 def differ(one: object, other: object) -> bool:
-    """Return whether two results of `kept` stand for different values."""
+    """Return whether two results of `comparable` stand for different values."""
     if one is other:
         return False
     kind = type(one)
@@ -130,29 +130,29 @@ def _in_one_zone(one: datetime, other: datetime) -> bool:
     return one.tzinfo is other.tzinfo and one.fold == other.fold
 
 
-def _encoded(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+def _comparable_form(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
     if type(value) not in BUILT_IN:
-        return _driven(field, value, connection)
+        return _comparable_for_driver(field, value, connection)
     text = pickled(value)
     if text is not None:
         return text
-    found = _driven(field, value, connection)
-    return found if isinstance(found, _Untold) else (found,)  # in a tuple, so that bytes are always a pickle
+    found = _comparable_for_driver(field, value, connection)
+    return found if isinstance(found, _Incomparable) else (found,)  # in a tuple, so that bytes are always a pickle
 
 
-def _driven(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
+def _comparable_for_driver(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
     if isinstance(value, memoryview):
         return bytes(value)
     if isinstance(value, File) and not (isinstance(field, FileField) and getattr(value, "_committed", False)):
-        return _Untold()  # the save stores it under a name not known yet
+        return _Incomparable()  # the save stores it under a name not known yet
     try:
         bound, again = (_bound(field, value, connection) for _ in range(2))
     except Exception:
-        return _Untold()  # the field refuses it, as the save will
+        return _Incomparable()  # the field refuses it, as the save will
     if not differ(bound, again):
         return bound
     found = pickled(value)  # encrypted with a new salt each time, say
-    return _Untold() if found is None else found
+    return _Incomparable() if found is None else found
 
 
 def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
@@ -163,7 +163,7 @@ def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) 
     if type(found) in IMMUTABLE:
         return found
     text = pickled(found)
-    return _Untold() if text is None else text
+    return _Incomparable() if text is None else text
 
 
 def pickled(value: object) -> bytes | None:

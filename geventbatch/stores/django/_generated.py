@@ -13,7 +13,7 @@ from django.db.transaction import atomic
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Undecided
-from geventbatch.stores.django._changes import differ, kept
+from geventbatch.stores.django._changes import comparable, differ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Generated:
     def value(self, instance: Model, field: Any) -> Any:
         """Return the database's value for *field* now. Switches: yes, if its source fields have changed."""
         others, values = generated_from(field), vars(instance)
-        now = [kept(other, values.get(other.attname), self._connection) for other in others.values()]
+        now = [comparable(other, values.get(other.attname), self._connection) for other in others.values()]
         known = self._known.get(field.attname)
         if known is not None and not any(map(differ, known[0], now)):
             return known[1]

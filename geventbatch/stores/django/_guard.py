@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OF_DJANGO: Final = frozenset(
+_TRANSACTION_STATE: Final = frozenset(
     {
         "autocommit",
         "close_at",
@@ -75,7 +75,7 @@ class Guard:
         self._class: type[BaseDatabaseWrapper] | None = None  # of the connection, while the guard is on
         self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, guarded too
         self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks open before the operations
-        self._knows = False  # whether the client can tell that the transaction goes on
+        self._can_tell_end = False  # whether the client can tell that the transaction goes on
         self._aside = 0  # above 0 while the library or Django itself sends
         self._marks = 0
         self.mark = 0
@@ -108,7 +108,7 @@ class Guard:
         values["execute_wrappers"].insert(0, self._executes)
         if self._blocks is None:
             self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
-            self._knows = not self._transaction.has_ended()
+            self._can_tell_end = not self._transaction.has_ended()
         kind: Any = type(connection)
         self._class = kind
         connection.__class__ = connection_class(kind)
@@ -185,7 +185,7 @@ class Guard:
             return RuntimeError(
                 f"an operation on {shown(key)} closed the connection of its batch, and its transaction with it"
             )
-        if not values["in_atomic_block"] or (self._knows and self._transaction.has_ended()):
+        if not values["in_atomic_block"] or (self._can_tell_end and self._transaction.has_ended()):
             return RuntimeError(
                 f"an operation on {shown(key)} ended the transaction of its batch, which the batch does"
             )
@@ -223,7 +223,7 @@ class Guard:
         """Take back what the operation has set on the connection, before the next one meets it."""
         values = vars(self.connection)
         for name in [*values.keys() | before.keys()]:
-            if name in _OF_DJANGO or name in IN_PLACE or name.startswith("_"):
+            if name in _TRANSACTION_STATE or name in IN_PLACE or name.startswith("_"):
                 continue
             if name not in before:
                 if not hasattr(self._class, name):  # else a `cached_property` of the connection, which may stay
@@ -293,7 +293,7 @@ class Guard:
         if self._aside:
             return self._executed(execute, sql, params, many, context)
         self._batch.ask_scope()
-        if self._knows and self._transaction.has_ended():  # by the driver; another statement would begin anew
+        if self._can_tell_end and self._transaction.has_ended():  # by the driver; another statement would begin anew
             self._wrong = self._wrong or self.left_behind()
             if self._wrong is not None:
                 raise self._wrong

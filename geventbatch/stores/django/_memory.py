@@ -43,7 +43,7 @@ _FIXED: Final = (
 """Types whose instances hold nothing that an operation would change."""
 _FIXED_IN: Final = frozenset({"fractions", "ipaddress", "psycopg.types.range", "psycopg2._range", "re", "zoneinfo"})
 """Modules of such types."""
-_THE_SAME: Final = (File, LazyObject, Model, ModelState, QuerySet)
+_SHARED: Final = (File, LazyObject, Model, ModelState, QuerySet)
 _NONE: Final[Any] = object()
 
 
@@ -220,10 +220,10 @@ class _Copies:
         found = self._known.get(id(value), _NONE)
         if found is not _NONE:
             return found
-        copied = _WAYS.get(kind)
+        copied = _COPIERS.get(kind)
         if copied is not None:
             return copied(self, value)
-        if issubclass(kind, _THE_SAME):
+        if issubclass(kind, _SHARED):
             self._keep(value, kind)
             return value
         return copy.deepcopy(value, self._known)
@@ -268,7 +268,7 @@ class _Copies:
         return self._known.setdefault(id(value), type(value)(parts))
 
 
-_WAYS: Final[dict[Any, Any]] = {
+_COPIERS: Final[dict[Any, Any]] = {
     dict: _Copies._dict,
     frozenset: _Copies._tuple,
     list: _Copies._list,

@@ -16,7 +16,7 @@ from geventbatch.errors import Conflict, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.django._as_loaded import check_assigned
-from geventbatch.stores.django._changes import changed, columns, differ, kept, same, state_of
+from geventbatch.stores.django._changes import changed, columns, comparable, differ, same, state_of
 from geventbatch.stores.django._fields import pk_fields
 from geventbatch.stores.django._generated import Generated, evaluate
 from geventbatch.stores.django._instance_class import take_related
@@ -208,7 +208,7 @@ class Row(Generic[M]):
             return
         for field in self._rows.key_fields:
             before, value = self.loaded[field.attname], getattr(self.instance, field.attname)
-            if value is not before and differ(before, kept(field, value, self._connection)):
+            if value is not before and differ(before, comparable(field, value, self._connection)):
                 what = "the primary key" if field in pk_fields(self._rows.model) else f"{field.name}, the key"
                 raise ValueError(f"an operation changed {what} of the resource, from {shown(before)} to {shown(value)}")
 
@@ -239,7 +239,7 @@ class Row(Generic[M]):
         version = self._rows.version_field
         checks: list[Statement] = []
         if self.is_joined:
-            checks = [*recording] if self._is_held else [*recording, self._check()]
+            checks = [*recording] if self._is_exclusive else [*recording, self._check()]
         else:
             commits = False
             self.verify()
@@ -295,7 +295,7 @@ class Row(Generic[M]):
         """Return whether an UPDATE can share a message with the statements before it."""
         if not self._transaction.pipelines or self._transaction.nested:
             return False
-        return self._is_plain and (self._is_held or not self._compares_all)
+        return self._is_plain and (self._is_exclusive or not self._compares_all)
 
     @property
     def _is_plain(self) -> bool:
@@ -320,7 +320,7 @@ class Row(Generic[M]):
         """Return the query for the row if it is unchanged since the load, as far as the database can tell."""
         rows = self._plain_rows().filter(pk=self.instance.pk)
         version = self._rows.version_field
-        if self._is_held:
+        if self._is_exclusive:
             return rows
         if self._has_xmin:
             rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
@@ -337,7 +337,7 @@ class Row(Generic[M]):
 
     def verify(self) -> None:
         """Lock the row and raise `Conflict` unless it is unchanged, if it was not locked all along. Switches: yes."""
-        if self._is_held or self.new:
+        if self._is_exclusive or self.new:
             return
         self._transaction.take_write_lock()
         with self._transaction.saving():
@@ -348,7 +348,7 @@ class Row(Generic[M]):
         self.claimed = True
 
     @property
-    def _is_held(self) -> bool:
+    def _is_exclusive(self) -> bool:
         """Return whether no other transaction can have changed the row."""
         return self.locks or self.ours or self.claimed
 

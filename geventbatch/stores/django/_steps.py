@@ -30,7 +30,7 @@ _ANEW: Final = f"RELEASE {_SAVEPOINT}; {_SAVEPOINT}"
 """Savepoints of one name would pile up in PostgreSQL. MySQL replaces them, and takes one statement at a time."""
 
 
-class _Kept:
+class _LastStep:
     """The memory after the last step."""
 
     # -- mutable state, from the beginning on ---------------------------------------------------------------
@@ -68,7 +68,7 @@ class _Kept:
         send(self._connection, f"ROLLBACK TO {_SAVEPOINT}", None)
 
 
-class Steps(_Kept):
+class Steps(_LastStep):
     """Steps that are written, each before the next one begins."""
 
     # -- mutable state, from `begin` on ---------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Steps(_Kept):
         self.put_back()
 
 
-class Savepoints(_Kept):
+class Savepoints(_LastStep):
     """Steps of which only operations' own statements are written before the save."""
 
     # -- mutable state, from the beginning on ---------------------------------------------------------------

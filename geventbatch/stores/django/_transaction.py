@@ -82,7 +82,7 @@ class Transaction:
     def begin(self) -> None:
         """Begin the transaction. With psycopg and on SQLite nothing is sent yet. Switches: yes, to connect."""
         lazily = self.connection.vendor == "sqlite" and not self.nested
-        with _instead(self.connection, "_start_transaction_under_autocommit") if lazily else ExitStack():
+        with _disabled(self.connection, "_start_transaction_under_autocommit") if lazily else ExitStack():
             self._atomic.__enter__()
         self._begun = True
         self.pipelines = self._can_pipeline()
@@ -177,10 +177,11 @@ class Transaction:
         failed = self.failed()
         if failed is not None:
             raise Rejected(
-                f"{shown(self._batch.key)} was not saved: an operation's statement failed ({failed})"
+                f"{shown(self._batch.key)} was not saved, nothing was written: a statement failed ({failed})"
             ) from failed
         if self.connection.closed_in_transaction or self.connection.connection is None:
-            raise NotSaved(f"{shown(self._batch.key)} was not saved: its connection was closed by an operation")
+            told = f"{shown(self._batch.key)} was not saved, nothing was written: an operation closed its connection"
+            raise NotSaved(told)
 
     def failed(self) -> BaseException | None:
         """Return why nothing can be committed any more, or None. Switches: no."""
@@ -223,7 +224,8 @@ class Transaction:
         found = errors.not_saved(self.over, self._batch.key)
         if errors.has_ended(self.over) or errors.may_have_ended(self.over):
             found = Conflict(
-                f"{shown(self._batch.key)} was not saved: the server has ended its transaction ({self.over})"
+                f"{shown(self._batch.key)} was not saved, nothing was written: the server has ended its transaction "
+                f"({self.over})"
             )
         found.__cause__ = self.over
         return found
@@ -269,12 +271,12 @@ class Transaction:
         try:
             self._atomic.__exit__(None, None, None)
         except Exception as error:
-            self.settle(_first(error))
+            self.settle(_commit_error(error))
         self._give_level_back()
 
     def settle(self, error: Exception) -> None:
         """Return if the transaction was committed in spite of *error*; else raise the right error. Switches: yes."""
-        told = self._told()
+        told = self._known_outcome()
         _commit.settle(error, self._batch.key, told=told, ask=self._ask_outcome, not_saved=self._not_saved)
         self.leave_broken()
 
@@ -284,7 +286,7 @@ class Transaction:
             return errors.not_saved(error, self._batch.key)
         return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {said(error)}")
 
-    def _told(self) -> bool | None:
+    def _known_outcome(self) -> bool | None:
         """Return whether COMMIT was carried out, as far as the client knows; None if it does not know."""
         if self.committed or self.connection.run_commit_hooks_on_set_autocommit_on:
             return True  # set when the driver has committed
@@ -375,7 +377,7 @@ def _begin(raw: Any) -> str:
 
 
 @contextmanager
-def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
+def _disabled(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
     """Replace *method* of *connection* by one that does nothing, within the block."""
     setattr(connection, method, lambda: None)
     try:
@@ -384,7 +386,7 @@ def _instead(connection: BaseDatabaseWrapper, method: str) -> Iterator[None]:
         delattr(connection, method)
 
 
-def _first(error: Exception) -> Exception:
+def _commit_error(error: Exception) -> Exception:
     """Return the error that came out of COMMIT: Django's errors while it cleaned up have it as their context."""
     found, one = error, error.__context__
     while one is not None:

@@ -91,7 +91,6 @@ class RedisStore(Generic[R]):
         _check_client(client)
         if not isinstance(prefix, str):
             raise TypeError(f"prefix is {shown(prefix)}, but must be a str")
-        _check_functions(encode=encode, decode=decode)
         check_functions(("resource",), encode=encode)
         check_functions(("state",), decode=decode)
         self._resources: Resources[R] = Resources(
@@ -187,12 +186,6 @@ def _check_client(client: object) -> None:
         raise TypeError(
             f"client is {named(client)}, but must be a redis.Redis (redis.Redis.from_url(url)) or a redis.RedisCluster"
         )
-
-
-def _check_functions(**functions: object) -> None:
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name} is {shown(function)}, but must be callable or None")
 
 
 def _milliseconds(option: str, ttl: object) -> int | None:
