@@ -50,11 +50,11 @@ class StaleReads:
             self._put_aside(lambda state, relation: self._misses(state, relation, [instance]))
 
     def has_deleted(self) -> None:
-        """Note that it has deleted something by the session."""
+        """Note that the current operation has deleted something by the session."""
         self._put_aside(lambda state, relation: self._misses(state, relation, []))
 
     def assigns(self, child: InstanceState[Any], name: str) -> None:
-        """Note that it assigns the attribute *name* of *child*."""
+        """Note that the current operation assigns the attribute *name* of *child*."""
         mapper = child.mapper
         if not is_foreign_key(child, name):
             return
@@ -70,7 +70,7 @@ class StaleReads:
         self._put_aside(concerns)
 
     def writes(self) -> None:
-        """Note that it flushes: ``viewonly`` relationships may have changed."""
+        """Note that the current operation flushes: ``viewonly`` relationships may have changed."""
         self._put_aside(lambda _, relation: bool(relation.viewonly))
 
     def flushes(self) -> None:
@@ -81,7 +81,7 @@ class StaleReads:
                 self._written = True
 
     def executes(self, statement: str | None) -> None:
-        """Note that it sends *statement*, which may change the tables that it names; None: any."""
+        """Note that the current operation sends *statement*, which may change the tables that it names; None: any."""
         for state in self._session.identity_map.all_states():
             names = [
                 relation.key

@@ -48,14 +48,14 @@ class StatementGuard:
     ours: bool  # the library is at work (load, save, …): no operation
     writes: int  # count of statements and flushes of operations that may write: each rules out an undo in memory
     wrote: bool  # an operation has sent something that writes
-    rewrote: bool  # by a statement of its own, which may have changed or deleted rows that the session holds
+    rewrote: bool  # an operation's own statement may have changed or deleted rows that the session holds
     counted: bool  # the version was counted up for this batch
     nested: SessionTransaction | None  # the library's savepoint between operations, if they go step by step
     asked: bool  # an operation has sent a query, which may have found a newer state of the row
     acted: bool  # an operation has done something that the guard checks, since the last step
     savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # the connection's, by the session's
-    _session_transaction: SessionTransaction | None  # the session's transaction that operations have to stay in
-    _connection_transaction: sa.RootTransaction | None  # the connection's
+    _session_transaction: SessionTransaction | None  # the session's transaction of the load
+    _connection_transaction: sa.RootTransaction | None  # the connection's transaction of the load
     _options: Any  # the connection's execution options
     _listener_count: int  # number of this session's own listeners
     _autoflush: bool  # of the user's own sessions
@@ -63,10 +63,10 @@ class StatementGuard:
     in_bulk: bool  # a bulk method of the session is running, for an operation
     unsure: bool  # the INSERT of the new resource has inserted no row, by its rowcount
     left_out: bool  # the last flush did not find a row that no other process can have changed
-    _flushed: int  # the changes of so many operations are flushed
-    _holds_more: int  # so many operations had returned when the session first held more than the load
-    _stale_reads: StaleReads | None  # since then
-    _added: list[tuple[int, object]]  # by operations; with how many had returned before
+    _flushed: int  # number of operations whose changes are flushed
+    _holds_more: int  # number of operations that had returned when the session first held more than the load
+    _stale_reads: StaleReads | None  # None while the session holds no more than the load
+    _added: list[tuple[int, object]]  # objects that operations have added, with the number returned before
     # -- mutable state: the current operation ----------------------------------------------------------------
     _to_check: bool  # it is to be checked when it has returned
     _spoils: bool  # it has written something that would stay if it raised
@@ -77,7 +77,7 @@ class StatementGuard:
     _new: list[object]  # objects that it has added
     _deleted: bool  # it has deleted something by the session
     _unwritten: bool  # it has deleted something whose changes, by earlier operations, are in no transaction
-    _assigned: list[tuple[InstanceState[Any], str]]  # by it, where a load may return another value
+    _assigned: list[tuple[InstanceState[Any], str]]  # attributes that it has assigned, loaded differently
     _own_settings: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
 
     def __init__(self, mapping: Mapping, key: Hashable, session: BatchSession, transaction: Transaction) -> None:
