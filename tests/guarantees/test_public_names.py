@@ -7,7 +7,8 @@ import pydoc
 import re
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, get_overloads
+from pathlib import Path
+from typing import Any, get_overloads
 
 import pytest
 import redis
@@ -23,13 +24,11 @@ from tests.support.django_project.start import database  # noqa: F401 - it sets 
 
 from tests.support.django_project.bank.models import Account  # isort: skip - after Django is set up
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RENAMED = [
     ("geventbatch", "BatchMetrics", "MetricSubscription"),
-    ("geventbatch", "Problem", "SetupProblem"),
     ("geventbatch", "check", "check_setup"),
+    ("geventbatch", "Problem", "SetupProblem"),
     ("geventbatch.stores", "what_it_means", "as_not_saved"),
     ("geventbatch.testing", "Faults", "FaultPlan"),
 ]
@@ -62,6 +61,12 @@ def test_a_name_that_never_was_is_none_and_the_old_ones_are_not_listed(module: s
     with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
         _ = found.nothing
     assert not {old for where, old, _ in RENAMED if where == module} & {*found.__all__, *dir(found)}
+
+
+def test_the_page_on_moving_has_each_old_name_with_the_new_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/moving.md").read_text()
+    rows = re.findall(r"^\| `(geventbatch[\w.]*)\.(\w+)` \| `\1\.(\w+)` \|$", page, re.MULTILINE)
+    assert rows == RENAMED
 
 
 # -- a batch ------------------------------------------------------------------------------------------------------
