@@ -76,7 +76,7 @@ class IdempotencyKeyReused(BatchError):
 
 
 class BatchAborted(BatchError):
-    """The operation's batch failed as a whole; ``__cause__`` is what happened.
+    """The operation's batch failed as a whole; ``__cause__`` is the reason.
 
     The class itself, not a child: a worker or an operation was killed (`GreenletExit`, `SystemExit`,
     `KeyboardInterrupt`), in a load or save too. Safe to run again unless the save had begun.

@@ -214,7 +214,7 @@ class MustCompare(Protocol):
 
     @property
     def must_compare(self) -> bool:
-        """Return whether more than one operation was applied, and one has read what another writer may have changed.
+        """Return whether several operations were applied, and one has read a row that another writer may have changed.
 
         The scope is then exited as for a save, and has to compare, as one that `Reuses`.
         """

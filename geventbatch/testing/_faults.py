@@ -365,7 +365,7 @@ class _ScopeOfMany(_Scope):
 
     def __enter__(self) -> Any:
         self._resources = self._inner.__enter__()
-        if isinstance(self._resources, MutableMapping):  # else the library reports what is wrong
+        if isinstance(self._resources, MutableMapping):  # else the library reports the fault
             self._resources.update(self._failed)
         return self._resources
 

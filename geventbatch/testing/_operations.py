@@ -103,9 +103,9 @@ class _Run(NamedTuple):
     resource: Any
     state: Any
     beside: tuple[Any, bool]  # the rows that it added; whether it deletes the resource
-    aliases: str | None  # what it put into the resource that is also elsewhere
+    aliases: str | None  # an object that it put into the resource, and that is also elsewhere
     computed: list[str]  # computed attributes that it read
-    unfinished: str | None  # what of its value is still to be run
+    unfinished: str | None  # a part of its value that is still to be run
 
     def outcome(self, state: Callable[[Any], Any]) -> Any:
         """Return the part that is compared with another run's."""
@@ -160,7 +160,7 @@ class _Checker:
         return operation(resource, *args)
 
     def _try(self, operation: Callable[..., Any], resource: Any, args: tuple[Any, ...]) -> _Run:
-        """Run it on a copy, and take back what it asked of the store."""
+        """Run it on a copy, and take back its rows and deletion."""
         twin = self._copied(resource)
         twice = held_twice(twin, "resource")
         batch = batch_at_hand()

@@ -47,7 +47,7 @@ def virtual_time(seed: int | None = None) -> Generator[VirtualTime, None, None]:
     woken, so end it inside. ``time.monotonic`` and ``time.time`` stay real.
 
     Args:
-        seed: None runs what is ready in gevent's order: callbacks, and timers of one moment, as they were started.
+        seed: None runs ready callbacks, and timers of one moment, in gevent's order: as they were started.
             An integer shuffles both, always in the same way for the same seed, to try another interleaving.
 
     Yields:
@@ -288,7 +288,7 @@ class _VirtualLoop:
 
 
 class _ShuffledLoop(_VirtualLoop):
-    """Runs what is ready in an order decided by a seed.
+    """Runs ready callbacks and timers in an order decided by a seed.
 
     Each ready callback queues one call of `_run_one` in the real loop, which runs any ready callback.
     """

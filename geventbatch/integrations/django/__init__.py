@@ -5,8 +5,8 @@
 
       accounts = Processor(open_resource=DjangoStore(Account), min_duration=0, max_duration=5, max_batches=10)
 
-- ``manage.py check`` reports wrong set-ups (``geventbatch.W001`` to ``W010``). What is wrong only in a running worker
-  is logged there, when the worker starts.
+- ``manage.py check`` reports wrong set-ups (``geventbatch.W001`` to ``W010``). Faults of a running worker are
+  logged there, when the worker starts.
 - The middleware ``geventbatch.integrations.django.middleware.ErrorAnswers`` answers errors that `run` raises in views.
 - Test cases need no set-up: see `geventbatch.stores.DjangoStore`.
 """

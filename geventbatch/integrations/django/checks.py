@@ -258,7 +258,7 @@ def check_max_batches(**_: object) -> list[CheckMessage]:
         CheckWarning(
             f"The processor {one.name} has no max_batches: it opens as many connections to the database "
             f"{one.store.using!r} as there are busy keys.",
-            hint="Set max_batches so that all workers together stay under what the database allows.",
+            hint="Set max_batches so that all workers together stay under the limit of the database.",
             id="geventbatch.W009",
         )
         for one in declared()

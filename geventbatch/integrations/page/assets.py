@@ -66,7 +66,7 @@ async function look() {
 }
 
 async function watch() {
-  // What is being selected, to be copied, stays.
+  // Text that is being selected, to be copied, stays.
   if (!paused && !document.hidden && getSelection().isCollapsed) {
     try {
       await look();

@@ -91,7 +91,7 @@ def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper)
     """Convert each value to what a load would return for it.
 
     Raises:
-        Exception: What saving would raise: the column takes no such value.
+        Exception: The column does not take a value. The error is the one that saving would raise.
     Switches: no.
     """
     values = vars(instance)
@@ -241,7 +241,7 @@ def _as_loaded(field: Any, value: Any, connection: BaseDatabaseWrapper) -> Any:
 
 
 def _bytes(value: Any) -> Any:
-    """Return what the driver takes for bytes as bytes. A text is left: the save raises at it."""
+    """Convert a buffer to bytes, as the driver does. Leave a text, at which the save raises."""
     return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
@@ -285,7 +285,7 @@ def _read_back(value: Decimal, field: Any, places: Decimal) -> Decimal:
 
 
 def in_class(model: type[Model], name: str) -> Any:
-    """Return what *model*, or the nearest of its parents, has as *name*, without calling a descriptor."""
+    """Return the attribute *name* of *model*, or of its nearest parent, without calling a descriptor."""
     return next((vars(parent)[name] for parent in model.__mro__ if name in vars(parent)), None)
 
 

@@ -1,6 +1,6 @@
 """Tells what a batch has changed in a model instance: its columns' values now, against the loaded ones.
 
-What counts is what the database would be sent. An immutable value is kept as it is. Of any other value (a
+Values are compared as the database would be sent them. An immutable value is kept as it is. Of any other value (a
 JSONField's, say) an encoding is kept. So no change is ever missed; if equal values have two encodings, the price is one
 UPDATE too many.
 """
@@ -156,7 +156,7 @@ def _comparable_for_driver(field: Field[Any, Any], value: Any, connection: BaseD
 
 
 def _bound(field: Field[Any, Any], value: Any, connection: BaseDatabaseWrapper) -> object:
-    """Return what the driver gets for *value*."""
+    """Return the form of *value* that the driver gets."""
     found = field.get_db_prep_save(value, connection)
     if hasattr(found, "dumps") and hasattr(found, "obj"):  # psycopg's `Json`
         found = found.obj if found.dumps is None else found.dumps(found.obj)

@@ -357,7 +357,7 @@ class Guard:
 
     @property
     def must_compare(self) -> bool:
-        """Whether a query may have read another writer's change since the load, and a second operation shares it."""
+        """Return whether queries may have read another state of the row than the load, which other operations use."""
         return self.asked and not self._row.locks and len(self._batch.operations) > 1
 
     def compare(self) -> None:

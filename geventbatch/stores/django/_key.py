@@ -133,7 +133,7 @@ def _unique_together(model: type[Model]) -> list[Sequence[str]]:
 
 
 def _key_column(name: str, field: Field[Any, Any], using: str) -> KeyColumn:
-    """Return what *field*, in the database *using*, has room for."""
+    """Return the range of key values that *field* can hold in the database *using*."""
     connection = connections[using]
     kind = next((kind for fields, kind in _TYPES.items() if isinstance(field, fields)), None)
     known: Any = field

@@ -1,4 +1,4 @@
-"""What the scopes of one store share: the model, the key, where the rows are found, and the connections."""
+"""The common part of a Django store's scopes: the model, the key, the query for rows, and the connections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ModelRows(Generic[M]):
     missing: Literal["raise"] | Callable[[Any], M]
     manager: str | None
     may_lock: bool
-    """Whether the store's mode allows to lock the rows."""
+    """True if the store's mode allows to lock the rows."""
     pipeline: bool
     pool: Pool
     tenant: Callable[[], Hashable] | None
@@ -43,7 +43,7 @@ class ModelRows(Generic[M]):
     idempotency: type[OutcomeModel] | None
     idempotency_ttl: float
     has_xmin: bool = True  # mutable
-    """Whether a row has PostgreSQL's xmin. A view's has none: the first load finds that out."""
+    """True if rows have PostgreSQL's xmin. A view's rows have none, as the first load finds out."""
 
     def key_of_row(self, key: Any) -> Any:
         """Return the row's own key: a batch's *key* without the tenant. Switches: no."""

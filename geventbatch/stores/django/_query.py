@@ -1,4 +1,4 @@
-"""Queries for a batch's row: a manager's query without what cannot be locked or would be too old."""
+"""Queries for a batch's row: a manager's query, without joins that cannot be locked or would be too old."""
 
 from __future__ import annotations
 

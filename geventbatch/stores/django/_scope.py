@@ -122,7 +122,7 @@ class Scope(Generic[M]):
         self._guard.put_on()
 
     def _hand_back(self) -> NotSaved | None:
-        """Return what keeps the batch from being saved: operations may have done what no scope was asked about."""
+        """Return why the batch cannot be saved, or None: an operation may have broken the transaction unseen."""
         guard = self._guard
         verdict = guard.judge()
         guard.next()
@@ -192,7 +192,7 @@ class Scope(Generic[M]):
         return verdict
 
     def _forget_read(self) -> None:
-        """Make the next operation read anew what is no column, unless the model's own save may need it."""
+        """Make the next operation read related objects anew, unless the model's own `save` may need them."""
         if not self._row.computes(self._class):
             forget_read(self._row.instance, self._class, self._undo.found)
 

@@ -57,7 +57,7 @@ _functions: Final[dict[tuple[str, str], Functions]] = {}
 
 
 def functions_of(connection: BaseDatabaseWrapper) -> Functions:
-    """Return what is known of the functions in the database of *connection*. Switches: no."""
+    """Return the known functions of the database of *connection*. Switches: no."""
     place = connection.alias, connection.vendor
     found = _functions.get(place)
     if found is None:

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 _TAG: Final = re.compile(rb"^[^{]*\{[^}]+\}")
-"""Matches a hash tag: a cluster finds the slot of a key by what is between these braces."""
+"""Matches a hash tag: a cluster finds the slot of a key by the text between these braces."""
 
 _WORD: Final = b"idempotency"
 _MARK: Final = b":idempotency:"

@@ -36,7 +36,7 @@ class Resources(Generic[R]):
     encode: Callable[[R], str | bytes]
     decode: Callable[[bytes], R]
     check: Callable[[Any], None] | None
-    """Raises an error that names what the encoding of a resource loses."""
+    """Raises an error that names the parts of a resource that its encoding loses."""
     missing: Literal["raise"] | Making
     milliseconds: int | None
     """How long a resource lives after its last change; None: its expiry is left alone."""

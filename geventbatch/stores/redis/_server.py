@@ -30,7 +30,7 @@ class Server:
     """One server, or the primary of a sentinel."""
 
     def __init__(self, client: Redis | RedisCluster) -> None:
-        self._client: Any = client  # the driver's types lack what is used here
+        self._client: Any = client  # the driver's types lack the methods used here
 
     def __repr__(self) -> str:
         return repr(self._client)
