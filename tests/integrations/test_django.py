@@ -28,9 +28,9 @@ from geventbatch.integrations.django import checks, processors, stop_all
 from geventbatch.stores import DjangoStore
 from geventbatch.stores.django._connections import close_idle
 from geventbatch.testing import ImpureOperation, check_operations
-from tests.stores.test_django_store import open_connections
 from tests.support import answers
 from tests.support.callers import answer_of
+from tests.support.django_accounts import open_connections
 from tests.support.django_project import start
 from tests.support.servers import wait_until
 

@@ -16,7 +16,6 @@ from psycopg.types.range import Range
 
 from geventbatch import LoadFailed
 from tests.stores.test_django_models import MODES, SERVERS, answers_of, processing, tables
-from tests.stores.test_django_store import sent
 from tests.support.callers import answer_of
 
 from tests.support.django_project.bank.shapes import Agent, Client, Mystery, Point, Secret, Wide  # isort: skip - after Django
@@ -25,8 +24,6 @@ from tests.support.django_project.bank.shapes_of_postgres import Series  # isort
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-__all__ = ["sent"]
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

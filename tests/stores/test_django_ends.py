@@ -13,8 +13,8 @@ from gevent.event import Event
 from geventbatch import BatchAborted, Processor, ResourceMissing, current_batch
 from geventbatch._core import process
 from geventbatch.stores import DjangoStore
-from tests.stores.test_django_store import _place, account, deposit, together
 from tests.support.callers import answer_of
+from tests.support.django_accounts import account, account_in, deposit, together
 from tests.support.servers import wait_until
 
 from tests.support.django_project.bank.models import Account, Entry  # isort: skip - after Django is set up
@@ -54,7 +54,7 @@ class Backend:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
+    with account_in(request.param, tmp_path) as alias:
         Entry.objects.using(alias).create(text="taken")
         yield alias
 

@@ -15,8 +15,8 @@ from django.db.models.signals import post_save, pre_delete, pre_save
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import DjangoStore
-from tests.stores.test_django_store import _place, account, deposit
 from tests.support.callers import answer_of
+from tests.support.django_accounts import MARIADB, account, account_in, deposit, opening
 from tests.support.django_project.start import execute
 
 from tests.support.django_project.bank.models import Account, Entry, Purse, Ticket  # isort: skip - after Django is set up
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(params=["sqlite", "postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
+alias = opening("sqlite", "postgresql", MARIADB)
 
 
 def answers_of(alias: str, *operations: Callable[[Any], object], pipeline: bool = True, **options: Any) -> list[Any]:
@@ -157,7 +154,7 @@ def test_a_foreign_key_that_is_looked_at_by_commit_is_the_error_of_its_own_opera
 
 
 def test_what_a_trigger_refuses_is_the_error_of_its_own_operation(tmp_path: Path) -> None:
-    with _place("postgresql", tmp_path) as alias:
+    with account_in("postgresql", tmp_path) as alias:
         execute(
             alias,
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.note = 'bad' THEN "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from django.db import connections
 
-from tests.stores.test_django_store import _place, deposit, postgres, processing, together
-from tests.stores.test_django_transactions import between, entries
+from tests.stores.test_django_transactions import between
+from tests.support.django_accounts import account_in, deposit, entries, opening, processing, together
 from tests.support.django_project.start import execute
 
 if TYPE_CHECKING:
@@ -44,9 +44,12 @@ FUNCTIONS = {
 }
 
 
+postgres = opening("postgresql")
+
+
 @pytest.fixture(params=["postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
 def with_functions(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
+    with account_in(request.param, tmp_path) as alias:
         for function in FUNCTIONS[request.param]:
             execute(alias, function)
         yield alias

@@ -8,21 +8,17 @@ import pytest
 from django.db import connections, transaction
 from django.test import TestCase
 
-from tests.stores.test_django_store import _place, account, deposit, processing, together
 from tests.support.callers import answer_of
+from tests.support.django_accounts import account, deposit, opening, processing, together
 from tests.support.servers import wait_until
 
 from tests.support.django_project.bank.models import Account, Entry, Outcome  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
+alias = opening("sqlite", "postgresql")
 
 
 @pytest.fixture

@@ -11,21 +11,17 @@ from django.db.models import F, prefetch_related_objects
 
 from geventbatch import LoadFailed, Processor, current_batch
 from geventbatch.stores import DjangoStore
-from tests.stores.test_django_store import _place, account, deposit, processing, together
 from tests.support.callers import answer_of
+from tests.support.django_accounts import MARIADB, account, deposit, opening, processing, together
 from tests.support.django_project.start import execute
 
 from tests.support.django_project.bank.models import Account, Card, Entry, Noting, Savings  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Coroutine
 
 
-@pytest.fixture(params=["sqlite", "postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
+alias = opening("sqlite", "postgresql", MARIADB)
 
 
 def between(alias: str, operation: Callable[[Account], object], **options: Any) -> Any:

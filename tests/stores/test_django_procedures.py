@@ -9,9 +9,8 @@ import pytest
 from django.db import connections, transaction
 
 from geventbatch.stores._sql.functions import Functions
-from tests.stores.test_django_store import _place, account, deposit, processing, together
-from tests.stores.test_django_transactions import entries
 from tests.support.callers import answer_of
+from tests.support.django_accounts import account, account_in, deposit, entries, processing, together
 from tests.support.django_project.start import execute
 
 from tests.support.django_project.bank.models import Entry  # isort: skip - after Django is set up
@@ -38,7 +37,7 @@ ENDING = [name for name in PROCEDURES if name != "only_writes"]
 
 @pytest.fixture
 def alias(tmp_path: Path) -> Iterator[str]:
-    with _place("mariadb", tmp_path) as alias:
+    with account_in("mariadb", tmp_path) as alias:
         for name, body in PROCEDURES.items():
             execute(alias, f"CREATE PROCEDURE {name}() BEGIN {body}; END")
         yield alias

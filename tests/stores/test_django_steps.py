@@ -11,8 +11,8 @@ from django.db import DataError, IntegrityError, connections, transaction
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import DjangoStore
-from tests.stores.test_django_store import _place
 from tests.support.callers import answer_of
+from tests.support.django_accounts import account_in
 from tests.support.django_project.start import execute
 
 from tests.support.django_project.bank.models import Account, Entry, Outcome, Ticket  # isort: skip - after Django is set up
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
 def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
+    with account_in(request.param, tmp_path) as alias:
         if request.param == "postgresql":
             execute(alias, "ALTER TABLE bank_account ADD CHECK (note <> 'bad')")
             execute(alias, "ALTER TABLE bank_ticket ADD CHECK (total >= 0)")

@@ -6,14 +6,12 @@ import copy
 import logging
 import pickle
 import re
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.backends.signals import connection_created
-from django.db.backends.utils import CursorWrapper
 from django.db.models import F
 from django.db.models.signals import post_save
 from gevent.event import Event
@@ -21,10 +19,18 @@ from gevent.event import Event
 from geventbatch import BatchTimeout, IdempotencyKeyReused, LoadFailed, Processor, current_batch
 from geventbatch._core import process
 from geventbatch.stores import DjangoStore
-from geventbatch.stores._sql import bounds
 from geventbatch.stores.django import _connections
 from geventbatch.stores.django._connections import close_idle
 from tests.support.callers import answer_of
+from tests.support.django_accounts import (
+    account,
+    account_in,
+    deposit,
+    open_connections,
+    opening,
+    processing,
+    together,
+)
 from tests.support.django_project.start import database, endpoint, options_of, place
 from tests.support.proxy import Proxy
 from tests.support.servers import bound_early, wait_until
@@ -41,64 +47,8 @@ if TYPE_CHECKING:
 SERVERS = ("sqlite", "postgresql")
 
 
-@pytest.fixture(params=SERVERS)
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    with _place("postgresql", tmp_path) as alias:
-        yield alias
-
-
-@contextmanager
-def _place(server: str, directory: Path, **settings: str) -> Iterator[str]:
-    with place(server, directory) as address:
-        options = options_of(address)
-        with database(address, create=False, settings=settings, options=options) as alias:
-            if server == "postgresql":
-                options["application_name"] = alias
-            Account.objects.using(alias).create(name="a", document={"seats": [1, 2]})
-            yield alias
-            close_idle(alias)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All that Django sends from now on."""
-    statements: list[str] = []
-    execute = CursorWrapper._execute  # type: ignore[attr-defined]
-
-    def remember(self: Any, sql: Any, *args: Any) -> Any:
-        statements.extend(bounds.without_prefix(one).removeprefix("WITH written AS (") for one in str(sql).split("; "))
-        return execute(self, sql, *args)
-
-    monkeypatch.setattr(CursorWrapper, "_execute", remember)
-    return statements
-
-
-@contextmanager
-def processing(alias: str, **options: Any) -> Iterator[Processor[Account]]:
-    of_store = {name: options.pop(name, None) for name in ("mode", "idempotency")}
-    store = DjangoStore(Account, by="name", using=alias, **of_store)
-    with Processor(open_resource=store, **{"min_duration": 0, "max_duration": 10, **options}) as processor:
-        yield processor
-
-
-def account(alias: str) -> Account:
-    return Account.objects.using(alias).get(name="a")
-
-
-def deposit(resource: Account, amount: int) -> int:
-    resource.balance += amount
-    return resource.balance
-
-
-def together(processor: Processor[Any], *operations: Callable[[Any], object]) -> list[Any]:
-    callers = [gevent.spawn(answer_of, processor.run, "a", operation) for operation in operations]
-    return [caller.get() for caller in callers]
+alias = opening(*SERVERS)
+postgres = opening("postgresql")
 
 
 # -- what is written ---------------------------------------------------------------------------------------------
@@ -436,15 +386,6 @@ def test_a_factory_must_give_an_instance_with_the_key(alias: str, made: Any) -> 
 
 
 # -- connections -------------------------------------------------------------------------------------------------
-
-
-def open_connections(alias: str) -> int:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND pid <> pg_backend_pid()", [alias]
-        )
-        (count,) = cursor.fetchone() or (0,)
-    return int(count)
 
 
 def make_accounts(alias: str, count: int) -> list[str]:
@@ -957,7 +898,7 @@ def test_without_locks_a_batch_that_writes_only_beside_the_resource_is_noticed_b
         if not told:
             told.append(gevent.spawn(other.run, key, operation, lambda: None).get())
 
-    with _place(server, tmp_path) as alias:
+    with account_in(server, tmp_path) as alias:
         Ticket.objects.using(alias).create(number=1)
         Entry.objects.using(alias).create(text="")
         ours, theirs = (DjangoStore(using=alias, mode="version", **options) for _ in range(2))

@@ -12,31 +12,19 @@ from django.db import DatabaseError, connections, transaction
 from django.db.transaction import TransactionManagementError
 from gevent.event import Event
 
-from tests.stores.test_django_store import _place, account, deposit, processing, together
 from tests.support.callers import answer_of
+from tests.support.django_accounts import MARIADB, account, account_in, deposit, entries, opening, processing, together
 from tests.support.django_project.start import database
 
 from tests.support.django_project.bank.models import Account, Entry, Outcome  # isort: skip - after Django is set up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 
-@pytest.fixture(params=["sqlite", "postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    with _place("postgresql", tmp_path) as alias:
-        yield alias
-
-
-def entries(alias: str) -> list[str]:
-    return [*Entry.objects.using(alias).order_by("id").values_list("text", flat=True)]
+alias = opening("sqlite", "postgresql", MARIADB)
+postgres = opening("postgresql")
 
 
 def between(alias: str, operation: Callable[[Account], object], **options: Any) -> list[Any]:
@@ -156,7 +144,7 @@ def test_rows_that_are_copied_by_an_operation_that_raised_are_not_committed(post
 
 @pytest.mark.mariadb
 def test_what_a_procedure_wrote_for_an_operation_that_raised_is_not_committed(tmp_path: Path) -> None:
-    with _place("mariadb", tmp_path) as alias:
+    with account_in("mariadb", tmp_path) as alias:
         send(alias, "CREATE PROCEDURE write_entry() INSERT INTO bank_entry (text) VALUES ('of a procedure')")
 
         def call(resource: Account) -> None:
@@ -302,7 +290,7 @@ def roll_back_below(alias: str) -> None:
 def test_what_the_drivers_own_connection_ends_is_not_taken_for_saved(
     tmp_path: Path, *, server: str, goes_on: bool
 ) -> None:
-    with _place(server, tmp_path) as alias:
+    with account_in(server, tmp_path) as alias:
         for end in (roll_back_below, commit_below):
 
             def change(resource: Account, end: Callable[[str], None] = end) -> None:
@@ -380,7 +368,7 @@ def test_a_block_of_ones_own_may_be_marked_for_rollback(alias: str) -> None:
 
 @pytest.mark.mariadb
 def test_a_statement_that_makes_mysql_commit_is_refused_to_its_own_operation(tmp_path: Path) -> None:
-    with _place("mariadb", tmp_path) as alias:
+    with account_in("mariadb", tmp_path) as alias:
         error = between(alias, lambda _: send(alias, "CREATE TABLE beside (n int)"))[1]
         assert isinstance(error, RuntimeError)
         assert "makes MySQL commit" in str(error)
@@ -423,7 +411,7 @@ def test_a_statement_composed_by_psycopg_is_looked_at_too(postgres: str) -> None
 
 
 def test_a_pragma_that_sets_something_is_refused_by_name(tmp_path: Path) -> None:
-    with _place("sqlite", tmp_path) as alias:
+    with account_in("sqlite", tmp_path) as alias:
         assert isinstance(between(alias, lambda _: send(alias, "PRAGMA foreign_keys = OFF"))[1], RuntimeError)
 
 
@@ -482,7 +470,7 @@ def test_a_write_to_another_database_is_refused_to_its_own_operation_and_a_read_
     tmp_path: Path, batching: bool
 ) -> None:
     with (
-        _place("sqlite", tmp_path) as alias,
+        account_in("sqlite", tmp_path) as alias,
         database(f"sqlite:///{tmp_path / 'other.sqlite'}") as other,
     ):
 
@@ -517,7 +505,7 @@ def make(alias: str, *names: str) -> None:
 def test_a_transaction_that_mysql_has_ended_is_replayed_though_the_operation_swallowed_it(
     tmp_path: Path, in_a_block: bool
 ) -> None:
-    with _place("mariadb", tmp_path) as alias:
+    with account_in("mariadb", tmp_path) as alias:
         make(alias, "b", "c")
         started: list[gevent.Greenlet[..., Any]] = []
         held = Event()

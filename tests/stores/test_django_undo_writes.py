@@ -14,9 +14,8 @@ from django.db.backends.utils import CursorWrapper
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 from geventbatch.stores._sql import bounds
-from tests.stores.test_django_store import _place
-from tests.stores.test_django_store import sent as sent  # noqa: PLC0414 - a fixture
 from tests.support.callers import answer_of
+from tests.support.django_accounts import MARIADB, account_in, opening
 from tests.support.django_project.start import execute
 from tests.support.servers import wait_until
 
@@ -31,16 +30,8 @@ class Refused(Exception):
     pass
 
 
-@pytest.fixture(params=["postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
-
-
-@pytest.fixture(params=["sqlite", "postgresql", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with _place(request.param, tmp_path) as alias:
-        yield alias
+alias = opening("postgresql", MARIADB)
+anywhere = opening("sqlite", "postgresql", MARIADB)
 
 
 def run_all(alias: str, operations: Sequence[Callable[[Any], object]], **options: Any) -> tuple[list[Any], int]:
@@ -142,7 +133,7 @@ def test_on_sqlite_other_writers_are_not_kept_out_before_an_operation_writes(tmp
         finally:
             connections[alias].close()
 
-    with _place("sqlite", tmp_path) as alias:
+    with account_in("sqlite", tmp_path) as alias:
         answers, loads = run_all(alias, [add, read_and_raise, write_elsewhere, write_and_raise, add])
         check(alias, [*answers[:2], *answers[3:]], [1, Refused, Refused, 2])
         assert (texts(alias), loads) == (["beside 1", "beside 2"], 2)
@@ -178,7 +169,7 @@ def _failure(answer: object) -> object:
 
 @pytest.mark.parametrize("pipeline", [True, False])
 def test_only_operations_that_send_something_cost_statements(tmp_path: Path, sent: list[str], pipeline: bool) -> None:
-    with _place("postgresql", tmp_path) as alias:
+    with account_in("postgresql", tmp_path) as alias:
         operations = [write_and_raise, add, add, raise_only, add, write("1"), raise_only, read_and_raise, add]
         answers, loads = run_all(alias, operations, pipeline=pipeline)
         check(alias, answers, [Refused, 1, 2, Refused, 3, 4, Refused, Refused, 5])
@@ -201,7 +192,7 @@ def test_a_savepoint_goes_in_the_message_of_the_first_statement(
         return execute(self, sql, *args)
 
     monkeypatch.setattr(CursorWrapper, "_execute", remember)
-    with _place("postgresql", tmp_path) as alias:
+    with account_in("postgresql", tmp_path) as alias:
         run_all(alias, [write_and_raise, add, write("1"), read_and_raise])
     taken = [one for one in messages if "SAVEPOINT" in one and "ROLLBACK" not in one]
     assert ["INSERT" in one or "SELECT" in one for one in taken] == [True, True]
@@ -364,7 +355,7 @@ def test_a_batch_whose_row_was_changed_by_somebody_else_applies_those_again_that
             raise Refused
         return int(resource.balance)
 
-    with _place("postgresql", tmp_path) as alias:
+    with account_in("postgresql", tmp_path) as alias:
         operations = [add, refuse_the_poor, change_elsewhere, refuse_the_poor, add]
         answers, _ = run_all(alias, operations, mode="version")
         assert answers == [101, 51, 52, 2, 3]

@@ -135,11 +135,7 @@ class Columns(PostgresBase):
 
 
 opened_bed = opening(Base)
-
-
 opened_comparing = opening(Base, COMPARING)
-
-
 opened_postgres = opening(PostgresBase, ON_POSTGRES)
 
 
