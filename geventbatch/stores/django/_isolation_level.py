@@ -20,7 +20,7 @@ def leave() -> None:
 
 
 def read_committed(connection: Any) -> Callable[[], object]:
-    """Make the next transaction READ COMMITTED; return the function that undoes it. Switches: at a new connection to MySQL."""
+    """Make the next transaction READ COMMITTED; return what undoes it. Switches: at a new connection to MySQL."""
     if connection.vendor == "postgresql":
         return _of_driver(connection.connection)
     if connection.vendor == "mysql":
