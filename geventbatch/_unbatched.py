@@ -61,7 +61,7 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
             log.failed(dispatcher.options.name, batch.failure, 1)
         batch.let_go()
         dispatcher.leave_alone(batch)
-    if batch.epoch != process.here.epoch:
+    if batch.dispatcher.epoch != process.here.epoch:
         process.park()
     if start is not None and start.is_late():  # even if the load has turned the Timeout into another error
         raise OperationCancelled(not_started(key, start.seconds))

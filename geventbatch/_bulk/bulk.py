@@ -10,6 +10,7 @@ since a pause (guarantee 10) moves it.
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 from geventbatch._bulk.round import Round
@@ -35,8 +36,9 @@ class Bulk:
         # -- mutable state ---------------------------------------------------------------------------------
         self._batches = batches
         self._attempts: dict[Attempt, None] = {}  # of these batches
+        context = Context()  # until a round has one
         for batch in batches:
-            attempt = Attempt(batch, alarm, now)
+            attempt = Attempt(batch, alarm, now, context)
             attempt.mates = self._attempts
             self._attempts[attempt] = None
         self._lead = next(iter(self._attempts))
@@ -53,9 +55,9 @@ class Bulk:
                 earliest, attempts = self._rounds.pop()
                 first, before = attempts[0], attempts[0].now
                 self.follow(first)
-                if first.attempts:
+                if first.batch.attempts:
                     first.aside += first.now - before
-                if not self._lead.attempts or self._wait_until(earliest):
+                if not self._lead.batch.attempts or self._wait_until(earliest):
                     Round(self, attempts).run()
                 self._free_ended()
         except BaseException as error:  # thrown into a wait of our own: a kill, or a Timeout that is not the bulk's
@@ -93,6 +95,8 @@ class Bulk:
         """Free the batches whose outcomes are fixed. Switches: yes, in pauses. After a kill, `Worker` does it."""
         if self._rounds:  # the alarm must not watch an attempt that was freed
             self.follow(self._rounds[-1][1][0])
+        else:
+            self._alarm.attempt = None
         ended = [attempt for attempt in self._attempts if attempt.batch.ended]
         for attempt in ended:
             now = _clock.monotonic()
@@ -100,7 +104,6 @@ class Bulk:
                 self._lead.pause()
             if attempt.spent:
                 self._unfit = attempt
-            self._alarm.forget(attempt)
             del self._attempts[attempt], self._batches[attempt.batch]
             free(attempt.batch)
 

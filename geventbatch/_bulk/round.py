@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from geventbatch._bulk.bulk import Bulk
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.batch import Batch
-    from geventbatch.errors import Phase
 
 
 class Round:
@@ -66,31 +65,21 @@ class Round:
         self._reason = NothingToSave()  # the error of a broken operation refers to this frame: no cycle
         self._bulk.again([one for one in self._again if not one.batch.ended], self._seconds)
 
-    @staticmethod
-    def _begin(phase: Phase, attempts: list[Attempt]) -> float:
-        """Put *attempts* into *phase*, with time and deadline of the first one, which leads. Return the time."""
-        first = attempts[0]
-        first.turn = get_hub().loop.iteration
-        now, deadline = first.now, first.deadline
-        for attempt in attempts:
-            attempt.phase = phase
-            attempt.now = now
-            attempt.deadline = deadline
-        return now
-
     # -- load ---------------------------------------------------------------------------------------------
 
     def _load(self) -> bool:
         """Enter the scope. Return False if that raised, so that no resource was loaded."""
         first = self._attempts[0]
+        first.turn = get_hub().loop.iteration
+        begun, deadline = first.now, first.deadline
         for attempt in self._attempts:
-            if attempt.attempts:
-                attempt.aside += first.now - attempt.now
-        begun = self._begin("load", self._attempts)
-        for attempt in self._attempts:
-            if attempt.attempts:
+            if attempt.batch.attempts:
+                attempt.aside += begun - attempt.now
                 attempt.begin_again()
-            attempt.attempts += 1
+            attempt.batch.attempts += 1
+            attempt.phase = "load"
+            attempt.now = begun
+            attempt.deadline = deadline
             attempt.bulk = self._shown
             attempt.context = self._context
         open_resources: Any = first.dispatcher.options.open_resources
@@ -218,7 +207,13 @@ class Round:
         if not attempts or attempts[0].over():
             self._leave_for(TimeoutError("the deadline of the bulk has passed") if attempts else self._reason)
             return
-        begun = self._begin("save", attempts)
+        first = attempts[0]
+        first.turn = get_hub().loop.iteration
+        begun, deadline = first.now, first.deadline
+        for attempt in attempts:
+            attempt.phase = "save"
+            attempt.now = begun
+            attempt.deadline = deadline
         raised: BaseException | None = None
         try:
             self._context.run(self._leave, None, None, None)

@@ -37,7 +37,7 @@ def has_news(attempt: Attempt) -> bool:
 
 def apply(attempt: Attempt, resource: Any, slice_end: float) -> None:
     """Apply the operations in order, and those that arrive while the window is open."""
-    if attempt.attempts > 1 and not _prepare(attempt, resource):
+    if attempt.batch.attempts > 1 and not _prepare(attempt, resource):
         return
     if attempt.parts:
         _apply_all(attempt, attempt.parts[-1], resource, slice_end)
@@ -84,7 +84,7 @@ def _apply_all(  # noqa: C901, PLR0912 - the hot path stays in one piece
     attempt: Attempt, operations: list[Operation[Any]], resource: Any, due: float
 ) -> bool:
     """Apply each of *operations* once; from *due* on read the clock. Return False if the attempt ends here."""
-    monotonic, plain, epoch = _clock.monotonic, _PLAIN, attempt.batch.epoch
+    monotonic, plain, epoch = _clock.monotonic, _PLAIN, attempt.dispatcher.epoch
     if attempt.steps is not None:
         if not attempt.steps.look_for(attempt, operations):
             return False

@@ -54,10 +54,8 @@ class Attempt:
     __slots__ = (
         "after",
         "alarm",
-        "alone",
         "aside",
         "asked",
-        "attempts",
         "batch",
         "broken",
         "bulk",
@@ -99,8 +97,8 @@ class Attempt:
     scope: Any  # the resource scope that `open_resource` returned
     saved: Any  # its hook to call after the save; unset for a load and save pair
     completed: int  # operations that returned
-    rows_added: list[tuple[int, object]]  # operations that had returned by then (-1 in the load), and the row
-    outcomes: dict[str, str]  # by idempotency key, for the store to record with the save (see `once`)
+    rows_added: list[tuple[int, object]] | None  # operations that had returned by then (-1 in the load), and the row
+    outcomes: dict[str, str] | None  # by idempotency key, for the store to record with the save (see `once`)
     deleted: bool  # the last operation that returned deletes the resource
     cut_off: bool  # later operations are applied to the next load's resource, as also after such a deletion
     must_look: bool  # after the operation at hand `look` is called: the batch has ended, or there is something to do
@@ -111,12 +109,11 @@ class Attempt:
     # -- mutable state: over all attempts of the batch -----------------------------------------------------
     phase: Phase | Literal["replay"]  # "replay" is the wait before one
     context: Context  # of its loads and saves (guarantee 11)
-    attempts: int
     conflicts: int
     conflict: Conflict | None  # the reason of the replay that it waits for
     conflict_of_load: bool  # the last conflict came from a load, not a save; unset before the first conflict
     rejections: int  # operations or saves that the store refused
-    parts: list[list[Operation[Any]]]  # the parts that are not settled, the last one first (see `halving`)
+    parts: list[list[Operation[Any]]] | None  # the parts that are not settled, the last one first (see `halving`)
     stepwise: bool  # attempts are judged step by step, where the scope can
     asked: list[Operation[Any]] | None  # operations that raised, whose idempotency keys the store must be asked for
     undo: Undo | None  # set once an operation that raised had to be undone
@@ -136,24 +133,21 @@ class Attempt:
     outer: Attempt | None  # the attempt (of another processor) that this one runs inside
     mates: dict[Attempt, None] | None  # the attempts of its bulk, itself included: they share its deadline
 
-    def __init__(self, batch: Batch, alarm: Alarm | None, now: float) -> None:
+    def __init__(self, batch: Batch, alarm: Alarm | None, now: float, context: Context | None = None) -> None:
         """Begin to run *batch* at *now*, watched by *alarm*; *alarm* is None in a thread without a hub."""
         dispatcher = batch.dispatcher
         self.batch = batch
         self.dispatcher = dispatcher
-        self.alone = batch.key_queue is None
         self.alarm = alarm
-        self.context = Context()
+        self.context = Context() if context is None else context
         self.started = self.now = now
         self.deadline = now + dispatcher.options.max_duration
         # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.must_look = False
-        self.completed = self.attempts = self.conflicts = self.rejections = 0
-        self.rows_added = []
-        self.outcomes = {}
-        self.parts = []
+        self.completed = self.conflicts = self.rejections = 0
+        self.rows_added = self.outcomes = self.parts = None
         self.phase = "load"
         self.turn = -1
         self.load_duration = self.save_duration = self.aside = 0.0
@@ -161,15 +155,28 @@ class Attempt:
 
     # -- called by operations and scopes ------------------------------------------------------------------
 
+    @property
+    def alone(self) -> bool:
+        """Whether its caller runs it, in a greenlet or thread of its own."""
+        return self.batch.key_queue is None
+
     def remaining(self) -> float:
         """Return the seconds until the deadline. Switches: no."""
         return self.deadline - (_clock.monotonic() if self.paused_at is None else self.paused_at)
 
     def add_row(self, row: object) -> None:
         """Keep *row* for the save to insert."""
+        if self.rows_added is None:
+            self.rows_added = []
         self.rows_added.append((-1 if self.phase == "load" else self.completed, row))
         if self.phase == "operations":
             self.must_look = True  # so that it is copied when the operation has returned
+
+    def record(self, idempotency_key: str, outcome: str) -> None:
+        """Keep *outcome* for the save to record."""
+        if self.outcomes is None:
+            self.outcomes = {}
+        self.outcomes[idempotency_key] = outcome
 
     def delete(self) -> None:
         """Mark the resource to be deleted with the save."""
@@ -190,8 +197,7 @@ class Attempt:
         self.broken = self.verdict = self.steps = self.conflict = None
         self.deleted = self.doubted = self.cut_off = False
         self.must_look = self.batch.ended
-        self.rows_added = []
-        self.outcomes = {}
+        self.rows_added = self.outcomes = None
 
     def forget_operation(self) -> None:
         """Drop the rows, the deletion and the marks of the operation at hand, which has raised."""
@@ -204,7 +210,7 @@ class Attempt:
 
     def over(self) -> bool:
         """Return whether the outcome was fixed while a user's function ran. In a child of a fork, never return."""
-        if self.batch.epoch != here.epoch:
+        if self.dispatcher.epoch != here.epoch:
             process.park()
         return self.batch.ended
 
@@ -249,7 +255,7 @@ class Attempt:
         """Run the batch in the current greenlet, until its code has returned. Raise what ends the greenlet."""
         alarm = self.alarm
         current = gevent.getcurrent() if alarm is None else alarm.greenlet
-        if self.alone:  # a worker's greenlet is never inside another attempt
+        if self.batch.key_queue is None:  # a worker's greenlet is never inside another attempt
             self.outer = running.get(current)
         else:
             self.turn = here.hub.loop.iteration
@@ -259,7 +265,7 @@ class Attempt:
             if not alarm.armed:
                 alarm.arm()
         try:
-            if self.batch.epoch != here.epoch:
+            if self.dispatcher.epoch != here.epoch:
                 self.over()
             while self._try(slice_end) and take_breath(self, slice_end):
                 pass
@@ -289,7 +295,7 @@ class Attempt:
                     if self.alone and isinstance(error, gevent.Timeout):
                         raise  # it counts as the caller's own
                     log.error("after the batch of key %s was saved and answered", self.batch.key, error=error)
-                if self.batch.epoch != here.epoch:
+                if self.dispatcher.epoch != here.epoch:
                     process.park()
         finally:
             if self.outer is None:
@@ -309,7 +315,7 @@ class Attempt:
                 self.expire()
             batch.loaded = True
             self.phase = "operations"
-            if batch.ended or batch.epoch != here.epoch:
+            if batch.ended or self.dispatcher.epoch != here.epoch:
                 self.over()
             else:
                 apply(self, resource, slice_end)
@@ -378,9 +384,9 @@ class Attempt:
 
     def _load(self) -> tuple[_Exit | None, Any]:
         """Enter the scope. Return its exit and the resource; or None and the `Conflict`, if loading raised one."""
-        if self.attempts:
+        if self.batch.attempts:
             self.begin_again()
-        self.attempts += 1
+        self.batch.attempts += 1
         begun, dispatcher = self.now, self.dispatcher
         scope: Any = NOT_OPENED
         try:
@@ -434,7 +440,7 @@ class Attempt:
             finally:
                 del raised  # its traceback refers to this frame: no cycle
         batch = self.batch
-        if batch.epoch != here.epoch:
+        if self.dispatcher.epoch != here.epoch:
             self.over()
         if self.dispatcher.pair is None and callable(self.saved):
             self.after = [*(self.after or ()), self.saved]

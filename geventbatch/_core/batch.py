@@ -45,12 +45,12 @@ class Batch:
 
     __slots__ = (
         "attempt",
+        "attempts",
         "behind",
         "bell",
         "closed",
         "dispatcher",
         "ended",
-        "epoch",
         "failure",
         "key",
         "key_queue",
@@ -60,7 +60,6 @@ class Batch:
         "operations",
         "reads",
         "size",
-        "tried",
         "waiting",
         "waiting_at_close",
         "window_end",
@@ -68,7 +67,7 @@ class Batch:
 
     # -- mutable state -------------------------------------------------------------------------------------
     attempt: Attempt | None  # set while it runs: from its start until `let_go`
-    tried: int  # its loads; set by `let_go`
+    attempts: int  # the number of its loads
     behind: Batch | None  # the next batch of its key queue
     waiting: int  # callers that are still there
     size: int  # operations that may have to be applied
@@ -94,14 +93,13 @@ class Batch:
         self.opened = opened
         self.key = key
         self.key_queue = key_queue
-        self.epoch = dispatcher.epoch
         self.window_end = window_end
         self.operations: list[Operation[Any]] = []  # in the order they came
         # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
         self.attempt = self.behind = self.failure = self.bell = None
         self.ended = self.loaded = False
         self.open = True
-        self.waiting = self.size = self.reads = self.tried = 0
+        self.waiting = self.size = self.reads = self.attempts = 0
 
     def __repr__(self) -> str:
         """Sum up its state on one line."""
@@ -139,7 +137,7 @@ class Batch:
     @property
     def rows(self) -> list[object]:
         """The rows that were added for the save, in the order of the operations."""
-        return [] if self.attempt is None else [row for _, row in self.attempt.rows_added]
+        return [] if self.attempt is None else [row for _, row in self.attempt.rows_added or ()]
 
     def delete(self) -> None:
         """Let the store delete the resource, when the operation has returned."""
@@ -162,7 +160,7 @@ class Batch:
     @property
     def outcomes(self) -> dict[str, str]:
         """Outcomes as text, by idempotency key, for the store to record with the save (see `once`)."""
-        return {} if self.attempt is None else self.attempt.outcomes
+        return {} if self.attempt is None else self.attempt.outcomes or {}
 
     @property
     def bulk(self) -> dict[Any, Batch]:
@@ -182,8 +180,6 @@ class Batch:
     def let_go(self) -> Attempt | None:
         """Drop its attempt, with which the greenlet is finished, and return it: else the two would form a cycle."""
         attempt, self.attempt = self.attempt, None
-        if attempt is not None:
-            self.tried = attempt.attempts
         return attempt
 
     # -- for our own stores and watchers ------------------------------------------------------------------
@@ -192,11 +188,6 @@ class Batch:
     def phase(self) -> Phase | Literal["queued", "replay"]:
         """The phase that it is in; 'replay' is the wait before a replay."""
         return "queued" if self.attempt is None else self.attempt.phase
-
-    @property
-    def attempts(self) -> int:
-        """The number of its loads."""
-        return self.tried if self.attempt is None else self.attempt.attempts
 
     @property
     def conflicts(self) -> int:
@@ -243,8 +234,12 @@ class Batch:
     def add(self, operation: Operation[Any]) -> None:
         """Append *operation*, and give it a group for its caller to wait for."""
         operations = self.operations
-        operation.group = operations[-1].group if len(operations) % WIDTH else AsyncResult()
-        operations.append(operation)
+        if operations:
+            operation.group = operations[-1].group if len(operations) % WIDTH else AsyncResult()
+            operations.append(operation)
+        else:  # most have one alone: a list of it is smaller than one that it was appended to
+            operation.group = AsyncResult()
+            self.operations = [operation]
         self.waiting += 1
         self.size += 1
         most = self.dispatcher.max_batch_size
@@ -325,7 +320,7 @@ class Batch:
         if failure is not None and self.key_queue is not None:  # `run_alone` does it for an unbatched one
             log.failed(dispatcher.options.name, failure, waiting)
         counts = dispatcher.counts
-        if attempt is not None and attempt.attempts:
+        if attempt is not None and self.attempts:
             counts.batches += 1
             if failure is not None:
                 counts.failed_batches += 1

@@ -68,7 +68,7 @@ def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any]
         return
     turn = here.hub.loop.iteration
     dispatcher = attempt.dispatcher
-    if seconds > dispatcher.long and attempt.batch.epoch == here.epoch:
+    if seconds > dispatcher.long and attempt.dispatcher.epoch == here.epoch:
         if turn == attempt.turn >= 0 and seconds > dispatcher.blocking:  # gevent's libuv loop does not count its turns
             log.blocked(
                 attempt.batch, doing, dispatcher.doing(doing) if operation is None else operation.callable, seconds

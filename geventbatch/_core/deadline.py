@@ -49,11 +49,6 @@ class Alarm:
         self.attempt = None
         self.timeout.timer.ref = self.armed = False
 
-    def forget(self, attempt: Attempt) -> None:
-        """Watch *attempt* no more: its code has returned. By now another attempt of its bulk may lead."""
-        if self.attempt is attempt:
-            self.attempt = None
-
     def close(self) -> None:
         """Close the timer."""
         self.timeout.close()
@@ -62,7 +57,7 @@ class Alarm:
     def ring(self, previous: Any, ex: Any) -> None:
         """End the batch, if its deadline has come. The timer calls this in the hub, wherever the greenlet waits."""
         attempt = self.attempt
-        if attempt is None or attempt.batch.epoch != here.epoch:
+        if attempt is None or attempt.dispatcher.epoch != here.epoch:
             self.armed = False
             return
         left = attempt.remaining()

@@ -172,7 +172,7 @@ class Dispatcher:
                     refuse_key(key)
                 shard = self._shard(key)
             elif self.key_queues.get(hashed) is front:
-                self.key_queues[hashed] = key_queue = KeyQueue(self, key, hashed, shard, front)
+                self.key_queues[hashed] = key_queue = KeyQueue(key, hashed, shard, front)
                 return key_queue
 
     def _shard(self, key: Hashable) -> Shard:

@@ -52,7 +52,7 @@ def cut_after(attempt: Attempt, last: Operation[Any]) -> None:
     part = current_part(attempt)
     behind = part.index(last) + 1
     if behind < len(part):
-        attempt.parts[-1:] = [part[behind:], part[:behind]]
+        _divide(attempt, part, behind)
 
 
 def cut_before(attempt: Attempt, first: Operation[Any]) -> bool:
@@ -62,8 +62,13 @@ def cut_before(attempt: Attempt, first: Operation[Any]) -> bool:
     if not any(operation.state == STARTED and operation.error is None for operation in part[:behind]):
         return False
     attempt.batch.close()
-    attempt.parts[-1:] = [part[behind:], part[:behind]]
+    _divide(attempt, part, behind)
     return True
+
+
+def _divide(attempt: Attempt, part: list[Operation[Any]], place: int) -> None:
+    """Divide *part*, the one at hand, at *place*: its beginning is the part at hand from now on."""
+    attempt.parts = [*(attempt.parts or ())[:-1], part[place:], part[:place]]
 
 
 def split(attempt: Attempt, error: Rejected) -> bool:
@@ -90,7 +95,7 @@ def split(attempt: Attempt, error: Rejected) -> bool:
             return settle(attempt)
     else:
         half = part.index(suspects[len(suspects) // 2])
-        attempt.parts[-1:] = [part[half:], part[:half]]
+        _divide(attempt, part, half)
     attempt.phase = "load"
     return True
 

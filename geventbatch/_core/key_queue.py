@@ -10,20 +10,16 @@ from geventbatch._core.clock import clock as _clock
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-    from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.shard import Shard
 
 
 class KeyQueue:
     """One key that has live batches. No method switches greenlets."""
 
-    __slots__ = ("beside", "dispatcher", "first", "hashed", "key", "last", "retired", "shard")
+    __slots__ = ("beside", "first", "hashed", "key", "last", "retired", "shard")
 
-    def __init__(
-        self, dispatcher: Dispatcher, key: Hashable, hashed: object, shard: Shard, beside: KeyQueue | None
-    ) -> None:
+    def __init__(self, key: Hashable, hashed: object, shard: Shard, beside: KeyQueue | None) -> None:
         """Start without a batch; *beside* is the next key queue whose key has the same hash."""
-        self.dispatcher = dispatcher
         self.key = key
         self.hashed = hashed
         self.shard = shard
@@ -47,7 +43,7 @@ class KeyQueue:
             if not last.loaded or _clock.monotonic() < last.window_end:
                 return last
             last.close()
-        dispatcher = self.dispatcher
+        dispatcher = self.shard.dispatcher
         window = dispatcher.options.min_duration
         now = _clock.monotonic()
         batch = Batch(dispatcher, self.key, now, self, now + window if window else 0.0)
@@ -68,12 +64,12 @@ class KeyQueue:
         if self.first is not None:
             self.first.behind = None
         self.last = self.first
-        self.dispatcher.live -= len(behind)
+        self.shard.dispatcher.live -= len(behind)
         return behind
 
     def finish(self) -> None:
         """Free the key for the next batch: the code of the first one has returned."""
-        dispatcher = self.dispatcher
+        dispatcher = self.shard.dispatcher
         self.first = batch = self.first and self.first.behind
         dispatcher.live -= 1
         if batch is None:

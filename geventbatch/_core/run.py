@@ -110,7 +110,7 @@ class BaseProcessor:
         except BaseException:
             batch.withdraw(admitted)
             raise
-        if batch.epoch != here.epoch:
+        if dispatcher.epoch != here.epoch:
             process.park()
         if batch.failure is None and admitted.error is None:
             return admitted.value
@@ -136,7 +136,7 @@ def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult
     # Check `ready()` before the second wait. If the result is already set, gevent queues a new waiter behind those not
     # yet notified, and loses it if the last of those is killed or times out at that moment.
     group.wait(seconds)
-    if operation.state == WAITING and not batch.ended and batch.epoch == here.epoch:
+    if operation.state == WAITING and not batch.ended and batch.dispatcher.epoch == here.epoch:
         batch.withdraw(operation)
         raise OperationCancelled(not_started(batch.key, seconds))
     if not group.ready():

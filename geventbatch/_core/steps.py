@@ -60,14 +60,14 @@ class Steps:
         refused = self._do(attempt, self._scope.keep)
         if refused is not None:
             return isinstance(refused, Rejected) and self.refuse(attempt, operation, refused)
-        self._recorded = len(attempt.outcomes)
+        self._recorded = len(attempt.outcomes or ())
         return not attempt.over()
 
     def refuse(self, attempt: Attempt, operation: Operation[Any], refused: Rejected) -> bool:
         """Undo *operation* though it returned, since the store has *refused* it. False: as above."""
         attempt.completed -= 1
         attempt.forget_operation()
-        while len(attempt.outcomes) > self._recorded:
+        while attempt.outcomes and len(attempt.outcomes) > self._recorded:
             attempt.outcomes.popitem()
         operation.value = None
         operation.error = rejected(refused)
@@ -82,7 +82,7 @@ class Steps:
         attempt.doubted = False
         failed = self._do(attempt, self._undo, ends=False)
         if failed is None:
-            self._recorded = len(attempt.outcomes)
+            self._recorded = len(attempt.outcomes or ())
             return not attempt.over()
         if not isinstance(failed, Conflict):
             operation.state = SETTLED

@@ -171,7 +171,7 @@ class Undo:
         found = UNDONE
         while found == UNDONE:
             why = self._restore(attempt)
-            if attempt.batch.ended or attempt.batch.epoch != here.epoch:
+            if attempt.batch.ended or attempt.dispatcher.epoch != here.epoch:
                 return attempt.over()
             if why is not None:
                 return not self._is_last_and_only(attempt) and self._load_again(attempt, operation, error, why)
@@ -301,7 +301,7 @@ class Undo:
                 self._repeated += place + 1
                 return self._raised_again(attempt, place, error)
             attempt.completed += 1
-            if (attempt.must_look or attempt.batch.epoch != here.epoch) and look(attempt, one):
+            if (attempt.must_look or attempt.dispatcher.epoch != here.epoch) and look(attempt, one):
                 return ENDS
             now = monotonic()
             if now < due:
@@ -376,7 +376,7 @@ class Undo:
             self._see(attempt, error)
             self._copy_takes = inf
             return False
-        self._completed, self._recorded = attempt.completed, len(attempt.outcomes)
+        self._completed, self._recorded = attempt.completed, len(attempt.outcomes or ())
         self._given = False
         self._since = []
         self._repeating = 0.0

@@ -107,7 +107,7 @@ def look(attempt: Attempt, operation: Operation[Any]) -> bool:
 
 def _keep_rows(attempt: Attempt) -> None:
     """Copy the rows that the operation at hand has added: a dict in them may be a part of the resource too."""
-    rows, mark = attempt.rows_added, attempt.completed - 1
+    rows, mark = attempt.rows_added or [], attempt.completed - 1
     place = len(rows) - 1
     while place >= 0 and rows[place][0] == mark:
         with suppress(RecursionError):  # a row nested so deep is inserted as it is at the save

@@ -91,9 +91,8 @@ class Once:
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Apply the operation and keep its outcome. If this attempt has an outcome of the same key, return that."""
         attempt = process.running[getcurrent()]
-        outcomes = attempt.outcomes
-        if self.key in outcomes:
-            return self._again(attempt, outcomes[self.key])
+        if attempt.outcomes and self.key in attempt.outcomes:
+            return self._again(attempt, attempt.outcomes[self.key])
         try:
             value = self.operation(resource, *args)
         except attempt.dispatcher.options.recorded_errors as error:
@@ -104,11 +103,11 @@ class Once:
                 raise self._not_plain(
                     attempt.batch.key, f"raised {shown(error)}, which", why, instead
                 ) from error.with_traceback(None)
-            outcomes[self.key] = f"{self.fingerprint}{_ERROR}{text}"
+            attempt.record(self.key, f"{self.fingerprint}{_ERROR}{text}")
             del attempt  # the traceback of the error refers to this frame: no cycle
             raise
         try:
-            outcomes[self.key] = f"{self.fingerprint}{_VALUE}{encode(value)}"
+            attempt.record(self.key, f"{self.fingerprint}{_VALUE}{encode(value)}")
         except Exception as error:  # any: a property of the value may raise
             refuse_unfinished(attempt.batch.key, self.operation, value)
             raise self._not_plain(
@@ -180,14 +179,16 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
 def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
     """Return whether the error of *operation* is recorded with the save. True if it has no key."""
     once = once_of(operation)
-    return once is None or (once.key in attempt.outcomes and attempt.outcomes[once.key][_PRINT] == _ERROR)
+    outcomes = attempt.outcomes or {}
+    return once is None or (once.key in outcomes and outcomes[once.key][_PRINT] == _ERROR)
 
 
 def forget(attempt: Attempt, recorded: int) -> None:
     """Forget the outcomes of operations that have returned, but keep the first *recorded* ones."""
-    for key in [*islice(attempt.outcomes, recorded, None)]:
-        if attempt.outcomes[key][_PRINT] == _VALUE:
-            del attempt.outcomes[key]
+    outcomes = attempt.outcomes or {}
+    for key in [*islice(outcomes, recorded, None)]:
+        if outcomes[key][_PRINT] == _VALUE:
+            del outcomes[key]
 
 
 def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: Mapping[str, str]) -> bool:
@@ -250,10 +251,10 @@ def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
             continue
-        if is_a(error, kinds) and once.key not in attempt.outcomes and not attempt.over():
+        if is_a(error, kinds) and once.key not in (attempt.outcomes or ()) and not attempt.over():
             with suppress(Exception):  # it was recorded once, when it was raised
                 text = encode_error(error, kinds)
-                attempt.outcomes[once.key] = f"{once.fingerprint}{_ERROR}{text}"
+                attempt.record(once.key, f"{once.fingerprint}{_ERROR}{text}")
 
 
 # -- at the door --------------------------------------------------------------------------------------------

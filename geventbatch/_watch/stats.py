@@ -110,7 +110,7 @@ def live_batch(batch: Batch) -> LiveBatch:
         overdue=batch.ended,
         waiting=1 if batch.key_queue is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
-        attempts=0 if attempt is None else attempt.attempts,
+        attempts=batch.attempts,
         stack=() if attempt is None else stack_of(attempt),
     )
 

@@ -49,7 +49,7 @@ def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:
         load_duration=load_duration,
         save_duration=save_duration,
         total_duration=total_duration,
-        attempts=attempt.attempts,
+        attempts=batch.attempts,
         error=error,
         queue_wait=attempt.started - batch.opened,
         window=batch.closed - batch.opened,
