@@ -202,18 +202,10 @@ class Guard(StatementGuard):
     def _misdeed(self, what: str, instead: str) -> Rejected:
         return _rejected(RuntimeError(f"an operation on {shown(self.key)} {what}: {instead}"))
 
-    def added(self) -> list[tuple[int, object]]:
-        """Return what operations have added, for `put_added_back`."""
-        return list(self._added)
-
-    def put_added_back(self, added: list[tuple[int, object]]) -> None:
-        """Reset what operations have added."""
-        self._added = list(added)
-
     def _take_out(self, error: Exception) -> Rejected | None:
         """Expunge what the current operation has added; return an error if other objects refer to it."""
         mine = [added for added in self._own_added() if added in self.session.new]
-        self._added = [(when, added) for when, added in self._added if when != current_batch().completed]
+        self.added = [(when, added) for when, added in self.added if when != current_batch().completed]
         if not mine:
             return None
         if self._are_referred_to(mine):
@@ -229,7 +221,7 @@ class Guard(StatementGuard):
     def _own_added(self) -> list[object]:
         """Return what the current operation has added."""
         turn = current_batch().completed
-        return [added for when, added in self._added if when == turn]
+        return [added for when, added in self.added if when == turn]
 
     def _are_referred_to(self, mine: list[object]) -> bool:
         """Return whether other objects of the session refer to one of *mine*."""
@@ -268,7 +260,7 @@ class Guard(StatementGuard):
         """Note that an operation has added *instance*."""
         if not self.ours:
             self.loads()
-            self._added.append((current_batch().completed, instance))
+            self.added.append((current_batch().completed, instance))
             self._new.append(instance)
             stale_reads = self._stale_if_returned()
             if stale_reads is not None:

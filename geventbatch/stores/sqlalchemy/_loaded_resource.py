@@ -41,22 +41,22 @@ class LoadedResource:
         self, mapping: Mapping, key: Hashable, session: Session, resource: Any, token: Sequence[Any] | None
     ) -> None:
         """Take *resource* as loaded, with the values of the mapping's `token`; None: ``missing`` has made it."""
-        self._mapping = mapping
+        self.mapping = mapping
         self._key = key
         self._session = session
         self.resource = resource
         self.claimed = mapping.locking
         self._written = False
         self.identity: tuple[Any, ...] | None = None  # primary key of the loaded row; None: there was none
-        self._tracker = tracker_of(session, mapping)
+        self.tracker = tracker_of(session, mapping)
         self._found_by = self._finding()
-        self._dirty_rows = DirtyRows(mapping, session, self._tracker)
+        self._dirty_rows = DirtyRows(mapping, session, self.tracker)
         if mapping.has_computed or token is None:
             current_batch().ask_scope(first=True)
         if token is not None:
             self.identity = instance_state(resource).identity
             self._token = tuple(token)
-            self._tracker.sees(resource)
+            self.tracker.sees(resource)
 
     def changes(self) -> bool:
         """Return whether the session has something to write."""
@@ -67,7 +67,7 @@ class LoadedResource:
         """Return what copies *value*, if it is mutable and in a column of any instance of the session; else None."""
         for instance in (*self._session.new, *self._session.identity_map.values()):
             state: InstanceState[Any] = instance_state(instance)
-            columns = self._mapping.columns_of(state.mapper)
+            columns = self.mapping.columns_of(state.mapper)
             for name in columns.changing:
                 found = state.dict.get(name)
                 if found is value:
@@ -95,59 +95,39 @@ class LoadedResource:
         state: InstanceState[Any] = instance_state(self.resource)
         is_new = state.key is None and state.pending
         if is_new:
-            assigned = [*assigned, *assigned_attributes(state, self._mapping.columns_of(state.mapper).as_loaded)]
+            assigned = [*assigned, *assigned_attributes(state, self.mapping.columns_of(state.mapper).as_loaded)]
         for one, name in assigned:
-            if not self._tracker.make_as_loaded(one, name, transaction.zone):
+            if not self.tracker.make_as_loaded(one, name, transaction.zone):
                 current_batch().cut()
-        if not (is_new or self._mapping.has_computed):
+        if not (is_new or self.mapping.has_computed):
             return
         batch = batch_at_hand()
         if is_new and not batch.stepwise and is_incomplete(state):
             batch.cut()
         batch.ask_scope()
-        if self._mapping.has_computed:
+        if self.mapping.has_computed:
             self.flag_mutated()
             if wrote or self.changes():
-                forget(self._mapping, self._session)
-                if not transaction.writes_anywhere and self._mapping.reads_computed:
+                forget(self.mapping, self._session)
+                if not transaction.writes_anywhere and self.mapping.reads_computed:
                     batch.cut()
 
     def operation_raised(self) -> None:
         """Ask to be called after the next operation too. Switches: no."""
-        if self._mapping.has_computed or instance_state(self.resource).pending:
+        if self.mapping.has_computed or instance_state(self.resource).pending:
             current_batch().ask_scope()
 
     def flag_mutated(self) -> None:
         """Flag for SQLAlchemy the changes that it does not see by itself."""
-        self._tracker.flag(self._session)
-
-    @property
-    def mapping(self) -> Mapping:
-        """Its store's shared part."""
-        return self._mapping
-
-    def known(self) -> dict[InstanceState[Any], dict[str, Any]]:
-        """Return the bound forms that the database has of mutable values, as far as known."""
-        return self._tracker.known.copy()
-
-    def taken(self) -> dict[InstanceState[Any], dict[str, Any]]:
-        """Return the bound forms taken from composites, for `put_known_back`."""
-        return self._tracker.taken.copy()
-
-    def put_known_back(
-        self, known: dict[InstanceState[Any], dict[str, Any]], taken: dict[InstanceState[Any], dict[str, Any]]
-    ) -> None:
-        """Restore what `known` and `taken` have returned."""
-        self._tracker.known = known.copy()
-        self._tracker.taken = taken.copy()
+        self.tracker.flag(self._session)
 
     def has_flushed(self) -> None:
         """Note that what was flushed is now as in the database."""
-        self._dirty_rows.are_ours(self._tracker.has_flushed())
+        self._dirty_rows.are_ours(self.tracker.has_flushed())
 
     def rolled_back(self) -> None:
         """Note a rollback to a savepoint: what the database has is unknown now."""
-        self._tracker.forget()
+        self.tracker.forget()
         self._written = False
         self._dirty_rows.rolled_back()
 
@@ -158,7 +138,7 @@ class LoadedResource:
         """
         self._refuse_values()
         dirty = list(self._session.dirty)
-        self._tracker.flushes(self._session, dirty)
+        self.tracker.flushes(self._session, dirty)
         changed = self._dirty_rows.changed(self.resource, dirty, transaction)
         if changed is not None and not rewrote:
             raise Conflict(
@@ -169,7 +149,7 @@ class LoadedResource:
     def _refuse_values(self) -> None:
         """Refuse assigned values that cannot be saved: another key, no value of an Enum, a SQL expression."""
         state: InstanceState[Any] = instance_state(self.resource)
-        columns = self._mapping.columns_of(state.mapper)
+        columns = self.mapping.columns_of(state.mapper)
         enums, values, found_by = columns.enums, state.dict, self._found_by
         for name in state.committed_state:  # the changed ones
             if name not in columns.named or name not in values:
@@ -196,14 +176,14 @@ class LoadedResource:
     def _finding(self) -> dict[str, Any]:
         """Return the values by which a load finds the row and its class."""
         values = instance_state(self.resource).dict
-        return {name: values[name] for name in self._mapping.finding if name in values}
+        return {name: values[name] for name in self.mapping.finding if name in values}
 
     def touch(self) -> None:
         """Without a lock, make the flush write the row too if it writes only other rows.
 
         Otherwise another process that has loaded the same state would not notice.
         """
-        mapping, session = self._mapping, self._session
+        mapping, session = self.mapping, self._session
         if self._written or mapping.locking or self.identity is None or self.resource not in session:
             return
         self._written = True
@@ -223,7 +203,7 @@ class LoadedResource:
     def _updates(self) -> bool:
         """Return whether a flush writes the row itself; a change of a relationship alone may be in other rows."""
         state: InstanceState[Any] = instance_state(self.resource)
-        changed = self._mapping.columns.keys() & state.committed_state.keys()
+        changed = self.mapping.columns.keys() & state.committed_state.keys()
         return any(state.attrs[name].history.has_changes() for name in changed)
 
     def claim(self, transaction: Transaction) -> None:
@@ -232,9 +212,9 @@ class LoadedResource:
             return
         if self.identity is not None:
             transaction.begin_to_write()
-            if self._mapping.token:
+            if self.mapping.token:
                 try:
-                    transaction.change(self._mapping.claim, self._row_as_loaded())
+                    transaction.change(self.mapping.claim, self._row_as_loaded())
                 except LostRow:
                     if not (is_doubtful(batch_at_hand()) and self.is_there(transaction.connection)):
                         raise
@@ -247,14 +227,14 @@ class LoadedResource:
         """Raise a `Conflict` unless the row, which was not locked, is as loaded."""
         if self.claimed or self.identity is None:
             return
-        if not self._mapping.token:
+        if not self.mapping.token:
             self._compare_all(connection)
         elif not self.is_there(connection):
             raise self.conflict()
 
     def is_there(self, connection: sa.Connection) -> bool:
         """Return whether the row is as loaded, by its token."""
-        return connection.execute(self._mapping.look_at, self._row_as_loaded()).first() is not None
+        return connection.execute(self.mapping.look_at, self._row_as_loaded()).first() is not None
 
     def _row_as_loaded(self) -> dict[str, Any]:
         return {f"_{i}": value for i, value in enumerate((*(self.identity or ()), *self._token))}
@@ -265,20 +245,20 @@ class LoadedResource:
 
     def needs_no_answer(self) -> bool:
         """Return whether the row is claimed, or will be by a statement that fails by itself if the row has changed."""
-        return self.claimed or bool(self._mapping.token)
+        return self.claimed or bool(self.mapping.token)
 
     def _compare_all(self, connection: sa.Connection) -> None:
         mapper: Mapper[Any] = instance_state(self.resource).mapper
-        select = self._mapping.compare(mapper, tuple(self._tracker.seen))
+        select = self.mapping.compare(mapper, tuple(self.tracker.seen))
         row = connection.execute(select, {f"_{i}": part for i, part in enumerate(self.identity or ())}).one_or_none()
         if row is None or not self._is_same(mapper, row):
             raise self.conflict()
 
     def _is_same(self, mapper: Mapper[Any], row: Sequence[Any]) -> bool:
-        in_place = self._mapping.columns_of(mapper).in_place
+        in_place = self.mapping.columns_of(mapper).in_place
         return not any(
             in_place[name].differ(seen, value) if name in in_place else exact(seen) != exact(value)
-            for (name, seen), value in zip(self._tracker.seen.items(), row, strict=True)
+            for (name, seen), value in zip(self.tracker.seen.items(), row, strict=True)
         )
 
     def conflict(self) -> Conflict:

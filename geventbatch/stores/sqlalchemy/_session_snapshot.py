@@ -85,8 +85,8 @@ class SessionSnapshot:
         self._nested = session.get_nested_transaction()
         self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - for its order
         self._deleted = session._deleted.copy()  # noqa: SLF001
-        self._added = guard.added()
-        self._known, self._taken = loaded.known(), loaded.taken()
+        self._added = guard.added.copy()
+        self._known, self._taken = loaded.tracker.known.copy(), loaded.tracker.taken.copy()
         self._identities: dict[Any, InstanceState[Any]] = session.identity_map._dict.copy()  # noqa: SLF001
         columns_of = loaded.mapping.columns_of
         self._held: dict[InstanceState[Any], _Held] = {}
@@ -121,8 +121,9 @@ class SessionSnapshot:
         if self._new or session._new:  # noqa: SLF001
             session._new.clear()  # noqa: SLF001
             session._new.update(self._new)  # noqa: SLF001
-        self._guard.put_added_back(self._added)
-        self._loaded.put_known_back(self._known, self._taken)
+        self._guard.added = self._added.copy()
+        tracker = self._loaded.tracker
+        tracker.known, tracker.taken = self._known.copy(), self._taken.copy()
 
     def put_plain_back(self) -> None:
         """Restore the attributes that are not mapped; all others are unchanged, or will be loaded."""

@@ -53,6 +53,7 @@ class StatementGuard:
     nested: SessionTransaction | None  # the library's savepoint between operations, if they go step by step
     asked: bool  # an operation has sent a query, which may have found a newer state of the row
     acted: bool  # an operation has done something that the guard checks, since the last step
+    added: list[tuple[int, object]]  # objects that operations have added, with the number returned before
     savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # the connection's, by the session's
     _session_transaction: SessionTransaction | None  # the session's transaction of the load
     _connection_transaction: sa.RootTransaction | None  # the connection's transaction of the load
@@ -66,7 +67,6 @@ class StatementGuard:
     _flushed: int  # number of operations whose changes are flushed
     _holds_more: int  # number of operations that had returned when the session first held more than the load
     _stale_reads: StaleReads | None  # None while the session holds no more than the load
-    _added: list[tuple[int, object]]  # objects that operations have added, with the number returned before
     # -- mutable state: the current operation ----------------------------------------------------------------
     _to_check: bool  # it is to be checked when it has returned
     _spoils: bool  # it has written something that would stay if it raised
@@ -97,7 +97,7 @@ class StatementGuard:
         self.savepoints = WeakKeyDictionary()
         self._flushed = 0
         self._holds_more, self._stale_reads = 0, None
-        self._added, self._own_settings = [], []
+        self.added, self._own_settings = [], []
         self._forget()
 
     def begin(self, loaded: LoadedResource) -> None:
@@ -207,7 +207,7 @@ class StatementGuard:
                 batch.cut()
         # A flush writes changes of earlier operations, or changes that this operation must undo if it raises. Only what
         # it added itself would stay behind.
-        elif any(when == batch.completed and one in self.session.new for when, one in self._added):
+        elif any(when == batch.completed and one in self.session.new for when, one in self.added):
             self._spoils = True
         return calls
 
