@@ -86,10 +86,10 @@ class StaleReads:
             names = [
                 relation.key
                 for relation in self._loaded_of(state)
-                if statement is None or _names(statement, relation.mapper)
+                if statement is None or names_table(statement, relation.mapper)
             ]
             unheld = {one.key for one in state.mapper.relationships if one.lazy in UNHELD}
-            if state is not self._resource and (statement is None or _names(statement, state.mapper)):
+            if state is not self._resource and (statement is None or names_table(statement, state.mapper)):
                 names = [name for name in state.manager if name in state.dict and name not in unheld]
             instance = state.obj()
             if not names or instance is None:
@@ -129,6 +129,6 @@ class StaleReads:
         return [one for one in relations if one.key in state.dict and one.key not in eager]
 
 
-def _names(statement: str, mapper: Mapper[Any]) -> bool:
+def names_table(statement: str, mapper: Mapper[Any]) -> bool:
     """Return whether *statement* names a table of *mapper*."""
     return any(getattr(table, "name", "") in statement for table in mapper.tables)

@@ -22,7 +22,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds
 from geventbatch.stores._sql.statements import first_word, forbidden, reads
 from geventbatch.stores.sqlalchemy import _listeners
-from geventbatch.stores.sqlalchemy._stale_reads import StaleReads
+from geventbatch.stores.sqlalchemy._stale_reads import StaleReads, names_table
 from geventbatch.stores.sqlalchemy._transaction import left_out
 
 if TYPE_CHECKING:
@@ -304,9 +304,7 @@ class StatementGuard:
     def _names_changed(self, statement: str) -> bool:
         """Return whether *statement* names a table with unflushed changes."""
         changed = (*self.session.new, *self.session.dirty, *self.session.deleted)
-        return any(
-            getattr(table, "name", "") in statement for one in changed for table in instance_state(one).mapper.tables
-        )
+        return any(names_table(statement, instance_state(one).mapper) for one in changed)
 
     @contextmanager
     def flush(self) -> Iterator[None]:
@@ -392,6 +390,6 @@ class StatementGuard:
         """Return whether *statement* names a table of which the session holds rows."""
         for state in self.session.identity_map.all_states():
             mappers = [state.mapper, *(one.mapper for one in state.mapper.relationships if one.key in state.dict)]
-            if any(getattr(table, "name", "") in statement for mapper in mappers for table in mapper.tables):
+            if any(names_table(statement, mapper) for mapper in mappers):
                 return True
         return False
