@@ -34,20 +34,27 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).parent
 
 # They keep a core busy for about the same time: the contract of the stores on SQLAlchemy, and the pages; on the others,
-# with what else is about those and about documents; what waits for servers to come and go; what asks databases; what
-# needs none; the oracle; what is about Django models; about mapped classes; and what is in none of them.
+# with what else is about those and about documents; what waits for servers to come and go; what asks databases, and
+# what starts small programs; the simulation; the oracle, with the last quarter of what is about mapped classes; what is
+# about Django models, or forks; about mapped classes; and what is in none of them.
 PARTS: Final = {
     "sqlalchemy": (["docs", "forked_connections", "stores"], "sqlalchemy or not test_stores"),
     "stores": (
         ["*document*", "bulk_refusals", "commit", "django", "redis_*", "reuse", "row_keys", "stores"],
         "not (test_stores and sqlalchemy)",
     ),
-    "servers": (["benchmarks", "celery", "cluster", "gunicorn", "tickets_signals"], ""),
-    "databases": (["bulk_stores", "flask", "sql", "sqlalchemy_store", "tickets", "wallet"], ""),
-    "simulation": (["fork", "signals", "simulation", "testing"], ""),
-    "oracle": (["oracle"], ""),
-    "django": (["django_*", "drivers", "ended_transactions"], ""),
-    "mapped": (["anew", "isolation", "mapped_*"], ""),
+    "servers": (
+        ["benchmarks", "celery", "cluster", "gunicorn", "measured_servers", "the_suite", "tickets_signals"],
+        "",
+    ),
+    "databases": (
+        ["bulk_stores", "flask", "import", "pytest_plugin", "sql", "sqlalchemy_store", "tickets", "wallet"],
+        "",
+    ),
+    "simulation": (["simulation"], ""),
+    "oracle": (["mapped_[t-z]*", "oracle"], ""),
+    "django": (["django_*", "drivers", "ended_transactions", "fork", "signals", "testing"], ""),
+    "mapped": (["anew", "isolation", "mapped_[a-s]*"], ""),
 }
 REST: Final = "rest"
 
