@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from geventbatch._safe_repr import shown
@@ -33,6 +33,17 @@ class Failure:
     cause: BaseException
     retry_safe: bool
     phase: Phase | None = None
+    behind: frozenset[object] = frozenset()  # operations of later parts of the batch, which were not being saved
+
+    def of(self, operation: object) -> Failure:
+        """Return the outcome of *operation*: of those behind, certainly nothing was saved."""
+        if operation not in self.behind:
+            return self
+        what = f"the operation was behind those that were being saved: {self.what}"
+        is_save = self.kind is SaveFailed
+        cause = not_saved(self.cause, "it was not being saved yet when the save failed") if is_save else self.cause
+        phase: Phase | None = None if self.phase is None else "operations"
+        return replace(self, what=what, cause=cause, retry_safe=True, phase=phase)
 
     def exception(self) -> BatchAborted:
         """Return a new exception, for one caller."""
@@ -56,6 +67,15 @@ def save_failed(key: Hashable, cause: BaseException, why: str = "", doing: str =
     return Failure(
         SaveFailed, key, f"{doing} raised {shown(cause)}{why}", cause, retry_safe=isinstance(cause, NotSaved)
     )
+
+
+def not_saved(error: BaseException, why: str) -> NotSaved:
+    """Return *error* as a `NotSaved`, for the reason *why*."""
+    if isinstance(error, NotSaved):
+        return error
+    certain = NotSaved(f"{why}: {shown(error)}")
+    certain.__cause__ = error
+    return certain
 
 
 def rejected(error: NotSaved) -> BaseException:

@@ -113,7 +113,7 @@ class BatchTimeout(BatchAborted, TimeoutError):
 
     Attributes:
         phase: What the batch was doing: 'load' or 'operations' (nothing was saved, safe to run again), or 'save'
-            (the outcome is unknown).
+            (the outcome is unknown). While the batch is saved in parts, it is 'operations' in the later ones.
     """
 
     def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False, phase: Phase = "load") -> None:

@@ -7,6 +7,8 @@ Every way out of a batch leads through `end` (guarantees 2, 3 and 7).
 from __future__ import annotations
 
 from contextvars import Context
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import gevent
@@ -299,10 +301,12 @@ class Batch:
         if self.ended:
             return
         self.ended = True
-        self.failure = failure
         attempt = self.attempt
         if attempt is not None:
             attempt.must_look = True
+            if failure is not None and not failure.retry_safe and attempt.parts:
+                failure = replace(failure, behind=frozenset(chain(*attempt.parts[:-1])))
+        self.failure = failure
         if self.open:
             self.close()
         dispatcher = self.dispatcher
@@ -350,4 +354,4 @@ class Batch:
         """Return or raise the outcome of *operation*."""
         if self.failure is None or operation.state == SETTLED:
             return operation.answer()
-        raise self.failure.exception()
+        raise self.failure.of(operation).exception()

@@ -16,9 +16,8 @@ from geventbatch._core.clock import clock as _clock
 from geventbatch._core.operation import SETTLED
 from geventbatch._core.process import here
 from geventbatch._core.verdict import ends_greenlet, has_steps, is_a, without_our_frame
-from geventbatch._failure import rejected, save_failed
-from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch._failure import not_saved, rejected, save_failed
+from geventbatch.errors import Conflict, Rejected
 
 if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt
@@ -114,13 +113,6 @@ class Steps:
         elif raised is not None and ends and not isinstance(raised, Rejected):
             attempt.spent = not isinstance(raised, Exception)
             attempt.broken = raised
-            attempt.batch.end(save_failed(attempt.batch.key, _not_saved(raised)))
+            certain = not_saved(raised, "nothing was committed yet when a step failed")
+            attempt.batch.end(save_failed(attempt.batch.key, certain))
         return raised
-
-
-def _not_saved(error: BaseException) -> BaseException:
-    if isinstance(error, NotSaved):
-        return error
-    not_saved = NotSaved(f"nothing was committed yet when a step failed: {shown(error)}")
-    not_saved.__cause__ = error
-    return not_saved

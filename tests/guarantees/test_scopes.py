@@ -250,6 +250,41 @@ def test_what_befalls_a_later_part_changes_nothing_for_those_who_are_saved(
     assert store.kept["k"] == [0, 1]
 
 
+def delete_and_append(resource: list[Any], mark: Any) -> Any:
+    current_batch().delete()
+    return append(resource, mark)
+
+
+@pytest.mark.parametrize(
+    ("calls", "long"),
+    [
+        pytest.param([(append, 0), (append, 1), (append, 2), (append, "bad")], 3, id="started"),
+        pytest.param([(append, 0), (delete_and_append, 1), (append, 2), (append, 3)], 6, id="never started"),
+    ],
+)
+@pytest.mark.parametrize("error", [OSError, gevent.GreenletExit, None])
+def test_whose_own_part_was_not_being_saved_is_told_that_nothing_of_it_was_saved(
+    clock: VirtualTime, store: Store, calls: list[tuple[Any, ...]], long: float, error: type[BaseException] | None
+) -> None:
+    kinds_of: dict[Any, Any] = {OSError: SaveFailed, gevent.GreenletExit: BatchAborted, None: BatchTimeout}
+    store.bad = {"bad"}
+    store.on_save = [None if error is None else error()]
+    store.save_time = 0 if error else long
+    with store.processor() as processor:
+        answers = run_all(clock, processor, calls)
+    assert kinds(answers) == [kinds_of[error]] * 4
+    assert [answer.retry_safe for answer in answers] == [False, False, True, True]
+    for answer in answers[2:]:
+        assert "behind those that were being saved" in str(answer)
+        assert "nothing was saved, it is safe to run the operation again" in str(answer)
+    if error is OSError:  # all are told of it
+        assert kinds(answer.__cause__ for answer in answers) == [OSError, OSError, NotSaved, NotSaved]
+        assert kinds(answer.__cause__.__cause__ for answer in answers[2:]) == [OSError, OSError]
+    if error is None:
+        assert [answer.phase for answer in answers] == ["save", "save", "operations", "operations"]
+    assert not store.kept["k"]
+
+
 def test_at_the_deadline_those_who_are_saved_have_their_answers_and_the_rest_a_timeout(
     clock: VirtualTime, store: Store
 ) -> None:

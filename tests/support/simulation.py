@@ -716,7 +716,7 @@ class Life:
     def _contradiction(self, call: Call, error: BatchError) -> str:
         """Say what is wrong with *error*, if anything, as an outcome of *call*."""
         story = call.story
-        if not error.retry_safe and (story is None or story.visit is None or not story.visit.may_be_saved):
+        if not error.retry_safe and not (story and story.visit and self._may_be_saved(call, story.visit)):
             return "certainly nothing was saved"
         if isinstance(error, BatchAborted):
             return self._contradiction_of_batch(call, error)
@@ -730,6 +730,10 @@ class Life:
         most = self.choices.max_pending
         pending = sum(1 for _ in islice((other for other in self.calls if other.waiting), most))  # looks no further
         return f"only {pending} are pending" if most is None or pending < most else ""
+
+    def _may_be_saved(self, call: Call, visit: Visit) -> bool:
+        """Whether it was being saved: who is in a later part was not, and was not applied in that visit."""
+        return visit.may_be_saved and (call.visit is visit or call.out)
 
     def _contradiction_of_batch(self, call: Call, error: BatchAborted) -> str:
         cause = error.__cause__
