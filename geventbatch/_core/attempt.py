@@ -143,7 +143,7 @@ class Attempt:
         self.started = self.now = now
         self.deadline = now + dispatcher.options.max_duration
         # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
-        self.broken = self.conflict = self.fatal = self.outer = self.paused_at = None
+        self.broken = self.conflict = self.fatal = self.outer = self.paused_at = self.saved = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.must_look = False
         self.completed = self.conflicts = self.rejections = 0
@@ -321,6 +321,7 @@ class Attempt:
                 apply(self, resource, slice_end)
                 if self.asked and not batch.ended and self.broken is self.verdict is None:
                     self.dispatcher.options.idempotency.ask(self)
+                    self.now = _clock.monotonic()
                 if self.now >= self.deadline and has_news(self) and self.broken is self.verdict is None:
                     self.expire()  # the operations never yielded, so the alarm could not ring
         except BaseException as error:
@@ -442,7 +443,7 @@ class Attempt:
         batch = self.batch
         if self.dispatcher.epoch != here.epoch:
             self.over()
-        if self.dispatcher.pair is None and callable(self.saved):
+        if callable(self.saved):
             self.after = [*(self.after or ()), self.saved]
         if self.parts:
             return not batch.ended and settle(self)

@@ -213,8 +213,8 @@ class Batch:
 
     @property
     def overdue(self) -> bool:
-        """True if it has ended, but its interrupted code has not returned yet."""
-        return self.ended and self.attempt is not None and self.attempt.spent
+        """True if its callers were answered that it failed, but its code has not returned yet."""
+        return self.failure is not None and self.attempt is not None
 
     @property
     def context(self) -> Context:

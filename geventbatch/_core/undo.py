@@ -375,6 +375,7 @@ class Undo:
         except BaseException as error:
             self._see(attempt, error)
             self._copy_takes = inf
+            attempt.now = _clock.monotonic()
             return False
         self._completed, self._recorded = attempt.completed, len(attempt.outcomes or ())
         self._given = False

@@ -107,7 +107,7 @@ def live_batch(batch: Batch) -> LiveBatch:
         age=now - batch.opened,
         running=None if attempt is None else now - attempt.started,
         remaining=None if attempt is None or batch.ended else batch.remaining(),
-        overdue=batch.ended,
+        overdue=batch.overdue,
         waiting=1 if batch.key_queue is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
         attempts=batch.attempts,

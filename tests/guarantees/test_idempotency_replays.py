@@ -229,6 +229,23 @@ def test_a_conflict_while_the_store_is_asked_is_replayed(
     assert [keys for _, what, keys in store.log if what == "ask"] == [("a",)]
 
 
+def test_nothing_is_saved_when_the_store_was_asked_past_the_deadline_without_a_yield(
+    keeping: Keeping, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The alarm cannot ring there; once the save began with no time left (guarantee 6).
+    def recorded(self: KeepingScope, keys: list[str]) -> dict[str, str]:
+        store.clock.spend(6.0)  # more than max_duration
+        return {}
+
+    monkeypatch.setattr(KeepingScope, "recorded", recorded)
+    monkeypatch.setattr(KeepingScope, "checkpoint", lambda _: None, raising=False)  # undone without another load
+    monkeypatch.setattr(KeepingScope, "restore", lambda *_: [], raising=False)
+    with opened(keeping, recorded_errors=(), max_blocking_time=None) as processor:
+        found = answers([call(processor, None, add, 1), call(processor, "a", refuse, 1)])
+    assert [(type(one), one.retry_safe) for one in found] == [(BatchTimeout, True)] * 2
+    assert store.times("save") == []
+
+
 def test_the_deadline_while_outcomes_are_read_leaves_nobody_without_one(
     keeping: Keeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:

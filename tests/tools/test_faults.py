@@ -343,3 +343,15 @@ def test_batching_is_off_in_the_block_for_those_that_are_named_and_as_it_was_beh
         assert made.batching is True
         assert Processor(min_duration=0).batching is True
         assert [each.batching for each in (one, other, off)] == [True, True, False]
+
+
+def test_a_batch_that_was_loading_when_the_faults_began_ends_as_it_began(
+    store: Store, processor: Processor[list[Any]]
+) -> None:
+    # Once: of a pair, it was saved, and its caller was told that this is unknown.
+    caller = gevent.spawn(answer_of, processor.run, "k", add, 1)
+    gevent.sleep(store.load_time / 2)
+    with faults(processor) as plan:
+        assert caller.get() == 1
+        assert (plan.loads, plan.saves) == (0, 0)
+    assert store.kept["k"] == [1]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
 
 from geventbatch import Conflict, LiveBatch, Processor, ProcessorOverloaded, ProcessorStats
+from geventbatch._watch.gauges import Gauges, gauges_of
 from tests.support.callers import answer_of, in_a_thread
+from tests.support.recording_store import raising
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from geventbatch.testing import VirtualTime
 
@@ -154,6 +157,24 @@ def test_a_batch_whose_callers_were_told_but_whose_code_hangs_is_overdue(clock: 
     assert any("hang" in frame for frame in batch.stack)
     clock.advance(100)
     assert processor.live_batches() == []
+    processor.stop()
+
+
+def test_a_batch_that_did_not_fail_is_not_overdue_while_its_scope_rolls_back(clock: VirtualTime) -> None:
+    @contextmanager
+    def open_resource(key: str) -> Iterator[list[int]]:
+        try:
+            yield []
+        finally:
+            gevent.sleep(1)
+
+    processor = Processor(open_resource=open_resource, min_duration=0, max_duration=5)
+    caller = gevent.spawn(answer_of, processor.run, "k", raising(KeyError()))
+    clock.settle()
+    (batch,) = processor.live_batches()
+    assert (batch.waiting, batch.overdue) == (0, False)
+    assert gauges_of(processor, Gauges()).overdue_batches == 0
+    assert isinstance(caller.get(), KeyError)
     processor.stop()
 
 
