@@ -20,7 +20,7 @@ _STORE: Final = (
 
 
 LAZY: Final = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType, map, filter})
-"""Types of values whose code has not run yet. (Other such types have an ``__await__``.)"""
+"""Types of objects whose code runs only when they are awaited or read. (Other such types have an ``__await__``.)"""
 
 
 def close(value: object) -> None:
@@ -147,7 +147,10 @@ def check_scope(name: str, given: object) -> None:
 
 
 def blame_opener(error: BaseException, name: str, given: object) -> BaseException:
-    """Return *error*, which opening and entering have raised; or its reason, if *given* is no context manager."""
+    """Return the error to report for *error*, which opening or entering *given* has raised.
+
+    If *given* is no context manager, that is the error of `no_scope`; else *error* itself.
+    """
     return (no_scope(name, given) if type(error) is AttributeError else None) or error
 
 

@@ -211,7 +211,7 @@ class Processor(BaseProcessor, Generic[R]):
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until the batch has ended.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # the code is BaseProcessor.run, in _core/run.py
 
     def stop(self, timeout: float | None = None) -> bool:
         """Admit no more operations, close the open windows, and wait until all admitted operations are answered.

@@ -15,7 +15,7 @@ class Store(NamedTuple):
     """The attributes of an ``open_resource`` or ``open_resources`` from `scopes.OF_A_STORE`; None for each it lacks."""
 
     normalize_key: Callable[[Any], Any] | None
-    admit: Callable[[Any], bool] | None
+    admit: Callable[[Any], bool] | None  # True: the operation runs unbatched
     stopped: Callable[[], object] | None
     check_outcomes: Callable[[Any], object] | None
     keeps_outcomes: bool | None

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Around:
-    """Has every attribute of the object inside, such as a store's ``normalize_key``. A subclass may change some."""
+    """Forward every attribute of the object inside, such as a store's ``normalize_key``. A subclass may change some."""
 
     def __init__(self, inner: Any) -> None:
         """Wrap *inner*."""

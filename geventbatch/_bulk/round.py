@@ -1,7 +1,7 @@
-"""A round: what takes part in it is loaded, applied batch by batch, and saved, once and in one resource scope.
+"""A round: one attempt of each of its batches.
 
-That is one attempt of each of its batches. It ends with outcomes, or with another round of the batches that are
-replayed (see `bulk`).
+One scope loads all keys, the operations are applied batch by batch, and the scope saves all keys. The round ends with
+outcomes, or with another round of the batches that are replayed (see `bulk`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Round:
     def _look_at_resources(self) -> None:
         fault = fault_of(self._resources, self._at_hand)
         if fault is not None:
-            self._resources = {}  # whatever was returned instead is not changed
+            self._resources = {}  # a wrong object is not changed
         for attempt in self._attempts:
             attempt.phase = "operations"
             try:
@@ -260,7 +260,7 @@ class Round:
             self._replay(attempt, 0.0)
 
     def _halve(self, attempts: list[Attempt]) -> None:
-        """Find the key for which the store refused all of them, by a round of each half."""
+        """Plan a round for each half of *attempts*, to find the key that the store refused."""
         for attempt in attempts:
             attempt.phase = "operations"
             attempt.rejections += 1

@@ -49,7 +49,10 @@ if TYPE_CHECKING:
 
 @final
 class Attempt:
-    """One batch's way from load to save."""
+    """One batch's way from load to save.
+
+    One object serves all attempts of its batch; `begin_again` resets what belongs to one.
+    """
 
     __slots__ = (
         "after",
@@ -157,7 +160,7 @@ class Attempt:
 
     @property
     def alone(self) -> bool:
-        """Whether its caller runs it, in a greenlet or thread of its own."""
+        """Return whether its caller runs it, in a greenlet or thread of its own."""
         return self.batch.key_queue is None
 
     def remaining(self) -> float:

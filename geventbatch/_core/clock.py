@@ -1,6 +1,7 @@
-"""The two clocks of the library. Nothing else reads the time, so that virtual time can replace them.
+"""The two clocks of the library, which virtual time can replace.
 
-Read them as ``clock.monotonic()``. Never bind them at import.
+Read them as ``clock.monotonic()``. Never bind them at import. Three modules read the real time instead, since servers
+or other processes go by it: `stores._sql.outcomes`, `stores.django._connections` and `integrations.gunicorn`.
 """
 
 from __future__ import annotations

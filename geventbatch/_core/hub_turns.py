@@ -69,7 +69,7 @@ class Pace:
             loop.run_callback(self._step)
 
     def wait(self) -> None:
-        """Give all others a turn. Switches: yes. Woken by `_step`; a waiter that is killed leaves alone."""
+        """Let all other greenlets have a turn. Switches: yes, until `_step` wakes it. A kill ends only this wait."""
         turn = _Turn()
         self.add(turn, WIDTH)
         turn.waiter.get()

@@ -39,6 +39,8 @@ class Operation(Generic[T]):
     __slots__ = ("args", "callable", "context", "error", "group", "state", "value")
 
     callable: Callable[..., T]
+    """The user's function *f* in its wrappers: ``Start(Once(Repeatable(InBatch(f))))``, or fewer of them. Nothing but
+    `Start` may be around `Once`, since `once_of` looks for it there."""
     args: tuple[Any, ...]
     context: Context  # of its caller, at `run`
     # -- mutable state -------------------------------------------------------------------------------------

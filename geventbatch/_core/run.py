@@ -98,7 +98,7 @@ class BaseProcessor:
         if current.parent is not here.hub or current in running:
             process.check_place(dispatcher)
         batch = dispatcher.admit(key, admitted)
-        group = admitted.group
+        group = admitted.group  # set by `Batch.add`
         if read_only:
             batch.reads += 1
         try:

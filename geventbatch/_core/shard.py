@@ -274,7 +274,7 @@ class Worker:
         self._shard.mark_busy()
         try:
             if batch.waiting:
-                Attempt(batch, alarm, now).run(slice_end)
+                Attempt(batch, alarm, now).run(slice_end)  # the constructor sets batch.attempt
             else:
                 batch.end()  # all callers have left
         finally:

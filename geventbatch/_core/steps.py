@@ -48,7 +48,10 @@ class Steps:
         return self._do(attempt, self._scope.begin_steps) is None and not attempt.over()
 
     def look_for(self, attempt: Attempt, operations: list[Operation[Any]]) -> bool:
-        """Ask the store for the idempotency keys of *operations*: a refused one is in no save. False: as above."""
+        """Ask the store for the idempotency keys of *operations*, since a refused one is in no save.
+
+        Return False if the attempt ends here.
+        """
         idempotency = attempt.dispatcher.options.idempotency
         return idempotency is None or bool(idempotency.look_for(attempt, operations))
 
@@ -63,7 +66,7 @@ class Steps:
         return not attempt.over()
 
     def refuse(self, attempt: Attempt, operation: Operation[Any], refused: Rejected) -> bool:
-        """Undo *operation* though it returned, since the store has *refused* it. False: as above."""
+        """Undo *operation*, which the store *refused* after it returned. Return False if the attempt ends here."""
         attempt.completed -= 1
         attempt.forget_operation()
         while attempt.outcomes and len(attempt.outcomes) > self._recorded:
@@ -73,7 +76,9 @@ class Steps:
         return self.undo(attempt, operation)
 
     def undo(self, attempt: Attempt, operation: Operation[Any]) -> bool:
-        """Go back to the state before *operation*, which has its error. False: as above. Switches: yes.
+        """Go back to the state before *operation*, which has its error. Switches: yes.
+
+        Return False if the attempt ends here.
 
         If the scope cannot (the operation has ended the transaction, say), the rest of the batch is replayed without
         the operation.

@@ -260,7 +260,7 @@ class Undo:
     def _load_again(
         self, attempt: Attempt, operation: Operation[Any], error: BaseException, why: BaseException
     ) -> Literal[True]:
-        """Give up the attempt, since *operation* cannot be undone."""
+        """End the attempt, since *operation* cannot be undone."""
         reused = is_reused(attempt)
         if has_steps(attempt):
             attempt.stepwise = True

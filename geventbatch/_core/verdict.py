@@ -137,7 +137,10 @@ def _steps_for(attempt: Attempt, verdict: NotSaved | None) -> Steps | None:
 
 
 def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: Undecided) -> bool:
-    """Return whether *operation* can stay: the batch goes step by step, or saves the operations before it first."""
+    """Plan another attempt in which *operation* stays: step by step, or after the operations before it were saved.
+
+    Return False if neither is possible.
+    """
     if isinstance(verdict, TooEarly):
         return attempt.mates is None and cut_before(attempt, operation)
     if attempt.steps is not None or has_steps(attempt):

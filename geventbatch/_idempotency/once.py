@@ -5,8 +5,8 @@ attempt, as text, and the store records all outcomes in the transaction of the s
 the store saves nothing and raises `Repeated`. Then those operations are settled by the record, and the batch is
 replayed without them.
 
-So before a caller gets an answer, the store has looked for its key: in the save, or, if the operation was broken and is
-in no save, in the scope of an attempt (`ask`).
+The store has looked for a caller's key before that caller is answered. The save looks for the keys that it records. The
+key of a broken operation is in no save: for that, an attempt asks its scope (`ask`).
 
 It is imported when a processor is made whose store records outcomes; ``options.idempotency`` is this module.
 """
@@ -51,11 +51,14 @@ _ERROR: Final = "!"
 
 
 class Recalled(Exception):
-    """Another operation of the batch had the same key, and raised: this one's caller gets the ``__cause__`` too."""
+    """Raised for an operation if another one of its batch has the same idempotency key, and raised.
+
+    Its caller gets the ``__cause__``.
+    """
 
 
 class NotPlain(TypeError):
-    """An operation's outcome cannot be recorded. The operation is broken, whatever the clean errors are."""
+    """An operation's outcome cannot be recorded. The operation is undone even if ``clean_errors`` has `TypeError`."""
 
 
 class Once:
@@ -162,7 +165,10 @@ def once_of(operation: Operation[Any]) -> Once | None:
 
 
 def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
-    """Return whether *error* is of another operation with the same key; then keep it. Take our frame out of others."""
+    """If *error* is a `Recalled`, set its ``__cause__`` as the error of *operation*, and return True.
+
+    Else take our frame out of the traceback of *error*, and return False.
+    """
     if once_of(operation) is None:
         return False
     if type(error) is Recalled:

@@ -1,8 +1,8 @@
 """A photo of an object and of all that it holds, from which they are restored in place.
 
-So whatever else refers to one of them, such as a scope written by hand, sees the restored state too. It can be taken of
-lists, dicts, sets and instances of classes written in Python. Other objects, such as a lock or a connection, hide their
-state: there is no photo of them.
+They stay the same objects. So an object that refers to one of them, such as a scope written by hand, sees the restored
+state too. Lists, dicts, sets and instances of classes written in Python can be photographed. Other objects, such as a
+lock or a connection, hide their state: there is no photo of them.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ def _look_at(kind: Any) -> list[_Part] | None:
 
 
 def _shows_all(kind: Any, base: Any) -> bool:
-    """Return whether instances of *kind* hold nothing that Python hides. One made here is of the same size then."""
+    """Return whether Python shows all that instances of *kind* hold.
+
+    If it does, a class that is made here with as many slots has instances of the same size.
+    """
     above = set(base.__mro__)
     if not all(one in above or one.__flags__ & HEAP_TYPE for one in kind.__mro__):
         return False
@@ -142,7 +145,7 @@ def _shows_all(kind: Any, base: Any) -> bool:
 
 
 def is_atom(kind: Any) -> bool:
-    """Return whether *kind* is of values, classes, modules or functions: operations change nothing in them."""
+    """Return whether instances of *kind* are values, classes, modules or functions: nothing in them changes."""
     return kind in _ATOMS or issubclass(kind, (*_ATOMS, Enum, FunctionType)) or kind is object
 
 

@@ -17,7 +17,7 @@ HEAP_TYPE: Final = 1 << 9
 def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
     """Return the slots that *kind* and its parents name in ``__slots__``.
 
-    Their names here are unlike those of any attribute, and of a slot of the same name in another class.
+    The names differ from the name of any attribute, and of a slot of the same name in another class.
     """
     return {
         f"{parent.__qualname__}.{name} ({place})": slot

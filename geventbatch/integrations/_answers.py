@@ -63,7 +63,7 @@ class Answer:
         return "application/json", json.dumps(told).encode() + b"\n"
 
     def headers(self, server_software: str) -> list[tuple[str, str]]:
-        """Return the headers, without those of the body, for the server *server_software* (SERVER_SOFTWARE)."""
+        """Return the headers, without the body's, for the server *server_software* (SERVER_SOFTWARE)."""
         headers = [("Vary", "Accept")]
         if self.retry_after is not None:
             headers.append(("Retry-After", str(self.retry_after)))

@@ -14,13 +14,13 @@ It does the following:
 - A started worker warns of processors whose ``max_duration`` is too long for ``graceful_timeout`` (gunicorn kills what
   runs longer). If there are several workers, it also warns of processors whose load and save compare nothing.
 
-Your own hooks stay, even those of the same names: both are called. For that, this module has the hook
-``nworkers_changed``; in the rare case that you have one too, call this module's in it. The worker class may be a child
-of gunicorn's gevent worker. If it does not call ``pre_request`` and ``post_request``, as ``gevent_pywsgi``, INT and
-QUIT save everything too, but the last responses may be lost.
+Your own hooks stay, even hooks of the same names: both are called. If your configuration defines ``nworkers_changed``
+too, let it call this module's. The worker class may be a child of gunicorn's gevent worker. If it does not call
+``pre_request`` and ``post_request``, as ``gevent_pywsgi``, INT and QUIT save everything too, but the last responses may
+be lost.
 
-Two kinds of connections are beyond help: those that no worker has accepted when the last worker closes the socket, and
-kept connections whose next request comes while a worker ends.
+Two kinds of connections are beyond help: connections that no worker has accepted when the last worker closes the
+socket, and keep-alive connections whose next request comes while a worker ends.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _composed: WeakSet[Any] = WeakSet()
 
 
 def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None:
-    """Join our hooks with those of the configuration. gunicorn calls this first of all, and after each reload.
+    """Join our hooks with the configuration's. gunicorn calls this first of all, and after each reload.
 
     Raises:
         RuntimeError: The workers are not gevent workers.
@@ -88,7 +88,7 @@ class _Hooks:
         self._interrupted: Any = None  # the greenlet that ends the process after INT or QUIT
 
     def join(self, cfg: Any) -> None:
-        """Call our hooks beside those of *cfg*: around them, if another hook may take down what ours needs."""
+        """Call our hooks beside the hooks of *cfg*: around them, if another hook may take down what ours needs."""
         for ours in (self.post_fork, self.post_worker_init, self.pre_request, self.worker_int, self.worker_exit):
             name = ours.__name__
             cfg.set(name, _in_turn(ours, getattr(cfg, name)))

@@ -1,4 +1,4 @@
-"""Whether a value lies anywhere in another one, however deep."""
+"""Finds out whether a value lies anywhere in another one, however deep."""
 
 from __future__ import annotations
 

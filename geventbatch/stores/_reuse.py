@@ -1,6 +1,6 @@
 """The option ``reuse_resource``: cached states, so that the next batch of a key needs no load. Imports no vendor.
 
-The cache makes no answer right: the store compares the version before any caller is answered.
+No answer depends on the cache: the store compares the version before any caller is answered.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ T = TypeVar("T")
 class Reuse:
     """Cache what a store has saved last, so that the next batch of the key needs no load.
 
-    The encoded state, which each batch decodes anew, is cached with its version. It is as right as the version: the
-    save compares it as ever, and a batch that has nothing to save reads it. If another process has written meanwhile,
-    the batch loads and replays, which takes an attempt.
+    The encoded state is cached with its version, and each batch decodes it anew. No answer depends on the cache: a save
+    compares the version as always, and a batch that has nothing to save reads the version. If another process has
+    written meanwhile, the batch loads and replays, which takes an attempt.
 
     Args:
         max_keys: The number of cached keys, the last ones saved. Mind the memory that their states take.
@@ -98,9 +98,9 @@ def outdated(key: Hashable) -> Conflict:
 
 @contextmanager
 def as_conflicts(key: Hashable) -> Iterator[None]:
-    """While a cached resource is saved: turn every other `NotSaved` into a `Conflict`.
+    """Turn a `NotSaved` into a `Conflict`, but for a `Repeated`, while a cached resource is saved.
 
-    So the batch is replayed from a real load before any caller is told.
+    So the batch is replayed from a real load before any caller is answered.
     """
     try:
         yield

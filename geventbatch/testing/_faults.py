@@ -36,8 +36,8 @@ def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
             with pytest.raises(SaveFailed):
                 processor.run("Ann", Account.deposit, 10)  # and it is saved
 
-    It works with batching on and off, for one key and for bulks, and with any store, pair or scope: the store itself
-    does whatever does not go wrong. What hangs when the block ends goes on.
+    It works with batching on and off, for one key and for bulks, and with any store, pair or scope. Loads and
+    saves without a fault are the store's own. If a load or save still hangs when the block ends, it goes on.
 
     Yields:
         The plan, which is empty.
@@ -242,12 +242,12 @@ class Fault:
             timeout: Seconds; None waits for ever.
 
         Returns:
-            Whether it has happened.
+            True if it has happened, False if the time has passed.
         """
         return self._begun.wait(timeout)
 
     def release(self) -> None:
-        """Let what hangs in it go on, and nothing hang in it any more. Switches: no."""
+        """End this fault's hangs: loads and saves that hang go on, and no other one hangs. Switches: no."""
         self._released.set()
 
     def is_due(self, keys: Iterable[Hashable]) -> bool:

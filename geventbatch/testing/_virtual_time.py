@@ -92,7 +92,7 @@ class VirtualTime:
 
     @property
     def timers(self) -> int:
-        """The number of started virtual timers, including those of sleeping greenlets; 0 when nothing leaked.
+        """The number of started virtual timers, including the timers of sleeping greenlets; 0 when nothing leaked.
 
         Switches: no.
         """
@@ -164,7 +164,7 @@ class _VirtualLoop:
         self.iteration = 0  # turns in which a timer could fire, as in a real loop
         self._time = _MONOTONIC_START
         self._refs = 0  # started timers that keep the loop alive
-        self._starts = 0  # timers ever started, which orders those of one moment
+        self._starts = 0  # timers ever started, which orders the timers of one moment
         self._heap: list[_Entry] = []  # keeps the entries of stopped timers until they come to the top
         self._settling: deque[Waiter[None]] = deque()
         self._ended = False

@@ -109,8 +109,8 @@ def _pop(context: AppContext, error: BaseException | None) -> None:
 class InBatch:
     """Calls an operation in its batch's application context, but with its caller's ``g``.
 
-    In the caller's application context, whatever is kept per context, such as Flask-SQLAlchemy's session, would be the
-    request's. Operations run one after the other, and while one runs no other code looks at ``g``.
+    In the caller's application context, objects that are kept per context, such as Flask-SQLAlchemy's session, would be
+    the request's. Operations run one after the other, and while one runs no other code looks at ``g``.
     """
 
     __slots__ = ("__wrapped__",)
@@ -123,7 +123,7 @@ class InBatch:
 
     @property
     def stands_for(self) -> Callable[..., Any]:
-        """The operation itself, which an idempotency key identifies whatever wraps it."""
+        """The operation itself, by which an idempotency key identifies it, however it is wrapped."""
         return self.__wrapped__
 
     def __call__(self, resource: Any, *args: Any) -> Any:

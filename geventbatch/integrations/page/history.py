@@ -1,6 +1,6 @@
 """The numbers that a page remembers of each processor that it shows, and how it reads the present state.
 
-Of batches that have ended, it keeps the last minute in buckets of a second: its size does not grow.
+A page keeps one bucket for each second of the last minute, so its size does not grow.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class _Keys:
         self.counts: dict[Hashable, int] = {}
 
     def add(self, key: Hashable, operations: int) -> None:
-        """Count the operations. If there are too many keys, drop the smallest, and lower the others by as much."""
+        """Count the operations. If there are too many keys, drop the keys with the lowest counts.
+
+        The highest dropped count is subtracted from the others.
+        """
         counts = self.counts
         counts[key] = counts.get(key, 0) + operations
         if len(counts) >= 2 * KEYS:

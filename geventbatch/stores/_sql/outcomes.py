@@ -3,8 +3,8 @@
 It has three columns: ``id``, a digest of the resource's name followed by the idempotency key; ``outcome``, as in
 `Batch.outcomes`; and ``expires``, in whole seconds of Unix time. An expired row counts as absent.
 
-An insert that finds such a row waits until that row's transaction has ended. So if two batches have the same key at the
-same time, in any processes, one is saved, and the other one finds its outcome.
+An insert of an id that another transaction has inserted waits until that transaction has ended. So if two batches have
+the same key at the same time, in any processes, one is saved, and the other one finds its outcome.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Outcomes:
     def find(self, send: Send, keys: Iterable[str]) -> dict[str, str]:
         """Return the recorded outcomes of *keys*. Raises `Conflict` for a deadlock. Switches: yes."""
         mark, name = self.table.mark, self.table.name
-        # Without it, MySQL would return them as they were at the load.
+        # A plain SELECT of MySQL's would return the rows as they were at the load.
         lock = " LOCK IN SHARE MODE" if self.table.vendor == "mysql" else ""
         wanted = [f"{self.prefix}{key}" for key in keys]
         found: dict[str, str] = {}
@@ -172,7 +172,7 @@ class Recording:
     ) -> NotSaved | None:
         """Return the `NotSaved` for *error* if our INSERT caused it (after rolling back), else None. Switches: yes.
 
-        Expired outcomes are deleted only here, since a key rarely comes again after so long.
+        A save deletes expired outcomes only here, since a key rarely comes again after so long.
         """
         if not errors.is_duplicate(error):
             return None

@@ -1,9 +1,9 @@
 """Makes the next operation find values as it would load them, had the previous operation been saved.
 
-An operation may assign "12" to an IntegerField, whose column then has 12. So if a value is not of the type that a load
-returns, the scope is asked when the operation has returned. It converts the value, or finds that no save would take it.
-In a JSON document, a tuple becomes a list, and a number as a name becomes a text. The database computes generated
-columns, once their sources have changed.
+An operation may assign "12" to an IntegerField; a load after the save would return 12. So when an operation that has
+assigned a value of another type has returned, the scope converts the value, or refuses it if the column does not take
+it. In a JSON document, a tuple becomes a list, and a number as a name becomes a text. Generated columns are computed by
+the database, once their sources have changed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _ATOMS: Final = frozenset({bool, float, int, str, type(None)})
 
 
 def watched(model: type[Model]) -> dict[str, Any]:
-    """Return the attributes that have an instance's values looked at, by name, for a subclass. Switches: no."""
+    """Return attributes, by name, for a subclass of *model*: they notice values to convert. Switches: no."""
     found: dict[str, Any] = {}
     for field in model._meta.concrete_fields:
         standing = in_class(model, field.attname)

@@ -217,8 +217,8 @@ class Row(Generic[M]):
     def touch(self) -> bool:
         """Write the row, unchanged, if it is not locked and only something beside it was changed.
 
-        Otherwise another process that has loaded the same row would not notice. (If whole rows are compared, it does
-        not.) Return whether the row was written. Switches: yes.
+        Otherwise another process that has loaded the same row would not notice. (Where whole rows are compared,
+        that process cannot notice.) Return whether the row was written. Switches: yes.
         """
         beside = list(columns(self._rows.model)[:1])
         if not self.locks and self._rows.version_field is not None:
@@ -231,8 +231,9 @@ class Row(Generic[M]):
         return True
 
     def update(self, fields: Sequence[Field[Any, Any]], *, commits: bool, recording: Sequence[Statement] = ()) -> None:
-        """Write *fields*; if it `is_joined`, in one message with the statements *recording* outcomes. Switches: yes.
+        """Write *fields*. Switches: yes.
 
+        If the UPDATE `is_joined`, send it in one message with *recording*, the statements that record outcomes.
         If a signal or the model's own `save` may compute other columns, all are written, as by `save()`.
         """
         names = [field.name for field in fields]

@@ -110,7 +110,7 @@ class Scope(Generic[M]):
         self._take_over()
 
     def _take_over(self) -> None:
-        """Let the scope see what operations do, and make `save` and `delete` of the instance leave that to it."""
+        """Watch what operations do. Replace `save` and `delete` of the instance, since the scope saves."""
         self._class = type(self._row.instance)
         self.guard = Guard(self._connection, self._transaction, self._batch, self._row)
         self._undo = Undo(self._row, self._class, self.guard, copies=self._batch.attempts > 1)
@@ -122,7 +122,7 @@ class Scope(Generic[M]):
         self._guard.put_on()
 
     def _hand_back(self) -> NotSaved | None:
-        """Return why the batch cannot be saved, or None: an operation may have broken the transaction unseen."""
+        """Take the guard off the connection and the instance. Return why the batch cannot be saved, or None."""
         guard = self._guard
         verdict = guard.judge()
         guard.next()
@@ -336,7 +336,7 @@ class Scope(Generic[M]):
                 self._refuse_duplicate(error)
             transaction.settle(error)
         self._check_save()
-        transaction.commit()
+        transaction.commit()  # nothing to send if the last statement carried COMMIT (Together._commit)
 
     def _check_save(self) -> None:
         """Raise if a signal's receiver, or the model's own `save`, has ended the transaction or one of its blocks."""

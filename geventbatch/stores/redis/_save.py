@@ -82,7 +82,7 @@ class State:
         return cls(value, version or b"", saves or b"")
 
     def is_trace(self) -> bool:
-        """Return whether only a deleted resource's rest, or a fence, is left, which expires."""
+        """Return whether the hash has no value, only the trace of a deleted resource, or a fence, until it expires."""
         return self.value is None and bool(self.version or self.saves)
 
     def compared(self) -> tuple[bytes, bytes, int]:
@@ -98,7 +98,7 @@ class State:
 
 
 class Save:
-    """One attempt to write, which recognises itself by its token."""
+    """One save. Its token shows afterwards whether it was carried out."""
 
     def __init__(self, server: Server, key: str, name: bytes, loaded: State, batch: Batch) -> None:
         self._server = server
@@ -136,7 +136,7 @@ class Save:
         return ("EVAL", SAVE, 1, self._name, *arguments)
 
     def understand(self, answer: object, idempotency_keys: list[str]) -> None:
-        """Return if the *answer*, or the driver's error in its place, means that it was written. Raise else."""
+        """Return if *answer* (the script's, or the driver's error) means that the save was carried out; else raise."""
         if isinstance(answer, NotSaved):
             raise answer
         if isinstance(answer, (AskError, TryAgainError)):  # the next load finds the new place
@@ -155,7 +155,10 @@ class Save:
             raise self._conflict()
 
     def _resolve(self, lost: RedisError) -> None:
-        """Return if it was written. Raise `Conflict` if it was not and never will be, else *lost*."""
+        """Ask the server whether the save was carried out; return if it was.
+
+        Raise `Conflict` or `NotSaved` if it never will be; raise *lost* if that stays unknown.
+        """
         arguments = (
             *self._loaded.compared(),
             *self._loaded.followed_by(f"!{self._token}"),

@@ -167,7 +167,7 @@ class DocumentScope:
 
     @property
     def steps(self) -> bool:
-        """Whether operations can be judged step by step: not on SQLite, where all writers would wait for it."""
+        """Return whether operations can be judged step by step: not on SQLite, where all writers would wait for it."""
         return self._documents.has_steps and not self.reused
 
     def begin_steps(self) -> None:

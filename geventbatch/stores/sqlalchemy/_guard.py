@@ -91,7 +91,7 @@ class Guard(StatementGuard):
 
     def _too_early(self) -> TooEarly | None:
         """Return the error of an operation that has made a stale read, which it would not make alone."""
-        if self._stale_reads is None or not self._stale_reads.reads():
+        if self._stale_reads is None or not self._stale_reads.end_operation():
             return None
         return TooEarly(
             f"an operation on {shown(self.key)} has read, after a change of its own, what earlier ones had loaded: it "

@@ -104,7 +104,7 @@ class MappedScope:
 
     @property
     def must_compare(self) -> bool:
-        """Whether operations may have been answered from two states of the database. Switches: no."""
+        """Return whether operations may have been answered from two states of the database. Switches: no."""
         return self._guard.asked and not self._mapping.locking and len(batch_at_hand().operations) > 1
 
     def copied(self, value: object) -> object:
@@ -141,7 +141,7 @@ class MappedScope:
 
     @property
     def steps(self) -> bool:
-        """Whether an attempt can go step by step: not on SQLite, where all writers would wait for it."""
+        """Return whether an attempt can go step by step: not on SQLite, where all writers would wait for it."""
         return self._transaction.writes_anywhere
 
     def begin_steps(self) -> None:

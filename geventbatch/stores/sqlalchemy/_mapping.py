@@ -84,7 +84,7 @@ class Mapping:
 
     @cached_property
     def sees_all(self) -> bool:
-        """Whether a save compares all loaded columns of the row."""
+        """Return whether a save compares all loaded columns of the row."""
         return not self.locking and not self.token
 
     @cached_property
@@ -165,7 +165,7 @@ class Mapping:
 
     @cached_property
     def has_computed(self) -> bool:
-        """Whether the database computes attributes that operations may read."""
+        """Return whether the database computes attributes that operations may read."""
         return has_computed(self.mapper)
 
     def _is_row(self) -> list[sa.ColumnElement[bool]]:

@@ -114,7 +114,7 @@ class Info(dict[Any, Any]):
         self.update(other)
         return self
 
-    # Implemented by the methods above, which those of `dict` bypass.
+    # Implemented by the methods above. The methods of `dict` would bypass them.
     pop: Any = MutableMapping.pop
     popitem: Any = MutableMapping.popitem
     clear: Any = MutableMapping.clear

@@ -74,7 +74,7 @@ class SessionSnapshot:
     )
 
     def __init__(self, guard: Guard, loaded: LoadedResource, *, plain: bool, columns: bool) -> None:
-        """Copy mutable values: *plain* attributes (no part of the mapping), and those of *columns*.
+        """Copy mutable values: *plain* attributes (no part of the mapping), and *columns*.
 
         A value that is not copied is known to be unchanged, or made again from the bound form, or cannot be restored.
         """

@@ -35,7 +35,7 @@ class StaleReads:
     _written: bool  # a removed value with changes was flushed: whether it was read since then is unknown
 
     def __init__(self, session: Session, resource: object) -> None:
-        """Take *session*; what was loaded with the *resource* is no stale read, since it is loaded before alone too."""
+        """Except the values that were loaded with *resource*: an operation alone finds them loaded too."""
         self._session = session
         self._resource: InstanceState[Any] = instance_state(resource)
         relationships = self._resource.mapper.relationships
@@ -81,7 +81,7 @@ class StaleReads:
                 self._written = True
 
     def executes(self, statement: str | None) -> None:
-        """Note that the current operation sends *statement*, which may change the tables that it names; None: any."""
+        """Note that the operation sends *statement*, which may change the tables that it names. None may change any."""
         for state in self._session.identity_map.all_states():
             names = [
                 relation.key
@@ -100,8 +100,8 @@ class StaleReads:
                 Session.expire(self._session, instance, names)
                 self._expired.append((state, names))
 
-    def reads(self) -> bool:
-        """Return whether the current operation, which has ended, has made a stale read; put all back in place."""
+    def end_operation(self) -> bool:
+        """Put the removed values back, and return whether the operation that has ended has made a stale read."""
         found, self._written = self._written, False
         for state, name, value, changed in self._aside:
             if name in state.dict or changed != (name in state.committed_state):

@@ -154,7 +154,7 @@ class StatementGuard:
         self._writes_before = self.writes
         self._assigned, self._new, self._own_settings, self._deleted = [], [], [], False
         if self._stale_reads is not None:
-            self._stale_reads.reads()  # puts all back in place
+            self._stale_reads.end_operation()
 
     # -- what it sends -------------------------------------------------------------------------------------------
 

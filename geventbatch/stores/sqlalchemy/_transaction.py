@@ -291,7 +291,7 @@ class Transaction:
             raise
 
     def close(self, error: BaseException | None) -> None:
-        """Give the connection back as the next one may have it. Switches: yes."""
+        """Return the connection to its pool, fit for its next user. Switches: yes."""
         if error is not None or self._has_raised:
             self._roll_back_refused()
         self.connection.close()
