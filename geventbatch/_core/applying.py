@@ -12,7 +12,7 @@ from geventbatch._core.operation import BROKEN, STARTED
 from geventbatch._core.process import here
 from geventbatch._core.steps import begin_steps
 from geventbatch._core.undo import raised
-from geventbatch._core.verdict import has_steps, look
+from geventbatch._core.verdict import can_begin_steps, look
 from geventbatch._values.answers import PLAIN, own_answer
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _prepare(attempt: Attempt, resource: Any) -> bool:
     """Prepare another attempt by the experience of the earlier ones. Return False if the attempt ends here."""
     if attempt.undo is not None:
         attempt.undo.begin(attempt, resource)
-    if attempt.stepwise and has_steps(attempt):
+    if attempt.stepwise and can_begin_steps(attempt):
         readmit(attempt)  # from now on each operation is judged by itself
     if attempt.asked:
         attempt.dispatcher.options.idempotency.ask(attempt)

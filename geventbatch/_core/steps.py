@@ -15,7 +15,7 @@ from geventbatch._core.batch_turns import took
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.operation import SETTLED
 from geventbatch._core.process import here
-from geventbatch._core.verdict import ends_greenlet, has_steps, is_a, without_our_frame
+from geventbatch._core.verdict import can_begin_steps, ends_greenlet, is_a, without_our_frame
 from geventbatch._failure import not_saved, rejected, save_failed
 from geventbatch.errors import Conflict, Rejected
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def begin_steps(attempt: Attempt, resource: Any) -> bool:
     """Go step by step in the attempt at hand, if its scope can. Return False if the attempt ends here."""
-    if not has_steps(attempt):
+    if not can_begin_steps(attempt):
         return True
     attempt.steps = Steps(attempt.scope, resource)
     attempt.must_look = True

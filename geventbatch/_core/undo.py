@@ -30,9 +30,9 @@ from geventbatch._core.process import here
 from geventbatch._core.verdict import (
     ENDS,
     GOES_ON,
-    UNDONE,
+    TO_UNDO,
+    can_begin_steps,
     ends_greenlet,
-    has_steps,
     is_a,
     is_reused,
     judge,
@@ -65,7 +65,7 @@ def raised(attempt: Attempt, operation: Operation[Any], error: BaseException, re
     From *due* on read the clock.
     """
     found = judge(attempt, operation, error)
-    if found != UNDONE:
+    if found != TO_UNDO:
         return found == ENDS
     undo = attempt.undo
     if undo is None:
@@ -168,8 +168,8 @@ class Undo:
             if attempt.over():
                 return True
         self._catch_up(attempt, operation)
-        found = UNDONE
-        while found == UNDONE:
+        found = TO_UNDO
+        while found == TO_UNDO:
             why = self._restore(attempt)
             if attempt.batch.ended or attempt.dispatcher.epoch != here.epoch:
                 return attempt.over()
@@ -262,7 +262,7 @@ class Undo:
     ) -> Literal[True]:
         """End the attempt, since *operation* cannot be undone."""
         reused = is_reused(attempt)
-        if has_steps(attempt):
+        if can_begin_steps(attempt):
             attempt.stepwise = True
         elif self._memory is None and not self._uncopied:
             self._copying = True
@@ -288,7 +288,7 @@ class Undo:
     def _apply_again(self, attempt: Attempt, due: float) -> int:
         """Apply again the operations since the last copy; from *due* on read the clock.
 
-        Return `UNDONE` if one raised this time (its new error counts): all is to be restored and applied once more.
+        Return `TO_UNDO` if one raised this time (its new error counts): all is to be restored and applied once more.
         """
         begun = attempt.now
         monotonic, resource, since = _clock.monotonic, self.resource, self._since
@@ -359,11 +359,11 @@ class Undo:
         found = judge(attempt, self._since[place], error)
         if found == ENDS:
             return ENDS
-        if found == UNDONE:
+        if found == TO_UNDO:
             self._count(attempt)
         del self._since[place]
         attempt.now = _clock.monotonic()
-        return UNDONE
+        return TO_UNDO
 
     def _copy_now(self, attempt: Attempt) -> bool:
         """Copy the resource as it is. Return False if that is impossible."""

@@ -36,11 +36,11 @@ _LOADS: Final = 4
 
 GOES_ON: Final = 0
 ENDS: Final = 1
-UNDONE: Final = 2
+TO_UNDO: Final = 2
 
 
 def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> int:
-    """Keep *error* of *operation* for its caller. Return `GOES_ON`, `ENDS`, or `UNDONE` if it is to be undone first."""
+    """Keep *error* of *operation* for its caller. Return `GOES_ON`, `ENDS`, or `TO_UNDO`: undo it first."""
     if attempt.over() or not is_a(error, (Exception, gevent.Timeout)):
         operation.error = error
         raise error
@@ -60,7 +60,7 @@ def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> 
         return ENDS
     if idempotency is not None and not idempotency.is_recorded(attempt, operation):
         attempt.asked = [*(attempt.asked or ()), operation]  # in no save: the store must be asked for its key
-    return GOES_ON if is_clean(attempt.batch, error) else UNDONE
+    return GOES_ON if is_clean(attempt.batch, error) else TO_UNDO
 
 
 def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeError) -> None:
@@ -143,7 +143,7 @@ def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: U
     """
     if isinstance(verdict, TooEarly):
         return attempt.mates is None and cut_before(attempt, operation)
-    if attempt.steps is not None or has_steps(attempt):
+    if attempt.steps is not None or can_begin_steps(attempt):
         attempt.rejections += 1  # so that each step is written, which shows the culprit
         attempt.stepwise = True
         return True
@@ -176,7 +176,7 @@ def _ask(attempt: Attempt, what: str, *about: object) -> NotSaved | None:
     return verdict
 
 
-def has_steps(attempt: Attempt) -> bool:
+def can_begin_steps(attempt: Attempt) -> bool:
     """Return whether the attempt could go step by step, and does not yet. A scope of many keys cannot."""
     if attempt.steps is not None or attempt.mates is not None or is_reused(attempt):
         return False

@@ -80,16 +80,16 @@ def test_what_became_of_a_commit_is_what_the_server_said(
         asked.append(answer)
         return bool(answer) if answer is not None else None
 
-    settle = partial(_commit.settle, error, "ICE 1", told=told, ask=ask)
+    resolve = partial(_commit.resolve, error, "ICE 1", told=told, ask=ask)
     if becomes == "saved":
-        settle()
+        resolve()
     elif becomes == "unknown":
         with pytest.raises(type(error)) as unknown:
-            settle()
+            resolve()
         assert unknown.value is error
     else:
         with pytest.raises(NotSaved) as raised:
-            settle()
+            resolve()
         assert type(raised.value) is becomes
         assert error in {raised.value, raised.value.__cause__}
     assert asked == ([] if answer == "not asked" else [answer])

@@ -30,7 +30,7 @@ _LONGEST_POLL: Final = 0.05
 """Seconds between two looks at what became of a COMMIT, or at a busy SQLite."""
 
 
-def settle(
+def resolve(
     error: Exception,
     key: Hashable,
     *,

@@ -2,7 +2,7 @@
 
 - `kind` tells what a driver's error means, bare or in an ORM's wrapper (`driver_errors`).
 - `not_saved` returns what a scope raises for an error before COMMIT, `of_commit` for an error of COMMIT itself;
-  `commit.settle` finds out what became of that.
+  `commit.resolve` finds out what became of that.
 - `MARK` marks the error of a statement that fails on purpose.
 """
 

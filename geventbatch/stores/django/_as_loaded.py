@@ -83,11 +83,11 @@ def watched(model: type[Model]) -> dict[str, Any]:
             elif _is_document(field):
                 found[field.attname] = _Document(standing, field.attname)
     checks: dict[str, Callable[[Any], bool] | None] = {field.attname: None for field in model._meta.concrete_fields}
-    checks |= {name: is_natural for name, field, is_natural in _settled(model) if not _is_document(field)}
+    checks |= {name: is_natural for name, field, is_natural in _converted(model) if not _is_document(field)}
     return {**found, "__setattr__": _setter(model, checks)}
 
 
-def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper) -> None:
+def convert_values(instance: Model, model: type[Model], connection: BaseDatabaseWrapper) -> None:
     """Convert each value to what a load would return for it.
 
     Raises:
@@ -95,7 +95,7 @@ def settle(instance: Model, model: type[Model], connection: BaseDatabaseWrapper)
     Switches: no.
     """
     values = vars(instance)
-    for name, field, is_natural in _settled(model):
+    for name, field, is_natural in _converted(model):
         value = values.get(name)
         if value is not None and not is_natural(value):
             check_assigned(field, value)
@@ -119,7 +119,7 @@ def documents(model: type[Model]) -> frozenset[str]:
 
 
 @cache
-def _settled(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[Any], bool]], ...]:
+def _converted(model: type[Model]) -> tuple[tuple[str, Field[Any, Any], Callable[[Any], bool]], ...]:
     found: list[tuple[str, Field[Any, Any], Callable[[Any], bool]]] = []
     for field in columns(model):
         kind = natural(field)

@@ -266,7 +266,7 @@ class Row(Generic[M]):
     def _written(self) -> Written:
         return Written(self.instance._meta.db_table, 1)
 
-    def settle(self) -> None:
+    def remember_written(self) -> None:
         """Remember the instance as the row's written state, on which a later write builds. Switches: no."""
         self.new, self.ours, self.save_asked = False, True, False
         self.loaded = state_of(self.instance, self._connection)

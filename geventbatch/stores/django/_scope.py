@@ -17,7 +17,7 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.django._added_rows import add_rows
 from geventbatch.stores.django._answers import asks_later, copied, lies_in
-from geventbatch.stores.django._as_loaded import settle
+from geventbatch.stores.django._as_loaded import convert_values
 from geventbatch.stores.django._connections import current, own
 from geventbatch.stores.django._guard import Guard
 from geventbatch.stores.django._instance_class import forget_read, instance_class, take_related
@@ -144,7 +144,7 @@ class Scope(Generic[M]):
             over = self._transaction.ended_by()
             if over is not None:
                 raise over from over.__cause__
-            self._transaction.settle(error)
+            self._transaction.resolve(error)
         finally:
             self._watch()
 
@@ -183,7 +183,7 @@ class Scope(Generic[M]):
             try:
                 with guard.aside():
                     take_related(instance)
-                    settle(instance, self._class, self._connection)
+                    convert_values(instance, self._class, self._connection)
             except Exception as error:  # as `save` would raise it
                 verdict = Rejected(f"{shown(self._key)} was not saved, nothing was written: {said(error)}")
                 verdict.__cause__ = error
@@ -263,7 +263,7 @@ class Scope(Generic[M]):
                 raise verdict
             try:
                 if self._write_row(self._batch.rows[steps.kept :], commits=False):
-                    self._row.settle()
+                    self._row.remember_written()
             except Error as error:
                 self._refuse_duplicate_step(error, steps)
                 raise
@@ -334,7 +334,7 @@ class Scope(Generic[M]):
             if isinstance(error, Error):
                 self._check_repeated(error, recording)
                 self._refuse_duplicate(error)
-            transaction.settle(error)
+            transaction.resolve(error)
         self._check_save()
         transaction.commit()  # nothing to send if the last statement carried COMMIT (Together._commit)
 

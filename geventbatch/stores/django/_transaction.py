@@ -271,13 +271,13 @@ class Transaction:
         try:
             self._atomic.__exit__(None, None, None)
         except Exception as error:
-            self.settle(_commit_error(error))
+            self.resolve(_commit_error(error))
         self._give_level_back()
 
-    def settle(self, error: Exception) -> None:
+    def resolve(self, error: Exception) -> None:
         """Return if the transaction was committed in spite of *error*; else raise the right error. Switches: yes."""
         told = self._known_outcome()
-        _commit.settle(error, self._batch.key, told=told, ask=self._ask_outcome, not_saved=self._not_saved)
+        _commit.resolve(error, self._batch.key, told=told, ask=self._ask_outcome, not_saved=self._not_saved)
         self.leave_broken()
 
     def _not_saved(self, error: Exception) -> NotSaved:

@@ -119,13 +119,13 @@ class JoinedTransaction(PostgresTransaction):
             psycopg.Cursor(self._driver).execute(message, prepare=False)
         except Exception as raised:
             self.check_repeated(raised, recording)
-            self.settle(_wrapped(raised))
+            self.resolve(_wrapped(raised))
         else:
             self._commit = {COMMIT: DONE}
             try:
                 self.committer()  # it finds nothing left to send
             except Exception as raised:
-                self.settle(raised)
+                self.resolve(raised)
 
     def not_saved(self, error: Exception) -> NotSaved:
         if errors.is_marked(error):

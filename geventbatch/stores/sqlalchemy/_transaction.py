@@ -244,12 +244,12 @@ class Transaction:
         try:
             self.commit_now()
         except Exception as error:
-            self.settle(error)
+            self.resolve(error)
 
-    def settle(self, error: Exception) -> None:
+    def resolve(self, error: Exception) -> None:
         """Find out what became of a COMMIT that raised *error*: return if it was carried out, else raise."""
         self._has_raised = True
-        _commit.settle(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
+        _commit.resolve(exact(error), self.key, told=self.told(), ask=self._ask, not_saved=self.not_saved)
 
     def told(self) -> bool | None:
         """Return whether the COMMIT that raised was carried out, as far as this side knows. None: unknown."""

@@ -40,13 +40,13 @@ def detect_no_conflicts() -> None:
 def lie_that_nothing_was_saved() -> None:
     """Say `NotSaved` of a save whose answer was lost, as if that meant that it was not carried out."""
 
-    def settle(self: Any, error: Exception) -> NoReturn:
+    def resolve_commit(self: Any, error: Exception) -> NoReturn:
         raise errors.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")
 
     def resolve(self: Any, lost: Exception) -> NoReturn:
         raise NotSaved(f"the connection was lost: {lost}")
 
-    _replace(_transaction.Transaction, "settle", settle)
+    _replace(_transaction.Transaction, "resolve", resolve_commit)
     _replace(_save.Save, "_resolve", resolve)
 
 
