@@ -72,7 +72,7 @@ def check_functions(takes: tuple[str, ...], **given: Any) -> None:
 def check_opener(name: str, value: Any, takes: str) -> None:
     """Raise unless *value*, the option *name*, can return a context manager."""
     if not callable(value) or isinstance(value, ContextDecorator):
-        called = "; this is what one has given already: pass it without a call" if _is_scope(value) else ""
+        called = "; it looks like the result of a call: pass the function itself" if _is_scope(value) else ""
         raise TypeError(f"{name} is {named(value)}, but must be callable: {_STORE}{called}")
     if isinstance(value, type) and _makes_no_scope(value):
         raise TypeError(

@@ -75,7 +75,7 @@ def shows_again(cause: BaseException) -> tuple[object, ...]:
     return *kinds, shown(getattr(cause, "__notes__", None)), places
 
 
-SHOWN_BEFORE: Final = "; where: the same traceback stands under a line of the last minute"
+SHOWN_BEFORE: Final = "; its traceback was logged with the same failure, less than a minute ago"
 
 
 def failed(name: str, failure: Failure, callers: int) -> None:
@@ -89,7 +89,7 @@ def failed(name: str, failure: Failure, callers: int) -> None:
         again = tells and not is_due(name, *shows_again(cause))
         under = (type(cause), cause, cause.__traceback__) if tells and not again else None
         _log.error(
-            "%s: %s; callers that were told so: %d%s",
+            "%s: %s; callers answered with it: %d%s",
             name,
             failure.exception(),
             callers,
@@ -173,21 +173,21 @@ def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[Base
     """
     if _is_new("cannot undo", batch.dispatcher.options.name, name_of(function), kind):
         message = (
-            "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each that raises costs "
-            "its batch another load. Pass a copy_resource that can copy the resource, or give its scope checkpoint() "
-            "and restore(). If the operation changes nothing before it raises that, say clean_errors=(%s,). Told once "
-            "of each operation and error"
+            "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each such error "
+            "costs its batch another load. Pass a copy_resource that can copy the resource, or give its scope "
+            "checkpoint() and restore(). If the operation changes nothing before it raises that, say "
+            "clean_errors=(%s,). Told once of each operation and error"
         )
         name = kind.__qualname__
         _warn(batch, message, name_of(function), name, shown(why), name)
 
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
-    """Log, once, that the load returned the very object again that *function* had changed when it raised a *kind*."""
+    """Log, once, that a load returned the object that *function* had changed before it raised a *kind*."""
     if _is_new("same again", batch.dispatcher.options.name):
         message = (
-            "its load returned the very object again that it had returned before, in which %s had raised %s: its "
-            "changes stay there. Let the load return a new object each time, made of the saved state, or name errors "
+            "%s changed the loaded object and raised %s, and the next load returned the same object: its changes "
+            "stay. Let the load return a new object each time, made of the saved state, or name errors "
             "that are raised before anything is changed in clean_errors. Told once"
         )
         _warn(batch, message, name_of(function), kind.__qualname__)
@@ -213,8 +213,8 @@ def watcher_waits(watcher: object) -> None:
 
 
 def watcher_failed(watcher: object, raised: Exception) -> None:
-    """Log that *watcher* raised an error when it was shown a metric."""
-    error("%s failed at the metric of a batch, which is not affected", watcher, error=raised)
+    """Log the error that *watcher* *raised* as a batch began or ended, or as it was closed."""
+    error("%s raised as a watcher; no batch is affected", watcher, error=raised)
 
 
 def _warn(batch: Batch, message: str, *values: object) -> None:

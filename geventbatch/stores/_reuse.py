@@ -16,6 +16,7 @@ from geventbatch._core.clock import clock
 from geventbatch._core.process import here
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
+from geventbatch.stores._conflict import changed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -93,7 +94,7 @@ class Kept(Generic[T]):
 
 def outdated(key: Hashable) -> Conflict:
     """Return the `Conflict` of a cached resource that is not what the database has."""
-    return Conflict(f"{shown(key)} was changed by somebody else since this process has saved it")
+    return changed(key, since="this process saved it")
 
 
 @contextmanager
@@ -120,8 +121,7 @@ def kept_by(reuse: object, mode: str = "version") -> Kept[Any] | None:
         )
     if mode != "version":
         raise ValueError(
-            f"reuse_resource is {shown(reuse)}, but the mode is {shown(mode)}, in which it is the load that locks: "
-            "pass "
-            "mode='version' too, or no reuse_resource"
+            f"reuse_resource is {shown(reuse)}, but mode {shown(mode)} locks in the load, which a cached state skips: "
+            "pass mode='version', or leave reuse_resource out"
         )
     return Kept(reuse)

@@ -107,9 +107,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"open_resource": contextmanager(open_by_steps)(1)},
         "<contextlib._GeneratorContextManager",
-        "pass it without a call",
+        "pass the function itself",
     ),
-    ({"open_resource": store("k")}, "<geventbatch.stores", "pass it without a call"),
+    ({"open_resource": store("k")}, "<geventbatch.stores", "pass the function itself"),
     ({"open_resource": open_by_steps}, "open_by_steps (", "decorate it with contextlib.contextmanager"),
     ({"open_resource": open_later}, "open_later (", "an async function, but must return a context manager"),
     ({"open_resource": open_by_steps_later}, "open_by_steps_later (", "an async generator function"),

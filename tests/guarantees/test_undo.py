@@ -673,7 +673,7 @@ def test_a_load_that_gives_a_living_object_has_nothing_applied_to_it_twice_and_t
         clock.advance(1)
     assert account == Account(-909, [-1, -2, -3, -1, -2, -1000])
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "the very object again" in line
+    assert "the next load returned the same object" in line
     assert "Let the load return a new object each time" in line
 
 

@@ -852,7 +852,7 @@ def test_the_log_shows_the_traceback_of_a_database_that_is_down_once_a_minute(
     records = [record for record in caplog.records if record.name == "test_flask"]
     assert [record.levelname for record in records] == ["ERROR"] * 3
     assert [record.exc_info is not None for record in records] == [True, False, False]
-    assert records[1].getMessage().endswith("the same traceback stands under a line of the last minute")
+    assert records[1].getMessage().endswith("its traceback was logged with the same failure, less than a minute ago")
 
 
 def test_what_was_refused_or_missing_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

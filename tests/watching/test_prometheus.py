@@ -340,7 +340,7 @@ def test_a_metric_that_cannot_be_kept_is_logged_and_fails_no_batch(
         processor.run("k", nothing)
         gevent.sleep(0)
         gevent.sleep(0)
-    assert "failed at the metric of a batch" in caplog.text
+    assert "raised as a watcher; no batch is affected" in caplog.text
 
 
 def test_a_look_that_fails_is_logged_once_and_tried_again_when_a_batch_ends(

@@ -69,7 +69,7 @@ def test_a_batch_that_fails_is_logged_once_with_its_cause_and_how_many_were_told
         answers = [caller.get() for caller in callers]
     ((level, told),) = logged(caplog)
     assert level == "ERROR"
-    assert told == f"{processor.name}: {answers[0]}; callers that were told so: {len(callers)}"
+    assert told == f"{processor.name}: {answers[0]}; callers answered with it: {len(callers)}"
     assert "batch of key 'k': saving raised OSError('disk full'); it is unknown whether" in told
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is cause

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.stores._conflict import changed
 from geventbatch.stores._sql.driver_errors import (
     OF_OPERATION,
     Kind,
@@ -71,11 +72,6 @@ def of_store(error: BaseException, key: Hashable) -> NotSaved:
 def of_commit(error: BaseException, key: Hashable) -> NotSaved | None:
     """Return what a scope raises for an error of COMMIT; None if it does not tell whether COMMIT was carried out."""
     return not_saved(error, key) if has_refused_commit(error) else None
-
-
-def changed(key: Hashable, kind: type[Conflict] = Conflict) -> Conflict:
-    """Return the `Conflict` of a save that did not find its row as it was loaded."""
-    return kind(f"{shown(key)} was not saved, nothing was written: somebody else changed it since it was loaded")
 
 
 def inserted(key: Hashable) -> Conflict:

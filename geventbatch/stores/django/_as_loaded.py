@@ -107,8 +107,8 @@ def check_assigned(field: Field[Any, Any], value: object) -> None:
     """Raise `TypeError` if *value* is an expression. Switches: no."""
     if hasattr(value, "resolve_expression"):
         raise TypeError(
-            f"an operation assigned an expression to {field.name}, which would be lost in the next one's: "
-            "assign a value"
+            f"an operation assigned an expression to {field.name}, which the next operation's assignment would "
+            "replace: assign a value"
         )
 
 

@@ -373,7 +373,7 @@ class Row(Generic[M]):
 
     def conflict(self) -> Conflict:
         """Return the `Conflict` for a row that has changed since the load. Switches: no."""
-        return Conflict(f"{shown(self._key)} was changed by somebody else since it was loaded; nothing was written")
+        return errors.changed(self._key)
 
     def is_conflict(self, error: Exception) -> bool:
         """Return whether *error* came from the statement of `_check`. Switches: no."""

@@ -23,6 +23,7 @@ from redis.exceptions import (
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NotSaved, Repeated
+from geventbatch.stores._conflict import changed
 from geventbatch.stores.redis._scripts import KEPT_SAVES, RESOLVE, SAVE, TRACE_MILLISECONDS
 from geventbatch.stores.redis._server import PART, answer, lent
 
@@ -187,7 +188,7 @@ class Save:
 
     def _conflict(self) -> Conflict:
         version = int(self._loaded.version or 0)
-        return Conflict(f"{shown(self._key)} was changed since version {version}, nothing was saved")
+        return changed(self._key, since=f"version {version}")
 
     def _ask(self, script: str, *arguments: object, beside: tuple[bytes, ...] = ()) -> object:
         """Send a script, once, for the resource and the keys *beside* it; return its answer.

@@ -141,10 +141,8 @@ class LoadedResource:
         self.tracker.flushes(self._session, dirty)
         changed = self._dirty_rows.changed(self.resource, dirty, transaction)
         if changed is not None and not rewrote:
-            raise Conflict(
-                f"{shown(self._key)} was not saved: somebody else changed the {changed.class_.__name__} "
-                f"{changed.identity} since it was read"
-            )
+            what = f"the {changed.class_.__name__} {changed.identity}"
+            raise errors.changed(self._key, what=what, since="it was read")
 
     def _refuse_values(self) -> None:
         """Refuse assigned values that cannot be saved: another key, no value of an Enum, a SQL expression."""
