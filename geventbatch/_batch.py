@@ -83,7 +83,7 @@ class Batch(_Face):
     @property
     @abstractmethod
     def deleted(self) -> bool:
-        """True if the last operation that returned deletes the resource."""
+        """Return whether the last operation that returned deletes the resource."""
 
     @property
     @abstractmethod

@@ -309,9 +309,9 @@ class Attempt:
     def _try(self, slice_end: float) -> bool:  # noqa: C901 - every batch passes it: a call more costs each
         """Load, apply, save. Return True if the batch is to be replayed."""
         batch = self.batch
-        leave, resource = self._load()
+        leave, found = self._load()
         if leave is None:
-            return resource is not None and back_off(self, delay(self, resource, loading=True))
+            return found is not None and back_off(self, delay(self, found, loading=True))
         killed = None
         try:
             if self.now >= self.deadline:  # the load never yielded, so the alarm could not ring
@@ -321,7 +321,7 @@ class Attempt:
             if batch.ended or self.dispatcher.epoch != here.epoch:
                 self.over()
             else:
-                apply(self, resource, slice_end)
+                apply(self, found, slice_end)
                 if self.asked and not batch.ended and self.broken is self.verdict is None:
                     self.dispatcher.options.idempotency.ask(self)
                     self.now = _clock.monotonic()

@@ -151,7 +151,7 @@ class Batch:
 
     @property
     def deleted(self) -> bool:
-        """True if the last operation that returned deletes the resource."""
+        """Return whether the last operation that returned deletes the resource."""
         return self.attempt is not None and self.attempt.deleted
 
     @property
@@ -203,17 +203,17 @@ class Batch:
 
     @property
     def in_bulk(self) -> bool:
-        """True if it is loaded and saved in one scope with others."""
+        """Return whether it is loaded and saved in one scope with others."""
         return self.attempt is not None and self.attempt.mates is not None
 
     @property
     def stepwise(self) -> bool:
-        """True if the attempt at hand is judged step by step."""
+        """Return whether the attempt at hand is judged step by step."""
         return self.attempt is not None and self.attempt.steps is not None
 
     @property
     def overdue(self) -> bool:
-        """True if its callers were answered that it failed, but its code has not returned yet."""
+        """Return whether its callers were answered that it failed, but its code has not returned yet."""
         return self.failure is not None and self.attempt is not None
 
     @property

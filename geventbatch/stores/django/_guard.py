@@ -441,12 +441,12 @@ def _remove(wrappers: list[Any], wrapper: Any) -> None:
         wrappers.remove(wrapper)
 
 
-def _has_connected(*, connection: BaseDatabaseWrapper, **_: object) -> None:
-    """If an operation connects to another database, guard that connection too."""
+def _guard_connection(*, connection: BaseDatabaseWrapper, **_: object) -> None:
+    """Guard *connection* too, if an operation has opened it to another database."""
     attempt = running.get(gevent.getcurrent())
     guard = None if attempt is None else getattr(attempt.scope, "guard", None)
     if isinstance(guard, Guard) and connection is not guard.connection:
         guard.watch_elsewhere(connection)
 
 
-connection_created.connect(_has_connected, dispatch_uid="geventbatch: guard")
+connection_created.connect(_guard_connection, dispatch_uid="geventbatch: guard")
