@@ -46,6 +46,7 @@ class Batch(_Face):
     @abstractmethod
     def remaining(self) -> float:
         """Return the seconds until the deadline, at least 0.001, to use as a statement timeout. Switches: no."""
+        raise NotImplementedError
 
     @abstractmethod
     def add_row(self, row: object) -> None:
@@ -61,6 +62,7 @@ class Batch(_Face):
             RuntimeError: The scope inserts no rows.
         Switches: no.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def delete(self) -> None:
@@ -72,6 +74,7 @@ class Batch(_Face):
             RuntimeError: The scope deletes no resources.
         Switches: no.
         """
+        raise NotImplementedError
 
     # -- for resource scopes ------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class Batch(_Face):
         In a load, it does nothing, unless *first* is True: then it is asked after the first operation. In a save, it
         does nothing. Switches: no.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def cut(self) -> None:
@@ -114,6 +118,7 @@ class Batch(_Face):
 
         In a load or a save, it does nothing. Switches: no.
         """
+        raise NotImplementedError
 
 
 def current_batch() -> Batch:

@@ -153,15 +153,17 @@ def shows_options(*others: str) -> Callable[[F], F]:
 
 def check_options(**given: Any) -> Options:
     """Return the options, or raise a `TypeError` or `ValueError` that names argument, value, and the allowed values."""
-    for unknown in given.keys() - DEFAULTS.keys():
-        _refuse_unknown(unknown)
+    for name in given:
+        if name not in DEFAULTS:
+            _refuse_unknown(name)
     opening = {name: given.pop(name, None) for name in _OPENING}
     if given.get("max_bulk", 0) is None:
         del given["max_bulk"]
     values = {name: one.metadata["check"](name, given.get(name, one.default)) for name, one in _TABLE.items()}
     window, most = values["min_duration"], values["max_duration"]
     if most is None:
-        values["max_duration"] = most = 2 * window if window >= _SHORT_WINDOW else 1.0
+        most = seconds("max_duration", 2 * window if window >= _SHORT_WINDOW else 1.0)
+        values["max_duration"] = most
     if most <= window:
         raise ValueError(
             f"max_duration is {shown(most)}, but must be more than min_duration, which is {shown(window)}: it has "

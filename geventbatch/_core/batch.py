@@ -162,7 +162,12 @@ class Batch:
     @property
     def outcomes(self) -> dict[str, str]:
         """Outcomes as text, by idempotency key, for the store to record with the save (see `once`)."""
-        return {} if self.attempt is None else self.attempt.outcomes or {}
+        attempt = self.attempt
+        if attempt is None:
+            return {}
+        if attempt.outcomes is None:
+            attempt.outcomes = {}  # a scope may keep it from its load on
+        return attempt.outcomes
 
     @property
     def bulk(self) -> dict[Any, Batch]:

@@ -223,13 +223,16 @@ def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException |
     while links and seen < _LINKS:
         link = links.pop()
         seen += 1
-        if link is handled:
+        if link is handled or (isinstance(link, gevent.Timeout) and link is not error and link.timer is _CLOSED):
             continue
         if ends_greenlet(attempt, link):
             return link
         links += [one for one in (link.__context__, link.__cause__) if one is not None]
     return error
 
+
+_CLOSED: Final = gevent.Timeout(None).timer
+"""The timer of every closed Timeout: code of its own has handled such a one."""
 
 _LINKS: Final = 50
 """Errors that are looked at, along `__context__` and `__cause__`."""

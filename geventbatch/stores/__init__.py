@@ -27,11 +27,16 @@ _MODULES: Final = {
     "as_not_saved": "_sql.errors",
 }
 
+_IN_MIGRATIONS: Final = frozenset({"_documents", "_sqlalchemy_outcomes"})
+"""Modules of earlier releases that Alembic has written into migrations, which are kept for ever."""
+
 if TYPE_CHECKING:
     what_it_means = as_not_saved
 else:
 
     def __getattr__(name: str) -> Any:
+        if name in _IN_MIGRATIONS:
+            return import_module(f"{__name__}.{name}")
         if name not in _MODULES:
             return renamed(__name__, name, {"what_it_means": "as_not_saved"})
         module = _MODULES[name]

@@ -35,7 +35,8 @@ def _tell(key: Hashable, error: BaseException, *, saved: bool | None) -> None:
 def error_of(call: Callable[..., object], *args: object) -> Exception | None:
     """Call *call*, which cleans up after a batch, and return the error that it raises; None if it raises none.
 
-    Raises only what is meant for the greenlet: a kill or a `Timeout`, even one that another error has replaced.
+    Raises only what is meant for the greenlet: a kill or a `Timeout`, even one that another error has replaced. (A
+    `SystemExit` that another error has replaced was handled by the code that raised it.)
     Switches: as *call* does.
     """
     handled = sys.exc_info()[1]
@@ -44,7 +45,7 @@ def error_of(call: Callable[..., object], *args: object) -> Exception | None:
     except BaseException as raised:
         attempt = batch_at_hand().attempt
         ending = raised if attempt is None else kill_behind(attempt, raised, handled)
-        if not (isinstance(raised, Exception) and isinstance(ending, Exception)):
+        if not (isinstance(raised, Exception) and isinstance(ending, (Exception, SystemExit))):
             raise ending from ending.__cause__
         return raised
     return None

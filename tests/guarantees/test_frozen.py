@@ -20,14 +20,14 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from geventbatch import Conflict, Processor, errors
+from geventbatch import Conflict, Processor, errors, stores
 from geventbatch._idempotency.error_text import decode_error, encode_error
 from geventbatch._idempotency.once import Once
 from geventbatch._idempotency.value_text import decode, describe, encode, path_of
 from geventbatch.integrations import opentelemetry
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
 from geventbatch.stores.redis._save import State
-from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.stores.sqlalchemy import KeyText, OutcomeId, StateText, idempotency_table
 from tests.support.callers import answer_of
 from tests.support.django_project.start import database
 from tests.support.plain import VALUES, Ticket, Train, anything, closing_over
@@ -378,7 +378,9 @@ PATHS = {
         NormalizesKeys OnServer Owns Records Reuses StepByStep TakesRows Undoes
     """,
     "geventbatch.stores": "DjangoStore RedisStore Reuse SQLAlchemyStore as_not_saved",
-    "geventbatch.stores.sqlalchemy": "SQLAlchemyStore idempotency_table",
+    "geventbatch.stores.sqlalchemy": "KeyText OutcomeId SQLAlchemyStore StateText idempotency_table",
+    "geventbatch.stores._documents": "KeyText StateText",  # in migrations
+    "geventbatch.stores._sqlalchemy_outcomes": "OutcomeId",  # likewise
     "geventbatch.stores.django": "DjangoStore",
     "geventbatch.stores.redis": "RedisStore",
     "geventbatch.integrations.celery": "stop",
@@ -407,6 +409,16 @@ def test_what_others_import_is_where_it_always_was(module: str) -> None:
 def test_an_error_is_recorded_and_pickled_by_the_path_of_its_class() -> None:
     for name in PATHS["geventbatch.errors"].split():
         assert path_of(getattr(errors, name)) == f"geventbatch.errors:{name}"
+
+
+def test_migrations_name_the_types_of_columns_by_a_path_that_stays() -> None:
+    types = (KeyText, StateText, OutcomeId)
+    assert {one.__module__ for one in types} == {"geventbatch.stores.sqlalchemy"}
+    # As a migration of an earlier release does, which has imported the package of the stores at most.
+    found: Any = stores
+    assert found._documents.KeyText is KeyText
+    assert found._documents.StateText is StateText
+    assert found._sqlalchemy_outcomes.OutcomeId is OutcomeId
 
 
 def test_the_app_of_django_is_known_by_the_path_and_the_label_that_it_always_had() -> None:

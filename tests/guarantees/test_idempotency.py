@@ -14,9 +14,10 @@ from geventbatch import (
     BatchError,
     IdempotencyKeyReused,
     Processor,
+    current_batch,
 )
 from tests.support.callers import answer_of
-from tests.support.keeping_store import Keeping, answers, call, opened
+from tests.support.keeping_store import Keeping, KeepingScope, answers, call, opened
 from tests.support.plain import Odd, Taken, anything, closing_over, refuse_seat, with_default
 from tests.support.recording_store import Store, add
 
@@ -296,3 +297,23 @@ def frames_of(error: BaseException | None) -> list[str]:
             trace = trace.tb_next
         error = error.__cause__
     return found
+
+
+def test_outcomes_that_a_scope_has_taken_at_its_load_are_those_of_its_save(keeping: Keeping) -> None:
+    class Early(KeepingScope):
+        def __enter__(self) -> Any:
+            self.taken = current_batch().outcomes
+            return super().__enter__()
+
+        def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+            assert self.taken is current_batch().outcomes
+            return super().__exit__(kind, error, traceback)
+
+    class Taking(Keeping):
+        def __call__(self, key: Any) -> Early:
+            return Early(self, key)
+
+    taking = Taking(keeping.store)
+    with opened(taking) as processor:
+        assert [processor.run("k", add, 1, idempotency_key="a") for _ in range(2)] == [1, 1]
+    assert list(taking.recorded) == ["a"]

@@ -237,6 +237,11 @@ def test_open_resource_and_the_pair_together_are_refused(pair: tuple[str, ...]) 
         make(open_resource=scope, **dict.fromkeys(pair, print))
 
 
+def test_a_window_of_which_twice_is_too_great_for_a_float_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="max_duration is inf, but must be a finite number"):
+        Processor(min_duration=1e308)
+
+
 def test_a_deadline_too_great_for_a_float_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"^max_duration is 1000.*must be a finite number of seconds"):
         make(max_duration=10**400)

@@ -184,3 +184,11 @@ def test_what_an_application_may_configure_is_named_where_it_is_looked_for() -> 
 def arguments(function: Any) -> dict[str, Any]:
     """Give what *function* takes, each with its default."""
     return {name: one.default for name, one in inspect.signature(function).parameters.items()}
+
+
+def test_a_method_of_the_public_face_of_a_batch_does_not_do_nothing_in_silence() -> None:
+    def add(resource: object) -> None:
+        Batch.add_row(current_batch(), "a line")
+
+    with Processor(min_duration=0) as processor, pytest.raises(NotImplementedError):
+        processor.run("k", add)

@@ -5,6 +5,7 @@ Mostly that is a listener of the application's. (For mapped classes, more of it 
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -270,6 +271,25 @@ def test_a_deadline_that_comes_then_is_told_as_one_of_a_save_and_the_log_says_th
         assert len(told(caplog)) == 1
         assert "was saved" in told(caplog)[0]
         assert together(processor, (adapter.add, 1)) == [2]
+
+
+@pytest.mark.parametrize("setting", [SQLITE], indirect=True)
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("handled", ["timeout", "exit"])
+def test_what_a_listener_has_handled_itself_changes_no_answer(adapter: Any, batching: bool, handled: str) -> None:
+    def hear(*_: object) -> None:
+        try:
+            if handled == "exit":
+                sys.exit(2)
+            with gevent.Timeout(0):
+                gevent.sleep(1)
+        except (gevent.Timeout, SystemExit):
+            raise Broken  # noqa: B904 - the one that was handled is its context
+
+    sa.event.listen(adapter.engine.pool, "checkin", hear)
+    with adapter.processor(batching=batching) as processor:
+        assert together(processor, (adapter.add, 1)) == [1]
+    assert adapter.get("k") == 1
 
 
 @pytest.mark.parametrize("setting", [SQLITE], indirect=True)

@@ -40,7 +40,7 @@ from geventbatch.stores.sqlalchemy._mapping import (
     version_attribute,
 )
 from geventbatch.stores.sqlalchemy._mode import mode_of, on_server
-from geventbatch.stores.sqlalchemy._outcome_table import idempotency_table, outcome_table
+from geventbatch.stores.sqlalchemy._outcome_table import OutcomeId, idempotency_table, outcome_table
 from geventbatch.stores.sqlalchemy._parts import Parts
 from geventbatch.stores.sqlalchemy._session import session_factory
 from geventbatch.stores.sqlalchemy._tenants import prepared
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from geventbatch.stores._reuse import Reuse
     from geventbatch.stores.sqlalchemy._mode import Mode
 
-__all__ = ["SQLAlchemyStore", "idempotency_table"]
+__all__ = ["KeyText", "OutcomeId", "SQLAlchemyStore", "StateText", "idempotency_table"]
 
 ResourceT = TypeVar("ResourceT")
 EntityT = TypeVar("EntityT")

@@ -40,6 +40,7 @@ _WITH_SAVEPOINTS: Final = ("postgresql", "mysql", "mariadb")
 class KeyText(TypeDecorator[str]):
     """A text that is compared exactly: MySQL's default collation takes "a", "A" and "a " for one key."""
 
+    __module__ = "geventbatch.stores.sqlalchemy"  # by this path Alembic writes it into migrations
     impl = sa.String
     cache_ok = True
 
@@ -59,6 +60,7 @@ class KeyText(TypeDecorator[str]):
 class StateText(TypeDecorator[str]):
     """A text of any length."""
 
+    __module__ = "geventbatch.stores.sqlalchemy"  # by this path Alembic writes it into migrations
     impl = sa.Text
     cache_ok = True
 

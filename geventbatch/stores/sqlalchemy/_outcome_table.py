@@ -23,6 +23,7 @@ _MARKS: Final = {"format": "%s", "pyformat": "%s", "qmark": "?"}
 class OutcomeId(TypeDecorator[str]):
     """An ASCII text, compared byte by byte."""
 
+    __module__ = "geventbatch.stores.sqlalchemy"  # by this path Alembic writes it into migrations
     impl = sa.String(ID_LENGTH)
     cache_ok = True
 
