@@ -400,3 +400,15 @@ def test_the_simulation_knows_that_who_was_refused_is_through_with_his_part_of_t
     for acts in calls:
         simulation.run_and_advance(calls=[("a", acts, None, None)], seconds=0.005)
     simulation.teardown()
+
+
+def test_the_simulation_knows_that_what_has_returned_is_saved_first_where_a_store_cannot_copy() -> None:
+    simulation: Any = Simulation()
+    simulation.begin(seed=0, choices=Choices(min_duration=0.05, form="undoes"))
+    for _ in range(4):
+        simulation.advance(seconds=0.02)
+    simulation.run_many(act=Act(), key="a", number=8)
+    simulation.run_with_raises(acts=[], ends=["ok", "ok", "half-way"], key="a")
+    cannot = [Act(end="cannot"), Act(), Act(end="cannot")]
+    simulation.run_with_raises(acts=cannot, ends=["ok", "ok", "half-way"], key="a")
+    simulation.teardown()

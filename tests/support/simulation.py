@@ -188,7 +188,7 @@ class Story:
     errors: list[BaseException] = field(default_factory=list)  # of its loads and saves
     settled: set[int] = field(default_factory=set)  # calls whose outcome is certain, whatever becomes of the rest
     unclear: set[int] = field(default_factory=set)  # those that are out, and settled if their part is the one at hand
-    parted: bool = False  # the store has refused to save all at once
+    parted: bool = False  # the store has refused to save all at once, or cannot copy: then a save may be of a part
     stepwise: bool = False  # the latest visit is judged step by step
 
     def apply_again(self, culprit: int | None = None) -> None:
@@ -951,10 +951,15 @@ class Life:
     def undo(self, key: str) -> None:
         """Do what a scope does to undo, or cannot do."""
         act = self._plan(self.world.undos, key, QUICK)
+        story = self.stories[id(current_batch())]
         if act.first in WORK:
-            self.stories[id(current_batch())].spent += WORK[act.first]
+            story.spent += WORK[act.first]
             self.world.spend(WORK[act.first])
-        self._end(self.stories[id(current_batch())], act.end)
+        try:
+            self._end(story, act.end)
+        except BaseException:
+            story.parted = True  # without a copy, what has returned is saved first
+            raise
 
     def _check_step(self, visit: Visit) -> None:
         if visit.offending:
