@@ -22,7 +22,7 @@ monkey.patch_all()
 import gevent
 from gevent.event import Event
 
-from geventbatch import BatchMetric, Processor
+from geventbatch import BatchMetric, Processor, _seam
 from geventbatch._core.pair import save_nothing
 from geventbatch.integrations.page import Page
 
@@ -101,7 +101,7 @@ def cpu_of_batch(callers: int, rounds: int, *, watched: bool) -> float:
     ) as processor:
         idle = Idle()
         if watched:
-            processor._watch(idle)  # noqa: SLF001 - as adapters do
+            _seam.watch(processor, idle)
 
         def call() -> None:
             for _ in range(rounds):

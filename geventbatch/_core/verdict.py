@@ -223,7 +223,7 @@ def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException |
     while links and seen < _LINKS:
         link = links.pop()
         seen += 1
-        if link is handled or (isinstance(link, gevent.Timeout) and link is not error and link.timer is _CLOSED):
+        if link is handled or (link is not error and _was_handled(link)):
             continue
         if ends_greenlet(attempt, link):
             return link
@@ -231,8 +231,13 @@ def kill_behind(attempt: Attempt, error: BaseException, handled: BaseException |
     return error
 
 
+def _was_handled(error: BaseException) -> bool:
+    """Return whether *error* is a Timeout that the code which started it has closed."""
+    return is_a(error, gevent.Timeout) and getattr(error, "timer", None) is _CLOSED
+
+
 _CLOSED: Final = gevent.Timeout(None).timer
-"""The timer of every closed Timeout: code of its own has handled such a one."""
+"""The timer of every closed Timeout."""
 
 _LINKS: Final = 50
 """Errors that are looked at, along `__context__` and `__cause__`."""

@@ -373,3 +373,20 @@ def test_a_test_may_run_it_inside_a_transaction_of_its_own(clock: VirtualTime) -
     with Processor(load_resource=note, save_resource=note, batching=False) as processor:
         processor.run("k", note)
     assert seen == ["the test's"] * 3
+
+
+def test_a_timeout_of_a_class_that_makes_no_timer_is_its_callers_own_too() -> None:
+    class Bare(gevent.Timeout):
+        def __init__(self) -> None:
+            """Make nothing of gevent's."""
+
+    own = Bare()
+
+    def save(key: str, resource: None) -> None:
+        try:
+            raise own
+        finally:
+            raise KeyError
+
+    with Processor(save_resource=save, min_duration=0, batching=False) as processor:
+        assert answer_of(processor.run, "k", print) is own
