@@ -27,8 +27,8 @@ else:
 class Batch(_Face):
     """The batch that the caller is inside, from `current_batch`.
 
-    `key`, `alone`, `remaining`, `add_row` and `delete` are for operations. `rows`, `deleted`, `completed`, `outcomes`,
-    `bulk`, `ask_scope` and `cut` are for resource scopes.
+    `key`, `keys`, `alone`, `remaining`, `add_row` and `delete` are for operations. `rows`, `deleted`, `completed`,
+    `outcomes`, `bulk`, `ask_scope` and `cut` are for resource scopes.
     """
 
     __slots__ = ()
@@ -37,6 +37,11 @@ class Batch(_Face):
     @abstractmethod
     def key(self) -> Hashable:
         """The key of its resource, as the store's ``normalize_key`` returned it."""
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[Hashable, ...]:
+        """Its key; in an operation across keys, all its keys, as `run_across` named them."""
 
     @property
     @abstractmethod

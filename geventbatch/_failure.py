@@ -14,6 +14,7 @@ from geventbatch.errors import (
     Phase,
     ResourceMissing,
     SaveFailed,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Failure:
     retry_safe: bool
     phase: Phase | None = None
     behind: frozenset[object] = frozenset()  # operations of later parts of the batch, which were not being saved
+    keys: tuple[Hashable, ...] = ()  # all keys of the operation; empty if *key* is the only one
 
     def of(self, operation: object) -> Failure:
         """Return the outcome of *operation*: of those behind, certainly nothing was saved."""
@@ -47,11 +49,14 @@ class Failure:
 
     def exception(self) -> BatchAborted:
         """Return a new exception, for one caller."""
-        message = f"batch of key {shown(self.key)}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        message = (
+            f"batch of {named(self.keys or (self.key,))}: {self.what}; {_NOTHING if self.retry_safe else _UNKNOWN}"
+        )
         if self.phase is None:
             error = self.kind(message, key=self.key, retry_safe=self.retry_safe)
         else:
             error = BatchTimeout(message, key=self.key, retry_safe=self.retry_safe, phase=self.phase)
+        error.keys = self.keys or (self.key,)
         error.__cause__ = self.cause
         return error
 

@@ -18,7 +18,7 @@ from geventbatch._watch.metrics import MetricSubscription, Watcher
 from geventbatch._watch.stats import LiveBatch, ProcessorStats, live_batch, stats_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Self
@@ -212,6 +212,49 @@ class Processor(BaseProcessor, Generic[R]):
         Switches: yes, until the batch has ended.
         """
         raise NotImplementedError  # the code is BaseProcessor.run, in _core/run.py
+
+    @defined_by(BaseProcessor.run_across)
+    def run_across(  # noqa: PLR0913 - every option is a keyword
+        self,
+        keys: Iterable[Hashable],
+        operation: Callable[[tuple[R, ...], Unpack[Args]], T],
+        /,
+        *args: *Args,
+        start_timeout: float | None = None,
+        idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
+        read_only: bool = False,
+    ) -> T:
+        """Apply *operation* to the resources at all of *keys*, which are saved together or not at all (guarantee 21).
+
+        What `run` promises for one key holds for all of them together. The operation waits for all its keys, and what
+        comes later on any of them waits for it. It has no window of its own, and may end one early.
+
+        Args:
+            keys: One key or more, and ``max_bulk`` at the most; each once.
+            operation: Called as ``operation(resources, *args)`` with a tuple of resources in the order of *keys*. It
+                changes them in place, and may run more than once, as in `run`.
+            *args: Its arguments.
+            start_timeout: Seconds to wait for the operation to start; None waits for ever.
+            idempotency_key: As in `run`.
+            identified_by: As in `run`.
+            read_only: Whether *operation* changes nothing.
+
+        Returns:
+            The return value of *operation*.
+
+        Raises:
+            Exception: The error of *operation*, unwrapped: nothing has changed at any key.
+            OperationCancelled: It never started; the message says which key it has waited for. Safe to run again.
+            LoadFailed: Loading one of the keys (``.key``) raised. Safe to run again.
+            BatchError: Any other error of `run`; ``.keys`` has all keys.
+            TypeError: An argument is of a wrong type; or the processor opens one key at a time, or its
+                ``open_resources`` does not say that it saves all or nothing.
+            ValueError: There is no key, a key twice, or more than ``max_bulk``; or an argument is out of range.
+            RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
+        Switches: yes, until all is saved.
+        """
+        raise NotImplementedError
 
     def stop(self, timeout: float | None = None) -> bool:
         """Admit no more operations, close the open windows, and wait until all admitted operations are answered.

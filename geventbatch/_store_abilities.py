@@ -20,6 +20,7 @@ class Store(NamedTuple):
     check_outcomes: Callable[[Any], object] | None
     keeps_outcomes: bool | None
     on_server: bool | None
+    all_or_nothing: bool | None
     pair_facts: PairFacts | None
     """The facts about a load and save pair; only our own pairs have them."""
 
@@ -44,6 +45,16 @@ class Door(NamedTuple):
         if self.normalize_key is not None:
             key = self.normalize_key(key)
         return key, batching and not (self.admit is not None and self.admit(key))
+
+    def enter_across(
+        self, keys: tuple[Any, ...], operation: Operation[Any], *, batching: bool
+    ) -> tuple[tuple[Any, ...], bool]:
+        """Return the keys of *operation* in their one form, and whether it is to be batched."""
+        for see in self.observers:
+            see(operation)
+        if self.normalize_key is not None:
+            keys = tuple(map(self.normalize_key, keys))
+        return keys, batching and not (self.admit is not None and any(map(self.admit, keys)))
 
 
 def door_of(store: Store, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Door | None:

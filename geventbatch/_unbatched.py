@@ -29,8 +29,12 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
     """Load, apply *operation*, save, and return its answer, all in the caller's greenlet or thread."""
     process.check_not_inside(dispatcher)
     check_key(key)
-    now = _clock.monotonic()
-    batch = Batch(dispatcher, key, now)
+    return run_batch_alone(Batch(dispatcher, key, _clock.monotonic()), operation, start_timeout)
+
+
+def run_batch_alone(batch: Batch, operation: Operation[T], start_timeout: float | None) -> T:
+    """Run *batch*, which has just opened, for *operation*: see `run_alone`."""
+    dispatcher, now = batch.dispatcher, batch.opened
     batch.operations.append(operation)
     batch.reads = int(operation.read_only)
     batch.close()
@@ -64,7 +68,7 @@ def run_alone(dispatcher: Dispatcher, key: Hashable, operation: Operation[T], st
     if batch.dispatcher.epoch != process.here.epoch:
         process.park()
     if start is not None and start.is_late():  # even if the load has turned the Timeout into another error
-        raise OperationCancelled(not_started(key, start.seconds))
+        raise OperationCancelled(not_started(batch.loads, start.seconds))
     return batch.answer(operation)
 
 

@@ -82,13 +82,15 @@ class BatchAborted(BatchError):
     `KeyboardInterrupt`), in a load or save too. Safe to run again unless the save had begun.
 
     Attributes:
-        key: The key of the batch.
+        key: The key of the batch; of an operation across keys, the one that failed, or else the first.
+        keys: All keys of the operation.
     """
 
     def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False) -> None:
         """Keep the key, and whether it is safe to run the operation again."""
         super().__init__(*args)
         self.key = key
+        self.keys: tuple[Hashable, ...] = (key,)
         self.retry_safe = retry_safe
 
 
@@ -196,9 +198,14 @@ class NothingToSave(Exception):
     """The error with which a scope is exited if its batch has nothing to save. The scope's reaction is ignored."""
 
 
-def not_started(key: Hashable, seconds: float) -> str:
-    """Return the message of an `OperationCancelled`."""
+def named(keys: tuple[Hashable, ...]) -> str:
+    """Return the words for *keys* in a message."""
+    return f"{'keys' if len(keys) > 1 else 'key'} {', '.join(map(shown, keys))}"
+
+
+def not_started(keys: tuple[Hashable, ...], seconds: float, why: str = "") -> str:
+    """Return the message of an `OperationCancelled` of an operation on *keys*."""
     return (
-        f"the operation on key {shown(key)} did not start within its start_timeout of {seconds:g} s; nothing of it was "
-        "saved, it is safe to run it again"
+        f"the operation on {named(keys)} did not start within its start_timeout of {seconds:g} s{why}; nothing of it "
+        "was saved, it is safe to run it again"
     )

@@ -19,6 +19,7 @@ R_co = TypeVar("R_co", covariant=True)
 __all__ = [
     "Admits",
     "AfterSave",
+    "AllOrNothing",
     "ChecksOutcomes",
     "Copies",
     "Deletes",
@@ -296,8 +297,25 @@ class HearsStop(Protocol):
         """Free it. Called once, when nothing runs any more. Errors are logged. Switches: no."""
 
 
+@runtime_checkable
+class AllOrNothing(Protocol):
+    """An ``open_resources`` (or a ``save_resources``) that saves all keys that it is given, or none of them.
+
+    So it saves in one transaction. Without this, `run_across` is refused. Of keys that operations have connected,
+    ``current_batch().bulk`` has the same batch: these must be saved together or not at all. If it raises `PartlySaved`,
+    then for one of such keys only if it has saved none of them.
+    """
+
+    @property
+    def all_or_nothing(self) -> bool:
+        """Return whether it does; read when the processor is made."""
+        raise NotImplementedError
+
+
 OF_A_SCOPE: Final[tuple[type, ...]] = (
     *(Undoes, JudgesErrors, JudgesReturns, StepByStep, Owns, Copies),
     *(TakesRows, Deletes, Records, Reuses, MustCompare, AfterSave),
 )
-OF_A_STORE: Final[tuple[type, ...]] = (NormalizesKeys, Admits, KeepsOutcomes, ChecksOutcomes, OnServer, HearsStop)
+OF_A_STORE: Final[tuple[type, ...]] = (
+    *(NormalizesKeys, Admits, KeepsOutcomes, ChecksOutcomes, OnServer, HearsStop, AllOrNothing),
+)

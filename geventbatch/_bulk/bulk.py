@@ -13,6 +13,7 @@ from __future__ import annotations
 from contextvars import Context
 from typing import TYPE_CHECKING
 
+from geventbatch._bulk.component import Component, components_of, members_of
 from geventbatch._bulk.round import Round
 from geventbatch._core import process
 from geventbatch._core.attempt import Attempt
@@ -30,17 +31,20 @@ if TYPE_CHECKING:
 class Bulk:
     """The batches that a worker runs together."""
 
-    def __init__(self, batches: dict[Batch, None], alarm: Alarm, now: float) -> None:
+    def __init__(self, batches: dict[Batch, None], alarm: Alarm, now: float, *, across: bool) -> None:
         """Begin to run *batches* in the greenlet of *alarm*. Each is taken out of the dict when it is freed."""
         self._alarm = alarm
+        self.across = across  # whether a batch may have several keys
         # -- mutable state ---------------------------------------------------------------------------------
         self._batches = batches
-        self._attempts: dict[Attempt, None] = {}  # of these batches
+        self._attempts: dict[Attempt, None] = {}  # of these batches, or of the components that they form
         context = Context()  # until a round has one
-        for batch in batches:
+        for batch in components_of(batches) if across else batches:
             attempt = Attempt(batch, alarm, now, context)
             attempt.mates = self._attempts
             self._attempts[attempt] = None
+            if across and type(batch) is Component:
+                batch.start(attempt)
         self._lead = next(iter(self._attempts))
         self._rounds = [(now, list(self._attempts))]  # rounds to come, the next one last: earliest time, attempts
         self._unfit: Attempt | None = None  # an attempt after which the greenlet must not be used again
@@ -104,20 +108,30 @@ class Bulk:
                 self._lead.pause()
             if attempt.spent:
                 self._unfit = attempt
-            del self._attempts[attempt], self._batches[attempt.batch]
-            free(attempt.batch)
+            del self._attempts[attempt]
+            batch = attempt.batch
+            if self.across:
+                self._free(batch)
+                continue
+            del self._batches[batch]  # the only one of its key: see `Batch.free`
+            batch.let_go()
+            if batch.key_queue is not None:
+                batch.key_queue.finish()
+
+    def _free(self, batch: Batch) -> None:
+        for member in members_of(batch):
+            del self._batches[member]
+            member.free()
+        batch.let_go()  # of a component: its members have let go of the same attempt
 
 
-def free(batch: Batch) -> None:
-    """Let the next batch of the key run: *batch* has ended, and its code has returned."""
-    batch.let_go()
-    if batch.key_queue is not None:
-        batch.key_queue.finish()
-
-
-def drop_left(batches: dict[Batch, None]) -> None:
-    """Take out of *batches* those that all callers have left."""
-    for batch in [batch for batch in batches if not batch.waiting]:
+def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> Attempt | None:
+    """Run *batches* as one bulk, without those that all callers have left: see `Bulk.run`."""
+    left = [batch for batch in batches if not batch.waiting]
+    for batch in left:
         batch.end()
         del batches[batch]
-        free(batch)
+    bulk = Bulk(batches, alarm, _clock.monotonic(), across=across) if batches else None
+    for batch in left:  # only now: the batches of the bulk, of which some may be behind these, are seen to run
+        batch.free()
+    return None if bulk is None else bulk.run()

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 
+from geventbatch._bulk.component import Component
 from geventbatch._bulk.scopes import errors_of, fault_of, loaded
 from geventbatch._check_callables import NOT_OPENED, blame_opener
 from geventbatch._core.applying import apply, has_news
 from geventbatch._core.batch_turns import took
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.halving import is_left, settle
+from geventbatch._core.halving import current_part, is_left, settle
 from geventbatch._core.replay import delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed
@@ -38,11 +39,16 @@ class Round:
     def __init__(self, bulk: Bulk, attempts: list[Attempt]) -> None:
         self._bulk = bulk
         self._attempts = attempts
+        self._across = bulk.across
         self._context = Context()  # of its load and its save (guarantee 11)
         self._leave: Callable[..., object]  # the exit of the scope
         # -- mutable state ---------------------------------------------------------------------------------
-        self._at_hand: dict[Hashable, Attempt] = {one.batch.key: one for one in attempts}  # loaded, or to be saved
-        self._shown: dict[Hashable, Batch] = {one.batch.key: one.batch for one in attempts}  # the same, for scopes
+        self._at_hand: dict[Hashable, Attempt] = (  # by key: loaded, or to be saved; a component's has several keys
+            {key: one for one in attempts for key in one.batch.loads}
+            if self._across
+            else {one.batch.key: one for one in attempts}
+        )
+        self._shown: dict[Hashable, Batch] = {key: one.batch for key, one in self._at_hand.items()}  # for scopes
         self._resources: MutableMapping[Any, Any] = {}  # by key
         self._reason: BaseException = NothingToSave()  # to exit the scope with, if nothing is saved
         self._spoiled = False  # an operation has spoiled the transaction: all attempts are replayed
@@ -95,8 +101,9 @@ class Round:
             if ends_greenlet(first, error):
                 raise
             error = without_our_frame(blame_opener(error, "open_resources", scope))
+            of_many = len(self._at_hand) > 1
             for attempt in self._attempts:
-                self._load_raised(attempt, error, of_many=len(self._attempts) > 1)
+                self._load_raised(attempt, error, of_many=of_many)
             return False
         finally:
             now = _clock.monotonic()
@@ -120,12 +127,35 @@ class Round:
             self._resources = {}  # a wrong object is not changed
         for attempt in self._attempts:
             attempt.phase = "operations"
+            if self._across and fault is None and type(attempt.batch) is Component:
+                self._look_at_component(attempt, attempt.batch)
+                continue
             try:
                 found = fault or loaded(self._resources, attempt.batch.key)
             except Exception as error:
                 found = without_our_frame(error)
             if isinstance(found, Exception):
                 self._load_raised(attempt, found)
+
+    def _look_at_component(self, attempt: Attempt, component: Component) -> None:
+        """Answer those that need a key whose load has failed; a conflict of one key is one of all."""
+        conflict: Conflict | None = None
+        for key in component.loads:
+            try:
+                found = loaded(self._resources, key)
+            except Exception as error:
+                found = without_our_frame(error)
+            if attempt.over():
+                break
+            if isinstance(found, Conflict):
+                conflict = conflict or found
+            elif isinstance(found, Exception):
+                component.drop(key, load_failed(key, found))
+                self._leave_key_out(key)
+        if component.ended:
+            self._leave_out(attempt)
+        elif conflict is not None:
+            self._load_raised(attempt, conflict)
 
     def _load_raised(self, attempt: Attempt, error: BaseException, *, of_many: bool = False) -> None:
         if attempt.over():
@@ -142,8 +172,12 @@ class Round:
 
     def _leave_out(self, attempt: Attempt) -> None:
         """Leave *attempt* out of the rest of this round: nothing of it is saved."""
+        for key in attempt.batch.loads:
+            self._leave_key_out(key)
+
+    def _leave_key_out(self, key: Hashable) -> None:
         for mapping in (self._at_hand, self._shown, self._resources):
-            mapping.pop(attempt.batch.key, None)
+            mapping.pop(key, None)
 
     def _replay(self, attempt: Attempt, seconds: float | None) -> None:
         if seconds is not None:
@@ -155,7 +189,8 @@ class Round:
     # -- operations ---------------------------------------------------------------------------------------
 
     def _apply(self) -> None:
-        for attempt in list(self._at_hand.values()):
+        at_hand = self._at_hand.values()
+        for attempt in dict.fromkeys(at_hand) if self._across else list(at_hand):
             if attempt.over():
                 continue
             self._bulk.follow(attempt)
@@ -165,9 +200,15 @@ class Round:
                 attempt.expire()
                 continue
             try:
-                apply(attempt, self._resources[attempt.batch.key], 0.0)
-                if attempt.undo is not None:
-                    self._resources[attempt.batch.key] = attempt.undo.resource
+                batch = attempt.batch
+                if type(batch) is Component:
+                    batch.gather()
+                    apply(attempt, batch.compose(self._resources), 0.0)
+                    batch.rest()
+                else:
+                    apply(attempt, self._resources[batch.key], 0.0)
+                    if attempt.undo is not None:
+                        self._resources[batch.key] = attempt.undo.resource
             except BaseException as error:
                 if ends_greenlet(attempt, error):
                     raise
@@ -178,8 +219,9 @@ class Round:
                 return
 
     def _settle(self) -> None:
-        """Leave out the attempts of which nothing is to be saved."""
-        for attempt in list(self._at_hand.values()):
+        """Leave out the attempts of which nothing is to be saved, and the keys of a component that nothing changed."""
+        at_hand = self._at_hand.values()
+        for attempt in dict.fromkeys(at_hand) if self._across else list(at_hand):
             verdict = attempt.verdict
             if attempt.over():
                 self._leave_out(attempt)
@@ -195,11 +237,16 @@ class Round:
                 attempt.broken = None  # its traceback refers to this frame: no cycle
                 self._replay(attempt, 0.0 if replay or settle(attempt) else None)
                 self._leave_out(attempt)
+            elif type(attempt.batch) is Component:
+                changed = attempt.batch.changed(current_part(attempt))
+                for key in attempt.batch.loads:
+                    if key not in changed:
+                        self._leave_key_out(key)
 
     # -- save ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        attempts = list(self._at_hand.values())
+        attempts = list(dict.fromkeys(self._at_hand.values()) if self._across else self._at_hand.values())
         if attempts:
             self._bulk.follow(attempts[0])
             if attempts[0].now >= attempts[0].deadline:  # the operations never yielded, so the alarm could not ring
@@ -243,7 +290,8 @@ class Round:
                 raised = error.with_traceback(None)  # our frames refer to the operations of all callers
             else:
                 for attempt in attempts:
-                    self._end_one(attempt, lost.get(attempt.batch.key))
+                    errors = (lost[key] for key in attempt.batch.loads if key in lost)
+                    self._end_one(attempt, next(errors, None))
                 return
         if isinstance(raised, Rejected) and len(attempts) > 1 and not attempts[0].over():
             self._halve(attempts)

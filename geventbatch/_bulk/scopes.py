@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from geventbatch._bulk.crossing import Crossing
 from geventbatch._check_callables import PairFacts, check_scope, refuse_lazy
 from geventbatch._core import process
 from geventbatch._core.pair import IMMUTABLE, ImmutableWarning
@@ -53,6 +54,7 @@ class BulkPair:
         """Keep both functions."""
         self.pair_facts = PairFacts(load_resources, saves=True, compares=compares)
         self.warning = ImmutableWarning()
+        self.all_or_nothing = getattr(save_resources, "all_or_nothing", None)
         self.load_resources = load_resources
         self.save_resources = save_resources
 
@@ -73,14 +75,15 @@ class BulkPair:
 
 
 class OneOfBulk:
-    """The scope of one key, by a scope of many: for an unbatched operation."""
+    """The scope of one key, or of the keys of a crossing, by a scope of many: for an unbatched operation."""
 
     def __init__(self, open_resources: Callable[[list[Any]], AbstractContextManager[Any]], key: Hashable) -> None:
-        """Open the scope of *key* and no other."""
-        self._key = key
+        """Open the scope of *key* and no other; or of all keys of the operation across keys."""
         attempt = process.running[gevent.getcurrent()]
-        attempt.bulk = {key: attempt.batch}
-        self._scope = open_resources([key])
+        self._across = type(attempt.batch) is Crossing
+        self._keys = attempt.batch.loads if self._across else (key,)
+        attempt.bulk = dict.fromkeys(self._keys, attempt.batch)
+        self._scope = open_resources([*self._keys])
         check_scope("open_resources", self._scope)
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
@@ -98,10 +101,12 @@ class OneOfBulk:
             raise
 
     def _found(self, resources: Any) -> Any:
-        found = fault_of(resources, {self._key}) or loaded(resources, self._key)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        fault = fault_of(resources, {*self._keys})
+        found = tuple(fault or loaded(resources, key) for key in self._keys)
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found if self._across else found[0]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -110,7 +115,7 @@ class OneOfBulk:
         try:
             self._scope.__exit__(kind, error, traceback)
         except PartlySaved as lost:
-            for raised in errors_of(lost, {self._key}).values():
+            for raised in errors_of(lost, {*self._keys}).values():
                 raise raised from raised.__cause__
 
 

@@ -22,6 +22,7 @@ from geventbatch._failure import Failure, aborted
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log
 from geventbatch._watch.summary import tell
+from geventbatch.errors import not_started
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -123,6 +124,11 @@ class Batch:
         if attempt is None:
             return _SHORTEST if self.ended else most
         return max(_SHORTEST, min(attempt.remaining(), most))
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """Its key; inside an operation across keys, all keys of the operation, in the order in which it named them."""
+        return (self.key,)
 
     @property
     def alone(self) -> bool:
@@ -236,6 +242,37 @@ class Batch:
         """The scope of the attempt at hand."""
         return None if self.attempt is None else self.attempt.scope
 
+    # -- in the key queue ---------------------------------------------------------------------------------
+
+    @property
+    def loads(self) -> tuple[Hashable, ...]:
+        """The keys to load for it."""
+        return (self.key,)
+
+    @property
+    def taken(self) -> bool:
+        """True if a worker has taken it from its key queue."""
+        return self.attempt is not None or self.ended
+
+    def come_first(self, key_queue: KeyQueue) -> None:
+        """Wait for a worker: all that was before it in *key_queue* has ended, and it may have been taken with that."""
+        if not self.taken:
+            key_queue.shard.put(self)
+
+    def cut_off(self) -> Batch | None:
+        """Return what ends with it, which was cut off its key queue."""
+        return self
+
+    def listed(self) -> Batch | None:
+        """Return what to show for it among the live batches."""
+        return self
+
+    def free(self) -> None:
+        """Let the next batch of the key run: it has ended, and its code has returned."""
+        self.let_go()
+        if self.key_queue is not None:
+            self.key_queue.drop(self)
+
     # -- callers come and go ------------------------------------------------------------------------------
 
     def add(self, operation: Operation[Any]) -> None:
@@ -298,6 +335,10 @@ class Batch:
     def _ring(self, bell: Waiter[None]) -> None:
         self.bell = None
         gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing if its greenlet went on by its timer
+
+    def not_started(self, seconds: float) -> str:
+        """Return the message for a caller that leaves, since its operation has not started within *seconds*."""
+        return not_started((self.key,), seconds)
 
     # -- the outcome --------------------------------------------------------------------------------------
 

@@ -57,7 +57,8 @@ class Dispatcher:
         self.key_queues: dict[object, KeyQueue] = {}  # by hash of the key: the front one; only keys with live batches
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on key queues: being admitted, or admitted, not answered, not withdrawn
-        self.live = 0  # batches on key queues whose code has not returned yet
+        self.live = 0  # batches on key queues whose code has not returned yet; a crossing counts at each of its keys
+        self.crossings = 0  # operations across keys that were admitted and have no outcome yet
         self.alone: set[Batch] = set()  # unbatched: run by their callers; other threads add to it, in one step
         self.stopping = stopping
         self.ended = False  # nothing runs any more
@@ -89,7 +90,7 @@ class Dispatcher:
         is noticed, since the operation is counted before `stopping` is read.
         """
         if self.stopping:
-            self._refuse()
+            self.refuse()
         try:
             hashed: object = hash(key)
         except TypeError as error:
@@ -101,14 +102,14 @@ class Dispatcher:
             or not (key_queue.key is key or key_queue.key == key)
             or key_queue.retired
         ):
-            key_queue = self._find_key_queue(key, hashed)
+            key_queue = self.find_key_queue(key, hashed)
         # No switch from here.
         self.pending += 1
         most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.pending -= 1
-            self._discard(key_queue)
-            self._refuse()
+            self.discard(key_queue)
+            self.refuse()
         batch = key_queue.last
         if batch is None or not batch.open or batch.loaded:
             batch = key_queue.open_batch()
@@ -123,7 +124,7 @@ class Dispatcher:
         most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.leave_alone(batch)
-            self._refuse()
+            self.refuse()
 
     def leave_alone(self, batch: Batch) -> None:
         """Forget *batch*, which its caller has run, perhaps in a thread without our greenlets."""
@@ -135,7 +136,8 @@ class Dispatcher:
         else:
             here.hub.loop.run_callback_threadsafe(self.check_stopped)
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise, since the processor was stopped, or is overloaded."""
         if self.stopping:
             raise ProcessorStopped(
                 f"{self.options.name}: the processor was stopped before the operation was admitted; nothing was saved, "
@@ -153,7 +155,7 @@ class Dispatcher:
 
     # -- key queues --------------------------------------------------------------------------------------
 
-    def _find_key_queue(self, key: Hashable, hashed: object) -> KeyQueue:
+    def find_key_queue(self, key: Hashable, hashed: object) -> KeyQueue:
         """Find the key queue of *key* among the key queues of the same hash, or open one.
 
         The key's ``__eq__`` and the worker number may be functions that switch. Therefore `retired` of the queue that
@@ -208,7 +210,7 @@ class Dispatcher:
         for front in self.key_queues.values():
             yield from _row(front)
 
-    def _discard(self, key_queue: KeyQueue) -> None:
+    def discard(self, key_queue: KeyQueue) -> None:
         """Forget *key_queue* if it has no batch."""
         if key_queue.first is None and not key_queue.retired:
             self.retire(key_queue)
@@ -278,7 +280,9 @@ class Dispatcher:
             while key_queue is not None:
                 batch = key_queue.first
                 while batch is not None:
-                    found.append(batch)
+                    listed = batch.listed()
+                    if listed is not None:
+                        found.append(listed)
                     batch = batch.behind
                 key_queue = key_queue.beside
         return found

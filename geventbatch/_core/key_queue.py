@@ -58,24 +58,58 @@ class KeyQueue:
             last.behind = batch
         return batch
 
+    def append(self, place: Batch) -> None:
+        """Let *place*, a crossing's, wait behind what is there, which takes no more operations."""
+        self.shard.dispatcher.live += 1
+        last, self.last = self.last, place
+        if last is None:
+            self.first = place
+        else:
+            last.behind = place
+            last.close()
+
     def cut_behind(self) -> list[Batch]:
-        """Forget the batches behind the first, and return them."""
-        _, *behind = self
-        if self.first is not None:
-            self.first.behind = None
-        self.last = self.first
+        """Forget what waits behind the batches that a worker has taken, and return it; crossings leave all queues."""
+        last = self.first
+        while last is not None and last.behind is not None and last.behind.taken:
+            last = last.behind
+        behind, one = [], last and last.behind
+        while one is not None:
+            behind.append(one)
+            one = one.behind
+        if last is not None:
+            last.behind = None
+        self.last = last
         self.shard.dispatcher.live -= len(behind)
-        return behind
+        return [found for one in behind if (found := one.cut_off()) is not None]
 
     def finish(self) -> None:
         """Free the key for the next batch: the code of the first one has returned."""
         dispatcher = self.shard.dispatcher
-        self.first = batch = self.first and self.first.behind
+        batch = self.first and self.first.behind
         dispatcher.live -= 1
+        while batch is not None and batch.key_queue is None:  # the place of a crossing that was given up
+            dispatcher.live -= 1
+            batch = batch.behind
+        self.first = batch
         if batch is None:
             self.last = None
             dispatcher.retire(self)
         else:
-            self.shard.put(batch)
+            batch.come_first(self)
         if dispatcher.stopping:
             dispatcher.check_stopped()
+
+    def drop(self, batch: Batch) -> None:
+        """Take out *batch*, whose code has returned, though another one that was taken with it may be before it."""
+        if batch is self.first:
+            self.finish()
+            return
+        before = self.first
+        while before is not None and before.behind is not batch:
+            before = before.behind
+        if before is not None:
+            before.behind = batch.behind
+            if self.last is batch:
+                self.last = before
+            self.shard.dispatcher.live -= 1

@@ -18,7 +18,7 @@ from geventbatch._for_mypyc import mypyc_attr
 from geventbatch._unbatched import run_alone
 from geventbatch._values.answers import PLAIN
 from geventbatch._values.arguments import repeatable
-from geventbatch.errors import OperationCancelled, not_started
+from geventbatch.errors import OperationCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -69,7 +69,7 @@ class BaseProcessor:
         dispatcher = self._dispatcher
         if dispatcher.epoch != here.epoch:
             dispatcher = self._current()
-        for one in args if type(operation) is FunctionType else _given(operation, args):
+        for one in args if type(operation) is FunctionType else given(operation, args):
             if type(one) not in _PLAIN:
                 operation = repeatable(operation, args)
                 break
@@ -116,6 +116,32 @@ class BaseProcessor:
             return admitted.value
         return batch.answer(admitted)
 
+    def run_across(  # noqa: PLR0913 - every option is a keyword
+        self,
+        keys: Any,
+        operation: Any,
+        /,
+        *args: Any,
+        start_timeout: Any = None,
+        idempotency_key: Any = None,
+        identified_by: Any = None,
+        read_only: Any = False,
+    ) -> Any:
+        """Do what `Processor.run_across` says."""
+        from geventbatch._bulk.across import run_across  # here, since most processors never do
+
+        return run_across(
+            self._current(),
+            keys,
+            operation,
+            args,
+            batching=self._batching,
+            start_timeout=start_timeout,
+            idempotency_key=idempotency_key,
+            identified_by=identified_by,
+            read_only=read_only,
+        )
+
     def _current(self) -> Dispatcher:
         """Return the dispatcher of this process."""
         dispatcher = self._dispatcher
@@ -126,10 +152,24 @@ class BaseProcessor:
         return dispatcher
 
 
-def _given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def given(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments of *operation*, a partial's own included. Raise unless it can be called."""
     check_callable("operation", operation)
     return (*operation.args, *operation.keywords.values(), *args) if type(operation) is partial else args
+
+
+def wait(batch: Batch, operation: Operation[Any], start_timeout: float | None) -> None:
+    """Wait until *batch* has answered *operation*: what `BaseProcessor.run` does without a call. Switches: yes."""
+    try:
+        if start_timeout is None:
+            operation.group.wait()
+        else:
+            _wait_from_start(batch, operation, operation.group, start_timeout)
+    except BaseException:
+        batch.withdraw(operation)
+        raise
+    if batch.dispatcher.epoch != here.epoch:
+        process.park()
 
 
 def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:
@@ -137,7 +177,8 @@ def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult
     # yet notified, and loses it if the last of those is killed or times out at that moment.
     group.wait(seconds)
     if operation.state == WAITING and not batch.ended and batch.dispatcher.epoch == here.epoch:
+        why = batch.not_started(seconds)  # a crossing knows what it waits for until it leaves
         batch.withdraw(operation)
-        raise OperationCancelled(not_started(batch.key, seconds))
+        raise OperationCancelled(why)
     if not group.ready():
         group.wait()

@@ -234,8 +234,7 @@ class Worker:
                 taken = list(batches)
                 self._shard.mark_busy()
                 try:
-                    bulk.drop_left(batches)
-                    spent = bulk.Bulk(batches, alarm, _clock.monotonic()).run() if batches else None
+                    spent = bulk.run(batches, alarm, across=self._dispatcher.crossings > 0)
                 finally:
                     self._shard.free += 1
         except BaseException as error:
@@ -246,13 +245,17 @@ class Worker:
             raise
         finally:
             while batches:
-                bulk.free(batches.popitem()[0])
+                batches.popitem()[0].free()
         if spent is not None:
             log.lost(spent)
         return spent is None
 
     def _take(self, batches: dict[Batch, None]) -> bool:
         """Move queued batches, if another worker has left any, into *batches*. Return False to end this worker."""
+        if self._dispatcher.crossings:
+            from geventbatch._bulk.taking import take
+
+            return take(self._shard, batches)
         queue = self._shard.queue
         while len(batches) < self._dispatcher.options.max_bulk and len(queue):
             batch = queue.get(block=False)

@@ -16,7 +16,6 @@ once, and copied from then on. A resource that cannot be copied costs a load for
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -41,7 +40,7 @@ from geventbatch._core.verdict import (
     without_our_frame,
 )
 from geventbatch._values.answers import PLAIN, own_answer
-from geventbatch._values.copies import Copies, InPlace, copies_of, is_fixed, needs_no_copy
+from geventbatch._values.copies import Copies, copies_of, in_place_of, is_again, needs_no_copy, restored_by
 from geventbatch._watch import log
 from geventbatch.errors import CannotUndo
 
@@ -115,14 +114,14 @@ class Undo:
         if self._lost_at < inf:
             self._add(attempt, begun - self._lost_at)
             self._lost_at = inf
-            lives = resource is self.resource and not is_fixed(resource)
+            lives = is_again(resource, self.resource)
         self._begin(resource, begun)
         if lives:
             self._go_on(attempt, place)
         if not self._copying:
             return
         try:
-            self._memory = attempt.context.run(InPlace if lives else partial(copies_of, attempt), resource)
+            self._memory = attempt.context.run(in_place_of if lives else copies_of, attempt, resource)
         except BaseException as error:
             self._see(attempt, error)
             self._copying, self._uncopied = False, True
@@ -216,7 +215,7 @@ class Undo:
         if memory is None:
             if not hasattr(attempt.scope, "restore"):
                 return CannotUndo("nothing was copied")
-            memory = self._memory = attempt.scope
+            memory = self._memory = restored_by(attempt.scope, self.resource)
         if self._given:
             self._forget_copy(attempt)
         restore = memory.restore

@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ProxyTypes, ReferenceType, WeakKeyDictionary, WeakValueDictionary
 
+from geventbatch._bulk.composite import Composite
 from geventbatch._bulk.scopes import BulkPairScope
 from geventbatch._core.pair import IMMUTABLE, PairScope
 from geventbatch._safe_repr import shown
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 def copies_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
     """Return an object that restores *resource* to its present state. Raise `CannotUndo`, or the error of copying."""
+    if type(resource) is Composite:
+        return resource.copy_from_now_on(attempt)
     copy = attempt.dispatcher.options.copy_resource
     in_place = not _saves_what_it_is_given(attempt)
     if in_place and is_fixed(resource):
@@ -47,6 +50,24 @@ def _saves_what_it_is_given(attempt: Attempt) -> bool:
 def needs_no_copy(attempt: Attempt, resource: Any) -> bool:
     """Return whether an operation could have changed nothing: a pair or a bulk has no state beside its resource."""
     return is_fixed(resource) and _saves_what_it_is_given(attempt)
+
+
+def restored_by(scope: Any, resource: Any) -> Undoes[Any]:
+    """Return the object that restores *resource* of *scope*, which has a ``restore`` of its own."""
+    memory: Undoes[Any] = resource.restored_by(scope) if type(resource) is Composite else scope
+    return memory
+
+
+def in_place_of(attempt: Attempt, resource: Any) -> Undoes[Any]:
+    """Return an object that restores *resource*, which has lived on since an earlier load."""
+    return copies_of(attempt, resource) if type(resource) is Composite else InPlace(resource)
+
+
+def is_again(resource: Any, before: Any) -> bool:
+    """Return whether a load returned the very object again that the one *before* returned, and that can change."""
+    if type(resource) is Composite:
+        return resource.is_again(before)
+    return resource is before and not is_fixed(resource)
 
 
 def is_fixed(resource: Any) -> bool:

@@ -416,7 +416,10 @@ class World:
         assert not self.violations, "\n".join(self.violations)
 
     def begin(self, choices: Choices) -> None:
-        self.life = Life(self, choices)
+        self.life = self.make_life(choices)
+
+    def make_life(self, choices: Choices) -> Life:
+        return Life(self, choices)
 
     def spawn(self, function: Any, *args: Any) -> Greenlet[..., Any]:
         self._spawning = True
@@ -470,7 +473,7 @@ class World:
             self.wrong("stop() returns False, though everything has ended")
         self.check()
         self.life.forget()
-        self.life = Life(self, choices)
+        self.life = self.make_life(choices)
 
     def finish(self) -> None:
         """Let everything end by itself, then stop."""

@@ -42,7 +42,7 @@ from geventbatch.integrations._answers import Answer, answer_to, log
 from geventbatch.integrations.flask._scope import AppStore, InBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from geventbatch._options import OptionTypes
@@ -204,6 +204,33 @@ class AppProcessor(Generic[R]):
             read_only=read_only,
         )
 
+    def run_across(  # noqa: PLR0913 - every option is a keyword
+        self,
+        keys: Iterable[Hashable],
+        operation: Callable[[tuple[R, ...], Unpack[Args]], T],
+        /,
+        *args: *Args,
+        start_timeout: float | None = None,
+        idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
+        read_only: bool = False,
+    ) -> T:
+        """Apply *operation* to the resources at all of *keys*, all saved or none: `geventbatch.Processor.run_across`.
+
+        Raises:
+            RuntimeError: Called outside of an application context, too.
+        Switches: yes, until all is saved.
+        """
+        return self.for_app().run_across(
+            keys,
+            operation,
+            *args,
+            start_timeout=start_timeout,
+            idempotency_key=idempotency_key,
+            identified_by=identified_by,
+            read_only=read_only,
+        )
+
     @property
     def batching(self) -> bool:
         """The off-switch of the current application's processor: `geventbatch.Processor.batching`.
@@ -272,6 +299,29 @@ class _Processor(Processor[R]):
         called = cast("Callable[[R, Unpack[Args]], T]", InBatch(operation))
         return super().run(
             key,
+            called,
+            *args,
+            start_timeout=start_timeout,
+            idempotency_key=idempotency_key,
+            identified_by=identified_by,
+            read_only=read_only,
+        )
+
+    def run_across(  # noqa: PLR0913 - every option is a keyword
+        self,
+        keys: Iterable[Hashable],
+        operation: Callable[[tuple[R, ...], Unpack[Args]], T],
+        /,
+        *args: *Args,
+        start_timeout: float | None = None,
+        idempotency_key: str | None = None,
+        identified_by: tuple[object, ...] | None = None,
+        read_only: bool = False,
+    ) -> T:
+        check_callable("operation", operation)
+        called = cast("Callable[[tuple[R, ...], Unpack[Args]], T]", InBatch(operation))
+        return super().run_across(
+            keys,
             called,
             *args,
             start_timeout=start_timeout,

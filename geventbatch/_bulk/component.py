@@ -1,0 +1,238 @@
+"""A component: the batches of a bulk that operations across keys connect. It is saved as one, or not at all.
+
+It is a batch itself. Its operations are those of its members, in an order that keeps the order of each key. They are
+applied to a composite: the resources by key, of which each operation gets its own. So an attempt applies, undoes,
+replays and halves a component like any batch. Callers wait for their members, which a component ends with itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+from geventbatch._bulk.composite import At, Composite
+from geventbatch._bulk.crossing import Crossing, of_keys
+from geventbatch._core.batch import Batch
+from geventbatch._core.clock import clock as _clock
+from geventbatch._core.hub_turns import WIDTH, pace
+from geventbatch._core.operation import SETTLED, STARTED, WITHDRAWN
+from geventbatch._watch import log
+from geventbatch._watch.summary import tell
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, MutableMapping
+
+    from geventbatch._core.attempt import Attempt
+    from geventbatch._core.key_queue import KeyQueue
+    from geventbatch._failure import Failure
+
+
+def components_of(batches: dict[Batch, None]) -> list[Batch]:
+    """Return *batches*, but those that share a key with a crossing as the components that they form."""
+    groups: dict[KeyQueue, list[Batch]] = {}  # connected key queues have the very same list
+    for batch in batches:
+        key_queues = _key_queues(batch)
+        found = [groups[key_queue] for key_queue in key_queues if key_queue in groups]
+        group = max(found, key=len, default=[])
+        for other in {id(other): other for other in found}.values():
+            if other is not group:
+                _merge(groups, group, other)
+        group.append(batch)
+        groups.update(dict.fromkeys(key_queues, group))
+    distinct = {id(group): group for group in groups.values()}
+    return [
+        group[0] if len(group) == 1 and type(group[0]) is not Crossing else Component(group, batches)
+        for group in distinct.values()
+    ]
+
+
+def _merge(groups: dict[KeyQueue, list[Batch]], group: list[Batch], other: list[Batch]) -> None:
+    for batch in other:
+        groups.update(dict.fromkeys(_key_queues(batch), group))
+    group += other
+
+
+def _key_queues(batch: Batch) -> list[KeyQueue]:
+    if type(batch) is Crossing:
+        return [place.key_queue for place in batch.places if place.key_queue is not None]
+    return [] if batch.key_queue is None else [batch.key_queue]
+
+
+def members_of(batch: Batch) -> Iterable[Batch]:
+    """Return the batches that callers wait for: the members of a component, or *batch* itself."""
+    return batch.members if type(batch) is Component else (batch,)
+
+
+@final
+class Component(Batch):
+    """The batches and crossings that share keys with one another."""
+
+    __slots__ = ("_batches", "_keys", "composite", "gathered", "members", "named")
+
+    # -- mutable state -------------------------------------------------------------------------------------
+    members: list[Batch]  # in an order that keeps the order of each key
+    gathered: bool  # its operations are those of its members: nothing joins any more
+    named: tuple[Hashable, ...]  # the keys of the operation at hand; outside of operations, all
+    composite: Composite | None  # of the attempt at hand
+
+    def __init__(self, members: list[Batch], batches: dict[Batch, None]) -> None:
+        """Be of *members*, which a worker has taken together with others, all of which are *batches*."""
+        first = members[0]
+        super().__init__(first.dispatcher, first.key, min(one.opened for one in members), first.key_queue)
+        self.members = members
+        self.gathered = False
+        self.composite = None
+        self._batches = batches
+        self._keys = {key: None for member in members for key in member.loads}
+        self.named = tuple(self._keys)
+        if self.dispatcher.max_batch_size is not None:
+            for member in members:
+                member.close()
+
+    def __repr__(self) -> str:
+        """Sum up its state on one line."""
+        return super().__repr__().replace("<Batch ", f"<Component of {len(self.members)} batches, ", 1)
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """The keys of the operation at hand; outside of operations, all."""
+        return self.named
+
+    @property
+    def loads(self) -> tuple[Hashable, ...]:
+        """Its keys."""
+        return tuple(self._keys)
+
+    # -- from the start to the operations -----------------------------------------------------------------
+
+    def start(self, attempt: Attempt) -> None:
+        """Let its members share *attempt*."""
+        for member in self.members:
+            member.attempt = attempt
+
+    def takes(self) -> bool:
+        """Return whether an operation across its keys may join: it loads, and has no bound on its operations."""
+        attempt = self.attempt
+        if self.gathered or self.ended or attempt is None or attempt.phase != "load":
+            return False
+        return self.dispatcher.max_batch_size is None
+
+    def take_in(self, crossing: Crossing) -> None:
+        """Let *crossing*, all of whose keys are its own, join behind all that it has."""
+        crossing.attempt = self.attempt
+        self.members.append(crossing)
+        self._batches[crossing] = None
+
+    def gather(self) -> None:
+        """Take the operations of its members over, of which none takes any more."""
+        now = _clock.monotonic()
+        if not self.gathered:
+            self.gathered = True
+            for member in self.members:
+                if not member.ended:
+                    self._gather_from(member, now)
+            if self.open:
+                self.shut(now)
+
+    def _gather_from(self, member: Batch, now: float) -> None:
+        if member.open:
+            member.shut(now)
+        member.loaded = True
+        self.waiting += member.waiting
+        self.reads += member.reads
+        for operation in member.operations:
+            operation.callable = At(member.loads, operation.callable, several=type(member) is Crossing)
+            self.operations.append(operation)
+
+    def compose(self, resources: MutableMapping[Any, Any]) -> Composite:
+        """Return what its operations are applied to: its part of *resources*."""
+        self.composite = Composite(self, resources)
+        return self.composite
+
+    def rest(self) -> None:
+        """Be of all its keys again: no operation is at hand."""
+        self.key, self.named = self.members[0].key, tuple(self._keys)
+
+    def changed(self, operations: list[Any]) -> set[Hashable]:
+        """Return the keys of those *operations* that have returned in the attempt at hand."""
+        returned = (one for one in operations if one.state == STARTED and one.error is None)
+        return {key for one in returned if type(one.callable) is At for key in one.callable.keys}
+
+    # -- the outcome --------------------------------------------------------------------------------------
+
+    def end(self, failure: Failure | None = None) -> None:
+        """Fix the outcome of every member, and begin to wake the callers. The first call counts."""
+        if self.ended:
+            return
+        self.ended = True
+        self.failure = failure
+        attempt = self.attempt
+        waiting = 0
+        for member in self.members:
+            waiting += _release(member, failure)
+        self.gather()
+        if not self.operations:
+            self.operations = [one for member in self.members for one in member.operations]
+        self.composite = None
+        dispatcher = self.dispatcher
+        if failure is not None:
+            log.failed(dispatcher.options.name, failure, waiting)
+        counts = dispatcher.counts
+        if attempt is not None:
+            attempt.must_look = True
+            if self.attempts:
+                counts.batches += 1
+                counts.failed_batches += failure is not None
+                tell(attempt, waiting)
+        counts.answered += waiting
+
+    def fail_load(self, failure: Failure) -> None:
+        """Answer all callers that wait for any of its keys (guarantee 3)."""
+        if not self.ended:
+            key_queues = dict.fromkeys(one for member in self.members for one in _key_queues(member))
+            _end_behind(key_queues, failure)
+            self.end(failure)
+
+    def drop(self, key: Hashable, failure: Failure) -> None:
+        """Answer with *failure* all callers that wait for *key*, whose load alone has failed. The others go on."""
+        del self._keys[key]
+        needing = [member for member in self.members if key in member.loads and not member.ended]
+        left = [member for member in self.members if key not in member.loads and not member.ended]
+        key_queues = {
+            key_queue: None for member in needing for key_queue in _key_queues(member) if key_queue.key == key
+        }
+        if not left:
+            _end_behind(key_queues, failure)
+            self.end(failure)
+            return
+        _end_behind(key_queues, failure)
+        if self.gathered:  # it is replayed: they are answered with the others
+            for member in needing:
+                for operation in member.operations:
+                    if operation.state not in {WITHDRAWN, SETTLED}:
+                        operation.error, operation.state = of_keys(failure, member).exception(), SETTLED
+            return
+        waiting = sum(_release(member, failure) for member in needing)
+        log.failed(self.dispatcher.options.name, failure, waiting)
+        self.dispatcher.counts.answered += waiting
+
+
+def _release(member: Batch, failure: Failure | None) -> int:
+    """Fix the outcome of *member*, and begin to wake its callers. Return their number."""
+    if member.ended:
+        return 0
+    member.ended = True
+    member.failure = None if failure is None else of_keys(failure, member)
+    if member.open:
+        member.close()
+    waiting, member.waiting = member.waiting, 0
+    member.dispatcher.pending -= waiting
+    operations = member.operations
+    for first in range(0, len(operations), WIDTH):
+        pace.add(operations[first].group, min(WIDTH, len(operations) - first))
+    return waiting
+
+
+def _end_behind(key_queues: Iterable[KeyQueue], failure: Failure) -> None:
+    """Answer with *failure* what waits in *key_queues*. All is cut off before the first one ends: see `Batch`."""
+    for batch in [one for key_queue in key_queues for one in key_queue.cut_behind()]:
+        batch.end(of_keys(failure, batch))

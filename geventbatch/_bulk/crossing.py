@@ -1,0 +1,149 @@
+"""A crossing: an operation across keys, while it waits in the queues of all its keys.
+
+In each of them a place stands for it. No operation joins a place: one that comes behind it opens a new batch. A
+crossing is ready when each of its places is the first of its queue. Then it stands in the shard of the key that became
+free last. A worker may also take it earlier, with all that is before it (see `taking`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, final
+
+from geventbatch._core.batch import Batch
+from geventbatch._safe_repr import shown
+from geventbatch.errors import ResourceMissing, not_started
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from geventbatch._core.dispatcher import Dispatcher
+    from geventbatch._core.key_queue import KeyQueue
+    from geventbatch._core.operation import Operation
+    from geventbatch._failure import Failure
+
+
+def of_keys(failure: Failure, batch: Batch) -> Failure:
+    """Return *failure* as it is told to the callers of *batch*: of its own keys."""
+    keys = batch.loads
+    named = failure.cause.key if isinstance(failure.cause, ResourceMissing) else failure.key
+    key = next((key for key in (named, failure.key) if key in keys), batch.key)
+    return replace(failure, key=key, keys=keys)
+
+
+@final
+class Place(Batch):
+    """Stands for a crossing in the queue of one of its keys."""
+
+    __slots__ = ("crossing",)
+
+    # -- mutable state -------------------------------------------------------------------------------------
+    crossing: Crossing | None  # None, as its key queue, when the crossing is not waiting any more
+
+    def __init__(self, crossing: Crossing, key_queue: KeyQueue) -> None:
+        """Stand for *crossing* in *key_queue*; the caller puts it there."""
+        super().__init__(crossing.dispatcher, key_queue.key, crossing.opened, key_queue)
+        self.open = False
+        self.crossing = crossing
+
+    @property
+    def taken(self) -> bool:
+        """True if a worker has taken the crossing."""
+        return self.crossing is not None and self.crossing.taken
+
+    def come_first(self, key_queue: KeyQueue) -> None:
+        """Count one key less that the crossing waits for."""
+        if self.crossing is not None:
+            self.crossing.come_first(key_queue)
+
+    def cut_off(self) -> Batch | None:
+        """Take the crossing out of its other queues, and return it; None if it was there no more."""
+        crossing, self.crossing, self.key_queue = self.crossing, None, None
+        if crossing is not None:
+            crossing.leave()
+        return crossing
+
+    def listed(self) -> Batch | None:
+        """Return the crossing at its first place, so that it is shown once."""
+        crossing = self.crossing
+        return crossing if crossing is not None and crossing.places[0] is self else None
+
+
+@final
+class Crossing(Batch):
+    """A batch of one operation, across keys."""
+
+    __slots__ = ("blocked", "named", "places")
+
+    # -- mutable state -------------------------------------------------------------------------------------
+    places: list[Place]  # in the order of its keys; empty when it has left the queues
+    blocked: int  # places that are not the first of their queue
+
+    def __init__(
+        self, dispatcher: Dispatcher, named: tuple[Hashable, ...], opened: float, key_queues: list[KeyQueue]
+    ) -> None:
+        """Be of the keys that its operation has *named*; without *key_queues* it is unbatched."""
+        super().__init__(dispatcher, named[0], opened, key_queues[0] if key_queues else None)
+        self.named = named
+        self.places = [Place(self, key_queue) for key_queue in key_queues]
+        self.blocked = 0
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """Its keys, in the order in which its operation has named them."""
+        return self.named
+
+    @property
+    def loads(self) -> tuple[Hashable, ...]:
+        """Its keys."""
+        return self.named
+
+    def enter(self) -> None:
+        """Wait in all queues."""
+        self.dispatcher.crossings += 1
+        for place in self.places:
+            key_queue: Any = place.key_queue
+            key_queue.append(place)
+            self.blocked += key_queue.first is not place
+
+    def come_first(self, key_queue: KeyQueue) -> None:
+        """Count one key less to wait for; after the last one, wait for a worker of the shard of *key_queue*."""
+        self.blocked -= 1
+        if not self.blocked and not self.taken:
+            key_queue.shard.put(self)
+
+    def end(self, failure: Failure | None = None) -> None:
+        """Fix its outcome, with the failure of all its keys."""
+        super().end(None if failure is None else of_keys(failure, self))
+
+    def not_started(self, seconds: float) -> str:
+        """Say what it has waited for: the first of its keys at which something is before it, or else a worker."""
+        behind = [one.key for one in self.places if one.key_queue is not None and one.key_queue.first is not one]
+        what = f"the key {shown(behind[0])}, which other operations hold" if behind else "a worker"
+        return not_started(self.named, seconds, f", since it waited for {what}")
+
+    def withdraw(self, operation: Operation[Any]) -> None:
+        """Leave the queues with its caller, so that it holds up nobody. If it is ready, a worker drops it."""
+        super().withdraw(operation)
+        if not self.waiting and self.blocked and self.places and not self.taken:
+            self.ended = True
+            self.leave()
+
+    def leave(self) -> None:
+        """Wait in no queue any more. A place that is not the first is passed over when it would become that."""
+        self.dispatcher.crossings -= 1
+        places, self.places = self.places, []
+        for place in places:
+            key_queue, place.key_queue, place.crossing = place.key_queue, None, None
+            if key_queue is not None and key_queue.first is place:
+                key_queue.finish()
+
+    def free(self) -> None:
+        """Free all its keys: it has ended, and its code has returned."""
+        self.let_go()
+        self.dispatcher.crossings -= 1
+        places, self.places = self.places, []
+        for place in places:
+            if place.key_queue is not None:
+                place.key_queue.drop(place)
+            place.crossing = None

@@ -1,0 +1,115 @@
+"""Which batches and crossings a worker takes together, while operations across keys wait.
+
+It takes what is ready. Then it goes on behind that, in the order in which it came: it takes whatever has nothing before
+it, at any of its keys, but what is taken already. So a key that is in all operations makes one bulk of all that wait,
+up to ``max_bulk`` keys. What is left waits for this bulk. So the order of each key holds; and the oldest that waits,
+waits for running ones only: nothing can deadlock or starve.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._bulk.crossing import Crossing, Place
+
+if TYPE_CHECKING:
+    from geventbatch._core.batch import Batch
+    from geventbatch._core.key_queue import KeyQueue
+    from geventbatch._core.shard import Shard
+
+
+def take(shard: Shard, batches: dict[Batch, None]) -> bool:
+    """Move batches and crossings into *batches*. Return False if the worker is to end. Switches: no."""
+    queue, taking, ends = shard.queue, Taking(shard, batches), 0
+    ready = True  # the next one of the shard's queue may be taken
+    while True:
+        if ready and len(queue) and queue.peek(block=False) is None:
+            ends += 1  # a worker is to end: not before this bulk has run
+            queue.get(block=False)
+            continue
+        front = queue.peek(block=False) if ready and len(queue) else None
+        if front is not None and not taking.is_older_than(front):
+            if taking.has_room_for(front):
+                queue.get(block=False)
+                taking.add(front)
+            else:
+                ready = False
+        elif not taking.go_on():
+            break
+    for _ in range(ends if batches else ends - 1):
+        queue.put(None)
+    return bool(batches) or not ends
+
+
+class Taking:
+    """What one worker takes at one time."""
+
+    def __init__(self, shard: Shard, batches: dict[Batch, None]) -> None:
+        """Take into *batches*."""
+        self._batches = batches
+        self._most_keys: int = shard.dispatcher.options.max_bulk
+        self._most_operations = shard.dispatcher.max_batch_size
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._operations: dict[KeyQueue, int] = {}  # taken, for each key of the bulk
+        self._behind: list[tuple[float, int, Batch]] = []  # a heap: may be taken, since all before it is
+        self._blocked: dict[Crossing, int] = {}  # keys at which something is before it that is not taken
+        self._count = 0
+
+    def is_older_than(self, ready: Batch) -> bool:
+        """Return whether something behind what was taken came before *ready*, or at the same time."""
+        return bool(self._behind) and self._behind[0][0] <= ready.opened
+
+    def has_room_for(self, batch: Batch) -> bool:
+        """Return whether *batch* may be taken too."""
+        taken, most = self._operations, self._most_operations
+        key_queues = [key_queue for key_queue, _ in _nodes(batch)]
+        if len(taken) + sum(key_queue not in taken for key_queue in key_queues) > self._most_keys:
+            return False
+        return most is None or all(taken.get(key_queue, 0) + batch.size <= most for key_queue in key_queues)
+
+    def go_on(self) -> bool:
+        """Take the oldest one that is behind what was taken, if there is room. Return False if there is none."""
+        if not self._behind:
+            return False
+        batch = heappop(self._behind)[2]
+        if self.has_room_for(batch):
+            self.add(batch)
+        return True
+
+    def add(self, batch: Batch) -> None:
+        """Take *batch*, and look behind it."""
+        self._batches[batch] = None
+        for key_queue, node in _nodes(batch):
+            self._operations[key_queue] = self._operations.get(key_queue, 0) + batch.size
+            behind = _behind(key_queue, node)
+            if type(behind) is Place:
+                crossing = behind.crossing
+                assert crossing is not None  # noqa: S101 - for type checkers
+                left = self._blocked[crossing] = self._blocked.get(crossing, crossing.blocked) - 1
+                if not left:
+                    self._push(crossing)
+            elif behind is not None and type(node) is Place:  # a batch behind a batch is another one for a reason
+                self._push(behind)
+
+    def _push(self, batch: Batch) -> None:
+        self._count += 1
+        heappush(self._behind, (batch.opened, self._count, batch))
+
+
+def _nodes(batch: Batch) -> list[tuple[KeyQueue, Batch]]:
+    """Return the queues in which *batch* waits, each with what stands for it there."""
+    nodes: list[Any] = batch.places if type(batch) is Crossing else [batch]
+    return [(node.key_queue, node) for node in nodes]
+
+
+def _behind(key_queue: KeyQueue, node: Batch) -> Batch | None:
+    """Return what waits behind *node*, and forget places between that nobody waits at any more."""
+    behind = node.behind
+    while behind is not None and behind.key_queue is None:
+        key_queue.shard.dispatcher.live -= 1
+        node.behind = behind.behind
+        if key_queue.last is behind:
+            key_queue.last = node
+        behind = node.behind
+    return behind

@@ -1,0 +1,179 @@
+"""Guarantees 15 and 19 for operations across keys: what is refused at the door, and the off-switch."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+
+from geventbatch import (
+    Conflict,
+    Processor,
+    ResourceMissing,
+)
+from tests.support.ledger import Broken, Callers, Ledger, append_to_all, break_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from geventbatch.testing import VirtualTime
+    from tests.support.ledger import Account, Accounts
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+# -- the door ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _one(key: str) -> Iterator[Account]:
+    yield []
+
+
+@contextmanager
+def _many(keys: list[str]) -> Iterator[dict[str, Account]]:
+    yield {key: [] for key in keys}
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"open_resource": _one}, "open_resources"),
+        ({"load_resource": lambda key: []}, "open_resources"),
+        ({"open_resources": _many}, "all_or_nothing"),
+        ({"load_resources": lambda keys: {}, "save_resources": lambda resources: None}, "all_or_nothing"),
+    ],
+)
+def test_a_processor_that_cannot_save_all_or_nothing_refuses_it_by_name(
+    clock: VirtualTime, options: dict[str, Any], said: str, batching: bool
+) -> None:
+    with Processor[Any](batching=batching, **options) as processor:
+        with pytest.raises(TypeError, match=said):
+            processor.run_across(["a", "b"], append_to_all, 1)
+        assert processor.stats().keys == 0
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ([], (ValueError, "no key")),
+        (["a", "a"], (ValueError, "'a' twice")),
+        ([1, True], (ValueError, "twice")),
+        (["a", "b", "c", "d"], (ValueError, "max_bulk")),
+        (5, (TypeError, "keys is 5")),
+        (["a", []], (TypeError, "hashable")),
+        ([float("nan")], (ValueError, "not equal to itself")),
+    ],
+)
+def test_keys_that_cannot_be_are_refused_at_the_door(
+    clock: VirtualTime, ledger: Ledger, keys: Any, refused: tuple[type[Exception], str], batching: bool
+) -> None:
+    kind, said = refused
+    with ledger.processor(max_bulk=3, batching=batching) as processor:
+        with pytest.raises(kind, match=said):
+            processor.run_across(keys, append_to_all, 1)
+        assert processor.stats().keys == processor.stats().operations == 0
+        assert ledger.loads == []
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_other_bad_input_is_refused_as_by_run(clock: VirtualTime, ledger: Ledger, batching: bool) -> None:
+    with ledger.processor(batching=batching) as processor:
+        with pytest.raises(TypeError, match="operation is 5"):
+            processor.run_across("ab", 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="start_timeout"):
+            processor.run_across("ab", append_to_all, 1, start_timeout=-1)
+        with pytest.raises(TypeError, match="read_only"):
+            processor.run_across("ab", append_to_all, 1, read_only=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="records no outcomes"):
+            processor.run_across("ab", append_to_all, 1, idempotency_key="x")
+        assert processor.stats().keys == 0
+
+
+def test_it_cannot_be_called_inside_a_batch_of_the_same_processor(clock: VirtualTime, ledger: Ledger) -> None:
+    def inside(accounts: Accounts) -> None:
+        processor.run_across("cd", append_to_all, 1)
+
+    with ledger.processor() as processor, pytest.raises(RuntimeError, match="inside a batch"):
+        processor.run_across("ab", inside)
+
+
+def test_what_worker_number_for_key_raises_reaches_the_caller_and_nothing_is_left_over(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    def number(key: str, workers: int) -> int:
+        if key == "b":
+            raise KeyError(key)
+        return 0
+
+    with ledger.processor(worker_number_for_key=number) as processor:
+        with pytest.raises(KeyError):
+            processor.run_across("ab", append_to_all, 1)
+        assert processor.stats().keys == 0
+        assert processor.run_across("ac", append_to_all, 1) == 1
+
+
+def test_keys_that_are_found_while_others_end_are_found_anew(clock: VirtualTime, ledger: Ledger) -> None:
+    def number(key: str, workers: int) -> int:
+        gevent.sleep(0.5)
+        return 0
+
+    with ledger.processor(worker_number_for_key=number) as processor:
+        callers = Callers(processor)
+        callers.run("a", 0)
+        clock.advance(0.2)
+        callers.run("ab", 1)
+        callers.run("b", 2)
+        clock.advance(0.6)
+        callers.run("a", 3)  # its batch ends while the queue of the other key is looked up
+        clock.advance(10)
+        assert processor.stats().keys == processor.stats().batches == 0
+    assert callers.answers == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert ledger.kept == {"a": [0, 3, 1], "b": [2, 1]}
+
+
+# -- one at a time -------------------------------------------------------------------------------------------------
+
+
+def test_with_the_off_switch_one_scope_of_all_its_keys_does_it(clock: VirtualTime, ledger: Ledger) -> None:
+    errors: list[Exception] = [Conflict()]
+
+    def lose(_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    ledger.on_save = lose
+    with ledger.processor(batching=False) as processor:
+        assert processor.run_across("ab", append_to_all, 1) == 1
+        with pytest.raises(Broken):
+            processor.run_across("ab", break_all, 1)
+        ledger.missing = {"c"}
+        with pytest.raises(ResourceMissing) as caught:
+            processor.run_across("ac", append_to_all, 1)
+        assert caught.value.key == "c"
+        assert caught.value.keys == ("a", "c")
+    assert ledger.loads == [["a", "b"]] * 3 + [["a", "c"]]
+    assert ledger.kept == {"a": [1], "b": [1]}
+
+
+def test_the_off_switch_is_live(clock: VirtualTime, ledger: Ledger) -> None:
+    ledger.save_time = 1
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        callers.run("ab", 0)
+        clock.advance(0.1)
+        processor.batching = False
+        clock.advance(2)
+        callers.run("ab", 1)
+        clock.advance(2)
+        processor.batching = True
+        callers.run("ab", 2)
+        clock.advance(2)
+    assert ledger.kept == {"a": [0, 1, 2], "b": [0, 1, 2]}
