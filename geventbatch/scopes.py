@@ -302,8 +302,8 @@ class AllOrNothing(Protocol):
     """An ``open_resources`` (or a ``save_resources``) that saves all keys that it is given, or none of them.
 
     So it saves in one transaction. Without this, `run_across` is refused. Of keys that operations have connected,
-    ``current_batch().bulk`` has the same batch: these must be saved together or not at all. If it raises `PartlySaved`,
-    then for one of such keys only if it has saved none of them.
+    ``current_batch().bulk`` has the same batch: these must be saved together or not at all, and the rows of such a
+    batch are to be taken once. If it raises `PartlySaved`, then for one of such keys only if it has saved none of them.
     """
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, final
 
 from geventbatch._bulk.composite import At, Composite
-from geventbatch._bulk.crossing import Crossing, of_keys
+from geventbatch._bulk.crossing import Crossing, of_keys, refuse_deletion
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import WIDTH, pace
@@ -101,6 +101,10 @@ class Component(Batch):
     def loads(self) -> tuple[Hashable, ...]:
         """Its keys."""
         return tuple(self._keys)
+
+    def delete(self) -> None:
+        """Refuse, since the scope could not tell which key is meant."""
+        refuse_deletion(self.named)
 
     # -- from the start to the operations -----------------------------------------------------------------
 

@@ -8,11 +8,11 @@ free last. A worker may also take it earlier, with all that is before it (see `t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from geventbatch._core.batch import Batch
 from geventbatch._safe_repr import shown
-from geventbatch.errors import ResourceMissing, not_started
+from geventbatch.errors import ResourceMissing, named, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -29,6 +29,14 @@ def of_keys(failure: Failure, batch: Batch) -> Failure:
     named = failure.cause.key if isinstance(failure.cause, ResourceMissing) else failure.key
     key = next((key for key in (named, failure.key) if key in keys), batch.key)
     return replace(failure, key=key, keys=keys)
+
+
+def refuse_deletion(keys: tuple[Hashable, ...]) -> NoReturn:
+    """Raise in an operation at *keys* that would delete a resource."""
+    raise RuntimeError(
+        f"delete: the operation on {named(keys)} is saved together with others across keys, and cannot delete a "
+        "resource; let it leave a mark, and delete the resource by run() when nothing runs across keys"
+    )
 
 
 @final
@@ -97,6 +105,10 @@ class Crossing(Batch):
     def loads(self) -> tuple[Hashable, ...]:
         """Its keys."""
         return self.named
+
+    def delete(self) -> None:
+        """Refuse, since the scope could not tell which key is meant."""
+        refuse_deletion(self.named)
 
     def enter(self) -> None:
         """Wait in all queues."""

@@ -11,6 +11,9 @@ class Account:
     def __init__(self, balance):
         self.balance = balance
 
+    def withdraw(self, amount):
+        self.balance -= amount
+
     def deposit(self, amount):
         self.balance += amount
         return self.balance
@@ -19,7 +22,7 @@ class Account:
 class database:  # noqa: N801 - the page calls it so
     """Balances in memory."""
 
-    balances = {"Ann": 1}
+    balances = {"Ann": 1, "shop": 0}
 
     @classmethod
     @contextmanager
@@ -37,5 +40,5 @@ class database:  # noqa: N801 - the page calls it so
 
 def check(page):
     assert page["balance"] == 11
-    assert database.balances == {"Ann": 11}
+    assert database.balances == {"Ann": 1, "shop": 10}
     assert page["Processor"] is Processor
