@@ -110,7 +110,7 @@ def live_batch(batch: Batch) -> LiveBatch:
         overdue=batch.overdue,
         waiting=1 if batch.key_queue is None and not batch.ended else batch.waiting,
         operations=len(batch.operations),
-        attempts=batch.attempts,
+        attempts=batch.attempts if attempt is None else attempt.batch.attempts,  # of its component, if it has one
         stack=() if attempt is None else stack_of(attempt),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gevent.event import Event
 
+from geventbatch._batch import current_batch
 from geventbatch._check_values import check_seconds, count
 from geventbatch._safe_repr import shown
 from geventbatch._seam import around_scopes, options_of, the_processor
@@ -380,7 +381,8 @@ class _ScopeOfMany(_Scope):
         except BaseException as raised:
             self._leave(raised)
             raise
-        for key in lost:
+        bulk = current_batch().bulk  # keys that an operation connects have the same batch, and are lost together
+        for key in [key for key in self._resources if any(key == one or bulk[key] is bulk[one] for one in lost)]:
             del self._resources[key]
         if self._resources:
             lost |= self._save()

@@ -312,7 +312,7 @@ def test_an_operation_is_counted_once_and_a_component_has_one_metric(clock: Virt
     assert [metric.operation_count for metric in metrics] == [3, 1]
 
 
-def test_a_component_of_a_processor_that_a_fork_inherits_is_left_alone(clock: VirtualTime, ledger: Ledger) -> None:
+def test_nothing_is_left_over_of_an_operation_across_keys(clock: VirtualTime, ledger: Ledger) -> None:
     with ledger.processor() as processor:
         assert processor.run_across("ab", append_to_all, 1) == 1
         assert processor.stats().keys == processor.stats().batches == 0

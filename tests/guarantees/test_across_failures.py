@@ -24,6 +24,7 @@ from geventbatch import (
     ResourceMissing,
     SaveFailed,
 )
+from geventbatch.testing import faults
 from tests.support.ledger import Callers, Ledger, append, append_to_all, break_all, hold
 
 if TYPE_CHECKING:
@@ -203,6 +204,25 @@ def test_one_that_could_not_be_undone_is_told_too_that_its_key_is_missing_in_a_r
     assert [type(callers.answers[mark]) for mark in (0, 1)] == [ResourceMissing] * 2
     assert callers.answers[2] == 2
     assert ledger.kept == {"a": [2], "c": [2]}
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_planned_fault_of_one_key_is_one_of_all_that_operations_connect_with_it(
+    clock: VirtualTime, ledger: Ledger, batching: bool
+) -> None:
+    with ledger.processor(batching=batching) as processor, faults(processor) as plan:
+        plan.conflict(key="b")
+        callers = Callers(processor)
+        for mark, keys in enumerate(["ab", "bc", "d"]):
+            callers.run(keys, mark)
+        clock.advance(5)
+        plan.fail_load(OSError("no"), key="a")
+        callers.run("ab", 3)
+        callers.run("b", 4)
+        clock.advance(5)
+    assert type(callers.answers.pop(3)) is LoadFailed
+    assert callers.answers == {0: 0, 1: 1, 2: 2, 4: 4}
+    assert {key: sorted(marks) for key, marks in ledger.kept.items()} == {"a": [0], "b": [0, 1, 4], "c": [1], "d": [2]}
 
 
 # -- time, kills and stops -----------------------------------------------------------------------------------------
