@@ -244,3 +244,17 @@ def test_where_others_switch_within_the_fork_the_parents_batches_are_not_run_in_
         check=False,
     )
     assert (ended.stdout, ended.stderr) == ("parent\n", "")
+
+
+def test_a_fork_while_operations_across_keys_wait_runs_and_answers_none_of_them_in_the_child() -> None:
+    program = [sys.executable, "-W", "ignore", "-m", "tests.support.programs.fork_across"]
+    ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = [line.split(" ", 1) for line in ended.stdout.splitlines()]
+    parent, child = ([words for who, words in lines if who == one] for one in ("parent", "child"))
+    assert child == ["saves a b c", "answers 4", "stops True 0", "ends"]
+    assert [line for line in parent if line.startswith("answers")] == ["answers 1", "answers 2", "answers 3"]
+    assert [line for line in parent if not line.startswith("answers")] == [
+        *["saves a b", "saves a b c"],
+        "stops True {'a': [1, 3], 'b': [1, 2], 'c': [2, 3]}",
+    ]
