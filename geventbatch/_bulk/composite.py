@@ -114,12 +114,9 @@ class Composite:
         self._touched.clear()
         return kept
 
-    def restore(self, checkpoint: object | None) -> Composite:
+    def restore(self, checkpoint: object | None) -> Composite:  # noqa: ARG002 - it is always the last one
         """Bring back what was touched since *checkpoint*, the last one; None stands for the load. Return itself."""
         self._see_to_lost()
-        if checkpoint is None:
-            self._touched.update(dict.fromkeys(self._kept))
-            self._kept = {}
         for key in self._touched:
             self._resources[key] = self._saved[key] = self._memories[key].restore(self._kept.get(key))
         self._touched.clear()

@@ -241,6 +241,35 @@ def test_a_thousand_operations_across_keys_never_hold_the_hub_in_one_piece(clock
     assert max(after - before for before, after in pairwise(turns)) < 0.02
 
 
+def test_the_oldest_that_a_worker_can_take_goes_first_up_to_max_bulk_keys(clock: VirtualTime, ledger: Ledger) -> None:
+    ledger.save_time = 1
+    with ledger.processor(max_bulk=3, max_batches=1) as processor:
+        callers = Callers(processor)
+        callers.run("z", "first")
+        clock.advance(0.1)
+        for mark, keys in enumerate(["Ma", "Mb", "c", "Md", "ef"]):
+            callers.run(keys, mark)
+        clock.advance(20)
+    assert [sorted(keys) for keys in ledger.loads] == [["z"], ["M", "a", "b"], ["c", "e", "f"], ["M", "d"]]
+
+
+def test_what_joins_a_component_while_it_loads_does_not_exceed_max_batch_size(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    ledger.load_time = 1
+    with ledger.processor(max_batch_size=2) as processor:
+        callers = Callers(processor)
+        for mark in range(2):
+            callers.run("ab", mark)
+        clock.advance(0.5)
+        for mark in range(2, 5):
+            callers.run("ab" if mark % 2 else "a", mark)
+        clock.advance(0.7)
+        assert ledger.kept == {"a": [0, 1], "b": [0, 1]}
+        clock.advance(10)
+    assert ledger.kept == {"a": [0, 1, 2, 3, 4], "b": [0, 1, 3]}
+
+
 # -- what operations and watchers see ------------------------------------------------------------------------------
 
 
@@ -345,6 +374,7 @@ def test_at_random_all_guarantees_hold(clock: VirtualTime, ledger: Ledger, seed:
                 clock.advance(pick.random())
         clock.advance(300)
         assert processor.stats().keys == processor.stats().operations == processor.stats().batches == 0
+    assert max(map(len, ledger.loads)) <= options["max_bulk"]
     _check_all(ledger, callers, named)
 
 

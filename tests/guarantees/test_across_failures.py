@@ -146,6 +146,7 @@ def test_a_conflict_of_one_key_in_the_load_replays_what_is_connected_with_it(
     assert callers.answers == {0: 0, 1: 1, 2: 2}
     assert ledger.kept == {"a": [0, 1], "b": [0], "c": [2]}
     assert ledger.saves == [["c"], ["a", "b"]]
+    assert processor.stats().conflicts_total == 1
 
 
 def test_a_failed_load_answers_all_that_wait_for_any_of_its_keys(clock: VirtualTime, ledger: Ledger) -> None:
@@ -189,12 +190,16 @@ def test_a_key_that_is_missing_only_in_a_replay_is_the_answer_of_those_that_name
 def test_one_that_could_not_be_undone_is_told_too_that_its_key_is_missing_in_a_replay(
     clock: VirtualTime, ledger: Ledger
 ) -> None:
-    def lose(_: object) -> None:
-        if not ledger.missing:
-            ledger.missing = {"b"}
-            raise Conflict
+    conflicts = [Conflict()]
 
-    ledger.on_save = lose
+    def lose(_: object) -> None:
+        if conflicts:
+            raise conflicts.pop()
+
+    def miss(_: object) -> None:
+        ledger.missing = {"b"} if len(ledger.loads) > 1 else set()
+
+    ledger.on_save, ledger.on_load = lose, miss
     with ledger.processor(copy_resource=None) as processor:
         callers = Callers(processor)
         callers.run("ab", 0)
