@@ -103,18 +103,24 @@ class Options:
         operation: Callable[..., Any],
         args: tuple[Any, ...],
         identified_by: Any,
+        *,
+        across: bool = False,
     ) -> Any:
-        """Return the `Once` that stands for *operation* with an idempotency key. Raise if it cannot have one."""
+        """Return the `Once` that stands for *operation* with an idempotency key. Raise if it cannot have one.
+
+        If it is *across* keys, *resource_key* is a tuple of them.
+        """
         if identified_by is not None:
             check_identity(identified_by)
         if self.idempotency is None:
             raise TypeError(
                 f"run() was given the idempotency_key {shown(key)}, but the processor's store records no outcomes: a "
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
-                "idempotency_ttl; a load and save pair cannot, nor can what opens many keys"
+                "idempotency_ttl; what opens many keys has to say keeps_outcomes; a load and save pair cannot"
             )
         if self.store.check_outcomes is not None:
-            self.store.check_outcomes(resource_key)
+            for one in resource_key if across else (resource_key,):
+                self.store.check_outcomes(one)
         return self.idempotency.Once(key, operation, args, identified_by)
 
 

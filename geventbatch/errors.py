@@ -56,13 +56,14 @@ class OperationCancelled(BatchError, TimeoutError):
 
 
 class IdempotencyKeyReused(BatchError):
-    """The idempotency key was used before on this key, for another operation or with other arguments.
+    """The idempotency key was used before on this key (or these), for another operation or with other arguments.
 
     Nothing of this operation was saved. It is safe to run again, but only with another idempotency key: the client has
     given one idempotency key to two operations.
 
     Attributes:
-        key: The key of the batch.
+        key: The key of the operation; of one across keys, the first.
+        keys: All keys of the operation.
         idempotency_key: The idempotency key that was used before.
     """
 
@@ -72,6 +73,7 @@ class IdempotencyKeyReused(BatchError):
         """Keep both keys."""
         super().__init__(*args)
         self.key = key
+        self.keys: tuple[Hashable, ...] = (key,)
         self.idempotency_key = idempotency_key
 
 

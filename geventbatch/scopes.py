@@ -30,6 +30,7 @@ __all__ = [
     "MustCompare",
     "NormalizesKeys",
     "OnServer",
+    "OutcomeName",
     "Owns",
     "Records",
     "Reuses",
@@ -184,12 +185,36 @@ class Deletes(Protocol):
         raise NotImplementedError
 
 
+class OutcomeName(str):
+    """What stands in place of an idempotency key in a scope of many keys: in `Batch.outcomes`, and wherever that goes.
+
+    It is a text of 34 to 288 visible ASCII characters, the same in every process: 32 of a digest of the operation's
+    keys, a colon, and the idempotency key. A scope may record outcomes under it as it is, or make a name of its own of
+    the attributes. A text that is read from a database is equal to it, and does in its place.
+
+    Attributes:
+        keys: The keys of the operation, each as the store's ``normalize_key`` returned it, in an order that does not
+            depend on the order in which they were named.
+        idempotency_key: The idempotency key.
+        across: Whether the operation was run by `run_across`. It shares no outcome with one of `run`, which has a
+            single key and shares its outcomes with the store's scopes of one key.
+    """
+
+    __slots__ = ("across", "idempotency_key", "keys")
+
+    keys: tuple[Hashable, ...]
+    idempotency_key: str
+    across: bool
+
+
 @runtime_checkable
 class Records(Protocol):
     """A scope of a store that `KeepsOutcomes`."""
 
     def recorded(self, keys: list[str], /) -> Mapping[str, str]:
-        """Return the recorded outcomes of *keys*, which are idempotency keys; leave out the others.
+        """Return the recorded outcomes of *keys*; leave out the others.
+
+        They are idempotency keys; in a scope of many keys, each is an `OutcomeName`.
 
         Called in the context of the load and save. Switches: yes.
         """
@@ -262,7 +287,9 @@ class KeepsOutcomes(Protocol):
     """A store whose scopes record ``current_batch().outcomes`` in the save's transaction, and are `Records`.
 
     They record even if ``current_batch().completed`` is 0. If some are recorded already, they write nothing and raise
-    `geventbatch.errors.Repeated` with those.
+    `geventbatch.errors.Repeated` with those. A scope of many keys records those of every batch in
+    ``current_batch().bulk``. If it raises `Repeated`, all batches are replayed; if it has saved the others, it raises
+    `geventbatch.errors.PartlySaved` with a `Repeated` for each key of the batches whose outcomes it has found.
     """
 
     @property

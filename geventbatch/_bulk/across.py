@@ -46,8 +46,9 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
     if start_timeout is not None:
         check_seconds("start_timeout", start_timeout)
     named = _check_keys(keys, options)
+    once: Any = None
     if idempotency_key is not None:
-        operation = options.once(named, idempotency_key, operation, args, identified_by)
+        operation = once = options.once(named, idempotency_key, operation, args, identified_by, across=True)
     elif identified_by is not None:
         check_identity(identified_by)
     check_flag("read_only", read_only)
@@ -58,6 +59,8 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
     door = dispatcher.door
     if door is not None:
         named, batching = door.enter_across(named, admitted, batching=batching)
+    if once is not None:
+        once.go_across(named)
     if not batching:
         return _run_alone(dispatcher, named, admitted, start_timeout)
     process.check_place(dispatcher)

@@ -157,9 +157,14 @@ class Component(Batch):
         self.key, self.named = self.members[0].key, tuple(self._keys)
 
     def changed(self, operations: list[Any]) -> set[Hashable]:
-        """Return the keys of those *operations* that have returned in the attempt at hand."""
-        returned = (one for one in operations if one.state == STARTED and one.error is None)
-        return {key for one in returned if type(one.callable) is At for key in one.callable.keys}
+        """Return the keys of those *operations* that have returned in the attempt at hand, or are to be recorded."""
+        saved = (one for one in operations if (one.state == STARTED and one.error is None) or self._records(one))
+        return {key for one in saved if type(one.callable) is At for key in one.callable.keys}
+
+    def _records(self, operation: Any) -> bool:
+        """Return whether an outcome of *operation* is to be recorded."""
+        idempotency, attempt = self.dispatcher.options.idempotency, self.attempt
+        return idempotency is not None and attempt is not None and idempotency.has_outcome(attempt, operation)
 
     # -- the outcome --------------------------------------------------------------------------------------
 

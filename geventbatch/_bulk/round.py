@@ -23,7 +23,7 @@ from geventbatch._core.halving import current_part, is_left, settle
 from geventbatch._core.replay import delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed
-from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected
+from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, MutableMapping
@@ -60,7 +60,10 @@ class Round:
         if self._load():
             try:
                 self._look_at_resources()
-                self._apply()
+                self._ask()
+                if not self._spoiled:
+                    self._apply()
+                    self._ask()
                 self._settle()
             except BaseException as error:
                 for attempt in self._attempts:
@@ -188,6 +191,13 @@ class Round:
 
     # -- operations ---------------------------------------------------------------------------------------
 
+    def _ask(self) -> None:
+        """Ask the scope for the idempotency keys of operations that are in no save (see `once`)."""
+        asking = [one for one in self._attempts if one.asked and one.broken is one.verdict is None and not one.over()]
+        if asking and not self._spoiled:
+            self._bulk.follow(asking[0])
+            self._spoiled = not asking[0].dispatcher.options.idempotency.ask(*asking)
+
     def _apply(self) -> None:
         at_hand = self._at_hand.values()
         for attempt in dict.fromkeys(at_hand) if self._across else list(at_hand):
@@ -232,7 +242,8 @@ class Round:
                 attempt.batch.end(save_failed(attempt.batch.key, verdict, doing="an operation"))
                 self._leave_out(attempt)
             elif self._spoiled or attempt.broken is not None or not has_news(attempt):
-                replay = (self._spoiled or attempt.broken is not None) and (attempt.batch.open or is_left(attempt))
+                left = attempt.batch.open or attempt.asked or is_left(attempt)
+                replay = (self._spoiled or attempt.broken is not None) and left
                 self._reason = self._reason if attempt.broken is None else attempt.broken
                 attempt.broken = None  # its traceback refers to this frame: no cycle
                 self._replay(attempt, 0.0 if replay or settle(attempt) else None)
@@ -289,15 +300,32 @@ class Round:
             except TypeError as error:
                 raised = error.with_traceback(None)  # our frames refer to the operations of all callers
             else:
-                for attempt in attempts:
-                    errors = (lost[key] for key in attempt.batch.loads if key in lost)
-                    self._end_one(attempt, next(errors, None))
+                errors = {one: next((lost[key] for key in one.batch.loads if key in lost), None) for one in attempts}
+                self._end_each(errors)
                 return
         if isinstance(raised, Rejected) and len(attempts) > 1 and not attempts[0].over():
             self._halve(attempts)
             return
-        for attempt in attempts:
-            self._end_one(attempt, raised)
+        if isinstance(raised, Repeated) and len(attempts) > 1:
+            concerned = [one for one in attempts if any(name in raised.outcomes for name in one.outcomes or ())]
+            for attempt in attempts if concerned else ():
+                if attempt not in concerned and not attempt.over():
+                    attempt.phase = "operations"
+                    self._replay(attempt, 0.0)
+            attempts = concerned or attempts
+        self._end_each(dict.fromkeys(attempts, raised))
+
+    def _end_each(self, errors: dict[Attempt, Any]) -> None:
+        """Fix the outcome of each attempt, with its error or None."""
+        repeated = [one for one, error in errors.items() if isinstance(error, Repeated)]
+        for attempt in repeated:
+            attempt.phase = "operations"  # nothing was written
+        for attempt, error in errors.items():
+            if attempt not in repeated:
+                self._end_one(attempt, error)
+        for attempt in repeated:  # last, since these may pause: what was saved is answered by then
+            self._bulk.follow(attempt)
+            self._end_one(attempt, errors[attempt])
 
     def _end_one(self, attempt: Attempt, raised: BaseException | None) -> None:
         if raised is not None:

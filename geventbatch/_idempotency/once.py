@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gevent import getcurrent
 
+from geventbatch._bulk.composite import At
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import pace
@@ -27,11 +28,12 @@ from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._core.verdict import is_a
 from geventbatch._failure import load_failed
 from geventbatch._idempotency.error_text import decode_error, encode_error
+from geventbatch._idempotency.outcome_name import name_of, text_of
 from geventbatch._idempotency.value_text import ALLOWED, decode, describe, encode
 from geventbatch._safe_repr import said, shown
 from geventbatch._unbatched import Start
 from geventbatch._values.answers import refuse_unfinished
-from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused
+from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -64,7 +66,10 @@ class NotPlain(TypeError):
 class Once:
     """An operation with an idempotency key, as its batch calls it."""
 
-    __slots__ = ("__wrapped__", "fingerprint", "key", "operation")
+    __slots__ = ("__wrapped__", "fingerprint", "key", "name", "operation")
+
+    # -- mutable state -------------------------------------------------------------------------------------
+    name: str | None  # of its outcome: the idempotency key, or an `OutcomeName`; None until it is asked for
 
     def __init__(
         self,
@@ -88,14 +93,39 @@ class Once:
         except Exception as error:
             _refuse_operation(key, asked, error, "arguments" if identified_by is None else "identified_by")
         self.key = key
+        self.name = None
         self.operation = self.__wrapped__ = operation
-        self.fingerprint = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        self.fingerprint = _fingerprint(text)
+
+    def go_across(self, keys: tuple[Hashable, ...]) -> None:
+        """Be of all *keys*, in the order in which the operation has named them. Raise if they have no texts."""
+        try:
+            self.name = name_of(keys, self.key, across=True)
+            told = "\n".join(map(text_of, keys))
+        except Exception as error:
+            raise TypeError(
+                f"run_across() was given the idempotency_key {shown(self.key)}, but cannot tell the {named(keys)} from "
+                f"others in a record: {said(error)}. Use keys that are each {ALLOWED}"
+            ) from error
+        self.fingerprint = _fingerprint(f"{self.fingerprint}\n{told}")
+
+    def name_in(self, attempt: Attempt, keys: tuple[Hashable, ...]) -> str:
+        """Return the name of its outcome, at *keys*, in what *attempt* records. Raise if these have no texts."""
+        if self.name is None:
+            self.name = self.key if attempt.bulk is None else name_of(keys, self.key, across=False)
+        return self.name
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Apply the operation and keep its outcome. If this attempt has an outcome of the same key, return that."""
         attempt = process.running[getcurrent()]
-        if attempt.outcomes and self.key in attempt.outcomes:
-            return self._again(attempt, attempt.outcomes[self.key])
+        keys = attempt.batch.keys
+        try:
+            name = self.name_in(attempt, keys)
+        except Exception as error:
+            told = "was not applied, since its key"
+            raise self._not_plain(keys, told, error, "use a key that is") from error.with_traceback(None)
+        if attempt.outcomes and name in attempt.outcomes:
+            return self._again(keys, attempt, attempt.outcomes[name])
         try:
             value = self.operation(resource, *args)
         except attempt.dispatcher.options.recorded_errors as error:
@@ -103,42 +133,43 @@ class Once:
                 text = encode_error(error, attempt.dispatcher.options.recorded_errors)
             except Exception as why:
                 instead = "raise one with arguments and attributes that are each"
-                raise self._not_plain(
-                    attempt.batch.key, f"raised {shown(error)}, which", why, instead
-                ) from error.with_traceback(None)
-            attempt.record(self.key, f"{self.fingerprint}{_ERROR}{text}")
+                raise self._not_plain(keys, f"raised {shown(error)}, which", why, instead) from error.with_traceback(
+                    None
+                )
+            attempt.record(name, f"{self.fingerprint}{_ERROR}{text}")
             del attempt  # the traceback of the error refers to this frame: no cycle
             raise
         try:
-            attempt.record(self.key, f"{self.fingerprint}{_VALUE}{encode(value)}")
+            attempt.record(name, f"{self.fingerprint}{_VALUE}{encode(value)}")
         except Exception as error:  # any: a property of the value may raise
-            refuse_unfinished(attempt.batch.key, self.operation, value)
-            raise self._not_plain(
-                attempt.batch.key, "returned something that", error, "return"
-            ) from error.with_traceback(None)
+            refuse_unfinished(keys[0], self.operation, value)
+            raise self._not_plain(keys, "returned something that", error, "return") from error.with_traceback(None)
         return value
 
-    def _not_plain(self, key: Hashable, what: str, why: Exception, instead: str) -> NotPlain:
+    def _not_plain(self, keys: tuple[Hashable, ...], what: str, why: Exception, instead: str) -> NotPlain:
         return NotPlain(
-            f"the operation with the idempotency key {shown(self.key)} on key {shown(key)} {what} cannot be "
+            f"the operation with the idempotency key {shown(self.key)} on {named(keys)} {what} cannot be "
             f"recorded ({why}), and so nothing of it was saved: {instead} {ALLOWED}"
         )
 
-    def recall(self, batch: Batch, record: str) -> Any:
-        """Return the answer in *record*, or raise the error in it."""
+    def recall(self, keys: tuple[Hashable, ...], batch: Batch, record: str) -> Any:
+        """Return the answer in *record*, or raise the error in it. The operation's *keys* are for messages."""
         if record[:_PRINT] != self.fingerprint:
-            raise IdempotencyKeyReused(
-                f"batch of key {shown(batch.key)}: the idempotency key {shown(self.key)} was used before, for another "
-                "operation or with other arguments (or another identified_by); nothing of this one was saved",
-                key=batch.key,
+            order = "; or with the keys in another order" if keys[1:] else ""
+            reused = IdempotencyKeyReused(
+                f"batch of {named(keys)}: the idempotency key {shown(self.key)} was used before, for another "
+                f"operation or with other arguments (or another identified_by){order}; nothing of this one was saved",
+                key=keys[0],
                 idempotency_key=self.key,
             )
+            reused.keys = keys
+            raise reused
         kind, text = record[_PRINT], record[_PRINT + 1 :]
         try:
             found = decode(text) if kind == _VALUE else decode_error(text, batch.dispatcher.options.recorded_errors)
         except Exception as error:
             raise BatchError(
-                f"batch of key {shown(batch.key)}: the operation with the idempotency key {shown(self.key)} was "
+                f"batch of {named(keys)}: the operation with the idempotency key {shown(self.key)} was "
                 f"answered before, and is not applied again; but its recorded outcome cannot be decoded any more: "
                 f"{text[:500]} ({said(error)})"
             ) from error.with_traceback(None)
@@ -146,9 +177,9 @@ class Once:
             return found
         raise found
 
-    def _again(self, attempt: Attempt, record: str) -> Any:
+    def _again(self, keys: tuple[Hashable, ...], attempt: Attempt, record: str) -> Any:
         try:
-            return self.recall(attempt.batch, record)
+            return self.recall(keys, attempt.batch, record)
         except Exception as error:
             raise Recalled from error.with_traceback(None)
 
@@ -156,9 +187,15 @@ class Once:
 _OUR_CODE: Final = Once.__call__.__code__
 
 
+def _fingerprint(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
 def once_of(operation: Operation[Any]) -> Once | None:
     """Return the `Once` of an operation, or None if it has no key."""
     found: Any = operation.callable
+    if type(found) is At:
+        found = found.__wrapped__
     if type(found) is Start:
         found = found.callable
     return found if type(found) is Once else None  # `isinstance` would ask an object of the user's for its class
@@ -182,11 +219,32 @@ def is_recalled(operation: Operation[Any], error: BaseException) -> bool:
     return type(error) is Recalled
 
 
+def _keys_of(attempt: Attempt, operation: Operation[Any]) -> tuple[Hashable, ...]:
+    found: Any = operation.callable
+    return found.keys if type(found) is At else attempt.batch.loads
+
+
+def _name_of(attempt: Attempt, operation: Operation[Any]) -> str | None:
+    """Return the name of the outcome of *operation*; None if it has no idempotency key, or its key no text."""
+    once = once_of(operation)
+    if once is None:
+        return None
+    try:
+        return once.name_in(attempt, _keys_of(attempt, operation))
+    except Exception:  # its caller is told when it is applied
+        return None
+
+
 def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
     """Return whether the error of *operation* is recorded with the save. True if it has no key."""
-    once = once_of(operation)
+    name = _name_of(attempt, operation)
     outcomes = attempt.outcomes or {}
-    return once is None or (once.key in outcomes and outcomes[once.key][_PRINT] == _ERROR)
+    return name is None or (name in outcomes and outcomes[name][_PRINT] == _ERROR)
+
+
+def has_outcome(attempt: Attempt, operation: Operation[Any]) -> bool:
+    """Return whether an outcome of *operation* is recorded with the save."""
+    return bool(attempt.outcomes) and _name_of(attempt, operation) in (attempt.outcomes or ())
 
 
 def forget(attempt: Attempt, recorded: int) -> None:
@@ -205,13 +263,14 @@ def settle_repeated(attempt: Attempt, operations: list[Operation[Any]], found: M
     settled = False
     for operation in operations:
         once = once_of(operation) if operation.state in {WAITING, STARTED, BROKEN} else None
-        if once is None or once.key not in found:
+        name = None if once is None else _name_of(attempt, operation)
+        if once is None or name is None or name not in found:
             continue
         settled = True
         operation.state = max(operation.state, STARTED)  # from now on its caller cannot withdraw it
         value, error = None, None
         try:
-            value = once.recall(attempt.batch, found[once.key])
+            value = once.recall(_keys_of(attempt, operation), attempt.batch, found[name])
         except Exception as raised:
             error = raised.with_traceback(None)
         if attempt.over():
@@ -233,21 +292,34 @@ def look_for(attempt: Attempt, operations: list[Operation[Any]]) -> bool:
     return not attempt.batch.ended and attempt.verdict is None
 
 
-def ask(attempt: Attempt) -> None:
-    """Ask the scope for the keys of `Attempt.asked`: operations that are in no save. Switches: yes."""
-    asked, attempt.asked = attempt.asked or [], None
-    keys = [once.key for operation in asked if (once := once_of(operation)) is not None]
+def ask(*attempts: Attempt) -> bool:
+    """Ask the scope, which *attempts* share, for the keys of `Attempt.asked`: operations that are in no save.
+
+    Return False if the scope has raised: so the transaction may be spoiled. Switches: yes.
+    """
+    first, asked = attempts[0], [(attempt, attempt.asked or []) for attempt in attempts]
+    for attempt in attempts:
+        attempt.asked = None
+    names = [_name_of(attempt, operation) for attempt, operations in asked for operation in operations]
+    found: Mapping[str, str] = {}
+    raised: Exception | None = None
     try:
-        found: Mapping[str, str] = attempt.context.run(attempt.scope.recorded, keys)
-    except Conflict as conflict:
-        if not attempt.over():
-            attempt.asked, attempt.verdict = asked, conflict
+        found = first.context.run(first.scope.recorded, list(dict.fromkeys(name for name in names if name is not None)))
     except Exception as error:
-        if not attempt.over():
-            attempt.batch.fail_load(load_failed(attempt.batch.key, error))
-    else:
-        if not attempt.over():
-            settle_repeated(attempt, asked, found)
+        raised = error
+    try:
+        for attempt, operations in asked:
+            if attempt.over():
+                continue
+            if raised is None:
+                settle_repeated(attempt, operations, found)
+            elif isinstance(raised, Conflict):
+                attempt.asked, attempt.verdict = operations, raised
+            else:
+                attempt.batch.fail_load(load_failed(attempt.batch.key, raised))
+        return raised is None
+    finally:
+        del raised  # its traceback refers to this frame: no cycle
 
 
 def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
@@ -257,10 +329,11 @@ def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
         once, error = once_of(operation), operation.error
         if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
             continue
-        if is_a(error, kinds) and once.key not in (attempt.outcomes or ()) and not attempt.over():
+        name = _name_of(attempt, operation)
+        if name is not None and is_a(error, kinds) and name not in (attempt.outcomes or ()) and not attempt.over():
             with suppress(Exception):  # it was recorded once, when it was raised
                 text = encode_error(error, kinds)
-                attempt.record(once.key, f"{once.fingerprint}{_ERROR}{text}")
+                attempt.record(name, f"{once.fingerprint}{_ERROR}{text}")
 
 
 # -- at the door --------------------------------------------------------------------------------------------
