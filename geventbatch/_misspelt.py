@@ -90,7 +90,10 @@ class FirstLook(Around):
             from geventbatch._bulk.scopes import OneOfBulk  # imported by now
 
             object.__setattr__(options, "open_resources", self._inner)
+            object.__setattr__(options, "open_across", self._inner)
             object.__setattr__(options, "open_resource", partial(OneOfBulk, self._inner))
+        elif options.open_across is self:
+            object.__setattr__(options, "open_across", self._inner)
 
 
 def first_look(opener: Any) -> Any:

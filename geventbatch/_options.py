@@ -27,7 +27,7 @@ from geventbatch._core.operation import name_of
 from geventbatch._core.pair import Pair
 from geventbatch._misspelt import first_look
 from geventbatch._safe_repr import shown
-from geventbatch._store_abilities import Door, Store, door_of, look_at
+from geventbatch._store_abilities import Door, Store, across_form, door_of, look_at
 from geventbatch._worker_number import worker_number_for_key
 
 if TYPE_CHECKING:
@@ -74,7 +74,13 @@ class Options:
     open_resource: Callable[[Any], AbstractContextManager[Any]]
     open_resources: Callable[[list[Any]], AbstractContextManager[Any]] | None
     """For many keys; if it is set, *open_resource* opens one key by means of it."""
+    open_across: Callable[[list[Any]], AbstractContextManager[Any]] | None
+    """For operations across keys: *open_resources*, or the form for many keys of the store; None if it has none."""
     store: Store
+    across: Store
+    """The abilities of *open_across*."""
+    why_not_across: Exception | None = None
+    """What the store raised when it was asked for its form for many keys."""
     observers: tuple[Callable[[Operation[Any]], object], ...] = ()
     door: Door | None
     idempotency: Any
@@ -118,9 +124,15 @@ class Options:
                 "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
                 "idempotency_ttl; what opens many keys has to say keeps_outcomes; a load and save pair cannot"
             )
-        if self.store.check_outcomes is not None:
+        if across and not self.across.keeps_outcomes:
+            raise TypeError(
+                f"run_across() was given the idempotency_key {shown(key)}, but the store of {self.name} records "
+                "outcomes of single keys only: its open_resources does not say keeps_outcomes"
+            )
+        check = self.across.check_outcomes or self.store.check_outcomes if across else self.store.check_outcomes
+        if check is not None:
             for one in resource_key if across else (resource_key,):
-                self.store.check_outcomes(one)
+                check(one)
         return self.idempotency.Once(key, operation, args, identified_by)
 
 
@@ -176,9 +188,14 @@ def check_options(**given: Any) -> Options:
             "to hold the window, the load and the save"
         )
     one, many = _opened(**opening)
-    if many is None and "max_bulk" in given:
-        raise TypeError("max_bulk is for open_resources, or for load_resources and save_resources, and there is none")
+    across, why_not = (many, None) if many is not None else across_form(one)
+    if across is None and "max_bulk" in given:
+        raise TypeError(
+            "max_bulk is for open_resources, for load_resources and save_resources, or for a store that saves many "
+            "keys at once, and there is none"
+        ) from why_not
     store = look_at(one if many is None else many)
+    abilities = look_at(across)
     if values["workers"] is None:
         values["workers"] = 16 * (os.cpu_count() or 1) if many is None else 1
     if values["name"] is None:
@@ -187,8 +204,11 @@ def check_options(**given: Any) -> Options:
     return Options(
         open_resource=one,
         open_resources=many,
+        open_across=across if across is many else first_look(across),
         store=store,
-        door=door_of(store, ()),
+        across=abilities,
+        why_not_across=why_not,
+        door=door_of(store, (), abilities),
         idempotency=_idempotency(store),
         **values,
     )
@@ -217,22 +237,21 @@ def _opened(
     return _one_of(many), many
 
 
-def reopened(options: Options, around: Callable[[Any], Any]) -> Options:
-    """Return *options* with the function that opens resources wrapped by *around*. For `_seam`."""
-    many = options.open_resources
-    opener = around(options.open_resource if many is None else many)
+def reopened(options: Options, around: Callable[[Any], Any], around_many: Callable[[Any], Any]) -> Options:
+    """Return *options* with the functions that open one key, or many, wrapped by these. For `_seam`."""
+    across = None if options.open_across is None else around_many(options.open_across)
+    many = None if options.open_resources is None else across
+    one = _one_of(many) if many is not None else around(options.open_resource)
+    store = look_at(one if many is None else many)
     opened = replace(
-        options,
-        open_resource=opener if many is None else _one_of(opener),
-        open_resources=None if many is None else opener,
-        store=look_at(opener),
+        options, open_resource=one, open_resources=many, open_across=across, store=store, across=look_at(across)
     )
     return observed(opened, options.observers)
 
 
 def observed(options: Options, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Options:
     """Return *options* with these observers. For `_seam`."""
-    return replace(options, observers=observers, door=door_of(options.store, observers))
+    return replace(options, observers=observers, door=door_of(options.store, observers, options.across))
 
 
 def _one_of(many: Any) -> Any:

@@ -248,8 +248,8 @@ class Processor(BaseProcessor, Generic[R]):
             OperationCancelled: It never started; the message says which key it has waited for. Safe to run again.
             LoadFailed: Loading one of the keys (``.key``) raised. Safe to run again.
             BatchError: Any other error of `run`; ``.keys`` has all keys.
-            TypeError: An argument is of a wrong type; or the processor opens one key at a time, or its
-                ``open_resources`` does not say that it saves all or nothing.
+            TypeError: An argument is of a wrong type; or the processor opens one key at a time by a pair or scope by
+                hand, or the ``open_resources`` of it, or of its store, does not say that it saves all or nothing.
             ValueError: There is no key, a key twice, or more than ``max_bulk``; or an argument is out of range.
             RuntimeError: Called in the hub, in another thread, or inside a batch of the same processor.
         Switches: yes, until all is saved.

@@ -104,13 +104,15 @@ def the_processor(given: AnyProcessor) -> Processor[Any]:
 
 
 @contextmanager
-def around_scopes(processor: Processor[Any], around: Callable[[Any], Around]) -> Iterator[None]:
-    """Wrap the function that opens the resources of *processor* by *around*, until the block ends.
+def around_scopes(
+    processor: Processor[Any], around: Callable[[Any], Around], around_many: Callable[[Any], Around]
+) -> Iterator[None]:
+    """Wrap what opens the resources of *processor* by these, one key or many at a time, until the block ends.
 
     A scope that was opened before ends as it began. Blocks must be left in the reverse order of entering.
     """
     before = processor._options
-    _use(processor, reopened(before, around))
+    _use(processor, reopened(before, around, around_many))
     try:
         yield
     finally:

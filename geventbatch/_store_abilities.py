@@ -30,6 +30,15 @@ def look_at(open_resource: object) -> Store:
     return Store(*(getattr(open_resource, name, None) for name in Store._fields))
 
 
+def across_form(store: object) -> tuple[Any, Exception | None]:
+    """Return the form for many keys of *store*, or None; and what the store raised instead."""
+    try:
+        found = getattr(store, "open_resources", None)
+    except Exception as error:  # it refuses: only `run_across` needs the form
+        return None, error
+    return (found if look_at(found).all_or_nothing is True else None), None
+
+
 class Door(NamedTuple):
     """Calls that each `run` makes before its operation is admitted."""
 
@@ -37,6 +46,8 @@ class Door(NamedTuple):
     """Called with each operation, whose callable they may replace. For `_seam`."""
     normalize_key: Callable[[Any], Any] | None
     admit: Callable[[Any], bool] | None
+    admit_across: Callable[[Any], bool] | None
+    """For a key of an operation across keys."""
 
     def enter(self, key: Any, operation: Operation[Any], *, batching: bool) -> tuple[Any, bool]:
         """Return the key in its one form, and whether *operation* is to be batched."""
@@ -54,11 +65,12 @@ class Door(NamedTuple):
             see(operation)
         if self.normalize_key is not None:
             keys = tuple(map(self.normalize_key, keys))
-        return keys, batching and not (self.admit is not None and any(map(self.admit, keys)))
+        return keys, batching and not (self.admit_across is not None and any(map(self.admit_across, keys)))
 
 
-def door_of(store: Store, observers: tuple[Callable[[Operation[Any]], object], ...]) -> Door | None:
-    """Return the calls for `run` to make; None if there are none."""
-    if store.normalize_key is store.admit is None and not observers:
+def door_of(store: Store, observers: tuple[Callable[[Operation[Any]], object], ...], across: Store) -> Door | None:
+    """Return the calls for `run` and `run_across` to make; None if there are none."""
+    admit_across = across.admit or store.admit
+    if store.normalize_key is store.admit is admit_across is None and not observers:
         return None
-    return Door(observers, store.normalize_key, store.admit)
+    return Door(observers, store.normalize_key, store.admit, admit_across)

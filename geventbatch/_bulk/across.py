@@ -74,12 +74,14 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
 
 def _check_form(options: Options) -> None:
     """Raise unless the processor opens many keys at once, and saves all of them or nothing."""
-    if options.open_resources is None:
+    if options.open_across is None:
+        why = options.why_not_across
         raise TypeError(
-            f"run_across() needs a processor that opens many keys at once, and {options.name} opens one: make it with "
-            "open_resources=…, which saves all of its keys or nothing"
-        )
-    if options.store.all_or_nothing is not True:
+            f"run_across() needs a store that saves many keys at once, all or nothing, and that of {options.name} does "
+            + ("not: " if why is None else f"not (its open_resources raised {shown(why)}): ")
+            + "make the processor with a store that has such an open_resources, or with an open_resources=… of your own"
+        ) from why
+    if options.across.all_or_nothing is not True:
         raise TypeError(
             f"run_across() needs an open_resources that saves all of its keys or nothing, and that of {options.name} "
             "does not say that it does: if it saves in one transaction, give it the attribute all_or_nothing = True "
@@ -149,7 +151,7 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
     if component is not None:
         component.take_in(crossing)
     elif not crossing.blocked:
-        key_queues[-1].shard.put(crossing)
+        dispatcher.put_across(crossing, key_queues[-1])
     return crossing
 
 

@@ -24,6 +24,8 @@ from geventbatch._core.replay import back_off
 from geventbatch._core.verdict import ends_greenlet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from geventbatch._core.batch import Batch
     from geventbatch._core.deadline import Alarm
 
@@ -48,11 +50,13 @@ class Bulk:
         self._lead = next(iter(self._attempts))
         self._rounds = [(now, list(self._attempts))]  # rounds to come, the next one last: earliest time, attempts
         self._unfit: Attempt | None = None  # an attempt after which the greenlet must not be used again
+        self._after: list[Callable[[], object]] = []  # hooks of scopes, to call after the answers
 
-    def run(self) -> Attempt | None:
+    def run(self) -> tuple[Attempt | None, Attempt | None]:
         """Run the batches, until the code of all has returned. Raise what ends the greenlet.
 
-        Return an attempt after which the greenlet must not be used again, or None.
+        Return an attempt after which the greenlet must not be used again; and one whose hooks are to be called, now
+        that all have their answers; or None for each.
         """
         try:
             while self._rounds:
@@ -70,11 +74,22 @@ class Bulk:
             for attempt in self._attempts:
                 attempt.batch.abort(error)
             if ends_greenlet(self._lead, error):
+                if self._after:
+                    self._lead.dispatcher.live -= 1  # before the batches are freed, which ends a stop
                 raise
         finally:
             self._alarm.attempt = None
             process.running.pop(self._alarm.greenlet, None)
-        return self._unfit
+        if self._after:
+            self._lead.after = [*self._after]
+            self._lead.context = Context()  # each hook enters that of its own round
+        return self._unfit, self._lead if self._after else None
+
+    def call_after(self, hook: Callable[[], object]) -> None:
+        """Call *hook* when the callers have their answers. A stop waits for it."""
+        if not self._after:
+            self._lead.dispatcher.live += 1
+        self._after.append(hook)
 
     def _wait_until(self, earliest: float) -> bool:
         seconds = max(0.0, earliest - _clock.monotonic())
@@ -125,7 +140,7 @@ class Bulk:
         batch.let_go()  # of a component: its members have let go of the same attempt
 
 
-def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> Attempt | None:
+def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> tuple[Attempt | None, Attempt | None]:
     """Run *batches* as one bulk, without those that all callers have left: see `Bulk.run`."""
     left = [batch for batch in batches if not batch.waiting]
     for batch in left:
@@ -134,4 +149,4 @@ def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> Attempt | 
     bulk = Bulk(batches, alarm, _clock.monotonic(), across=across) if batches else None
     for batch in left:  # only now: the batches of the bulk, of which some may be behind these, are seen to run
         batch.free()
-    return None if bulk is None else bulk.run()
+    return (None, None) if bulk is None else bulk.run()

@@ -8,6 +8,7 @@ free last. A worker may also take it earlier, with all that is before it (see `t
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from geventbatch._core.batch import Batch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from geventbatch._core.key_queue import KeyQueue
     from geventbatch._core.operation import Operation
     from geventbatch._failure import Failure
+    from geventbatch._options import Options
 
 
 def of_keys(failure: Failure, batch: Batch) -> Failure:
@@ -110,6 +112,13 @@ class Crossing(Batch):
         """Refuse, since the scope could not tell which key is meant."""
         refuse_deletion(self.named)
 
+    def opener(self, options: Options) -> Any:
+        """Return what opens the scope of all its keys, for an unbatched operation."""
+        from geventbatch._bulk.scopes import OneOfBulk
+
+        many: Any = options.open_across
+        return partial(OneOfBulk, many)
+
     def enter(self) -> None:
         """Wait in all queues."""
         self.dispatcher.crossings += 1
@@ -119,10 +128,10 @@ class Crossing(Batch):
             self.blocked += key_queue.first is not place
 
     def come_first(self, key_queue: KeyQueue) -> None:
-        """Count one key less to wait for; after the last one, wait for a worker of the shard of *key_queue*."""
+        """Count one key less to wait for; after the last one, wait for a worker."""
         self.blocked -= 1
         if not self.blocked and not self.taken:
-            key_queue.shard.put(self)
+            self.dispatcher.put_across(self, key_queue)
 
     def end(self, failure: Failure | None = None) -> None:
         """Fix its outcome, with the failure of all its keys."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
@@ -42,6 +43,7 @@ class Round:
         self._across = bulk.across
         self._context = Context()  # of its load and its save (guarantee 11)
         self._leave: Callable[..., object]  # the exit of the scope
+        self._saved: Any = None  # the hook of the scope to call after the answers
         # -- mutable state ---------------------------------------------------------------------------------
         self._at_hand: dict[Hashable, Attempt] = (  # by key: loaded, or to be saved; a component's has several keys
             {key: one for one in attempts for key in one.batch.loads}
@@ -91,13 +93,14 @@ class Round:
             attempt.deadline = deadline
             attempt.bulk = self._shown
             attempt.context = self._context
-        open_resources: Any = first.dispatcher.options.open_resources
+        open_resources: Any = first.dispatcher.options.open_across
         scope: Any = NOT_OPENED
         try:
             self._announce()
             scope = self._context.run(open_resources, list(self._at_hand))
             for attempt in self._attempts:
                 attempt.scope = scope
+            self._saved = getattr(scope, "saved", None)
             self._leave, self._resources = scope.__exit__, self._context.run(scope.__enter__)
         except BaseException as error:
             first.over()
@@ -288,6 +291,8 @@ class Round:
         try:
             if raised is not None and ends_greenlet(attempts[0], raised):
                 raise raised
+            if callable(self._saved) and (raised is None or isinstance(raised, PartlySaved)):
+                self._bulk.call_after(partial(self._context.run, self._saved))
             self._end(attempts, raised)
         finally:
             del raised  # its traceback refers to this frame: no cycle

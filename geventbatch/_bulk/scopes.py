@@ -88,6 +88,7 @@ class OneOfBulk:
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
         self.recorded = getattr(self._scope, "recorded", None)
+        self.saved = getattr(self._scope, "saved", None)
         self.operation_raised = getattr(self._scope, "operation_raised", None)
         self.operation_returned = getattr(self._scope, "operation_returned", None)
 

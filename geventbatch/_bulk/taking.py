@@ -4,6 +4,10 @@ It takes what is ready. Then it goes on behind that, in the order in which it ca
 it, at any of its keys, but what is taken already. So a key that is in all operations makes one bulk of all that wait,
 up to ``max_bulk`` keys. What is left waits for this bulk. So the order of each key holds; and the oldest that waits,
 waits for running ones only: nothing can deadlock or starve.
+
+Over a store that opens one key at a time, operations across keys have a shard for themselves (see `Dispatcher`). A
+batch of a single key that is ready runs by itself, in the store's form for one key. One that stands behind an operation
+across keys is taken with that, if the store's form for many keys can do for it all that its own can.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from geventbatch._core.batch import Batch
     from geventbatch._core.key_queue import KeyQueue
     from geventbatch._core.shard import Shard
+    from geventbatch._options import Options
 
 
 def take(shard: Shard, batches: dict[Batch, None]) -> bool:
@@ -48,8 +53,10 @@ class Taking:
     def __init__(self, shard: Shard, batches: dict[Batch, None]) -> None:
         """Take into *batches*."""
         self._batches = batches
-        self._most_keys: int = shard.dispatcher.options.max_bulk
+        options = shard.dispatcher.options
+        self._most_keys: int = options.max_bulk
         self._most_operations = shard.dispatcher.max_batch_size
+        self._takes_single_keys = options.open_resources is not None or _is_as_able(options)
         # -- mutable state ---------------------------------------------------------------------------------
         self._operations: dict[KeyQueue, int] = {}  # taken, for each key of the bulk
         self._behind: list[tuple[float, int, Batch]] = []  # a heap: may be taken, since all before it is
@@ -89,12 +96,17 @@ class Taking:
                 left = self._blocked[crossing] = self._blocked.get(crossing, crossing.blocked) - 1
                 if not left:
                     self._push(crossing)
-            elif behind is not None and type(node) is Place:  # a batch behind a batch is another one for a reason
-                self._push(behind)
+            elif behind is not None and type(node) is Place and self._takes_single_keys:
+                self._push(behind)  # a batch behind a batch is another one for a reason
 
     def _push(self, batch: Batch) -> None:
         self._count += 1
         heappush(self._behind, (batch.opened, self._count, batch))
+
+
+def _is_as_able(options: Options) -> bool:
+    """Return whether the form for many keys does for an operation of a single key all that its own form does."""
+    return bool(options.across.keeps_outcomes or not options.store.keeps_outcomes)
 
 
 def _nodes(batch: Batch) -> list[tuple[KeyQueue, Batch]]:

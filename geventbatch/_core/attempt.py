@@ -401,7 +401,7 @@ class Attempt:
             if pair is not None:
                 self.scope = scope = PairScope(pair, self.batch.key)
             else:
-                self.scope = scope = enter(dispatcher.options.open_resource, self.batch.key)
+                self.scope = scope = enter(self.batch.opener(dispatcher.options), self.batch.key)
                 self.saved = getattr(scope, "saved", None)
             return scope.__exit__, enter(scope.__enter__)
         except BaseException as error:

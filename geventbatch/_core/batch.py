@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.key_queue import KeyQueue
     from geventbatch._core.operation import Operation
+    from geventbatch._options import Options
     from geventbatch.errors import Phase
 
 T = TypeVar("T")
@@ -241,6 +242,10 @@ class Batch:
     def scope(self) -> Any:
         """The scope of the attempt at hand."""
         return None if self.attempt is None else self.attempt.scope
+
+    def opener(self, options: Options) -> Any:
+        """Return what opens its scope, with its key."""
+        return options.open_resource
 
     # -- in the key queue ---------------------------------------------------------------------------------
 

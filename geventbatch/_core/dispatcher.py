@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from geventbatch._core.operation import Operation
     from geventbatch._options import Options
     from geventbatch._watch.metrics import BatchMetric, Watcher
+
+
+_ACROSS: Final = -1
+"""Stands for a worker number: that of the shard of operations across keys."""
 
 
 class Dispatcher:
@@ -192,8 +196,19 @@ class Dispatcher:
             )
         shard = self.shards.get(number)
         if shard is None:
-            shard = self.shards[number] = Shard(self)
+            shard = self.shards[number] = Shard(self, bulks=self.options.open_resources is not None)
         return shard
+
+    def put_across(self, crossing: Batch, key_queue: KeyQueue) -> None:
+        """Queue *crossing*, which is ready since *key_queue* is free. Switches: no.
+
+        Where single keys are batches of their own, it has a shard for itself, whose workers open many keys.
+        """
+        shard = key_queue.shard
+        if not shard.bulks:
+            found = self.shards.get(_ACROSS)
+            shard = self.shards[_ACROSS] = Shard(self, bulks=True) if found is None else found
+        shard.put(crossing)
 
     def retire(self, key_queue: KeyQueue) -> None:
         """Forget *key_queue*, which has no batch."""

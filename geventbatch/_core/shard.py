@@ -34,9 +34,10 @@ IDLE: Final = 10.0
 class Shard:
     """The workers of the keys with one worker number."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        """Start without a worker."""
+    def __init__(self, dispatcher: Dispatcher, *, bulks: bool) -> None:
+        """Start without a worker; *bulks* says whether a worker takes all that is ready, or one batch."""
         self.dispatcher = dispatcher
+        self.bulks = bulks
         self.queue: SimpleQueue[Batch | None] = SimpleQueue()  # None ends the worker that takes it
         # -- mutable state ---------------------------------------------------------------------------------
         self.workers = 0
@@ -154,7 +155,7 @@ class Worker:
         """Take batches until it is told to end, is killed, or must not be used again."""
         shard = self._shard
         queue = shard.queue
-        bulks = self._dispatcher.options.open_resources is not None
+        bulks = shard.bulks
         alarm = Alarm(self._dispatcher.options.max_duration)
         try:
             while True:
@@ -223,6 +224,8 @@ class Worker:
 
         batches: dict[Batch, None] = {}
         taken: list[Batch] = []
+        spent: Attempt | None = None
+        after: Attempt | None = None
         try:
             with self._dispatcher.slots or nullcontext():
                 now = _clock.monotonic()
@@ -234,7 +237,7 @@ class Worker:
                 taken = list(batches)
                 self._shard.mark_busy()
                 try:
-                    spent = bulk.run(batches, alarm, across=self._dispatcher.crossings > 0)
+                    spent, after = bulk.run(batches, alarm, across=self._dispatcher.crossings > 0)
                 finally:
                     self._shard.free += 1
         except BaseException as error:
@@ -246,6 +249,8 @@ class Worker:
         finally:
             while batches:
                 batches.popitem()[0].free()
+        if after is not None:
+            self._run_after(after)
         if spent is not None:
             log.lost(spent)
         return spent is None

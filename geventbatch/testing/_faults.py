@@ -51,9 +51,8 @@ def faults(processor: AnyProcessor) -> Iterator[FaultPlan]:
     target = the_processor(processor)
     options = options_of(target)
     plan = FaultPlan(options.store.normalize_key)
-    around: Callable[[Any, FaultPlan], Around] = _OpenOne if options.open_resources is None else _OpenMany
     try:
-        with around_scopes(target, lambda inner: around(inner, plan)):
+        with around_scopes(target, lambda one: _OpenOne(one, plan), lambda many: _OpenMany(many, plan)):
             yield plan
     finally:
         for fault in plan.planned:

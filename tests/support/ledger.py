@@ -59,7 +59,7 @@ class Ledger:
                 self.left.append(type(error))
                 raise
             self.saves.append(list(resources))
-            bulk = current_batch().bulk
+            bulk = current_batch().bulk or {key: current_batch() for key in keys}  # none in the form for one key
             assert bulk.keys() >= resources.keys()  # a planned fault may have taken some out
             batches = dict.fromkeys(bulk.values())
             self.connected.append([{key for key in bulk if bulk[key] is batch} for batch in batches])

@@ -38,6 +38,11 @@ class AppStore(Around):
         self._app = app
         self._option = option
 
+    def __getattr__(self, name: str) -> Any:
+        """Return the attribute of the store; its form for many keys is wrapped likewise."""
+        found = super().__getattr__(name)
+        return AppStore(self._app, found, name) if name == "open_resources" else found
+
     def __call__(self, key: Hashable) -> AppScope:
         """Open the scope of *key* in a new application context."""
         context = self._app.app_context()
