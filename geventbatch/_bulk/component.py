@@ -82,8 +82,7 @@ class Component(Batch):
         self.gathered = False
         self.composite = None
         self._batches = batches
-        self._keys = {key: None for member in members for key in member.loads}
-        self.named = tuple(self._keys)
+        self.named = self._keys = tuple({key: None for member in members for key in member.loads})
         if self.dispatcher.max_batch_size is not None:
             for member in members:
                 member.close()
@@ -100,7 +99,7 @@ class Component(Batch):
     @property
     def loads(self) -> tuple[Hashable, ...]:
         """Its keys."""
-        return tuple(self._keys)
+        return self._keys
 
     def delete(self) -> None:
         """Refuse, since the scope could not tell which key is meant."""
@@ -154,7 +153,7 @@ class Component(Batch):
 
     def rest(self) -> None:
         """Be of all its keys again: no operation is at hand."""
-        self.key, self.named = self.members[0].key, tuple(self._keys)
+        self.key, self.named = self.members[0].key, self._keys
 
     def changed(self, operations: list[Any]) -> set[Hashable]:
         """Return the keys of those *operations* that have returned in the attempt at hand, or are to be recorded."""
@@ -203,7 +202,7 @@ class Component(Batch):
 
     def drop(self, key: Hashable, failure: Failure) -> None:
         """Answer with *failure* all callers that wait for *key*, whose load alone has failed. The others go on."""
-        del self._keys[key]
+        self._keys = tuple([one for one in self._keys if one != key])
         needing = [member for member in self.members if key in member.loads and not member.ended]
         left = [member for member in self.members if key not in member.loads and not member.ended]
         key_queues = {
