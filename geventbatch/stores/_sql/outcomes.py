@@ -5,6 +5,12 @@ It has three columns: ``id``, a digest of the resource's name followed by the id
 
 An insert of an id that another transaction has inserted waits until that transaction has ended. So if two batches have
 the same key at the same time, in any processes, one is saved, and the other one finds its outcome.
+
+A scope of many keys has the outcomes of all its batches in one `Recording` of `OutcomesOfBulk`, which sends one
+statement. It sends that before all writes: a repeated operation is not judged by what it would change. Its ``recorded``
+is `OutcomesOfBulk.find`. If `Recording.check` returns a `Repeated`, the transaction (or all since a savepoint) is
+rolled back. The scope raises that `Repeated`: then all batches are replayed, without the repeated operations. Or it
+leaves out the batches that `repeated_of` names, saves the others again, and raises `PartlySaved`.
 """
 
 from __future__ import annotations
@@ -21,11 +27,13 @@ from typing import TYPE_CHECKING, Any, Final
 from geventbatch._check_values import check_seconds
 from geventbatch._idempotency.value_text import encode
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import Conflict, NotSaved, Repeated
+from geventbatch.errors import Conflict, NotSaved, Repeated, named
 from geventbatch.stores._sql import errors
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
+
+    from geventbatch._core.batch import Batch
 
 ID_LENGTH: Final = 300
 """Characters: 32 of a digest, a colon, 255 of an idempotency key."""
@@ -98,20 +106,25 @@ class Outcomes:
 
     def __init__(self, table: OutcomeTable, store: str, key: Hashable) -> None:
         """Name the resource at *key* in *store*: other stores may share the table."""
-        try:
-            name = encode([store, _canonical(key)])
-        except Exception:  # the key's type is the user's own
-            name = f"{store} {shown(key)}"
         self.key = key
         self.table = table
-        self.prefix = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest() + ":"
+        self.prefix = f"{_digest(_text_of(store, key))}:"
 
-    def find(self, send: Send, keys: Iterable[str]) -> dict[str, str]:
-        """Return the recorded outcomes of *keys*. Raises `Conflict` for a deadlock. Switches: yes."""
+    def rest_of(self, name: str) -> str:
+        """Return what follows the prefix in the id of the outcome that has this *name* in `Batch.outcomes`."""
+        return name
+
+    def is_named(self, told: str, names: Iterable[str]) -> bool:  # noqa: ARG002 - for a child
+        """Return whether *told*, a database's message, has the id of one of the outcomes of these *names*."""
+        return self.prefix in told
+
+    def find(self, send: Send, names: Iterable[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these *names*. Raises `Conflict` for a deadlock. Switches: yes."""
         mark, name = self.table.mark, self.table.name
         # A plain SELECT of MySQL's would return the rows as they were at the load.
         lock = " LOCK IN SHARE MODE" if self.table.vendor == "mysql" else ""
-        wanted = [f"{self.prefix}{key}" for key in keys]
+        name_of = {f"{self.prefix}{self.rest_of(name)}": name for name in names}
+        wanted = list(name_of)
         found: dict[str, str] = {}
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
@@ -123,8 +136,77 @@ class Outcomes:
                 if errors.kind(error) is errors.Kind.CONFLICT:
                     raise errors.not_saved(error, self.key) from error
                 raise
-            found |= {row[0][_DIGEST:]: row[1] for row in rows}
+            found |= {name_of[row[0]]: row[1] for row in rows}
         return found
+
+
+class OutcomesOfBulk(Outcomes):
+    """The outcomes of the resources of a bulk. Their names are `OutcomeName`s."""
+
+    def __init__(self, table: OutcomeTable, name: str, place: Callable[[Any], tuple[str, Hashable]]) -> None:
+        """Call the bulk *name* in messages.
+
+        *place* returns the store of a key, and the key as its row has it: what `Outcomes` gets where the store opens
+        that key alone.
+        """
+        self.key = name
+        self.table = table
+        self.prefix = ""
+        self._place = place
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._ids: dict[str, str] = {}  # by name
+        self._texts: dict[Hashable, str] = {}  # by key
+
+    def rest_of(self, name: Any) -> str:
+        """Return the id of the outcome of this name."""
+        found = self._ids.get(name)
+        if found is None:
+            texts = [self._text(key) for key in name.keys]
+            told = "\n".join(["across", *sorted(texts)]) if name.across else texts[0]
+            found = self._ids[name] = f"{_digest(told)}:{name.idempotency_key}"
+        return found
+
+    def is_named(self, told: str, names: Iterable[str]) -> bool:
+        """Return whether *told* has the beginning of such an id; a long one may be cut off."""
+        return any(self.rest_of(name)[:_DIGEST] in told for name in names)
+
+    def _text(self, key: Hashable) -> str:
+        found = self._texts.get(key)
+        if found is None:
+            found = self._texts[key] = _text_of(*self._place(key))
+        return found
+
+
+def outcomes_of(batches: Iterable[Batch]) -> dict[str, str]:
+    """Return all outcomes of *batches*, of which a bulk has each once for each of its keys."""
+    found: dict[str, str] = {}
+    for batch in dict.fromkeys(batches):
+        if batch.attempt is not None and batch.attempt.outcomes:
+            found |= batch.attempt.outcomes
+    return found
+
+
+def repeated_of(batches: Iterable[Batch], error: Repeated) -> dict[Batch, Repeated]:
+    """Return the part of *error* that concerns each of *batches*; leave out the others."""
+    found: dict[Batch, Repeated] = {}
+    for batch in dict.fromkeys(batches):
+        its = {name: error.outcomes[name] for name in batch.outcomes if name in error.outcomes}
+        if its:
+            told = f"{named(batch.loads)} not saved: {len(its)} idempotency keys are recorded already"
+            found[batch] = Repeated(told, outcomes=its)
+    return found
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _text_of(store: str, key: Hashable) -> str:
+    """Return a text for the resource at *key* in *store*."""
+    try:
+        return encode([store, _canonical(key)])
+    except Exception:  # the key's type is the user's own
+        return f"{store} {shown(key)}"
 
 
 def _canonical(key: Hashable) -> Any:
@@ -142,7 +224,7 @@ class Recording:
     """The outcomes that one save records."""
 
     def __init__(self, outcomes: Outcomes, kept: Mapping[str, str]) -> None:
-        """Take *kept*, by idempotency key, from `Batch.outcomes`."""
+        """Take *kept*, by name, from `Batch.outcomes`."""
         self._outcomes = outcomes
         self._kept = kept
 
@@ -160,8 +242,9 @@ class Recording:
         insert = outcomes.table.insert(len(kept))
         if outcomes.table.vendor != "postgresql" or len(kept) == 1:
             return insert, tuple(value for row in self._rows() for value in row)
-        keys = sorted(kept)
-        return insert, (outcomes.prefix, self._expires(), "\n".join(keys), "\n".join([kept[key] for key in keys]))
+        rests = sorted([(outcomes.rest_of(name), text) for name, text in kept.items()])
+        told = ["\n".join(column) for column in zip(*rests, strict=True)]
+        return insert, (outcomes.prefix, self._expires(), *told)
 
     def check(
         self,
@@ -203,12 +286,13 @@ class Recording:
             return table == self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
         told = said(getattr(error, "orig", error))
         column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
-        return self._outcomes.prefix in told or column in told
+        return column in told or self._outcomes.is_named(told, self._kept)
 
     def _expires(self) -> int:
         return int(time.time()) + ceil(self._outcomes.table.seconds)
 
     def _rows(self) -> list[tuple[str, str, int]]:
         """Return the rows in the order of their keys, so that two saves never deadlock."""
-        expires = self._expires()
-        return [(f"{self._outcomes.prefix}{key}", self._kept[key], expires) for key in sorted(self._kept)]
+        expires, outcomes = self._expires(), self._outcomes
+        rests = sorted([(outcomes.rest_of(name), text) for name, text in self._kept.items()])
+        return [(f"{outcomes.prefix}{rest}", text, expires) for rest, text in rests]
