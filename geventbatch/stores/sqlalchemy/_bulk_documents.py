@@ -1,11 +1,9 @@
 """Documents of many keys that are loaded together and saved together, in one transaction.
 
-Each is compared by itself: a lost one gets its error, and all others are saved. Rows are locked in the order of their
-keys, so that two processes wait for each other and do not deadlock.
-
-On PostgreSQL one statement has all documents. If the transaction collects a save, that is sent together with COMMIT, as
-if none were lost; if one is, nothing was written, and the save is sent again, statement by statement. Other databases
-get the statements of one document after the other.
+Those that operations have connected are saved together or not at all; the others are saved as if these were not there.
+Rows are locked in the order of their keys, so that two processes wait for each other and do not deadlock. On PostgreSQL
+one statement has all documents; other databases get the statements of one document after the other. For the save, see
+`_bulk_save`.
 """
 
 from __future__ import annotations
@@ -14,30 +12,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._bulk.connected import by_component
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, PartlySaved, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
-from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
-from geventbatch.stores.sqlalchemy._bulk_statements import fits, load_all, statements_for_all
+from geventbatch.stores.sqlalchemy._bulk_save import BulkSave, Part, Saving
+from geventbatch.stores.sqlalchemy._bulk_statements import Claim, fits, load_all, statements_for_all
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import Row
 from geventbatch.stores.sqlalchemy._key_columns import folds
 from geventbatch.stores.sqlalchemy._mode import on_server
-from geventbatch.stores.sqlalchemy._savepoint import Savepoint
-from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, left_out, load
+from geventbatch.stores.sqlalchemy._transaction import Transaction, load
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
     from types import TracebackType
 
-    from geventbatch.stores.sqlalchemy._bulk_statements import Together
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.sqlalchemy._documents import Documents
-
-_Change = tuple[Any, dict[str, Any]]
 
 
 class BulkDocuments:
@@ -45,6 +40,9 @@ class BulkDocuments:
 
     keeps_outcomes = False
     """It refuses operations with idempotency keys."""
+
+    all_or_nothing = True
+    """What operations have connected is saved together or not at all."""
 
     def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
         self._documents = documents
@@ -56,23 +54,20 @@ class BulkDocuments:
         by_row = sa.select(table.c.key, *single.selected).where(table.c.key == sa.bindparam("_key"))
         self._loads: Final = Loads(load, by_row, folds=folds(table.c.key))
         statements = statements_for_all(table, single.mark) if has_arrays else ()
-        together = dict(zip((single.update, single.delete, single.add), statements, strict=False))
-        self._together: Final[dict[Any, Any]] = together  # by the statement for one document
+        together: dict[Any, Any] = dict(zip((single.update, single.delete, single.add), statements, strict=False))
+        claim = None if documents.locking else Claim(table, single.mark, arrays=has_arrays)
+        self._saving: Final = Saving(together, claim)
 
     def __repr__(self) -> str:
         return f"<documents in bulk of {self._documents.name}>"
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkDocumentScope:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkDocumentScope(self._documents, self._loads, self._together, list(keys))
+        return BulkDocumentScope(self._documents, self._loads, self._saving, list(keys))
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Return the column's value for *key*, as `SQLAlchemyStore.normalize_key` does. Switches: no."""
         return normalize_all(key, self._columns)
-
-
-class Lost(Conflict):
-    """The conflict of one key, while the transaction goes on."""
 
 
 class Loads(NamedTuple):
@@ -95,19 +90,21 @@ class BulkDocumentScope:
     _transaction: Transaction
     _resources: dict[Hashable, Any]
     _scopes: dict[Hashable, DocumentScope]  # of the loaded ones
+    _spelled: dict[Any, Hashable]  # by the key in the row: the key of the bulk, where they differ
 
     def __init__(
         self,
         documents: Documents,
         loads: Loads,
-        together: dict[Any, Any],
+        saving: Saving,
         keys: list[Hashable],
     ) -> None:
         self._documents = documents
         self._loads = loads
-        self._together = together
+        self._saving = saving
         self._keys = keys
         self._name = f"{len(keys)} documents of {documents.name}"
+        self._spelled = {}
 
     def __enter__(self) -> dict[Hashable, Any]:
         try:
@@ -186,17 +183,23 @@ class BulkDocumentScope:
 
         The key that is in the row's own form has it first. A bulk has each row once.
         """
+        bulk = batch_at_hand().bulk
         matched = {key: found[key] for key in self._keys if key in found}
-        taken = set(matched)
+        taken: dict[Hashable, Hashable] = dict(zip(matched, matched, strict=True))  # by the row's key
         for key in unmatched:
             row = transaction.connection.execute(self._loads.one, {"_key": key}).one_or_none()
             if row is None:
                 continue
-            if row.key in taken:
-                matched[key] = Conflict(f"{shown(key)} names the row {shown(row.key)}, as another key of the bulk does")
-            else:
-                taken.add(row.key)
+            other = taken.get(row.key)
+            if other is None:
+                taken[row.key] = self._spelled[row.key] = key
                 matched[key] = self._documents.statements.row_of(row)
+                continue
+            told = f"{shown(key)} names the row {shown(row.key)}, as {shown(other)} does"
+            if bulk[key] is not bulk[other]:
+                matched[key] = Conflict(f"{told}, of the same bulk")
+            else:  # another round would have both again
+                matched[key] = ValueError(f"{told}, which operations connect with it: always name it as the row does")
         found.clear()
         found.update(matched)
 
@@ -216,122 +219,43 @@ class BulkDocumentScope:
 
     def _save(self) -> dict[Hashable, Exception]:
         """Save, and return the errors of documents that were not saved."""
-        bulk = batch_at_hand().bulk
         failed: dict[Hashable, Exception] = {}
-        changes: dict[Hashable, _Change] = {}
-        rows: dict[Hashable, list[object]] = {}
-        for key in self._resources:
-            if key not in self._scopes:
-                continue
-            try:
-                _, change = self._scopes[key].change_of(bulk[key], bulk[key].rows)
-            except Exception as error:
-                failed[key] = error
-                continue
-            rows[key] = bulk[key].rows
-            if change is not None:
-                changes[key] = change
-        if changes or any(rows.values()):
-            failed |= self._write(changes, rows)
+        parts = []
+        loaded = (key for key in self._resources if key in self._scopes)
+        for batch, keys in by_component(loaded, batch_at_hand().bulk).items():
+            part = self._part(batch, keys, failed)
+            if part is not None and (part.changes or part.rows):
+                parts.append(part)
+        if parts:
+            save = BulkSave(self._documents, self._saving, self._scopes, self._spelled, parts)
+            failed |= save.save(self._transaction, self._begin_again)
         return failed
 
-    def _write(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> dict[Hashable, NotSaved]:
-        if any(batch.rejections for batch in batch_at_hand().bulk.values()):
-            return self._write_by_steps(changes, rows)
-        collects = self._transaction.collects and not any(is_instance(row) for some in rows.values() for row in some)
-        locking = self._documents.locking
-        inserts = any(statement is self._documents.statements.add for statement, _ in changes.values())
-        if collects and not (locking and inserts):  # a lost insert would release the locks too
-            try:
-                self._transaction.write(lambda: self._write_all(changes, rows))
-                return {}
-            except LostRow:
-                if locking:
-                    raise (left := left_out(self._name)) from left.__cause__
-                if len(changes) == 1:
-                    (key,) = changes
-                    raise (why := self._lost(key)) from why.__cause__
-            self._begin_again()
-        failed: dict[Hashable, NotSaved] = {}
-
-        def write_each() -> None:
-            failed.update({key: self._lost(key) for key in self._write_each(changes, rows)})
-
-        self._transaction.write(write_each, collected=False)
-        return failed
-
-    def _write_by_steps(
-        self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]
-    ) -> dict[Hashable, NotSaved]:
-        """Write each key after a savepoint, since the database has refused a key before."""
-        failed: dict[Hashable, NotSaved] = {}
-
-        def write_all() -> None:
-            savepoint = Savepoint(self._transaction)
-            for key in sorted({*changes, *(key for key, some in rows.items() if some)}, key=str):
+    def _part(self, batch: Batch, keys: list[Hashable], failed: dict[Hashable, Exception]) -> Part | None:
+        """Return what is to be saved of *keys*; None if one of them cannot be encoded, which is put into *failed*."""
+        part = Part(keys[0], {}, batch.rows)
+        for beside in (bool(part.rows), True):  # what one key has become was made for the present state of all
+            for key in keys:
+                if key in part.changes:
+                    continue
                 try:
-                    savepoint.write(partial(self._write_one, key, changes.get(key), rows[key]))
-                except (Lost, Rejected) as error:
+                    _, change = self._scopes[key].change_of(batch, beside)
+                except Exception as error:
                     failed[key] = error
+                    return None
+                if change is not None:
+                    part.changes[key] = change
+            if beside or len(keys) == 1 or not part.changes:
+                break
+        return part
 
-        self._transaction.write(write_all, collected=False)
-        return failed
-
-    def _write_one(self, key: Hashable, change: _Change | None, rows: list[object]) -> None:
-        if change is not None and not self._is_written(*change):
-            raise self._lost(key)
-        insert_rows_in_savepoint(self._transaction.connection, rows)
-
-    def _lost(self, key: Hashable) -> NotSaved:
-        """Return the error for a row that was not found, or exists already."""
-        return self._scopes[key].lost(errors.changed(key, Lost), self._transaction, batch_at_hand().bulk[key])
-
-    def _begin_again(self) -> None:
+    def _begin_again(self) -> Transaction:
         try:
             self._end(NothingToSave())
             self._transaction = self._begun()
         except Exception as error:
             raise errors.of_store(error, self._name) from error
-
-    def _write_all(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> None:
-        for statement, some in self._grouped(changes):
-            self._transaction.change(*statement.of(some), rows=len(some))
-        if not self._together:
-            for key in sorted(changes, key=str):
-                self._transaction.change(*changes[key])
-        insert_rows(self._transaction.connection, [row for some in rows.values() for row in some])
-
-    def _write_each(self, changes: dict[Hashable, _Change], rows: dict[Hashable, list[object]]) -> set[Hashable]:
-        """Write, and return the keys whose rows were not as loaded."""
-        connection = self._transaction.connection
-        lost: set[Hashable] = set()
-        if self._together:
-            for statement, some in self._grouped(changes):
-                asked, parameters = statement.of(some)
-                saved = connection.execute(asked.returning(statement.key), parameters).scalars().all()
-                lost |= some.keys() - set(saved) if len(saved) < len(some) else set()
-        else:
-            lost |= {key for key in sorted(changes, key=str) if not self._is_written(*changes[key])}
-        insert_rows(connection, [row for key, some in rows.items() if key not in lost for row in some])
-        return lost
-
-    def _is_written(self, statement: Any, parameters: dict[str, Any]) -> bool:
-        try:
-            self._transaction.change(statement, parameters)
-        except Conflict:
-            return False
-        except IntegrityError as error:
-            if statement is self._documents.statements.add and errors.is_duplicate(error):
-                return False
-            raise
-        return True
-
-    def _grouped(self, changes: dict[Hashable, _Change]) -> Iterable[tuple[Together, dict[Hashable, dict[str, Any]]]]:
-        """Yield the statements for many documents, in the order to send them, with their parameters by key."""
-        for single, statement in self._together.items():
-            some = {key: values for key, (asked, values) in changes.items() if asked is single}
-            if some:
-                yield statement, some
+        return self._transaction
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)

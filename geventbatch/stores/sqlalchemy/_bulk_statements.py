@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 from geventbatch.stores.sqlalchemy._documents import KeyText, StateText
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from sqlalchemy.types import TypeEngine
 
@@ -32,9 +32,37 @@ class Together:
         self._statement = statement
         self._names = names
 
-    def of(self, some: dict[Hashable, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-        """Return the statement and its parameters."""
-        return self._statement, {f"_{name}s": [values[f"_{name}"] for values in some.values()] for name in self._names}
+    def of(self, some: Mapping[Hashable, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """Return the statement and its parameters, for the changes of *some* documents."""
+        return self._statement, _parameters(self._names, some)
+
+
+def _parameters(names: Sequence[str], some: Mapping[Hashable, dict[str, Any]]) -> dict[str, Any]:
+    return {f"_{name}s": [values[f"_{name}"] for values in some.values()] for name in names}
+
+
+class Claim:
+    """Locks rows in the order of their keys, and tells which of them are as loaded."""
+
+    def __init__(self, table: sa.Table, mark: Mark, *, arrays: bool) -> None:
+        """With *arrays*, the server compares the rows. Else only versions are compared here, and the writes compare."""
+        self._compared = _compared(mark) if arrays else ()
+        self._statement = _claimed(table, mark) if arrays else _locked_versions(table)
+
+    def of(self, some: Mapping[Hashable, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+        """Return the statement and its parameters, for the changes of *some* documents."""
+        if not self._compared:
+            return self._statement, {"_keys": list(some)}
+        return self._statement, _parameters(self._compared, some)
+
+    def as_loaded(
+        self, found: Iterable[Any], some: Mapping[Hashable, dict[str, Any]], spelled: Mapping[Any, Hashable]
+    ) -> set[Hashable]:
+        """Return the keys of the rows in *found*, if they are as loaded; *spelled* has keys by those of their rows."""
+        if self._compared:
+            return {row.key for row in found}
+        versions = {spelled.get(row.key, row.key): row.version for row in found}
+        return {key for key, version in versions.items() if key in some and version == some[key]["_version"]}
 
 
 def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking: bool) -> sa.Select[Any]:
@@ -50,7 +78,7 @@ def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking:
 def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together]:
     """Return PostgreSQL's UPDATE, DELETE and INSERT, which lock in the order of the keys, and return those found."""
     columns = table.c
-    compared = ("key", "version") if mark.column is None else ("key", "version", "mark")
+    compared = _compared(mark)
     asked = _asked(table, *compared, "state", "new")
     locked = _locked(table, asked, mark)
     update = sa.update(table).where(_is_loaded(table, asked, mark), columns.key == locked.c.key)
@@ -68,13 +96,33 @@ def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together,
     )
 
 
-def _is_loaded(table: sa.Table, asked: sa.CTE, mark: Mark) -> sa.ColumnElement[bool]:
+def _compared(mark: Mark) -> tuple[str, ...]:
+    return ("key", "version") if mark.column is None else ("key", "version", "mark")
+
+
+def _claimed(table: sa.Table, mark: Mark) -> sa.Select[Any]:
+    asked = _asked_rows(table, *_compared(mark)).subquery("asked")  # no CTE: the statement begins with SELECT
+    joined = table.join(asked, _is_loaded(table, asked, mark))
+    return sa.select(asked.c.key).select_from(joined).order_by(table.c.key).with_for_update(of=table)
+
+
+def _locked_versions(table: sa.Table) -> sa.Select[Any, Any]:
+    columns = table.c
+    asked = columns.key.in_(sa.bindparam("_keys", expanding=True))
+    return sa.select(columns.key, columns.version).where(asked).order_by(columns.key).with_for_update()
+
+
+def _is_loaded(table: sa.Table, asked: sa.FromClause, mark: Mark) -> sa.ColumnElement[bool]:
     is_loaded = sa.and_(table.c.key == asked.c.key, table.c.version == asked.c.version)
     return is_loaded if mark.column is None else sa.and_(is_loaded, mark.column == asked.c.mark)
 
 
 def _asked(table: sa.Table, *names: str) -> sa.CTE:
     """Return the parameters of these names as a CTE, with a row for each document."""
+    return _asked_rows(table, *names).cte("asked")
+
+
+def _asked_rows(table: sa.Table, *names: str) -> sa.Select[Any]:
     columns = table.c
     types: dict[str, TypeEngine[Any]] = {
         "key": _in_array(columns.key.type),
@@ -85,7 +133,7 @@ def _asked(table: sa.Table, *names: str) -> sa.CTE:
     }
     arrays = [sa.bindparam(f"_{name}s", type_=_array(types[name])) for name in names]
     unnested = sa.func.unnest(*arrays).table_valued(*[sa.column(name, types[name]) for name in names])
-    return sa.select(unnested.render_derived(name="a")).cte("asked")
+    return sa.select(unnested.render_derived(name="a"))
 
 
 def _array(kind: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -39,10 +39,11 @@ class Savepoint:
         except Exception as error:
             refused = transaction.not_saved(error)
             if isinstance(refused, Rejected):
-                self._go_back()
+                self.go_back()
             raise refused from cause(error)
 
-    def _go_back(self) -> None:
+    def go_back(self) -> None:
+        """Undo the last write. Raises a `NotSaved`. Switches: yes."""
         try:
             self._transaction.connection.execute(_GO_BACK)
         except Exception as error:

@@ -62,6 +62,9 @@ class Case:
     has_outcomes: bool = True
     """It takes operations with idempotency keys."""
 
+    has_across: bool = False
+    """Its processors take operations across keys (`run_across`)."""
+
     has_sql: bool = False
     """An operation can send SQL of its own in the batch's transaction (`Adapter.insert`)."""
 

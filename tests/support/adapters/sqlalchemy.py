@@ -485,6 +485,7 @@ def _case(
         fresh=partial(fresh, server),
         opens=partial(opened, server, form, kind, pipeline=pipeline, bulk=bulk),
         has_outcomes=not bulk,
+        has_across=bulk,
         has_locks=kind == "lock",
         has_rows=True,
         has_sql=has_server and form == "mapped",
