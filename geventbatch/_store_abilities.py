@@ -21,6 +21,7 @@ class Store(NamedTuple):
     keeps_outcomes: bool | None
     on_server: bool | None
     all_or_nothing: bool | None
+    check_keys: Callable[[tuple[Any, ...]], object] | None
     pair_facts: PairFacts | None
     """The facts about a load and save pair; only our own pairs have them."""
 

@@ -20,6 +20,7 @@ __all__ = [
     "Admits",
     "AfterSave",
     "AllOrNothing",
+    "ChecksKeys",
     "ChecksOutcomes",
     "Copies",
     "Deletes",
@@ -344,10 +345,21 @@ class AllOrNothing(Protocol):
         raise NotImplementedError
 
 
+@runtime_checkable
+class ChecksKeys(Protocol):
+    """A store that is `AllOrNothing`, but not for any keys together."""
+
+    def check_keys(self, keys: tuple[Any, ...], /) -> object:
+        """Raise an error if one operation cannot have these *keys*; it reaches the caller of `run_across`.
+
+        They are in the form that ``normalize_key`` returned. Switches: no.
+        """
+
+
 OF_A_SCOPE: Final[tuple[type, ...]] = (
     *(Undoes, JudgesErrors, JudgesReturns, StepByStep, Owns, Copies),
     *(TakesRows, Deletes, Records, Reuses, MustCompare, AfterSave),
 )
 OF_A_STORE: Final[tuple[type, ...]] = (
-    *(NormalizesKeys, Admits, KeepsOutcomes, ChecksOutcomes, OnServer, HearsStop, AllOrNothing),
+    *(NormalizesKeys, Admits, KeepsOutcomes, ChecksOutcomes, OnServer, HearsStop, AllOrNothing, ChecksKeys),
 )

@@ -59,6 +59,8 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
     door = dispatcher.door
     if door is not None:
         named, batching = door.enter_across(named, admitted, batching=batching)
+    if options.across.check_keys is not None:
+        options.across.check_keys(named)
     if once is not None:
         once.go_across(named)
     if not batching:

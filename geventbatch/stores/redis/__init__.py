@@ -41,8 +41,11 @@ class RedisStore(Generic[R]):
     itself. The mode is "version": a save compares and sets atomically. If another writer has saved since the load, that
     is a `Conflict`, which the batch replays. Another program that writes the hash must count the version up in the same
     transaction: ``MULTI``, ``HSET key value …``, ``HINCRBY key version 1``, ``EXEC``. If it deletes the hash and makes
-    it anew, it must go on from the old version. Each resource needs only one key, so the store works on a Redis
-    Cluster.
+    it anew, it must go on from the old version.
+
+    Each resource needs only one key, so the store works on a Redis Cluster. There, the keys of an operation across keys
+    must lie in one slot, so that one script can save them: give them a common hash tag, as in ``{bank}Ann`` and
+    ``{bank}shop``.
 
     `current_batch().delete()` removes the value. The rest of the hash expires after ten minutes.
 
@@ -126,8 +129,9 @@ class RedisStore(Generic[R]):
     def open_resources(self) -> BulkRedis[R]:
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
-        One message loads the resources of all ready batches, and another saves them (one to each node of a cluster). It
-        takes no operations with idempotency keys, and caches nothing (``reuse_resource``).
+        One message loads the resources of all ready batches, and another saves them (one to each node of a cluster).
+        Keys that operations across keys connect are loaded and saved by one script: all of them or none. It takes no
+        operations with idempotency keys, and caches nothing (``reuse_resource``).
 
         Switches: no.
         """

@@ -1,8 +1,12 @@
-"""Resources of many keys, loaded from Redis together and saved together, each by a script of its own."""
+"""Resources of many keys, loaded from Redis together and saved together.
+
+Keys that operations across keys connect are loaded by one script and saved by one; each other key has its own.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch._batch import current_batch
 from geventbatch.errors import PartlySaved, ResourceMissing
@@ -11,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
     from types import TracebackType
 
+    from geventbatch import Batch
     from geventbatch.stores.redis import RedisStore
     from geventbatch.stores.redis._resources import Resources
+    from geventbatch.stores.redis._save import Change
 
 R = TypeVar("R")
 
@@ -20,6 +26,8 @@ R = TypeVar("R")
 class BulkRedis(Generic[R]):
     """The ``open_resources`` of a `Processor`: opens resources of many keys."""
 
+    all_or_nothing: Final = True
+    """It saves keys that operations connect together, or none of them."""
     keeps_outcomes = False
     """It takes no operations with idempotency keys."""
     on_server = True
@@ -39,6 +47,10 @@ class BulkRedis(Generic[R]):
         """Return *key* as `RedisStore.normalize_key` does. Switches: no."""
         return self._store.normalize_key(key)
 
+    def check_keys(self, keys: tuple[str, ...]) -> None:
+        """Raise a `ValueError` unless all *keys* lie in one slot, if they are in a cluster. Switches: no."""
+        self._resources.check_slot(keys)
+
 
 class BulkScope(Generic[R]):
     """The scope of one batch for each of many keys: entering loads, exiting saves."""
@@ -55,7 +67,11 @@ class BulkScope(Generic[R]):
 
     def __enter__(self) -> dict[str, Any]:
         self._loaded, self._resources = {}, {}
-        for key, found in self._common.load_all(self._keys, current_batch()).items():
+        batch = current_batch()
+        groups: dict[Batch, list[str]] = {}
+        for key in self._keys:
+            groups.setdefault(batch.bulk[key], []).append(key)
+        for key, found in self._common.load_all(groups.values(), batch).items():
             if isinstance(found, Exception):
                 self._resources[key] = found
                 continue
@@ -90,18 +106,34 @@ class BulkScope(Generic[R]):
             return
         batch = current_batch()
         failed: dict[str, Exception] = {}
-        changes = {}
-        for key, resource in self._resources.items():
-            if key not in self._loaded:
-                continue
-            loaded = self._loaded[key]
+        groups: dict[Batch, list[str]] = {}
+        for key in self._resources:
+            if key in self._loaded:
+                groups.setdefault(batch.bulk[key], []).append(key)
+        to_save = []
+        for of, keys in groups.items():
             try:
-                value = self._common.value_of(key, loaded, resource, batch.bulk[key])
+                changes = self._changes(keys, of)
             except Exception as raised:
-                failed[key] = raised
+                failed[keys[0]] = raised
                 continue
-            if value != loaded.value:
-                changes[key] = loaded, value
-        failed |= self._common.save_all(changes, batch)
+            if changes:
+                to_save.append(changes)
+        failed |= self._common.save_all(to_save, batch)
         if failed:
             raise PartlySaved(failed)
+
+    def _changes(self, keys: list[str], batch: Batch) -> list[Change]:
+        """Return what a save does to *keys*, which are saved together; nothing if *batch* has changed none of them."""
+        changes = []
+        news = False
+        for key in keys:
+            loaded = self._loaded[key]
+            value = self._common.value_of(key, loaded, self._resources[key], batch)
+            change = self._common.change(key, loaded, value)
+            if value == loaded.value:  # an operation has read it: the others depend on it
+                change = replace(change, lives=None)
+            else:
+                news = True
+            changes.append(change)
+        return changes if news else []

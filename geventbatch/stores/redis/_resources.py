@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, NotSaved, Rejected, Repeated, ResourceMissing
 from geventbatch.stores import _json
 from geventbatch.stores._reuse import outdated
 from geventbatch.stores.redis._names import outcome_name
-from geventbatch.stores.redis._save import Recorded, Save, State
-from geventbatch.stores.redis._scripts import LOAD, TRACE_MILLISECONDS
-from geventbatch.stores.redis._server import Server, exchange
+from geventbatch.stores.redis._save import Change, Recorded, Save, State
+from geventbatch.stores.redis._scripts import TRACE_MILLISECONDS
+from geventbatch.stores.redis._server import Server, exchange, load_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,8 +104,9 @@ class Resources(Generic[R]):
             raise
         if value == loaded.value and not batch.outcomes:
             return loaded
-        save = Save(self.server, key, self.name(key), loaded, batch)
-        return save.write(value, self._lives(loaded, value), self._recorded_at(key, batch.outcomes))
+        save = Save(self.server, [self.change(key, loaded, value)], batch, self._to_record(key, batch))
+        save.write()
+        return save.written[0]
 
     def _refuse_repeated(self, key: str, batch: Batch) -> None:
         """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the present state."""
@@ -123,32 +124,40 @@ class Resources(Generic[R]):
             return loaded.value
         return None if batch.deleted else self.encoded(key, resource, loaded.value)
 
-    def load_all(self, keys: Iterable[str], batch: Batch) -> dict[str, State | Exception]:
-        """Return the state of each key, or the error of its load."""
-        commands = {key: ("EVAL", LOAD, 1, self.name(key)) for key in keys}
+    def load_all(self, groups: Iterable[list[str]], batch: Batch) -> dict[str, State | Exception]:
+        """Return the state of each key, or the error of its load. The keys of a group are loaded at one moment."""
+        by_first = {group[0]: (group, [self.name(key) for key in group]) for group in groups}
+        commands = {first: load_command(names) for first, (_, names) in by_first.items()}
         found: dict[str, State | Exception] = {}
-        for key, answer in self._exchange(commands, batch).items():
-            try:
-                # Alone: the client retries, and finds out where a key has moved to.
-                found[key] = self.load(key) if isinstance(answer, Exception) else State.of(key, *answer)
-            except Exception as error:
-                found[key] = error
+        for first, answer in self._exchange(commands, batch).items():
+            group, names = by_first[first]
+            answers: Any = answer if len(group) > 1 else [answer]
+            if isinstance(answer, Exception):
+                try:
+                    # By itself: the client retries, and finds out where a key has moved to.
+                    answers = self.server.load_all(names)
+                except Exception as error:
+                    answers = [error] * len(group)
+            found |= {key: _state_of(key, told) for key, told in zip(group, answers, strict=True)}
         return found
 
-    def save_all(self, changes: dict[str, tuple[State, bytes | None]], batch: Batch) -> dict[str, Exception]:
-        """Write these values, each if its key is unchanged since the load; return the errors of the others."""
-        saves = {key: Save(self.server, key, self.name(key), loaded, batch) for key, (loaded, _) in changes.items()}
-        commands = {
-            key: saves[key].command(saves[key].prepared(value, self._lives(loaded, value))[1])
-            for key, (loaded, value) in changes.items()
-        }
+    def save_all(self, groups: Iterable[list[Change]], batch: Batch) -> dict[str, Exception]:
+        """Write the changes of each group, if all its keys are unchanged since the load.
+
+        Return the errors of the groups that were not saved, by their first keys.
+        """
+        saves = {changes[0].key: Save(self.server, changes, batch) for changes in groups}
         failed: dict[str, Exception] = {}
-        for key, answer in self._exchange(commands, batch).items():
+        for key, answer in self._exchange({key: save.command() for key, save in saves.items()}, batch).items():
             try:
-                saves[key].understand(answer, [])
+                saves[key].understand(answer)
             except Exception as error:
                 failed[key] = error
         return failed
+
+    def change(self, key: str, loaded: State, value: bytes | None) -> Change:
+        """Return what a save does to the hash of *key*, which is to have *value*."""
+        return Change(key, self.name(key), loaded, value, self._lives(loaded, value))
 
     def _exchange(self, commands: dict[str, tuple[Any, ...]], batch: Batch) -> dict[str, Any]:
         """Send each node its commands as one message, once; return the answers, or errors in their place."""
@@ -176,14 +185,31 @@ class Resources(Generic[R]):
 
     def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
         """Return the recorded outcomes of operations with *idempotency_keys*."""
-        wanted = self._recorded_at(key, idempotency_keys).names
+        wanted = self._outcome_names(key, idempotency_keys)
         found = self.server.load_outcomes(self.name(key), list(wanted.values()))
         return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told}
 
-    def _recorded_at(self, key: str, idempotency_keys: Iterable[str]) -> Recorded:
+    def _to_record(self, key: str, batch: Batch) -> Recorded | None:
+        kept = batch.outcomes
+        if not kept:
+            return None
+        return Recorded(self._outcome_names(key, kept), list(kept.values()), self.outcome_milliseconds or 0)
+
+    def _outcome_names(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, bytes]:
         resource = self.name(key)
-        names = {one: outcome_name(resource, one.encode()) for one in idempotency_keys}
-        return Recorded(names, self.outcome_milliseconds or 0)
+        return {one: outcome_name(resource, one.encode()) for one in idempotency_keys}
+
+    def check_slot(self, keys: tuple[str, ...]) -> None:
+        """Raise a `ValueError` if one script cannot save all *keys*, since they lie in several slots of a cluster."""
+        slots = {self.server.slot_of(self.name(key)): key for key in reversed(keys)}
+        if len(slots) > 1:
+            (one, first), (other, second), *_ = reversed(slots.items())
+            raise ValueError(
+                f"the keys {shown(first)} and {shown(second)} cannot be in one operation: in the cluster they are "
+                f"{shown(self.name(first))} in slot {one} and {shown(self.name(second))} in slot {other}, which no "
+                "script saves together; nothing was run. Give keys that operations connect a common hash tag, as in "
+                "'{bank}Ann' and '{bank}shop', or the store a prefix with one"
+            )
 
     def name(self, key: str) -> bytes:
         """Return the name of the hash of *key*."""
@@ -206,3 +232,15 @@ class Resources(Generic[R]):
         if self.milliseconds is not None:
             return self.milliseconds
         return 0 if loaded.is_trace() else ""
+
+
+def _state_of(key: str, told: Any) -> State | Exception:
+    """Return the state of *key* that a load has *told*, or its error."""
+    if isinstance(told, Exception):
+        return told
+    if isinstance(told, bytes):
+        return ResponseError(told.decode(errors="replace"))
+    try:
+        return State.of(key, *told)
+    except ValueError as error:
+        return error

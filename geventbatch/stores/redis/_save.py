@@ -56,12 +56,18 @@ _LONGEST_VERSION: Final = 100
 """Digits. No resource is saved as often, but Python refuses to read a number of thousands of digits."""
 
 
+_SHOWN: Final = 3
+"""Keys in a message about a save of many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The places of the outcomes that a save records."""
+    """The outcomes that a save records."""
 
     names: dict[str, bytes]
     """The names in Redis by idempotency key."""
+    texts: list[str]
+    """What is recorded at each name."""
     milliseconds: int
 
 
@@ -98,124 +104,157 @@ class State:
         return self.saves.rpartition(b" ")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The part of a save in one hash: it is compared with its loaded state, and written if that is to change."""
+
+    key: str
+    name: bytes
+    loaded: State
+    value: bytes | None
+    """None deletes it."""
+    lives: str | int | None
+    """The milliseconds to live: '' leaves them, 0 is for ever. None: the hash is only compared."""
+
+    def saved_as(self, token: str) -> State:
+        """Return the state after the save with this *token*."""
+        if self.lives is None:
+            return self.loaded
+        version, saves = self.loaded.followed_by(f":{token}")
+        return State(self.value, b"%d" % version, saves)
+
+
 class Save:
-    """One save. Its token shows afterwards whether it was carried out."""
+    """One save of one hash, or of several: of all or none. Its token shows afterwards whether it was carried out."""
 
-    def __init__(self, server: Server, key: str, name: bytes, loaded: State, batch: Batch) -> None:
+    def __init__(self, server: Server, changes: list[Change], batch: Batch, outcomes: Recorded | None = None) -> None:
         self._server = server
-        self._key = key
-        self._name = name
-        self._loaded = loaded
+        self._changes = changes
         self._batch = batch
+        self._outcomes = outcomes
         self._token = token_hex(8)
+        self.written = [change.saved_as(self._token) for change in changes]
 
-    def write(self, value: bytes | None, lives: str | int, outcomes: Recorded) -> State:
-        """Compare and set, once; return the new state.
+    def write(self) -> None:
+        """Compare and set, once.
 
         Raises `NotSaved`, `Conflict`, or, if the outcome stays unknown, the driver's error.
         """
-        written, arguments = self.prepared(value, lives)
-        kept = self._batch.outcomes
-        if kept:
-            arguments += (outcomes.milliseconds, "\n".join(kept.values()))
         try:
-            answer = self._ask(SAVE, *arguments, beside=tuple(outcomes.names.values()))
+            answer = self._ask(self.command())
         except RedisError as error:
             answer = error
-        self.understand(answer, list(outcomes.names))
-        return written
+        self.understand(answer)
 
-    def prepared(self, value: bytes | None, lives: str | int) -> tuple[State, list[Any]]:
-        """Return the state after the write, and the script's arguments."""
-        version, saves = self._loaded.followed_by(f":{self._token}")
-        arguments: list[Any] = [*self._loaded.compared(), version, saves, lives]
-        arguments += (0, b"") if value is None else (1, value)
-        return State(value, b"%d" % version, saves), arguments
-
-    def command(self, arguments: list[Any]) -> tuple[Any, ...]:
+    def command(self) -> tuple[Any, ...]:
         """Return the command to send."""
-        return ("EVAL", SAVE, 1, self._name, *arguments)
+        outcomes = self._outcomes
+        names = [change.name for change in self._changes]
+        arguments: list[Any] = [len(names), 0, ""]
+        for change, after in zip(self._changes, self.written, strict=True):
+            arguments += change.loaded.compared()
+            if change.lives is None:
+                arguments += ("", "", "", 0, b"")
+            else:
+                arguments += (after.version, after.saves, change.lives)
+                arguments += (0, b"") if after.value is None else (1, after.value)
+        if outcomes is not None:
+            arguments[1:3] = outcomes.milliseconds, "\n".join(outcomes.texts)
+            names += outcomes.names.values()
+        return ("EVAL", SAVE, len(names), *names, *arguments)
 
-    def understand(self, answer: object, idempotency_keys: list[str]) -> None:
+    def understand(self, answer: object) -> None:
         """Return if *answer* (the script's, or the driver's error) means that the save was carried out; else raise."""
         if isinstance(answer, NotSaved):
             raise answer
         if isinstance(answer, (AskError, TryAgainError)):  # the next load finds the new place
-            raise Conflict(f"{shown(self._key)} is moving to another node, nothing was saved: {answer}") from answer
+            raise Conflict(f"{self._named()} is moving to another node, nothing was saved: {answer}") from answer
         if isinstance(answer, ResponseError) and _has_written_nothing(answer):
-            raise NotSaved(f"Redis refused to save {shown(self._key)}, nothing was written: {answer}") from answer
+            raise NotSaved(f"Redis refused to save {self._named()}, nothing was written: {answer}") from answer
         if isinstance(answer, RedisError):
             self._resolve(answer)
         elif isinstance(answer, list):
-            found = {
-                idempotency_keys[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)
-            }
-            told = f"{shown(self._key)} was not saved: {len(found)} of its idempotency keys are recorded already"
+            assert self._outcomes is not None  # noqa: S101 - for type checkers
+            ids = list(self._outcomes.names)
+            found = {ids[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)}
+            told = f"{self._named()} was not saved: {len(found)} of its idempotency keys are recorded already"
             raise Repeated(told, outcomes=found)
-        elif not answer:
-            raise self._conflict()
+        elif answer != 1:
+            assert isinstance(answer, int)  # noqa: S101 - for type checkers
+            raise _conflict(self._changes[-answer - 1])
 
     def _resolve(self, lost: RedisError) -> None:
         """Ask the server whether the save was carried out; return if it was.
 
         Raise `Conflict` or `NotSaved` if it never will be; raise *lost* if that stays unknown.
         """
-        arguments = (
-            *self._loaded.compared(),
-            *self._loaded.followed_by(f"!{self._token}"),
-            self._token,
-            self._loaded.last_save(),
-            TRACE_MILLISECONDS,
-        )
+        written = [change for change in self._changes if change.lives is not None] or self._changes
+        arguments: list[Any] = [len(written), self._token, TRACE_MILLISECONDS]
+        for change in written:
+            arguments += change.loaded.compared()
+            arguments += change.loaded.followed_by(f"!{self._token}")
+            arguments.append(change.loaded.last_save())
+        command = ("EVAL", RESOLVE, len(written), *[change.name for change in written], *arguments)
         pause = _TOO_SHORT
         while self._batch.remaining() > _TOO_SHORT:
             try:
-                answer = self._ask(RESOLVE, *arguments)
+                answer = self._ask(command)
             except (RedisError, NotSaved):
                 time.sleep(min(pause, self._batch.remaining()))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-                self._server.look_again(self._name)
+                self._server.look_again(written[0].name)
                 continue
             if answer == b"saved":
                 return
             if answer == b"unknown":
                 break
             if answer == b"fenced" and isinstance(lost, ResponseError):  # a replay would meet the same error
-                raise NotSaved(f"{shown(self._key)} was not saved, nothing was written: {lost}") from lost
-            raise self._conflict() from lost
-        lost.add_note(f"It is unknown whether {shown(self._key)} was saved.")
+                raise NotSaved(f"{self._named()} was not saved, nothing was written: {lost}") from lost
+            raise self._overtaken() from lost
+        lost.add_note(f"It is unknown whether {self._named()} was saved.")
         raise lost
 
-    def _conflict(self) -> Conflict:
-        version = int(self._loaded.version or 0)
-        return changed(self._key, since=f"version {version}")
+    def _overtaken(self) -> Conflict:
+        if len(self._changes) == 1:
+            return _conflict(self._changes[0])
+        return Conflict(f"{self._named()} were not saved, nothing was written: the save was lost, or overtaken")
 
-    def _ask(self, script: str, *arguments: object, beside: tuple[bytes, ...] = ()) -> object:
-        """Send a script, once, for the resource and the keys *beside* it; return its answer.
+    def _named(self) -> str:
+        changes = self._changes
+        if len(changes) == 1:
+            return shown(changes[0].key)
+        some = ", ".join([shown(change.key) for change in changes[:_SHOWN]])
+        return some if len(changes) <= _SHOWN else f"{some} and {len(changes) - _SHOWN} more"
+
+    def _ask(self, command: tuple[Any, ...]) -> object:
+        """Send *command*, once; return its answer.
 
         Raises:
             NotSaved: It was not sent.
             ResponseError: The server refused it.
             RedisError: The outcome is unknown.
         """
-        command = ("EVAL", script, 1 + len(beside), self._name, *beside, *arguments)
         seconds = self._batch.remaining() * PART
         try:
-            with lent(self._pool(), seconds, self._batch, shown(self._key)) as connection:
+            with lent(self._pool(), seconds, self._batch, self._named()) as connection:
                 return answer(connection, command)
         except AskError as error:  # or MOVED, a subclass
             pool = self._server.pool_at(error.host, error.port)
             if pool is None:
                 raise
-            with lent(pool, seconds, self._batch, shown(self._key)) as connection:
+            with lent(pool, seconds, self._batch, self._named()) as connection:
                 answer(connection, ("ASKING",))
                 return answer(connection, command)
 
     def _pool(self) -> Any:
         try:
-            return self._server.pool_of(self._name)
+            return self._server.pool_of(self._changes[0].name)
         except (RedisError, RedisClusterException) as error:  # as far as the client knows, no node has the slot
-            raise NotSaved(f"no node for {shown(self._key)}, it was not saved: {said(error)}") from error
+            raise NotSaved(f"no node for {self._named()}, it was not saved: {said(error)}") from error
+
+
+def _conflict(change: Change) -> Conflict:
+    return changed(change.key, since=f"version {int(change.loaded.version or 0)}")
 
 
 def _has_written_nothing(error: ResponseError) -> bool:

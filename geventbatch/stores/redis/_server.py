@@ -8,12 +8,13 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import gevent
+from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from geventbatch._safe_repr import said
 from geventbatch.errors import NotSaved
 from geventbatch.stores._give_back import give_back
-from geventbatch.stores.redis._scripts import LOAD, LOAD_OUTCOMES
+from geventbatch.stores.redis._scripts import LOAD, LOAD_OUTCOMES, LOAD_TOGETHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 PART: Final = 0.75
 """The part of the remaining time that one question may take, so that another can follow."""
+
+
+def load_command(names: list[bytes]) -> tuple[Any, ...]:
+    """Return the command that loads *names* at one moment."""
+    return ("EVAL", LOAD if len(names) == 1 else LOAD_TOGETHER, len(names), *names)
 
 
 class Server:
@@ -39,9 +45,19 @@ class Server:
         value, version, saves = self._client.execute_command("EVAL", LOAD, 1, name, NEVER_DECODE=True)
         return value, version, saves
 
+    def load_all(self, names: list[bytes]) -> list[Any]:
+        """Load *names* at one moment; return the values of each, or the error as bytes or an exception."""
+        if len(names) == 1:
+            return [self.load(names[0])]
+        return cast("list[Any]", self._client.execute_command(*load_command(names), NEVER_DECODE=True))
+
     def load_outcomes(self, name: bytes, names: list[bytes]) -> list[bytes | None]:
         found = self._client.execute_command("EVAL", LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True)
         return cast("list[bytes | None]", found)
+
+    def slot_of(self, _name: bytes, /) -> int | None:
+        """Return the slot of a cluster that a name lies in; None without a cluster."""
+        return None
 
     def pool_of(self, _name: bytes, /) -> Any:
         return self._client.connection_pool
@@ -55,6 +71,9 @@ class Server:
 
 class Cluster(Server):
     """A cluster, of which the primary of the key's slot is asked."""
+
+    def slot_of(self, name: bytes, /) -> int | None:
+        return key_slot(name)
 
     def pool_of(self, name: bytes, /) -> Any:
         return self._pool(self._client.get_node_from_key(name))

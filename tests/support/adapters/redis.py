@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Resource = dict[str, int]
 
-SAVE: Final = b"if not as_loaded then return 0"
+SAVE: Final = b"if not as_loaded then return -i"
 LOAD: Final = b"return redis.call('HMGET'"
 """In the scripts that save and load."""
 
@@ -43,8 +43,12 @@ class RedisAdapter(Adapter):
         """For what is done behind the store's back."""
         self.client = self._connected()
 
-    def _connected(self) -> redis.Redis | redis.RedisCluster:
-        return redis.Redis(host=self.proxy.host, port=self.proxy.port, client_name=self._prefix)
+    def _connected(self, **options: Any) -> redis.Redis | redis.RedisCluster:
+        return redis.Redis(host=self.proxy.host, port=self.proxy.port, client_name=self._prefix, **options)
+
+    def connected_as(self, user: str, password: str) -> redis.Redis | redis.RedisCluster:
+        """Another client."""
+        return self._connected(username=user, password=password)
 
     def close(self) -> None:
         self.client.close()
@@ -139,9 +143,9 @@ class BulkAdapter(RedisAdapter):
 class ClusterAdapter(RedisAdapter):
     """The same on a cluster, whose client asks the nodes themselves where they are."""
 
-    def _connected(self) -> redis.RedisCluster:
+    def _connected(self, **options: Any) -> redis.RedisCluster:
         proxied = (self.proxy.host, self.proxy.port)
-        return redis.RedisCluster(*proxied, address_remap=lambda _: proxied, client_name=self._prefix)
+        return redis.RedisCluster(*proxied, address_remap=lambda _: proxied, client_name=self._prefix, **options)
 
     def pools(self) -> list[Any]:
         client: Any = self.client

@@ -32,7 +32,7 @@ def detect_no_conflicts() -> None:
         self.update = saves.values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
 
     _replace(_documents.Statements, "__init__", init)
-    compares = "if not as_loaded then return 0 end"
+    compares = "if not as_loaded then return -i end"
     assert compares in _scripts.SAVE
     _replace(_save, "SAVE", _scripts.SAVE.replace(compares, ""))
 

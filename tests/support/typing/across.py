@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import assert_type
 
 from geventbatch import Processor
-from geventbatch.scopes import AllOrNothing
+from geventbatch.scopes import AllOrNothing, ChecksKeys
 
 
 class Account:
@@ -32,11 +32,14 @@ def open_accounts(keys: list[str]) -> Generator[dict[str, Account]]:
 class Accounts:
     all_or_nothing = True
 
+    def check_keys(self, keys: tuple[str, ...]) -> None: ...
+
     def __call__(self, keys: list[str]) -> AbstractContextManager[dict[str, Account]]:
         return open_accounts(keys)
 
 
 promise: AllOrNothing = Accounts()
+checks: ChecksKeys = Accounts()
 
 processor: Processor[Account] = Processor(open_resources=Accounts())
 
