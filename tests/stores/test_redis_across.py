@@ -389,3 +389,13 @@ def test_out_of_attempts_nothing_was_written(adapter: RedisAdapter) -> None:
     assert error.retry_safe
     assert isinstance(error.__cause__, Conflict)
     assert totals(adapter)[:2] == [10, 100]
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_processor_of_the_store_takes_it_as_it_is(adapter: RedisAdapter, batching: bool) -> None:
+    with Processor(open_resource=adapter.store(), min_duration=0, max_duration=30, batching=batching) as processor:
+        assert together(processor, (KEYS[:2], transfer, 1), (KEYS[1], adapter.add, 1)) == [(9, 11), 12]
+        if isinstance(adapter.client, redis.RedisCluster):
+            with pytest.raises(ValueError, match=r"'\{bank\}2' and 'shop' .* slot \d+ .* slot \d+.* nothing was run"):
+                processor.run_across(["{bank}2", "shop"], transfer, 1)
+    assert totals(adapter) == [9, 12, 10, 10, 10, 10]
