@@ -28,7 +28,7 @@ class Batch(_Face):
     """The batch that the caller is inside, from `current_batch`.
 
     `key`, `keys`, `alone`, `remaining`, `add_row` and `delete` are for operations. `rows`, `deleted`, `completed`,
-    `outcomes`, `bulk`, `ask_scope` and `cut` are for resource scopes.
+    `deleted_keys`, `outcomes`, `bulk`, `ask_scope` and `cut` are for resource scopes.
     """
 
     __slots__ = ()
@@ -70,13 +70,17 @@ class Batch(_Face):
         raise NotImplementedError
 
     @abstractmethod
-    def delete(self) -> None:
+    def delete(self, key: Hashable = ..., /) -> None:
         """Let the store delete the resource, when the operation has returned.
 
-        Earlier operations are saved with the deletion. Later ones are applied to the resource of another load.
+        Earlier operations are saved with the deletion. Later ones are applied to the resources of another load.
+
+        Args:
+            key: Which one, in an operation of several keys. By default the only one.
 
         Raises:
-            RuntimeError: The scope deletes no resources.
+            RuntimeError: The scope deletes no resources; or the operation has several keys, and *key* was left out; or
+                it has not this *key*.
         Switches: no.
         """
         raise NotImplementedError
@@ -86,12 +90,29 @@ class Batch(_Face):
     @property
     @abstractmethod
     def rows(self) -> list[object]:
-        """The rows that were added for the save, in the order of the operations."""
+        """The rows that were added for the save, in the order of the operations.
+
+        A row belongs to the batch, and not to a key. Keys that operations have connected have the same batch in `bulk`:
+        a scope of many keys inserts the rows of each batch once, and none of a batch that it does not save.
+        """
 
     @property
     @abstractmethod
     def deleted(self) -> bool:
-        """Return whether the last operation that returned deletes the resource."""
+        """Return whether the last operation that returned deletes the resource. For a scope of one key.
+
+        Raises:
+            RuntimeError: Operations have connected several keys, and some are deleted: ask for `deleted_keys`.
+        """
+
+    @property
+    @abstractmethod
+    def deleted_keys(self) -> tuple[Hashable, ...]:
+        """The keys whose resources the last operation that returned deletes. For a scope of many keys.
+
+        It asks ``key in current_batch().bulk[key].deleted_keys`` of each key in its dict when it saves. If so, it
+        deletes the row in place of saving it: in the same transaction as all that is connected with it.
+        """
 
     @property
     @abstractmethod

@@ -178,7 +178,10 @@ class TakesRows(Protocol):
 
 @runtime_checkable
 class Deletes(Protocol):
-    """A scope that obeys ``current_batch().deleted`` when it saves. Without it, `Batch.delete` is refused."""
+    """A scope that obeys ``current_batch().deleted`` when it saves. Without it, `Batch.delete` is refused.
+
+    A scope of many keys asks whether each key is in ``current_batch().bulk[key].deleted_keys``.
+    """
 
     @property
     def deletes(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, final
 
 from geventbatch._bulk.composite import At, Composite
-from geventbatch._bulk.crossing import Crossing, of_keys, refuse_deletion
+from geventbatch._bulk.crossing import Crossing, none_deleted, of_keys
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import WIDTH, pace
@@ -101,9 +101,10 @@ class Component(Batch):
         """Its keys."""
         return self._keys
 
-    def delete(self) -> None:
-        """Refuse, since the scope could not tell which key is meant."""
-        refuse_deletion(self.named)
+    @property
+    def deleted(self) -> bool:
+        """Return False, or raise: see `none_deleted`."""
+        return none_deleted(self)
 
     # -- from the start to the operations -----------------------------------------------------------------
 

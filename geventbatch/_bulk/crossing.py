@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, final
 
 from geventbatch._core.batch import Batch
 from geventbatch._safe_repr import shown
@@ -33,12 +33,14 @@ def of_keys(failure: Failure, batch: Batch) -> Failure:
     return replace(failure, key=key, keys=keys)
 
 
-def refuse_deletion(keys: tuple[Hashable, ...]) -> NoReturn:
-    """Raise in an operation at *keys* that would delete a resource."""
-    raise RuntimeError(
-        f"delete: the operation on {named(keys)} is saved together with others across keys, and cannot delete a "
-        "resource; let it leave a mark, and delete the resource by run() when nothing runs across keys"
-    )
+def none_deleted(batch: Batch) -> bool:
+    """Return False, or raise if *batch* deletes some of its keys: a scope that asks so would delete all of them."""
+    if batch.deleted_keys:
+        raise RuntimeError(
+            f"deleted: the batch of the {named(batch.loads)} deletes the {named(batch.deleted_keys)}: let the scope "
+            "ask for each key whether it is in current_batch().bulk[key].deleted_keys"
+        )
+    return False
 
 
 @final
@@ -108,9 +110,10 @@ class Crossing(Batch):
         """Its keys."""
         return self.named
 
-    def delete(self) -> None:
-        """Refuse, since the scope could not tell which key is meant."""
-        refuse_deletion(self.named)
+    @property
+    def deleted(self) -> bool:
+        """Return False, or raise: see `none_deleted`."""
+        return none_deleted(self)
 
     def opener(self, options: Options) -> Any:
         """Return what opens the scope of all its keys, for an unbatched operation."""

@@ -34,7 +34,7 @@ from geventbatch._watch.stats import stack_of
 from geventbatch.errors import Conflict, NothingToSave, Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from types import TracebackType
 
     from geventbatch._core.batch import Batch
@@ -102,7 +102,7 @@ class Attempt:
     completed: int  # operations that returned
     rows_added: list[tuple[int, object]] | None  # operations that had returned by then (-1 in the load), and the row
     outcomes: dict[str, str] | None  # by idempotency key, for the store to record with the save (see `once`)
-    deleted: bool  # the last operation that returned deletes the resource
+    deleted: tuple[Hashable, ...]  # the keys that the last operation that returned deletes
     cut_off: bool  # later operations are applied to the next load's resource, as also after such a deletion
     must_look: bool  # after the operation at hand `look` is called: the batch has ended, or there is something to do
     doubted: bool  # the scope has to look at the effects of the operation at hand
@@ -148,7 +148,8 @@ class Attempt:
         # Every batch pays for this: an assignment to many attributes is the quickest way to fill them.
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = self.saved = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
-        self.spent = self.deleted = self.doubted = self.stepwise = self.cut_off = self.must_look = False
+        self.deleted = ()
+        self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = False
         self.completed = self.conflicts = self.rejections = 0
         self.rows_added = self.outcomes = self.parts = None
         self.phase = "load"
@@ -181,9 +182,11 @@ class Attempt:
             self.outcomes = {}
         self.outcomes[idempotency_key] = outcome
 
-    def delete(self) -> None:
-        """Mark the resource to be deleted with the save."""
-        self.deleted = self.must_look = True
+    def delete(self, key: Hashable) -> None:
+        """Mark the resource at *key* to be deleted with the save."""
+        if key not in self.deleted:
+            self.deleted = (*self.deleted, key)
+        self.must_look = True
 
     def doubt(self) -> None:
         """Let the scope look at the operation at hand (in a load: the first operation) when it has returned."""
@@ -198,7 +201,8 @@ class Attempt:
         self.phase = "load"
         self.completed = 0
         self.broken = self.verdict = self.steps = self.conflict = None
-        self.deleted = self.doubted = self.cut_off = False
+        self.deleted = ()
+        self.doubted = self.cut_off = False
         self.must_look = self.batch.ended
         self.rows_added = self.outcomes = None
 
@@ -206,7 +210,8 @@ class Attempt:
         """Drop the rows, the deletion and the marks of the operation at hand, which has raised."""
         while self.rows_added and self.rows_added[-1][0] == self.completed:
             self.rows_added.pop()
-        self.deleted = self.doubted = self.cut_off = False
+        self.deleted = ()
+        self.doubted = self.cut_off = False
         self.must_look = self.batch.ended or self.steps is not None
 
     # -- the deadline, and other ends ---------------------------------------------------------------------

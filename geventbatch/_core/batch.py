@@ -22,7 +22,7 @@ from geventbatch._failure import Failure, aborted
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log
 from geventbatch._watch.summary import tell
-from geventbatch.errors import not_started
+from geventbatch.errors import named, not_started
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from geventbatch.errors import Phase
 
 T = TypeVar("T")
+
+NO_KEY: Final = object()
+"""Stands for the only key of an operation."""
 
 _SHORTEST: Final = 0.001
 """Seconds: the least that `remaining` returns, since databases take 0 for "no limit"."""
@@ -148,18 +151,36 @@ class Batch:
         """The rows that were added for the save, in the order of the operations."""
         return [] if self.attempt is None else [row for _, row in self.attempt.rows_added or ()]
 
-    def delete(self) -> None:
-        """Let the store delete the resource, when the operation has returned."""
+    def delete(self, key: Hashable = NO_KEY, /) -> None:
+        """Let the store delete the resource, at one of the operation's keys, when the operation has returned."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "deletes", False):
             raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
-        attempt.delete()
+        attempt.delete(self._own(key))
         self.ask_scope()
+
+    def _own(self, key: Any) -> Hashable:
+        """Return the one of the operation's keys that *key* means. Raise if it is none of them."""
+        keys = self.keys
+        if key is NO_KEY and not keys[1:]:
+            return keys[0]
+        if key is NO_KEY:
+            raise RuntimeError(f"delete: the operation has the {named(keys)}: say which one, as in delete({keys[0]!r})")
+        normalize = self.dispatcher.options.store.normalize_key
+        asked = key if key in keys or normalize is None else normalize(key)
+        if asked not in keys:
+            raise RuntimeError(f"delete: the operation has the {named(keys)}, and not the key {shown(key)}")
+        return keys[keys.index(asked)]
 
     @property
     def deleted(self) -> bool:
         """Return whether the last operation that returned deletes the resource."""
-        return self.attempt is not None and self.attempt.deleted
+        return bool(self.deleted_keys)
+
+    @property
+    def deleted_keys(self) -> tuple[Hashable, ...]:
+        """The keys whose resources the last operation that returned deletes."""
+        return () if self.attempt is None else self.attempt.deleted
 
     @property
     def completed(self) -> int:

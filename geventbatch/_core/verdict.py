@@ -85,10 +85,10 @@ def look(attempt: Attempt, operation: Operation[Any]) -> bool:
     steps = attempt.steps
     if attempt.rows_added:
         _keep_rows(attempt)
-        attempt.must_look = attempt.deleted or attempt.cut_off or attempt.doubted or steps is not None
+        attempt.must_look = bool(attempt.deleted) or attempt.cut_off or attempt.doubted or steps is not None
     if attempt.doubted:
         attempt.doubted = False
-        attempt.must_look = attempt.deleted or attempt.cut_off or steps is not None
+        attempt.must_look = bool(attempt.deleted) or attempt.cut_off or steps is not None
         verdict = _ask(attempt, "operation_returned")
         if verdict is not None:
             judging = _steps_for(attempt, verdict)

@@ -16,7 +16,7 @@ from geventbatch.testing._computed import reads_of_computed
 from geventbatch.testing._values import changeable, copied, difference, held_twice, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Hashable, Iterator
 
     from geventbatch._core.operation import Operation
     from geventbatch._seam import AnyProcessor
@@ -102,7 +102,7 @@ class _Run(NamedTuple):
     error: Exception | None
     resource: Any
     state: Any
-    beside: tuple[Any, bool]  # the rows that it added; whether it deletes the resource
+    beside: tuple[Any, tuple[Hashable, ...]]  # the rows that it added; the keys that it deletes
     aliases: str | None  # an object that it put into the resource, and that is also elsewhere
     computed: list[str]  # computed attributes that it read
     unfinished: str | None  # a part of its value that is still to be run
@@ -172,7 +172,7 @@ class _Checker:
                     value = copy_context().run(operation, twin, *args)
                 except Exception as raised:
                     error = raised.with_traceback(None)
-            beside = [_row(one, self._state) for one in batch.rows[rows:]], batch.deleted
+            beside = [_row(one, self._state) for one in batch.rows[rows:]], batch.deleted_keys
         finally:
             batch.forget_operation()
         aliases = _aliases(twin, args, twice)
@@ -212,7 +212,7 @@ class _Checker:
             yield "differs", "added other rows to the batch, or deleted otherwise, in a second run on the same resource"
 
     def _of_answer(self, run: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
-        changed = run.state != before or run.beside != ([], False)
+        changed = run.state != before or run.beside != ([], ())
         if read_only and changed:
             where, was, now = difference(before, run.state, "resource")
             told = (

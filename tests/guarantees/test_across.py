@@ -293,24 +293,6 @@ def test_an_operation_sees_its_own_key_or_keys(clock: VirtualTime, ledger: Ledge
     }
 
 
-@pytest.mark.parametrize("batching", [True, False])
-def test_an_operation_across_keys_that_deletes_is_refused_and_the_others_go_on(
-    clock: VirtualTime, ledger: Ledger, batching: bool
-) -> None:
-    def delete(accounts: Accounts, mark: object) -> None:
-        accounts[0].append(mark)
-        current_batch().delete()
-
-    with ledger.processor(batching=batching) as processor:
-        callers = Callers(processor)
-        callers.run("ab", 0)
-        callers.run("ab", 1, delete)
-        clock.advance(1)
-    assert callers.answers[0] == 0
-    assert "keys 'a', 'b'" in str(callers.answers[1])
-    assert ledger.kept == {"a": [0], "b": [0]}
-
-
 def test_live_batches_show_one_that_waits_once(clock: VirtualTime, ledger: Ledger) -> None:
     ledger.save_time = 1
     with ledger.processor() as processor:

@@ -72,7 +72,7 @@ def test_the_page_on_moving_has_each_old_name_with_the_new_one() -> None:
 # -- a batch ------------------------------------------------------------------------------------------------------
 
 FOR_OPERATIONS = ["add_row", "alone", "delete", "key", "keys", "remaining"]
-FOR_SCOPES = ["ask_scope", "bulk", "completed", "cut", "deleted", "outcomes", "rows"]
+FOR_SCOPES = ["ask_scope", "bulk", "completed", "cut", "deleted", "deleted_keys", "outcomes", "rows"]
 
 
 def public(owner: object) -> list[str]:
@@ -80,7 +80,7 @@ def public(owner: object) -> list[str]:
     return sorted(name for name in dir(owner) if not name.startswith("_"))
 
 
-def test_a_batch_shows_six_names_to_operations_and_seven_to_scopes_each_with_what_it_is() -> None:
+def test_a_batch_shows_six_names_to_operations_and_eight_to_scopes_each_with_what_it_is() -> None:
     assert public(Batch) == sorted(FOR_OPERATIONS + FOR_SCOPES)
     for name in public(Batch):
         assert inspect.getdoc(inspect.getattr_static(Batch, name))

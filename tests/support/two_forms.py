@@ -1,6 +1,6 @@
 """A store in memory that opens one key, and many keys by its `open_resources`: each form does all that the other does.
 
-It takes rows, and has work left when its callers are answered.
+It takes rows, deletes, and has work left when its callers are answered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Many:
 class ManyScope:
     """The scope of many keys."""
 
-    takes_rows = True
+    takes_rows = deletes = True
 
     def __init__(self, store: TwoForms, keys: list[Any]) -> None:
         self.store, self.keys = store, keys
@@ -68,9 +68,15 @@ class ManyScope:
     def __exit__(self, *error: object) -> Any:
         batches = {id(one): one for key, one in current_batch().bulk.items() if key in self.resources}
         rows = [row for batch in batches.values() for row in batch.rows]
+        gone = [key for key in self.resources if key in current_batch().bulk[key].deleted_keys]
+        return self.leave(error, rows, gone)
+
+    def leave(self, error: tuple[object, ...], rows: list[Any], gone: list[Any]) -> Any:
         left = self.inner.__exit__(*error)
         if error[0] is None:
             self.store.rows += rows
+            for key in gone:
+                del self.store.ledger.kept[key]
         return left
 
     def saved(self) -> None:
@@ -90,8 +96,5 @@ class OneScope(ManyScope):
         return found
 
     def __exit__(self, *error: object) -> Any:
-        rows = current_batch().rows
-        left = self.inner.__exit__(*error)
-        if error[0] is None:
-            self.store.rows += rows
-        return left
+        batch = current_batch()
+        return self.leave(error, batch.rows, self.keys if batch.deleted else [])

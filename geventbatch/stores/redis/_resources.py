@@ -122,7 +122,7 @@ class Resources(Generic[R]):
         """Return the batch's value of the resource; None if it is to be deleted."""
         if not batch.completed:
             return loaded.value
-        return None if batch.deleted else self.encoded(key, resource, loaded.value)
+        return None if key in batch.deleted_keys else self.encoded(key, resource, loaded.value)
 
     def load_all(self, groups: Iterable[list[str]], batch: Batch) -> dict[str, State | Exception]:
         """Return the state of each key, or the error of its load. The keys of a group are loaded at one moment."""
