@@ -245,7 +245,7 @@ class Processor(BaseProcessor, Generic[R]):
 
         Raises:
             Exception: The error of *operation*, unwrapped: nothing has changed at any key.
-            OperationCancelled: It never started; the message says which key it has waited for. Safe to run again.
+            OperationCancelled: It never started; ``.key`` is the key that it has waited for. Safe to run again.
             LoadFailed: Loading one of the keys (``.key``) raised. Safe to run again.
             BatchError: Any other error of `run`; ``.keys`` has all keys.
             TypeError: An argument is of a wrong type; or the processor opens one key at a time by a pair or scope by

@@ -68,7 +68,7 @@ def run_batch_alone(batch: Batch, operation: Operation[T], start_timeout: float 
     if batch.dispatcher.epoch != process.here.epoch:
         process.park()
     if start is not None and start.is_late():  # even if the load has turned the Timeout into another error
-        raise OperationCancelled(not_started(batch.loads, start.seconds))
+        raise not_started(batch.loads, start.seconds)
     return batch.answer(operation)
 
 

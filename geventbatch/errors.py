@@ -7,7 +7,7 @@ Callers get a `BatchError`, and no other error of the library. `NotSaved`, `Conf
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from geventbatch._safe_repr import shown
 
@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 Phase = Literal["load", "operations", "save"]
 
+E = TypeVar("E", bound="BatchError")
+
 
 class BatchError(Exception):
     """The parent of every error of the library that `Processor.run` raises.
 
     Attributes:
         retry_safe: True when certainly nothing of the operation was saved: running it again cannot apply it twice.
+        key: The key of the operation. Of an operation across keys, the one that failed or that it waited for, if that
+            is known, or else the first.
+        keys: All keys of the operation.
     """
 
     retry_safe: bool = False
+    key: Hashable = None
+    keys: tuple[Hashable, ...] = ()
 
 
 class ProcessorStopped(BatchError):
@@ -62,8 +69,6 @@ class IdempotencyKeyReused(BatchError):
     given one idempotency key to two operations.
 
     Attributes:
-        key: The key of the operation; of one across keys, the first.
-        keys: All keys of the operation.
         idempotency_key: The idempotency key that was used before.
     """
 
@@ -73,7 +78,7 @@ class IdempotencyKeyReused(BatchError):
         """Keep both keys."""
         super().__init__(*args)
         self.key = key
-        self.keys: tuple[Hashable, ...] = (key,)
+        self.keys = (key,)
         self.idempotency_key = idempotency_key
 
 
@@ -82,17 +87,13 @@ class BatchAborted(BatchError):
 
     The class itself, not a child: a worker or an operation was killed (`GreenletExit`, `SystemExit`,
     `KeyboardInterrupt`), in a load or save too. Safe to run again unless the save had begun.
-
-    Attributes:
-        key: The key of the batch; of an operation across keys, the one that failed, or else the first.
-        keys: All keys of the operation.
     """
 
     def __init__(self, *args: object, key: Hashable = None, retry_safe: bool = False) -> None:
         """Keep the key, and whether it is safe to run the operation again."""
         super().__init__(*args)
         self.key = key
-        self.keys: tuple[Hashable, ...] = (key,)
+        self.keys = (key,)
         self.retry_safe = retry_safe
 
 
@@ -205,9 +206,17 @@ def named(keys: tuple[Hashable, ...]) -> str:
     return f"{'keys' if len(keys) > 1 else 'key'} {', '.join(map(shown, keys))}"
 
 
-def not_started(keys: tuple[Hashable, ...], seconds: float, why: str = "") -> str:
-    """Return the message of an `OperationCancelled` of an operation on *keys*."""
-    return (
+def of_keys(error: E, keys: tuple[Hashable, ...], key: Hashable = None) -> E:
+    """Return *error*, which now says that it is of an operation on *keys*, and of *key* if that is one of them."""
+    error.key = keys[0] if key is None or key not in keys else key
+    error.keys = keys
+    return error
+
+
+def not_started(keys: tuple[Hashable, ...], seconds: float, why: str = "", key: Hashable = None) -> OperationCancelled:
+    """Return the error of an operation on *keys*, which has waited for *key* and has not started."""
+    error = OperationCancelled(
         f"the operation on {named(keys)} did not start within its start_timeout of {seconds:g} s{why}; nothing of it "
         "was saved, it is safe to run it again"
     )
+    return of_keys(error, keys, key)

@@ -132,7 +132,7 @@ def _run_alone(
 def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[Any]) -> Crossing:
     """Put *operation* into the queues of all its keys: see `Dispatcher.admit`."""
     if dispatcher.stopping:
-        dispatcher.refuse()
+        dispatcher.refuse(named)
     key_queues = _find(dispatcher, named)
     # No switch from here.
     dispatcher.pending += 1
@@ -140,7 +140,7 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
     if dispatcher.stopping or (most is not None and dispatcher.pending + len(dispatcher.alone) > most):
         dispatcher.pending -= 1
         _discard(dispatcher, key_queues)
-        dispatcher.refuse()
+        dispatcher.refuse(named)
     now = _clock.monotonic()
     if now >= dispatcher.counts.next_sample:
         dispatcher.counts.sample(now)

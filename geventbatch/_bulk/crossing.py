@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geventbatch._core.operation import Operation
     from geventbatch._failure import Failure
     from geventbatch._options import Options
+    from geventbatch.errors import OperationCancelled
 
 
 def of_keys(failure: Failure, batch: Batch) -> Failure:
@@ -140,11 +141,11 @@ class Crossing(Batch):
         """Fix its outcome, with the failure of all its keys."""
         super().end(None if failure is None else of_keys(failure, self))
 
-    def not_started(self, seconds: float) -> str:
-        """Say what it has waited for: the first of its keys at which something is before it, or else a worker."""
+    def not_started(self, seconds: float) -> OperationCancelled:
+        """Return an error that names the first of its keys at which something is before it, or else a worker."""
         behind = [one.key for one in self.places if one.key_queue is not None and one.key_queue.first is not one]
         what = f"the key {shown(behind[0])}, which other operations hold" if behind else "a worker"
-        return not_started(self.named, seconds, f", since it waited for {what}")
+        return not_started(self.named, seconds, f", since it waited for {what}", behind[0] if behind else None)
 
     def withdraw(self, operation: Operation[Any]) -> None:
         """Leave the queues with its caller, so that it holds up nobody. If it is ready, a worker drops it."""

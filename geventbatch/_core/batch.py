@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from geventbatch._core.key_queue import KeyQueue
     from geventbatch._core.operation import Operation
     from geventbatch._options import Options
-    from geventbatch.errors import Phase
+    from geventbatch.errors import OperationCancelled, Phase
 
 T = TypeVar("T")
 
@@ -362,8 +362,14 @@ class Batch:
         self.bell = None
         gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing if its greenlet went on by its timer
 
-    def not_started(self, seconds: float) -> str:
-        """Return the message for a caller that leaves, since its operation has not started within *seconds*."""
+    def cancel(self, operation: Operation[Any], seconds: float) -> OperationCancelled:
+        """Withdraw *operation*, which has not started within *seconds*. Return the error for its caller."""
+        error = self.not_started(seconds)  # a crossing knows what it waits for until it leaves
+        self.withdraw(operation)
+        return error
+
+    def not_started(self, seconds: float) -> OperationCancelled:
+        """Return the error for a caller that leaves, since its operation has not started within *seconds*."""
         return not_started((self.key,), seconds)
 
     # -- the outcome --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from geventbatch._core.shard import Shard
 from geventbatch._safe_repr import shown
 from geventbatch._watch import log
 from geventbatch._watch.call_unwaited import call_aside
-from geventbatch.errors import ProcessorOverloaded, ProcessorStopped
+from geventbatch.errors import ProcessorOverloaded, ProcessorStopped, of_keys
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -94,7 +94,7 @@ class Dispatcher:
         is noticed, since the operation is counted before `stopping` is read.
         """
         if self.stopping:
-            self.refuse()
+            self.refuse((key,))
         try:
             hashed: object = hash(key)
         except TypeError as error:
@@ -113,7 +113,7 @@ class Dispatcher:
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.pending -= 1
             self.discard(key_queue)
-            self.refuse()
+            self.refuse((key,))
         batch = key_queue.last
         if batch is None or not batch.open or batch.loaded:
             batch = key_queue.open_batch()
@@ -128,7 +128,7 @@ class Dispatcher:
         most = self.max_pending
         if self.stopping or (most is not None and self.pending + len(self.alone) > most):
             self.leave_alone(batch)
-            self.refuse()
+            self.refuse(batch.loads)
 
     def leave_alone(self, batch: Batch) -> None:
         """Forget *batch*, which its caller has run, perhaps in a thread without our greenlets."""
@@ -140,22 +140,22 @@ class Dispatcher:
         else:
             here.hub.loop.run_callback_threadsafe(self.check_stopped)
 
-    def refuse(self) -> NoReturn:
-        """Raise, since the processor was stopped, or is overloaded."""
+    def refuse(self, keys: tuple[Hashable, ...]) -> NoReturn:
+        """Raise for an operation on *keys*, since the processor was stopped, or is overloaded."""
         if self.stopping:
-            raise ProcessorStopped(
-                f"{self.options.name}: the processor was stopped before the operation was admitted; nothing was saved, "
-                "it is safe to run it again on another processor"
+            why = (
+                "the processor was stopped before the operation was admitted; nothing was saved, it is safe to run it "
             )
+            raise of_keys(ProcessorStopped(f"{self.options.name}: {why}again on another processor"), keys)
         self.counts.overloaded += 1
         log.overloaded(self.options, self.counts.overloaded)
         seconds = self.retry_after()
-        raise ProcessorOverloaded(
+        told = (
             f"{self.options.name}: max_pending of {self.options.max_pending} operations are waiting already; nothing "
             "was saved, it is safe to run it again later: at the recent rate they will have their answers in "
-            f"{seconds:.3g} s",
-            retry_after=seconds,
+            f"{seconds:.3g} s"
         )
+        raise of_keys(ProcessorOverloaded(told, retry_after=seconds), keys)
 
     # -- key queues --------------------------------------------------------------------------------------
 

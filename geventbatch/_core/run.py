@@ -18,7 +18,6 @@ from geventbatch._for_mypyc import mypyc_attr
 from geventbatch._unbatched import run_alone
 from geventbatch._values.answers import PLAIN
 from geventbatch._values.arguments import repeatable
-from geventbatch.errors import OperationCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -177,8 +176,6 @@ def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult
     # yet notified, and loses it if the last of those is killed or times out at that moment.
     group.wait(seconds)
     if operation.state == WAITING and not batch.ended and batch.dispatcher.epoch == here.epoch:
-        why = batch.not_started(seconds)  # a crossing knows what it waits for until it leaves
-        batch.withdraw(operation)
-        raise OperationCancelled(why)
+        raise batch.cancel(operation, seconds)
     if not group.ready():
         group.wait()

@@ -33,7 +33,7 @@ from geventbatch._idempotency.value_text import ALLOWED, decode, describe, encod
 from geventbatch._safe_repr import said, shown
 from geventbatch._unbatched import Start
 from geventbatch._values.answers import refuse_unfinished
-from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused, named
+from geventbatch.errors import BatchError, Conflict, IdempotencyKeyReused, named, of_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -156,23 +156,21 @@ class Once:
         """Return the answer in *record*, or raise the error in it. The operation's *keys* are for messages."""
         if record[:_PRINT] != self.fingerprint:
             order = "; or with the keys in another order" if keys[1:] else ""
-            reused = IdempotencyKeyReused(
+            told = (
                 f"batch of {named(keys)}: the idempotency key {shown(self.key)} was used before, for another "
-                f"operation or with other arguments (or another identified_by){order}; nothing of this one was saved",
-                key=keys[0],
-                idempotency_key=self.key,
+                f"operation or with other arguments (or another identified_by){order}; nothing of this one was saved"
             )
-            reused.keys = keys
-            raise reused
+            raise of_keys(IdempotencyKeyReused(told, idempotency_key=self.key), keys)
         kind, text = record[_PRINT], record[_PRINT + 1 :]
         try:
             found = decode(text) if kind == _VALUE else decode_error(text, batch.dispatcher.options.recorded_errors)
         except Exception as error:
-            raise BatchError(
+            told = (
                 f"batch of {named(keys)}: the operation with the idempotency key {shown(self.key)} was "
                 f"answered before, and is not applied again; but its recorded outcome cannot be decoded any more: "
                 f"{text[:500]} ({said(error)})"
-            ) from error.with_traceback(None)
+            )
+            raise of_keys(BatchError(told), keys) from error.with_traceback(None)
         if kind == _VALUE:
             return found
         raise found
