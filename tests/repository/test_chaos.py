@@ -11,8 +11,22 @@ from typing import Any
 import pytest
 
 from tests.support.chaos.clients import Entry
-from tests.support.chaos.judge import BESIDE, LIED, LOST, MISPLACED, TWICE, UNASKED, broken_rules, unknown_but_there
-from tests.support.chaos.places import STORES
+from tests.support.chaos.judge import (
+    BESIDE,
+    BOOKS,
+    HALF,
+    LIED,
+    LOST,
+    MISPLACED,
+    SUM,
+    TWICE,
+    UNASKED,
+    broken_books,
+    broken_rules,
+    names_of,
+    unknown_but_there,
+)
+from tests.support.chaos.places import STORES, Found
 from tests.support.chaos.settings import MUTANTS
 from tests.support.servers import side_by_side
 
@@ -34,6 +48,12 @@ def succeeds(program: str, *arguments: str) -> None:
     assert status == 0, output
 
 
+def rounds(*stores: str) -> None:
+    """Play a short one for each."""
+    arguments = ("tests.support.chaos", "--seconds", "5", "--no-idempotency", "--store")
+    side_by_side(succeeds, *((*arguments, store) for store in stores))
+
+
 def is_found(mutant: str, store: str, *rules: str) -> None:
     """Fail unless the judge says that one of these rules is broken."""
     output = ""
@@ -53,6 +73,22 @@ def test_what_was_answered_is_true_whatever_breaks() -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
+def test_transfers_are_there_whole_or_not_at_all_whatever_breaks() -> None:
+    rounds(*(store for store in STORES if store.startswith("transfers-") and "mariadb" not in store))
+
+
+@pytest.mark.mariadb
+@pytest.mark.timeout(300)
+def test_transfers_on_mariadb_are_there_whole_or_not_at_all_whatever_breaks() -> None:
+    rounds(*(store for store in STORES if "mariadb" in store))
+
+
+def test_transfers_are_there_whole_or_not_at_all_in_a_short_round() -> None:
+    succeeds("tests.support.chaos", "--store", "transfers-postgres-version", "--seconds", "2", "--no-idempotency")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
 def test_a_library_that_is_wrong_is_found() -> None:
     cases = [
         ("no-conflicts", "postgres-version", LOST),
@@ -60,6 +96,7 @@ def test_a_library_that_is_wrong_is_found() -> None:
         ("early", "redis-version", LOST),
         ("forgetful", "postgres-lock", TWICE),
         ("trusting", "postgres-reuse", LOST),
+        ("halves", "transfers-postgres-lock", HALF),
     ]
     assert {mutant for mutant, *_ in cases} == set(MUTANTS)
     side_by_side(is_found, *cases)
@@ -82,7 +119,11 @@ def test_workers_stay_as_they_are_while_keys_come_and_go() -> None:
 
 def judged(entry: Entry, times: int) -> list[str]:
     found = {"k": [entry.name] * times} if times else {}
-    return [line.partition(":")[0] for line in broken_rules([entry], found, None)]
+    return rules_of([entry], found)
+
+
+def rules_of(entries: list[Entry], found: Found) -> list[str]:
+    return [line.partition(":")[0] for line in broken_rules(entries, found, None)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +140,7 @@ def judged(entry: Entry, times: int) -> list[str]:
     ],
 )
 def test_the_judge_compares_what_is_there_with_what_was_told(told: Any, times: int, rule: str | None) -> None:
-    assert judged(Entry("n", "k", "once", told=told, place=1), times) == ([] if rule is None else [rule])
+    assert judged(Entry("n", "k", "once", told=told, places=[1]), times) == ([] if rule is None else [rule])
 
 
 def test_the_judge_finds_what_nobody_has_asked_for() -> None:
@@ -110,13 +151,60 @@ def test_the_judge_finds_what_nobody_has_asked_for() -> None:
 
 
 def test_the_judge_asks_for_the_place_that_an_answer_has_named() -> None:
-    entries = [Entry("n", "k", "once", told="saved", place=2)]
+    entries = [Entry("n", "k", "once", told="saved", places=[2])]
     assert list(broken_rules(entries, {"k": ["m", "n"]}, None)) == [f"{UNASKED}: 'm' at 'k'"]
     assert [line.partition(":")[0] for line in broken_rules(entries, {"k": ["n"]}, None)] == [MISPLACED]
 
 
 def test_the_judge_compares_the_rows_beside_the_resources_too() -> None:
-    entries = [Entry("n", "k", "once", told="saved", place=1)]
+    entries = [Entry("n", "k", "once", told="saved", places=[1])]
     assert list(broken_rules(entries, {"k": ["n"]}, {"k": Counter(n=1)})) == []
     assert list(broken_rules(entries, {"k": ["n"]}, {"k": Counter(n=2)})) == [f"{BESIDE}: 'k'"]
     assert list(broken_rules(entries, {"k": ["n"]}, {})) == [f"{BESIDE}: 'k'"]
+
+
+@pytest.mark.parametrize("told", ["saved", "refused", "unknown"])
+@pytest.mark.parametrize(
+    ("found", "rule"),
+    [
+        ({"k": ["n"]}, HALF),
+        ({"l": ["n"]}, HALF),
+        ({"k": ["n"], "l": ["n", "n"]}, TWICE),
+        ({"l": ["n", "n"]}, TWICE),
+    ],
+)
+def test_the_judge_finds_a_half_of_what_is_to_be_at_several_keys_whatever_was_told(
+    told: Any, found: Found, rule: str
+) -> None:
+    assert rules_of([Entry("n", ("k", "l"), "once", told=told, places=[1, 1])], found) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("told", "found", "rules"),
+    [
+        ("saved", {"k": ["n"], "l": ["m", "n"]}, []),
+        ("saved", {"k": ["n"], "l": ["n", "m"]}, [MISPLACED]),
+        ("saved", {"l": ["m"]}, [LOST]),
+        ("refused", {"k": ["n"], "l": ["m", "n"]}, [LIED]),
+        ("refused", {"l": ["m"]}, []),
+        ("unknown", {"k": ["n"], "l": ["m", "n"]}, []),
+        ("unknown", {"l": ["m"]}, []),
+    ],
+)
+def test_the_judge_compares_all_keys_of_an_entry_with_what_was_told(told: Any, found: Found, rules: list[str]) -> None:
+    asked = [Entry("n", ("k", "l"), "once", told=told, places=[1, 2]), Entry("m", ("l",), "once", told="unknown")]
+    assert rules_of(asked, found) == rules
+
+
+def test_the_judge_adds_up_the_lines_of_accounts() -> None:
+    books = {"k": ["a -5 -5", "b +0 -5"], "l": ["a +5 5"]}
+    assert list(broken_books(books)) == []
+    assert names_of(books) == {"k": ["a", "b"], "l": ["a"]}
+
+
+def test_the_judge_finds_money_that_has_come_from_nowhere() -> None:
+    assert list(broken_books({"k": ["a -5 -5"], "l": ["a +5 5", "b +2 7"]})) == [f"{SUM}: +2"]
+
+
+def test_the_judge_finds_an_account_that_was_overwritten() -> None:
+    assert [line.partition(":")[0] for line in broken_books({"k": ["a -5 -5", "b +5 5"], "l": []})] == [BOOKS]

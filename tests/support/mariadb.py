@@ -29,50 +29,72 @@ def _own_url() -> str:
 
 def started(*options: str) -> str:
     """One with these options, which ends with this process."""
-    directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
-    files = directory / "files"
-    temporary = directory / "temporary"  # not /tmp: a server that starts removes there what others are at
-    temporary.mkdir()
-    user = "root" if os.getuid() == 0 else str(os.getuid())
-    subprocess.run(
-        [
-            "mariadb-install-db",
-            "--no-defaults",
-            f"--user={user}",
-            f"--datadir={files}",
-            f"--tmpdir={temporary}",
-            "--auth-root-authentication-method=normal",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    socket = directory / "socket"
-    with (directory / "log").open("w") as log:
-        server = subprocess.Popen(
+    return MariaDBServer(*options).url
+
+
+class MariaDBServer:
+    """A server of this process's own, gone when the process ends."""
+
+    def __init__(self, *options: str) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="mariadb-"))
+        self._user = "root" if os.getuid() == 0 else str(os.getuid())
+        self._options = options
+        self.socket = str(self._directory / "socket")
+        (self._directory / "temporary").mkdir()  # not /tmp: a server that starts removes there what others are at
+        subprocess.run(
             [
-                "mariadbd",
+                "mariadb-install-db",
                 "--no-defaults",
-                f"--user={user}",
-                f"--datadir={files}",
-                f"--tmpdir={temporary}",
-                f"--socket={socket}",
-                "--skip-networking",
-                "--innodb-flush-log-at-trx-commit=0",
-                *options,
+                f"--user={self._user}",
+                f"--datadir={self._directory / 'files'}",
+                f"--tmpdir={self._directory / 'temporary'}",
+                "--auth-root-authentication-method=normal",
             ],
-            stdout=log,
-            stderr=log,
+            check=True,
+            capture_output=True,
         )
-    atexit.register(_end, server, directory)
-    give_up_at = time.monotonic() + 45
-    while not socket.exists():
-        assert server.poll() is None, (directory / "log").read_text()
-        assert time.monotonic() < give_up_at, "it never answered"
-        time.sleep(0.05)
-    return f"mysql+pymysql://root@localhost/?unix_socket={socket}"
+        atexit.register(self._end)
+        self._process = self._start()
 
+    @property
+    def url(self) -> str:
+        return f"mysql+pymysql://root@localhost/?unix_socket={self.socket}"
 
-def _end(server: subprocess.Popen[bytes], directory: Path) -> None:
-    server.kill()
-    server.wait()
-    rmtree(directory)
+    def restart(self, *, crash: bool) -> None:
+        """Have it stop, in order or by a crash, and start again. Returns when it answers."""
+        if crash:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        self._process.wait()
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        Path(self.socket).unlink(missing_ok=True)
+        with (self._directory / "log").open("a") as log:
+            process = subprocess.Popen(
+                [
+                    "mariadbd",
+                    "--no-defaults",
+                    f"--user={self._user}",
+                    f"--datadir={self._directory / 'files'}",
+                    f"--tmpdir={self._directory / 'temporary'}",
+                    f"--socket={self.socket}",
+                    "--skip-networking",
+                    "--innodb-flush-log-at-trx-commit=0",
+                    *self._options,
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        give_up_at = time.monotonic() + 45
+        while not Path(self.socket).exists():
+            assert process.poll() is None, (self._directory / "log").read_text()
+            assert time.monotonic() < give_up_at, "it never answered"
+            time.sleep(0.05)
+        return process
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        rmtree(self._directory)

@@ -1,11 +1,13 @@
 """The application that is broken on purpose: a list of entries at each key, to which a call appends one name.
 
-A name that was applied twice is there twice. In SQL a row beside the resource has to tell the same story.
+A name that was applied twice is there twice. In SQL a row beside the resource has to tell the same story. If it is told
+to, each entry is a line of an account, and calls move money between several of them.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,10 @@ from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.stores import RedisStore, Reuse
 from tests.support.chaos.mutants import mutate
 from tests.support.chaos.settings import DEADLINES, settings
-from tests.support.chaos.tables import ENTRIES, Entries, Resource, documents, mapped
+from tests.support.chaos.tables import ENTRIES, Entries, Resource, add_line, documents, mapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 CONNECTIONS = 10
@@ -39,8 +41,10 @@ def open_resource() -> Any:
         POOLS.append(client.connection_pool)
         reuse = Reuse() if mode == "reuse" else None
         return RedisStore(client, missing=lambda _: [], idempotency_ttl=ttl, reuse_resource=reuse)
-    # Unencrypted and unprepared, so that the proxy sees what is sent.
-    told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
+    if server == "mariadb":
+        told: dict[str, object] = {"connect_timeout": 2}
+    else:  # unencrypted and unprepared, so that the proxy sees what is sent
+        told = {"sslmode": "disable", "gssencmode": "disable", "prepare_threshold": None, "connect_timeout": 2}
     engine = sa.create_engine(TOLD.url, connect_args=told, pool_size=CONNECTIONS, max_overflow=0)
     POOLS.append(engine.pool)
     return (mapped if form else documents)(engine, mode, idempotent=TOLD.idempotent)
@@ -56,6 +60,7 @@ def connections() -> int:
 if TOLD.mutant is not None:
     mutate(TOLD.mutant)
 
+
 PROCESSORS: dict[str, Processor[Entries | Resource]] = {
     name: Processor(
         open_resource=open_resource(),
@@ -70,17 +75,48 @@ PROCESSORS: dict[str, Processor[Entries | Resource]] = {
 }
 
 
-def add(resource: Entries | Resource, name: str) -> int:
+class InsufficientFunds(Exception):
+    """What a transfer raises half-way."""
+
+
+def add(resource: Entries | Resource, name: str) -> list[int]:
     """Give the place that it has: the first one is 1."""
-    if isinstance(resource, Resource):
-        resource.state = entries = [*resource.state, name]
-    else:
-        entries = resource
+    if TOLD.transfers:
+        return move((resource,), name, 0)
+    with entries_of(resource) as entries:
         entries.append(name)
+    add_rows(name)
+    return [len(entries)]
+
+
+def move(resources: tuple[Entries | Resource, ...], name: str, amount: int, fails: bool = False) -> list[int]:
+    """Take from the first account what each of the others gets, and give the places of the lines."""
+    places = []
+    for number, resource in enumerate(resources):
+        if fails and number == len(resources) - 1:
+            raise InsufficientFunds
+        with entries_of(resource) as account:
+            add_line(account, name, amount if number else -amount * (len(resources) - 1))
+        places.append(len(account))
+    add_rows(name)
+    return places
+
+
+@contextmanager
+def entries_of(resource: Entries | Resource) -> Iterator[Entries]:
+    """Give what is changed in place; an attribute sees only what is assigned."""
+    entries = [*resource.state] if isinstance(resource, Resource) else resource
+    yield entries
+    if isinstance(resource, Resource):
+        resource.state = entries
+
+
+def add_rows(name: str) -> None:
+    """Add the rows beside the resources that tell the same story."""
     batch = batch_at_hand()
     if TOLD.rows and getattr(batch.scope, "takes_rows", False):
-        batch.add_row((ENTRIES, {"key": batch.key, "name": name}))
-    return len(entries)
+        for key in batch.keys:
+            batch.add_row((ENTRIES, {"key": key, "name": name}))
 
 
 def remove(resource: Entries | Resource) -> None:
@@ -91,12 +127,20 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
     asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
     processor: Any = PROCESSORS[asked["deadline"]]
     options = {name: asked[name] for name in ("start_timeout", "idempotency_key") if name in asked}
-    if "name" in asked:
-        place = processor.run(asked["key"], add, asked["name"], **options)
-    else:
-        place = processor.run(asked["key"], remove, **options)
-    body = json.dumps({"place": place}).encode()
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    keys, status, told = asked["keys"], "200 OK", {}
+    try:
+        if "name" not in asked:
+            processor.run(*keys, remove, **options)
+        elif len(keys) == 1:
+            told["places"] = processor.run(*keys, add, asked["name"], **options)
+        else:
+            told["places"] = processor.run_across(
+                keys, move, asked["name"], asked["amount"], asked.get("fails", False), **options
+            )
+    except InsufficientFunds:
+        status, told = "409 Conflict", {"error": "InsufficientFunds", "retry_safe": True}
+    body = json.dumps(told).encode()
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 
 

@@ -14,16 +14,23 @@ from examples.client import Connection
 from tests.support.chaos.settings import DEADLINES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 Told = Literal["saved", "refused", "unknown"]
-Kind = Literal["once", "again", "idempotent"]
+Kind = Literal["once", "again", "idempotent", "foreign"]
 
 _KINDS: Final[tuple[Kind, ...]] = ("once", "again", "idempotent")
 
 HOT_KEYS: Final = 4
+HOT_ACCOUNTS: Final = 20
 ENTRIES_OF_A_KEY: Final = 150
 """So many are asked for before another key takes its place: documents stay small."""
+
+_SIZES: Final = {1: 2, 2: 6, 3: 1, 5: 1}
+"""In how many accounts an entry is, and how often in comparison."""
+
+_FAILING: Final = 0.2
+"""The part of the transfers that are asked for once, and then raise half-way."""
 
 PATIENCE: Final = 10.0
 """Seconds after which a client leaves; some leave sooner."""
@@ -34,23 +41,26 @@ class Entry:
     """A name that is to be at a key, and the way it took."""
 
     name: str
-    key: str
+    keys: Sequence[str]
     kind: Kind
     answers: list[str] = field(default_factory=list)
     """What was told each time, in words."""
     told: Told = "refused"
     """What it comes to."""
-    place: int = 0
-    """Which one of its key it was told to be."""
+    places: list[int] = field(default_factory=list)
+    """Which one of each key it was told to be."""
 
 
 class Clients:
     """All clients of a round."""
 
-    def __init__(self, address: tuple[str, int], seed: str, *, count: int, idempotent: bool) -> None:
+    def __init__(
+        self, address: tuple[str, int], seed: str, *, count: int, idempotent: bool, transfers: bool = False
+    ) -> None:
         self._address = address
         self._seed = seed
         self._idempotent = idempotent
+        self._transfers = transfers
         # -- mutable state ---------------------------------------------------------------------------------
         self.entries: list[Entry] = []
         self.counts: Counter[str] = Counter()
@@ -77,23 +87,26 @@ class Clients:
         """Add one entry to each hot key, in peace. Gives the keys at which that does not succeed in time."""
         client = _Client(self, random.Random(0), "peace")
         stuck = []
-        for key in self._hot_keys():
+        hot = self.hot_keys()
+        for keys in [(key,) for key in hot] + ([hot] if self._transfers else []):
             timeout = gevent.Timeout.start_new(seconds)
             try:
-                while client.add(key, "again", "calm") != "saved":
+                while client.add(keys, "again", "calm") != "saved":
                     continue
             except gevent.Timeout:  # there is no other one
-                stuck.append(key)
+                stuck.append(", ".join(keys))
             finally:
                 timeout.close()
         client.close()
         return stuck
 
-    # -- inside ----------------------------------------------------------------------------------------------
+    def hot_keys(self) -> list[str]:
+        """Give those that are used at present."""
+        hot = HOT_ACCOUNTS if self._transfers else HOT_KEYS
+        generation = len(self.entries) // (hot * ENTRIES_OF_A_KEY)
+        return [f"key {generation}-{number}" for number in range(hot)]
 
-    def _hot_keys(self) -> list[str]:
-        generation = len(self.entries) // (HOT_KEYS * ENTRIES_OF_A_KEY)
-        return [f"key {generation}-{number}" for number in range(HOT_KEYS)]
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def _work(self, number: int) -> None:
         chance = random.Random(f"{self._seed} client {number}")
@@ -101,7 +114,8 @@ class Clients:
         while not self._stopping:
             kind = chance.choices(_KINDS, (1, 1, 2 if self._idempotent else 0))[0]
             deadline = chance.choices(list(DEADLINES), (6, 2, 1))[0]
-            client.add(chance.choice(self._hot_keys()), kind, deadline)
+            size = chance.choices(list(_SIZES), list(_SIZES.values()))[0] if self._transfers else 1
+            client.add(chance.sample(self.hot_keys(), size), kind, deadline)
         client.close()
 
 
@@ -117,11 +131,14 @@ class _Client:
     def close(self) -> None:
         self._connection.close()
 
-    def add(self, key: str, kind: Kind, deadline: str) -> Told:
+    def add(self, keys: Sequence[str], kind: Kind, deadline: str) -> Told:
         """Give what it comes to. Ask once, or again and again until it is known, as the kind of the entry says."""
-        entry = Entry(next(self._names), key, kind)
+        entry = Entry(next(self._names), keys, kind)
         self._clients.entries.append(entry)
-        asked: dict[str, Any] = {"key": key, "name": entry.name, "deadline": deadline}
+        asked: dict[str, Any] = {"keys": keys, "name": entry.name, "deadline": deadline}
+        if len(keys) > 1:
+            asked["amount"] = self._chance.randint(1, 100)
+            asked["fails"] = kind == "once" and self._chance.random() < _FAILING
         if kind == "idempotent":
             asked["idempotency_key"] = entry.name
         self._clients.squeezed += deadline != "calm"
@@ -165,10 +182,10 @@ class _Client:
             return "unknown", "unknown: no reply"
         except ValueError:
             self._connection.close()
-            self._clients.untyped.append(f"{entry.name!r} at {entry.key!r} was answered by no JSON")
+            self._clients.untyped.append(f"{entry.name!r} at {entry.keys!r} was answered by no JSON")
             return "unknown", "unknown: untyped"
         if status == HTTPStatus.OK:
-            entry.place = body["place"]
+            entry.places = body["places"]
             return "saved", "saved"
         told: Told = "refused" if body["retry_safe"] else "unknown"
         return told, f"{told}: {body['error']}"

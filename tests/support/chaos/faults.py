@@ -31,6 +31,7 @@ _AIMED: Final = {
     "early": (4, 4, 1, 0, 0, 0, 1, 0),
     "forgetful": (0, 0, 0, 3, 0, 0, 1, 1),
     "trusting": (1, 1, 1, 0, 0, 0, 1, 1),
+    "halves": (1, 0, 0, 0, 0, 0, 1, 1),
 }
 """The same for a mutant, which is to be found soon: what lets it do harm."""
 
@@ -48,6 +49,7 @@ class Faults:
         self._connections = _CONNECTIONS if mutant is None else _AIMED[mutant]
         # -- mutable state ---------------------------------------------------------------------------------
         self.counts: Counter[str] = Counter()
+        self._deadlocks = 0  # what the server said last
         self._over = Event()
         self._passing: list[gevent.Greenlet[..., None]] = []
         """Faults that have an end."""
@@ -67,6 +69,7 @@ class Faults:
         for one in (*self._greenlets, *self._passing):
             if isinstance(one.exception, Exception):
                 raise one.exception
+        self._count_deadlocks()
         names = {self._place.save: "a save with its COMMIT", self._place.load: "a load"}
         self.counts.update({f"{act}: {names[marker]}": times for (act, marker), times in self._proxy.done.items()})
 
@@ -133,4 +136,11 @@ class Faults:
 
     def _restart(self) -> None:
         if self._place.can_restart:
+            self._count_deadlocks()
             self.counts[self._place.restart(self._chance)] += 1
+
+    def _count_deadlocks(self) -> None:
+        """Count those since the last time; a server that has crashed begins anew."""
+        before, self._deadlocks = self._deadlocks, self._place.deadlocks()
+        since = self._deadlocks - before
+        self.counts["deadlocks"] += since if since >= 0 else self._deadlocks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import sqlalchemy as sa
 
 from geventbatch import _options
+from geventbatch._bulk.round import Round
 from geventbatch._core.attempt import Attempt
 from geventbatch.errors import NotSaved
 from geventbatch.stores._sql import errors
@@ -64,7 +66,7 @@ def answer_before_the_save() -> None:
 def forget_idempotency_keys() -> None:
     """Take an operation with an idempotency key for any other one."""
 
-    def once(self: Any, resource_key: Any, key: str, operation: Any, *told: object) -> Any:
+    def once(self: Any, resource_key: Any, key: str, operation: Any, *told: object, **across: object) -> Any:
         return operation
 
     _replace(_options.Options, "once", once)
@@ -84,6 +86,20 @@ def trust_what_is_kept() -> None:
     _replace(_document_scope.DocumentScope, "_change", change)
 
 
+def save_halves() -> None:
+    """Save what operations across keys have changed without one of the keys, now and then."""
+    original = Round._settle
+
+    def settle(self: Any) -> None:
+        original(self)
+        for attempt in dict.fromkeys(self._at_hand.values()):
+            keys = [key for key in attempt.batch.loads if key in self._at_hand]
+            if len(keys) > 1 and random.random() < 0.1:
+                self._leave_key_out(keys[-1])
+
+    _replace(Round, "_settle", settle)
+
+
 def _replace(owner: Any, name: str, by: object) -> None:
     assert hasattr(owner, name)
     setattr(owner, name, by)
@@ -95,4 +111,5 @@ _WAYS: Final[dict[str, Callable[[], None]]] = {
     "early": answer_before_the_save,
     "forgetful": forget_idempotency_keys,
     "trusting": trust_what_is_kept,
+    "halves": save_halves,
 }

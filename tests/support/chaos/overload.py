@@ -59,7 +59,7 @@ def measure(seconds: float) -> Iterator[str]:
     """Print what is measured; give what is wrong with it."""
     options = {"max_pending": MAX_PENDING, "max_batch_size": MAX_BATCH_SIZE, "workers": WORKERS, "watched": 0.25}
     with running("postgres-lock", slow=SLOW_SAVE, **options) as (server, watched):
-        traffic = Traffic(server, lambda: {"key": "hot", "name": "one"})
+        traffic = Traffic(server, lambda: {"keys": ["hot"], "name": "one"})
         capacity = traffic.capacity(WORKERS * MAX_PENDING, max(2.0, seconds / 10))
         before = time.time()
         all_answers = traffic.open_loop((TIMES * capacity, seconds), (capacity / 2, AFTERWARDS))

@@ -14,8 +14,9 @@ import gevent
 from examples.server import Server
 from tests.support.chaos.clients import Clients
 from tests.support.chaos.faults import Faults
-from tests.support.chaos.judge import broken_rules, unknown_but_there
-from tests.support.chaos.places import place_of
+from tests.support.chaos.foreign import ForeignWriters
+from tests.support.chaos.judge import broken_books, broken_rules, names_of, unknown_but_there
+from tests.support.chaos.places import parts_of, place_of
 from tests.support.chaos.settings import Settings
 from tests.support.proxy import Proxy
 
@@ -63,23 +64,37 @@ def play(
     store: str, seed: str, seconds: float, *, mutant: str | None = None, clients: int = 24, idempotent: bool = True
 ) -> Outcome:
     """Play one round."""
+    store, transfers = parts_of(store)
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     (directory / "workers").mkdir()
     with place_of(store) as place:
         with Proxy(place.endpoint) as proxy:
             settings = Settings(
-                store=store, url=place.url(proxy), directory=str(directory), mutant=mutant, idempotent=idempotent
+                store=store,
+                url=place.url(proxy),
+                directory=str(directory),
+                mutant=mutant,
+                idempotent=idempotent,
+                transfers=transfers,
             )
             with Server(CONFIGURATION, settings.environment(), log=directory / "gunicorn.log") as server:
-                asking = Clients((server.host, server.port), seed, count=clients, idempotent=idempotent)
+                asking = Clients(
+                    (server.host, server.port), seed, count=clients, idempotent=idempotent, transfers=transfers
+                )
                 faults = Faults(seed, place, proxy, directory / "workers", seconds=seconds, mutant=mutant)
+                foreign = ForeignWriters(seed, place, asking) if transfers and place.locks else None
                 gevent.sleep(seconds)
+                if foreign is not None:
+                    foreign.stop()
                 faults.stop()
                 ended = asking.stop(IN_PEACE)
                 stuck = asking.add_lone_entries(IN_PEACE)
         place.settle()
         found, beside = place.read(), place.read_beside()
+    books = list(broken_books(found)) if transfers else []
+    found = names_of(found) if transfers else found
     broken = [
+        *books,
         *broken_rules(asking.entries, found, beside),
         *asking.untyped,
         *(f"{key!r} takes no entries any more" for key in stuck),

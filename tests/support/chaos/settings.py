@@ -12,7 +12,7 @@ VARIABLE: Final = "CHAOS"
 DEADLINES: Final = {"calm": 2.0, "tight": 0.2, "squeezed": 0.04}
 """Seconds: the `max_duration` of the processors of each worker."""
 
-MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful", "trusting")
+MUTANTS: Final = ("no-conflicts", "lying", "early", "forgetful", "trusting", "halves")
 """See `mutants`."""
 
 
@@ -28,6 +28,8 @@ class Settings:
     mutant: str | None = None
     idempotent: bool = True
     """The store takes idempotency keys."""
+    transfers: bool = False
+    """Entries are lines of accounts, most of them in several ones."""
     rows: bool = True
     """Each entry brings a row beside its resource."""
     workers: int = 3

@@ -66,7 +66,7 @@ class Keys:
 
     def ask(self) -> dict[str, object]:
         turn = next(self._turns)
-        asked: dict[str, object] = {"key": f"key {self.gone + turn % self._living}", "name": str(turn)}
+        asked: dict[str, object] = {"keys": [f"key {self.gone + turn % self._living}"], "name": str(turn)}
         if turn % 2:
             asked["idempotency_key"] = str(turn)
         return asked
@@ -77,7 +77,7 @@ class Keys:
             gevent.sleep(SECONDS_OF_A_KEY / self._living)
             self.gone += 1
             if self.gone > self._living:  # long after the last call for it
-                traffic.ask(connection, {"key": f"key {self.gone - self._living}"})
+                traffic.ask(connection, {"keys": [f"key {self.gone - self._living}"]})
 
 
 def soak(store: str, seconds: float) -> Iterator[str]:

@@ -55,6 +55,12 @@ OUTCOMES = idempotency_table("outcomes", METADATA)
 Entries = list[str]
 
 
+def add_line(account: Entries, name: str, amount: int) -> None:
+    """Note a transfer in an account: its name, what it has put there, and what is in it since."""
+    balance = int(account[-1].rpartition(" ")[2]) if account else 0
+    account.append(f"{name} {amount:+d} {balance + amount}")
+
+
 def documents(engine: sa.Engine, mode: Any, *, idempotent: bool) -> SQLAlchemyStore[Entries]:
     return SQLAlchemyStore.documents(
         engine,
