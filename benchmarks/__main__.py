@@ -2,9 +2,9 @@
 
     python -m benchmarks [--short] [--into FOLDER] [NAME …]
 
-Without names: all that docs/performance.md shows. `stores`, `processes`, `idempotency`, `watching` and `page` have
-pages of their own, and run when they are named. Each lets what it compares take turns; nothing else may run on the
-machine meanwhile.
+Without names: all that docs/performance.md shows. `transfers`, `stores`, `processes`, `idempotency`, `watching` and
+`page` have pages of their own, and run when they are named. Each lets what it compares take turns; nothing else may run
+on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks import plots
 
 WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts")
 PRINTING = ("overhead", "refusals")
-BY_NAME = ("stores", "processes", "idempotency", "watching", "page")
+BY_NAME = ("transfers", "stores", "processes", "idempotency", "watching", "page")
 
 
 def run(name: str, into: Path, *, short: bool) -> int:

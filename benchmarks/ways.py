@@ -67,15 +67,20 @@ class Pool:
 
     def __init__(self, url: str, size: int) -> None:
         """See the class."""
-        self._connections = [psycopg.connect(url, autocommit=True) for _ in range(size)]
+        self._connections = [self.connected(url) for _ in range(size)]
         # -- mutable state ---------------------------------------------------------------------------------
         self._free = list(self._connections)
         self._waiters: deque[tuple[Waiter[Any], Any]] = deque()  # while there are some, none is free
 
+    def connected(self, url: str) -> Any:
+        """Give a new one."""
+        return psycopg.connect(url, autocommit=True)
+
     def take(self) -> psycopg.Connection[Any]:
         """Wait for one."""
         if self._free:
-            return self._free.pop()
+            free: psycopg.Connection[Any] = self._free.pop()
+            return free
         waiter: Waiter[psycopg.Connection[Any]] = Waiter()
         self._waiters.append((waiter, gevent.getcurrent()))
         return waiter.get()
