@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from geventbatch._batch import current_batch
-from geventbatch.errors import PartlySaved, ResourceMissing
+from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._bulk.connected import by_component
+from geventbatch.errors import PartlySaved, Rejected, ResourceMissing
+from geventbatch.stores.redis._save import Save
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -28,9 +30,7 @@ class BulkRedis(Generic[R]):
 
     all_or_nothing: Final = True
     """It saves keys that operations connect together, or none of them."""
-    keeps_outcomes = False
-    """It takes no operations with idempotency keys."""
-    on_server = True
+    on_server: Final = True
 
     def __init__(self, store: RedisStore[R], resources: Resources[R]) -> None:
         self._store = store
@@ -42,6 +42,15 @@ class BulkRedis(Generic[R]):
     def __call__(self, keys: Iterable[Hashable]) -> BulkScope[R]:
         """Return the scope of the resources at *keys*. Switches: no."""
         return BulkScope(self._resources, [self.normalize_key(key) for key in keys])
+
+    @property
+    def keeps_outcomes(self) -> bool:
+        """Return whether it records the outcomes of operations with an idempotency key."""
+        return self._store.keeps_outcomes
+
+    def check_outcomes(self, key: Hashable) -> None:
+        """Do what `RedisStore.check_outcomes` does."""
+        self._store.check_outcomes(key)
 
     def normalize_key(self, key: Hashable) -> str:
         """Return *key* as `RedisStore.normalize_key` does. Switches: no."""
@@ -67,11 +76,9 @@ class BulkScope(Generic[R]):
 
     def __enter__(self) -> dict[str, Any]:
         self._loaded, self._resources = {}, {}
-        batch = current_batch()
-        groups: dict[Batch, list[str]] = {}
-        for key in self._keys:
-            groups.setdefault(batch.bulk[key], []).append(key)
-        for key, found in self._common.load_all(groups.values(), batch).items():
+        batch: Any = batch_at_hand()
+        groups = by_component(self._keys, batch.bulk).values()
+        for key, found in self._common.load_all(groups, batch).items():
             if isinstance(found, Exception):
                 self._resources[key] = found
                 continue
@@ -84,6 +91,10 @@ class BulkScope(Generic[R]):
             else:
                 self._loaded[key] = found
         return self._resources
+
+    def recorded(self, names: list[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these names. Switches: yes."""
+        return self._common.recorded(names, self._keys[0])
 
     def checkpoint(self) -> object:
         """Copy the current key's resource. Raises `CannotUndo`. Switches: no."""
@@ -104,36 +115,32 @@ class BulkScope(Generic[R]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:
             return
-        batch = current_batch()
+        batch: Any = batch_at_hand()
         failed: dict[str, Exception] = {}
-        groups: dict[Batch, list[str]] = {}
-        for key in self._resources:
-            if key in self._loaded:
-                groups.setdefault(batch.bulk[key], []).append(key)
-        to_save = []
-        for of, keys in groups.items():
+        saves: dict[str, Save] = {}
+        keys = [key for key in self._resources if key in self._loaded]
+        for component, connected in by_component(keys, batch.bulk).items():
             try:
-                changes = self._changes(keys, of)
+                changes = self._changes(connected, component)
+                if changes:
+                    outcomes = self._common.to_record(component, connected[0])
+                    saves[connected[0]] = Save(self._common.server, changes, batch, outcomes)
             except Exception as raised:
-                failed[keys[0]] = raised
-                continue
-            if changes:
-                to_save.append(changes)
-        failed |= self._common.save_all(to_save, batch)
+                failed[connected[0]] = raised
+        failed |= self._common.save_all(saves, batch)
         if failed:
             raise PartlySaved(failed)
 
     def _changes(self, keys: list[str], batch: Batch) -> list[Change]:
-        """Return what a save does to *keys*, which are saved together; nothing if *batch* has changed none of them."""
-        changes = []
-        news = False
-        for key in keys:
-            loaded = self._loaded[key]
-            value = self._common.value_of(key, loaded, self._resources[key], batch)
-            change = self._common.change(key, loaded, value)
-            if value == loaded.value:  # an operation has read it: the others depend on it
-                change = replace(change, lives=None)
-            else:
-                news = True
-            changes.append(change)
-        return changes if news else []
+        """Return what a save does to *keys*, which belong to *batch*; nothing if there is nothing to save."""
+        try:
+            values = {key: self._common.value_of(key, self._loaded[key], self._resources[key], batch) for key in keys}
+        except Rejected:
+            self._common.refuse_repeated(batch, keys[0])
+            raise
+        written = {key for key, value in values.items() if value != self._loaded[key].value}
+        if not written and batch.outcomes:
+            written = {keys[0]}  # its token shows whether they are recorded
+        changes = [self._common.change(key, self._loaded[key], values[key]) for key in keys] if written else []
+        # What operations have only read is compared: the others depend on it.
+        return [change if change.key in written else replace(change, lives=None) for change in changes]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from typing import Final
 
 _TAG: Final = re.compile(rb"^[^{]*\{[^}]+\}")
 """Matches a hash tag: a cluster finds the slot of a key by the text between these braces."""
 
 _WORD: Final = b"idempotency"
+_ACROSS: Final = b"idempotency-across"
 _MARK: Final = b":idempotency:"
 
 
@@ -17,7 +19,17 @@ def has_tag(resource: bytes) -> bool:
     return _TAG.search(resource) is not None
 
 
-def outcome_name(resource: bytes, idempotency_key: bytes) -> bytes:
+def outcome_name_across(resources: list[bytes], idempotency_key: bytes) -> bytes:
+    """Return the name of the outcome of the operation across *resources* with *idempotency_key*.
+
+    It is the name that the first of them would have, but for the word, and with a digest of all of them. So it lies in
+    their slot of a cluster.
+    """
+    digest = blake2b(b"".join([b"%d:%b" % (len(one), one) for one in resources]), digest_size=16).hexdigest()
+    return outcome_name(resources[0], b"%b:%b" % (digest.encode(), idempotency_key), word=_ACROSS)
+
+
+def outcome_name(resource: bytes, idempotency_key: bytes, *, word: bytes = _WORD) -> bytes:
     """Return the name of the outcome of the operation on *resource* with *idempotency_key*.
 
     No two pairs have the same name. A resource without braces is put into some, so the first closing brace is its end.
@@ -25,12 +37,12 @@ def outcome_name(resource: bytes, idempotency_key: bytes) -> bytes:
     an idempotency key never has, so the last space is their end.
     """
     if b"{" not in resource and b"}" not in resource:
-        return b"{%b}%b%b" % (resource, _MARK, idempotency_key)
+        return b"{%b}:%b:%b" % (resource, word, idempotency_key)
     if not has_tag(resource):
-        return b"{%b} %b-of:%b" % (resource, _WORD, idempotency_key)
+        return b"{%b} %b-of:%b" % (resource, word, idempotency_key)
     if _is_clear(resource, idempotency_key):
-        return b"%b%b%b" % (resource, _MARK, idempotency_key)
-    return b"%b %b:%b" % (resource, _WORD, idempotency_key)
+        return b"%b:%b:%b" % (resource, word, idempotency_key)
+    return b"%b %b:%b" % (resource, word, idempotency_key)
 
 
 def _is_clear(resource: bytes, idempotency_key: bytes) -> bool:

@@ -10,9 +10,10 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import CannotUndo, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.scopes import OutcomeName
 from geventbatch.stores import _json
 from geventbatch.stores._reuse import outdated
-from geventbatch.stores.redis._names import outcome_name
+from geventbatch.stores.redis._names import outcome_name, outcome_name_across
 from geventbatch.stores.redis._save import Change, Recorded, Save, State
 from geventbatch.stores.redis._scripts import TRACE_MILLISECONDS
 from geventbatch.stores.redis._server import Server, exchange, load_command
@@ -100,19 +101,19 @@ class Resources(Generic[R]):
         try:
             value = self.value_of(key, loaded, resource, batch)
         except Rejected:
-            self._refuse_repeated(key, batch)
+            self.refuse_repeated(batch, key)
             raise
         if value == loaded.value and not batch.outcomes:
             return loaded
-        save = Save(self.server, [self.change(key, loaded, value)], batch, self._to_record(key, batch))
+        save = Save(self.server, [self.change(key, loaded, value)], batch, self.to_record(batch, key))
         save.write()
         return save.written[0]
 
-    def _refuse_repeated(self, key: str, batch: Batch) -> None:
+    def refuse_repeated(self, batch: Batch, key: str) -> None:
         """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the present state."""
         if batch.outcomes:
             try:
-                found = self.recorded(key, batch.outcomes)
+                found = self.recorded(batch.outcomes, key)
             except (RedisError, RedisClusterException, ValueError) as error:
                 raise NotSaved(f"{shown(key)} was not saved, nothing was written: {said(error)}") from error
             if found:
@@ -141,12 +142,8 @@ class Resources(Generic[R]):
             found |= {key: _state_of(key, told) for key, told in zip(group, answers, strict=True)}
         return found
 
-    def save_all(self, groups: Iterable[list[Change]], batch: Batch) -> dict[str, Exception]:
-        """Write the changes of each group, if all its keys are unchanged since the load.
-
-        Return the errors of the groups that were not saved, by their first keys.
-        """
-        saves = {changes[0].key: Save(self.server, changes, batch) for changes in groups}
+    def save_all(self, saves: dict[str, Save], batch: Batch) -> dict[str, Exception]:
+        """Carry out *saves*, of which each has the place of its first key; return the errors of the others."""
         failed: dict[str, Exception] = {}
         for key, answer in self._exchange({key: save.command() for key, save in saves.items()}, batch).items():
             try:
@@ -183,21 +180,33 @@ class Resources(Generic[R]):
         if there != kept:
             raise outdated(key)
 
-    def recorded(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, str]:
-        """Return the recorded outcomes of operations with *idempotency_keys*."""
-        wanted = self._outcome_names(key, idempotency_keys)
-        found = self.server.load_outcomes(self.name(key), list(wanted.values()))
-        return {one: told.decode() for one, told in zip(wanted, found, strict=True) if told}
+    def recorded(self, idempotency_keys: Iterable[str], key: str) -> dict[str, str]:
+        """Return the recorded outcomes of operations with *idempotency_keys*: at *key*, unless these are names."""
+        wanted = {one: self._outcome_name(one, key) for one in idempotency_keys}
+        by_slot: dict[int | None, list[str]] = {}
+        for one, name in wanted.items():
+            by_slot.setdefault(self.server.slot_of(name), []).append(one)
+        found: dict[str, str] = {}
+        for some in by_slot.values():
+            told = self.server.load_outcomes([wanted[one] for one in some])
+            found |= {one: text.decode() for one, text in zip(some, told, strict=True) if text}
+        return found
 
-    def _to_record(self, key: str, batch: Batch) -> Recorded | None:
+    def to_record(self, batch: Batch, key: str) -> Recorded | None:
+        """Return what a save of *batch* at *key* records."""
         kept = batch.outcomes
         if not kept:
             return None
-        return Recorded(self._outcome_names(key, kept), list(kept.values()), self.outcome_milliseconds or 0)
+        names = {one: self._outcome_name(one, key) for one in kept}
+        return Recorded(names, list(kept.values()), self.outcome_milliseconds or 0)
 
-    def _outcome_names(self, key: str, idempotency_keys: Iterable[str]) -> dict[str, bytes]:
-        resource = self.name(key)
-        return {one: outcome_name(resource, one.encode()) for one in idempotency_keys}
+    def _outcome_name(self, asked: str, key: str) -> bytes:
+        """Return the name in Redis of the outcome that *asked* stands for: an idempotency key, or an `OutcomeName`."""
+        if not isinstance(asked, OutcomeName):
+            return outcome_name(self.name(key), asked.encode())
+        names: list[bytes] = [self.name(one) for one in asked.keys]
+        idempotency_key = asked.idempotency_key.encode()
+        return outcome_name_across(names, idempotency_key) if asked.across else outcome_name(names[0], idempotency_key)
 
     def check_slot(self, keys: tuple[str, ...]) -> None:
         """Raise a `ValueError` if one script cannot save all *keys*, since they lie in several slots of a cluster."""
@@ -211,9 +220,10 @@ class Resources(Generic[R]):
                 "'{bank}Ann' and '{bank}shop', or the store a prefix with one"
             )
 
-    def name(self, key: str) -> bytes:
-        """Return the name of the hash of *key*."""
-        return self.prefix + key.encode(errors="surrogateescape")
+    def name(self, key: Any) -> bytes:
+        """Return the name of the hash of *key*, a str."""
+        text: str = key
+        return self.prefix + text.encode(errors="surrogateescape")
 
     def encoded(self, key: str, resource: R, last: bytes | None) -> bytes:
         """Return the value of *resource*, which was *last* before."""

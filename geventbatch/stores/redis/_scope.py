@@ -80,7 +80,7 @@ class Scope(Generic[R]):
 
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """Return the recorded outcomes of operations with these idempotency keys. Switches: yes."""
-        return self._resources.recorded(self._key, keys)
+        return self._resources.recorded(keys, self._key)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -56,7 +56,7 @@ return found
 
 LOAD_OUTCOMES: Final = """
 local found = {}
-for i = 2, #KEYS do found[i - 1] = redis.call('GET', KEYS[i]) end
+for i, name in ipairs(KEYS) do found[i] = redis.call('GET', name) end
 return found
 """
 

@@ -51,8 +51,8 @@ class Server:
             return [self.load(names[0])]
         return cast("list[Any]", self._client.execute_command(*load_command(names), NEVER_DECODE=True))
 
-    def load_outcomes(self, name: bytes, names: list[bytes]) -> list[bytes | None]:
-        found = self._client.execute_command("EVAL", LOAD_OUTCOMES, 1 + len(names), name, *names, NEVER_DECODE=True)
+    def load_outcomes(self, names: list[bytes]) -> list[bytes | None]:
+        found = self._client.execute_command("EVAL", LOAD_OUTCOMES, len(names), *names, NEVER_DECODE=True)
         return cast("list[bytes | None]", found)
 
     def slot_of(self, _name: bytes, /) -> int | None:

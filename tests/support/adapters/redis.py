@@ -93,7 +93,7 @@ class RedisAdapter(Adapter):
             self.direct.pexpire(name, 0)
 
     def _outcomes(self) -> Iterator[Any]:
-        return iter(self.direct.scan_iter(match=f"*{self._prefix}*:idempotency:*", count=1000))
+        return iter(self.direct.scan_iter(match=f"*{self._prefix}*:idempotency*:*", count=1000))
 
     def clear(self) -> None:
         _clear(self.direct, self._prefix)
@@ -197,7 +197,6 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
         name=name,
         fresh=fresh,
         opens=opens,
-        has_outcomes=not kind.bulk,
         has_proxy=True,
         can_corrupt=True,
         can_restart=can_restart,
