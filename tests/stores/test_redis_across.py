@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from geventbatch import BatchError, Conflict, LoadFailed, Processor, ResourceMissing, SaveFailed
+from geventbatch import BatchError, Conflict, LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch.stores import RedisStore
 from geventbatch.stores.redis._scripts import KEPT_SAVES
 from tests.stores.test_stores import all_of, assert_as_good_as_new, spawned
@@ -253,6 +253,30 @@ def test_what_cannot_be_encoded_fails_its_own_operation_and_changes_no_key(adapt
     assert totals(adapter) == [9, 10, 11, 9, 11, 10]
 
 
+def test_one_of_its_keys_is_deleted_and_leaves_a_trace_that_expires(adapter: RedisAdapter) -> None:
+    def close(accounts: Accounts) -> None:
+        source, target = accounts
+        target["total"] += source["total"]
+        current_batch().delete(KEYS[0])
+
+    with bulk(adapter, missing="make") as processor:
+        closed, behind, apart = together(
+            processor, (KEYS[:2], close), (KEYS[:2], transfer, 1), (KEYS[2:4], transfer, 1)
+        )
+    assert (closed, behind, apart) == (None, (-1, 21), (9, 11))
+    assert totals(adapter)[:4] == [-1, 21, 9, 11]
+    assert adapter.direct.pttl(adapter.name(KEYS[0])) == -1  # made anew
+    with bulk(adapter) as processor:
+        processor.run_across(KEYS[1::-1], lambda accounts: current_batch().delete(KEYS[1]))
+        metrics = processor.subscribe_batch_metrics()
+        cut = adapter.proxy.cut_after(adapter.commit_marker)
+        processor.run_across(KEYS[2:4], lambda accounts: [current_batch().delete(key) for key in KEYS[2:4]] and None)
+        assert cut.met == 1
+    assert next(iter(metrics)).attempts == 1
+    assert totals(adapter)[:4] == [-1, None, None, None]
+    assert all(0 < adapter.direct.pttl(adapter.name(key)) <= 600_000 for key in KEYS[1:4])
+
+
 def test_each_hash_lives_for_its_ttl_and_no_other_does(adapter: RedisAdapter) -> None:
     store = RedisStore[dict[str, int]](adapter.client, prefix=adapter.name(""), missing=lambda _: {"total": 0}, ttl=60)
     adapter.direct.pexpire(adapter.name(KEYS[0]), 5_000)
@@ -394,8 +418,8 @@ def test_out_of_attempts_nothing_was_written(adapter: RedisAdapter) -> None:
 @pytest.mark.parametrize("batching", [True, False])
 def test_a_processor_of_the_store_takes_it_as_it_is(adapter: RedisAdapter, batching: bool) -> None:
     with Processor(open_resource=adapter.store(), min_duration=0, max_duration=30, batching=batching) as processor:
-        assert together(processor, (KEYS[:2], transfer, 1), (KEYS[1], adapter.add, 1)) == [(9, 11), 12]
+        assert together(processor, (KEYS[:2], transfer, 1), (KEYS[3], adapter.add, 1)) == [(9, 11), 11]
         if isinstance(adapter.client, redis.RedisCluster):
             with pytest.raises(ValueError, match=r"'\{bank\}2' and 'shop' .* slot \d+ .* slot \d+.* nothing was run"):
                 processor.run_across(["{bank}2", "shop"], transfer, 1)
-    assert totals(adapter) == [9, 12, 10, 10, 10, 10]
+    assert totals(adapter) == [9, 11, 10, 11, 10, 10]

@@ -54,7 +54,7 @@ class RedisStore(Generic[R]):
     client's pool. If its answer is lost, the store tries to find out whether it was written as long as the batch has
     time. Only if it cannot, the save fails with the driver's error, in a `SaveFailed` that is not ``retry_safe``.
 
-    The outcome of an operation with an idempotency key has a key of its own, in the same slot of a cluster, which
+    The outcome of an operation with an idempotency key has a key of its own, in the slot of the operation's keys, which
     expires by itself. If Redis evicts keys, the outcome may be lost earlier.
 
     Args:
@@ -130,8 +130,8 @@ class RedisStore(Generic[R]):
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
         One message loads the resources of all ready batches, and another saves them (one to each node of a cluster).
-        Keys that operations across keys connect are loaded and saved by one script: all of them or none. It takes no
-        operations with idempotency keys, and caches nothing (``reuse_resource``).
+        Keys that operations across keys connect are loaded and saved by one script: all of them or none. It caches
+        nothing (``reuse_resource``).
 
         Switches: no.
         """
