@@ -8,6 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._bulk.component import Component
+from geventbatch._bulk.crossing import Crossing
 from geventbatch._check_values import check_callable
 from geventbatch._safe_repr import said, shown
 from geventbatch._seam import each_of, observing
@@ -69,10 +71,11 @@ def check_operations(
 
     Args:
         *processors: The processors whose operations are checked.
-        copy: Copies a resource. By default `copy.deepcopy`, with which a Django instance keeps its class.
-        state: Returns the part that is compared, by ``==``, of a resource, a result, or an added row. By default
-            `state_of`: all that is in it, by value. Give one for objects that hold more than their state, such as
-            caches, or the time.
+        copy: Copies a resource; of an operation across keys, each. By default `copy.deepcopy`, with which a Django
+            instance keeps its class.
+        state: Returns the part that is compared, by ``==``, of a resource (of each, as *copy*), a result, or an added
+            row. By default `state_of`: all that is in it, by value. Give one for objects that hold more than their
+            state, such as caches, or the time.
         around: Returns the context manager around both runs on copies: a savepoint that is rolled back, if
             operations send statements that write.
         skip: Names of checks, as above, that are left out.
@@ -146,7 +149,7 @@ class _Checker:
     def run(self, operation: Callable[..., Any], read_only: bool, resource: Any, *args: Any) -> Any:  # noqa: FBT001 - bound by a partial
         """Apply *operation*, unless a check refuses it."""
         called = f"{_name(operation)}({', '.join(['resource', *map(shown, args)])})"
-        before = self._state(resource)
+        before = self._state_of(resource)
         given = state_of(_containers(args))
         first, second = (self._try(operation, resource, args) for _ in range(2))
         if state_of(_containers(args)) != given:
@@ -176,16 +179,19 @@ class _Checker:
         finally:
             batch.forget_operation()
         aliases = _aliases(twin, args, twice)
-        return _Run(value, error, twin, self._state(twin), beside, aliases, computed, unfinished(value))
+        return _Run(value, error, twin, self._state_of(twin), beside, aliases, computed, unfinished(value))
 
     def _copied(self, resource: Any) -> Any:
         try:
-            return self._copy(resource)
+            return self._copy(resource) if self._copy is copied else _of_each(self._copy, resource)
         except Exception as error:
             raise TypeError(
                 f"check_operations cannot copy the resource {shown(resource)} ({said(error)}): pass copy=…, which "
                 "returns another one in the same state"
             ) from error
+
+    def _state_of(self, resource: Any) -> Any:
+        return self._state(resource) if self._state is state_of else _of_each(self._state, resource)
 
     def _findings(self, first: _Run, second: _Run, before: Any, *, read_only: bool) -> Iterator[tuple[Check, str]]:
         if first.unfinished is not None:
@@ -231,7 +237,7 @@ class _Checker:
 
     def _replaces(self, run: _Run) -> bool:
         value, resource = run.value, run.resource
-        if type(value) is not type(resource) or self._state(value) == run.state:
+        if type(value) is not type(resource) or _is_of_several(resource) or self._state(value) == run.state:
             return False
         if isinstance(value, (dict, set)):
             return bool(resource) and set(resource) <= set(value)
@@ -245,6 +251,16 @@ class _Checker:
         )
         self.complaints.append(complaint)
         raise complaint
+
+
+def _is_of_several(resource: Any) -> bool:
+    """Return whether *resource* is the tuple of resources of an operation across keys."""
+    return type(resource) is tuple and type(batch_at_hand()) in {Component, Crossing}
+
+
+def _of_each(call: Callable[[Any], Any], resource: Any) -> Any:
+    """Call a function of the user's, which takes one resource, with each resource of the operation."""
+    return tuple(map(call, resource)) if _is_of_several(resource) else call(resource)
 
 
 def _containers(args: tuple[Any, ...]) -> list[Any]:

@@ -24,14 +24,18 @@ def copied(resource: Any) -> Any:
     """Copy *resource* with all that it holds.
 
     `copy.deepcopy` asks Django for the class of an instance. Here a Django instance keeps its class, which while a
-    batch runs is one whose ``save`` writes nothing.
+    batch runs is one whose ``save`` writes nothing. Of an operation across keys, *resource* is the tuple of all: what
+    they have in common, their copies have in common too.
     """
-    if not _is_model(resource):
-        return deepcopy(resource)
-    kind: Any = type(resource)
-    twin = object.__new__(kind)  # past the class, which makes instances of the model itself
-    twin.__dict__.update(deepcopy(vars(resource)))
-    return twin
+    several = resource if type(resource) is tuple else (resource,)
+    memo: dict[int, Any] = {}
+    models = [one for one in several if _is_model(one)]
+    for one in models:
+        kind: Any = type(one)
+        memo[id(one)] = object.__new__(kind)  # past the class, which makes instances of the model itself
+    for one in models:
+        memo[id(one)].__dict__.update(deepcopy(vars(one), memo))
+    return deepcopy(resource, memo)
 
 
 def state_of(value: Any) -> Any:
