@@ -156,10 +156,10 @@ class Component(Batch):
         """Be of all its keys again: no operation is at hand."""
         self.key, self.named = self.members[0].key, self._keys
 
-    def changed(self, operations: list[Any]) -> set[Hashable]:
-        """Return the keys of those *operations* that have returned in the attempt at hand, or are to be recorded."""
-        saved = (one for one in operations if (one.state == STARTED and one.error is None) or self._records(one))
-        return {key for one in saved if type(one.callable) is At for key in one.callable.keys}
+    def changed(self, operations: list[Any]) -> tuple[set[Hashable], set[Hashable]]:
+        """Return the keys of those *operations* that have returned in the attempt at hand; and of the recorded ones."""
+        returned = [one for one in operations if one.state == STARTED and one.error is None]
+        return _keys_of(returned), _keys_of([one for one in operations if self._records(one)])
 
     def _records(self, operation: Any) -> bool:
         """Return whether an outcome of *operation* is to be recorded."""
@@ -223,6 +223,10 @@ class Component(Batch):
         waiting = sum(_release(member, failure) for member in needing)
         log.failed(self.dispatcher.options.name, failure, waiting)
         self.dispatcher.counts.answered += waiting
+
+
+def _keys_of(operations: list[Any]) -> set[Hashable]:
+    return {key for one in operations if type(one.callable) is At for key in one.callable.keys}
 
 
 def _release(member: Batch, failure: Failure | None) -> int:

@@ -251,11 +251,20 @@ class Round:
                 attempt.broken = None  # its traceback refers to this frame: no cycle
                 self._replay(attempt, 0.0 if replay or settle(attempt) else None)
                 self._leave_out(attempt)
-            elif type(attempt.batch) is Component:
-                changed = attempt.batch.changed(current_part(attempt))
-                for key in attempt.batch.loads:
-                    if key not in changed:
-                        self._leave_key_out(key)
+            else:
+                self._leave_unchanged_out(attempt, attempt.batch)
+
+    def _leave_unchanged_out(self, attempt: Attempt, batch: Batch) -> None:
+        """Leave out what no operation has changed: the resources, and the keys too unless outcomes are recorded."""
+        if type(batch) is Component:
+            changed, recorded = batch.changed(current_part(attempt))
+            for key in batch.loads:
+                if key not in changed and key in recorded:
+                    self._resources.pop(key, None)
+                elif key not in changed:
+                    self._leave_key_out(key)
+        elif not attempt.completed:
+            self._resources.pop(batch.key, None)
 
     # -- save ---------------------------------------------------------------------------------------------
 

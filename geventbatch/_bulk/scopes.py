@@ -94,7 +94,7 @@ class OneOfBulk:
 
     def __enter__(self) -> Any:
         """Load."""
-        resources = self._scope.__enter__()
+        self._resources = resources = self._scope.__enter__()
         try:
             return self._found(resources)
         except BaseException as error:
@@ -114,6 +114,9 @@ class OneOfBulk:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Save."""
+        if kind is None and not process.running[gevent.getcurrent()].completed:  # only outcomes are to be recorded
+            for key in self._keys:
+                self._resources.pop(key, None)
         try:
             self._scope.__exit__(kind, error, traceback)
         except PartlySaved as lost:

@@ -186,15 +186,15 @@ def outcomes_of(batches: Iterable[Batch]) -> dict[str, str]:
     return found
 
 
-def repeated_of(batches: Iterable[Batch], error: Repeated) -> dict[Batch, Repeated]:
-    """Return the part of *error* that concerns each of *batches*; leave out the others."""
-    found: dict[Batch, Repeated] = {}
+def repeated_of(batches: Iterable[Batch], found: Mapping[str, str]) -> dict[Batch, Repeated]:
+    """Return the error of each of *batches* of which outcomes are *found*; leave out the others."""
+    repeated: dict[Batch, Repeated] = {}
     for batch in dict.fromkeys(batches):
-        its = {name: error.outcomes[name] for name in batch.outcomes if name in error.outcomes}
+        its = {name: found[name] for name in batch.outcomes if name in found}
         if its:
-            told = f"{named(batch.loads)} not saved: {len(its)} idempotency keys are recorded already"
-            found[batch] = Repeated(told, outcomes=its)
-    return found
+            told = f"{named(batch.loads)} not saved: {len(its)} of the idempotency keys are recorded already"
+            repeated[batch] = Repeated(told, outcomes=its)
+    return repeated
 
 
 def _digest(text: str) -> str:

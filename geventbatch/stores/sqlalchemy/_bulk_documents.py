@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._bulk.connected import by_component
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NothingToSave, PartlySaved, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, ResourceMissing
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
-from geventbatch.stores.sqlalchemy._bulk_save import BulkSave, Part, Saving
+from geventbatch.stores._sql.outcomes import outcomes_of, repeated_of
+from geventbatch.stores.sqlalchemy._bulk_save import BulkSave, Part, Saving, outcomes_in
 from geventbatch.stores.sqlalchemy._bulk_statements import Claim, fits, load_all, statements_for_all
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import Row
@@ -31,15 +32,12 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
     from types import TracebackType
 
-    from geventbatch._core.batch import Batch
+    from geventbatch.errors import Repeated
     from geventbatch.stores.sqlalchemy._documents import Documents
 
 
 class BulkDocuments:
     """The ``open_resources`` of a `Processor`: documents of many keys in one transaction."""
-
-    keeps_outcomes = False
-    """It refuses operations with idempotency keys."""
 
     all_or_nothing = True
     """What operations have connected is saved together or not at all."""
@@ -47,6 +45,7 @@ class BulkDocuments:
     def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
         self._documents = documents
         self._columns = columns
+        self.keeps_outcomes = documents.outcomes is not None
         self.on_server = on_server(documents.engine)
         single, dialect = documents.statements, documents.engine.dialect.name
         has_arrays = dialect == "postgresql" and all(fits(column) for column in (table.c.key, table.c.state))
@@ -138,6 +137,10 @@ class BulkDocumentScope:
         resource = self._resources[key] = self._scopes[key].restore(checkpoint)
         return resource
 
+    def recorded(self, names: list[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these names. Switches: yes."""
+        return outcomes_in(self._documents, self._transaction, self._scopes).find(self._transaction.send, names)
+
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _begun(self) -> Transaction:
@@ -220,34 +223,51 @@ class BulkDocumentScope:
     def _save(self) -> dict[Hashable, Exception]:
         """Save, and return the errors of documents that were not saved."""
         failed: dict[Hashable, Exception] = {}
-        parts = []
+        parts: list[Part] = []
+        bulk = batch_at_hand().bulk
         loaded = (key for key in self._resources if key in self._scopes)
-        for batch, keys in by_component(loaded, batch_at_hand().bulk).items():
-            part = self._part(batch, keys, failed)
-            if part is not None and (part.changes or part.rows):
+        keys_of = by_component(loaded, bulk)
+        for batch, keys in keys_of.items():
+            part = self._part(Part(batch, keys[0], {}, batch.rows, outcomes_of([batch])), keys, failed)
+            if part is not None and (part.changes or part.rows or part.outcomes):
                 parts.append(part)
+        for key, batch in bulk.items():
+            if batch not in keys_of and batch.outcomes:  # its operations have raised, so nothing else is saved
+                keys_of[batch] = [key]
+                parts.append(Part(batch, key, {}, [], outcomes_of([batch])))
         if parts:
             save = BulkSave(self._documents, self._saving, self._scopes, self._spelled, parts)
             failed |= save.save(self._transaction, self._begin_again)
         return failed
 
-    def _part(self, batch: Batch, keys: list[Hashable], failed: dict[Hashable, Exception]) -> Part | None:
-        """Return what is to be saved of *keys*; None if one of them cannot be encoded, which is put into *failed*."""
-        part = Part(keys[0], {}, batch.rows)
+    def _part(self, part: Part, keys: Sequence[Hashable], failed: dict[Hashable, Exception]) -> Part | None:
+        """Return *part* with the changes of *keys*; None if one cannot be encoded, whose error is put into *failed*."""
         for beside in (bool(part.rows), True):  # what one key has become was made for the present state of all
             for key in keys:
                 if key in part.changes:
                     continue
                 try:
-                    _, change = self._scopes[key].change_of(batch, beside)
+                    _, change = self._scopes[key].change_of(part.batch, beside)
                 except Exception as error:
-                    failed[key] = error
+                    failed[key] = self._repeated(part) or error
                     return None
                 if change is not None:
                     part.changes[key] = change
-            if beside or len(keys) == 1 or not part.changes:
+            if beside or len(keys) <= 1 or not part.changes:
                 break
         return part
+
+    def _repeated(self, part: Part) -> Repeated | None:
+        """Return the error of *part* if outcomes are recorded: a repeated operation is not judged by the new state."""
+        if not part.outcomes:
+            return None
+        try:
+            found = self.recorded(list(part.outcomes))
+        except NotSaved:
+            raise
+        except Exception as error:
+            raise errors.of_store(error, self._name) from error
+        return repeated_of([part.batch], found).get(part.batch)
 
     def _begin_again(self) -> Transaction:
         try:

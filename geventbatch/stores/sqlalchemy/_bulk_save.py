@@ -8,6 +8,9 @@ nothing was written. Then the rows are claimed: one statement locks them, in the
 are not as loaded. What is left is sent together with COMMIT again. Other transactions claim first, unless they send one
 statement only. After a claim, a write can still miss its row: a new document meets another one, or the database leaves
 a row out. Then everything written is undone by a savepoint, and written again without the lost parts.
+
+The outcomes of all parts are recorded by one statement before anything is written, after a savepoint: if some are there
+already, their parts are lost, and the locks stay.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy.exc import IntegrityError
 
 from geventbatch._batch import batch_at_hand
-from geventbatch.errors import Conflict, NotSaved, Rejected
+from geventbatch.errors import Conflict, NotSaved, Rejected, Repeated
 from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, repeated_of
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
 from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, left_out
@@ -27,6 +31,7 @@ from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, left_out
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping
 
+    from geventbatch._core.batch import Batch
     from geventbatch.stores.sqlalchemy._bulk_statements import Claim, Together
     from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
     from geventbatch.stores.sqlalchemy._documents import Documents
@@ -36,13 +41,18 @@ Change = tuple[Any, dict[str, Any]]
 """A statement for one document, and its parameters."""
 
 
+_TRIES: Final = 3
+
+
 class Part(NamedTuple):
     """What is saved whole or not at all."""
 
+    batch: Batch
     key: Hashable
     """One of its keys."""
     changes: dict[Hashable, Change]
     rows: list[object]
+    outcomes: dict[str, str]
 
 
 class Saving(NamedTuple):
@@ -56,6 +66,19 @@ class Saving(NamedTuple):
 
 class Lost(Conflict):
     """The conflict of one key, while the transaction goes on."""
+
+
+def outcomes_in(
+    documents: Documents, transaction: Transaction, scopes: Mapping[Hashable, DocumentScope]
+) -> OutcomesOfBulk:
+    """Return the outcomes of the documents that these *scopes* have loaded, by key."""
+    assert documents.outcomes is not None  # noqa: S101 - else no operation has an idempotency key
+
+    def place(key: Hashable) -> tuple[str, Hashable]:
+        scope = scopes.get(key)  # None: its load has failed
+        return (documents.name, key) if scope is None else scope.place
+
+    return OutcomesOfBulk(documents.outcomes, str(transaction.key), place)
 
 
 class BulkSave:
@@ -78,6 +101,7 @@ class BulkSave:
         self._left = parts  # that are not lost so far
         self._failed: dict[Hashable, NotSaved] = {}  # by a key of each lost part
         self._claimed = saving.claim is None
+        self._tries = _TRIES  # to record outcomes, where expired ones are in the way
         self._transaction: Transaction
 
     def save(self, transaction: Transaction, begin_again: Callable[[], Transaction]) -> dict[Hashable, NotSaved]:
@@ -113,6 +137,10 @@ class BulkSave:
         """Send everything with COMMIT. Return False if a row was lost, so that nothing was written."""
         try:
             self._transaction.write(send)
+        except Rejected as error:
+            if not self._makes_way(error):
+                raise
+            return not self._left or self._is_sent(send)
         except LostRow:
             if self._saving.claim is None:
                 raise (left := left_out(self._transaction.key)) from left.__cause__
@@ -124,6 +152,7 @@ class BulkSave:
 
     def _send_all(self) -> None:
         transaction, changes = self._transaction, self._changes()
+        self._record(self._left)
         if not self._claimed and self._count(changes) > 1:
             self._change_claimed(changes)
         for statement, some in self._grouped(changes):
@@ -138,6 +167,39 @@ class BulkSave:
         claim, some = self._saving.claim, self._loaded(changes)
         if claim is not None and some:
             self._transaction.change(*claim.of(some), rows=len(some))
+
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def _recording(self, parts: Iterable[Part]) -> Recording | None:
+        kept = {name: text for part in parts for name, text in part.outcomes.items()}
+        if not kept:
+            return None
+        return Recording(outcomes_in(self._documents, self._transaction, self._scopes), kept)
+
+    def _record(self, parts: Iterable[Part]) -> None:
+        recording = self._recording(parts)
+        if recording is not None:
+            self._transaction.record(recording)
+
+    def _makes_way(self, error: Rejected) -> bool:
+        """Take out the parts whose outcomes are recorded already, or delete expired ones. Return False if none are."""
+        found = self._in_the_way(error, self._left)
+        if isinstance(found, Repeated):
+            repeated = repeated_of([part.batch for part in self._left], found.outcomes)
+            self._failed |= {part.key: repeated[part.batch] for part in self._left if part.batch in repeated}
+            self._left = [part for part in self._left if part.batch not in repeated]
+        elif found is not None:
+            self._tries -= 1
+            if not self._tries:
+                raise found from None
+        return found is not None
+
+    def _in_the_way(self, error: Rejected, parts: Iterable[Part]) -> NotSaved | None:
+        """Return the error in place of *error* if the INSERT of outcomes has caused that; they are undone then."""
+        recording, why = self._recording(parts), error.__cause__
+        if recording is None or why is None:
+            return None
+        return recording.check(why, self._transaction.send, Savepoint(self._transaction).go_back, lambda: None)
 
     # -- by a claim ------------------------------------------------------------------------------------------
 
@@ -166,7 +228,7 @@ class BulkSave:
             its = [key for key in part.changes if key in lost]
             if its:
                 self._failed[part.key] = self._lost(its[0])
-                half = half or len(its) < len(part.changes)
+                half = half or bool(part.outcomes) or len(its) < len(part.changes)
             else:
                 left.append(part)
         self._left = left
@@ -182,7 +244,7 @@ class BulkSave:
     def _write_each(self) -> None:
         if self._count(self._changes()) > 1 or self._connects():
             self._claim()
-        savepoint = Savepoint(self._transaction) if self._connects() else None
+        savepoint = Savepoint(self._transaction) if self._connects() or self._recording(self._left) else None
         while self._is_half_written(savepoint):
             pass
         insert_rows(self._transaction.connection, [row for part in self._left for row in part.rows])
@@ -195,11 +257,20 @@ class BulkSave:
         if savepoint is None:
             return self._lose(self._write(self._changes()))
         lost: set[Hashable] = set()
-        savepoint.write(lambda: lost.update(self._write(self._changes())))
+        try:
+            savepoint.write(lambda: lost.update(self._write_recorded()))
+        except Rejected as error:
+            if not self._makes_way(error):
+                raise
+            return True
         if not self._lose(lost):
             return False
         savepoint.go_back()
         return True
+
+    def _write_recorded(self) -> set[Hashable]:
+        self._record(self._left)
+        return self._write(self._changes())
 
     def _write(self, changes: dict[Hashable, Change]) -> set[Hashable]:
         """Write, and return the keys whose rows were not as loaded."""
@@ -222,9 +293,12 @@ class BulkSave:
             except (Lost, Rejected) as error:
                 if isinstance(error, Lost):
                     savepoint.go_back()
-                self._failed[part.key] = error
+                    self._failed[part.key] = error
+                else:
+                    self._failed[part.key] = self._in_the_way(error, [part]) or error
 
     def _write_part(self, part: Part) -> None:
+        self._record([part])
         for key in sorted(part.changes, key=str):
             if not self._is_written(*part.changes[key]):
                 raise self._lost(key)

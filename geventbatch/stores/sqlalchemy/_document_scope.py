@@ -116,6 +116,12 @@ class DocumentScope:
             return left_out(self._key)
         return lost
 
+    @property
+    def place(self) -> tuple[str, Hashable]:
+        """The store's name and the row's own key, by which outcomes are named."""
+        loaded = self._loaded.key
+        return self._documents.name, self._key if loaded is None else row_key(self._key, loaded)
+
     def recorded(self, keys: list[str]) -> dict[str, str]:
         """Return the recorded outcomes of these idempotency keys. Switches: yes."""
         if not self.reused:
@@ -215,8 +221,7 @@ class DocumentScope:
     def _outcomes(self) -> Outcomes:
         documents = self._documents
         assert documents.outcomes is not None  # noqa: S101 - else no operation has an idempotency key
-        key = self._key if self._loaded.key is None else row_key(self._key, self._loaded.key)
-        return Outcomes(documents.outcomes, documents.name, key)
+        return Outcomes(documents.outcomes, *self.place)
 
     def _reuse(self) -> bool:
         """Take the cached state; return whether there was one."""

@@ -25,6 +25,7 @@ from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import statements as sql_statements
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, SENT
 from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
+from geventbatch.stores.sqlalchemy._savepoint import SET
 from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ class JoinedTransaction(PostgresTransaction):
             return
         self.checked = rows
         self.connection.execute(statement, parameters)
+
+    def record(self, recording: Recording) -> None:
+        """Send outcomes; in a save that is collected, let the server set the savepoint."""
+        if self.collected is None:
+            super().record(recording)
+        else:
+            self.collected += [SET, self.join(*recording.statement())]
 
     def write(
         self, writes: Callable[[], object], recording: Recording | None = None, *, collected: bool = True

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
-_SET: Final = sa.text("SAVEPOINT geventbatch")
+SET: Final = "SAVEPOINT geventbatch"
+
+_SET: Final = sa.text(SET)
 _RELEASE: Final = sa.text("RELEASE SAVEPOINT geventbatch")  # or they would pile up
 _GO_BACK: Final = sa.text("ROLLBACK TO SAVEPOINT geventbatch")
 

@@ -182,6 +182,10 @@ class Transaction:
         options = {"preserve_rowcount": True}
         return self.connection.exec_driver_sql(statement, parameters, execution_options=options)
 
+    def record(self, recording: Recording) -> None:
+        """Send outcomes, for a save that takes the outcomes of many batches: after a savepoint."""
+        recording.send(self.send)
+
     def write(
         self,
         writes: Callable[[], object],

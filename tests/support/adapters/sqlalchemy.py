@@ -484,7 +484,6 @@ def _case(
         name=f"sqlalchemy-{form}-{shown}-{server}{'' if pipeline else '-plain'}{'-bulk' if bulk else ''}",
         fresh=partial(fresh, server),
         opens=partial(opened, server, form, kind, pipeline=pipeline, bulk=bulk),
-        has_outcomes=not bulk,
         has_across=bulk,
         has_locks=kind == "lock",
         has_rows=True,
