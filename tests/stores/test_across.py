@@ -137,6 +137,36 @@ def test_rows_of_an_operation_across_keys_are_inserted_once(adapter: Adapter) ->
     assert bank.totals() == [9, 11] * 10
 
 
+def close(accounts: tuple[Any, ...], bank: Bank) -> None:
+    """Close the first account; what it has goes to the second one."""
+    source, target = accounts
+    bank.adapter.add(target, bank.adapter.total(source))
+    current_batch().delete(current_batch().keys[0])
+
+
+@over_across
+def test_an_operation_across_keys_deletes_one_of_them_and_changes_the_others(adapter: Adapter) -> None:  # noqa: F811
+    bank = Bank(adapter)
+    runs = transfers(bank) | {("n3", "n5"): (close, bank), ("n2", "n6"): (bank.transfer, 1)}
+    with bank.processor() as processor:
+        answers = together(processor, runs)
+    assert not [answer for answer in answers.values() if isinstance(answer, Exception)]
+    assert bank.totals() == [9, 11, 8, None, 9, 22, 10, 11, *[9, 11] * 6]
+
+
+@over_unlocked
+def test_when_somebody_else_has_changed_one_key_none_that_is_connected_with_it_is_deleted(adapter: Adapter) -> None:  # noqa: F811
+    bank = Bank(adapter)
+    runs = transfers(bank)
+    runs[PAIRS[0]] = (After(partial(adapter.put, "n3", 50), bank.transfer), 1)
+    runs[PAIRS[1]] = (close, bank)
+    runs[PAIRS[2]] = (close, bank)
+    with bank.processor(max_attempts=1) as processor:
+        answers = together(processor, runs)
+    assert [pair for pair, answer in answers.items() if is_lost(answer)] == [PAIRS[1]]
+    assert bank.totals() == [9, 11, 10, 50, None, 20, *[9, 11] * 7]
+
+
 @over_across
 def test_unbatched_operations_across_keys_are_saved_whole_or_not_at_all(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)

@@ -45,6 +45,14 @@ SHARES = {
 }
 
 
+ACROSS = {
+    (documents, "sqlite"): 0.1,
+    (documents, "postgresql"): 0.2,
+    (documents, "mariadb"): 0.1,
+}
+"""Of operations across keys beside such on one key: what the module has to have is `across_examples`."""
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_logged() -> Iterator[None]:
     """Thousands of batches are refused on purpose."""
@@ -56,16 +64,27 @@ def _nothing_is_logged() -> Iterator[None]:
 ROOT = __file__.rpartition("/tests/")[0]
 
 
+def over(shares: dict[tuple[ModuleType, str], float]) -> pytest.MarkDecorator:
+    cases = [pytest.param(*case, marks=[pytest.mark.mariadb] if case[1] == "mariadb" else []) for case in shares]
+    return pytest.mark.parametrize(("orm", "server"), cases)
+
+
 @pytest.mark.timeout(120 + EXAMPLES)
-@pytest.mark.parametrize(
-    ("orm", "server"),
-    [pytest.param(*case, marks=[pytest.mark.mariadb] if case[1] == "mariadb" else []) for case in SHARES],
-)
+@over(SHARES)
 def test_batches_of_made_up_operations_on_made_up_models_give_what_the_operations_alone_give(
     orm: ModuleType, server: str, tmp_path: Path
 ) -> None:
     with orm.place(server, tmp_path) as place:
         search(orm.examples(server), place.run, round(EXAMPLES * SHARES[orm, server]))
+
+
+@pytest.mark.timeout(120 + EXAMPLES)
+@over(ACROSS)
+def test_made_up_operations_across_keys_give_what_a_transaction_for_each_of_them_gives(
+    orm: ModuleType, server: str, tmp_path: Path
+) -> None:
+    with orm.place(server, tmp_path) as place:
+        search(orm.across_examples(server), place.run, round(EXAMPLES * ACROSS[orm, server]))
 
 
 class _Enough(BaseException):
@@ -84,6 +103,19 @@ def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program
     program = tmp_path / "program.py"
     program.write_text(str(found.value).partition("The program:")[2].strip())
     assert ended(program, "forgotten rows") == (1, "FAIL")
+    assert ended(program, "") == (0, "PASS")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mutant", ["a component without one of its keys", "each key of a component by itself"])
+def test_a_store_that_saves_a_part_of_what_an_operation_across_keys_has_changed_is_found(
+    mutant: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Mismatch) as found, mutated(mutant), documents.place("sqlite", tmp_path) as place:
+        search(documents.across_examples("sqlite"), place.run, 100)
+    program = tmp_path / "program.py"
+    program.write_text(str(found.value).partition("The program:")[2].strip())
+    assert ended(program, mutant) == (1, "FAIL")
     assert ended(program, "") == (0, "PASS")
 
 

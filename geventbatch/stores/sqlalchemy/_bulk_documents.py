@@ -242,12 +242,13 @@ class BulkDocumentScope:
 
     def _part(self, part: Part, keys: Sequence[Hashable], failed: dict[Hashable, Exception]) -> Part | None:
         """Return *part* with the changes of *keys*; None if one cannot be encoded, whose error is put into *failed*."""
+        deleted = part.batch.deleted_keys
         for beside in (bool(part.rows), True):  # what one key has become was made for the present state of all
             for key in keys:
                 if key in part.changes:
                     continue
                 try:
-                    _, change = self._scopes[key].change_of(part.batch, beside)
+                    _, change = self._scopes[key].change_of(part.batch, beside, deleted=key in deleted)
                 except Exception as error:
                     failed[key] = self._repeated(part) or error
                     return None

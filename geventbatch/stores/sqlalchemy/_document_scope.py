@@ -97,13 +97,15 @@ class DocumentScope:
             self._resource = self._decoded(loaded.state)
         return self._resource
 
-    def change_of(self, batch: Batch, beside: object) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
+    def change_of(
+        self, batch: Batch, beside: object, *, deleted: bool
+    ) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
         """Return the row after the save of *batch*, and the statement to send; None if the document is unchanged.
 
         With *beside*, other things are saved in the same transaction.
         """
         row: Row | None = self._loaded
-        if batch.deleted:
+        if deleted:
             row = None
         elif batch.completed:
             row = _with_state(self._loaded, self._encoded(self._loaded.state))
@@ -279,7 +281,8 @@ class DocumentScope:
         change = None
         if batch.completed or self.reused:
             try:
-                row, change = self.change_of(batch, rows or (self.reused and recording is not None))
+                beside = rows or (self.reused and recording is not None)
+                row, change = self.change_of(batch, beside, deleted=batch.deleted)
             except Rejected:
                 self._refuse_repeated(batch)
                 raise

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from tests.support.oracle import engines
 from tests.support.oracle.documents_world import DocumentWorld, RedisWorld
 from tests.support.oracle.engines import EnginesPlace
-from tests.support.oracle.example import Example, Grammar, Lines, Orm, course, operations
+from tests.support.oracle.example import KEYS, Example, Grammar, Lines, Orm, across, course, operations
 from tests.support.redis_server import redis_url
 
 if TYPE_CHECKING:
@@ -56,15 +56,16 @@ _CODINGS = {
     "column": ("lambda resource: resource", "lambda state: state", "sa.JSON", True),
 }
 
-_KEYS = {"'a'": "None", "7": "sa.Integer", "'Ä'": "None"}
+_KEYS = {"['a', 'b', 'C']": "None", "[7, 8, 10]": "sa.Integer", "['Ä', 'b', 'c']": "None"}
 
 
-def _model(coding: str, key: str) -> str:
+def _model(coding: str, keys: str) -> str:
     encode, decode, state_type, ordered = _CODINGS[coding]
     return f"""
 metadata = sa.MetaData()
-KEY = {key}
-KEY_TYPE = {_KEYS[key]}
+KEYS = {keys}
+KEY = KEYS[0]
+KEY_TYPE = {_KEYS[keys]}
 STATE_TYPE = {state_type}
 ORDERED = {ordered}
 encode = {encode}
@@ -151,6 +152,24 @@ _ANSWERS: list[Lines] = [
 ]
 
 
+_MOVES: list[Lines] = [
+    (),
+    ("resources[0]['n'] -= 2", "resources[-1]['n'] += 2"),
+    ("resources[0]['n'] -= 2", "resources[-1]['n'] += 2"),
+    ("resources[-1]['n'] = resources[0]['n']",),
+    ("resources[-1]['list'].append(resources[0]['text'])",),
+    ("resources[0]['a'], resources[-1]['a'] = resources[-1]['a'], resources[0]['a']",),
+    ("resources[0]['n'] -= 4", "if resources[0]['n'] < 0:", "    raise Dirty('poor')", "resources[1]['n'] += 4"),
+]
+
+_SEVERAL: list[Lines] = [
+    (),
+    ("return resources",),
+    ("return [one['n'] for one in resources]",),
+    ("return {place: one['list'] for place, one in enumerate(resources)}",),
+]
+
+
 def _grammar(server: str, *, loses: bool) -> Grammar:
     beside = server != "redis"
     bad = [one for one in _BAD if one not in _LOST or not loses]  # functions of one's own promise to lose nothing
@@ -160,6 +179,8 @@ def _grammar(server: str, *, loses: bool) -> Grammar:
         answer=st.sampled_from(_ANSWERS),
         enough="r['n'] > 6",
         much="r['n'] > 5",
+        moves=st.sampled_from(_MOVES),
+        several=st.sampled_from(_SEVERAL),
     )
 
 
@@ -171,10 +192,45 @@ def examples(draw: st.DrawFn, server: str) -> Example:
     """One on *server*; on SQLite, some are in Redis."""
     if server == "sqlite" and draw(st.sampled_from([False, False, True])):
         server = "redis"
-    codings = {"redis": ["json", "sorted"], "postgresql": list(_CODINGS)}.get(server, ["json", "pickle", "column"])
-    coding = draw(st.sampled_from(codings))
+    coding = draw(st.sampled_from(_codings(server)))
     made, promised = draw(operations(_grammar(server, loses=coding not in {"json", "pickle"}), most=7))
-    key = draw(st.sampled_from(list(_KEYS) if server != "redis" else ["'a'"]))
+    keys = draw(st.sampled_from(list(_KEYS) if server != "redis" else ["['a', 'b', 'C']"]))
+    return Example(
+        ORM,
+        server,
+        _model(coding, keys),
+        made,
+        *draw(course(len(made), st.sampled_from(_FOREIGN))),
+        draw(_options(server, coding)),
+        promised,
+    )
+
+
+@st.composite
+def across_examples(draw: st.DrawFn, server: str) -> Example:
+    """One with operations across keys."""
+    coding = draw(st.sampled_from(_codings(server)))
+    made, promised, at = draw(across(_grammar(server, loses=coding not in {"json", "pickle"}), most=7))
+    keys = draw(st.sampled_from(list(_KEYS)))
+    return Example(
+        ORM,
+        server,
+        _model(coding, keys),
+        made,
+        *draw(course(len(made), st.sampled_from(_FOREIGN))),
+        (("bulk", draw(st.booleans())), *draw(_options(server, coding))),
+        promised,
+        at,
+        draw(st.integers(0, KEYS - 1)),
+    )
+
+
+def _codings(server: str) -> list[str]:
+    return {"redis": ["json", "sorted"], "postgresql": list(_CODINGS)}.get(server, ["json", "pickle", "column"])
+
+
+@st.composite
+def _options(draw: st.DrawFn, server: str, coding: str) -> tuple[tuple[str, Any], ...]:
     options: dict[str, Any] = {}
     if server != "redis":
         options["mode"] = draw(st.sampled_from(["version"] if server == "sqlite" else ["lock", "version"]))
@@ -182,15 +238,7 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         options["pipeline"] = draw(st.sampled_from([True, True, False]))
     if options.get("mode", "version") == "version" and coding in {"json", "pickle", "sorted"}:
         options["reuse"] = draw(st.sampled_from([False, True]))
-    return Example(
-        ORM,
-        server,
-        _model(coding, key),
-        made,
-        *draw(course(len(made), st.sampled_from(_FOREIGN))),
-        tuple(sorted(options.items())),
-        promised,
-    )
+    return tuple(sorted(options.items()))
 
 
 class DocumentPlace(EnginesPlace):

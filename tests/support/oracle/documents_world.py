@@ -28,11 +28,14 @@ class DocumentWorld:
         mode: Any = None,
         pipeline: bool = True,
         reuse: bool = False,
+        bulk: bool = False,
     ) -> None:
         self.engine = engine
         self.other = other
         self.model = model
-        self.key = model["KEY"]
+        self.keys = model["KEYS"]
+        self.key = self.keys[0]
+        self.bulk = bulk
         self.ordered = model["ORDERED"]
         self.atomic_foreign = mode != "version" and engine.dialect.name != "sqlite"
         self._table = model["documents"]
@@ -57,19 +60,21 @@ class DocumentWorld:
         """Have the rows that a trial begins with, and no others."""
         self._store.stopped()  # what was kept is of another trial
         state = self.model["encode"](self.model["first"]())
+        rows = [{"key": key, "state": state, "version": 1} for key in self.keys]
         with self.other.begin() as connection:
             connection.execute(sa.delete(self.model["Other"]))
             connection.execute(sa.delete(self._table))
-            connection.execute(sa.insert(self._table).values(key=self.key, state=state, version=1))
+            connection.execute(sa.insert(self._table), rows)
 
-    def foreign(self, write: Callable[[Any], object]) -> None:
+    def foreign(self, write: Callable[[Any], object], at: int = 0) -> None:
         """Have somebody else write, by another connection."""
+        key = self.keys[at]
         with self.other.begin() as connection:
-            found = connection.execute(self._find(lock=True)).first()
+            found = connection.execute(self._find(key, lock=True)).first()
             if found is not None:
                 resource = self.model["decode"](found[0])
                 write(resource)
-                self._write(connection, resource)
+                self._write(connection, key, resource)
 
     def alone(self, operations: Sequence[Any]) -> Alone:
         """What comes of these, in one transaction."""
@@ -77,12 +82,14 @@ class DocumentWorld:
         try:
             with self.engine.begin() as connection, transaction_of_one() as (rows, deleted):
                 for operation in operations:
-                    resource = self._found(connection)
-                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
-                    if deleted:
-                        connection.execute(sa.delete(self._table))
-                    else:
-                        self._write(connection, resource)
+                    resources = {self.keys[one]: self._found(connection, self.keys[one]) for one in operation.at}
+                    found.answers.append(frozen(operation(*resources.values()), ordered=self.ordered))
+                    for place, (key, resource) in enumerate(resources.items()):
+                        if place in deleted:
+                            connection.execute(sa.delete(self._table).where(self._table.c.key == key))
+                        else:
+                            self._write(connection, key, resource)
+                    deleted.clear()
                 for row in rows:
                     _insert(connection, row)
         except Exception as error:
@@ -99,19 +106,19 @@ class DocumentWorld:
             others = connection.execute(sa.select(self.model["Other"].c.text, self.model["Other"].c.m)).all()
         return {"documents": documents, "other": sorted((frozen(tuple(row)) for row in others), key=repr)}
 
-    def _find(self, *, lock: bool = False) -> sa.Select[Any]:
-        found = sa.select(self._table.c.state).where(self._table.c.key == self.key)
+    def _find(self, key: Any, *, lock: bool = False) -> sa.Select[Any]:
+        found = sa.select(self._table.c.state).where(self._table.c.key == key)
         return found.with_for_update() if lock else found
 
-    def _found(self, connection: sa.Connection) -> Any:
-        row = connection.execute(self._find()).first()
+    def _found(self, connection: sa.Connection, key: Any) -> Any:
+        row = connection.execute(self._find(key)).first()
         if row is None:
-            raise ResourceMissing("there is none", key=self.key)
+            raise ResourceMissing("there is none", key=key)
         return self.model["decode"](row[0])
 
-    def _write(self, connection: sa.Connection, resource: Any) -> None:
-        state = self.model["encode"](resource)
-        connection.execute(sa.update(self._table).values(state=state, version=self._table.c.version + 1))
+    def _write(self, connection: sa.Connection, key: Any, resource: Any) -> None:
+        values = {"state": self.model["encode"](resource), "version": self._table.c.version + 1}
+        connection.execute(sa.update(self._table).where(self._table.c.key == key).values(values))
 
 
 def _insert(connection: sa.Connection, row: Any) -> None:

@@ -6,7 +6,7 @@ Model and operations are Python's source. What the test runs is what is printed 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 Lines = tuple[str, ...]
 Course = tuple[tuple[int, ...], tuple[tuple[int, Lines], ...], tuple[tuple[int, Lines], ...]]
+At = int | tuple[int, ...]
+"""The number of a key; or of several, for an operation across keys."""
 
 HERE = Path(__file__).parent
 
@@ -68,11 +70,18 @@ class Example:
     """Of the world."""
     promised: bool = False
     """Whether `Clean` is named in `clean_errors`."""
+    at: tuple[At, ...] = ()
+    """Of each operation; empty: all are of the first key."""
+    foreign_at: int = 0
+    """The number of the key that somebody else writes to."""
 
     @property
     def calls(self) -> str:
         """The source of the operations and of what somebody else writes."""
-        functions = [_function(f"operation_{n}(r)", lines) for n, lines in enumerate(self.operations)]
+        functions = [
+            _function(f"operation_{n}({'resources' if self._is_across(n) else 'r'})", lines)
+            for n, lines in enumerate(self.operations)
+        ]
         functions += [_function(f"between_{n}(r)", lines) for n, lines in self.between]
         functions += [_function(f"during_{n}(r)", lines) for n, lines in self.during]
         return "\n\n".join(functions)
@@ -84,7 +93,11 @@ class Example:
         between = ", ".join([f"{n}: between_{n}" for n, _ in self.between])
         during = ", ".join([f"{n}: during_{n}" for n, _ in self.during])
         clean = "(Clean,)" if self.promised else "()"
-        return f"Trial([{operations}], {self.batches!r}, {{{between}}}, {{{during}}}, {clean})"
+        across = f", {self.at!r}, {self.foreign_at!r}" if self.at else ""
+        return f"Trial([{operations}], {self.batches!r}, {{{between}}}, {{{during}}}, {clean}{across})"
+
+    def _is_across(self, number: int) -> bool:
+        return bool(self.at) and isinstance(self.at[number], tuple)
 
     def program(self) -> str:
         """All of it, to be saved and run in a clone."""
@@ -128,6 +141,10 @@ class Grammar:
     """A condition that holds for some values of the resource."""
     much: str
     """Likewise, for others."""
+    moves: st.SearchStrategy[Lines] = field(default_factory=lambda: st.just(()))
+    """Of operations across keys: what is done to several of *resources*."""
+    several: st.SearchStrategy[Lines] = field(default_factory=lambda: st.just(()))
+    """Of operations across keys: their answers."""
 
 
 @st.composite
@@ -135,6 +152,44 @@ def operations(draw: st.DrawFn, grammar: Grammar, most: int = 6) -> tuple[tuple[
     """Some operations; and whether they keep a promise of `clean_errors`, to raise those before any change."""
     promised = draw(st.sampled_from([False, False, True]))
     return tuple(draw(st.lists(_operation(grammar, promised=promised), min_size=2, max_size=most))), promised
+
+
+KEYS = 3
+"""Of a world with operations across keys."""
+
+
+@st.composite
+def across(draw: st.DrawFn, grammar: Grammar, most: int = 6) -> tuple[tuple[Lines, ...], bool, tuple[At, ...]]:
+    """Some operations on one key or on several; whether they keep a promise, as above; and their keys."""
+    promised = draw(st.sampled_from([False, False, True]))
+    several = st.permutations(range(KEYS)).flatmap(lambda keys: st.integers(1, KEYS).map(lambda n: tuple(keys[:n])))
+    at: list[At] = draw(st.lists(st.integers(0, KEYS - 1) | several | several, min_size=2, max_size=most))
+    made = [
+        draw(
+            _across(grammar, len(keys), promised=promised)
+            if isinstance(keys, tuple)
+            else _operation(grammar, promised=promised)
+        )
+        for keys in at
+    ]
+    return tuple(made), promised, tuple(at)
+
+
+@st.composite
+def _across(draw: st.DrawFn, grammar: Grammar, count: int, *, promised: bool) -> Lines:
+    """The lines of one on so many keys: one of these has what an operation on one key has, the others are changed."""
+    main = draw(st.integers(0, count - 1))
+    lines: list[str] = []
+    if not promised:  # by which nothing may change before an error
+        for place in range(count):
+            if place != main:
+                body = draw(st.lists(grammar.plain, max_size=2))
+                lines += [f"r = resources[{place}]", *(line for one in body for line in one)]
+        if count > 1:
+            lines += draw(grammar.moves)
+    own = [line.replace("delete()", f"delete({main})") for line in draw(_operation(grammar, promised=promised))]
+    answer = draw(grammar.several) if own[-1:] and not own[-1].startswith("return") else ()
+    return (*lines, f"r = resources[{main}]", *own, *answer)
 
 
 @st.composite

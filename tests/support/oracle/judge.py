@@ -65,8 +65,25 @@ class Alone:
         self.answers[count - 1 :] = [frozen(error)]
 
 
+@dataclass(frozen=True)
+class Step:
+    """An operation, as a world is given it: it takes the resources of its keys, in their order."""
+
+    operation: Operation
+    at: tuple[int, ...] = (0,)
+    """The numbers of its keys."""
+    across: bool = False
+
+    def __call__(self, *resources: Any) -> Any:
+        return self.operation(resources if self.across else resources[0])
+
+
 class World(Protocol):
-    """What one ORM has."""
+    """What one ORM has.
+
+    For operations across keys it has *keys*, sees to `Step.at`, has a second argument *at* of `foreign`, the number of
+    the key, and says by *bulk* whether its processor takes the form for many keys.
+    """
 
     ordered: bool  # whether its columns keep the order of names
     atomic_foreign: bool  # nobody can write while a batch runs
@@ -74,7 +91,7 @@ class World(Protocol):
     def fill(self) -> None:
         """Have the rows that a trial begins with, and no others."""
 
-    def alone(self, operations: Sequence[Operation]) -> Alone:
+    def alone(self, operations: Sequence[Step]) -> Alone:
         """What comes of these, in one transaction by the ORM's plain means."""
 
     def foreign(self, write: Callable[[Any], object]) -> None:
@@ -104,6 +121,15 @@ class Trial:
     """Somebody else's writes, by the number of the operation that is running."""
     clean_errors: tuple[type[Exception], ...] = ()
     """What is raised before any change only."""
+    at: Sequence[int | tuple[int, ...]] = ()
+    """The number of the key of each operation; or of several, for one across keys. Empty: all are of one key."""
+    foreign_at: int = 0
+    """The number of the key that somebody else writes to."""
+
+    def step(self, number: int) -> Step:
+        """The operation of that number."""
+        at = self.at[number] if self.at else 0
+        return Step(self.operations[number], at if isinstance(at, tuple) else (at,), isinstance(at, tuple))
 
     def parts(self) -> list[list[int]]:
         """The numbers of the operations of each batch."""
@@ -202,17 +228,25 @@ class InBatches:
         self._begun: set[int] = set()
         self._foreign: list[gevent.Greenlet[..., BaseException | None]] = []
         self._options = {"min_duration": 0, "max_duration": 20, "workers": 1, **options}
+        if self.in_bulk:
+            self._options["max_batches"] = 1  # so that what comes together runs together
         if trial.clean_errors:
             self._options["clean_errors"] = trial.clean_errors
 
+    @property
+    def in_bulk(self) -> bool:
+        return bool(self.trial.at) and getattr(self.world, "bulk", False)
+
     def run(self) -> Outcome:
-        world = self.world
+        world: Any = self.world
         world.fill()
-        with Processor(open_resource=world.store(), **self._options) as processor:
+        store = world.store()
+        opens = {"open_resources": store.open_resources} if self.in_bulk else {"open_resource": store}
+        with Processor(**opens, **self._options) as processor:
             metrics = processor.subscribe_batch_metrics()
             for number, part in enumerate(self.trial.parts()):
                 if number in self.trial.between:
-                    world.foreign(self.trial.between[number])
+                    write_to(world, self.trial, self.trial.between[number])
                 callers = [gevent.spawn(self._call, processor, one) for one in part]
                 gevent.joinall(callers, raise_error=True)
                 for write in self._foreign:
@@ -223,8 +257,14 @@ class InBatches:
         return Outcome(tuple(self.answers), world.rows())
 
     def _call(self, processor: Processor[Any], number: int) -> None:
+        step = self.trial.step(number)
+        world: Any = self.world
         try:
-            answer = processor.run(self.world.key, self._applied, number)
+            if step.across:
+                answer = processor.run_across([world.keys[one] for one in step.at], self._applied, number)
+            else:
+                key = world.keys[step.at[0]] if self.trial.at else world.key
+                answer = processor.run(key, self._applied, number)
             self.answers[number] = frozen(answer, ordered=self.world.ordered)
         except Exception as error:
             self.answers[number] = frozen(error)
@@ -234,10 +274,15 @@ class InBatches:
         write = self.trial.during.get(number)
         if write is not None and number not in self._begun:
             self._begun.add(number)
-            self._foreign.append(gevent.spawn(_answer_of, self.world.foreign, write))
+            self._foreign.append(gevent.spawn(_answer_of, write_to, self.world, self.trial, write))
             # It is through at once, or it waits for the row and comes after the batch.
             gevent.joinall(self._foreign[-1:], timeout=0.02 if self.world.atomic_foreign else 0.5)
         return self.trial.operations[number](resource)
+
+
+def write_to(world: Any, trial: Trial, write: Operation) -> None:
+    """Have somebody else write."""
+    world.foreign(write, *[trial.foreign_at] * bool(trial.at))
 
 
 # -- one by one --------------------------------------------------------------------------------------------------
@@ -254,15 +299,15 @@ def one_by_one(world: World, trial: Trial, left_out: set[int], after: dict[int, 
     refused: set[int] = set()
     for number, part in enumerate(trial.parts()):
         if number in trial.between:
-            world.foreign(trial.between[number])
+            write_to(world, trial, trial.between[number])
         writes = [trial.during[one] for one in part if one in trial.during]
         before = part[: after.get(number, 0)]
         for turn in (before, part[len(before) :]):
             if turn is not before:
                 for write in writes:
-                    world.foreign(write)
+                    write_to(world, trial, write)
             for group in _groups([one for one in turn if one not in left_out], joined):
-                found = world.alone([trial.operations[one] for one in group])
+                found = world.alone([trial.step(one) for one in group])
                 if len(group) > 1 and _is_error(found.answers[-1]):
                     raise Undecided
                 refused.update(group if found.refused else ())
@@ -343,10 +388,28 @@ def _same(alone: Outcome, found: Outcome, refused: set[int]) -> bool:
 
 def _are_batches(batched: InBatches) -> None:
     """See that the operations really ran together."""
+    if batched.trial.at and not batched.in_bulk:
+        return  # what is of one key is a batch of its own there
     if not any(isinstance(error, BatchError) for error in batched.errors.values()):  # what a deletion leaves is others
         counts = [metric.operation_count for metric in batched.metrics]
         parts = [len(part) for part in batched.trial.parts()]
+        if batched.trial.at:
+            counts = sorted(counts)
+            parts = sorted(len(one) for part in batched.trial.parts() for one in _connected(batched.trial, part))
         assert counts == parts, f"batches of {counts} operations in place of {parts}"
+
+
+def _connected(trial: Trial, part: Sequence[int]) -> list[list[int]]:
+    """The operations of a batch that keys connect, if one of them is across keys; else those of each key."""
+    groups: list[tuple[set[int], list[int]]] = []
+    for number in part:
+        keys, numbers = set(trial.step(number).at), [number]
+        for group in [one for one in groups if one[0] & keys]:
+            groups.remove(group)
+            keys |= group[0]
+            numbers += group[1]
+        groups.append((keys, numbers))
+    return [numbers for _, numbers in groups]
 
 
 def _difference(alone: Outcome, found: Outcome, batched: InBatches, refused: set[int]) -> str:
@@ -368,12 +431,12 @@ def _difference(alone: Outcome, found: Outcome, batched: InBatches, refused: set
 # -- what operations call ----------------------------------------------------------------------------------------
 
 _rows: list[list[object]] = []
-_deleted: list[list[bool]] = []
+_deleted: list[list[int]] = []
 
 
 @contextmanager
-def transaction_of_one() -> Iterator[tuple[list[object], list[bool]]]:
-    """Where an operation runs alone: what it adds with `add_row`, and whether it called `delete`."""
+def transaction_of_one() -> Iterator[tuple[list[object], list[int]]]:
+    """Where an operation runs alone: what it adds with `add_row`, and which of its resources it has deleted."""
     _rows.append([])
     _deleted.append([])
     try:
@@ -388,6 +451,9 @@ def add_row(row: object) -> None:
     _rows[-1].append(row) if _rows else current_batch().add_row(row)
 
 
-def delete() -> None:
-    """Delete the resource."""
-    _deleted[-1].append(True) if _deleted else current_batch().delete()
+def delete(place: int = 0) -> None:
+    """Delete the resource, or the one at that place."""
+    if _deleted:
+        _deleted[-1].append(place)
+    else:
+        current_batch().delete(current_batch().keys[place])

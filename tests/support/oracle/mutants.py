@@ -11,7 +11,7 @@ monkey.patch_all()
 
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from geventbatch._core import applying
 from geventbatch._core.batch import Batch
 from geventbatch._core.undo import Undo
-from geventbatch.stores.sqlalchemy import _loaded_resource
+from geventbatch.stores.sqlalchemy import _bulk_documents, _loaded_resource
 from geventbatch.stores.sqlalchemy._bound_values import BoundColumn
 from geventbatch.stores.sqlalchemy._guard import Guard
 
@@ -49,6 +49,28 @@ def _nothing(_: Any) -> Any:
     return lambda *_: None
 
 
+class _Parts:
+    """What stores take for the components of a bulk."""
+
+    def __init__(self, *parts: tuple[Any, list[Any]]) -> None:
+        self._parts = parts
+
+    def items(self) -> Sequence[tuple[Any, list[Any]]]:
+        return self._parts
+
+
+def _without_last(by_component: Any) -> Any:
+    def broken(keys: Any, bulk: Any) -> _Parts:
+        parts = by_component(keys, bulk).items()
+        return _Parts(*((batch, some[:-1] or some) for batch, some in parts))
+
+    return broken
+
+
+def _each_alone(_: Any) -> Any:
+    return lambda keys, bulk: _Parts(*((bulk[key], [key]) for key in keys))
+
+
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "forgotten rows": [(Batch, "rows", lambda _: property(lambda _: []))],
     "compared by ==": [(BoundColumn, "exact", lambda _: lambda _, value: deepcopy(value))],
@@ -59,6 +81,8 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
         (applying, "own_answer", lambda _: lambda _attempt, _operation, _resource, value: value),
     ],
     "applied in another order": [(Batch, "add", _added_first)],
+    "a component without one of its keys": [(_bulk_documents, "by_component", _without_last)],
+    "each key of a component by itself": [(_bulk_documents, "by_component", _each_alone)],
 }
 """What is broken in each: of whom, which attribute, and what makes the broken one of the whole one."""
 
