@@ -1,8 +1,8 @@
 """Errors of the library, and whether it is safe to run the operation again.
 
 Callers get a `BatchError`, and no other error of the library. `NotSaved`, `Conflict`, `Rejected`, `Undecided`,
-`TooEarly`, `CannotUndo`, `PartlySaved`, `Repeated` and `NothingToSave` pass between the library and a resource scope.
-`ResourceMissing` is both.
+`TooEarly`, `Apart`, `CannotUndo`, `PartlySaved`, `Repeated` and `NothingToSave` pass between the library and a resource
+scope. `ResourceMissing` is both.
 """
 
 from __future__ import annotations
@@ -157,6 +157,14 @@ class TooEarly(Undecided):
 
     A save would have changed that state. So the earlier operations are saved first, even if the scope has steps, and
     this one is applied to the next load.
+    """
+
+
+class Apart(Undecided):
+    """For the verdict of a scope of many keys on an operation: it needs a transaction without the other keys.
+
+    The transaction goes on for the others as if the operation's key (with all keys that operations connect with it) had
+    not been loaded. All operations of that are applied again, in a scope of its own.
     """
 
 

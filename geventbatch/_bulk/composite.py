@@ -86,8 +86,10 @@ class Composite:
         self._attempt = attempt
         return self
 
-    def restored_by(self, scope: Any) -> Composite:
-        """Restore each resource by *scope*. Return itself."""
+    def restored_by(self, scope: Any) -> Any:
+        """Return what restores each resource by *scope*; or all together, if *scope* says that it does."""
+        if getattr(scope, "restores_components", False):
+            return _Whole(scope, self)
         for key in self._resources:
             self._memories[key] = _OfScope(scope, self._component, key)
         return self
@@ -142,6 +144,21 @@ class _OfScope:
     def restore(self, checkpoint: object | None) -> Any:
         self._component.key, self._component.named = self._key, (self._key,)
         return self._scope.restore(checkpoint)
+
+
+@final
+class _Whole:
+    """A scope that restores all keys of a component together, in place."""
+
+    def __init__(self, scope: Any, composite: Composite) -> None:
+        self._scope, self._composite = scope, composite
+
+    def checkpoint(self) -> object:
+        return self._scope.checkpoint()
+
+    def restore(self, checkpoint: object | None) -> Composite:
+        self._scope.restore(checkpoint)
+        return self._composite
 
 
 @final

@@ -24,7 +24,7 @@ from geventbatch._core.halving import current_part, is_left, settle
 from geventbatch._core.replay import delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed
-from geventbatch.errors import Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected, Repeated
+from geventbatch.errors import Apart, Conflict, LoadFailed, NothingToSave, PartlySaved, Rejected, Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, MutableMapping
@@ -55,6 +55,7 @@ class Round:
         self._reason: BaseException = NothingToSave()  # to exit the scope with, if nothing is saved
         self._spoiled = False  # an operation has spoiled the transaction: all attempts are replayed
         self._again: list[Attempt] = []  # attempts to replay
+        self._apart: list[tuple[Attempt, float]] = []  # to replay, each in a round of its own, after so many seconds
         self._seconds = 0.0  # to wait before their round
 
     def run(self) -> None:
@@ -74,6 +75,9 @@ class Round:
                 raise
             self._save()
         self._reason = NothingToSave()  # the error of a broken operation refers to this frame: no cycle
+        for apart, seconds in reversed(self._apart):
+            if not apart.batch.ended:
+                self._bulk.again([apart], seconds)
         self._bulk.again([one for one in self._again if not one.batch.ended], self._seconds)
 
     # -- load ---------------------------------------------------------------------------------------------
@@ -189,8 +193,11 @@ class Round:
         if seconds is not None:
             if attempt.phase != "replay":
                 attempt.phase = "operations"  # nothing was written, and it does not load while it waits
-            self._again.append(attempt)
-            self._seconds = max(self._seconds, seconds)
+            if attempt.apart:
+                self._apart.append((attempt, seconds))
+            else:
+                self._again.append(attempt)
+                self._seconds = max(self._seconds, seconds)
 
     # -- operations ---------------------------------------------------------------------------------------
 
@@ -227,7 +234,8 @@ class Round:
                     raise
                 if not attempt.over():
                     attempt.batch.abort(without_our_frame(error))
-            if attempt.verdict is not None:  # the transaction is spoiled, and all attempts share it
+            verdict = attempt.verdict
+            if verdict is not None and not isinstance(verdict, Apart):  # it is spoiled, and all attempts share it
                 self._spoiled = True
                 return
 

@@ -57,6 +57,7 @@ class Attempt:
     __slots__ = (
         "after",
         "alarm",
+        "apart",
         "aside",
         "asked",
         "batch",
@@ -121,6 +122,7 @@ class Attempt:
     asked: list[Operation[Any]] | None  # operations that raised, whose idempotency keys the store must be asked for
     undo: Undo | None  # set once an operation that raised had to be undone
     after: list[Any] | None  # hooks of the scopes that saved it, to call after the answers
+    apart: bool  # it needs a scope without the others of its bulk
     bulk: dict[Any, Batch] | None  # by key: the batches loaded with it, or to be saved with it; None without a bulk
     # -- mutable state: the stopwatch ----------------------------------------------------------------------
     now: float  # monotonic seconds when the clock was last read
@@ -149,7 +151,7 @@ class Attempt:
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = self.saved = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.deleted = ()
-        self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = False
+        self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = self.apart = False
         self.completed = self.conflicts = self.rejections = 0
         self.rows_added = self.outcomes = self.parts = None
         self.phase = "load"

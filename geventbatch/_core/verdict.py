@@ -13,7 +13,7 @@ from geventbatch._core.operation import BROKEN, name_of
 from geventbatch._failure import rejected
 from geventbatch._safe_repr import said, shown
 from geventbatch._values.answers import Copying, TooDeep, Unfinished
-from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
+from geventbatch.errors import Apart, NotSaved, Rejected, TooEarly, Undecided
 
 if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt
@@ -141,13 +141,16 @@ def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: U
 
     Return False if neither is possible.
     """
+    if isinstance(verdict, Apart):
+        attempt.apart = True
+        return True
     if isinstance(verdict, TooEarly):
-        return attempt.mates is None and cut_before(attempt, operation)
+        return cut_before(attempt, operation)
     if attempt.steps is not None or can_begin_steps(attempt):
         attempt.rejections += 1  # so that each step is written, which shows the culprit
         attempt.stepwise = True
         return True
-    return attempt.mates is None and not is_reused(attempt) and cut_before(attempt, operation)
+    return not is_reused(attempt) and cut_before(attempt, operation)
 
 
 def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:

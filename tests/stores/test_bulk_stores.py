@@ -339,9 +339,9 @@ def test_a_bulk_form_of_a_store_without_a_table_of_outcomes_refuses_an_idempoten
     assert "idempotency=…" in str(error)
 
 
-def test_mapped_classes_have_no_bulk_form() -> None:
-    store = SQLAlchemyStore.mapped(sa.create_engine("sqlite://"), Purse)
-    with pytest.raises(AttributeError, match="no bulk form"):
+def test_a_store_that_prepares_its_connections_for_each_key_has_no_bulk_form() -> None:
+    store = SQLAlchemyStore.mapped(sa.create_engine("sqlite://"), Purse, prepare_connection=lambda *_: None)
+    with pytest.raises(AttributeError, match="prepares the connection for each key"):
         _ = store.open_resources
 
 
@@ -350,6 +350,8 @@ def test_bulk_forms_say_of_what_they_are() -> None:
 
     documents = SQLAlchemyStore.documents(sa.create_engine("sqlite://"), "trains")
     assert repr(documents.open_resources) == "<documents in bulk of trains>"
+    mapped = SQLAlchemyStore.mapped(sa.create_engine("sqlite://"), Purse)
+    assert repr(mapped.open_resources) == "<instances in bulk of Purse>"
     store: RedisStore[Any] = RedisStore(redis.Redis(), prefix="trains:")
     assert repr(store.open_resources) == f"<in bulk: {store!r}>"
 

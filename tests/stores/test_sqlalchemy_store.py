@@ -414,7 +414,7 @@ def test_what_makes_no_sense_is_refused_when_the_store_is_made(sqlite: sa.Engine
     with pytest.raises(ValueError, match=r"version_id_col is tickets\.changes"):
         SQLAlchemyStore.mapped(sqlite, Ticket, version="price")
     with pytest.raises(TypeError, match=r"neither an Engine nor a sessionmaker.*db\.session"):
-        SQLAlchemyStore.mapped(7, Train)  # type: ignore[arg-type]
+        SQLAlchemyStore.mapped(7, Train)  # type: ignore[call-overload]
 
 
 def test_a_document_that_somebody_changed_is_found_out_too_when_only_rows_beside_it_are_saved(

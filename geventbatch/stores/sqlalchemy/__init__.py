@@ -14,9 +14,7 @@ from geventbatch.stores._missing import checked
 from geventbatch.stores._reuse import kept_by
 from geventbatch.stores._sql.keys import normalize_all
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._bulk_documents import BulkDocuments
-from geventbatch.stores.sqlalchemy._change_tracker import track_loads
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import (
     Documents,
@@ -30,30 +28,21 @@ from geventbatch.stores.sqlalchemy._documents import (
     has_steps,
 )
 from geventbatch.stores.sqlalchemy._key_columns import folds, key_column
-from geventbatch.stores.sqlalchemy._mapped_scope import MappedScope
-from geventbatch.stores.sqlalchemy._mapping import (
-    Mapping,
-    key_attributes,
-    mapper_of,
-    refuse_joined,
-    token_of,
-    version_attribute,
-)
+from geventbatch.stores.sqlalchemy._mapped_parts import mapped_parts
 from geventbatch.stores.sqlalchemy._mode import mode_of, on_server
 from geventbatch.stores.sqlalchemy._outcome_table import OutcomeId, idempotency_table, outcome_table
 from geventbatch.stores.sqlalchemy._parts import Parts
-from geventbatch.stores.sqlalchemy._session import session_factory
-from geventbatch.stores.sqlalchemy._tenants import prepared
 from geventbatch.stores.sqlalchemy._transaction import transaction_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
     from contextlib import AbstractContextManager
 
     from sqlalchemy.orm import scoped_session, sessionmaker
     from sqlalchemy.types import TypeEngine
 
     from geventbatch.stores._reuse import Reuse
+    from geventbatch.stores.sqlalchemy._mapped_bulk import BulkMapped
     from geventbatch.stores.sqlalchemy._mode import Mode
 
 __all__ = ["KeyText", "OutcomeId", "SQLAlchemyStore", "StateText", "idempotency_table"]
@@ -90,7 +79,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
     adjacent ones of one table together.
 
     Attributes:
-        table: The table, for Alembic as a part of its metadata.
+        table: The table, for Alembic as a part of its metadata; of several classes, the first one's.
         mode: "lock" or "version", as chosen.
         keeps_outcomes: Whether it records the outcomes of operations with an idempotency key.
     """
@@ -107,6 +96,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self.mode: Final[Mode] = parts.mode
         self.keeps_outcomes: Final = parts.idempotency is not None
         self.on_server: Final = on_server(parts.engine)
+        self._tables = parts.tables or (parts.table,)
         self._idempotency = parts.idempotency
         self._outcomes = parts.outcomes
         self._kept = parts.kept
@@ -114,7 +104,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         self._tenant = parts.tenant
         self._engine = parts.engine
         self._open_scope = parts.open_scope
-        self._columns = [key_column(column, parts.engine.dialect) for column in parts.columns]
+        self._normalized = parts.normalized
 
     def __repr__(self) -> str:
         """Name its table, its mode and its database."""
@@ -253,21 +243,23 @@ class SQLAlchemyStore(Generic[ResourceT]):
             outcomes=outcomes,
             kept=kept,
         )
+        columns = [key_column(shown.c.key, engine.dialect)]
         parts = Parts(
             open_scope=partial(DocumentScope, documents),
             engine=engine,
             table=shown,
-            columns=[shown.c.key],
+            normalized=partial(normalize_all, columns=columns),
             mode=chosen,
             idempotency=idempotency,
             outcomes=outcomes,
             kept=kept,
-            bulk=BulkDocuments(documents, shown, [key_column(shown.c.key, engine.dialect)]),
+            bulk=BulkDocuments(documents, shown, columns),
         )
         return SQLAlchemyStore(parts)
 
+    @overload
     @classmethod
-    def mapped(  # noqa: PLR0913 - options are keywords of one constructor
+    def mapped(
         cls,
         bind: sa.Engine | sessionmaker[Any] | scoped_session[Any],
         entity: type[EntityT],
@@ -281,7 +273,42 @@ class SQLAlchemyStore(Generic[ResourceT]):
         prepare_connection: Callable[[sa.Connection, Any], object] | None = None,
         idempotency: sa.Table | None = None,
         idempotency_ttl: float | None = None,
-    ) -> SQLAlchemyStore[EntityT]:
+    ) -> SQLAlchemyStore[EntityT]: ...
+
+    @overload
+    @classmethod
+    def mapped(
+        cls,
+        bind: sa.Engine | sessionmaker[Any] | scoped_session[Any],
+        entity: Mapping[str, type[Any]],
+        *,
+        by: Mapping[str, str] | None = None,
+        version: Mapping[str, str] | None = None,
+        mode: Mode | None = None,
+        missing: Literal["raise"] | Mapping[str, Callable[[Any], Any]] = "raise",
+        pipeline: bool = True,
+        tenant: Callable[[], Hashable] | None = None,
+        prepare_connection: Callable[[sa.Connection, Any], object] | None = None,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float | None = None,
+    ) -> SQLAlchemyStore[Any]: ...
+
+    @classmethod
+    def mapped(  # noqa: PLR0913 - options are keywords of one constructor
+        cls,
+        bind: sa.Engine | sessionmaker[Any] | scoped_session[Any],
+        entity: type[Any] | Mapping[str, type[Any]],
+        *,
+        by: str | Mapping[str, str] | None = None,
+        version: str | Mapping[str, str] | None = None,
+        mode: Mode | None = None,
+        missing: Literal["raise"] | Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] = "raise",
+        pipeline: bool = True,
+        tenant: Callable[[], Hashable] | None = None,
+        prepare_connection: Callable[[sa.Connection, Any], object] | None = None,
+        idempotency: sa.Table | None = None,
+        idempotency_ttl: float | None = None,
+    ) -> SQLAlchemyStore[Any]:
         """Make a store of instances of a mapped class, with a session for each batch.
 
         Operations reach the session by ``object_session(resource)``. They may query in it, add other objects and change
@@ -308,7 +335,8 @@ class SQLAlchemyStore(Generic[ResourceT]):
         Args:
             bind: An engine; or a `sessionmaker` (a `scoped_session`, Flask-SQLAlchemy's `db.session`), whose options
                 the sessions of batches get.
-            entity: The mapped class.
+            entity: The mapped class. Or several by name, as ``{"seat": Seat, "wallet": Wallet}``: a key is then a pair,
+                such as ``("seat", 12)``, and *by*, *version* and *missing* are dicts of those names.
             by: The attribute that keys name, of a unique column. None: the primary key; if it has several columns, a
                 tuple.
             version: An integer attribute that counts the saves. Not needed for a class that has a ``version_id_col``,
@@ -337,67 +365,41 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
         Switches: no.
         """
-        mapper = mapper_of(entity)
-        makes = checked(missing, rows=True)
-        engine, sessions = session_factory(bind, mapper)
-        chosen = mode_of(engine, mode)
-        if tenant is not None and prepare_connection is None:
-            raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
-        check_functions(("connection", "key"), prepare_connection=prepare_connection)
-        refuse_joined(mapper)
-        attributes = key_attributes(mapper, by)
-        outcomes = outcome_table(idempotency, engine, idempotency_ttl)
-        mapping = Mapping(
-            engine=engine,
-            sessions=sessions,
-            transaction=prepared(
-                transaction_class(engine, pipeline=pipeline, locking=chosen == "lock"), prepare_connection
-            ),
-            mapper=mapper,
-            by=attributes,
-            missing=makes if tenant is None or makes == "raise" else lambda key: makes(key[1]),
-            locking=chosen == "lock",
-            version=version_attribute(mapper, version),
-            counts_itself=mapper.version_id_col is not None,
-            token=() if chosen == "lock" else token_of(mapper, engine.dialect),
-            outcomes=outcomes,
-            prepare=prepare_connection,
-            has_tenants=tenant is not None,
+        return SQLAlchemyStore(
+            mapped_parts(
+                bind,
+                entity,
+                by=by,
+                version=version,
+                mode=mode,
+                missing=missing,
+                pipeline=pipeline,
+                tenant=tenant,
+                prepare_connection=prepare_connection,
+                idempotency=idempotency,
+                idempotency_ttl=idempotency_ttl,
+            )
         )
-        track_loads(sessions, mapping)
-        BatchConnection.watch(engine)
-        scope: Any = partial(MappedScope, mapping)
-        columns = [attribute.property.columns[0] for attribute in attributes]
-        parts = Parts(
-            open_scope=scope,
-            engine=engine,
-            table=mapper.local_table,
-            columns=columns,
-            mode=chosen,
-            idempotency=idempotency,
-            outcomes=outcomes,
-            tenant=tenant,
-        )
-        return SQLAlchemyStore(parts)
 
     def __call__(self, key: Any) -> AbstractContextManager[ResourceT]:
         """Open the resource at *key*; called by the processor. Switches: no, but entering and exiting the scope do."""
         return self._open_scope(key)
 
     @property
-    def open_resources(self) -> BulkDocuments:
+    def open_resources(self) -> BulkDocuments | BulkMapped:
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
-        The documents of all batches that are ready are loaded together and saved together, in one transaction. It
+        The resources of all batches that are ready are loaded together and saved together, in one transaction. It
         refuses operations with idempotency keys, and caches nothing (``reuse_resource``).
 
         Raises:
-            AttributeError: The store is of a mapped class.
+            AttributeError: The store prepares its connections for each key (``prepare_connection``).
         Switches: no.
         """
         if self._bulk is None:
             raise AttributeError(
-                f"{self!r} has no open_resources: a mapped class has no bulk form, only SQLAlchemyStore.documents"
+                f"{self!r} has no open_resources: it prepares the connection for each key (prepare_connection), and "
+                "many keys have one connection"
             )
         return self._bulk
 
@@ -411,7 +413,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             ValueError: No row can have this key.
         Switches: no (as ``tenant`` does).
         """
-        found = normalize_all(key, self._columns)
+        found = self._normalized(key)
         return found if self._tenant is None else (self._tenant(), found)
 
     def stopped(self) -> None:
@@ -420,11 +422,12 @@ class SQLAlchemyStore(Generic[ResourceT]):
             self._kept.clear()
 
     def create_table(self) -> None:
-        """Create the table, and the table of outcomes, unless they exist. Switches: yes.
+        """Create the table (of each class), and the table of outcomes, unless they exist. Switches: yes.
 
         Several processes may do so at once.
         """
-        create_table(self._engine, self.table)
+        for table in self._tables:
+            create_table(self._engine, table)
         if self._idempotency is not None:
             create_table(self._engine, self._idempotency)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
+
+from geventbatch._batch import batch_at_hand
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
@@ -18,7 +20,7 @@ _INSTEAD: Final = "the connection is the batch's, which gives it back when it ha
 class BatchConnection(sa.Connection):
     """A connection that only its batch closes and gives up."""
 
-    batch_guard: Guard
+    batch_guard: Any  # a `Guard`
 
     @staticmethod
     def watch(engine: sa.Engine) -> None:
@@ -83,16 +85,37 @@ class BatchConnection(sa.Connection):
             guard.ours = before
 
 
+class SharedConnection(BatchConnection):
+    """The connection of many batches, each of which has a guard of its own."""
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    guards: dict[Any, Guard]  # by batch
+    guard_at_hand: Guard | None  # while the library is at work; None: the one of the batch at hand
+
+    @classmethod
+    def share(cls, connection: sa.Connection, guard: Guard) -> SharedConnection:
+        """Turn *connection* into one, and return it; *guard* is of the load."""
+        held: Any = connection
+        held.guards, held.guard_at_hand = {}, guard
+        held.__class__ = cls
+        return cast("SharedConnection", held)
+
+    @property
+    def batch_guard(self) -> Any:  # a batch of its own has an attribute
+        """The guard at hand."""
+        return self.guard_at_hand or self.guards[batch_at_hand()]
+
+
 def _executes(connection: sa.Connection, *about: Any) -> None:
-    if type(connection) is BatchConnection:
+    if isinstance(connection, BatchConnection):
         connection.batch_guard.executes(connection, *about)
 
 
 def _executed(connection: sa.Connection, cursor: Any, _: str, __: Any, context: Any, *___: Any) -> None:
-    if context.isinsert and type(connection) is BatchConnection:
+    if context.isinsert and isinstance(connection, BatchConnection):
         connection.batch_guard.has_inserted(cursor, context)
 
 
 def _commits(connection: sa.Connection) -> None:
-    if type(connection) is BatchConnection:
+    if isinstance(connection, BatchConnection):
         connection.batch_guard.refuse_commit()

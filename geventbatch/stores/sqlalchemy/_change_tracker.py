@@ -33,18 +33,18 @@ class ChangeTracker:
     # The dict of one instance, in these two, is never changed once complete: copies of the whole share it.
     known: dict[InstanceState[Any], dict[str, Any]]  # the bound forms in the database, of mutable columns
     taken: dict[InstanceState[Any], dict[str, Any]]  # the bound forms taken from composites that were changed in place
-    seen: dict[str, Any]  # all columns of the resource, as first loaded
-    _resource: InstanceState[Any] | None
+    seen: dict[InstanceState[Any], dict[str, Any]]  # all columns of each resource, as first loaded
     _flushed: list[InstanceState[Any]]  # being flushed
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
-        self.known, self.taken, self.seen, self._resource, self._flushed = {}, {}, {}, None, []
+        self.known, self.taken, self.seen, self._flushed = {}, {}, {}, []
 
     def sees(self, resource: object) -> None:
         """Keep the loaded values of *resource*, which the save compares with the database."""
-        self._resource = instance_state(resource)
-        self._see(self._resource, None)
+        state: InstanceState[Any] = instance_state(resource)
+        self.seen[state] = {}
+        self._see(state, None)
 
     def has_loaded(self, state: InstanceState[Any], names: Iterable[str] | None = None) -> None:
         """Note that the attributes *names* of *state*, or all, are now as in the database."""
@@ -55,7 +55,7 @@ class ChangeTracker:
             for name in bound if names is None else bound.keys() & names:
                 if name in values:
                     known[name] = self._exact(state, name, values[name])
-        if state is self._resource:
+        if state in self.seen:
             self._see(state, names)
 
     def flag(self, session: Session) -> None:
@@ -96,7 +96,7 @@ class ChangeTracker:
     def forget(self) -> None:
         """Forget, after a rollback to a savepoint, what the database has: the resource is then written whole."""
         for state in list(self.known):
-            if state is self._resource:
+            if state in self.seen:
                 self.known[state] = {}
             else:
                 del self.known[state]
@@ -136,10 +136,10 @@ class ChangeTracker:
     def _see(self, state: InstanceState[Any], names: Iterable[str] | None) -> None:
         if self._mapping.sees_all:
             columns = self._mapping.columns_of(state.mapper)
-            known = self.known.get(state, {})
+            known, seen = self.known.get(state, {}), self.seen[state]
             for name in columns.named if names is None else columns.named.keys() & names:
-                if name in state.dict and name not in self.seen:
-                    self.seen[name] = known[name] if name in columns.in_place else state.dict[name]
+                if name in state.dict and name not in seen:
+                    seen[name] = known[name] if name in columns.in_place else state.dict[name]
 
     def _exact(self, state: InstanceState[Any], name: str, value: Any) -> Any:
         columns = self._mapping.columns_of(state.mapper)

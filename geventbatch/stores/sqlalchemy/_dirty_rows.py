@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import instance_state
 from geventbatch.stores.sqlalchemy._bound_values import exact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -37,14 +37,16 @@ class DirtyRows:
         self._ours = {}
         self._counted = []
 
-    def changed(self, resource: object, dirty: Iterable[object], transaction: Transaction) -> InstanceState[Any] | None:
-        """Lock the *dirty* rows except *resource*'s, and return the first one that another process has changed.
+    def changed(
+        self, is_resource: Callable[[object], bool], dirty: Iterable[object], transaction: Transaction
+    ) -> InstanceState[Any] | None:
+        """Lock the *dirty* rows except resources', and return the first one that another process has changed.
 
         Rows with a `version_id_col` are left to SQLAlchemy.
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
         self._counted = []
-        for state in self._to_change(resource, dirty):
+        for state in self._to_change(is_resource, dirty):
             if state.mapper.version_id_col is not None:
                 self._counted.append(_with_version(state))
             elif state not in self._ours:
@@ -82,17 +84,19 @@ class DirtyRows:
             depth, nested = depth + 1, nested.parent
         return depth
 
-    def _to_change(self, resource: object, dirty: Iterable[object]) -> Iterator[InstanceState[Any]]:
+    def _to_change(
+        self, is_resource: Callable[[object], bool], dirty: Iterable[object]
+    ) -> Iterator[InstanceState[Any]]:
         session = self._session
         for instance in dirty:
             state: InstanceState[Any] = instance_state(instance)
-            if instance is not resource and session.is_modified(instance, include_collections=False):
+            if not is_resource(instance) and session.is_modified(instance, include_collections=False):
                 yield state
             for relation in state.mapper.relationships:
                 if relation.direction is RelationshipDirection.ONETOMANY and not relation.viewonly:
                     yield from self._moved(state, relation.key)
         for instance in session.deleted:
-            if instance is not resource:
+            if not is_resource(instance):
                 yield instance_state(instance)
 
     def _moved(self, state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:

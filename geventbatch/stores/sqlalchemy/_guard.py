@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._core.verdict import is_clean as _is_clean
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import NotSaved, Rejected, TooEarly, Undecided
+from geventbatch.errors import Apart, NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy import _listeners
 from geventbatch.stores.sqlalchemy._computed import is_stale
@@ -48,7 +48,7 @@ class Guard(StatementGuard):
                 if (given or new or deleted) and is_stale(self.session, new, given, deleted=deleted):
                     current_batch().cut()
                 self._loaded.operation_returned(self.transaction, given, wrote=wrote)
-            return unfit
+            return self._or_apart(unfit)
         finally:
             self.ours = False
 
@@ -67,9 +67,15 @@ class Guard(StatementGuard):
             self._forget()
             if self._loaded is not None:
                 self._loaded.operation_raised()
-            return refused
+            return self._or_apart(refused)
         finally:
             self.ours = False
+
+    def _or_apart(self, verdict: NotSaved | None) -> NotSaved | None:
+        """Return *verdict*; but where it concerns earlier operations, other batches are to be spared in their bulk."""
+        if self.shared and isinstance(verdict, Undecided):
+            return Apart(f"an operation on {shown(self.key)} needs a transaction without other keys")
+        return verdict
 
     def _refusal(self, error: Exception, *, is_clean: bool) -> NotSaved | None:
         loaded = self._loaded
@@ -134,10 +140,9 @@ class Guard(StatementGuard):
         loaded = self._loaded
         return (
             loaded is not None
-            and loaded.identity is None
             and isinstance(error, IntegrityError)
             and errors.is_duplicate(error)
-            and not instance_state(loaded.resource).persistent
+            and loaded.is_raced()
         )
 
     def unfit(self) -> NotSaved | None:
@@ -298,7 +303,7 @@ class Guard(StatementGuard):
         if stale_reads is not None:
             stale_reads.has_deleted()
         assert self._loaded is not None  # noqa: S101 - as above
-        if self._loaded.resource in self.session.deleted:
+        if any(self._loaded.has(one) for one in self.session.deleted):
             current_batch().cut()
         if self._has_earlier_changes() and any(instance_state(one).modified for one in self.session.deleted):
             self._unwritten = True
@@ -308,7 +313,7 @@ class Guard(StatementGuard):
         if self.ours or self._loaded is None:
             return
         current_batch().cut()  # others may refer to it still, and what later operations change in it would be lost
-        if instance is self._loaded.resource or instance_state(instance).modified:
+        if self._loaded.has(instance) or instance_state(instance).modified:
             self.check_later()
             self._forbidden = RuntimeError(
                 f"an operation on {shown(self.key)} took {_shown(instance)} out of its batch's session, in which it is "
@@ -326,7 +331,7 @@ class Guard(StatementGuard):
             kept = one in session.deleted or instance_state(one).modified
             if one in session.new:  # SQLAlchemy itself expunges an instance that was removed from all its parents
                 kept = not any(one is added for added in mine) and not _is_orphan(one)
-            if kept or (self._loaded is not None and one is self._loaded.resource):
+            if kept or (self._loaded is not None and self._loaded.has(one)):
                 raise self._refused(f"would take {_shown(one)} out of its batch's session, in which it is to be saved")
 
     def check_refresh(self) -> None:

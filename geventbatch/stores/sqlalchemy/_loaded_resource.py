@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.orm.attributes import flag_modified, instance_state
 
-from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._batch import Batch, batch_at_hand, current_batch
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, Rejected
 from geventbatch.stores._object_contents import is_in
@@ -35,28 +35,59 @@ class LoadedResource:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     claimed: bool  # the row is locked, and as it was loaded
+    counted: bool  # the version was counted up for this batch
     _written: bool  # the row is written, or will be by the next flush
 
-    def __init__(
-        self, mapping: Mapping, key: Hashable, session: Session, resource: Any, token: Sequence[Any] | None
+    def __init__(  # noqa: PLR0913 - of many, each one is told which batch is its own
+        self,
+        mapping: Mapping,
+        key: Hashable,
+        session: Session,
+        resource: Any,
+        token: Sequence[Any] | None,
+        *,
+        batch: Batch | None = None,
     ) -> None:
-        """Take *resource* as loaded, with the values of the mapping's `token`; None: ``missing`` has made it."""
+        """Take *resource* as loaded, with the values of the mapping's `token`; None: ``missing`` has made it.
+
+        It is of *batch*, or of the batch at hand.
+        """
         self.mapping = mapping
-        self._key = key
+        self.key = key
         self._session = session
         self.resource = resource
         self.claimed = mapping.locking
-        self._written = False
+        self._written = self.counted = False
         self.identity: tuple[Any, ...] | None = None  # primary key of the loaded row; None: there was none
         self.tracker = tracker_of(session, mapping)
         self._found_by = self._finding()
         self._dirty_rows = DirtyRows(mapping, session, self.tracker)
         if mapping.has_computed or token is None:
-            current_batch().ask_scope(first=True)
+            (batch or current_batch()).ask_scope(first=True)
         if token is not None:
             self.identity = instance_state(resource).identity
-            self._token = tuple(token)
+            self.token = tuple(token)
             self.tracker.sees(resource)
+
+    @property
+    def resources(self) -> tuple[Any, ...]:
+        """The resource."""
+        return (self.resource,)
+
+    @property
+    def is_new(self) -> bool:
+        """Return whether it had no row when it was loaded."""
+        return self.identity is None
+
+    def reads_computed(self) -> bool:
+        """Note that an operation may have read what the database computes. Return False if it computes nothing."""
+        if self.mapping.has_computed:
+            self.mapping.reads_computed = True
+        return self.mapping.has_computed
+
+    def has(self, instance: object) -> bool:
+        """Return whether *instance* is the resource."""
+        return instance is self.resource
 
     def changes(self) -> bool:
         """Return whether the session has something to write."""
@@ -76,10 +107,10 @@ class LoadedResource:
                     return deepcopy
         return None
 
-    def adds(self) -> bool:
+    def adds(self, is_resource: Callable[[object], bool] | None = None) -> bool:
         """Return whether something unflushed was added or moved, which the cascade of a deletion would not find."""
-        session = self._session
-        return any(one is not self.resource for one in session.new) or any(
+        session, has = self._session, is_resource or self.has
+        return any(not has(one) for one in session.new) or any(
             state.committed_state.keys() & state.mapper.relationships.keys()
             for state in (instance_state(one) for one in (*session.new, *session.dirty))
         )
@@ -136,15 +167,32 @@ class LoadedResource:
 
         If an operation *rewrote* rows by a statement of its own, that may be the reason: nothing is raised.
         """
-        self._refuse_values()
+        self.refuse_values()
         dirty = list(self._session.dirty)
         self.tracker.flushes(self._session, dirty)
-        changed = self._dirty_rows.changed(self.resource, dirty, transaction)
+        changed = self._dirty_rows.changed(self.has, dirty, transaction)
         if changed is not None and not rewrote:
             what = f"the {changed.class_.__name__} {changed.identity}"
-            raise errors.changed(self._key, what=what, since="it was read")
+            raise errors.changed(self.key, what=what, since="it was read")
 
-    def _refuse_values(self) -> None:
+    def count(self) -> None:
+        """Count the version up, once, if the flush that begins writes the row."""
+        mapping, session, resource = self.mapping, self._session, self.resource
+        if mapping.version is None or mapping.counts_itself or self.counted or resource in session.deleted:
+            return
+        if resource in session.dirty and session.is_modified(resource):
+            self.counted = True
+            setattr(resource, mapping.version, getattr(resource, mapping.version) + 1)
+
+    def is_raced(self) -> bool:
+        """Return whether its row, if one was there before a flush of it, was inserted by another process."""
+        return self.identity is None and not instance_state(self.resource).persistent
+
+    def inserts(self, table: object) -> bool:
+        """Return whether an INSERT into *table* may be of its row."""
+        return self.identity is None and table in instance_state(self.resource).mapper.tables
+
+    def refuse_values(self) -> None:
         """Refuse assigned values that cannot be saved: another key, no value of an Enum, a SQL expression."""
         state: InstanceState[Any] = instance_state(self.resource)
         columns = self.mapping.columns_of(state.mapper)
@@ -155,7 +203,7 @@ class LoadedResource:
             value = values[name]
             if name in found_by and value != found_by[name]:
                 error = ValueError(
-                    f"an operation on {shown(self._key)} has changed {name}, by which the operations behind it are to "
+                    f"an operation on {shown(self.key)} has changed {name}, by which the operations behind it are to "
                     "find the row: do it outside of a batch"
                 )
                 raise Rejected(str(error)) from error
@@ -164,10 +212,10 @@ class LoadedResource:
                     f"{shown(value)} of {name} is no value of its Enum: it could not be read back (assign one of "
                     f"{sorted(enums[name])})"
                 )
-                raise Rejected(f"{shown(self._key)} was not saved: {said(error)}") from error
+                raise Rejected(f"{shown(self.key)} was not saved: {said(error)}") from error
             if hasattr(value, "__clause_element__") or isinstance(value, sa.ClauseElement):
                 raise Rejected(
-                    f"{shown(self._key)} was not saved: an operation has assigned the SQL expression {shown(value)} to "
+                    f"{shown(self.key)} was not saved: an operation has assigned the SQL expression {shown(value)} to "
                     f"{name}, but must assign a value"
                 )
 
@@ -235,7 +283,7 @@ class LoadedResource:
         return connection.execute(self.mapping.look_at, self._row_as_loaded()).first() is not None
 
     def _row_as_loaded(self) -> dict[str, Any]:
-        return {f"_{i}": value for i, value in enumerate((*(self.identity or ()), *self._token))}
+        return {f"_{i}": value for i, value in enumerate((*(self.identity or ()), *self.token))}
 
     def are_as_read(self, transaction: Transaction, connection: sa.Connection | None = None) -> bool:
         """Return whether no other process can have changed the other rows that a flush did not find."""
@@ -247,18 +295,24 @@ class LoadedResource:
 
     def _compare_all(self, connection: sa.Connection) -> None:
         mapper: Mapper[Any] = instance_state(self.resource).mapper
-        select = self.mapping.compare(mapper, tuple(self.tracker.seen))
+        select = self.mapping.compare(mapper, tuple(self.seen))
         row = connection.execute(select, {f"_{i}": part for i, part in enumerate(self.identity or ())}).one_or_none()
-        if row is None or not self._is_same(mapper, row):
+        if row is None or not self.is_same(row):
             raise self.conflict()
 
-    def _is_same(self, mapper: Mapper[Any], row: Sequence[Any]) -> bool:
-        in_place = self.mapping.columns_of(mapper).in_place
+    @property
+    def seen(self) -> dict[str, Any]:
+        """The loaded values of its columns, which a save compares."""
+        return self.tracker.seen[instance_state(self.resource)]
+
+    def is_same(self, row: Sequence[Any]) -> bool:
+        """Return whether *row* has the loaded values, in the order of `seen`."""
+        in_place = self.mapping.columns_of(instance_state(self.resource).mapper).in_place
         return not any(
             in_place[name].differ(seen, value) if name in in_place else exact(seen) != exact(value)
-            for (name, seen), value in zip(self.tracker.seen.items(), row, strict=True)
+            for (name, seen), value in zip(self.seen.items(), row, strict=True)
         )
 
     def conflict(self) -> Conflict:
         """Return the error of a save that finds another row than was loaded."""
-        return errors.changed(self._key)
+        return errors.changed(self.key)

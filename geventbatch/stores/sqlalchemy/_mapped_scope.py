@@ -9,25 +9,22 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.exc import StaleDataError
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import Rejected
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
-from geventbatch.stores.sqlalchemy._added_rows import insert_rows, is_instance
 from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
-from geventbatch.stores.sqlalchemy._collections import asks_later, is_collection, plain
 from geventbatch.stores.sqlalchemy._guard import Guard
 from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
-from geventbatch.stores.sqlalchemy._session_snapshot import SessionSnapshot, snapshot_of_load
+from geventbatch.stores.sqlalchemy._mapped_work import MappedWork, made
+from geventbatch.stores.sqlalchemy._session_snapshot import snapshot_of_load
 from geventbatch.stores.sqlalchemy._steps import Steps
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load
 
@@ -35,35 +32,28 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
     from types import TracebackType
 
+    import sqlalchemy as sa
+
     from geventbatch._core.batch import Batch
-    from geventbatch.errors import NotSaved
     from geventbatch.stores.sqlalchemy._mapping import Mapping
     from geventbatch.stores.sqlalchemy._session import BatchSession
 
-_EVENTS: Final = ("before_commit", "before_flush", "after_flush_postexec")
-"""Session events in which a user's listener may send or add something."""
 
-
-class MappedScope:
+class MappedScope(MappedWork):
     """One batch over one instance: entering loads it into a session, exiting flushes and commits."""
 
     takes_rows = True
     deletes = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    _transaction: Transaction
-    _session: BatchSession
-    _guard: Guard
     _loaded: LoadedResource
     _row_key: Hashable  # as in the row: a collation may find it by another one
     _steps: Steps | None
     _held: bool  # the row was locked before the save
     _collected: bool  # the save is one message
-    _first: SessionSnapshot | None  # of the load
 
     def __init__(self, mapping: Mapping, key: Hashable) -> None:
-        self._mapping = mapping
-        self._key = key
+        super().__init__(mapping, key)
         self._steps = None
         self._held = self._collected = False
 
@@ -93,49 +83,6 @@ class MappedScope:
                 self._look_for_others()
             raise
         self._end(error)
-
-    def operation_raised(self, error: Exception) -> NotSaved | None:
-        """Expunge what the operation has added, or return why its attempt cannot be saved any more. Switches: no."""
-        return self._guard.raised(error)
-
-    def operation_returned(self) -> NotSaved | None:
-        """Return why an operation that has returned cannot be saved, or None. Switches: no."""
-        return self._guard.returned()
-
-    @property
-    def must_compare(self) -> bool:
-        """Return whether operations may have been answered from two states of the database. Switches: no."""
-        return self._guard.asked and not self._mapping.locking and len(batch_at_hand().operations) > 1
-
-    def copied(self, value: object) -> object:
-        """Return a copy of *value* if it is in a column, or a relationship's collection; else itself. Switches: no."""
-        if is_collection(value):
-            return plain(value)
-        copy = self._loaded.copier_of(value)
-        return value if copy is None else copy(value)
-
-    def owns(self, value: object) -> bool:
-        """Return whether *value* belongs to the session: an instance, a value in a column, a query. Switches: no."""
-        if isinstance(sa.inspect(value, raiseerr=False), InstanceState):
-            return value in self._session
-        return is_collection(value) or asks_later(value) or self._loaded.copier_of(value) is not None
-
-    # -- undo --------------------------------------------------------------------------------------------------
-
-    def checkpoint(self) -> object:
-        """Return a snapshot of the session. Raises `CannotUndo`. Switches: no."""
-        with self._guard.own():
-            return SessionSnapshot(self._guard, self._loaded, plain=True, columns=True)
-
-    def restore(self, checkpoint: object | None) -> Any:
-        """Restore the session from *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
-        snapshot = self._first if checkpoint is None else cast("SessionSnapshot", checkpoint)
-        if snapshot is None:
-            self._mapping.keeps = True
-            raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
-        with self._guard.own():
-            snapshot.restore()
-        return self._loaded.resource
 
     # -- step by step ------------------------------------------------------------------------------------------
 
@@ -199,17 +146,7 @@ class MappedScope:
             raise ValueError(f"the {mapping.name} {shown(self._key)} cannot be decoded: {said(error)}") from error
 
     def _made(self) -> Any:
-        mapping = self._mapping
-        if mapping.missing == "raise":
-            raise ResourceMissing(f"there is no {mapping.name} {shown(self._key)}", key=self._key)
-        resource = mapping.missing(self._key)
-        if not isinstance(resource, mapping.mapper.class_):
-            raise TypeError(f"missing made {shown(resource)} for {shown(self._key)}: it has to be a {mapping.name}")
-        for attribute, value in zip(mapping.by, mapping.parameters(self._key).values(), strict=True):
-            if getattr(resource, attribute.key) is None:
-                setattr(resource, attribute.key, value)
-        if mapping.version is not None and getattr(resource, mapping.version) is None:
-            setattr(resource, mapping.version, 1)
+        resource = made(self._mapping, self._key)
         self._session.add(resource)
         return resource
 
@@ -255,30 +192,10 @@ class MappedScope:
             raise errors.of_store(error, self._key) from cause(error)
 
     def _write(self, rows: Sequence[object], *, late: bool) -> None:
-        session = self._session
-        try:
-            if late:
-                session.flush()
-                self._delete()
-            session.flush()
-            self._guard.check_inserted(self._is_inserted)
-            insert_rows(self._transaction.connection, rows, session)
-        except StaleDataError as error:
-            raise self._guard.stale(error) from error
-
-    def _end_savepoints(self) -> None:
-        """Release the savepoints of the steps, and those that an operation has left open, as COMMIT would.
-
-        Each release flushes; a value is then refused as in a save.
-        """
-        try:
-            while (nested := self._session.get_nested_transaction()) is not None:
-                with self._session.silence():
-                    nested.commit()
-        except StaleDataError as error:
-            raise self._guard.stale(error) from error
-        except Exception as error:
-            raise self._transaction.not_saved(error) from cause(error)
+        if late:
+            self._flush(())
+            self._delete()
+        self._flush(rows)
 
     def _is_idle(self) -> bool:
         """Return whether there is nothing to commit. Except on SQLite, even a SELECT may have called what writes."""
@@ -302,15 +219,7 @@ class MappedScope:
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Return whether no statement of the flush needs an answer, and none is sent between the flush and COMMIT."""
-        session = self._session
-        return (
-            self._loaded.needs_no_answer()
-            and not session.new
-            and not session.deleted
-            and not any(is_instance(row) for row in rows)
-            and all(len(list(getattr(session.dispatch, name))) == 1 for name in _EVENTS)  # those are ours
-            and not list(session.dispatch.after_flush)
-        )
+        return self._loaded.needs_no_answer() and self._needs_no_answer(rows) and self.has_only_our_listeners()
 
     def _delete(self) -> None:
         session = self._session

@@ -20,7 +20,7 @@ from geventbatch.stores.sqlalchemy._computed import has_computed
 from geventbatch.stores.sqlalchemy._tenants import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from sqlalchemy.orm import Mapper, Session
     from sqlalchemy.orm.attributes import InstrumentedAttribute
@@ -51,6 +51,12 @@ class Mapping:
     """The option ``prepare_connection``."""
     has_tenants: bool = False
     """A key is a pair of the tenant and the row's own key."""
+    model: str | None = None
+    """The name of the class in a store of several: a key is a pair of that and the row's own key."""
+    rank: int = 0
+    """Its place among the classes of the store, in which they are loaded and locked."""
+    mappers: tuple[Mapper[Any], ...] = ()
+    """The mappers of all classes of the store, if there are several."""
     functions: Functions = field(init=False)
     reads_computed: bool = False
     """An operation has sent a query that may have read what the database computes from earlier operations' changes."""
@@ -78,7 +84,7 @@ class Mapping:
         found = self._columns.get(mapper)
         if found is None:
             found = self._columns[mapper] = Columns(mapper, self.engine.dialect)
-            if found.in_place or (self.sees_all and mapper.isa(self.mapper)):
+            if found.in_place or (self.sees_all and any(map(mapper.isa, self.mappers or (self.mapper,)))):
                 track_refreshes(mapper.class_)
         return found
 
@@ -104,6 +110,30 @@ class Mapping:
             return None
         one: sa.Select[Any] = sa.select(sa.literal_column("1"))
         return self._locked(one.where(*self._is_row()))
+
+    def load_all(self, own_keys: list[Any]) -> sa.Select[Any]:
+        """Selects the instances of many keys, and their tokens, in the order of the primary keys."""
+        entity = self.mapper.class_
+        found = sa.select(entity, *self.token).where(self._are_rows(own_keys)).order_by(*self.mapper.primary_key)
+        return found.with_for_update(of=entity, key_share=True) if self.locking else found
+
+    def lock_all(self, own_keys: list[Any]) -> sa.Select[Any]:
+        """Locks the rows of many keys; see `lock`."""
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return self._locked(one.where(self._are_rows(own_keys)).order_by(*self.mapper.primary_key))
+
+    def _are_rows(self, own_keys: list[Any]) -> sa.ColumnElement[bool]:
+        return among(self.by, own_keys, self.engine.dialect)
+
+    def claim_all(
+        self, mapper: Mapper[Any], identities: list[tuple[Any, ...]], columns: Sequence[Any]
+    ) -> sa.Select[Any]:
+        """Return a SELECT that locks rows of *mapper* in order, and returns primary keys and *columns*."""
+        key = mapper.primary_key
+        values = identities if len(key) > 1 else [one[0] for one in identities]
+        select: Any = sa.select(*key, *columns)
+        rows = select.where(among(key, values, self.engine.dialect)).order_by(*key)
+        return self._locked(rows, mapper)
 
     @cached_property
     def claim(self) -> sa.Select[Any]:
@@ -181,17 +211,38 @@ class Mapping:
         return self._own_key_of(resource, asked)
 
     def _own_key_of(self, resource: Any, asked: Any) -> Hashable:
+        if self.model is not None:
+            return self.model, self._row_key_of(resource, asked[1])
+        return self._row_key_of(resource, asked)
+
+    def _row_key_of(self, resource: Any, asked: Any) -> Hashable:
         values = vars(resource)
         if len(self.by) == 1:
             return row_key(asked, values.get(self.by[0].key, asked))  # type: ignore[no-any-return]
         found = [values.get(one.key, part) for one, part in zip(self.by, asked, strict=True)]
         return row_key(asked, found)  # type: ignore[no-any-return]
 
+    def own_key(self, key: Any) -> Any:
+        """Return the row's own part of *key*."""
+        own = key[1] if self.has_tenants else key
+        return own if self.model is None else own[1]
+
     def parameters(self, key: Any) -> dict[str, Any]:
         """Return the parameters of `load`."""
-        own = key[1] if self.has_tenants else key
+        own = self.own_key(key)
         values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
+
+
+def among(columns: Sequence[Any], values: list[Any], dialect: sa.Dialect) -> sa.ColumnElement[bool]:
+    """Return whether *columns* have one of *values*, which are tuples if there are several columns."""
+    if len(columns) == 1:
+        found: sa.ColumnElement[bool] = columns[0].in_(values)
+        return found
+    if dialect.name in {"mysql", "mariadb"}:  # MariaDB would scan, and lock, the whole table for tuples
+        each = [sa.and_(*[one == part for one, part in zip(columns, value, strict=True)]) for value in values]
+        return sa.or_(*each)
+    return sa.tuple_(*columns).in_(values)
 
 
 def refuse_joined(mapper: Mapper[Any]) -> None:

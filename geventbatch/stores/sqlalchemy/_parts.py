@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from geventbatch.stores._reuse import Kept
     from geventbatch.stores._sql.outcomes import OutcomeTable
     from geventbatch.stores.sqlalchemy._bulk_documents import BulkDocuments
+    from geventbatch.stores.sqlalchemy._mapped_bulk import BulkMapped
     from geventbatch.stores.sqlalchemy._mode import Mode
 
 ResourceT = TypeVar("ResourceT")
@@ -26,11 +27,13 @@ class Parts(Generic[ResourceT]):
     open_scope: Callable[[Any], AbstractContextManager[ResourceT]]
     engine: sa.Engine
     table: sa.Table
-    columns: Sequence[sa.ColumnElement[Any]]
-    """The columns of the key."""
+    normalized: Callable[[Any], Hashable]
+    """Returns the form of a key that its columns have."""
     mode: Mode
+    tables: Sequence[sa.Table] = ()
+    """All tables, if there are several."""
     idempotency: sa.Table | None = None
     outcomes: OutcomeTable | None = None
     kept: Kept[Any] | None = None
-    bulk: BulkDocuments | None = None
+    bulk: BulkDocuments | BulkMapped | None = None
     tenant: Callable[[], Hashable] | None = None

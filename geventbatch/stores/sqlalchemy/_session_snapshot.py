@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._bound_values import Columns
     from geventbatch.stores.sqlalchemy._guard import Guard
     from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
+    from geventbatch.stores.sqlalchemy._loaded_resources import LoadedResources
 
 _FEW: Final = 4
 """Number of instances whose loaded state is always kept, since that costs next to nothing."""
@@ -41,12 +42,12 @@ _FUNCTIONS: Final = frozenset({FunctionType, BuiltinFunctionType, attrgetter, it
 _NOTHING: Final[dict[str, Any]] = {}
 
 
-def snapshot_of_load(guard: Guard, loaded: LoadedResource) -> SessionSnapshot | None:
+def snapshot_of_load(guard: Guard, loaded: LoadedResource | LoadedResources) -> SessionSnapshot | None:
     """Return a snapshot of what was loaded; None if that is much, and no operation of this store needed one yet."""
     mapping = loaded.mapping
     if not mapping.keeps and len(guard.session.identity_map) > _FEW:
         return None
-    copies = mapping.keeps or loaded.identity is None
+    copies = mapping.keeps or loaded.is_new
     return SessionSnapshot(guard, loaded, plain=copies, columns=copies)
 
 
@@ -73,7 +74,7 @@ class SessionSnapshot:
         "_writes",
     )
 
-    def __init__(self, guard: Guard, loaded: LoadedResource, *, plain: bool, columns: bool) -> None:
+    def __init__(self, guard: Guard, loaded: LoadedResource | LoadedResources, *, plain: bool, columns: bool) -> None:
         """Copy mutable values: *plain* attributes (no part of the mapping), and *columns*.
 
         A value that is not copied is known to be unchanged, or made again from the bound form, or cannot be restored.

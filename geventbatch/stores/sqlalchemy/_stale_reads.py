@@ -17,7 +17,7 @@ from sqlalchemy.orm.attributes import instance_state
 from geventbatch.stores.sqlalchemy._computed import UNHELD, has_foreign_key, is_foreign_key, misses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import InstanceState, Mapper
 
@@ -34,14 +34,15 @@ class StaleReads:
     _expired: list[tuple[InstanceState[Any], list[str]]]  # since the current operation has sent a statement
     _written: bool  # a removed value with changes was flushed: whether it was read since then is unknown
 
-    def __init__(self, session: Session, resource: object) -> None:
-        """Except the values that were loaded with *resource*: an operation alone finds them loaded too."""
+    def __init__(self, session: Session, resources: Iterable[object]) -> None:
+        """Except the values that were loaded with *resources*: an operation alone finds them loaded too."""
         self._session = session
-        self._resource: InstanceState[Any] = instance_state(resource)
-        relationships = self._resource.mapper.relationships
-        self._eager = {one.key for one in relationships if one.lazy in _EAGER}
-        if self._resource.key is None:  # new: it has what ``missing`` has set
-            self._eager |= relationships.keys() & self._resource.dict.keys()
+        self._eager: dict[InstanceState[Any], set[str]] = {}  # by resource
+        for state in map(instance_state, resources):
+            relationships = state.mapper.relationships
+            self._eager[state] = {one.key for one in relationships if one.lazy in _EAGER}
+            if state.key is None:  # new: it has what ``missing`` has set
+                self._eager[state] |= relationships.keys() & state.dict.keys()
         self._aside, self._expired, self._written = [], [], False
 
     def has_added(self, instance: object) -> None:
@@ -89,7 +90,7 @@ class StaleReads:
                 if statement is None or names_table(statement, relation.mapper)
             ]
             unheld = {one.key for one in state.mapper.relationships if one.lazy in UNHELD}
-            if state is not self._resource and (statement is None or names_table(statement, state.mapper)):
+            if state not in self._eager and (statement is None or names_table(statement, state.mapper)):
                 names = [name for name in state.manager if name in state.dict and name not in unheld]
             instance = state.obj()
             if not names or instance is None:
@@ -124,7 +125,7 @@ class StaleReads:
 
     def _loaded_of(self, state: InstanceState[Any]) -> list[Any]:
         """Return the loaded relationships, without those loaded with the resource."""
-        eager = self._eager if state is self._resource else ()
+        eager = self._eager.get(state, ())
         relations = (one for one in state.mapper.relationships if one.lazy not in UNHELD)
         return [one for one in relations if one.key in state.dict and one.key not in eager]
 

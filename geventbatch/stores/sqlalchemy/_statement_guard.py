@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
     from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
+    from geventbatch.stores.sqlalchemy._loaded_resources import LoadedResources
     from geventbatch.stores.sqlalchemy._mapping import Mapping
     from geventbatch.stores.sqlalchemy._session import BatchSession
     from geventbatch.stores.sqlalchemy._transaction import Transaction
@@ -45,11 +46,11 @@ class StatementGuard:
     """Guards the statements of one attempt's operations."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
+    shared: bool  # the transaction has other batches too, so that operations may send nothing that writes
     ours: bool  # the library is at work (load, save, …): no operation
     writes: int  # count of statements and flushes of operations that may write: each rules out an undo in memory
     wrote: bool  # an operation has sent something that writes
     rewrote: bool  # an operation's own statement may have changed or deleted rows that the session holds
-    counted: bool  # the version was counted up for this batch
     nested: SessionTransaction | None  # the library's savepoint between operations, if they go step by step
     asked: bool  # an operation has sent a query, which may have found a newer state of the row
     acted: bool  # an operation has done something that the guard checks, since the last step
@@ -88,9 +89,10 @@ class StatementGuard:
         self.transaction = transaction
         self._mapping = mapping
         self._mysql = transaction.engine.dialect.name in {"mysql", "mariadb"}
-        self._loaded: LoadedResource | None = None
+        self._loaded: LoadedResource | LoadedResources | None = None
         self.ours = True
-        self.wrote = self.rewrote = self.counted = self.asked = self.acted = False
+        self.shared = False
+        self.wrote = self.rewrote = self.asked = self.acted = False
         self.flushing = self.left_out = self.unsure = self.in_bulk = False
         self.writes = 0
         self.nested = None
@@ -100,7 +102,7 @@ class StatementGuard:
         self.added, self._own_settings = [], []
         self._forget()
 
-    def begin(self, loaded: LoadedResource) -> None:
+    def begin(self, loaded: LoadedResource | LoadedResources) -> None:
         """Begin, after the load, to guard operations."""
         self._loaded = loaded
         self._session_transaction = self.session.get_transaction()
@@ -233,7 +235,7 @@ class StatementGuard:
         """Note that the current operation makes the session hold more than was loaded for the batch."""
         if self._stale_reads is None and self._loaded is not None:
             self._holds_more = current_batch().completed
-            self._stale_reads = StaleReads(self.session, self._loaded.resource)
+            self._stale_reads = StaleReads(self.session, self._loaded.resources)
 
     def _stale_if_loaded(self) -> StaleReads | None:
         """Return the stale reads, if earlier operations have loaded something."""
@@ -249,9 +251,9 @@ class StatementGuard:
     def has_inserted(self, cursor: Any, context: Any) -> None:
         """Note an INSERT of the new resource that has inserted no row."""
         loaded = self._loaded
-        if loaded is None or loaded.identity is not None or context.compiled is None or cursor.rowcount != 0:
+        if loaded is None or not loaded.is_new or context.compiled is None or cursor.rowcount != 0:
             return
-        self.unsure = self.unsure or context.compiled.statement.table in instance_state(loaded.resource).mapper.tables
+        self.unsure = self.unsure or loaded.inserts(context.compiled.statement.table)
 
     def check_inserted(self, look: Callable[[], bool]) -> None:
         """Raise if the row of a new resource was left out; a trigger may have put it elsewhere."""
@@ -269,6 +271,7 @@ class StatementGuard:
             return
         flushes = self.transaction.writes_anywhere and self.session.autoflush == self._autoflush
         if flushes and (self._autoflush or statement is None or not self._names_changed(statement)):
+            self._refuse_in_shared("flush")
             self.session.flush()
         elif statement is None or self._reads_computed() or self._names_changed(statement):
             raise self._comes_too_early("asks for what earlier ones have changed")
@@ -278,11 +281,7 @@ class StatementGuard:
 
         A batch in which no operation reads that is saved at once. To find out after each operation would cost more.
         """
-        mapping = self._mapping
-        if not mapping.has_computed or self.transaction.writes_anywhere:
-            return False
-        mapping.reads_computed = True
-        return True
+        return self._loaded is not None and not self.transaction.writes_anywhere and self._loaded.reads_computed()
 
     def has_written(self) -> None:
         """Note that all changes of the operations so far are flushed."""
@@ -334,6 +333,7 @@ class StatementGuard:
     @contextmanager
     def bulk(self) -> Iterator[None]:
         """Guard a bulk method that an operation calls: if it fails, SQLAlchemy ends the transaction."""
+        self._refuse_in_shared("write")
         self.flush_earlier()
         self.in_bulk = True
         try:
@@ -357,17 +357,13 @@ class StatementGuard:
 
     def flushes(self) -> None:
         """Count the version up, once, and compare dirty rows, before the session flushes."""
-        loaded, mapping, session = self._loaded, self._mapping, self.session
+        loaded = self._loaded
         assert loaded is not None  # noqa: S101 - as above
         self.writes += not self.ours
         loaded.flushes(self.transaction, rewrote=self.rewrote)
-        if not mapping.locking and loaded.changes():
+        if not self._mapping.locking and loaded.changes():
             loaded.touch()
-        if mapping.version is None or mapping.counts_itself or self.counted or loaded.resource in session.deleted:
-            return
-        if loaded.resource in session.dirty and session.is_modified(loaded.resource):
-            self.counted = True
-            setattr(loaded.resource, mapping.version, getattr(loaded.resource, mapping.version) + 1)
+        loaded.count()
 
     def has_flushed(self) -> None:
         """Note that the database has what the session has."""
@@ -379,7 +375,16 @@ class StatementGuard:
         if self._loaded is not None:
             self._loaded.rolled_back()
 
+    def _refuse_in_shared(self, what: str) -> None:
+        """Refuse what would write to a transaction that other batches share: it could not be undone for this one."""
+        if self.shared and not self.ours:
+            self._reapplies = True
+            raise self._refused(
+                f"would {what} before the save of a bulk: it is applied again, in a transaction of its own key"
+            )
+
     def _refuse_on_sqlite(self, what: str) -> None:
+        self._refuse_in_shared(what)
         if not self.transaction.writes_anywhere and not current_batch().alone:
             raise self._refused(
                 f"would {what} to SQLite, and lock all of it while other greenlets run: "

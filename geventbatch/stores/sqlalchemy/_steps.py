@@ -39,7 +39,7 @@ class Steps:
         # -- mutable state ---------------------------------------------------------------------------------
         self.rows = 0  # number of `Batch.rows` that are inserted
         self._is_new = loaded.identity is None  # the resource has no row yet, not even in this transaction
-        self._mark = loaded.claimed, guard.counted  # to reset after a rollback
+        self._mark = loaded.claimed, loaded.counted  # to reset after a rollback
         loaded.claim(self._transaction)  # before a savepoint, which would release the lock with it
         self._begin()
 
@@ -101,7 +101,7 @@ class Steps:
             session.expunge_all()
         with session.silence(), self._transaction.holding_back():
             self._guard.nested = session.begin_nested()
-        self._mark = loaded.claimed, self._guard.counted
+        self._mark = loaded.claimed, loaded.counted
         if self._is_new:
             session.add(loaded.resource)
         self._guard.acted = False
@@ -121,7 +121,7 @@ class Steps:
             connection = self._transaction.connection
             with self._transaction.holding_back():  # unreleased savepoints would slow down each later one
                 connection.dialect.do_release_savepoint(connection, savepoint._savepoint)  # noqa: SLF001 - its name
-        self._loaded.claimed, self._guard.counted = self._mark
+        self._loaded.claimed, self._loaded.counted = self._mark
 
     def _refused(self, error: Exception) -> NotSaved:
         """Return the `NotSaved` for *error*, which an operation's changes have caused."""
