@@ -193,6 +193,29 @@ def test_a_deletion_in_a_bulk_saves_what_came_before_it(bed: Bed) -> None:
         assert connection.scalar(sa.select(sa.func.count()).select_from(Account)) == 19
 
 
+def test_an_operation_across_keys_deletes_one_of_them_and_changes_the_other(bed: Bed) -> None:
+    def close(accounts: tuple[Account, ...]) -> int:
+        closed, heir = accounts
+        heir.balance += closed.balance
+        current_batch().delete(closed.id)
+        return heir.balance
+
+    def close_by_session(accounts: tuple[Account, ...]) -> int:
+        accounts[1].balance += accounts[0].balance
+        session_of(accounts[0]).delete(accounts[0])
+        return accounts[1].balance
+
+    with bulk(bed) as processor:
+        runs = ([1, 2], transfer, 10), ([1, 2], close), ([1, 2], transfer, 1), ([2, 3], transfer, 1), (5, deposit, 1)
+        answers = together(processor, *runs, ([6, 7], close_by_session), (6, deposit, 1), (7, deposit, 1))
+    assert [*answers[:2], *answers[3:6]] == [90, 200, 199, 101, 200]
+    assert [type(answers[2]), type(answers[6]), answers[7]] == [ResourceMissing, ResourceMissing, 201]
+    with bed.other.connect() as connection:
+        left = set(connection.scalars(sa.select(Account.id)))
+    assert left == set(range(2, 21)) - {6}
+    assert balances(bed) == {2: 199, 3: 101, 5: 101, 7: 201}
+
+
 def test_the_session_of_an_operation_knows_the_rows_of_its_own_component_only(bed: Bed) -> None:
     def known(accounts: tuple[Account, ...]) -> list[int]:
         return sorted(one.id for one in session_of(accounts[0]) if isinstance(one, Account))

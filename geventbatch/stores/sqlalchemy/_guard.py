@@ -107,7 +107,7 @@ class Guard(StatementGuard):
     def _deletes_too_early(self) -> TooEarly | None:
         """Return the error of an operation that deletes what earlier ones have changed: a trigger has to see that."""
         batch, loaded = current_batch(), self._loaded
-        if batch.deleted and not self._unwritten and loaded is not None and batch.completed - 1 > self._flushed:
+        if batch.deleted_keys and not self._unwritten and loaded is not None and batch.completed - 1 > self._flushed:
             loaded.flag_mutated()
             self._unwritten = loaded.changes()
         if not self._unwritten:

@@ -37,6 +37,7 @@ class MappedPart(MappedWork):
     # -- mutable state ---------------------------------------------------------------------------------------
     keys: list[Hashable]  # loaded; at the save: to be saved
     rows: Sequence[object]  # to insert with the save
+    _deleted: list[LoadedResource]  # to delete with the save
 
     def __init__(self, mapping: Mapping, batch: Batch, transaction: Transaction, *, shared: bool) -> None:
         """Belong to *batch*; hold nothing yet. *shared*: there are other parts."""
@@ -50,7 +51,7 @@ class MappedPart(MappedWork):
         self._guard = Guard(mapping, self._key, self._session, transaction)
         self._guard.shared = shared
         self._session.begin_watch(self._guard)
-        self.keys, self.rows = [], ()
+        self.keys, self.rows, self._deleted = [], (), []
         if len(keys) > 1:
             self._loaded = LoadedResources(mapping, self._key, self._session)
 
@@ -113,6 +114,7 @@ class MappedPart(MappedWork):
         self.rows = self.batch.rows
         if isinstance(self._loaded, LoadedResources):
             self._loaded.narrow(self.keys)
+        self._deleted = [one for one in self.loaded if one.key in self.batch.deleted_keys]
         unfit = self._guard.unfit()
         if unfit is not None:
             raise unfit
@@ -130,7 +132,7 @@ class MappedPart(MappedWork):
 
     def is_idle(self) -> bool:
         """Return whether there is nothing to write."""
-        return not (self.rows or self.batch.deleted or self._guard.wrote or self._loaded.changes())
+        return not (self.rows or self._deleted or self._guard.wrote or self._loaded.changes())
 
     def is_as_loaded(self) -> bool:
         """Return whether its queries, if any, and the load have seen one state of its rows. Switches: yes."""
@@ -138,12 +140,12 @@ class MappedPart(MappedWork):
 
     def sends_no_more(self) -> bool:
         """Return whether all statements of its save can be sent together with others and COMMIT."""
-        return self._needs_no_answer(self.rows) and not self.batch.deleted and self.has_only_our_listeners()
+        return self._needs_no_answer(self.rows) and not self._deleted and self.has_only_our_listeners()
 
     def write(self) -> None:
         """Send its changes. Raises a `NotSaved`, or the database's error. Switches: yes."""
-        late = self.batch.deleted and self._loaded.adds()
-        if self.batch.deleted and not late:
+        late = self._deleted and self._loaded.adds()
+        if self._deleted and not late:
             self._delete()
         self._end_savepoints()
         if self.rows or self._guard.wrote:
@@ -203,7 +205,7 @@ class MappedPart(MappedWork):
 
     def _delete(self) -> None:
         session = self._session
-        for one in self.loaded:
+        for one in self._deleted:
             if one.resource in session.new:
                 session.expunge(one.resource)
             elif one.resource in session:
