@@ -45,9 +45,12 @@ class Bulk:
             attempt = Attempt(batch, alarm, now, context)
             attempt.mates = self._attempts
             self._attempts[attempt] = None
-            if across and type(batch) is Component:
-                batch.start(attempt)
+        if across:
+            for attempt in self._attempts:
+                if type(attempt.batch) is Component:
+                    attempt.batch.start(attempt)
         self._lead = next(iter(self._attempts))
+        self.asks = self._lead.dispatcher.options.idempotency is not None  # a round may have to ask for outcomes
         self._rounds = [(now, list(self._attempts))]  # rounds to come, the next one last: earliest time, attempts
         self._unfit: Attempt | None = None  # an attempt after which the greenlet must not be used again
         self._after: list[Callable[[], object]] = []  # hooks of scopes, to call after the answers
@@ -80,10 +83,11 @@ class Bulk:
         finally:
             self._alarm.attempt = None
             process.running.pop(self._alarm.greenlet, None)
-        if self._after:
-            self._lead.after = [*self._after]
-            self._lead.context = Context()  # each hook enters that of its own round
-        return self._unfit, self._lead if self._after else None
+        if not self._after:
+            return self._unfit, None
+        self._lead.after = [*self._after]
+        self._lead.context = Context()  # each hook enters that of its own round
+        return self._unfit, self._lead
 
     def call_after(self, hook: Callable[[], object]) -> None:
         """Call *hook* when the callers have their answers. A stop waits for it."""
@@ -143,6 +147,8 @@ class Bulk:
 def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> tuple[Attempt | None, Attempt | None]:
     """Run *batches* as one bulk, without those that all callers have left: see `Bulk.run`."""
     left = [batch for batch in batches if not batch.waiting]
+    if not left:
+        return Bulk(batches, alarm, _clock.monotonic(), across=across).run()
     for batch in left:
         batch.end()
         del batches[batch]

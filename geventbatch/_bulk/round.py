@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from geventbatch._bulk.bulk import Bulk
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.batch import Batch
+    from geventbatch._core.dispatcher import Dispatcher
 
 
 class Round:
@@ -43,7 +44,7 @@ class Round:
         self._across = bulk.across
         self._context = Context()  # of its load and its save (guarantee 11)
         self._leave: Callable[..., object]  # the exit of the scope
-        self._saved: Any = None  # the hook of the scope to call after the answers
+        self._saved: Any  # the hook of the scope to call after the answers
         # -- mutable state ---------------------------------------------------------------------------------
         self._at_hand: dict[Hashable, Attempt] = (  # by key: loaded, or to be saved; a component's has several keys
             {key: one for one in attempts for key in one.batch.loads}
@@ -63,8 +64,9 @@ class Round:
         if self._load():
             try:
                 self._look_at_resources()
-                self._ask()
-                if not self._spoiled:
+                if not self._bulk.asks:
+                    self._apply()
+                elif self._ask():
                     self._apply()
                     self._ask()
                 self._settle()
@@ -100,7 +102,8 @@ class Round:
         open_resources: Any = first.dispatcher.options.open_across
         scope: Any = NOT_OPENED
         try:
-            self._announce()
+            if first.dispatcher.subscriptions:
+                self._announce(first.dispatcher)
             scope = self._context.run(open_resources, list(self._at_hand))
             for attempt in self._attempts:
                 attempt.scope = scope
@@ -124,12 +127,10 @@ class Round:
         first.over()
         return True
 
-    def _announce(self) -> None:
-        dispatcher = self._attempts[0].dispatcher
-        if dispatcher.subscriptions:
-            self._context = dispatcher.announce([*self._shown.values()], self._context)
-            for attempt in self._attempts:
-                attempt.context = self._context
+    def _announce(self, dispatcher: Dispatcher) -> None:
+        self._context = dispatcher.announce([*self._shown.values()], self._context)
+        for attempt in self._attempts:
+            attempt.context = self._context
 
     def _look_at_resources(self) -> None:
         fault = fault_of(self._resources, self._at_hand)
@@ -201,12 +202,16 @@ class Round:
 
     # -- operations ---------------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
-        """Ask the scope for the idempotency keys of operations that are in no save (see `once`)."""
+    def _ask(self) -> bool:
+        """Ask the scope for the idempotency keys of operations that are in no save (see `once`).
+
+        Return False if the transaction is spoiled.
+        """
         asking = [one for one in self._attempts if one.asked and one.broken is one.verdict is None and not one.over()]
         if asking and not self._spoiled:
             self._bulk.follow(asking[0])
             self._spoiled = not asking[0].dispatcher.options.idempotency.ask(*asking)
+        return not self._spoiled
 
     def _apply(self) -> None:
         at_hand = self._at_hand.values()
@@ -215,12 +220,12 @@ class Round:
                 continue
             self._bulk.follow(attempt)
             attempt.turn = get_hub().loop.iteration
-            attempt.batch.loaded = True
+            batch = attempt.batch
+            batch.loaded = True
             if attempt.now >= attempt.deadline:  # the hub was blocked, so the alarm could not ring
                 attempt.expire()
                 continue
             try:
-                batch = attempt.batch
                 if type(batch) is Component:
                     batch.gather()
                     apply(attempt, batch.compose(self._resources), 0.0)
@@ -246,21 +251,22 @@ class Round:
             verdict = attempt.verdict
             if attempt.over():
                 self._leave_out(attempt)
+            elif verdict is attempt.broken is None and not self._spoiled and has_news(attempt):
+                if type(attempt.batch) is Component or not attempt.completed:
+                    self._leave_unchanged_out(attempt, attempt.batch)
             elif isinstance(verdict, Conflict):
                 self._replay(attempt, delay(attempt, verdict))
                 self._leave_out(attempt)
             elif verdict is not None and not isinstance(verdict, Rejected):
                 attempt.batch.end(save_failed(attempt.batch.key, verdict, doing="an operation"))
                 self._leave_out(attempt)
-            elif self._spoiled or attempt.broken is not None or not has_news(attempt):
+            else:
                 left = attempt.batch.open or attempt.asked or is_left(attempt)
                 replay = (self._spoiled or attempt.broken is not None) and left
                 self._reason = self._reason if attempt.broken is None else attempt.broken
                 attempt.broken = None  # its traceback refers to this frame: no cycle
                 self._replay(attempt, 0.0 if replay or settle(attempt) else None)
                 self._leave_out(attempt)
-            else:
-                self._leave_unchanged_out(attempt, attempt.batch)
 
     def _leave_unchanged_out(self, attempt: Attempt, batch: Batch) -> None:
         """Leave out what no operation has changed: the resources, and the keys too unless outcomes are recorded."""
@@ -308,14 +314,19 @@ class Round:
         try:
             if raised is not None and ends_greenlet(attempts[0], raised):
                 raise raised
-            if callable(self._saved) and (raised is None or isinstance(raised, PartlySaved)):
-                self._bulk.call_after(partial(self._context.run, self._saved))
+            saved = self._saved
+            if saved is not None and (raised is None or isinstance(raised, PartlySaved)) and callable(saved):
+                self._bulk.call_after(partial(self._context.run, saved))
             self._end(attempts, raised)
         finally:
             del raised  # its traceback refers to this frame: no cycle
 
     def _end(self, attempts: list[Attempt], raised: BaseException | None) -> None:
         """Fix the outcomes of *attempts* after the save; *raised* is its error, or None."""
+        if raised is None:
+            for attempt in attempts:
+                self._end_one(attempt, None)
+            return
         if isinstance(raised, PartlySaved):
             try:
                 lost = errors_of(raised, self._at_hand)

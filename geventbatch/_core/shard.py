@@ -31,6 +31,10 @@ IDLE: Final = 10.0
 """Seconds. A worker that was not needed for so long ends."""
 
 
+_UNBOUNDED: Final = nullcontext()
+"""Stands for the slots of ``max_batches``, if there is no bound."""
+
+
 class Shard:
     """The workers of the keys with one worker number."""
 
@@ -156,6 +160,9 @@ class Worker:
         shard = self._shard
         queue = shard.queue
         bulks = shard.bulks
+        run: Any = None
+        if bulks:
+            from geventbatch._bulk.bulk import run  # only here, since most processors have no bulks
         alarm = Alarm(self._dispatcher.options.max_duration)
         try:
             while True:
@@ -163,7 +170,7 @@ class Worker:
                     alarm.relax()
                     shard.park()
                 if bulks:
-                    if not self._run_bulk(alarm):
+                    if not self._run_bulk(alarm, run):
                         return
                     continue
                 batch = queue.get_nowait()
@@ -218,16 +225,14 @@ class Worker:
             if self._dispatcher.stopping:
                 self._dispatcher.check_stopped()
 
-    def _run_bulk(self, alarm: Alarm) -> bool:
-        """Run the queued batches as one bulk (see `bulk`). Return False if this worker has to end."""
-        from geventbatch._bulk import bulk  # only here, since most processors have no bulks
-
+    def _run_bulk(self, alarm: Alarm, run: Any) -> bool:
+        """Let *run* run the queued batches as one bulk (see `bulk`). Return False if this worker has to end."""
         batches: dict[Batch, None] = {}
         taken: list[Batch] = []
         spent: Attempt | None = None
         after: Attempt | None = None
         try:
-            with self._dispatcher.slots or nullcontext():
+            with self._dispatcher.slots or _UNBOUNDED:
                 now = _clock.monotonic()
                 if now >= pace.slice_end(now) and len(self._shard.queue) and not self._dispatcher.ended:
                     pace.wait()
@@ -237,7 +242,7 @@ class Worker:
                 taken = list(batches)
                 self._shard.mark_busy()
                 try:
-                    spent, after = bulk.run(batches, alarm, across=self._dispatcher.crossings > 0)
+                    spent, after = run(batches, alarm, across=self._dispatcher.crossings > 0)
                 finally:
                     self._shard.free += 1
         except BaseException as error:
