@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ import gevent
 import pytest
 
 from geventbatch import BatchError, IdempotencyKeyReused, Processor, SaveFailed
-from tests.stores.test_across import After, Bank
+from tests.stores.test_across import KEYS, After, Bank
 from tests.stores.test_stores import (
     ANY,
+    Another,
     adapter,  # noqa: F401 - a fixture
     all_of,
+    another,  # noqa: F401 - a fixture
     assert_as_good_as_new,
     over,
     place,  # noqa: F401 - a fixture
@@ -24,6 +26,7 @@ from tests.stores.test_stores import (
 )
 from tests.support.adapters.base import TooLittle
 from tests.support.callers import answer_of
+from tests.support.servers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -309,6 +312,58 @@ def test_of_two_processors_that_are_given_the_same_at_once_each_is_applied_once(
             moved[keys[1]] += 1
     assert bank.totals(list(moved)) == list(moved.values())
     assert adapter.outcomes() == 30
+
+
+def some_transfers(seed: int) -> list[tuple[list[str], str]]:
+    """Transfers between any two of a few accounts, each with its idempotency key."""
+    dice = random.Random(seed)
+    return [(dice.sample(["n0", "n1", "n2", "n3", "n4", "n5"], 2), f"{seed}-{number}") for number in range(40)]
+
+
+def after(sent: list[tuple[list[str], str]], total: int) -> list[int]:
+    """What the accounts have when each was applied once."""
+    totals = dict.fromkeys(KEYS, total)
+    for (source, target), _ in sent:
+        totals[source] -= 1
+        totals[target] += 1
+    return list(totals.values())
+
+
+@over_recorded
+def test_two_processes_that_are_sent_the_same_at_once_apply_each_once_and_give_one_answer(
+    case: Case,
+    adapter: Adapter,  # noqa: F811
+    another: Another,  # noqa: F811
+) -> None:
+    bank = Bank(adapter, 100)
+    sent = some_transfers(1)
+    with another.opened(case, adapter), bank.processor(max_attempts=200) as processor:
+        told = spawned(another.transfers, sent[::-1], 40)
+        ours = together(processor, [(tuple(keys), name, adapter.transfer, 1) for keys, name in sent])
+        assert told.get() == ours[::-1]
+    assert bank.totals() == after(sent, 100)
+    assert adapter.outcomes() == 40
+
+
+@over_recorded
+def test_what_a_process_was_doing_that_is_killed_may_be_sent_again(
+    case: Case,
+    adapter: Adapter,  # noqa: F811
+    another: Another,  # noqa: F811
+) -> None:
+    bank = Bank(adapter, 100)
+    sent = some_transfers(2)
+    with suppress(OSError, ValueError), another.opened(case, adapter):  # its pipes are closed
+        told = spawned(another.transfers, sent, 3)
+        wait_until(lambda: adapter.outcomes() > 0)
+        another.kill()
+        told.join()
+    assert adapter.outcomes() < 40
+    with bank.processor(max_attempts=200) as processor:
+        answers = together(processor, [(tuple(keys), name, adapter.transfer, 1) for keys, name in sent])
+        assert not [one for one in answers if isinstance(one, BaseException)]
+    assert bank.totals() == after(sent, 100)
+    assert adapter.outcomes() == 40
 
 
 @over_cut

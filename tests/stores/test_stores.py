@@ -496,6 +496,14 @@ class Another:
         """Have it raise them all at the same time, so many times; give what went wrong there."""
         return self._asked({"keys": keys, "times": times})
 
+    def transfers(self, sent: list[tuple[list[str], str]], together: int) -> Any:
+        """Have it send these transfers of 1, so many *together*, each with its idempotency key; give the answers."""
+        return self._asked({"transfers": sent, "together": together})
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        self._process.kill()
+
     def _asked(self, question: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -154,6 +154,11 @@ class Adapter(ABC):
             raise TooLittle(left)
         return self.add(resource, -amount)
 
+    def transfer(self, resources: tuple[Any, ...], amount: int) -> list[int]:
+        """Take from the first total, and add to the second; return both."""
+        source, target = resources
+        return [self.take(source, amount), self.add(target, amount)]
+
     def row(self, text: str) -> object:
         """A row for `current_batch().add_row`. *text* is unique in its table: a second one violates a constraint."""
         raise NotImplementedError

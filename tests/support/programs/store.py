@@ -1,7 +1,9 @@
 """Another process that opens the stores of the contract suite, one after the other.
 
 It reads lines. One names the case and the address of a store, those that follow the keys whose totals are to be raised
-by 1, all at the same time, each so many times, until an empty one. It answers each, the latter with what went wrong.
+by 1, all at the same time, each so many times, until an empty one. It answers each, the latter with what went wrong. Or
+they name transfers of 1, each by its two keys and an idempotency key, and how many are sent together: it answers with
+their answers.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.pool import Pool
 
 from tests.support.adapters.base import case_named
 
@@ -40,6 +43,10 @@ def raise_all(adapter: Adapter, processor: Processor[Any]) -> None:
         asked = json.loads(line)
         if not asked:
             return
+        if "transfers" in asked:
+            together = Pool(asked["together"])
+            say(together.map(lambda one: transfer(adapter, processor, *one), asked["transfers"]))
+            continue
         running = [gevent.spawn(raise_totals, adapter, processor, key, asked["times"]) for key in asked["keys"]]
         say([repr(one.value) for one in gevent.joinall(running) if one.value is not None])
 
@@ -51,6 +58,13 @@ def raise_totals(adapter: Adapter, processor: Processor[Any], key: str, times: i
     except Exception as error:
         return error
     return None
+
+
+def transfer(adapter: Adapter, processor: Processor[Any], keys: list[str], name: str) -> Any:
+    try:
+        return processor.run_across(keys, adapter.transfer, 1, idempotency_key=name, identified_by=(1,))
+    except Exception as error:
+        return repr(error)
 
 
 def say(answer: object) -> None:
