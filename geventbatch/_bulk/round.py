@@ -213,12 +213,19 @@ class Round:
             self._spoiled = not asking[0].dispatcher.options.idempotency.ask(*asking)
         return not self._spoiled
 
+    def _turn_to(self, attempt: Attempt) -> None:
+        """Let *attempt* lead, and tell one of our own scopes that its operations come next."""
+        self._bulk.follow(attempt)
+        turn = getattr(attempt.scope, "turn", None)
+        if turn is not None:
+            turn()
+
     def _apply(self) -> None:
         at_hand = self._at_hand.values()
         for attempt in dict.fromkeys(at_hand) if self._across else list(at_hand):
             if attempt.over():
                 continue
-            self._bulk.follow(attempt)
+            self._turn_to(attempt)
             attempt.turn = get_hub().loop.iteration
             batch = attempt.batch
             batch.loaded = True

@@ -83,7 +83,7 @@ class OneOfBulk:
         self._across = type(attempt.batch) is Crossing
         self._keys = attempt.batch.loads if self._across else (key,)
         attempt.bulk = dict.fromkeys(self._keys, attempt.batch)
-        self._scope = open_resources([*self._keys])
+        self.of_many = self._scope = open_resources([*self._keys])
         check_scope("open_resources", self._scope)
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
@@ -91,6 +91,8 @@ class OneOfBulk:
         self.saved = getattr(self._scope, "saved", None)
         self.operation_raised = getattr(self._scope, "operation_raised", None)
         self.operation_returned = getattr(self._scope, "operation_returned", None)
+        self.owns = getattr(self._scope, "owns", None)
+        self.copied = getattr(self._scope, "copied", None)
 
     def __enter__(self) -> Any:
         """Load."""

@@ -109,7 +109,7 @@ def test_a_store_shows_what_is_for_users_and_what_a_processor_asks_and_nothing_e
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'it.db'}")
     asked = {"keeps_outcomes", "normalize_key", "on_server", "stopped"}
     shown = {
-        DjangoStore(Account): {"admit", "allow_atomic", "model", "purge_outcomes", "using"},
+        DjangoStore(Account): {"admit", "allow_atomic", "model", "open_resources", "purge_outcomes", "using"},
         RedisStore(redis.Redis()): {"check_outcomes", "open_resources"},
         SQLAlchemyStore.documents(engine, "trains"): {
             *("create_table", "documents", "mapped", "mode", "open_resources", "purge_outcomes", "table"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from sqlalchemy.exc import IntegrityError
+from django.db import IntegrityError as DjangoIntegrityError
+from sqlalchemy.exc import IntegrityError as SQLAlchemyIntegrityError
 
 from geventbatch import Processor, ResourceMissing, SaveFailed, current_batch
 from tests.stores.test_stores import (
@@ -33,6 +34,9 @@ over_rows = over(lambda case: case.has_across and case.has_rows)
 
 PAIRS = [(f"n{number}", f"n{number + 1}") for number in range(0, 20, 2)]
 KEYS = [key for pair in PAIRS for key in pair]
+
+
+IntegrityError = (DjangoIntegrityError, SQLAlchemyIntegrityError)
 
 
 class Bank:
@@ -69,7 +73,7 @@ class After:
     def __call__(self, *args: Any) -> Any:
         happens, self._happens = self._happens, None
         if happens is not None:
-            happens()
+            gevent.spawn(happens).get()  # not as the operation, which may write to no other database
         return self._then(*args)
 
 
@@ -111,7 +115,7 @@ def test_what_an_operation_changes_at_several_keys_is_saved_and_a_refused_one_ch
     assert bank.totals() == [9, 11] * 10
 
 
-@over(lambda case: case.has_across and case.name.endswith("postgresql-bulk"))
+@over(lambda case: case.has_across and case.name.startswith("sqlalchemy") and case.name.endswith("postgresql-bulk"))
 @pytest.mark.parametrize("rows", [False, True])
 def test_operations_across_keys_are_one_round_trip_for_the_load_and_one_for_the_save(
     adapter: Adapter,  # noqa: F811
@@ -319,7 +323,7 @@ def test_a_value_that_the_database_refuses_is_the_error_of_its_operation_and_not
         answers = together(processor, runs)
     raised = {keys: type(answer) for keys, answer in answers.items() if isinstance(answer, Exception)}
     assert raised.pop(("n1", "n2")) is TooLittle
-    assert set(raised.values()) == {IntegrityError}
+    assert all(issubclass(kind, IntegrityError) for kind in raised.values())
     assert len(raised) == 2
     assert {"n15"} <= raised.keys() or {("n4", "n5")} <= raised.keys()
     expected = [10] * 20
@@ -344,7 +348,7 @@ def test_after_a_refused_value_a_lost_key_is_still_that_of_all_that_is_connected
     changes: Iterator[Callable[[], object]] = iter([lambda: None, partial(adapter.put, "n3", 50), *[lambda: None] * 20])
 
     def change(accounts: Any, *args: Any) -> Any:
-        next(changes)()  # in the second round, which writes by steps
+        gevent.spawn(next(changes)).get()  # in the second round, which writes by steps
         return bank.noted(accounts, *args)
 
     runs[PAIRS[0]] = (change, 1, "n0")

@@ -507,12 +507,12 @@ def test_a_child_of_a_fork_leaves_the_connections_of_its_parent_alone(
     store = DjangoStore(Account, by="name", using=postgres)
     with Processor(open_resource=store, min_duration=0) as processor:
         processor.run("a", deposit, 1)
-        (parents,) = store._rows.pool._idle
+        (parents,) = store._models.any.pool._idle
         monkeypatch.setattr(process.here, "epoch", process.here.epoch + 1)
-        assert len(store._rows.pool) == 1
+        assert len(store._models.any.pool) == 1
         own = connections[postgres]
-        lent, reused = store._rows.pool.lend()
-        store._rows.pool.give_back(lent, own)
+        lent, reused = store._models.any.pool.lend()
+        store._models.any.pool.give_back(lent, own)
         assert lent is not parents
         assert (postgres, parents) in _connections._put_aside
         assert not reused

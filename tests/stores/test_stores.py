@@ -775,7 +775,7 @@ def test_a_repeated_operation_is_told_before_its_row_violates_a_constraint(adapt
     assert adapter.rows() == ["row", "row 12", "row 13"]
 
 
-@over(lambda case: case.has_sql)
+@over(lambda case: case.has_sql and case.has_outcomes)
 def test_a_repeated_operation_gets_its_outcome_when_its_own_sql_violates_a_constraint(adapter: Adapter) -> None:
     adapter.put("k", 10)
     with adapter.processor(min_duration=0.02) as processor:

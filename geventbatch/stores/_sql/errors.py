@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MARK",
+    "OF_OPERATION",
     "Kind",
     "as_not_saved",
     "chain",

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from django.db import connections
 from django.db.models import Model
-from django.db.models.manager import BaseManager
 from django.db.transaction import atomic
 from gevent import monkey
 
 from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import shown
-from geventbatch.stores._missing import checked
 from geventbatch.stores._sql.outcomes import seconds_to_keep
 from geventbatch.stores.django._connections import check_backend, current, own, pool
-from geventbatch.stores.django._fields import check_names, pk_fields, version_field
-from geventbatch.stores.django._key import RowKey
-from geventbatch.stores.django._model_rows import ModelRows
-from geventbatch.stores.django._model_save import check_save
+from geventbatch.stores.django._model_bulks import ModelBulks
+from geventbatch.stores.django._model_rows import by_name, rows_of
+from geventbatch.stores.django._models import Models
 from geventbatch.stores.django._scope import Scope
 from geventbatch.stores.django._tenants import Place, watch
 from geventbatch.stores.django._transaction import send
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -35,10 +33,11 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Model)
 
 Mode = Literal["lock", "version"]
+Missing = Literal["raise"] | Callable[[Any], M]
 
 
 class DjangoStore(Generic[M]):
-    """Loads and saves the rows of one model: what a `Processor` takes as its ``open_resource``.
+    """Loads and saves the rows of one model, or of several: what a `Processor` takes as its ``open_resource``.
 
     The resource is the model instance. An operation changes its fields. The store writes the fields that differ from
     the loaded ones, even a JSON document changed in place. Whatever else an operation does through the ORM is in the
@@ -55,7 +54,9 @@ class DjangoStore(Generic[M]):
     does so in mode "version" if there is no version to compare.
 
     Args:
-        model: A concrete model.
+        model: A concrete model. Or several of the same database, by name: ``{"seat": Seat, "wallet": Wallet}``. Then
+            a key is a pair of a name and the row's key, such as ``("seat", 12)``; and *by*, *version*, *missing* and
+            *manager* may be a dict by name too, else they are for all models.
         by: The field whose value is the key: "pk", or another unique field; or the names of several fields that are
             unique together. The key of several fields, or of a composite primary key, is a tuple.
         mode: "lock" locks the row from load to save (``SELECT … FOR UPDATE``), so that other writers wait; the default
@@ -86,7 +87,7 @@ class DjangoStore(Generic[M]):
         idempotency_ttl: Seconds that an outcome is kept, by default a day; only with *idempotency*.
 
     Attributes:
-        model: The model.
+        model: The model, or the dict of them, as given.
         using: The alias of the database.
         allow_atomic: As given.
 
@@ -99,13 +100,13 @@ class DjangoStore(Generic[M]):
 
     def __init__(  # noqa: PLR0913 - each is a keyword
         self,
-        model: type[M],
+        model: type[M] | Mapping[str, type[M]],
         *,
-        by: str | Sequence[str] = "pk",
+        by: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "pk",
         mode: Mode | None = None,
-        version: str | None = None,
-        missing: Literal["raise"] | Callable[[Any], M] = "raise",
-        manager: str | None = None,
+        version: str | Mapping[str, str | None] | None = None,
+        missing: Missing[M] | Mapping[str, Missing[M]] = "raise",
+        manager: str | Mapping[str, str | None] | None = None,
         using: str = "default",
         allow_atomic: bool = False,
         conn_max_age: float = 60.0,
@@ -116,49 +117,41 @@ class DjangoStore(Generic[M]):
         idempotency_ttl: float | None = None,
     ) -> None:
         """See the class."""
-        if not isinstance(model, type) or not issubclass(model, Model) or model._meta.abstract:
-            raise TypeError(f"model is {shown(model)}, but must be a concrete model class of Django")
         if mode not in (None, "lock", "version"):
             raise ValueError(f'mode is {shown(mode)}, but must be "lock", "version" or None')
-        makes = checked(missing, rows=True)
         check_functions((), tenant=tenant)
         check_functions(("connection", "key"), prepare_connection=prepare_connection)
         check_backend(using, locking=mode != "version")
-        check_names(model)
-        check_save(model, inserts=callable(missing))
-        row_key = RowKey(model, by, using)
-        self.model = model
+        self.model: Any = model
         self.using = using
         self.allow_atomic = allow_atomic
-        self._rows: ModelRows[M] = ModelRows(
-            model=model,
-            using=using,
-            row_key=row_key,
-            key_fields=tuple(dict.fromkeys([*pk_fields(model), *row_key.fields])),
-            version_field=None if version is None else version_field(model, version),
-            missing=makes,
-            manager=None if manager is None else _manager(model, manager),
-            may_lock=mode != "version",
-            pipeline=pipeline,
-            pool=pool(using, conn_max_age, prepare_connection),
-            tenant=tenant,
-            prepare_connection=prepare_connection,
-            idempotency=None if idempotency is None else _outcome_model(idempotency),
-            idempotency_ttl=seconds_to_keep(idempotency_ttl, idempotency),
+        shared: dict[str, Any] = {
+            "using": using,
+            "may_lock": mode != "version",
+            "pipeline": pipeline,
+            "pool": pool(using, conn_max_age, prepare_connection),
+            "tenant": tenant,
+            "prepare_connection": prepare_connection,
+            "idempotency": None if idempotency is None else _outcome_model(idempotency),
+            "idempotency_ttl": seconds_to_keep(idempotency_ttl, idempotency),
+        }
+        of_model = {"by": by, "version": version, "missing": missing, "manager": manager}
+        self._models: Models[M] = Models(
+            {name: rows_of(one, name, shared, **of_one) for name, one, of_one in by_name(model, of_model)}
         )
         if tenant is not None and prepare_connection is None:
             raise ValueError("tenant is given, but the batch's connection finds its tables by prepare_connection only")
-        self._place = None if prepare_connection is not None else Place(using, self._rows.pool)
+        self._place = None if prepare_connection is not None else Place(using, shared["pool"])
         if self._place is not None:
             watch(using)
 
     def __repr__(self) -> str:
         """Say which rows it stores, by which key."""
-        return f"<DjangoStore: {self.model._meta.label} by {self._rows.row_key.name} in {self.using!r}>"
+        return f"<DjangoStore: {self._models!r} in {self.using!r}>"
 
     def __call__(self, key: Any) -> AbstractContextManager[M]:
         """Return the scope of a batch on the row at *key*. Switches: no."""
-        return Scope(self._rows, key)
+        return Scope(self._models.of(key), key)
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Return *key* in the type of its column, so that 42 and "42" are one.
@@ -168,8 +161,24 @@ class DjangoStore(Generic[M]):
             ValueError: Its type can, and its value is none.
         Switches: no (as ``tenant`` does).
         """
-        found, tenant = self._rows.row_key.normalize(key), self._rows.tenant
-        return found if tenant is None else (tenant(), found)
+        return self._models.normalize(key)
+
+    @property
+    def open_resources(self) -> ModelBulks[M]:
+        """The rows of many keys in one transaction: what a `Processor` takes as its ``open_resources``.
+
+        It is used by `run_across` too: what an operation changes at several keys is saved together or not at all.
+
+        Raises:
+            TypeError: The store has a *prepare_connection*, which prepares a transaction for one key.
+        Switches: no.
+        """
+        if self._models.any.prepare_connection is not None:
+            raise TypeError(
+                f"{self!r} has no form for many keys, since prepare_connection prepares a transaction for one of them: "
+                "open one key at a time"
+            )
+        return ModelBulks(self, self._models)
 
     def admit(self, key: Hashable) -> bool:
         """Return whether an operation called here runs unbatched, on its caller's connection.
@@ -209,7 +218,7 @@ class DjangoStore(Generic[M]):
     @property
     def keeps_outcomes(self) -> bool:
         """Return whether it records the outcomes of operations with an idempotency key."""
-        return self._rows.idempotency is not None
+        return self._models.any.idempotency is not None
 
     def purge_outcomes(self, limit: int = 10_000) -> int:
         """Delete expired outcomes, in a transaction of its own: for a cron job. They count as absent anyway.
@@ -229,13 +238,13 @@ class DjangoStore(Generic[M]):
         if not self.keeps_outcomes:
             raise ValueError(f"{self!r} records no outcomes: pass idempotency=…")
         connection = own(self.using)
-        table = self._rows.outcome_table(connection)
+        table = self._models.any.outcome_table(connection)
         with atomic(using=self.using):
             return table.purge(partial(send, connection), limit)
 
     def stopped(self) -> None:
         """Close the store's idle connections. A later batch opens new ones. Switches: no."""
-        self._rows.pool.close()
+        self._models.any.pool.close()
 
 
 def _outcome_model(model: Any) -> type[OutcomeModel]:
@@ -246,15 +255,6 @@ def _outcome_model(model: Any) -> type[OutcomeModel]:
             f"idempotency is {shown(model)}, but must be a subclass of OutcomeModel in an app of yours, or None"
         )
     return model
-
-
-def _manager(model: type[Model], name: str) -> str:
-    found = getattr(model, name, None)
-    if not isinstance(found, BaseManager):
-        raise ValueError(  # noqa: TRY004 - the name is of the right type
-            f"manager is {shown(name)}, but must name a manager of {model._meta.label}"
-        )
-    return name
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:

@@ -341,14 +341,19 @@ class _Generated:
     def __get__(self, instance: Model | None, owner: type[Model]) -> Any:
         if instance is None:
             return self
-        scope: Any = batch_at_hand().scope
-        return scope.generated(self._field)
+        return scope_at_hand().generated(instance, self._field)
 
     def __set__(self, instance: Model, value: Any) -> None:
         vars(instance)[self._field.attname] = value
 
     def __delete__(self, instance: Model) -> None:
         vars(instance).pop(self._field.attname, None)
+
+
+def scope_at_hand() -> Any:
+    """Return the scope of the batch at hand; of an unbatched operation across keys, its scope of many. Switches: no."""
+    scope: Any = batch_at_hand().scope
+    return getattr(scope, "of_many", scope)
 
 
 def ask_scope() -> None:

@@ -16,6 +16,25 @@ GUARD: Final = "geventbatch_guard"
 IN_PLACE: Final = ("atomic_blocks", "connection", "execute_wrappers", "savepoint_ids", "settings_dict")
 """Attributes that are changed in place: reading one counts as touching the session."""
 
+TRANSACTION_STATE: Final = frozenset(
+    {
+        "autocommit",
+        "close_at",
+        "closed_in_transaction",
+        "commit_on_exit",
+        "connection",
+        "errors_occurred",
+        "health_check_done",
+        "in_atomic_block",
+        "needs_rollback",
+        "rollback_exc",
+        "run_commit_hooks_on_set_autocommit_on",
+        "run_on_commit",
+        "savepoint_state",
+    }
+)
+"""Attributes in which Django keeps the state of a connection's transaction."""
+
 
 class _Guarded:
     """Overrides methods of a connection while operations run on it."""

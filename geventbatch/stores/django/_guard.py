@@ -22,10 +22,9 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, TooEarly
 from geventbatch.stores._sql import errors, statements
 from geventbatch.stores.django._changes import same
-from geventbatch.stores.django._connection_class import GUARD, IN_PLACE, connection_class
+from geventbatch.stores.django._connection_class import GUARD, IN_PLACE, TRANSACTION_STATE, connection_class
 from geventbatch.stores.django._connections import current
-from geventbatch.stores.django._query import is_of_others
-from geventbatch.stores.django._statements import functions_of, tables_of, writes
+from geventbatch.stores.django._statements import functions_of, writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,29 +33,11 @@ if TYPE_CHECKING:
 
     from geventbatch._core.batch import Batch
     from geventbatch.stores.django._row import Row
+    from geventbatch.stores.django._rows import Rows
     from geventbatch.stores.django._steps import Begun, Savepoints
     from geventbatch.stores.django._transaction import Execute, Transaction
 
 T = TypeVar("T")
-
-_TRANSACTION_STATE: Final = frozenset(
-    {
-        "autocommit",
-        "close_at",
-        "closed_in_transaction",
-        "commit_on_exit",
-        "connection",
-        "errors_occurred",
-        "health_check_done",
-        "in_atomic_block",
-        "needs_rollback",
-        "rollback_exc",
-        "run_commit_hooks_on_set_autocommit_on",
-        "run_on_commit",
-        "savepoint_state",
-    }
-)
-"""Attributes in which Django keeps the state of a connection's transaction."""
 
 _NONE: Final[Any] = object()
 
@@ -64,13 +45,21 @@ _NONE: Final[Any] = object()
 class Guard:
     """Guards the connection of one attempt."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, transaction: Transaction, batch: Batch, row: Row[Any]) -> None:
+    def __init__(
+        self,
+        connection: BaseDatabaseWrapper,
+        transaction: Transaction,
+        batch: Batch,
+        row: Row[Any] | Rows,
+        *,
+        in_turn: bool = False,
+    ) -> None:
+        """Guard the operations of *batch*; *in_turn* with those of other batches, in a scope of many keys."""
         self.connection = connection
         self._transaction = transaction
         self._batch = batch
         self._row = row
-        model: Any = row.model
-        self._tables = tables_of(model)
+        self._in_turn = in_turn
         # -- mutable state ---------------------------------------------------------------------------------
         self._class: type[BaseDatabaseWrapper] | None = None  # of the connection, while the guard is on
         self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, guarded too
@@ -84,6 +73,8 @@ class Guard:
         """True if an operation has sent a query, which may have read another writer's change of the row."""
         self.early = False
         """True if the current operation has read the row from the database, without earlier unsaved changes."""
+        self.hooks: list[set[Any]] = []
+        """Of the callbacks given to `on_commit`: the sets of savepoints in their entries, which identify those."""
         self.savepoints: Savepoints | None = None
         """Set if operations are undone by savepoints."""
         # -- mutable state, of the current operation -------------------------------------------------------
@@ -91,9 +82,9 @@ class Guard:
         self.has_point = False
         """True if a savepoint was considered before the operation's first statement."""
         self._wrong: Exception | None = None  # to raise when the operation returns, even if it swallowed it
-        self._hooks: list[set[Any]] = []  # the sets of savepoints in its `run_on_commit` entries, which identify those
+        self._hooked = 0  # the number of `hooks` before
         self._savepoints: dict[
-            str | None, tuple[bool, bool, int]
+            str | None, tuple[bool, Any, int]
         ] = {}  # the operation's own savepoints: (wrote, claimed, mark) when each was taken
         self._before: dict[str, Any] | None = None  # the connection's attributes before the first touch
         self._settings: dict[str, Any] | None = None  # the connection's settings before, likewise
@@ -149,14 +140,19 @@ class Guard:
             self._restore(self._before)
         self.wrote, self._wrong, self._before, self._settings = False, None, None, None
         self.has_point = self.early = False
-        self._hooks, self._savepoints = [], {}
+        self._hooked, self._savepoints = len(self.hooks), {}
 
     def drop_hooks(self) -> None:
         """Drop the callbacks that the current operation has given to `on_commit`. Switches: no."""
-        if self._hooks:
+        self.drop_hooks_behind(self._hooked)
+
+    def drop_hooks_behind(self, count: int) -> None:
+        """Drop the callbacks given to `on_commit` but the first *count*. Switches: no."""
+        if len(self.hooks) > count:
             values = vars(self.connection)
-            dropped = {id(one) for one in self._hooks}
+            dropped = {id(one) for one in self.hooks[count:]}
             values["run_on_commit"] = [entry for entry in values["run_on_commit"] if id(entry[0]) not in dropped]
+            del self.hooks[count:]
 
     def judge(self) -> NotSaved | None:
         """Return why the current operation has made the transaction unfit to be saved, or None. Switches: no."""
@@ -223,7 +219,7 @@ class Guard:
         """Take back what the operation has set on the connection, before the next one meets it."""
         values = vars(self.connection)
         for name in [*values.keys() | before.keys()]:
-            if name in _TRANSACTION_STATE or name in IN_PLACE or name.startswith("_"):
+            if name in TRANSACTION_STATE or name in IN_PLACE or name.startswith("_"):
                 continue
             if name not in before:
                 if not hasattr(self._class, name):  # else a `cached_property` of the connection, which may stay
@@ -254,7 +250,7 @@ class Guard:
     def has_hooked(self) -> None:
         """Note that the current operation has given a callback to `on_commit`."""
         self.touched()
-        self._hooks.append(vars(self.connection)["run_on_commit"][-1][0])
+        self.hooks.append(vars(self.connection)["run_on_commit"][-1][0])
 
     def has_savepoint(self, sid: str | None) -> None:
         """Note that the operation has taken the savepoint *sid*."""
@@ -309,7 +305,7 @@ class Guard:
             self.asked = True
             self.early = self.early or self._reads_what_is_unsaved(text, params)
             return self._executed(execute, sql, params, many, context, begun=self._begun(writes=False))
-        own = calls or self._tables.search(text) is not None
+        own = calls or self._row.is_named_in(text)
         begun = self._begun(writes=True)
         self._writes()
         before = self._ask(self._row.now) if own else {}
@@ -329,13 +325,14 @@ class Guard:
     def _reads_what_is_unsaved(self, query: str, params: Any) -> bool:
         """Return whether *query* may read the row, which lacks the unsaved changes of earlier operations."""
         batch, row = self._batch, self._row
-        if not batch.completed or batch.in_bulk or self._tables.search(query) is None:
+        if not batch.completed or (batch.in_bulk and not self._in_turn) or not row.is_named_in(query):
             return False
-        return row.differs() and not is_of_others(query, params, row.instance)
+        return row.misleads(query, params)
 
     def _deletes_what_is_unsaved(self) -> bool:
         """Return whether the row would be deleted with unsaved changes, which no trigger or `delete` would see."""
-        return self._batch.deleted and self._batch.completed > 1 and self._row.differs()
+        batch = self._batch
+        return bool(batch.deleted_keys) and batch.completed > 1 and self._row.is_lost_with(batch.deleted_keys)
 
     def _calls_what_writes(self, query: str) -> bool:
         """Return whether *query* calls a user's function that may write. If unbatched, it does not matter."""
@@ -444,7 +441,8 @@ def _remove(wrappers: list[Any], wrapper: Any) -> None:
 def _guard_connection(*, connection: BaseDatabaseWrapper, **_: object) -> None:
     """Guard *connection* too, if an operation has opened it to another database."""
     attempt = running.get(gevent.getcurrent())
-    guard = None if attempt is None else getattr(attempt.scope, "guard", None)
+    scope: Any = None if attempt is None else attempt.scope
+    guard = getattr(getattr(scope, "of_many", scope), "guard", None)
     if isinstance(guard, Guard) and connection is not guard.connection:
         guard.watch_elsewhere(connection)
 

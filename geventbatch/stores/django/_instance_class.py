@@ -15,9 +15,9 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models.base import ModelBase
 from django.utils.functional import cached_property
 
-from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
-from geventbatch.stores.django._as_loaded import ask_scope, in_class, watched
+from geventbatch.stores.django._as_loaded import ask_scope, in_class, scope_at_hand, watched
 from geventbatch.stores.django._memory import attributes, forget
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def _save_later(self: Model, *args: object, **options: object) -> None:
     """Do nothing but note the call: the store saves when all operations have run. Switches: no."""
     _check_using(self, "save", args[2] if len(args) > 2 else options.get("using"))  # noqa: PLR2004 - the third
     with suppress(RuntimeError):  # in a greenlet that the operation has started
-        scope: Any = batch_at_hand().scope
-        scope.save_asked()
+        scope_at_hand().save_asked(self)
 
 
 async def _asave_later(self: Model, *args: object, **options: object) -> None:
@@ -86,7 +85,7 @@ async def _asave_later(self: Model, *args: object, **options: object) -> None:
 def _delete_later(self: Model, using: object = None, *_: object, **__: object) -> tuple[int, dict[str, int]]:
     """Tell the store to delete the row when the operation has returned. Switches: no."""
     _check_using(self, "delete", using)
-    current_batch().delete()
+    current_batch().delete(scope_at_hand().key_of(self))
     return 1, {self._meta.label: 1}
 
 

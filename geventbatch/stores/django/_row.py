@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from django.core.exceptions import EmptyResultSet
 from django.db import Error, router
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.db.models.fields import NOT_PROVIDED
 from django.db.models.signals import post_save, pre_save
 
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import Conflict, ResourceMissing
+from geventbatch.errors import Conflict, ResourceMissing, Undecided
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.django._as_loaded import check_assigned
@@ -22,22 +21,22 @@ from geventbatch.stores.django._generated import Generated, evaluate
 from geventbatch.stores.django._instance_class import take_related
 from geventbatch.stores.django._messages import Written
 from geventbatch.stores.django._model_save import has_own_save, has_to_write, takes
-from geventbatch.stores.django._query import own_tables, reads_beside, whole_rows
+from geventbatch.stores.django._query import is_of_others
+from geventbatch.stores.django._selection import XMIN, Selection
+from geventbatch.stores.django._statements import tables_of
 from geventbatch.stores.django._tenants import prepare
 from geventbatch.stores.django._transaction import send
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Field
+    from django.db.models import Field, QuerySet
 
     from geventbatch.stores.django._model_rows import ModelRows
     from geventbatch.stores.django._transaction import Statement, Transaction
 
 M = TypeVar("M", bound=Model)
-
-_XMIN: Final = "geventbatch_xmin"
 
 
 class Row(Generic[M]):
@@ -51,7 +50,14 @@ class Row(Generic[M]):
     """The key as the row has it: under a collation, another spelling may have found it."""
     _xmin: str | None
 
-    def __init__(self, rows: ModelRows[M], key: Any, connection: BaseDatabaseWrapper, transaction: Transaction) -> None:
+    def __init__(
+        self,
+        rows: ModelRows[M],
+        key: Any,
+        connection: BaseDatabaseWrapper,
+        transaction: Transaction,
+        selection: Selection[M] | None = None,
+    ) -> None:
         self._rows = rows
         self._key = key
         self._part = rows.key_of_row(key)
@@ -66,25 +72,17 @@ class Row(Generic[M]):
         self.save_asked = False
         """True if an operation has called `save`."""
         self.generated = Generated(connection)
-        self.locks = rows.locks(connection)
+        self._selection = selection = selection or Selection(rows, connection)
+        self.locks = selection.locks
         """True if the load locks the row."""
-        self._has_xmin = not self.locks and connection.vendor == "postgresql" and rows.has_xmin
+        self._has_xmin = selection.has_xmin
         self._compares_all = not self.locks and not self._has_xmin
 
     # -- load -----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Load the row, or make a new one, and set `instance`. Switches: yes."""
-        rows = whole_rows(self._rows.query())
-        first: list[Statement] = []
-        if self.locks:
-            if reads_beside(rows):
-                first = self._lock_first()
-            else:
-                rows = self._locked(rows)
-        rows = self._found_by_key(rows)
-        if self._has_xmin:
-            rows = rows.extra(select={_XMIN: self._xmins})  # noqa: S610 - names that we quote
+        first, rows = self._selection.to_load(**self.where)
         if self._rows.prepare_connection is None:
             with self._transaction.loading(*first):
                 found = self._first(rows)
@@ -93,17 +91,33 @@ class Row(Generic[M]):
             for statement in first:
                 send(self._connection, *statement)
             found = self._first(rows)
+        self.take(found)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The arguments of ``filter`` that find the row."""
+        return self._rows.row_key.where(self._part)
+
+    def find(self) -> M | None:
+        """Return the row as it is loaded; lock it if the load does. Switches: yes."""
+        first, rows = self._selection.to_load(**self.where)
+        for statement in first:
+            send(self._connection, *statement)
+        return self._first(rows)
+
+    def take(self, found: M | None) -> None:
+        """Take *found* as the loaded row, or make a new one, and set `instance`. Switches: as ``missing`` does."""
         if found is not None and not isinstance(found, self._rows.model):
             raise TypeError(
                 f"the manager of {self._rows.model._meta.label} returned {shown(found)}, which is no row of it"
             )
         self.instance = self._make() if found is None else found
-        self._xmin = vars(self.instance).pop(_XMIN, None)
+        self._xmin = vars(self.instance).pop(XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
         if not self.new:
             self.generated.note(self.instance, self.loaded)
         part = self._part if self.new else row_key(self._part, self._rows.row_key.of(self.instance))
-        self.key = part if self._rows.tenant is None else (self._key[0], part)
+        self.key = self._rows.key_with(self._key, part)
 
     def prepare(self) -> None:
         """Prepare the connection to find the key's tables, if the store has a function for it. Switches: yes."""
@@ -115,34 +129,6 @@ class Row(Generic[M]):
         with self._transaction.loading():
             pass
         prepare(self._connection, self._key, hook)
-
-    def _lock_first(self) -> list[Statement]:
-        """Return the statement that locks the row: behind it, the load reads nothing older than the lock."""
-        rows = self._locked(self._found_by_key(self._plain_rows()))
-        try:
-            sql, params = self._ids(rows).query.get_compiler(self._rows.using).as_sql()
-        except EmptyResultSet:  # Django knows without a statement that there is no such row
-            return []
-        return [(sql, params)]
-
-    def _found_by_key(self, rows: QuerySet[M]) -> QuerySet[M]:
-        return rows.filter(**self._rows.row_key.where(self._part))
-
-    def _plain_rows(self) -> QuerySet[M]:
-        """Return all rows, ignoring what the model's managers filter or join."""
-        rows: QuerySet[M] = QuerySet(self._rows.model, using=self._rows.using)
-        return rows.order_by() if self._rows.model._meta.ordering else rows
-
-    def _ids(self, rows: QuerySet[M]) -> Any:
-        """Return the primary keys of *rows*; all columns of a model with several tables, so that each is locked."""
-        return rows if self._rows.model._meta.parents else rows.values_list("pk")
-
-    def _locked(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Lock as an UPDATE does, so that another transaction may insert a row that refers to this one.
-
-        Otherwise two batches that each add a row referring to the other's would deadlock.
-        """
-        return rows.select_for_update(no_key=self._connection.features.has_select_for_no_key_update)
 
     def _first(self, rows: QuerySet[M]) -> M | None:
         try:
@@ -200,6 +186,22 @@ class Row(Generic[M]):
         """Return whether the database has another row, or none. Switches: no."""
         return self.new or bool(changed(self.instance, self.loaded, self._connection))
 
+    def is_named_in(self, statement: str) -> bool:
+        """Return whether *statement* names a table of the row's model. Switches: no."""
+        return tables_of(self._rows.model).search(statement) is not None
+
+    def misleads(self, query: str, params: Any) -> bool:
+        """Return whether *query*, on the row's table, may read the row without its unsaved changes. Switches: no."""
+        return self.differs() and not is_of_others(query, params, self.instance)
+
+    def is_lost_with(self, deleted: Sequence[Hashable]) -> bool:  # noqa: ARG002 - `Rows` has several keys
+        """Return whether its unsaved changes are lost if the keys in *deleted* are. Switches: no."""
+        return self.differs()
+
+    def refused(self, key: object) -> Undecided | None:
+        """Return why the database has refused to compute a generated value, once, or None. Switches: no."""
+        return self.generated.refused(key)
+
     def check_key(self) -> None:
         """Raise `ValueError` if an operation has changed the key. Switches: no."""
         if self.new:
@@ -240,7 +242,7 @@ class Row(Generic[M]):
         version = self._rows.version_field
         checks: list[Statement] = []
         if self.is_joined:
-            checks = [*recording] if self._is_exclusive else [*recording, self._check()]
+            checks = [*recording] if self.is_exclusive else [*recording, self._check()]
         else:
             commits = False
             self.verify()
@@ -296,7 +298,7 @@ class Row(Generic[M]):
         """Return whether an UPDATE can share a message with the statements before it."""
         if not self._transaction.pipelines or self._transaction.nested:
             return False
-        return self._is_plain and (self._is_exclusive or not self._compares_all)
+        return self._is_plain and (self.is_exclusive or not self._compares_all)
 
     @property
     def _is_plain(self) -> bool:
@@ -311,45 +313,60 @@ class Row(Generic[M]):
 
     # -- is it as it was loaded? ----------------------------------------------------------------------------
 
-    @property
-    def _xmins(self) -> str:
-        """Return the SQL of the row's ``xmin`` in each of its tables, by which PostgreSQL tells a changed row."""
-        quoted = (self._connection.ops.quote_name(table) for table in own_tables(self._rows.model))
-        return " || ',' || ".join(f"{table}.xmin::text" for table in quoted)
-
     def _rows_as_loaded(self) -> QuerySet[M]:
         """Return the query for the row if it is unchanged since the load, as far as the database can tell."""
-        rows = self._plain_rows().filter(pk=self.instance.pk)
+        rows = self._selection.plain().filter(pk=self.instance.pk)
         version = self._rows.version_field
-        if self._is_exclusive:
+        if self.is_exclusive:
             return rows
         if self._has_xmin:
-            rows = rows.extra(where=[f"{self._xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
+            rows = rows.extra(where=[f"{self._selection.xmins} = %s"], params=[self._xmin])  # noqa: S610 - as above
         if version is not None:
             rows = rows.filter(**{version.attname: self.loaded[version.attname]})
         return rows
 
     def _check(self) -> Statement:
         """Return a statement that fails, as does COMMIT behind it, unless the row is unchanged since the load."""
-        rows = self._ids(self._locked(self._rows_as_loaded()))
+        rows = self._selection.ids(self._selection.locked(self._rows_as_loaded()))
         sql, params = rows.query.get_compiler(self._rows.using).as_sql()
         checked = f"CASE WHEN count(*) = 1 THEN 1 ELSE CAST('{errors.MARK} ' || count(*) AS integer) END"
         return f"SELECT {checked} FROM ({sql}) AS found", params  # noqa: S608 - a statement that Django has made
 
     def verify(self) -> None:
         """Lock the row and raise `Conflict` unless it is unchanged, if it was not locked all along. Switches: yes."""
-        if self._is_exclusive or self.new:
+        if self.is_exclusive or self.new:
             return
         self._transaction.take_write_lock()
         with self._transaction.saving():
-            found = self._first(self._locked(self._rows_as_loaded()))
+            found = self._first(self._selection.locked(self._rows_as_loaded()))
         if found is None or (self._compares_all and not same(state_of(found, self._connection), self.loaded)):
             raise self.conflict()
-
         self.claimed = True
 
     @property
-    def _is_exclusive(self) -> bool:
+    def identity(self) -> tuple[object, ...]:
+        """The values of the primary key, as `identity_of` returns them for the same row. It is not of a new row."""
+        return tuple(self.loaded[field.attname] for field in pk_fields(self._rows.model))
+
+    def claim(self, found: M | None, *, whole: bool) -> None:
+        """Take note that *found* is the row, locked by now and loaded again with its ``xmin``. Switches: no.
+
+        Raises:
+            Conflict: It is not as it was loaded, as far as the database can tell; or, if *whole*, in no column.
+        """
+        version = self._rows.version_field
+        if found is None:
+            raise self.conflict()
+        if self._has_xmin and vars(found).pop(XMIN, None) != self._xmin:
+            raise self.conflict()
+        if version is not None and getattr(found, version.attname) != self.loaded[version.attname]:
+            raise self.conflict()
+        if (whole or self._compares_all) and not same(state_of(found, self._connection), self.loaded):
+            raise self.conflict()
+        self.claimed = True
+
+    @property
+    def is_exclusive(self) -> bool:
         """Return whether no other transaction can have changed the row."""
         return self.locks or self.ours or self.claimed
 
@@ -361,14 +378,14 @@ class Row(Generic[M]):
 
     def now(self) -> dict[str, object]:
         """Return the row's `state_of` as the transaction sees it; empty if there is no row. Switches: yes."""
-        found = self._first(self._found_by_key(self._plain_rows()))
+        found = self._first(self._selection.plain().filter(**self.where))
         return {} if found is None else state_of(found, self._connection)
 
     def is_there(self) -> bool:
         """Return whether there is a row at the key by now. Switches: yes."""
-        rows = self._found_by_key(self._plain_rows())
+        rows = self._selection.plain().filter(**self.where)
         if self._connection.vendor == "mysql" and self._connection.in_atomic_block:  # else it reads its snapshot
-            rows = self._locked(rows)
+            rows = self._selection.locked(rows)
         return rows.exists()
 
     def conflict(self) -> Conflict:
@@ -378,6 +395,11 @@ class Row(Generic[M]):
     def is_conflict(self, error: Exception) -> bool:
         """Return whether *error* came from the statement of `_check`. Switches: no."""
         return errors.is_marked(error)
+
+
+def identity_of(instance: Model, model: type[Model], connection: BaseDatabaseWrapper) -> tuple[object, ...]:
+    """Return the values of the primary key of *instance*, in a form that can be hashed. Switches: no."""
+    return tuple(comparable(field, getattr(instance, field.attname), connection) for field in pk_fields(model))
 
 
 def _is_db_default(field: Field[Any, Any], value: object) -> bool:

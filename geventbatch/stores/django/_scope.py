@@ -18,10 +18,10 @@ from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.django._added_rows import add_rows
 from geventbatch.stores.django._answers import asks_later, copied, lies_in
 from geventbatch.stores.django._as_loaded import convert_values
-from geventbatch.stores.django._connections import current, own
 from geventbatch.stores.django._guard import Guard
 from geventbatch.stores.django._instance_class import forget_read, instance_class, take_related
-from geventbatch.stores.django._on_commit import call_back, take
+from geventbatch.stores.django._lease import Lease
+from geventbatch.stores.django._on_commit import take
 from geventbatch.stores.django._row import Row
 from geventbatch.stores.django._steps import Savepoints, Steps
 from geventbatch.stores.django._transaction import Transaction, send
@@ -57,8 +57,7 @@ class Scope(Generic[M]):
         self._rows = rows
         self._key = key
         self._batch: Batch = batch_at_hand()
-        self._before: BaseDatabaseWrapper | None = None
-        self._renewed = False  # idle connections were closed once, since the server had ended one
+        self._lease = Lease(rows.using, rows.pool, alone=self._batch.alone)
         self.guard: Guard | None = None
         """Guards the connection, from the load on."""
         self._steps: Steps | Savepoints | None = None  # set if each operation is judged by itself
@@ -68,14 +67,12 @@ class Scope(Generic[M]):
     # -- load -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> M:
-        reused = self._connect()
+        self._connection = self._lease.begin()
         try:
             self._load()
         except Error as error:
             self._leave(error)
-            if reused and not self._renewed and errors.kind(error) is errors.Kind.LOST:
-                self._renewed = True
-                self._rows.pool.renew(self._connection)  # the server has ended it, and other idle ones
+            if self._lease.renews(error):
                 return self.__enter__()
             if self._rows.has_xmin and errors.has_no_xmin(error):
                 self._rows.has_xmin = False
@@ -87,18 +84,6 @@ class Scope(Generic[M]):
             self._leave(error)
             raise
         return self._row.instance
-
-    def _connect(self) -> bool:
-        """Get a connection; return whether the server may have closed it meanwhile."""
-        alias = self._rows.using
-        if self._batch.alone:
-            self._connection = own(alias)
-            if not self._connection.in_atomic_block:
-                self._connection.close_if_unusable_or_obsolete()
-            return self._connection.connection is not None and not self._connection.in_atomic_block
-        self._before = current(alias)
-        self._connection, reused = self._rows.pool.lend()
-        return reused
 
     def _load(self) -> None:
         self._transaction = Transaction(
@@ -178,7 +163,7 @@ class Scope(Generic[M]):
     def operation_returned(self) -> NotSaved | None:
         """Return the verdict on the batch after an operation that used the database returned. Switches: no."""
         instance, guard = self._row.instance, self._guard
-        verdict = guard.judge() or self._row.generated.refused(self._key)
+        verdict = guard.judge() or self._row.refused(self._key)
         if verdict is None:
             try:
                 with guard.aside():
@@ -196,14 +181,18 @@ class Scope(Generic[M]):
         if not self._row.computes(self._class):
             forget_read(self._row.instance, self._class, self._undo.found)
 
-    def generated(self, field: Field[Any, Any]) -> Any:
+    def generated(self, instance: Model, field: Field[Any, Any]) -> Any:
         """Return the database's value for the generated *field*. Switches: yes, if its source fields have changed."""
         with self._guard.aside():
-            return self._row.generated.value(self._row.instance, field)
+            return self._row.generated.value(instance, field)
 
-    def save_asked(self) -> None:
+    def save_asked(self, instance: Model) -> None:  # noqa: ARG002 - a scope of many keys has several
         """Note that an operation has called `save`, which may compute a column of its own. Switches: no."""
         self._row.save_asked = True
+
+    def key_of(self, instance: Model) -> Any:  # noqa: ARG002 - a scope of many keys has several
+        """Return the key. Switches: no."""
+        return self._key
 
     def copied(self, value: object) -> object:
         """Return a copy of *value* if it lies in a column and can be changed; else itself. Switches: no."""
@@ -429,17 +418,7 @@ class Scope(Generic[M]):
 
     def saved(self) -> None:
         """Call the callbacks given to `on_commit`. Switches: as they do."""
-        if not self._callbacks:
-            return
-        if self._batch.alone:
-            call_back(self._callbacks, self._key)
-            return
-        before = current(self._rows.using)
-        connection, _ = self._rows.pool.lend()  # connects only if a callback uses it
-        try:
-            call_back(self._callbacks, self._key)
-        finally:
-            self._rows.pool.give_back(connection, before)
+        self._lease.call_back(self._callbacks, self._key)
 
     def _leave(self, error: BaseException) -> None:
         give_back(self._key, self._end, error, saved=False)
@@ -456,5 +435,4 @@ class Scope(Generic[M]):
     def _release(self) -> None:
         if self._steps is not None:
             self._guard.savepoints = None  # else each would keep the other alive
-        if not self._batch.alone:
-            self._rows.pool.give_back(self._connection, self._before)
+        self._lease.end()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 
@@ -30,12 +30,11 @@ from geventbatch.stores.django._isolation_level import is_mariadb, leave, read_c
 from geventbatch.stores.django._messages import Together, begins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from geventbatch._core.batch import Batch
     from geventbatch.stores.django._messages import Written
 
     Execute = Callable[..., Any]
@@ -49,10 +48,25 @@ _SOON: Final = 0.01
 """Seconds before the deadline within which no server is asked any more."""
 
 
+class Bounded(Protocol):
+    """A batch, or all batches of a bulk."""
+
+    @property
+    def key(self) -> Hashable:
+        """Its key, for messages."""
+        raise NotImplementedError
+
+    def remaining(self) -> float:
+        """Return the seconds until its deadline."""
+        raise NotImplementedError
+
+
 class Transaction:
     """One attempt's transaction."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, batch: Batch, *, pipeline: bool, locking: bool = False) -> None:
+    def __init__(
+        self, connection: BaseDatabaseWrapper, batch: Bounded, *, pipeline: bool, locking: bool = False
+    ) -> None:
         """Begin nothing yet; send nothing before `begin`."""
         self.connection = connection
         self.nested = connection.in_atomic_block
@@ -281,10 +295,7 @@ class Transaction:
         self.leave_broken()
 
     def _not_saved(self, error: Exception) -> NotSaved:
-        of_connection = isinstance(error, (InterfaceError, OperationalError))
-        if of_connection or errors.kind(error) is not errors.Kind.OTHER:
-            return errors.not_saved(error, self._batch.key)
-        return Rejected(f"{shown(self._batch.key)} was not saved, nothing was written: {said(error)}")
+        return not_saved(error, self._batch.key)
 
     def _known_outcome(self) -> bool | None:
         """Return whether COMMIT was carried out, as far as the client knows; None if it does not know."""
@@ -364,6 +375,14 @@ class Transaction:
             return None if row is None else row[0]
         finally:
             discard(asking)
+
+
+def not_saved(error: Exception, key: Any) -> NotSaved:
+    """Return what a scope raises for *error*, which came before COMMIT was sent. Switches: no."""
+    of_connection = isinstance(error, (InterfaceError, OperationalError))
+    if of_connection or errors.kind(error) is not errors.Kind.OTHER:
+        return errors.not_saved(error, key)
+    return Rejected(f"{shown(key)} was not saved, nothing was written: {said(error)}")
 
 
 def _cursor_class(raw: Any) -> type:

@@ -63,7 +63,7 @@ class Undo(Generic[M]):
 
     def restore(self, checkpoint: Checkpoint | None) -> M:
         """Go back to *checkpoint*, else to the load. Raises `CannotUndo` if memory is not enough. Switches: no."""
-        kept = self._as_loaded() if checkpoint is None else checkpoint
+        kept = self.as_of(checkpoint)
         if kept.mark != self._guard.mark:
             raise CannotUndo(
                 f"an operation on {shown(self._row.key)} has sent a statement that writes: memory alone cannot undo it"
@@ -71,17 +71,26 @@ class Undo(Generic[M]):
         self.put_back(kept)
         return self._row.instance
 
+    def as_of(self, checkpoint: Checkpoint | None) -> Checkpoint:
+        """Return *checkpoint*; for None, that of the load. Raises `CannotUndo` if there is none. Switches: no."""
+        return self._as_loaded() if checkpoint is None else checkpoint
+
     def put_back(self, kept: Checkpoint) -> None:
+        """Restore the memory of *kept*, and drop the callbacks given to `on_commit` since. Switches: no."""
+        self.put_back_memory(kept)
+        connection = self._connection
+        if len(connection["run_on_commit"]) != kept.hooks:
+            connection["run_on_commit"] = connection["run_on_commit"][: kept.hooks]
+
+    def put_back_memory(self, kept: Checkpoint) -> None:
         """Restore the memory of *kept*. Switches: no."""
-        row, connection = self._row, self._connection
+        row = self._row
         instance: Any = row.instance
         kind: Any = instance_class(self._model)
         if type(instance) is not kind:
             instance.__class__ = kind
         kept.memory.put_back(instance)
         row.save_asked = kept.save_asked
-        if len(connection["run_on_commit"]) != kept.hooks:
-            connection["run_on_commit"] = connection["run_on_commit"][: kept.hooks]
 
     def _as_loaded(self) -> Checkpoint:
         if self._loaded is None:

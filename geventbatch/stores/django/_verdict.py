@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from geventbatch._core.batch import Batch
     from geventbatch.stores.django._guard import Guard
     from geventbatch.stores.django._row import Row
+    from geventbatch.stores.django._rows import Rows
     from geventbatch.stores.django._transaction import Transaction
 
 
 def verdict_on(
-    error: Exception, row: Row[Any], guard: Guard, transaction: Transaction, batch: Batch
+    error: Exception, row: Row[Any] | Rows, guard: Guard, transaction: Transaction, batch: Batch
 ) -> NotSaved | None:
     """Return why the transaction cannot be saved after an operation raised *error*, or None. Switches: no."""
     if guard.early or (error is transaction.over and isinstance(error, NotSaved)):
@@ -27,7 +28,7 @@ def verdict_on(
     lost = kind is errors.Kind.LOST and is_closed(guard.connection.connection)  # else another server was lost
     if lost or kind is errors.Kind.CONFLICT:
         return errors.not_saved(error, batch.key)
-    undecided, found = row.generated.refused(batch.key), guard.judge()
+    undecided, found = row.refused(batch.key), guard.judge()
     if undecided is not None and (found is None or isinstance(found, Rejected)):
         return undecided
     if found is None and guard.wrote and is_clean(batch, error):  # else the scope finds it when it undoes

@@ -33,7 +33,7 @@ Kind = Literal["lock", "version", "xmin", "row"]
 TABLES: Final = (Account, Entry, Purse, Outcome)
 
 MARKERS: Final[dict[Step, bytes]] = {
-    "load": b'WHERE "bank_purse"."name" = ',
+    "load": b'WHERE "bank_purse"."name" ',
     "operation": b'INSERT INTO "bank_entry"',
     "save": b'UPDATE "bank_purse"',
 }
@@ -70,7 +70,7 @@ class DjangoAdapter(Adapter):
     """A database with the tables of the test project."""
 
     def __init__(
-        self, address: str, alias: str, direct: str, kind: Kind, proxy: Proxy | None, *, pipeline: bool
+        self, address: str, alias: str, direct: str, kind: Kind, proxy: Proxy | None, *, pipeline: bool, bulk: bool
     ) -> None:
         self.address = address
         self.proxy = proxy
@@ -80,6 +80,7 @@ class DjangoAdapter(Adapter):
         self._closes = getcurrent()
         """The greenlet whose connection is closed with the place: a new one costs the server much."""
         self._pipeline = pipeline
+        self.bulk = bulk
         self._is_mysql = connections[direct].vendor == "mysql"
         if self._is_mysql:
             self.commit_marker, self.commit_answer = b"\x03COMMIT", b""
@@ -97,8 +98,10 @@ class DjangoAdapter(Adapter):
         )
 
     def processor(self, *, missing: Missing = "raise", **options: Any) -> Processor[Purse]:
+        store = self.store(missing=missing)
+        opens: Any = {"open_resources": store.open_resources} if self.bulk else {"open_resource": store}
         return Requests(
-            open_resource=self.store(missing=missing),
+            **opens,
             **{"min_duration": 0, "max_duration": 30, "workers": 4, "max_batches": self.pool_size, **options},
         )
 
@@ -214,7 +217,7 @@ def _made(key: str) -> Purse:
 
 
 @contextmanager
-def _opened(kind: Kind, address: str, *, pipeline: bool) -> Iterator[Adapter]:
+def _opened(kind: Kind, address: str, *, pipeline: bool, bulk: bool) -> Iterator[Adapter]:
     with ExitStack() as stack:
         alias = f"store_{uuid4().hex}"
         through, options = {}, options_of(address)
@@ -227,18 +230,20 @@ def _opened(kind: Kind, address: str, *, pipeline: bool) -> Iterator[Adapter]:
             options = {**options, "application_name": alias, "sslmode": "disable", "gssencmode": "disable"}
         stack.enter_context(database(address, alias=alias, create=False, settings=through, options=options))
         stack.callback(close_idle, alias)
-        yield DjangoAdapter(address, alias, direct, kind, proxy, pipeline=pipeline)
+        yield DjangoAdapter(address, alias, direct, kind, proxy, pipeline=pipeline, bulk=bulk)
 
 
-def _case(server: Server, kind: Kind, *, pipeline: bool = True) -> Case:
+def _case(server: Server, kind: Kind, *, pipeline: bool = True, bulk: bool = False) -> Case:
     has_server = server != "sqlite"
     steps: tuple[Step, ...] = ("load", "operation", "commit") if has_server else ()
     near = not pipeline or kind == "xmin"  # to one that is tested anyway
     return Case(
-        name=f"django-{kind}-{server}{'' if pipeline else '-plain'}",
+        name=f"django-{kind}-{server}{'' if pipeline else '-plain'}{'-bulk' if bulk else ''}",
         fresh=partial(place, server, models=TABLES),
-        opens=partial(_opened, kind, pipeline=pipeline),
+        opens=partial(_opened, kind, pipeline=pipeline, bulk=bulk),
         has_locks=kind == "lock",
+        has_outcomes=not bulk,
+        has_across=bulk,
         has_rows=True,
         has_sql=True,
         has_pool=has_server,
@@ -261,4 +266,10 @@ CASES = (
     _case("mariadb", "lock"),
     _case("mariadb", "version"),
     _case("mariadb", "row"),
+    _case("sqlite", "row", bulk=True),
+    _case("postgresql", "lock", bulk=True),
+    _case("postgresql", "version", bulk=True),
+    _case("postgresql", "version", pipeline=False, bulk=True),
+    _case("mariadb", "lock", bulk=True),
+    _case("mariadb", "version", bulk=True),
 )

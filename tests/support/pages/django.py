@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import gevent
 
-from tests.support.pages.bank import REPLACED, Account, open_account
+from tests.support.pages.bank import REPLACED, Account, Seat, open_account
 
 
 def check(page):
@@ -32,6 +32,15 @@ def check(page):
     with suppress(ValidationError):
         callers[0].get()
     assert callers[1].get() == 3
+
+    Account.objects.create(name="shop")
+    Seat.objects.create(number=12)
+    page["pay"](2)
+    page["book_seat"](12, "Ann")
+    assert Seat.objects.get(number=12).version == 0  # `passenger` is no column of this one
+    found = Account.objects.order_by("name").values_list("balance", flat=True)
+    assert list(found) == [5, 2]
+    assert page["accounts"].run("Ann", Account.deposit, 5) == 10
 
     shown = Account.objects.get(name="Ann")
     assert page["accounts"].run("Ann", Account.deposit, 5) == 15

@@ -1,0 +1,86 @@
+"""A part of a bulk's save: the keys of one batch, of which all are saved or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from geventbatch._safe_repr import said, shown
+from geventbatch.errors import NotSaved, Rejected
+from geventbatch.stores.django._added_rows import add_rows
+
+if TYPE_CHECKING:
+    from django.db.models import Field
+
+    from geventbatch.stores.django._row import Row
+    from geventbatch.stores.django._transaction import Transaction
+    from geventbatch.stores.django._turn import Turn
+
+
+class Part:
+    """The changes of one batch."""
+
+    # -- mutable state, from `prepare` on -------------------------------------------------------------------
+    _fields: dict[Any, list[Field[Any, Any]]]  # by key: what to write
+
+    def __init__(self, turn: Turn, keys: list[Any]) -> None:
+        """Save what the batch of *turn* has changed at *keys*, and the rows that it has added."""
+        self.turn = turn
+        self.batch = turn.batch
+        self.keys = keys
+        self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys}
+        self._added = self.batch.rows
+
+    def prepare(self) -> NotSaved | None:
+        """Find what to write. Return why the batch cannot be saved, or None. Switches: no."""
+        if self.turn.verdict is not None:
+            return self.turn.verdict
+        try:
+            for row in self.rows.values():
+                row.check_key()
+            self._fields = {key: row.changes() for key, row in self.rows.items()}
+        except Exception as error:
+            return self.refused(error)
+        return None
+
+    def refused(self, error: Exception) -> NotSaved:
+        """Return what *error*, which is not of the database, means for the batch. Switches: no."""
+        if isinstance(error, NotSaved):
+            return error
+        found = Rejected(f"{shown(self.batch.key)} was not saved, nothing was written: {said(error)}")
+        found.__cause__ = error
+        return found
+
+    @property
+    def inserts(self) -> bool:
+        """Return whether it inserts the resource of a key."""
+        return any(row.new for row in self.rows.values())
+
+    @property
+    def compares(self) -> bool:
+        """Return whether its rows must be as they were loaded."""
+        return self.turn.guard.must_compare or self._writes
+
+    @property
+    def _writes(self) -> bool:
+        if self.batch.deleted_keys or self._added or self.turn.wrote or self.inserts:
+            return True
+        return any(self._fields.values()) or any(self._saves(key) for key in self.keys)
+
+    def _saves(self, key: Any) -> bool:
+        row = self.rows[key]
+        return row.save_asked and row.computes(self.turn.models[key])
+
+    def write(self, transaction: Transaction) -> None:
+        """Send its statements. Switches: yes."""
+        beside = bool(self._added) or self.turn.wrote
+        for key, row in self.rows.items():
+            fields = self._fields[key]
+            if key in self.batch.deleted_keys:
+                row.delete()
+            elif row.new:
+                row.insert(commits=False)
+            elif fields or self._saves(key):
+                row.update(fields, commits=False)
+            elif beside and not row.ours:
+                row.touch()
+        add_rows(self._added, transaction, commits=False)
