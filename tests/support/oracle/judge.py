@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,8 +81,8 @@ class Step:
 class World(Protocol):
     """What one ORM has.
 
-    For operations across keys it has *keys*, sees to `Step.at`, has a second argument *at* of `foreign`, the number of
-    the key, and says by *bulk* whether its processor takes the form for many keys.
+    For operations across keys it has *keys*, sees to `Step.at`, has a second argument *at* of `foreign` (a key's
+    number), and says by *bulk* whether its processor takes the form for many keys.
     """
 
     ordered: bool  # whether its columns keep the order of names
@@ -225,11 +225,11 @@ class InBatches:
         self.answers: list[Any] = [None] * len(trial.operations)
         self.errors: dict[int, BaseException] = {}
         self.metrics: list[BatchMetric] = []
-        self._begun: set[int] = set()
+        self.begun: set[int] = set()  # during which somebody else has written
         self._foreign: list[gevent.Greenlet[..., BaseException | None]] = []
         self._options = {"min_duration": 0, "max_duration": 20, "workers": 1, **options}
-        if self.in_bulk:
-            self._options["max_batches"] = 1  # so that what comes together runs together
+        if self.in_bulk:  # what comes together runs together
+            self._options["max_batches"] = 1
         if trial.clean_errors:
             self._options["clean_errors"] = trial.clean_errors
 
@@ -272,8 +272,8 @@ class InBatches:
 
     def _applied(self, resource: Any, number: int) -> Any:
         write = self.trial.during.get(number)
-        if write is not None and number not in self._begun:
-            self._begun.add(number)
+        if write is not None and number not in self.begun:
+            self.begun.add(number)
             self._foreign.append(gevent.spawn(_answer_of, write_to, self.world, self.trial, write))
             # It is through at once, or it waits for the row and comes after the batch.
             gevent.joinall(self._foreign[-1:], timeout=0.02 if self.world.atomic_foreign else 0.5)
@@ -335,6 +335,8 @@ def judge(world: World, trial: Trial, **options: Any) -> None:
     batched = InBatches(world, trial, **options)
     found = batched.run()
     _are_batches(batched)
+    during = {number: write for number, write in trial.during.items() if number in batched.begun}
+    trial = replace(trial, during=during)  # without those of operations that could not be applied
     refused = {one for one, error in batched.errors.items() if is_refusal(error)}
     expected = None
     for after in _orders(trial):
@@ -395,21 +397,20 @@ def _are_batches(batched: InBatches) -> None:
         parts = [len(part) for part in batched.trial.parts()]
         if batched.trial.at:
             counts = sorted(counts)
-            parts = sorted(len(one) for part in batched.trial.parts() for one in _connected(batched.trial, part))
+            parts = sorted(one for part in batched.trial.parts() for one in _connected(batched.trial, part))
         assert counts == parts, f"batches of {counts} operations in place of {parts}"
 
 
-def _connected(trial: Trial, part: Sequence[int]) -> list[list[int]]:
-    """The operations of a batch that keys connect, if one of them is across keys; else those of each key."""
-    groups: list[tuple[set[int], list[int]]] = []
+def _connected(trial: Trial, part: Sequence[int]) -> list[int]:
+    """How many operations are in each component of a part."""
+    groups: list[tuple[set[int], int]] = []
     for number in part:
-        keys, numbers = set(trial.step(number).at), [number]
+        keys, count = set(trial.step(number).at), 1
         for group in [one for one in groups if one[0] & keys]:
             groups.remove(group)
-            keys |= group[0]
-            numbers += group[1]
-        groups.append((keys, numbers))
-    return [numbers for _, numbers in groups]
+            keys, count = keys | group[0], count + group[1]
+        groups.append((keys, count))
+    return [count for _, count in groups]
 
 
 def _difference(alone: Outcome, found: Outcome, batched: InBatches, refused: set[int]) -> str:
