@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from geventbatch._safe_repr import shown
@@ -18,7 +19,7 @@ from geventbatch.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable, Sequence
 
 _NOTHING = "nothing was saved, it is safe to run the operation again"
 _UNKNOWN = "it is unknown whether anything was saved: look at the resource before you run the operation again"
@@ -46,6 +47,12 @@ class Failure:
         cause = not_saved(self.cause, "it was not being saved yet when the save failed") if is_save else self.cause
         phase: Phase | None = None if self.phase is None else "operations"
         return replace(self, what=what, cause=cause, retry_safe=True, phase=phase)
+
+    def in_parts(self, parts: Sequence[Iterable[object]] | None) -> Failure:
+        """Return the failure of a batch that was saved in *parts*, the last one of which was at hand."""
+        if self.retry_safe or not parts:
+            return self
+        return replace(self, behind=frozenset(chain(*parts[:-1])))
 
     def exception(self) -> BatchAborted:
         """Return a new exception, for one caller."""

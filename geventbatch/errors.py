@@ -7,7 +7,7 @@ scope. `ResourceMissing` is both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from geventbatch._safe_repr import shown
 
@@ -209,9 +209,15 @@ class NothingToSave(Exception):
     """The error with which a scope is exited if its batch has nothing to save. The scope's reaction is ignored."""
 
 
+_FEW: Final = 5
+"""Keys that a message names; of more it says how many they are. Attributes of errors have all of them."""
+
+
 def named(keys: tuple[Hashable, ...]) -> str:
     """Return the words for *keys* in a message."""
-    return f"{'keys' if len(keys) > 1 else 'key'} {', '.join(map(shown, keys))}"
+    few = ", ".join(map(shown, keys[:_FEW]))
+    more = f" and {len(keys) - _FEW:,} more" if len(keys) > _FEW else ""
+    return f"{'keys' if len(keys) > 1 else 'key'} {few}{more}"
 
 
 def of_keys(error: E, keys: tuple[Hashable, ...], key: Hashable = None) -> E:

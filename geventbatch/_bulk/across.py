@@ -160,16 +160,18 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
 def _find(dispatcher: Dispatcher, named: tuple[Any, ...]) -> list[KeyQueue]:
     """Return the key queues of *named*, none of which was retired while others were looked up."""
     found: list[KeyQueue] = []
+    every: list[KeyQueue] = []  # also those of earlier rounds, of which some are empty if it raises
     try:
         while not found or any(key_queue.retired for key_queue in found):
             found = []
             for key in named:
                 found.append(_find_one(dispatcher, key))
+                every.append(found[-1])
         for place, key_queue in enumerate(found):
             if key_queue in found[:place]:
                 _refuse_twice(key_queue.key)
     except BaseException:
-        _discard(dispatcher, found)
+        _discard(dispatcher, every)
         raise
     return found
 

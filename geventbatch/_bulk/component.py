@@ -7,6 +7,7 @@ replays and halves a component like any batch. Callers wait for their members, w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 from geventbatch._bulk.composite import At, Composite
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.key_queue import KeyQueue
+    from geventbatch._core.operation import Operation
     from geventbatch._failure import Failure
 
 
@@ -173,8 +175,10 @@ class Component(Batch):
         if self.ended:
             return
         self.ended = True
-        self.failure = failure
         attempt = self.attempt
+        if failure is not None:
+            failure = self._of_all(failure if attempt is None else failure.in_parts(attempt.parts))
+        self.failure = failure
         waiting = 0
         for member in self.members:
             waiting += _release(member, failure)
@@ -198,31 +202,48 @@ class Component(Batch):
         """Answer all callers that wait for any of its keys (guarantee 3)."""
         if not self.ended:
             key_queues = dict.fromkeys(one for member in self.members for one in _key_queues(member))
-            _end_behind(key_queues, failure)
+            _end_behind(key_queues, self._of_all(failure))
             self.end(failure)
+
+    def _of_all(self, failure: Failure) -> Failure:
+        return failure if failure.keys or len(self._keys) == 1 else replace(failure, keys=self.loads)
 
     def drop(self, key: Hashable, failure: Failure) -> None:
         """Answer with *failure* all callers that wait for *key*, whose load alone has failed. The others go on."""
+        failure = replace(failure, keys=(key,))
         self._keys = tuple([one for one in self._keys if one != key])
         needing = [member for member in self.members if key in member.loads and not member.ended]
         left = [member for member in self.members if key not in member.loads and not member.ended]
         key_queues = {
-            key_queue: None for member in needing for key_queue in _key_queues(member) if key_queue.key == key
+            key_queue: None
+            for member in self.members
+            if key in member.loads
+            for key_queue in _key_queues(member)
+            if key_queue.key == key
         }
-        if not left:
-            _end_behind(key_queues, failure)
+        _end_behind(key_queues, failure)
+        if not left:  # or it had ended, since another key's load has failed too
             self.end(failure)
             return
-        _end_behind(key_queues, failure)
-        if self.gathered:  # it is replayed: they are answered with the others
-            for member in needing:
-                for operation in member.operations:
-                    if operation.state not in {WITHDRAWN, SETTLED}:
-                        operation.error, operation.state = of_keys(failure, member).exception(), SETTLED
-            return
+        if self.gathered:  # it is replayed
+            self._take_out({one for member in needing for one in member.operations if one.state != SETTLED})
         waiting = sum(_release(member, failure) for member in needing)
         log.failed(self.dispatcher.options.name, failure, waiting)
         self.dispatcher.counts.answered += waiting
+
+    def _take_out(self, operations: set[Operation[Any]]) -> None:
+        """Apply *operations* no more, which are about to be answered."""
+        for operation in operations:
+            operation.state = WITHDRAWN
+        self.operations = [one for one in self.operations if one not in operations]
+        attempt = self.attempt
+        if attempt is not None:
+            if attempt.parts:
+                attempt.parts = [[one for one in part if one not in operations] for part in attempt.parts]
+            if attempt.asked:
+                attempt.asked = [one for one in attempt.asked if one not in operations]
+            if attempt.undo is not None:
+                attempt.undo.out = [one for one in attempt.undo.out if one not in operations]
 
 
 def _keys_of(operations: list[Any]) -> set[Hashable]:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def of_keys(failure: Failure, batch: Batch) -> Failure:
-    """Return *failure* as it is told to the callers of *batch*: of its own keys."""
+    """Return *failure* as it is told to the callers of *batch*: of its own keys, with one that has failed as `key`."""
     keys = batch.loads
     named = failure.cause.key if isinstance(failure.cause, ResourceMissing) else failure.key
-    key = next((key for key in (named, failure.key) if key in keys), batch.key)
+    key = next((key for key in (named, failure.key, *failure.keys) if key in keys), batch.key)
     return replace(failure, key=key, keys=keys)
 
 

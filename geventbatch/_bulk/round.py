@@ -141,28 +141,27 @@ class Round:
             if self._across and fault is None and type(attempt.batch) is Component:
                 self._look_at_component(attempt, attempt.batch)
                 continue
-            try:
-                found = fault or loaded(self._resources, attempt.batch.key)
-            except Exception as error:
-                found = without_our_frame(error)
+            found = fault or self._found(attempt.batch.key)
             if isinstance(found, Exception):
                 self._load_raised(attempt, found)
 
+    def _found(self, key: Hashable) -> Any:
+        """Return the resource of *key*, or the error of its load."""
+        try:
+            return loaded(self._resources, key)
+        except Exception as error:
+            return without_our_frame(error)
+
     def _look_at_component(self, attempt: Attempt, component: Component) -> None:
         """Answer those that need a key whose load has failed; a conflict of one key is one of all."""
-        conflict: Conflict | None = None
-        for key in component.loads:
-            try:
-                found = loaded(self._resources, key)
-            except Exception as error:
-                found = without_our_frame(error)
-            if attempt.over():
-                break
-            if isinstance(found, Conflict):
-                conflict = conflict or found
-            elif isinstance(found, Exception):
-                component.drop(key, load_failed(key, found))
-                self._leave_key_out(key)
+        found = {key: self._found(key) for key in component.loads}
+        errors = {key: error for key, error in found.items() if isinstance(error, Exception)}
+        if not attempt.over():  # a user's mapping may have switched meanwhile
+            for key, error in errors.items():
+                if not isinstance(error, Conflict):
+                    component.drop(key, load_failed(key, error))
+                    self._leave_key_out(key)
+        conflict = next((error for error in errors.values() if isinstance(error, Conflict)), None)
         if component.ended:
             self._leave_out(attempt)
         elif conflict is not None:

@@ -7,8 +7,6 @@ Every way out of a batch leads through `end` (guarantees 2, 3 and 7).
 from __future__ import annotations
 
 from contextvars import Context
-from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import gevent
@@ -382,8 +380,8 @@ class Batch:
         attempt = self.attempt
         if attempt is not None:
             attempt.must_look = True
-            if failure is not None and not failure.retry_safe and attempt.parts:
-                failure = replace(failure, behind=frozenset(chain(*attempt.parts[:-1])))
+            if failure is not None:
+                failure = failure.in_parts(attempt.parts)
         self.failure = failure
         if self.open:
             self.close()
