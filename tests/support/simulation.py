@@ -479,7 +479,7 @@ class World:
         """Let everything end by itself, then stop."""
         self._wait_for(self.life.is_idle, "a caller waits for ever")
         self.advance(30.0)  # surplus workers end
-        if len(self.live_workers()) > self.life.choices.workers and not self.life.quiet:
+        if len(self.live_workers()) > self.life.shards() and not self.life.quiet:
             self.wrong(f"{len(self.workers)} workers have been idle for 30 seconds")
         stopper = self.life.stop(None)
         self._wait_for(lambda: stopper.dead, "stop() waits for ever")
@@ -592,6 +592,9 @@ class Life:
         if choices.copying != "default":
             options["copy_resource"] = self.copy_of if choices.copying == "own" else None
         return Processor(**options)
+
+    def shards(self) -> int:
+        return self.choices.workers
 
     def number(self, key: str, workers: int) -> int:
         gevent.sleep(0)
