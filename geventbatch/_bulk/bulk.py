@@ -145,9 +145,9 @@ class Bulk:
 
 
 def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> tuple[Attempt | None, Attempt | None]:
-    """Run *batches* as one bulk, without those that all callers have left: see `Bulk.run`."""
+    """Run as one bulk what another worker has left of *batches*, but none that all callers have left: see `Bulk.run`."""
     left = [batch for batch in batches if not batch.waiting]
-    if not left:
+    if batches and not left:
         return Bulk(batches, alarm, _clock.monotonic(), across=across).run()
     for batch in left:
         batch.end()

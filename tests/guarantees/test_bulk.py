@@ -185,6 +185,20 @@ def test_what_comes_while_max_batches_bulks_run_is_the_next_bulk(clock: VirtualT
     assert warehouse.loads == [["a"], ["b", "c", "d"], ["e", "f"]]
 
 
+def test_a_worker_that_finds_its_batches_taken_by_another_one_goes_on(
+    clock: VirtualTime, warehouse: Warehouse, capfd: pytest.CaptureFixture[str]
+) -> None:
+    warehouse.save_time = 1
+    with warehouse.processor(max_batches=1) as processor:
+        for key in "abc":  # both workers wait for the only place, and the first of them takes all
+            spawn(processor, key, append)
+            clock.advance(0.8)
+        clock.advance(5)
+        assert processor.stats().workers == 2
+    assert sorted(warehouse.kept) == ["a", "b", "c"]
+    assert capfd.readouterr().err == ""
+
+
 def test_several_operations_of_a_key_are_one_batch_in_a_bulk(clock: VirtualTime, warehouse: Warehouse) -> None:
     with warehouse.processor() as processor:
         for mark in range(10):
