@@ -145,7 +145,7 @@ class Bulk:
 
 
 def run(batches: dict[Batch, None], alarm: Alarm, *, across: bool) -> tuple[Attempt | None, Attempt | None]:
-    """Run as one bulk what another worker has left of *batches*, but none that all callers have left: see `Bulk.run`."""
+    """Run as one bulk what another worker has left of *batches*, but none that all callers left: see `Bulk.run`."""
     left = [batch for batch in batches if not batch.waiting]
     if batches and not left:
         return Bulk(batches, alarm, _clock.monotonic(), across=across).run()
