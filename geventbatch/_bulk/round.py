@@ -207,6 +207,9 @@ class Round:
         Return False if the transaction is spoiled.
         """
         asking = [one for one in self._attempts if one.asked and one.broken is one.verdict is None and not one.over()]
+        if asking:  # which is rare
+            at_hand = set(self._at_hand.values())
+            asking = [one for one in asking if one in at_hand]
         if asking and not self._spoiled:
             self._bulk.follow(asking[0])
             self._spoiled = not asking[0].dispatcher.options.idempotency.ask(*asking)

@@ -19,6 +19,7 @@ from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected
 from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, outcomes_of
 from geventbatch.stores.sqlalchemy._claims import claim_all
 from geventbatch.stores.sqlalchemy._many_rows import ManyRows
 from geventbatch.stores.sqlalchemy._mapped_part import MappedPart
@@ -26,7 +27,7 @@ from geventbatch.stores.sqlalchemy._mode import on_server
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Container, Hashable, Iterable, Iterator
     from types import TracebackType
 
     from geventbatch._core.batch import Batch
@@ -37,8 +38,6 @@ class BulkMapped:
     """The ``open_resources`` of a `Processor`: instances at many keys in one transaction, all saved or none."""
 
     all_or_nothing = True
-    keeps_outcomes = False
-    """It refuses operations with idempotency keys."""
 
     def __init__(
         self, mapping_of: Callable[[Any], Mapping], mappings: list[Mapping], normalize: Callable[[Any], Hashable]
@@ -48,6 +47,7 @@ class BulkMapped:
         self._name = " and ".join(mapping.name for mapping in mappings)
         self._normalize = normalize
         self.on_server = on_server(mappings[0].engine)
+        self.keeps_outcomes = mappings[0].outcomes is not None
 
     def __repr__(self) -> str:
         return f"<instances in bulk of {self._name}>"
@@ -136,6 +136,36 @@ class BulkMappedScope:
         """Restore the session of the batch at hand. Raises `CannotUndo`. Switches: no."""
         return self._part.restore(checkpoint)
 
+    # -- outcomes --------------------------------------------------------------------------------------------
+
+    def recorded(self, names: list[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these names. Switches: yes."""
+        connection = self._rows.connection
+        before, connection.guard_at_hand = connection.guard_at_hand, self._rows.guard
+        try:
+            return self._outcomes().find(self._transaction.send, names)
+        finally:
+            connection.guard_at_hand = before
+
+    def _outcomes(self) -> OutcomesOfBulk:
+        table = self._mapping_of(self._keys[0]).outcomes
+        assert table is not None  # noqa: S101 - else no operation has an idempotency key
+        places = {key: place for part in self._parts.values() for key, place in part.places.items()}
+        return OutcomesOfBulk(table, str(self._name), lambda key: places.get(key, ("", key)))
+
+    def _recording(self, parts: Iterable[MappedPart]) -> Recording | None:
+        kept = outcomes_of(part.batch for part in parts)
+        return Recording(self._outcomes(), kept) if kept else None
+
+    def _to_record(self, chosen: Container[MappedPart]) -> list[MappedPart]:
+        """Return the parts that have outcomes. Of one that is not *chosen*, all operations have raised."""
+        bulk = batch_at_hand().bulk
+        found = [part for batch, part in self._parts.items() if outcomes_of([batch])]
+        for part in found:
+            if part not in chosen:
+                part.keys = [key for key, batch in bulk.items() if batch is part.batch]
+        return found
+
     # -- load ------------------------------------------------------------------------------------------------
 
     def _distribute(self, transaction: Transaction | None) -> dict[Hashable, Any]:
@@ -189,12 +219,14 @@ class BulkMappedScope:
                 chosen.setdefault(self._parts[batches[key]], []).append(key)
         for part, keys in chosen.items():
             part.narrow(keys)
+        to_record = self._to_record(chosen)
         try:
             writing = self._claim(list(chosen), failed)
         except Exception as error:
             raise self._transaction.not_saved(error) from cause(error)
-        if writing or any(part.asked and part not in failed for part in chosen):
-            self._write(writing, failed)
+        to_record = [part for part in to_record if part not in failed]
+        if writing or to_record or any(part.asked and part not in failed for part in chosen):
+            self._write(writing, to_record, failed)
 
     def _claim(self, parts: list[MappedPart], failed: dict[MappedPart, Exception]) -> list[MappedPart]:
         """Lock and compare the rows of *parts*. Return those that have something to write, and have not lost a row."""
@@ -217,16 +249,16 @@ class BulkMappedScope:
                 failed[part] = errors.changed(changed.key)
         return left
 
-    def _write(self, parts: list[MappedPart], failed: dict[MappedPart, Exception]) -> None:
+    def _write(self, parts: list[MappedPart], to_record: list[MappedPart], failed: dict[MappedPart, Exception]) -> None:
         transaction = self._transaction
         saved = list(parts)
         transaction.committer = partial(self._commit, saved)
         if any(part.batch.rejections or is_doubtful(part.batch) for part in parts):
-            transaction.write(partial(self._write_each, saved, failed), collected=False)
+            transaction.write(partial(self._write_each, saved, to_record, failed), collected=False)
             return
         collected = transaction.collects and all(part.sends_no_more() for part in parts)
         try:
-            transaction.write(partial(self._write_all, parts), collected=collected)
+            transaction.write(partial(self._write_all, parts), self._recording(to_record), collected=collected)
         except LostRow as lost:
             raise Conflict(f"{shown(self._name)} were not saved, nothing was written: a row was not found") from lost
         except Rejected as refused:
@@ -239,24 +271,38 @@ class BulkMappedScope:
             with self._at_hand(part):
                 part.write()
 
-    def _write_each(self, parts: list[MappedPart], failed: dict[MappedPart, Exception]) -> None:
-        """Write each of *parts* after a savepoint. Take out those that are refused or lost."""
+    def _write_each(
+        self, parts: list[MappedPart], to_record: list[MappedPart], failed: dict[MappedPart, Exception]
+    ) -> None:
+        """Write each of *parts* after a savepoint, with its outcomes. Take out those that are refused or lost."""
         connection, transaction = self._transaction.connection, self._transaction
-        for part in list(parts):
+        for part in dict.fromkeys([*parts, *to_record]):
+            recording = self._recording([part])
             with self._at_hand(part):
                 part.leave_transaction()
                 with transaction.holding_back():
                     savepoint = connection.begin_nested()
                 try:
-                    part.write()
+                    if recording is not None:
+                        recording.send(transaction.send)
+                    if part in parts:
+                        part.write()
                 except Exception as error:
-                    failed[part] = self._refused(error)
-                    parts.remove(part)
+                    refused = self._refused(error)
+                    if part in parts:
+                        parts.remove(part)
                     if savepoint.is_active:
                         savepoint.rollback()
+                    failed[part] = self._repeated(refused, recording) or refused
                     continue
                 with transaction.holding_back():
                     savepoint.commit()
+
+    def _repeated(self, refused: NotSaved, recording: Recording | None) -> NotSaved | None:
+        """Return the error in place of *refused* if the INSERT of outcomes has caused that."""
+        if recording is None or not isinstance(refused, Rejected) or refused.__cause__ is None:
+            return None
+        return recording.check(refused.__cause__, self._transaction.send, lambda: None, lambda: None)
 
     def _refused(self, error: Exception) -> NotSaved:
         """Return the error of one part alone. Raise what ends the transaction."""

@@ -37,6 +37,7 @@ class MappedPart(MappedWork):
     # -- mutable state ---------------------------------------------------------------------------------------
     keys: list[Hashable]  # loaded; at the save: to be saved
     rows: Sequence[object]  # to insert with the save
+    places: dict[Hashable, tuple[str, Hashable]]  # by key: the store and the row's own key, if outcomes are recorded
     _deleted: list[LoadedResource]  # to delete with the save
 
     def __init__(self, mapping: Mapping, batch: Batch, transaction: Transaction, *, shared: bool) -> None:
@@ -52,6 +53,7 @@ class MappedPart(MappedWork):
         self._guard.shared = shared
         self._session.begin_watch(self._guard)
         self.keys, self.rows, self._deleted = [], (), []
+        self.places: dict[Hashable, tuple[str, Hashable]] = {}
         if len(keys) > 1:
             self._loaded = LoadedResources(mapping, self._key, self._session)
 
@@ -99,6 +101,8 @@ class MappedPart(MappedWork):
         else:
             self._loaded = loaded
         self.keys.append(key)
+        if mapping.outcomes is not None:
+            self.places[key] = mapping.outcome_place, key if token is None else mapping.key_of(resource, key)
         return resource
 
     def begin(self) -> None:

@@ -214,8 +214,7 @@ class MappedScope(MappedWork):
     def _outcomes(self) -> Outcomes:
         mapping = self._mapping
         assert mapping.outcomes is not None  # noqa: S101 - else no operation has such a key
-        columns = ", ".join([attribute.key for attribute in mapping.by])
-        return Outcomes(mapping.outcomes, f"{mapping.mapper.local_table} by {columns}", self._row_key)
+        return Outcomes(mapping.outcomes, mapping.outcome_place, self._row_key)
 
     def _is_collected(self, rows: Sequence[object]) -> bool:
         """Return whether no statement of the flush needs an answer, and none is sent between the flush and COMMIT."""

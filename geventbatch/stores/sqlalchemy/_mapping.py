@@ -222,6 +222,11 @@ class Mapping:
         found = [values.get(one.key, part) for one, part in zip(self.by, asked, strict=True)]
         return row_key(asked, found)  # type: ignore[no-any-return]
 
+    @property
+    def outcome_place(self) -> str:
+        """The name by which outcomes of its rows are told from those of others: stores may share the table."""
+        return f"{self.mapper.local_table} by {', '.join([attribute.key for attribute in self.by])}"
+
     def own_key(self, key: Any) -> Any:
         """Return the row's own part of *key*."""
         own = key[1] if self.has_tenants else key

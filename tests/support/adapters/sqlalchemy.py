@@ -525,3 +525,11 @@ CASES = (
     _case("mariadb", "mapped", "version"),
     _case("mariadb", "mapped", "row"),
 )
+
+MORE = (
+    _case("sqlite", "mapped", "version", bulk=True),
+    _case("postgresql", "mapped", "lock", bulk=True),
+    _case("postgresql", "mapped", "version", bulk=True),
+    _case("mariadb", "mapped", "lock", bulk=True),
+)
+"""For what the suite asks of operations across keys, but not for all of it."""
