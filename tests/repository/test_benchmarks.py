@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import growth, hot_row, parts, peers, refusals, transfer_ways, transfers, web
 from benchmarks.hot_row import Line, Place, Turn
+from benchmarks.transfers_in_redis import hold
 from benchmarks.ways import begin_at_zero, check, create_tables
 from examples.server import Server
 from examples.tickets.settings import CONFIGURATION
@@ -133,3 +134,8 @@ def test_what_a_target_asks_for_is_said_to_be_reached_or_not() -> None:
     target = transfers.Target(25, transfers.PLAIN, 100)
     assert target.reached(25.04) == "  target 25 × transaction: 25.0, reached"
     assert target.reached(24.96) == "  target 25 × transaction: 25.0, MISSED"
+
+
+def test_redis_is_held_by_a_batch_that_connects_hashes() -> None:
+    held = hold(keys=200, size=16)
+    assert 0 < held.longest <= held.everything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import sqlalchemy as sa
@@ -43,7 +44,7 @@ def lie_that_nothing_was_saved() -> None:
     """Say `NotSaved` of a save whose answer was lost, as if that meant that it was not carried out."""
 
     def resolve_commit(self: Any, error: Exception) -> NoReturn:
-        raise errors.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")
+        raise (errors.of_commit(error, self.key) or NotSaved(f"the connection was lost: {error}")) from error
 
     def resolve(self: Any, lost: Exception) -> NoReturn:
         raise NotSaved(f"the connection was lost: {lost}")
@@ -67,7 +68,9 @@ def forget_idempotency_keys() -> None:
     """Take an operation with an idempotency key for any other one."""
 
     def once(self: Any, resource_key: Any, key: str, operation: Any, *told: object, **across: object) -> Any:
-        return operation
+        forgotten: Any = partial(operation)
+        forgotten.go_across = lambda _: None
+        return forgotten
 
     _replace(_options.Options, "once", once)
 
