@@ -110,7 +110,6 @@ def url_of_accounts(tmp_path: Path) -> Iterator[str]:
 def test_every_way_of_a_transfer_moves_what_it_answers(
     url_of_accounts: str, shape: transfers.Shape, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape = transfers.without(shape, ("mapped", "Django"))  # whose forms for many keys are not there yet
     place = transfers.Place(url_of_accounts, url_of_accounts, 0)
     lines = place.measure(replace(shape, accounts=5), callers=3, turns=1, seconds=0.02)
     list(transfers.show(shape, lines))

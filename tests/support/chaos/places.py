@@ -331,6 +331,8 @@ STORES: Final = (
     "postgres-mapped-xmin",
     "transfers-postgres-lock",
     "transfers-postgres-version",
+    "transfers-postgres-mapped-lock",
+    "transfers-postgres-mapped-version",
     "transfers-mariadb-lock",
     "transfers-mariadb-version",
     "transfers-redis-version",
