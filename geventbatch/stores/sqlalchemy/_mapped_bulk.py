@@ -160,7 +160,8 @@ class BulkMappedScope:
     def _to_record(self, chosen: Container[MappedPart]) -> list[MappedPart]:
         """Return the parts that have outcomes. Of one that is not *chosen*, all operations have raised."""
         bulk = batch_at_hand().bulk
-        found = [part for batch, part in self._parts.items() if outcomes_of([batch])]
+        saved = (self._parts[batch] for batch in dict.fromkeys(bulk.values()) if batch in self._parts)
+        found = [part for part in saved if outcomes_of([part.batch])]
         for part in found:
             if part not in chosen:
                 part.keys = [key for key, batch in bulk.items() if batch is part.batch]
