@@ -122,6 +122,8 @@ class Adapter(ABC):
     pool_size: int = 4
     """So many batches can run at once, each with a connection of its own."""
 
+    trips: int = 2
+    """Round trips of a load and a save, of a bulk too, where a message may have several statements."""
     bulk: bool = False
     """Its processors take the bulk form of the store."""
 
