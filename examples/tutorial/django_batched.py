@@ -38,4 +38,22 @@ def withdraw(request, number):
         return JsonResponse({"error": "not enough"}, status=409)
 
 
-urlpatterns = [path("accounts/<int:number>/withdrawals", withdraw)]
+def transfer(found, amount):
+    source, target = found  # in the order in which the keys were named
+    balance = take(source, amount)
+    target.balance += amount
+    return balance
+
+
+def move(request, number, target):
+    amount = json.loads(request.body)["amount"]
+    try:
+        return JsonResponse({"balance": accounts.run_across([number, target], transfer, amount)})
+    except NotEnough:
+        return JsonResponse({"error": "not enough"}, status=409)
+
+
+urlpatterns = [
+    path("accounts/<int:number>/withdrawals", withdraw),
+    path("accounts/<int:number>/transfers/<int:target>", move),
+]

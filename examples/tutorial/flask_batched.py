@@ -36,3 +36,18 @@ def withdraw(number):
         return {"balance": accounts.run(number, take, request.json["amount"])}
     except NotEnough:
         return {"error": "not enough"}, 409
+
+
+def transfer(found, amount):
+    source, target = found  # in the order in which the keys were named
+    balance = take(source, amount)
+    target.balance += amount
+    return balance
+
+
+@app.post("/accounts/<int:number>/transfers/<int:target>")
+def move(number, target):
+    try:
+        return {"balance": accounts.run_across([number, target], transfer, request.json["amount"])}
+    except NotEnough:
+        return {"error": "not enough"}, 409

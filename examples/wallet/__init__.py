@@ -2,9 +2,9 @@
 
 Read in the order of a transfer:
 
-- `models`: accounts, the ledger, one line of the audit per operation.
+- `models`: accounts, one line of the audit per operation.
 - `processors`: whose operations are batched, and by what; found by the app `geventbatch.integrations.django`.
-- three ways to change two accounts: `ledger` (what the views use), `ordering`, and `outbox`, which
+- three ways to change two accounts: `transfers` (what the views use), `ordering` without batches, and `outbox`, which
   `finish` finishes.
 - `views`, `refusals`, `urls`, `settings`: the same as in any Django application.
 - `gunicorn.conf.py` runs it in gevent workers, and `__main__` does so in one command.

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _workers() -> int:
-    """SQLite has no row lock to queue on: two workers that change the one ledger would mostly replay."""
+    """SQLite has no row lock to queue on: two workers that change the same accounts would mostly replay."""
     return 2 if os.environ.get("DATABASE_URL", "sqlite:").startswith("postgres") else 1
 
 

@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 from gevent import monkey
 
 WAYS = {
-    "in_one_transaction": "ordering: one transaction",
-    "in_two_runs": "ordering: two runs",
-    "ledger": "one ledger key",
+    "in_one_transaction": "one transaction each",
+    "across": "run_across",
     "outbox": "outbox",
 }
 SHOWN = {
@@ -141,10 +140,10 @@ def _renew(accounts: int) -> None:
     """Begin with empty books, and rich accounts, numbered from 1."""
     from django.db import connection
 
-    from examples.wallet.models import Account, Ledger, Movement, Pending
+    from examples.wallet.models import Account, Movement, Pending
 
     with connection.cursor() as cursor:
-        for model in (Pending, Movement, Ledger, Account):
+        for model in (Pending, Movement, Account):
             cursor.execute(f'DELETE FROM "{model._meta.db_table}"')  # noqa: S608, SLF001 - our own tables
     Account.objects.bulk_create(
         Account(pk=number, owner=f"account {number}", balance=RICH) for number in range(1, accounts + 1)

@@ -32,10 +32,10 @@ def print_table(seconds: float, clients: int, workers: int, database_url: str | 
         wrong: list[str] = []
         for _ in range(TURNS):
             for row, server in zip(rows, (on, off), strict=True):
-                before = _ledger(server)
+                before = _counts(server, workers)
                 report = _load(server, accounts, seconds / (2 * TURNS), clients)
-                after = _ledger(server)
-                operations, batches = (after[name] - before[name] for name in ("operations", "batches"))
+                after = _counts(server, workers)
+                operations, batches = (late - early for late, early in zip(after, before, strict=True))
                 row.add(report.seconds, report.latencies, report.statuses, operations, batches)
                 wrong += differences(report)[:MOST_SHOWN]
     show(rows)
@@ -43,12 +43,15 @@ def print_table(seconds: float, clients: int, workers: int, database_url: str | 
     return not wrong
 
 
-def _ledger(server: Server) -> dict[str, int]:
-    connection = Connection(server.host, server.port)
-    _, overview = connection.ask("GET", "/")
-    connection.close()
-    ledger: dict[str, int] = overview["ledger"]
-    return ledger
+def _counts(server: Server, workers: int) -> tuple[int, int]:
+    """The operations and batches of all workers so far: each new connection may reach another one."""
+    found: dict[int, tuple[int, int]] = {}
+    while len(found) < workers:
+        connection = Connection(server.host, server.port)
+        _, told = connection.ask("GET", "/healthz")
+        connection.close()
+        found[told["worker"]] = told["operations"], told["batches"]
+    return sum(one[0] for one in found.values()), sum(one[1] for one in found.values())
 
 
 def _load(server: Server, accounts: list[int], seconds: float, clients: int) -> Report:

@@ -67,12 +67,11 @@ def main() -> None:
     """Measure what the command line says."""
     from django.db.backends.signals import connection_created
 
-    from examples.wallet import ledger, ordering, outbox
+    from examples.wallet import ordering, outbox, transfers
 
     ways: dict[str, Transfer] = {
         "in_one_transaction": ordering.in_one_transaction,
-        "in_two_runs": ordering.in_two_runs,
-        "ledger": ledger.transfer,
+        "across": transfers.transfer,
         "outbox": outbox.send,
     }
     options = read_options()

@@ -1,21 +1,19 @@
-"""Accounts, the ledger that loads them on first touch, and what is written down about each operation.
+"""Accounts, and what is written down about each operation.
 
 Amounts are whole cents.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from django.db import connection, models
+from django.db import models
 from django.utils import timezone
-from django.utils.functional import cached_property
 
-from examples.wallet.refusals import InsufficientFunds, UnknownAccount
-from geventbatch import Conflict
+from examples.wallet.refusals import InsufficientFunds
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -64,79 +62,6 @@ class Account(models.Model):
         if self.balance < amount:
             raise InsufficientFunds(f"account {self.pk} has not got {amount}")
         self.balance -= amount
-
-
-class Ledger(models.Model):
-    """One row, for whose lock everybody waits who moves money; and the accounts that its batch has touched.
-
-    A batch on the ledger may touch any account. Each is loaded, and locked, when an operation first touches it, and
-    those that have changed are saved with the ledger, in the same transaction.
-    """
-
-    name: models.CharField[str, str] = models.CharField(max_length=20, unique=True)
-    operations: models.BigIntegerField[int, int] = models.BigIntegerField(default=0)
-    batches: models.BigIntegerField[int, int] = models.BigIntegerField(default=0)
-    """The version: each save adds one."""
-
-    def __str__(self) -> str:
-        return self.name
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Save the accounts that have changed, and the ledger. The store calls this at the end of a batch."""
-        changed = self.changed
-        self._check(changed)
-        if changed:
-            Account.objects.bulk_update(changed, ["balance"])
-        super().save(*args, **kwargs)
-
-    @property
-    def changed(self) -> list[Account]:
-        """The accounts that this batch has changed."""
-        return [one.account for one in self._touched.values() if one is not None and one.is_changed]
-
-    def has_touched(self, number: int) -> bool:
-        """Whether this batch has looked for that account."""
-        return number in self._touched
-
-    def touch(self, numbers: Collection[int]) -> None:
-        """Load accounts, and lock them, in the batch's transaction."""
-        # In the order of their numbers, as in `ordering`. SQLite has no such lock: see `_check`.
-        found = Account.objects.select_for_update().filter(pk__in=numbers).order_by("pk")
-        self._touched.update(dict.fromkeys(numbers))
-        self._touched.update((account.pk, _Touched(account, account.balance)) for account in found)
-
-    def account(self, number: int) -> Account:
-        """One that was touched."""
-        touched = self._touched[number]
-        if touched is None:
-            raise UnknownAccount(f"there is no account {number}")
-        return touched.account
-
-    def _check(self, changed: list[Account]) -> None:
-        """Where accounts were not locked, see whether they are as they were loaded. Nobody else writes now."""
-        if connection.features.has_select_for_update or not changed:
-            return
-        balances = dict(Account.objects.filter(pk__in=[one.pk for one in changed]).values_list("pk", "balance"))
-        for account in changed:
-            touched = self._touched[account.pk]
-            if touched is None or balances.get(account.pk) != touched.loaded_balance:
-                raise Conflict(f"{account} was changed by somebody else; nothing was written")
-
-    @cached_property
-    def _touched(self) -> dict[int, _Touched | None]:
-        """None for what is not there."""
-        return {}
-
-
-class _Touched(NamedTuple):
-    """An account that a batch of the ledger has loaded."""
-
-    account: Account
-    loaded_balance: int
-
-    @property
-    def is_changed(self) -> bool:
-        return self.account.balance != self.loaded_balance
 
 
 class Kind(models.TextChoices):

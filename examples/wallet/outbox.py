@@ -1,5 +1,7 @@
 """Pending transfers through an outbox: two batches, and a row that holds them together.
 
+It is for accounts in two databases, which no transaction spans; here both are in one, for the sake of a short example.
+
 `send` takes the money and adds a row to the outbox, in one batch of the account that pays: both are saved, or neither.
 `finish`, in a process of its own, finds the rows, has each credited, and deletes them. Wherever that ends half-way, it
 is done again, and that is harmless, since a credit can be saved only once: its reference is unique.
@@ -15,7 +17,6 @@ from gevent.pool import Pool
 
 from examples.wallet import processors
 from examples.wallet.models import Account, Kind, Movement, Pending
-from examples.wallet.ordering import credit, debit
 from examples.wallet.refusals import UnknownAccount
 from geventbatch import BatchError, current_batch
 
@@ -42,6 +43,22 @@ def send(source: int, target: int, amount: int, reference: UUID) -> Movement:
 def _send(source: Account, target: int, amount: int, reference: UUID) -> Movement:
     movement = debit(source, amount, reference)
     current_batch().add_row(Pending(reference=reference, target_id=target, amount=amount))
+    return movement
+
+
+def debit(source: Account, amount: int, reference: UUID) -> Movement:
+    """Take *amount* from the account that pays."""
+    source.take(amount)
+    movement = Movement.of(Kind.DEBIT, reference, amount, source=source)
+    current_batch().add_row(movement)
+    return movement
+
+
+def credit(target: Account, amount: int, reference: UUID) -> Movement:
+    """Give *amount* to the account that is paid. The database refuses a second credit of the same reference."""
+    target.put(amount)
+    movement = Movement.of(Kind.CREDIT, reference, amount, target=target)
+    current_batch().add_row(movement)
     return movement
 
 

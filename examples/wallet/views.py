@@ -21,8 +21,8 @@ from django.db.transaction import non_atomic_requests
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_GET, require_POST
 
-from examples.wallet import ledger, outbox, processors
-from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
+from examples.wallet import outbox, processors, transfers
+from examples.wallet.models import Account, Kind, Movement, Pending
 from examples.wallet.refusals import NotUnderstood, ReferenceUsed, UnknownAccount
 
 if TYPE_CHECKING:
@@ -35,13 +35,11 @@ MOST = 2**53 - 1
 @require_GET
 def overview(request: HttpRequest) -> JsonResponse:
     """All the money."""
-    found = Ledger.objects.filter(name=ledger.LEDGER).first()
     return JsonResponse(
         {
             "accounts": Account.objects.count(),
             "balances": Account.objects.aggregate(sum=Sum("balance", default=0))["sum"],
             "pending": Pending.underway(),
-            "ledger": {"operations": found.operations if found else 0, "batches": found.batches if found else 0},
         }
     )
 
@@ -50,8 +48,9 @@ def overview(request: HttpRequest) -> JsonResponse:
 @non_atomic_requests
 def health(request: HttpRequest) -> JsonResponse:
     """How busy this worker is."""
-    told = {"ledger": repr(processors.ledger), "accounts": repr(processors.accounts), "worker": os.getpid()}
-    return JsonResponse(told)
+    stats = processors.accounts.stats()
+    told = {"accounts": repr(processors.accounts), "operations": stats.operations_total, "batches": stats.batches_total}
+    return JsonResponse({**told, "worker": os.getpid()})
 
 
 @require_POST
@@ -79,7 +78,7 @@ def deposit(request: HttpRequest, number: int) -> JsonResponse:
     sent = _sent(request)
     amount, reference = _number(sent, "amount"), _reference(sent)
     target = _existing(number)
-    movement = _once(Kind.DEPOSIT, reference, lambda: ledger.deposit(target, amount, reference))
+    movement = _once(Kind.DEPOSIT, reference, lambda: transfers.deposit(target, amount, reference))
     return _shown(movement, HTTPStatus.CREATED, (None, target, amount))
 
 
@@ -89,7 +88,7 @@ def transfer(request: HttpRequest) -> JsonResponse:
     """Move money from one account to another one."""
     sent = _sent(request)
     source, target, amount, reference = _transfer(sent)
-    movement = _once(Kind.TRANSFER, reference, lambda: ledger.transfer(source, target, amount, reference))
+    movement = _once(Kind.TRANSFER, reference, lambda: transfers.transfer(source, target, amount, reference))
     return _shown(movement, HTTPStatus.CREATED, (source, target, amount))
 
 

@@ -20,15 +20,6 @@ class Migration(migrations.Migration):
     dependencies: ClassVar = []
     operations: ClassVar = [
         migrations.CreateModel(
-            name="Ledger",
-            fields=[
-                _id(),
-                ("name", models.CharField(max_length=20, unique=True)),
-                ("operations", models.BigIntegerField(default=0)),
-                ("batches", models.BigIntegerField(default=0)),
-            ],
-        ),
-        migrations.CreateModel(
             name="Account",
             fields=[
                 _id(),

@@ -1,4 +1,4 @@
-"""For docs/keys.md: the wallet, on a database of its own."""
+"""For docs/keys.md: the wallet, on a database of its own, with vouchers."""
 
 import os
 import tempfile
@@ -12,18 +12,34 @@ import django
 django.setup()
 
 from django.core.management import call_command
+from django.db import connection, models
 from django.db.transaction import atomic
 
-from examples.wallet.ledger import _accounts
-from examples.wallet.models import Account, Kind, Ledger, Movement, Pending
-from examples.wallet.ordering import credit, debit
-from examples.wallet.processors import accounts
-from geventbatch import Processor, current_batch
-from geventbatch.stores import DjangoStore
+from examples.wallet.models import Account, Kind, Movement, Pending
+from examples.wallet.outbox import credit, debit
+
+
+class Voucher(models.Model):
+    id = models.CharField(max_length=20, primary_key=True)
+    worth = models.IntegerField()
+
+    class Meta:
+        app_label = "wallet"
+
+    def __str__(self):
+        return self.id
+
+    def use(self):
+        worth, self.worth = self.worth, 0
+        return worth
+
 
 call_command("migrate", verbosity=0)
-source, target = (Account.objects.create(owner=name, balance=10).pk for name in ("Ann", "Bob"))
-amount, reference = 3, uuid4()
+with connection.schema_editor() as editor:
+    editor.create_model(Voucher)
+Voucher.objects.create(id="SPRING", worth=5)
+ann, shop = (Account.objects.create(owner=name, balance=20).pk for name in ("Ann", "shop"))
+reference = uuid4()
 
 
 def balances():
@@ -31,7 +47,8 @@ def balances():
 
 
 def check(page):
-    assert balances() == [7, 13]
-    accounts.run(source, page["_send"], target, 2, uuid4())
+    assert balances() == [15, 30]
+    assert Movement.objects.get().amount == 10
+    assert Voucher.objects.get().worth == 0
+    page["accounts"].run(ann, page["_send"], shop, 2, uuid4())
     assert Pending.objects.get().amount == 2
-    assert balances() == [5, 13]

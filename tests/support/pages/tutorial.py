@@ -30,7 +30,7 @@ from examples.tutorial.models import Account, Base, engine
 
 Base.metadata.create_all(engine)
 with Session(engine) as session, session.begin():
-    session.add(Account(number=1, balance=5))
+    session.add_all([Account(number=1, balance=5), Account(number=2, balance=0)])
 
 
 def check(page):
@@ -42,3 +42,12 @@ def check(page):
     client = page["app"].test_client()
     asked = [client.post("/accounts/1/withdrawals", json={"amount": 2}) for _ in range(2)]
     assert [one.status_code for one in asked] == [200, 409]
+    body = json.dumps({"amount": 0})
+    moved = page["move"](RequestFactory().post("/", body, content_type="application/json"), 1, 2)
+    assert (moved.status_code, json.loads(moved.content)) == (200, {"balance": 0})
+    with Session(engine) as session, session.begin():
+        session.get_one(Account, 1).balance = 7
+    asked = [client.post("/accounts/1/transfers/2", json={"amount": 4}) for _ in range(2)]
+    assert [(one.status_code, one.json) for one in asked] == [(200, {"balance": 3}), (409, {"error": "not enough"})]
+    with Session(engine) as session:
+        assert session.get_one(Account, 2).balance == 4
