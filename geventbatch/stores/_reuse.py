@@ -19,7 +19,7 @@ from geventbatch.errors import Conflict, NotSaved, Repeated
 from geventbatch.stores._conflict import changed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -81,6 +81,11 @@ class Kept(Generic[T]):
         if len(entries) > self._most:
             with suppress(KeyError):  # another thread has emptied it
                 entries.popitem(last=False)
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Drop the entries of *keys*, which are loaded and saved in a bulk: the next batch of one of them loads."""
+        for key in keys:
+            self._entries.pop(key, None)
 
     def clear(self) -> None:
         """Drop all entries."""

@@ -81,6 +81,19 @@ def test_a_batch_that_changes_nothing_compares_and_what_is_kept_stays(
 
 
 @over_reusing
+def test_what_an_operation_across_keys_has_saved_is_loaded_by_the_next_batch_and_costs_no_attempt(
+    adapter: Adapter,  # noqa: F811
+    warm: Processor[Any],
+) -> None:
+    metrics = warm.subscribe_batch_metrics()
+    warm.run_across(["k"], lambda resources: adapter.add(resources[0], 1))
+    assert [warm.run("k", adapter.add, 1) for _ in range(2)] == [13, 14]
+    warm.stop()
+    assert [metric.attempts for metric in metrics] == [1, 1, 1]
+    assert adapter.get("k") == 14
+
+
+@over_reusing
 def test_no_batch_sees_the_resource_of_another_one(adapter: Adapter, warm: Processor[Any]) -> None:  # noqa: F811
     seen = warm.run("k", lambda resource: resource)
     adapter.add(seen, 1000)

@@ -41,7 +41,10 @@ class BulkRedis(Generic[R]):
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkScope[R]:
         """Return the scope of the resources at *keys*. Switches: no."""
-        return BulkScope(self._resources, [self.normalize_key(key) for key in keys])
+        normalized = [self.normalize_key(key) for key in keys]
+        if self._resources.kept is not None:
+            self._resources.kept.drop(normalized)
+        return BulkScope(self._resources, normalized)
 
     @property
     def keeps_outcomes(self) -> bool:

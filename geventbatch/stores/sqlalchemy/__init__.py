@@ -253,7 +253,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
             idempotency=idempotency,
             outcomes=outcomes,
             kept=kept,
-            bulk=BulkDocuments(documents, shown, columns),
+            bulk=BulkDocuments(documents, shown, columns, kept),
         )
         return SQLAlchemyStore(parts)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from geventbatch.errors import Repeated
+    from geventbatch.stores._reuse import Kept
     from geventbatch.stores.sqlalchemy._documents import Documents
 
 
@@ -42,8 +43,11 @@ class BulkDocuments:
     all_or_nothing = True
     """What operations have connected is saved together or not at all."""
 
-    def __init__(self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn]) -> None:
+    def __init__(
+        self, documents: Documents, table: sa.Table, columns: Sequence[KeyColumn], kept: Kept[Any] | None
+    ) -> None:
         self._documents = documents
+        self._kept = kept
         self._columns = columns
         self.keeps_outcomes = documents.outcomes is not None
         self.on_server = on_server(documents.engine)
@@ -62,7 +66,10 @@ class BulkDocuments:
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkDocumentScope:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkDocumentScope(self._documents, self._loads, self._saving, list(keys))
+        named = list(keys)
+        if self._kept is not None:
+            self._kept.drop(named)
+        return BulkDocumentScope(self._documents, self._loads, self._saving, named)
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Return the column's value for *key*, as `SQLAlchemyStore.normalize_key` does. Switches: no."""
