@@ -285,11 +285,9 @@ def show(shape: Shape, lines: list[Line]) -> Iterator[str]:
             and target.milliseconds in {None, line.milliseconds_away}
         ]
         print(COLUMNS.format(f"  {name}", *cells) + ",".join(targets), flush=True)
-        if line not in against and to and statistics.median(line.ratios(to[0])) < 1:
-            yield (
-                f"{line.way}: {statistics.median(line.ratios(to[0])):.1f} × {to[0].way} "
-                f"({line.callers:,} callers, {line.milliseconds_away:g} ms away, {shape.title})"
-            )
+        if shape.ways[line.way].form is not None and statistics.median(line.ratios(to[0])) < 1:
+            place = f"{line.callers:,} callers, {line.milliseconds_away:g} ms away, {shape.title}"
+            yield f"{line.way}: {statistics.median(line.ratios(to[0])):.1f} × {to[0].way} ({place})"
 
 
 def without(shape: Shape, forms: Sequence[str]) -> Shape:
@@ -321,7 +319,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", choices=(*get_args(Form), "Redis"), default=(), help="leave forms out")
     parser.add_argument("--shapes", nargs="+", choices=("hot", "spread", "single"), default=("hot", "spread", "single"))
     chosen = parser.parse_args()
-    turns, seconds = (1, 0.3) if chosen.short else (3, 0.7)
+    turns, seconds = (1, 0.3) if chosen.short else (3, 1.0)
     shapes = {"hot": HOT, "spread": SPREAD, "single": SINGLE}
     url = postgres_url()
     create_tables(url)
