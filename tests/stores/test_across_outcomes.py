@@ -19,11 +19,12 @@ from tests.stores.test_stores import (
     all_of,
     another,  # noqa: F401 - a fixture
     assert_as_good_as_new,
+    over,
     place,  # noqa: F401 - a fixture
     proxy_of,
     spawned,
 )
-from tests.support.adapters.base import TooLittle, cases, more_cases
+from tests.support.adapters.base import TooLittle
 from tests.support.callers import answer_of
 from tests.support.servers import wait_until
 
@@ -32,19 +33,12 @@ if TYPE_CHECKING:
 
     from tests.support.adapters.base import Adapter, Case
 
-ACROSS = [case for case in [*cases(), *more_cases()] if case.has_across and case.has_outcomes]
-
-
-def over(has: Callable[[Case], object] = lambda _: True) -> pytest.MarkDecorator:
-    """Run the test over all cases that take operations across keys, record outcomes, and have something besides."""
-    params = [pytest.param(case, id=case.name, marks=case.marks) for case in ACROSS if has(case)]
-    return pytest.mark.parametrize("case", params)
-
-
-over_recorded = over()
-over_unlocked = over(lambda case: not case.has_locks)
-over_rows = over(lambda case: case.has_rows)
-over_cut = over(lambda case: case.has_proxy)
+over_recorded = over(lambda case: case.has_across and case.has_outcomes)
+over_unlocked = over(lambda case: case.has_across and case.has_outcomes and not case.has_locks)
+over_rows = over(lambda case: case.has_across and case.has_outcomes and case.has_rows)
+over_cut = over(lambda case: case.has_across and case.has_outcomes and case.has_proxy)
+over_sql = over(lambda case: case.has_across and case.has_outcomes and case.has_sql)
+over_documents = over(lambda case: case.has_across and case.has_outcomes and "document" in case.name)
 
 Sent = tuple[Any, str | None, "Callable[..., Any]", Any]
 """Keys (a text: of `run`), idempotency key, operation, argument."""
@@ -211,7 +205,7 @@ def test_outcomes_that_have_expired_are_in_nobodys_way(adapter: Adapter, alone: 
     assert bank.totals(["n0", "n1", "n2", "n3", "n8"]) == [7, 13, 7, 13, 10 if alone else 8]
 
 
-@over(lambda case: "document" in case.name)
+@over_documents
 def test_what_repeats_or_has_expired_costs_the_others_no_attempt(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)
     with bank.processor(max_attempts=1) as processor:
@@ -275,7 +269,7 @@ def test_a_repeated_one_is_told_before_its_row_violates_a_constraint_and_a_culpr
     assert adapter.outcomes() == 4
 
 
-@over(lambda case: case.has_sql)
+@over_sql
 def test_a_repeated_one_has_its_outcome_when_its_own_sql_violates_a_constraint(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)
 
@@ -293,7 +287,7 @@ def test_a_repeated_one_has_its_outcome_when_its_own_sql_violates_a_constraint(a
     assert adapter.outcomes() == 1
 
 
-@over(lambda case: "document" in case.name)
+@over_documents
 def test_a_repeated_one_is_told_before_what_it_has_made_cannot_be_encoded(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)
 

@@ -6,6 +6,7 @@ import json
 import random
 import sqlite3
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -112,6 +113,10 @@ def opened(stack: ExitStack, path: Path, **options: Any) -> Processor[Account]:
     return stack.enter_context(Processor(open_resources=accounts, min_duration=0, max_duration=5, **options))
 
 
+def sent_to(processor: Processor[Account], keys: list[str], amount: int, name: str) -> Any:
+    return gevent.spawn(partial(processor.run_across, idempotency_key=name), keys, transfer, amount)
+
+
 def balances(path: Path) -> dict[str, int]:
     with sqlite3.connect(path) as connection:
         found = dict(connection.execute("SELECT name, balance FROM accounts"))
@@ -126,11 +131,9 @@ def test_what_is_sent_again_has_its_outcome_and_the_others_of_its_bulk_are_saved
             assert accounts.run_across("ab", transfer, 30, idempotency_key="1") == left
         error = answer_of(accounts.run_across, "ba", transfer, 30, idempotency_key="1")
         assert isinstance(error, IdempotencyKeyReused)
-        callers = [
-            gevent.spawn(accounts.run_across, keys, transfer, amount, idempotency_key=name)
-            for keys, amount, name in [("ab", 30, "1"), ("bc", 10, "2"), ("de", 10, "1")]
-        ]
-        callers.append(gevent.spawn(accounts.run, "f", deposit, 5, idempotency_key="1"))
+        sent = [(["a", "b"], 30, "1"), (["b", "c"], 10, "2"), (["d", "e"], 10, "1")]
+        callers = [sent_to(accounts, *one) for one in sent]
+        callers.append(gevent.spawn(partial(accounts.run, idempotency_key="1"), "f", deposit, 5))
         assert [caller.get() for caller in callers] == [70, 120, 90, 105]
         with pytest.raises(ValueError, match="too little"):
             accounts.run_across("ab", transfer, 300, idempotency_key="3")
@@ -142,12 +145,10 @@ def test_what_is_sent_again_has_its_outcome_and_the_others_of_its_bulk_are_saved
 
 def test_two_processors_that_are_sent_the_same_apply_each_once(path: Path) -> None:
     dice = random.Random(1)
-    sent = [("".join(dice.sample("abcdef", 2)), f"{number}") for number in range(40)]
+    sent = [(dice.sample("abcdef", 2), f"{number}") for number in range(40)]
     with ExitStack() as stack:
         both = [opened(stack, path, max_attempts=100, max_bulk=3) for _ in range(2)]
-        callers = [
-            gevent.spawn(one.run_across, keys, transfer, 1, idempotency_key=name) for keys, name in sent for one in both
-        ]
+        callers = [sent_to(one, keys, 1, name) for keys, name in sent for one in both]
         answers = [caller.get() for caller in callers]
     assert answers[::2] == answers[1::2]
     expected = dict.fromkeys("abcdef", 100)

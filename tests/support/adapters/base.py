@@ -259,16 +259,10 @@ def cases() -> list[Case]:
     ]
 
 
-def more_cases() -> list[Case]:
-    """Those of which the whole suite would ask too much, for tests of one thing."""
-    modules = [import_module(f"tests.support.adapters.{name}") for name in MODULES if _is_there(name)]
-    return [case for module in modules for case in getattr(module, "MORE", ())]
-
-
 def _is_there(name: str) -> bool:
     return find_spec(f"tests.support.adapters.{name}") is not None
 
 
 def case_named(name: str) -> Case:
     """For a program that was told a name."""
-    return next(case for case in [*cases(), *more_cases()] if case.name == name)
+    return next(case for case in cases() if case.name == name)

@@ -532,6 +532,3 @@ CASES = (
     _case("mariadb", "mapped", "version"),
     _case("mariadb", "mapped", "row"),
 )
-
-MORE = (_case("postgresql", "mapped", "version", bulk=True),)
-"""For what the suite asks of operations across keys, but not for all of it."""
