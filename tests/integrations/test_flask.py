@@ -505,6 +505,42 @@ def test_with_a_store_of_mapped_instances_the_session_is_that_of_the_store(store
     assert len(db.session.registry.registry) == 1  # that of this request
 
 
+def test_across_keys_the_session_is_that_of_the_operations_resources(stored: tuple[Flask, GeventBatch]) -> None:
+    _, batches = stored
+    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account))
+    db.session.add_all([Account(id=2, balance=0), Account(id=3, balance=0), Account(id=4, balance=0)])
+    db.session.commit()
+
+    def transfer(resources: tuple[Account, ...], amount: int) -> int:
+        source, target = resources
+        assert object_session(source) is object_session(target) is db.session()
+        source.balance -= amount
+        target.balance += amount
+        db.session.add(Entry(amount=amount))
+        return target.balance
+
+    def deposit(account: Account, amount: int) -> int:
+        assert object_session(account) is db.session()
+        account.balance += amount
+        db.session.add(Entry(amount=amount))
+        return account.balance
+
+    own = db.session()
+    runs = [
+        (accounts.run_across, [1, 2], transfer, 5),
+        (accounts.run_across, [3, 4], transfer, 7),
+        (accounts.run, 1, deposit, 10),
+        (accounts.run_across, [2, 1], transfer, 1),
+    ]
+    callers = [gevent.spawn(copy_context().run, *run) for run in runs]
+    assert [caller.get() for caller in callers] == [5, 7, 5, 6] or not accounts.for_app().batching
+    assert db.session() is own
+    db.session.rollback()
+    assert sorted(db.session.scalars(sa.select(Entry.amount))) == [1, 5, 7, 10]
+    assert {one.id: one.balance for one in db.session.scalars(sa.select(Account))} == {1: 6, 2: 4, 3: -7, 4: 7}
+    assert len(db.session.registry.registry) == 1
+
+
 def test_what_no_store_would_save_is_told_to_the_operator(
     stored: tuple[Flask, GeventBatch], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,9 +133,12 @@ class InBatch:
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Call the operation."""
-        context = batch_at_hand().context[_batch_context]
+        batch = batch_at_hand()
+        context = batch.context[_batch_context]
         callers = _cv_app.get(None)
         _cv_app.set(context)  # never reset: this copy of the caller's context is for this call only
+        if batch.bulk:  # its keys may have several sessions; else it has adopted the only one when it was loaded
+            adopt_session(context.app, resource[0] if type(resource) is tuple else resource)
         if callers is None or callers.app is not context.app:
             return self.__wrapped__(resource, *args)
         own, context.g = context.g, callers.g
