@@ -9,13 +9,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import gevent
 import pytest
 import redis
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from geventbatch import Processor, ResourceMissing, worker_number_for_key
+from geventbatch import LoadFailed, Processor, ResourceMissing, worker_number_for_key
 from geventbatch.stores import RedisStore, SQLAlchemyStore
 from geventbatch.stores._sql.keys import KeyColumn, row_key
 from geventbatch.stores.sqlalchemy import idempotency_table
@@ -240,6 +241,38 @@ def test_an_idempotency_key_belongs_to_the_row_whatever_its_key_was_written_like
         assert processor.run("ANN", add, idempotency_key="b") == 2
         assert processor.run("ann", add, idempotency_key="b") == 2
         assert processor.run("Ann", add) == 3
+
+
+def move(documents: tuple[dict[str, int], ...], amount: int) -> tuple[int, ...]:
+    documents[0]["total"] -= amount
+    documents[-1]["total"] += amount
+    return tuple(document["total"] for document in documents)
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_an_operation_across_keys_names_rows_in_any_spelling_but_none_of_them_twice(
+    engine: sa.Engine, mode: Any
+) -> None:
+    if engine.dialect.name == "sqlite":
+        mode = "version"
+    store = SQLAlchemyStore.documents(
+        engine, "folding", mode=mode, missing=lambda _: {"total": 0}, key_type=folding(engine)
+    )
+    store.create_table()
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=30, workers=1) as processor:
+        assert processor.run_across(["Ann", "Bob"], move, 1) == (-1, 1)
+        assert processor.run_across(["BOB", "Ann", "Cid"], move, 1) == (0, -1, 1)
+        runs = [["Ann", "ann"], ["Cid", "bob"], ["Dan", "Eve"]]
+        callers = [gevent.spawn(answer_of, processor.run_across, keys, move, 1) for keys in runs]
+        gevent.joinall(callers)
+        twice, *answers = [caller.value for caller in callers]
+        assert isinstance(twice, LoadFailed)
+        assert isinstance(twice.__cause__, ValueError)
+        assert "'ann' names the row 'Ann', as 'Ann' does" in str(twice.__cause__)
+        assert answers == [(0, 1), (-1, 1)]
+        assert processor.run_across(["ann", "eve"], move, 0) == (-1, 1)
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(store.table)) == 5
 
 
 class Folding(DeclarativeBase):

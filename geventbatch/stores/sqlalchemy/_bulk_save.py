@@ -5,9 +5,10 @@ writer, or cannot be inserted, the part is lost: nothing of it is written, and a
 
 If the transaction collects a save, everything is sent together with COMMIT, as if no part were lost. If one is lost,
 nothing was written. Then the rows are claimed: one statement locks them, in the order of their keys, and tells which
-are not as loaded. What is left is sent together with COMMIT again. Other transactions claim first, unless they send one
-statement only. After a claim, a write can still miss its row: a new document meets another one, or the database leaves
-a row out. Then everything written is undone by a savepoint, and written again without the lost parts.
+are not as loaded. What is left is sent together with COMMIT again. The next save of the store claims first, which costs
+a round trip, and saves two if it loses too. Other transactions claim first, unless they send one statement only. After
+a claim, a write can still miss its row: a new document meets another one, or the database leaves a row out. Then
+everything written is undone by a savepoint, and written again without the lost parts.
 
 The outcomes of all parts are recorded by one statement before anything is written, after a savepoint: if some are there
 already, their parts are lost, and the locks stay.
@@ -55,13 +56,16 @@ class Part(NamedTuple):
     outcomes: dict[str, str]
 
 
-class Saving(NamedTuple):
-    """The statements that save documents in bulk."""
+class Saving:
+    """The statements that save documents in bulk, and what the last save of the store has found."""
 
-    together: dict[Any, Together]
-    """By the statement for one document, in the order to send them. Empty: each document has its own."""
-    claim: Claim | None
-    """None: the rows are locked since the load."""
+    def __init__(self, together: dict[Any, Together], claim: Claim | None) -> None:
+        self.together: Final = together
+        """By the statement for one document, in the order to send them. Empty: each document has its own."""
+        self.claim: Final = claim
+        """None: the rows are locked since the load."""
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.has_lost = False  # a part, in the last save that was no replay
 
 
 class Lost(Conflict):
@@ -103,6 +107,7 @@ class BulkSave:
         self._claimed = saving.claim is None
         self._tries = _TRIES  # to record outcomes, where expired ones are in the way
         self._transaction: Transaction
+        self._is_replay = False
 
     def save(self, transaction: Transaction, begin_again: Callable[[], Transaction]) -> dict[Hashable, NotSaved]:
         """Save, and commit. Return the error of each part that was not saved, by one of its keys.
@@ -110,11 +115,14 @@ class BulkSave:
         If the save cannot go on in *transaction*, it does in one from *begin_again*.
         """
         self._transaction = transaction
-        rejected = any(batch.rejections for batch in batch_at_hand().bulk.values())
+        batches = set(batch_at_hand().bulk.values())
+        rejected = any(batch.rejections for batch in batches)
+        self._is_replay = any(batch.conflicts for batch in batches)
         if not rejected and self._can_collect():
-            if self._is_sent(self._send_all):
-                return self._failed
-            self._transaction = begin_again()
+            if self._is_replay or not self._saving.has_lost:
+                if self._is_sent(self._send_all):
+                    return self._failed
+                self._transaction = begin_again()
             self._claim_now()
             if not self._inserts():
                 if not self._left or self._is_sent(self._send_all):
@@ -144,6 +152,7 @@ class BulkSave:
         except LostRow:
             if self._saving.claim is None:
                 raise (left := left_out(self._transaction.key)) from left.__cause__
+            self._remember(lost=True)
             if len(self._left) == 1 and len(self._left[0].changes) == 1:
                 (key,) = self._left[0].changes
                 raise (why := self._lost(key)) from why.__cause__
@@ -214,11 +223,18 @@ class BulkSave:
     def _claim(self) -> None:
         """Lock the rows in the order of their keys. Parts of which one is not as loaded are lost."""
         claim, some = self._saving.claim, self._loaded(self._changes())
+        self._remember(lost=False)
         if claim is None or self._claimed or not some:
             return
         found = self._transaction.connection.execute(*claim.of(some))
         self._claimed = True
-        self._lose(some.keys() - claim.as_loaded(found, some, self._spelled))
+        lost = some.keys() - claim.as_loaded(found, some, self._spelled)
+        self._remember(lost=bool(lost))
+        self._lose(lost)
+
+    def _remember(self, *, lost: bool) -> None:
+        if not self._is_replay:  # what has lost is alone there, and says nothing of the next bulk
+            self._saving.has_lost = lost
 
     def _lose(self, keys: Iterable[Hashable]) -> bool:
         """Take out the parts of *keys*, whose rows are not as loaded. Return whether a part has written other rows."""
