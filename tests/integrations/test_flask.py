@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -526,13 +527,13 @@ def test_across_keys_the_session_is_that_of_the_operations_resources(stored: tup
         return account.balance
 
     own = db.session()
-    runs = [
+    runs: list[Any] = [
         (accounts.run_across, [1, 2], transfer, 5),
         (accounts.run_across, [3, 4], transfer, 7),
         (accounts.run, 1, deposit, 10),
         (accounts.run_across, [2, 1], transfer, 1),
     ]
-    callers = [gevent.spawn(copy_context().run, *run) for run in runs]
+    callers = [gevent.spawn(partial(copy_context().run, *run)) for run in runs]
     assert [caller.get() for caller in callers] == [5, 7, 5, 6] or not accounts.for_app().batching
     assert db.session() is own
     db.session.rollback()
