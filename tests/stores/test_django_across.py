@@ -15,7 +15,7 @@ from geventbatch.stores import DjangoStore
 from tests.support.callers import answer_of
 from tests.support.django_accounts import MARIADB, entries, opening
 
-from tests.support.django_project.bank.models import Account, Audited, Entry, Savings, Ticket  # isort: skip
+from tests.support.django_project.bank.models import Account, Audited, Entry, Outcome, Savings, Ticket  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,15 +27,21 @@ mariadb = opening("mariadb")
 MODES = pytest.mark.parametrize("mode", ["lock", "version"])
 
 
+def store_of(alias: str, mode: Any = None) -> DjangoStore[Any]:
+    """Of accounts by name and tickets by number."""
+    models: Any = {"account": Account, "ticket": Ticket}
+    by, version = {"account": "name"}, {"ticket": "version"}
+    return DjangoStore(models, by=by, version=version, mode=mode, using=alias, idempotency=Outcome)
+
+
 def opened(alias: str, mode: Any = None, **options: Any) -> Processor[Any]:
-    """Over accounts by name and tickets by number; it runs all that comes together as one bulk."""
+    """Over accounts and tickets; it runs all that comes together as one bulk."""
     for name in "bcdef":
         Account.objects.using(alias).create(name=name, balance=10)
     Account.objects.using(alias).filter(name="a").update(balance=10)
     for number in range(4):
         Ticket.objects.using(alias).create(number=number)
-    models: Any = {"account": Account, "ticket": Ticket}
-    store = DjangoStore(models, by={"account": "name"}, version={"ticket": "version"}, mode=mode, using=alias)
+    store = store_of(alias, mode)
     how = {"min_duration": 0, "max_duration": 10, "workers": 1, "max_batches": 1, "max_attempts": 20}
     return Processor(open_resources=store.open_resources, **{**how, **options})
 
@@ -211,6 +217,33 @@ def test_an_operation_across_keys_deletes_one_of_them(alias: str, mode: str, bat
     assert [*answers[:3], answers[4]] == [7, None, 9, 19]
     assert isinstance(answers[3], ResourceMissing)
     assert balances(alias) == "19 11 10 9 11"
+
+
+@MODES
+def test_what_one_form_of_the_store_has_recorded_is_found_by_the_other(alias: str, mode: str) -> None:
+    def add(one: Any) -> int:
+        one.total += 1
+        return int(one.total)
+
+    with opened(alias, mode) as many, Processor(open_resource=store_of(alias, mode), min_duration=0) as single:
+        assert single.run(ticket(1), add, idempotency_key="k") == 1
+        assert many.run(("ticket", "1"), add, idempotency_key="k") == 1
+        assert many.run(ticket(2), add, idempotency_key="k") == 1
+        assert single.run(ticket(2), add, idempotency_key="k") == 1
+        for processor in (many, single):
+            keys = [account("a"), ticket(1)]
+            assert processor.run_across(keys, pay, 3, idempotency_key="k") == 7
+    assert (balances(alias), totals(alias)[1:3]) == ("7 10 10 10 10 10", [(4, 2), (1, 1)])
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_a_refusal_across_keys_is_recorded_and_raised_again(alias: str, batching: bool) -> None:
+    with opened(alias, batching=batching) as processor:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="too little"):
+                processor.run_across([account("a"), account("b")], pay, 11, idempotency_key="k")
+            Account.objects.using(alias).filter(name="a").update(balance=90)
+    assert balances(alias) == "90 10 10 10 10 10"
 
 
 # -- statements of operations ------------------------------------------------------------------------------------

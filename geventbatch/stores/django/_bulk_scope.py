@@ -7,6 +7,8 @@ others can be committed either, and they are saved in another one.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -17,15 +19,16 @@ from geventbatch._batch import batch_at_hand
 from geventbatch._bulk.connected import by_component
 from geventbatch._core.process import running
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, Rejected
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, Rejected, Repeated
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, repeated_of
 from geventbatch.stores.django._bulk_load import BulkLoad
 from geventbatch.stores.django._lease import Lease
 from geventbatch.stores.django._on_commit import take
 from geventbatch.stores.django._part import Part
 from geventbatch.stores.django._row import Row, identity_of
-from geventbatch.stores.django._transaction import Transaction, not_saved
+from geventbatch.stores.django._transaction import Transaction, not_saved, send
 from geventbatch.stores.django._turn import Turn
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from geventbatch.stores.django._models import Models
 
 _AT_ONCE: Final = 500
+_TRIES: Final = 3
 
 
 class BulkScope:
@@ -189,13 +193,13 @@ class BulkScope:
             raise
         give_back(self._whole.key, self._lease.end, saved=True)
         if lost:
-            raise PartlySaved({key: failed for part, failed in lost.items() for key in part.keys})
+            raise PartlySaved({key: failed for part, failed in lost.items() for key in part.told})
 
     def _save(self) -> dict[Part, NotSaved]:
         """Save, and return why parts were not saved."""
         self._transaction.check()
         parts = self._parts()
-        lost = {part: found for part in parts if (found := part.prepare()) is not None}
+        lost = {part: self._known(part) or found for part in parts if (found := part.prepare()) is not None}
         try:
             try:
                 self._claim(parts, lost)
@@ -220,12 +224,17 @@ class BulkScope:
         bulk = batch_at_hand().bulk
         keys = by_component([key for key in self._resources if key in self._rows], bulk)
         for batch, turn in self._turns.items():
-            if turn.wrote and batch not in keys:
+            if turn.wrote and batch not in keys and not batch.outcomes:
                 raise Conflict(
                     f"{shown(self._whole.key)} was not saved, nothing was written: an operation on "
                     f"{shown(turn.batch.key)}, which is not saved, has sent statements in the same transaction"
                 )
-        return [Part(self._turns[batch], some) for batch, some in keys.items()]
+        told = by_component(bulk, bulk)
+        recording = [batch for batch in told if batch.outcomes and batch in self._turns]  # maybe nothing else
+        return [
+            Part(self._turns[batch], keys.get(batch, []), told=told[batch])
+            for batch in dict.fromkeys([*keys, *recording])
+        ]
 
     # -- are the rows as they were loaded? --------------------------------------------------------------------
 
@@ -277,28 +286,87 @@ class BulkScope:
                 f"same transaction, and is not saved itself: {lost[part]}"
             ) from lost[part]
 
+    # -- outcomes ---------------------------------------------------------------------------------------------
+
+    def recorded(self, names: list[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these names. Switches: yes."""
+        with nullcontext() if self._turn is None else self._turn.guard.aside():
+            return self._outcomes().find(partial(send, self._connection), names)
+
+    def _outcomes(self) -> OutcomesOfBulk:
+        def place(key: Any) -> tuple[str, Hashable]:
+            row = self._rows.get(key)  # None: its load has failed
+            return self._models.of(key).place, key if row is None else row.key
+
+        return OutcomesOfBulk(self._models.any.outcome_table(self._connection), str(self._whole.key), place)
+
+    def _known(self, part: Part) -> NotSaved | None:
+        """Return the error of *part* if outcomes are recorded: a repeated operation is not judged by the new state."""
+        if not part.outcomes:
+            return None
+        return repeated_of([part.batch], self.recorded(list(part.outcomes))).get(part.batch)
+
+    def _record(self, parts: list[Part]) -> dict[Part, NotSaved]:
+        """Record the outcomes of *parts*. Return the errors of those of which some are recorded already."""
+        repeated: dict[Part, NotSaved] = {}
+        tries = _TRIES
+        while True:
+            left = [part for part in parts if part.outcomes and part not in repeated]
+            if not left:
+                return repeated
+            found = self._insert({name: text for part in left for name, text in part.outcomes.items()})
+            if found is None:
+                return repeated
+            if isinstance(found, Repeated):
+                of_batch = repeated_of([part.batch for part in left], found.outcomes)
+                repeated |= {part: of_batch[part.batch] for part in left if part.batch in of_batch}
+            else:  # expired ones were in the way
+                tries -= 1
+                if not tries:
+                    raise found
+
+    def _insert(self, outcomes: dict[str, str]) -> NotSaved | None:
+        """Insert *outcomes*. Return the error if that was impossible; nothing is inserted then."""
+        recording = Recording(self._outcomes(), outcomes)
+        sending = partial(send, self._connection)
+        try:
+            with atomic(using=self._connection.alias):
+                recording.send(sending)
+        except Error as error:
+            found = recording.check(error, sending, _nothing, _nothing)
+            if found is None:
+                raise
+            return found
+        return None
+
     # -- write ------------------------------------------------------------------------------------------------
 
     def _write(self, parts: list[Part], lost: dict[Part, NotSaved]) -> None:
         left = [part for part in parts if part not in lost]
         stepwise = any(part.inserts or part.batch.rejections for part in left)
-        for part in left:
-            if not part.batch.completed:  # it only had to be compared
-                continue
-            if not stepwise:
-                part.write(self._transaction)
-                continue
+        if any(part.outcomes for part in left) or stepwise:
             self._transaction.take_write_lock()
-            failed = self._write_in_savepoint(part)
-            if failed is not None:
-                lost[part] = failed
-                self._check_statements(parts, lost)
+        if not stepwise:
+            lost |= self._record(left)
+            self._check_statements(parts, lost)
+        for part in left:
+            if stepwise:
+                failed = self._write_in_savepoint(part)
+                if failed is not None:
+                    lost[part] = failed
+                    self._check_statements(parts, lost)
+            elif part not in lost and part.batch.completed:
+                part.write(self._transaction)
 
     def _write_in_savepoint(self, part: Part) -> NotSaved | None:
         """Write *part*. Return why it is lost; nothing of it is written then."""
         try:
             with atomic(using=self._connection.alias):
-                part.write(self._transaction)
+                repeated = self._record([part]).get(part)
+                if repeated is not None:
+                    return repeated
+                if part.batch.completed:
+                    part.write(self._transaction)
         except Error as error:
             kind = errors.kind(error)
             if kind not in {*errors.OF_OPERATION, errors.Kind.OTHER} or self._transaction.ended_by() is not None:
@@ -339,6 +407,10 @@ class BulkScope:
                 self._transaction.roll_back(error)
         finally:
             self._lease.end()
+
+
+def _nothing() -> None:
+    """Do nothing: the savepoint has gone back already, and the transaction goes on."""
 
 
 class _Whole:

@@ -21,13 +21,12 @@ class ModelBulks(Generic[M]):
     """Loads and saves the rows of many keys in one transaction."""
 
     all_or_nothing = True
-    keeps_outcomes = False
-    """It refuses operations with idempotency keys."""
 
     def __init__(self, store: DjangoStore[M], models: Models[M]) -> None:
         """Open the rows of *store*, whose *models* these are."""
         self._store = store
         self._models = models
+        self.keeps_outcomes = store.keeps_outcomes
         self.on_server = store.on_server
 
     def __repr__(self) -> str:

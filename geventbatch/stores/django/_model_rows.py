@@ -53,6 +53,11 @@ class ModelRows(Generic[M]):
     has_xmin: bool = True  # mutable
     """True if rows have PostgreSQL's xmin. A view's rows have none, as the first load finds out."""
 
+    @property
+    def place(self) -> str:
+        """The name by which outcomes are recorded."""
+        return f"{self.model._meta.db_table} by {self.row_key.attnames}"
+
     def key_of_row(self, key: Any) -> Any:
         """Return the row's own key: a batch's *key* without the tenant and the name. Switches: no."""
         key = key if self.tenant is None else key[1]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NotSaved, Rejected
+from geventbatch.stores._sql.outcomes import outcomes_of
 from geventbatch.stores.django._added_rows import add_rows
 
 if TYPE_CHECKING:
@@ -22,18 +23,22 @@ class Part:
     # -- mutable state, from `prepare` on -------------------------------------------------------------------
     _fields: dict[Any, list[Field[Any, Any]]]  # by key: what to write
 
-    def __init__(self, turn: Turn, keys: list[Any]) -> None:
-        """Save what the batch of *turn* has changed at *keys*, and the rows that it has added."""
+    def __init__(self, turn: Turn, keys: list[Any], *, told: list[Any]) -> None:
+        """Save what the batch of *turn* has changed at *keys*, with its rows and outcomes; *told* are all its keys."""
         self.turn = turn
         self.batch = turn.batch
-        self.keys = keys
-        self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys}
+        self.told = told
+        self.outcomes = outcomes_of([self.batch])
+        self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys or turn.rows}
         self._added = self.batch.rows
 
     def prepare(self) -> NotSaved | None:
         """Find what to write. Return why the batch cannot be saved, or None. Switches: no."""
         if self.turn.verdict is not None:
             return self.turn.verdict
+        if not self.batch.completed:  # it only has to be compared, or to record outcomes
+            self._fields = {key: [] for key in self.rows}
+            return None
         try:
             for row in self.rows.values():
                 row.check_key()
@@ -62,9 +67,11 @@ class Part:
 
     @property
     def _writes(self) -> bool:
+        if not self.batch.completed:
+            return False
         if self.batch.deleted_keys or self._added or self.turn.wrote or self.inserts:
             return True
-        return any(self._fields.values()) or any(self._saves(key) for key in self.keys)
+        return any(self._fields.values()) or any(self._saves(key) for key in self.rows)
 
     def _saves(self, key: Any) -> bool:
         row = self.rows[key]

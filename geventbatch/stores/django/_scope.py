@@ -147,8 +147,7 @@ class Scope(Generic[M]):
 
     def _outcomes(self) -> Outcomes:
         rows = self._rows
-        name = f"{rows.model._meta.db_table} by {rows.row_key.attnames}"
-        return Outcomes(rows.outcome_table(self._connection), name, self._row.key)
+        return Outcomes(rows.outcome_table(self._connection), rows.place, self._row.key)
 
     def operation_raised(self, error: Exception) -> NotSaved | None:
         """Return the verdict on the batch after an operation raised *error*. Switches: no."""

@@ -242,7 +242,6 @@ def _case(server: Server, kind: Kind, *, pipeline: bool = True, bulk: bool = Fal
         fresh=partial(place, server, models=TABLES),
         opens=partial(_opened, kind, pipeline=pipeline, bulk=bulk),
         has_locks=kind == "lock",
-        has_outcomes=not bulk,
         has_across=bulk,
         has_rows=True,
         has_sql=True,
