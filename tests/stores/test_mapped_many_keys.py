@@ -299,3 +299,44 @@ def test_a_key_that_no_row_can_have_is_missing_and_the_others_are_saved(bed: Bed
         bed.write(sa.update(Account).where(Account.id == 1).values(note="a"))
         answers = together(processor, ("a", deposit, 1), ("b", deposit, 1), ("c" * 39, deposit, 1))
     assert [answers[0], type(answers[1]), type(answers[2])] == [101, ResourceMissing, ResourceMissing]
+
+
+def test_what_was_flushed_by_an_operation_is_lost_with_the_row_that_it_adds(bed: Bed) -> None:
+    def flush(accounts: tuple[Account, ...]) -> None:
+        accounts[0].balance -= 1
+        session_of(accounts[0]).flush()
+        current_batch().add_row((Line, {"text": None}))
+
+    with bulk(bed) as processor:
+        answers = together(processor, ([1, 2], transfer, 10), ([2, 3], flush), ([1, 2], transfer, 10))
+    kind = RuntimeError if bed.server == "sqlite" else IntegrityError
+    assert [answers[0], type(answers[1]), answers[2]] == [90, kind, 80]
+    assert balances(bed) == {1: 80, 2: 120}
+
+
+def test_a_new_row_that_is_refused_is_told_to_the_operation_that_made_it(bed: Bed) -> None:
+    bed.write(sa.update(Account).where(Account.id == 1).values(note="taken"))
+
+    def take(accounts: tuple[Account, ...], note: str) -> int:
+        accounts[1].note = note
+        accounts[0].balance -= 1
+        return accounts[0].balance
+
+    with bulk(bed, missing=lambda key: Account(id=key, balance=0)) as processor:
+        answers = together(processor, ([1, 31], take, "taken"), ([2, 32], take, "free"), ([1, 33], take, "other"))
+    assert [type(answers[0]), *answers[1:]] == [IntegrityError, 99, 99]
+    assert balances(bed) == {1: 99, 2: 99, 32: 0, 33: 0}
+
+
+def test_a_row_that_is_made_for_an_operation_that_is_refused_is_not_inserted_with_what_is_connected(bed: Bed) -> None:
+    def flush(accounts: tuple[Account, ...]) -> int:
+        accounts[0].balance -= 1
+        session_of(accounts[0]).flush()
+        return accounts[0].balance
+
+    with bulk(bed, missing=lambda key: Account(id=key, balance=0)) as processor:
+        runs = ([1, 2], transfer, 10), ([1, 31], transfer, 500), ([2, 32], flush), ([1, 33], transfer, 5)
+        answers = together(processor, *runs, ([3, 34], transfer, 500), ([3, 35], transfer, 5))
+    assert [type(answers[1]), type(answers[4])] == [ValueError, ValueError]
+    there = {number for number in balances(bed) if number > 20}
+    assert there == ({33, 35} if bed.server == "sqlite" else {32, 33, 35})

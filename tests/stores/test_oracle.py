@@ -49,6 +49,9 @@ ACROSS = {
     (documents, "sqlite"): 0.1,
     (documents, "postgresql"): 0.2,
     (documents, "mariadb"): 0.1,
+    (mapped, "sqlite"): 0.15,
+    (mapped, "postgresql"): 0.3,
+    (mapped, "mariadb"): 0.15,
 }
 """Of operations across keys beside such on one key: what the module has to have is `across_examples`."""
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.orm.attributes import instance_state
+
 from geventbatch._batch import batch_at_hand
+from geventbatch._core.halving import current_part
+from geventbatch._core.operation import STARTED
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._claims import claim_all
 from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows
@@ -34,6 +38,7 @@ class LoadedResources:
         self._by_key: dict[Hashable, LoadedResource] = {}
         self._ids: set[int] = set()
         self._saved: list[LoadedResource] | None = None  # set by the save: others have not changed
+        self._aside: list[Any] = []  # new resources that no operation has had, while a flush runs
         self.claimed = mapping.locking
 
     def add(self, key: Hashable, loaded: LoadedResource) -> None:
@@ -106,6 +111,10 @@ class LoadedResources:
 
     def has_flushed(self) -> None:
         """Note that what was flushed is now as in the database."""
+        if self._aside:
+            with self._session.silence():
+                self._session.add_all(self._aside)
+            self._aside = []
         self._dirty_rows.are_ours(self.tracker.has_flushed())
 
     def rolled_back(self) -> None:
@@ -116,6 +125,8 @@ class LoadedResources:
 
     def flushes(self, transaction: Transaction, *, rewrote: bool = False) -> None:
         """See `LoadedResource.flushes`."""
+        if self._session.new:
+            self._put_aside()
         for one in self._by_key.values():
             one.refuse_values()
         dirty = list(self._session.dirty)
@@ -124,6 +135,19 @@ class LoadedResources:
         if changed is not None and not rewrote:
             what = f"the {changed.class_.__name__} {changed.identity}"
             raise errors.changed(self._name, what=what, since="it was read")
+
+    def _put_aside(self) -> None:
+        """Take new resources out of the flush that begins whose keys no operation has, of those that count so far."""
+        touched = {one.key for one in self._saved} if self._saved is not None else _touched()
+        new = [
+            one.resource
+            for key, one in self._by_key.items()
+            if key not in touched and one.resource in self._session.new
+        ]
+        if new:
+            with self._session.silence():
+                self._session._expunge_states(map(instance_state, new), to_transient=True)  # noqa: SLF001 - see `_many_rows`
+            self._aside = new if self._saved is None else []
 
     def touch(self) -> None:
         """Without a lock, make the flush write the row of each key, if it writes anything."""
@@ -161,6 +185,17 @@ class LoadedResources:
     @property
     def _any(self) -> LoadedResource:
         return next(iter(self._by_key.values()))
+
+
+def _touched() -> set[Hashable]:
+    """Return the keys of the operation at hand, and of those that have returned before it."""
+    batch = batch_at_hand()
+    touched = set(batch.keys)
+    if batch.attempt is not None:
+        for one in current_part(batch.attempt):
+            if one.state == STARTED and one.error is None:
+                touched.update(getattr(one.callable, "keys", ()))
+    return touched
 
 
 def all_of(loaded: LoadedResource | LoadedResources) -> Sequence[LoadedResource]:

@@ -79,6 +79,7 @@ class BulkMappedScope:
         self._name = f"{len(keys)} instances of {name}" if len(keys) > 1 else keys[0]
         self._rows = ManyRows(mapping_of, str(self._name))
         self._parts: dict[Batch, MappedPart] = {}
+        self._raced: MappedPart | None = None  # the only one, whose new row was refused
 
     def __enter__(self) -> dict[Hashable, Any]:
         try:
@@ -100,6 +101,8 @@ class BulkMappedScope:
                 self._save(failed)
         except BaseException as raised:
             self._end(raised)
+            if self._raced is not None and (conflict := self._raced.is_there_by_now()) is not None:
+                raise conflict from raised.__cause__
             raise
         self._end(error)
         if failed:
@@ -254,16 +257,22 @@ class BulkMappedScope:
         transaction = self._transaction
         saved = list(parts)
         transaction.committer = partial(self._commit, saved)
-        if any(part.batch.rejections or is_doubtful(part.batch) for part in parts):
+        doubtful = any(is_doubtful(part.batch) for part in parts)
+        # One alone may have written before, when its operations ran: no savepoint would undo that.
+        several = len({*parts, *to_record}) > 1
+        if several and (doubtful or any(part.batch.rejections for part in parts)):
             transaction.write(partial(self._write_each, saved, to_record, failed), collected=False)
             return
-        collected = transaction.collects and all(part.sends_no_more() for part in parts)
+        collected = transaction.collects and not doubtful and all(part.sends_no_more() for part in parts)
         try:
             transaction.write(partial(self._write_all, parts), self._recording(to_record), collected=collected)
         except LostRow as lost:
             raise Conflict(f"{shown(self._name)} were not saved, nothing was written: a row was not found") from lost
         except Rejected as refused:
-            if any(part.may_be_raced(refused.__cause__) for part in parts):
+            raced = [part for part in parts if part.may_be_raced(refused.__cause__)]
+            if raced and not several:
+                self._raced = raced[0]
+            elif raced:
                 raise Conflict(*refused.args) from refused.__cause__  # the next save finds out whose row it is
             raise
 

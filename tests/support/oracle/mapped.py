@@ -25,9 +25,9 @@ from sqlalchemy.orm import (
 
 from tests.support.oracle import engines
 from tests.support.oracle.engines import EnginesPlace
-from tests.support.oracle.example import Example, Orm, course, operations
+from tests.support.oracle.example import KEYS, Example, Orm, across, course, operations
 from tests.support.oracle.mapped_model import render
-from tests.support.oracle.mapped_operations import SHAPES, foreign, grammar
+from tests.support.oracle.mapped_operations import ACROSS, SHAPES, foreign, grammar
 from tests.support.oracle.mapped_world import MappedWorld
 
 IMPORTS = """\
@@ -86,21 +86,44 @@ def examples(draw: st.DrawFn, server: str) -> Example:
     """One on *server*."""
     shape = draw(SHAPES[server])
     made, promised = draw(operations(grammar(shape)))
-    mode = draw(st.sampled_from(["version"] if server == "sqlite" else ["lock", "lock", "version"]))
-    options: dict[str, Any] = {"mode": mode}
-    if server == "postgresql":
-        options["pipeline"] = draw(st.sampled_from([True, True, False]))
-    if draw(st.sampled_from([False, False, False, True])):
-        options["session"] = {"autoflush": False}
     return Example(
         ORM,
         server,
         render(shape, server),
         made,
         *draw(course(len(made), foreign(shape))),
-        tuple(sorted(options.items())),
+        draw(_options(server)),
         promised,
     )
+
+
+@st.composite
+def across_examples(draw: st.DrawFn, server: str) -> Example:
+    """One with operations across keys."""
+    shape = draw(ACROSS[server])
+    made, promised, at = draw(across(grammar(shape)))
+    return Example(
+        ORM,
+        server,
+        render(shape, server),
+        made,
+        *draw(course(len(made), foreign(shape))),
+        (("bulk", draw(st.booleans())), *draw(_options(server))),
+        promised,
+        at,
+        draw(st.integers(0, KEYS - 1)),
+    )
+
+
+@st.composite
+def _options(draw: st.DrawFn, server: str) -> tuple[tuple[str, Any], ...]:
+    mode = draw(st.sampled_from(["version"] if server == "sqlite" else ["lock", "lock", "version"]))
+    options: dict[str, Any] = {"mode": mode}
+    if server == "postgresql":
+        options["pipeline"] = draw(st.sampled_from([True, True, False]))
+    if draw(st.sampled_from([False, False, False, True])):
+        options["session"] = {"autoflush": False}
+    return tuple(sorted(options.items()))
 
 
 class MappedPlace(EnginesPlace):

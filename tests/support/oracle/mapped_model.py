@@ -22,6 +22,8 @@ class Shape:
     inherits: str = ""
     """"single" or "joined"."""
     extras: frozenset[str] = frozenset()
+    across: bool = False
+    """There are operations across three keys, which name no row but their own: nothing orders them and others."""
 
     @property
     def kinds(self) -> list[Kind]:
@@ -209,8 +211,27 @@ def _facts(shape: Shape) -> list[str]:
     names = ["code"] if shape.key == "by" else [name for name, _, _ in _key_columns(shape)]
     where = ", ".join([f"Thing.{name} == {'KEY' if len(names) == 1 else f'KEY[{i}]'}" for i, name in enumerate(names)])
     mutable = [f"c{i}" for i, kind in enumerate(shape.kinds) if kind.mutable]
+    keys = {"id": "1, 2, 3", "name": "'a', 'b', 'c'", "pair": "('a', 1), ('a', 2), ('b', 1)", "by": "'a', 'b', 'c'"}
+    finds = ["def find():", f"    return sa.select(Thing).where({where})", ""]
+    if shape.across:
+        same = ", ".join([f"Thing.{name} == thing.{name}" for name in names])
+        among = (
+            f"Thing.{names[0]} == key"
+            if len(names) == 1
+            else " & ".join([f"(Thing.{name} == key[{i}])" for i, name in enumerate(names)])
+        )
+        finds = [
+            "def find(thing):",
+            f"    return sa.select(Thing).where({same})",
+            "",
+            "",
+            "def find_at(key):",
+            f"    return sa.select(Thing).where({among})",
+            "",
+        ]
     return [
         f"KEY = {key}",
+        f"KEYS = [{keys[shape.key]}]",
         f"BY = {'code' if shape.key == 'by' else None!r}",
         f"VERSION = {'version' if shape.version == 'store' else None!r}",
         f"MUTABLE = {{'Thing': {mutable!r}}}",
@@ -218,9 +239,7 @@ def _facts(shape: Shape) -> list[str]:
         "IGNORED = {'version', 'stamped'}  # what counts or stamps saves",
         "",
         "",
-        "def find():",
-        f"    return sa.select(Thing).where({where})",
-        "",
+        *finds,
     ]
 
 
@@ -229,10 +248,10 @@ def _fill(shape: Shape) -> list[str]:
     first += ["unique=1"] if "unique" in shape.extras else []
     first += ["children=[Child(m=1, text='one'), Child(m=2, text='two')]"] if shape.children else []
     keys = {
-        "id": ("id=1", "id=2"),
-        "name": ("name='a'", "name='b'"),
-        "pair": ("left='a', right=1", "left='a', right=2"),
-        "by": ("id=1, code='a'", "id=2, code='b'"),
+        "id": ("id=1", "id=2", "id=3"),
+        "name": ("name='a'", "name='b'", "name='c'"),
+        "pair": ("left='a', right=1", "left='a', right=2", "left='b', right=1"),
+        "by": ("id=1, code='a'", "id=2, code='b'", "id=3, code='c'"),
     }[shape.key]
     second = ["n=0", *(["unique=2"] if "unique" in shape.extras else [])]
     lines = [
@@ -243,7 +262,10 @@ def _fill(shape: Shape) -> list[str]:
     ]
     lines.append(f"    session.add(Thing({keys[0]}, {', '.join(first)}))")
     lines.append("    session.flush()")
-    return [*lines, f"    session.add(Thing({keys[1]}, {', '.join(second)}))", ""]
+    lines.append(f"    session.add(Thing({keys[1]}, {', '.join(first if shape.across else second)}))")
+    if shape.across:
+        lines += ["    session.flush()", f"    session.add(Thing({keys[2]}, {', '.join(first)}))"]
+    return [*lines, ""]
 
 
 def _ddl(shape: Shape, server: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
@@ -34,8 +35,47 @@ SHAPES = {
 }
 
 
+ACROSS = {
+    server: shapes.map(lambda shape: replace(shape, across=True, extras=shape.extras - {"unique"}))
+    for server, shapes in SHAPES.items()
+}
+
+
 def grammar(shape: Shape) -> Grammar:
     """What operations on an instance of it are made of."""
+    if shape.across:
+        return replace(
+            _grammar(shape),
+            plain=st.one_of(_plain(shape), _plain(shape), _own(_session(shape)), _own(_beside(shape))),
+            moves=st.sampled_from(_MOVES),
+            several=st.sampled_from(_SEVERAL),
+        )
+    return _grammar(shape)
+
+
+_MOVES: list[Lines] = [
+    (),
+    ("resources[0].n -= 2", "resources[-1].n += 2"),
+    ("for one in resources:", "    one.n += 1"),
+    ("resources[0].note, resources[-1].note = resources[-1].note, resources[0].note",),
+    ("resources[-1].n = sum(one.n for one in resources)",),
+    ("session(resources[0]).flush()",),
+    ("resources[-1].n -= 7",),
+]
+
+_SEVERAL: list[Lines] = [(), ("return [one.n for one in resources]",), ("return [one.note for one in resources]",)]
+
+
+def _own(lines: st.SearchStrategy[Lines]) -> st.SearchStrategy[Lines]:
+    """Those of *lines* that name no rows that another component may change: find its own row."""
+    alone = lines.filter(lambda found: not any(word in one for one in found for word in _OF_ALL))
+    return alone.map(lambda found: tuple([line.replace("find()", "find(r)") for line in found]))
+
+
+_OF_ALL = ("get(Other", "sa.update(Other)", "select_from(Other)", "sum(Child.m)")
+
+
+def _grammar(shape: Shape) -> Grammar:
     return Grammar(
         plain=st.one_of(_plain(shape), _plain(shape), _session(shape), _beside(shape)),
         bad=_bad(shape),

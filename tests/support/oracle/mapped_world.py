@@ -55,11 +55,14 @@ class MappedWorld:
         mode: Any = None,
         pipeline: bool = True,
         session: dict[str, Any] | None = None,
+        bulk: bool = False,
     ) -> None:
         self.engine = engine
         self.other = other
         self.model = model
         self.key = model["KEY"]
+        self.keys = model["KEYS"]
+        self.bulk = bulk
         self.ordered = model["ORDERED"]
         self.atomic_foreign = mode != "version" and engine.dialect.name != "sqlite"
         self._maker = sessionmaker(engine, **(session or {}))
@@ -88,11 +91,11 @@ class MappedWorld:
                     session.execute(sa.delete(table))
             session.commit()
 
-    def foreign(self, write: Callable[[Any], object]) -> None:
+    def foreign(self, write: Callable[[Any], object], at: int = 0) -> None:
         """Have somebody else write, by another connection."""
         with self._plain(self.other) as session:
             thing = self.model["Thing"]
-            resource = session.scalars(self.model["find"]().with_for_update(of=thing)).unique().one_or_none()
+            resource = session.scalars(self._find(at).with_for_update(of=thing)).unique().one_or_none()
             if resource is not None:
                 write(resource)
             session.commit()
@@ -103,12 +106,13 @@ class MappedWorld:
         try:
             with self._plain(self.engine) as session, transaction_of_one() as (rows, deleted):
                 for operation in operations:
-                    resource = self._found(session)
-                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
+                    resources = [self._found(session, at) for at in operation.at]
+                    found.answers.append(frozen(operation(*resources), ordered=self.ordered))
                     if deleted:
                         if session.new:
                             session.flush()  # so that what it has added is deleted with it
-                        session.delete(resource)
+                        for place in deleted:
+                            session.delete(resources[place])
                         deleted.clear()
                         session.flush()
                 session.flush()
@@ -118,13 +122,19 @@ class MappedWorld:
             found.fail(error, len(operations))
         return found
 
-    def _found(self, session: Session) -> Any:
+    def _find(self, at: int) -> sa.Select[Any]:
+        found: sa.Select[Any] = (
+            self.model["find_at"](self.keys[at]) if "find_at" in self.model else self.model["find"]()
+        )
+        return found
+
+    def _found(self, session: Session, at: int) -> Any:
         if session.autoflush:
             session.flush()
         with session.no_autoflush:  # `PlainSession` would write what is just being loaded
-            resource = session.scalars(self.model["find"]()).unique().one_or_none()
+            resource = session.scalars(self._find(at)).unique().one_or_none()
         if resource is None:
-            raise ResourceMissing("there is none", key=self.key)
+            raise ResourceMissing("there is none", key=self.keys[at])
         return resource
 
     def rows(self) -> dict[str, list[Any]]:
