@@ -28,7 +28,7 @@ from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WAITING
 from geventbatch._core.verdict import is_a
 from geventbatch._failure import load_failed
 from geventbatch._idempotency.error_text import decode_error, encode_error
-from geventbatch._idempotency.outcome_name import name_of, text_of
+from geventbatch._idempotency.outcome_name import name_by, name_of, text_of
 from geventbatch._idempotency.value_text import ALLOWED, decode, describe, encode
 from geventbatch._safe_repr import said, shown
 from geventbatch._unbatched import Start
@@ -100,14 +100,14 @@ class Once:
     def go_across(self, keys: tuple[Hashable, ...]) -> None:
         """Be of all *keys*, in the order in which the operation has named them. Raise if they have no texts."""
         try:
-            self.name = name_of(keys, self.key, across=True)
-            told = "\n".join(map(text_of, keys))
+            texts = [text_of(key) for key in keys]
         except Exception as error:
             raise TypeError(
                 f"run_across() was given the idempotency_key {shown(self.key)}, but cannot tell the {named(keys)} from "
                 f"others in a record: {said(error)}. Use keys that are each {ALLOWED}"
             ) from error
-        self.fingerprint = _fingerprint(f"{self.fingerprint}\n{told}")
+        self.name = name_by(texts, keys, self.key, across=True)
+        self.fingerprint = _fingerprint("\n".join([self.fingerprint, *texts]))
 
     def name_in(self, attempt: Attempt, keys: tuple[Hashable, ...]) -> str:
         """Return the name of its outcome, at *keys*, in what *attempt* records. Raise if these have no texts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import blake2b
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from geventbatch._idempotency.value_text import encode
@@ -19,19 +20,24 @@ if TYPE_CHECKING:
 
 def name_of(keys: tuple[Hashable, ...], idempotency_key: str, *, across: bool) -> OutcomeName:
     """Return the name of the outcome of an operation at *keys*. Raise any error, if one of them has no text."""
-    texts = {text_of(key): key for key in keys}
-    told = "\n".join(sorted(texts))
-    digest = blake2b(f"across\n{told}".encode() if across else told.encode(), digest_size=16).hexdigest()
-    name = OutcomeName(f"{digest}:{idempotency_key}")
-    name.keys = tuple([texts[text] for text in sorted(texts)])
-    name.idempotency_key = idempotency_key
-    name.across = across
+    return name_by([text_of(key) for key in keys], keys, idempotency_key, across=across)
+
+
+def name_by(texts: list[str], keys: tuple[Hashable, ...], idempotency_key: str, *, across: bool) -> OutcomeName:
+    """Do the same by the *texts* of *keys*."""
+    told = texts[0]
+    if across:
+        pairs = sorted(zip(texts, keys, strict=True), key=itemgetter(0))
+        keys = tuple([key for _, key in pairs])
+        told = "\n".join(["across", *[text for text, _ in pairs]])
+    name = OutcomeName(f"{blake2b(told.encode(), digest_size=16).hexdigest()}:{idempotency_key}")
+    name.keys, name.idempotency_key, name.across = keys, idempotency_key, across
     return name
 
 
 def text_of(key: Hashable) -> str:
     """Return a line of ASCII that is the same for keys that are equal. Raise any error, if *key* has none."""
-    return encode(_canonical(key))
+    return encode(key if type(key) is str or type(key) is int else _canonical(key))
 
 
 def _canonical(key: Any) -> Any:

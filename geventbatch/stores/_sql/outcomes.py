@@ -204,7 +204,7 @@ def _digest(text: str) -> str:
 def _text_of(store: str, key: Hashable) -> str:
     """Return a text for the resource at *key* in *store*."""
     try:
-        return encode([store, _canonical(key)])
+        return f"[{encode(store)},{encode(_canonical(key))}]"
     except Exception:  # the key's type is the user's own
         return f"{store} {shown(key)}"
 
