@@ -335,6 +335,7 @@ class AllOrNothing(Protocol):
     So it saves in one transaction. Without this, `run_across` is refused. Of keys that operations have connected,
     ``current_batch().bulk`` has the same batch: these must be saved together or not at all, and the rows of such a
     batch are to be taken once. If it raises `PartlySaved`, then for one of such keys only if it has saved none of them.
+    Such a key that is in ``current_batch().bulk``, and not in the dict, was only read: without a lock, it is compared.
 
     A store of one key may have such a form as its ``open_resources``. Then ``Processor(open_resource=store)`` takes
     `run_across`. Operations of single keys that wait behind one across keys are saved by this form too. So it has to do

@@ -15,7 +15,7 @@ from geventbatch._bulk.crossing import Crossing, none_deleted, of_keys
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import WIDTH, pace
-from geventbatch._core.operation import SETTLED, STARTED, WITHDRAWN
+from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WITHDRAWN
 from geventbatch._watch import log
 from geventbatch._watch.summary import tell
 
@@ -158,15 +158,15 @@ class Component(Batch):
         """Be of all its keys again: no operation is at hand."""
         self.key, self.named = self.members[0].key, self._keys
 
-    def changed(self, operations: list[Any]) -> tuple[set[Hashable], set[Hashable]]:
-        """Return the keys of those *operations* that have returned in the attempt at hand; and of the recorded ones."""
-        returned = [one for one in operations if one.state == STARTED and one.error is None]
-        return _keys_of(returned), _keys_of([one for one in operations if self._records(one)])
+    def applied(self, operations: list[Any]) -> set[Hashable]:
+        """Return the keys at which some of *operations* were applied, whatever came of them."""
+        return _keys_of(one for one in operations if one.state in {STARTED, BROKEN})
 
-    def _records(self, operation: Any) -> bool:
-        """Return whether an outcome of *operation* is to be recorded."""
-        idempotency, attempt = self.dispatcher.options.idempotency, self.attempt
-        return idempotency is not None and attempt is not None and idempotency.has_outcome(attempt, operation)
+    def changed(self, operations: list[Any]) -> set[Hashable]:
+        """Return the keys of those *operations* that have returned, and are not read-only or have added rows."""
+        returned = [one for one in operations if one.state == STARTED and one.error is None]
+        changed = _keys_of(one for one in returned if not one.read_only).union(self.deleted_keys)
+        return changed or (_keys_of(returned) if self.rows else set())
 
     # -- the outcome --------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Component(Batch):
                 attempt.undo.out = [one for one in attempt.undo.out if one not in operations]
 
 
-def _keys_of(operations: list[Any]) -> set[Hashable]:
+def _keys_of(operations: Iterable[Any]) -> set[Hashable]:
     return {key for one in operations if type(one.callable) is At for key in one.callable.keys}
 
 

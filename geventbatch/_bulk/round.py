@@ -278,14 +278,15 @@ class Round:
                 self._leave_out(attempt)
 
     def _leave_unchanged_out(self, attempt: Attempt, batch: Batch) -> None:
-        """Leave out what no operation has changed: the resources, and the keys too unless outcomes are recorded."""
+        """Leave out the resources that no operation has changed, and keys at which none was applied."""
         if type(batch) is Component:
-            changed, recorded = batch.changed(current_part(attempt))
+            operations = current_part(attempt)
+            applied, changed = batch.applied(operations), batch.changed(operations)
             for key in batch.loads:
-                if key not in changed and key in recorded:
-                    self._resources.pop(key, None)
-                elif key not in changed:
+                if key not in applied:
                     self._leave_key_out(key)
+                elif key not in changed:
+                    self._resources.pop(key, None)
         elif not attempt.completed:
             self._resources.pop(batch.key, None)
 

@@ -240,11 +240,6 @@ def is_recorded(attempt: Attempt, operation: Operation[Any]) -> bool:
     return name is None or (name in outcomes and outcomes[name][_PRINT] == _ERROR)
 
 
-def has_outcome(attempt: Attempt, operation: Operation[Any]) -> bool:
-    """Return whether an outcome of *operation* is recorded with the save."""
-    return bool(attempt.outcomes) and _name_of(attempt, operation) in (attempt.outcomes or ())
-
-
 def forget(attempt: Attempt, recorded: int) -> None:
     """Forget the outcomes of operations that have returned, but keep the first *recorded* ones."""
     outcomes = attempt.outcomes or {}

@@ -373,17 +373,19 @@ class _ScopeOfMany(_Scope):
         if kind is not None:
             self._inner.__exit__(kind, error, at)
             return
-        due = self._plan.due_at_save(tuple(self._resources))
+        bulk: Any = current_batch().bulk
+        due = self._plan.due_at_save(tuple(bulk))
         lost: dict[Any, Exception] = {}
         try:
             self._go(due, "save", lost)
         except BaseException as raised:
             self._leave(raised)
             raise
-        bulk = current_batch().bulk  # keys that an operation connects have the same batch, and are lost together
-        for key in [key for key in self._resources if any(key == one or bulk[key] is bulk[one] for one in lost)]:
-            del self._resources[key]
-        if self._resources:
+        batches = {id(bulk[key]) for key in lost}  # keys that an operation connects have the same one, and are lost together
+        for key in [key for key in bulk if id(bulk[key]) in batches]:
+            del bulk[key]
+            self._resources.pop(key, None)
+        if bulk:
             lost |= self._save()
         else:
             self._leave(NothingToSave())

@@ -174,6 +174,43 @@ def test_a_key_that_was_only_read_is_compared_and_not_written(adapter: RedisAdap
     assert totals(adapter)[:2] == [30, 30]
 
 
+def test_what_operations_have_only_looked_at_or_refused_is_compared_and_not_made(adapter: RedisAdapter) -> None:
+    def look(accounts: Accounts) -> list[int]:
+        return [account["total"] for account in accounts]
+
+    def refuse(accounts: Accounts) -> None:
+        raise ValueError([account["total"] for account in accounts])
+
+    looking = partial(read_only_of, [KEYS[1], KEYS[2], "{bank}new"], look)
+    refusing = partial(refused_of, [KEYS[1], KEYS[3], "{bank}newer"], refuse)
+    with bulk(adapter, missing="make") as processor:
+        for overtaken in (KEYS[2], KEYS[3]):
+            put(adapter, KEYS[0], 10)
+            put(adapter, KEYS[1], 10)
+            put(adapter, overtaken, 10)
+            first = Between(partial(put, adapter, overtaken, 50), transfer)
+            callers = [
+                spawned(processor.run_across, KEYS[:2], first, 1),
+                spawned(looking, processor),
+                spawned(refusing, processor, overtaken),
+            ]
+            transferred, looked, refused = all_of(callers)
+            assert transferred == (9, 11)
+            assert looked == [11, 50, 0]
+            assert refused == [11, 50 if overtaken == KEYS[3] else 10, 0]
+    assert totals(adapter, ["{bank}new", "{bank}newer"]) == [None, None]
+
+
+def read_only_of(keys: list[str], operation: Callable[..., Any], processor: Processor[Any]) -> Any:
+    return processor.run_across(keys, operation, read_only=True)
+
+
+def refused_of(keys: list[str], operation: Callable[..., Any], processor: Processor[Any], once: str) -> Any:
+    with pytest.raises(ValueError) as raised:
+        processor.run_across(keys, operation, idempotency_key=once)
+    return raised.value.args[0]
+
+
 def test_an_operation_that_changes_nothing_writes_nothing(adapter: RedisAdapter) -> None:
     rule = adapter.proxy.cut_before(adapter.commit_marker)
     with bulk(adapter) as processor:

@@ -121,7 +121,7 @@ class BulkScope(Generic[R]):
         batch: Any = batch_at_hand()
         failed: dict[str, Exception] = {}
         saves: dict[str, Save] = {}
-        keys = [key for key in self._resources if key in self._loaded]
+        keys = [key for key in self._loaded if key in batch.bulk]
         for component, connected in by_component(keys, batch.bulk).items():
             try:
                 changes = self._changes(connected, component)
@@ -137,7 +137,7 @@ class BulkScope(Generic[R]):
     def _changes(self, keys: list[str], batch: Batch) -> list[Change]:
         """Return what a save does to *keys*, which belong to *batch*; nothing if there is nothing to save."""
         try:
-            values = {key: self._common.value_of(key, self._loaded[key], self._resources[key], batch) for key in keys}
+            values = {key: self._value(key, batch) for key in keys}
         except Rejected:
             self._common.refuse_repeated(batch, keys[0])
             raise
@@ -145,5 +145,12 @@ class BulkScope(Generic[R]):
         if not written and batch.outcomes:
             written = {keys[0]}  # its token shows whether they are recorded
         changes = [self._common.change(key, self._loaded[key], values[key]) for key in keys] if written else []
-        # What operations have only read is compared: the others depend on it.
+        # What operations have only read, or refused, is compared: the others depend on it.
         return [change if change.key in written else replace(change, lives=None) for change in changes]
+
+    def _value(self, key: str, batch: Batch) -> bytes | None:
+        loaded = self._loaded[key]
+        if key not in self._resources:  # nothing has changed it
+            value: bytes | None = loaded.value
+            return value
+        return self._common.value_of(key, loaded, self._resources[key], batch)
