@@ -381,7 +381,9 @@ class _ScopeOfMany(_Scope):
         except BaseException as raised:
             self._leave(raised)
             raise
-        batches = {id(bulk[key]) for key in lost}  # keys that an operation connects have the same one, and are lost together
+        batches = {
+            id(bulk[key]) for key in lost
+        }  # keys that an operation connects have the same one, and are lost together
         for key in [key for key in bulk if id(bulk[key]) in batches]:
             del bulk[key]
             self._resources.pop(key, None)
