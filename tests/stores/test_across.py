@@ -258,6 +258,26 @@ def test_a_key_that_was_only_read_is_compared_if_something_connected_with_it_is_
     assert bank.totals(["n0", "n1", "n2"]) == [70, 80, 11]
 
 
+@over(lambda case: case.has_across and ("document" in case.name or case.name.startswith("redis")))
+def test_what_operations_have_only_read_is_compared_with_what_they_connect_and_not_made(
+    case: Any,
+    adapter: Adapter,  # noqa: F811
+) -> None:
+    bank = Bank(adapter)
+
+    def look(accounts: tuple[Any, ...]) -> list[int]:
+        return [adapter.total(account) for account in accounts]
+
+    with bank.processor(missing="make") as processor:
+        transfer = bank.transfer if case.has_locks else After(partial(adapter.put, "n2", 70), bank.transfer)
+        callers = [
+            spawned(processor.run_across, ["n0", "n1"], transfer, 1),
+            spawned(partial(processor.run_across, ["n1", "n2", "new"], look, read_only=True)),
+        ]
+        assert all_of(callers) == [(9, 11), [11, 10 if case.has_locks else 70, 0]]
+    assert bank.totals(["n0", "n1", "new"]) == [9, 11, None]
+
+
 @over_unlocked
 def test_when_a_key_has_vanished_nothing_of_those_connected_with_it_is_saved(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)

@@ -232,16 +232,11 @@ class BulkDocumentScope:
         failed: dict[Hashable, Exception] = {}
         parts: list[Part] = []
         bulk = batch_at_hand().bulk
-        loaded = (key for key in self._resources if key in self._scopes)
-        keys_of = by_component(loaded, bulk)
-        for batch, keys in keys_of.items():
+        loaded = [key for key in self._scopes if key in bulk]
+        for batch, keys in by_component(loaded, bulk).items():
             part = self._part(Part(batch, keys[0], {}, batch.rows, outcomes_of([batch])), keys, failed)
             if part is not None and (part.changes or part.rows or part.outcomes):
                 parts.append(part)
-        for key, batch in bulk.items():
-            if batch not in keys_of and batch.outcomes:  # its operations have raised, so nothing else is saved
-                keys_of[batch] = [key]
-                parts.append(Part(batch, key, {}, [], outcomes_of([batch])))
         if parts:
             save = BulkSave(self._documents, self._saving, self._scopes, self._spelled, parts)
             failed |= save.save(self._transaction, self._begin_again)
@@ -255,7 +250,11 @@ class BulkDocumentScope:
                 if key in part.changes:
                     continue
                 try:
-                    _, change = self._scopes[key].change_of(part.batch, beside, deleted=key in deleted)
+                    scope = self._scopes[key]
+                    if key in self._resources:
+                        _, change = scope.change_of(part.batch, beside, deleted=key in deleted)
+                    else:  # it was only read, and the others depend on that
+                        change = scope.comparison() if part.changes else None
                 except Exception as error:
                     failed[key] = self._repeated(part) or error
                     return None

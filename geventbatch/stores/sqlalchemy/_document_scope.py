@@ -111,6 +111,12 @@ class DocumentScope:
             row = _with_state(self._loaded, self._encoded(self._loaded.state))
         return self._change(row, beside=bool(beside))
 
+    def comparison(self) -> tuple[Any, dict[str, Any]] | None:
+        """Return the statement that compares an unchanged document; None if its row is locked, or missing."""
+        if self._documents.locking or self._loaded.version is None:
+            return None
+        return self._change(self._loaded, beside=True)[1]
+
     def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
         """Return the error for a row that was not found, or exists already, in *transaction*. Switches: yes."""
         held = (self._documents.locking or self._written) and not self.reused and self._loaded.version is not None

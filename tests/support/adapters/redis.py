@@ -197,6 +197,7 @@ def _case(name: str, url: Callable[[], str], kind: type[RedisAdapter], *, can_re
         name=name,
         fresh=fresh,
         opens=opens,
+        has_across=kind is BulkAdapter,  # in a cluster, keys need a common tag
         has_proxy=True,
         can_corrupt=True,
         can_restart=can_restart,
