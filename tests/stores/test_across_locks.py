@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import sqlalchemy as sa
 
-from tests.stores.test_across import KEYS, PAIRS, Bank, close, together, transfers
 from tests.stores.test_stores import (
     adapter,  # noqa: F401 - a fixture
     over,
     place,  # noqa: F401 - a fixture
 )
+from tests.stores.test_stores_across import KEYS, PAIRS, Bank, close, together, transfers
 from tests.support.adapters.sqlalchemy import DOCUMENTS, Entry
 from tests.support.servers import wait_until
 

@@ -11,7 +11,6 @@ import gevent
 import pytest
 
 from geventbatch import BatchError, IdempotencyKeyReused, Processor, SaveFailed
-from tests.stores.test_across import KEYS, After, Bank
 from tests.stores.test_stores import (
     ANY,
     Another,
@@ -24,6 +23,7 @@ from tests.stores.test_stores import (
     proxy_of,
     spawned,
 )
+from tests.stores.test_stores_across import KEYS, After, Bank
 from tests.support.adapters.base import TooLittle
 from tests.support.callers import answer_of
 from tests.support.servers import wait_until
