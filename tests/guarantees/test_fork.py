@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gevent
+import pytest
 
 from geventbatch import Processor
 
@@ -246,8 +247,9 @@ def test_where_others_switch_within_the_fork_the_parents_batches_are_not_run_in_
     assert (ended.stdout, ended.stderr) == ("parent\n", "")
 
 
-def test_a_fork_while_operations_across_keys_wait_runs_and_answers_none_of_them_in_the_child() -> None:
-    program = [sys.executable, "-W", "ignore", "-m", "tests.support.programs.fork_across"]
+@pytest.mark.parametrize("form", ["many", "one key too"])
+def test_a_fork_while_operations_across_keys_wait_runs_and_answers_none_of_them_in_the_child(form: str) -> None:
+    program = [sys.executable, "-W", "ignore", "-m", "tests.support.programs.fork_across", form]
     ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = [line.split(" ", 1) for line in ended.stdout.splitlines()]

@@ -17,6 +17,7 @@ from geventbatch import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 PARENT = os.getpid()
 inside = gevent.event.Event()
@@ -41,13 +42,24 @@ class Accounts:
         kept.update(accounts)
 
 
+class Store:
+    open_resources = Accounts()
+
+    def __call__(self, key: str) -> AbstractContextManager[list[int]]:
+        raise AssertionError(key)
+
+
 def put(accounts: tuple[list[int], ...], mark: int) -> int:
     for account in accounts:
         account.append(mark)
     return mark
 
 
-processor = Processor(open_resources=Accounts(), min_duration=0)
+processor: Processor[list[int]]
+if sys.argv[1:] == ["one key too"]:
+    processor = Processor(open_resource=Store(), min_duration=0)
+else:
+    processor = Processor(open_resources=Accounts(), min_duration=0)
 
 
 def run(keys: str, mark: int) -> None:
