@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 10
 TOLD = settings()
+PATIENCE = 3 if TOLD.store.startswith("mariadb") else 1
+"""A save of many documents is as many round trips there, each of them through the proxy."""
 POOLS: list[Any] = []
 """Of connections to the server."""
 
@@ -65,7 +67,7 @@ PROCESSORS: dict[str, Processor[Entries | Resource]] = {
     name: Processor(
         open_resource=open_resource(),
         min_duration=0,
-        max_duration=seconds,
+        max_duration=seconds * PATIENCE,
         max_attempts=30,
         max_batches=CONNECTIONS,
         max_pending=TOLD.max_pending,
