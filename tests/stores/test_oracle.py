@@ -52,6 +52,9 @@ ACROSS = {
     (mapped, "sqlite"): 0.15,
     (mapped, "postgresql"): 0.3,
     (mapped, "mariadb"): 0.15,
+    (django_orm, "sqlite"): 0.1,
+    (django_orm, "postgresql"): 0.2,
+    (django_orm, "mariadb"): 0.1,
 }
 """Of operations across keys beside such on one key: what the module has to have is `across_examples`."""
 

@@ -236,13 +236,12 @@ def _thing(shape: Shape) -> list[str]:
 
 
 def _facts(shape: Shape) -> list[str]:
-    key = {"id": "1", "name": "'a'", "by": "'a'"}[shape.key]
+    keys = {"id": "[1, 2, 3]", "name": "['a', 'b', 'c']", "by": "['a', 'b', 'c']"}[shape.key]
     field = {"id": "pk", "name": "pk", "by": "code"}[shape.key]
     return [
-        f"KEY = {key}",
+        f"KEYS = {keys}",
         f"BY = {field!r}",
         f"VERSION = {'version' if shape.version else None!r}",
-        f"FIND = {{{field!r}: KEY}}",
         f"ORDERED = {all(kind.ordered for kind in shape.kinds)!r}",
         "IGNORED = {'version', 'stamped'}  # what counts or stamps saves",
         "",
@@ -256,13 +255,16 @@ def _facts(shape: Shape) -> list[str]:
 def _fill(shape: Shape) -> list[str]:
     first = ["n=5", "note='x'", *(f"c{i}={kind.values[0]}" for i, kind in enumerate(shape.kinds))]
     first += ["unique=1"] if "unique" in shape.extras else []
-    keys = {"id": ("id=1", "id=2"), "name": ("name='a'", "name='b'"), "by": ("id=1, code='a'", "id=2, code='b'")}[
-        shape.key
-    ]
+    keys = {
+        "id": ("id=1", "id=2", "id=3"),
+        "name": ("name='a'", "name='b'", "name='c'"),
+        "by": ("id=1, code='a'", "id=2, code='b'", "id=3, code='c'"),
+    }[shape.key]
     second = ["n=0", *(["unique=2"] if "unique" in shape.extras else [])]
     lines = ["", "def fill():", "    others().bulk_create([Other(id=1, text='first'), Other(id=2, text='second')])"]
     lines += [f"    thing = Thing({keys[0]}, {', '.join(first)})", "    thing.save(using=USING, force_insert=True)"]
     lines += [f"    Thing({keys[1]}, {', '.join(second)}).save(using=USING, force_insert=True)"]
+    lines += [f"    Thing({keys[2]}, n=8).save(using=USING, force_insert=True)"]
     if shape.children:
         lines += [
             f"    Child(thing=thing, m={m}, text='{text}').save(using=USING)" for m, text in ((1, "one"), (2, "two"))
@@ -273,10 +275,32 @@ def _fill(shape: Shape) -> list[str]:
 # -- operations --------------------------------------------------------------------------------------------------
 
 
-def grammar(shape: Shape) -> Grammar:
+_MOVES: list[Lines] = [
+    (),
+    ("resources[0].n -= 2", "resources[-1].n += 2"),
+    ("resources[0].n -= 2", "resources[-1].n += 2"),
+    ("resources[-1].n = resources[0].n",),
+    ("resources[0].note, resources[-1].note = resources[-1].note, resources[0].note",),
+    ("resources[0].n -= 4", "if resources[0].n < 0:", "    raise Dirty('poor')", "resources[1].n += 4"),
+]
+
+_SEVERAL: list[Lines] = [
+    (),
+    ("return [one.n for one in resources]",),
+    ("return {one.note: one.n for one in resources}",),
+]
+
+_IN_ORDER = ("others().count()", "other = others()")
+"""In what an operation does with rows that others' operations may change, whose keys it has not: it needs an order."""
+
+
+def grammar(shape: Shape, *, across: bool = False) -> Grammar:
     """What operations on an instance of it are made of."""
+    of_the_orm = [one for one in _of_the_orm(shape) if not (across and any(text in one[0] for text in _IN_ORDER))]
     return Grammar(
-        plain=st.one_of(_plain(shape), _plain(shape), st.sampled_from(_of_the_orm(shape))),
+        moves=st.sampled_from(_MOVES),
+        several=st.sampled_from(_SEVERAL),
+        plain=st.one_of(_plain(shape), _plain(shape), st.sampled_from(of_the_orm)),
         bad=_bad(shape),
         answer=_answer(shape),
         enough="r.n > 6",

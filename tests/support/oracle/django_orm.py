@@ -23,7 +23,7 @@ from django.db.transaction import atomic  # isort: skip
 from geventbatch.stores.django._connections import close_idle  # isort: skip
 from tests.support.oracle.django_model import SHAPES, foreign, grammar, render  # isort: skip
 from tests.support.oracle.django_world import DjangoWorld  # isort: skip
-from tests.support.oracle.example import Example, Orm, course, operations  # isort: skip
+from tests.support.oracle.example import KEYS, Example, Orm, across, course, operations  # isort: skip
 from tests.support.oracle.place import Place  # isort: skip
 
 if TYPE_CHECKING:
@@ -123,6 +123,24 @@ def examples(draw: st.DrawFn, server: str) -> Example:
         during = ()  # whoever writes while an operation has written would wait for it, and everything with them
     known = tuple(sorted(options.items(), key=str))
     return Example(ORM, server, render(shape), made, batches, between, during, known, promised)
+
+
+@st.composite
+def across_examples(draw: st.DrawFn, server: str) -> Example:
+    """One with operations across keys."""
+    # A value that must be unique would need an order among operations that no key connects.
+    shape = draw(SHAPES[server].filter(lambda shape: "unique" not in shape.extras))
+    made, promised, at = draw(across(grammar(shape, across=True)))
+    options: dict[str, Any] = {"mode": draw(st.sampled_from([None] if server == "sqlite" else ["lock", "version"]))}
+    options["bulk"] = draw(st.booleans())
+    if server == "postgresql":
+        options["pipeline"] = draw(st.sampled_from([True, True, False]))
+    batches, between, during = draw(course(len(made), foreign(shape)))
+    if server == "sqlite":
+        during = ()
+    known = tuple(sorted(options.items(), key=str))
+    foreign_at = draw(st.integers(0, KEYS - 1))
+    return Example(ORM, server, render(shape), made, batches, between, during, known, promised, at, foreign_at)
 
 
 class DjangoPlace(Place):

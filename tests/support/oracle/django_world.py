@@ -20,10 +20,12 @@ class DjangoWorld:
 
     ordered = True
 
-    def __init__(self, model: dict[str, Any], *, mode: Any = None, pipeline: bool = True) -> None:
+    def __init__(self, model: dict[str, Any], *, mode: Any = None, pipeline: bool = True, bulk: bool = False) -> None:
         self.model = model
         self.using: str = model["USING"]
-        self.key = model["KEY"]
+        self.keys = model["KEYS"]
+        self.key = self.keys[0]
+        self.bulk = bulk
         self.ordered = model["ORDERED"]
         self.atomic_foreign = mode != "version" and connections[self.using].vendor != "sqlite"
         self._store: Any = DjangoStore(
@@ -45,11 +47,11 @@ class DjangoWorld:
                 with connections[self.using].cursor() as cursor:
                     cursor.execute(f"SELECT setval(pg_get_serial_sequence('{self.model['PREFIX']}other', 'id'), 100)")
 
-    def foreign(self, write: Callable[[Any], object]) -> None:
+    def foreign(self, write: Callable[[Any], object], at: int = 0) -> None:
         """Have somebody else write, by another connection."""
         try:
             with atomic(using=self.using):
-                resource = self._rows().select_for_update().first()
+                resource = self._rows(self.keys[at]).select_for_update().first()
                 if resource is not None:
                     write(resource)
                     resource.save()
@@ -62,13 +64,14 @@ class DjangoWorld:
         try:
             with atomic(using=self.using), transaction_of_one() as (rows, deleted):
                 for operation in operations:
-                    resource = self._found()
-                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
-                    if deleted:
-                        resource.delete()
-                        deleted.clear()
-                    else:
-                        resource.save()
+                    resources = [self._found(self.keys[one]) for one in operation.at]
+                    found.answers.append(frozen(operation(*resources), ordered=self.ordered))
+                    for place, resource in enumerate(resources):
+                        if place in deleted:
+                            resource.delete()
+                        else:
+                            resource.save()
+                    deleted.clear()
                 for row in rows:
                     of: Any = type(row)
                     of._base_manager.using(self.using).bulk_create([row])
@@ -92,11 +95,11 @@ class DjangoWorld:
         shown = [frozen(list(row), ordered=self.ordered) for row in found]
         return sorted(shown, key=repr) if model.__name__ == "Other" else shown
 
-    def _rows(self) -> Any:
-        return self.model["Thing"]._base_manager.using(self.using).filter(**self.model["FIND"])
+    def _rows(self, key: Any) -> Any:
+        return self.model["Thing"]._base_manager.using(self.using).filter(**{self.model["BY"]: key})
 
-    def _found(self) -> Any:
-        resource = self._rows().first()
+    def _found(self, key: Any) -> Any:
+        resource = self._rows(key).first()
         if resource is None:
-            raise ResourceMissing("there is none", key=self.key)
+            raise ResourceMissing("there is none", key=key)
         return resource
