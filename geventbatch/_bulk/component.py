@@ -15,7 +15,7 @@ from geventbatch._bulk.crossing import Crossing, none_deleted, of_keys
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import WIDTH, pace
-from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WITHDRAWN
+from geventbatch._core.operation import BROKEN, SETTLED, STARTED, WAS_STARTED, WITHDRAWN
 from geventbatch._watch import log
 from geventbatch._watch.summary import tell
 
@@ -167,6 +167,15 @@ class Component(Batch):
         returned = [one for one in operations if one.state == STARTED and one.error is None]
         changed = _keys_of(one for one in returned if not one.read_only).union(self.deleted_keys)
         return changed or (_keys_of(returned) if self.rows else set())
+
+    def count_keys(self, started: int) -> Iterable[tuple[Hashable, int]]:  # noqa: ARG002 - it has counts of its own
+        """Return its keys, and how many operations each has had. It runs no function of the user's."""
+        counts = {id(key): (key, 0) for key in self.loads}
+        for operation in self.operations:
+            found: Any = operation.callable
+            for key in found.keys if type(found) is At and operation.state in WAS_STARTED else ():
+                counts[id(key)] = key, counts.get(id(key), (key, 0))[1] + 1
+        return counts.values()
 
     # -- the outcome --------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import ResourceMissing, named, not_started
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable, Sequence
 
     from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.key_queue import KeyQueue
@@ -71,10 +71,15 @@ class Place(Batch):
 
     def cut_off(self) -> Batch | None:
         """Take the crossing out of its other queues, and return it; None if it was there no more."""
+        self.dispatcher.places -= 1
         crossing, self.crossing, self.key_queue = self.crossing, None, None
         if crossing is not None:
             crossing.leave()
         return crossing
+
+    def whole(self) -> Batch:
+        """Return the crossing."""
+        return self if self.crossing is None else self.crossing
 
     def listed(self) -> Batch | None:
         """Return the crossing at its first place, so that it is shown once."""
@@ -123,6 +128,15 @@ class Crossing(Batch):
         many: Any = options.open_across
         return partial(OneOfBulk, many)
 
+    @property
+    def nodes(self) -> Sequence[Batch]:
+        """Its places."""
+        return self.places
+
+    def count_keys(self, started: int) -> Iterable[tuple[Hashable, int]]:
+        """Return its keys, and how many operations each has had of those that were *started*."""
+        return [(key, started) for key in self.named]
+
     def enter(self) -> None:
         """Wait in all queues."""
         self.dispatcher.crossings += 1
@@ -161,6 +175,7 @@ class Crossing(Batch):
         for place in places:
             key_queue, place.key_queue, place.crossing = place.key_queue, None, None
             if key_queue is not None and key_queue.first is place:
+                self.dispatcher.places -= 1
                 key_queue.finish()
 
     def free(self) -> None:
@@ -170,5 +185,6 @@ class Crossing(Batch):
         places, self.places = self.places, []
         for place in places:
             if place.key_queue is not None:
+                self.dispatcher.places -= 1
                 place.key_queue.drop(place)
             place.crossing = None

@@ -98,6 +98,7 @@ class Round:
             attempt.now = begun
             attempt.deadline = deadline
             attempt.bulk = self._shown
+            attempt.loaded_with = len(self._shown)
             attempt.context = self._context
         open_resources: Any = first.dispatcher.options.open_across
         scope: Any = NOT_OPENED

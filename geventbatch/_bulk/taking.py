@@ -120,6 +120,7 @@ def _behind(key_queue: KeyQueue, node: Batch) -> Batch | None:
     behind = node.behind
     while behind is not None and behind.key_queue is None:
         key_queue.shard.dispatcher.live -= 1
+        key_queue.shard.dispatcher.places -= 1
         node.behind = behind.behind
         if key_queue.last is behind:
             key_queue.last = node

@@ -3,9 +3,7 @@
 Each phase runs functions of the user. Meanwhile the deadline may pass, the greenlet may be killed, the process may be
 forked. So after each function, `Attempt.over` comes first: it says whether the outcome was fixed meanwhile. (The path
 of every batch tests its two conditions without the call.) On every path, the scope that was entered is exited, and
-`Batch.end` is called before `run` returns.
-
-Each batch of a bulk has an attempt of its own. The bulk loads and saves for all of them; each attempt does the rest.
+`Batch.end` is called before `run` returns. In a bulk, each batch has an attempt; the bulk loads and saves for all.
 """
 
 from __future__ import annotations
@@ -75,6 +73,7 @@ class Attempt:
         "doubted",
         "fatal",
         "load_duration",
+        "loaded_with",
         "mates",
         "must_look",
         "now",
@@ -117,6 +116,7 @@ class Attempt:
     conflict: Conflict | None  # the reason of the replay that it waits for
     conflict_of_load: bool  # the last conflict came from a load, not a save; unset before the first conflict
     rejections: int  # operations or saves that the store refused
+    loaded_with: int  # keys of the bulk that it was loaded with; 0 without one
     parts: list[list[Operation[Any]]] | None  # the parts that are not settled, the last one first (see `halving`)
     stepwise: bool  # attempts are judged step by step, where the scope can
     asked: list[Operation[Any]] | None  # operations that raised, whose idempotency keys the store must be asked for
@@ -152,7 +152,7 @@ class Attempt:
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.deleted = ()
         self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = self.apart = False
-        self.completed = self.conflicts = self.rejections = 0
+        self.completed = self.conflicts = self.rejections = self.loaded_with = 0
         self.rows_added = self.outcomes = self.parts = None
         self.phase = "load"
         self.turn = -1

@@ -23,7 +23,7 @@ from geventbatch._watch.summary import tell
 from geventbatch.errors import named, not_started
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable, Sequence
 
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.dispatcher import Dispatcher
@@ -286,6 +286,19 @@ class Batch:
     def cut_off(self) -> Batch | None:
         """Return what ends with it, which was cut off its key queue."""
         return self
+
+    @property
+    def nodes(self) -> Sequence[Batch]:
+        """What stands for it in its key queues."""
+        return (self,)
+
+    def whole(self) -> Batch:
+        """Return what it stands for in its key queue."""
+        return self
+
+    def count_keys(self, started: int) -> Iterable[tuple[Hashable, int]]:
+        """Return its keys, and how many operations each has had of those that were *started*."""
+        return ((self.key, started),)
 
     def listed(self) -> Batch | None:
         """Return what to show for it among the live batches."""

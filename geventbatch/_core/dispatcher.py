@@ -62,6 +62,7 @@ class Dispatcher:
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
         self.pending = 0  # operations on key queues: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on key queues whose code has not returned yet; a crossing counts at each of its keys
+        self.places = 0  # of these, the places of crossings, also of those that have left
         self.crossings = 0  # operations across keys that were admitted and have no outcome yet
         self.alone: set[Batch] = set()  # unbatched: run by their callers; other threads add to it, in one step
         self.stopping = stopping
@@ -74,7 +75,7 @@ class Dispatcher:
         workers = sum(shard.workers for shard in self.shards.values())
         state = "stopped" if self.stopped.is_set() else "stopping" if self.stopping else "running"
         return (
-            f"{state}, {sum(1 for _ in self._all_key_queues())} keys, {self.live + len(self.alone)} batches, "
+            f"{state}, {sum(1 for _ in self._all_key_queues())} keys, {self.batch_count()} batches, "
             f"{self.pending + len(self.alone)} operations pending, {workers} workers"
         )
 
@@ -283,6 +284,10 @@ class Dispatcher:
         """Estimate, by the recent rate, the seconds until all callers that wait now will have their answers."""
         rate = self.counts.rate()
         return (self.pending + len(self.alone)) / rate if rate else self.options.max_duration
+
+    def batch_count(self) -> int:
+        """Return the number of live batches."""
+        return self.live - self.places + self.crossings + len(self.alone)
 
     def batches(self) -> list[Batch]:
         """Return the live batches, for each key in the order they opened; in another thread, only the unbatched ones.

@@ -61,6 +61,7 @@ class KeyQueue:
     def append(self, place: Batch) -> None:
         """Let *place*, a crossing's, wait behind what is there, which takes no more operations."""
         self.shard.dispatcher.live += 1
+        self.shard.dispatcher.places += 1
         last, self.last = self.last, place
         if last is None:
             self.first = place
@@ -90,6 +91,7 @@ class KeyQueue:
         dispatcher.live -= 1
         while batch is not None and batch.key_queue is None:  # the place of a crossing that was given up
             dispatcher.live -= 1
+            dispatcher.places -= 1
             batch = batch.behind
         self.first = batch
         if batch is None:

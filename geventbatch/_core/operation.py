@@ -29,6 +29,9 @@ SETTLED: Final = 4
 """Its part of the batch has ended: its own outcome counts, whatever happens to the rest of the batch."""
 
 
+WAS_STARTED: Final = frozenset({STARTED, BROKEN, SETTLED})
+"""The states of an operation that has been applied."""
+
 _DEEPEST: Final = 100
 """Wrappers to look through at the most: a mock returns a wrapper for ever."""
 

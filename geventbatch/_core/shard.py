@@ -195,7 +195,7 @@ class Worker:
             batch.abort(error)
             if batch.attempt is not None:
                 batch.attempt.after = None
-            log.killed(batch, error)
+            log.killed([batch], error)
             raise
         finally:
             attempt = batch.let_go()
@@ -249,7 +249,7 @@ class Worker:
             for batch in batches:
                 batch.abort(error)
             if taken:
-                log.killed(taken[0], error)
+                log.killed(taken, error)
             raise
         finally:
             while batches:

@@ -15,10 +15,10 @@ from geventbatch._core.clock import clock
 from geventbatch._core.operation import attribute, name_of, unwrapped
 from geventbatch._safe_repr import shown
 from geventbatch._watch.call_later import MOST, Later
-from geventbatch.errors import ResourceMissing
+from geventbatch.errors import ResourceMissing, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from geventbatch._core.attempt import Attempt
     from geventbatch._core.batch import Batch
@@ -118,14 +118,17 @@ def overloaded(options: Options, refused: int) -> None:
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
-    """Log that the load or save of *batch* took more than half of ``max_duration``."""
+    """Log that the load or save of *batch*, or of its whole bulk, took more than half of ``max_duration``."""
     most = batch.dispatcher.options.max_duration
-    _warn(batch, "its %s took %.3f s of the max_duration of %g s", doing, seconds, most)
+    message = "its %s took %.3f s of the max_duration of %g s"
+    _warn(batch, message, doing, seconds, most, keys=tuple(batch.bulk) or None)
 
 
-def killed(batch: Batch, error: BaseException) -> None:
-    """Log that *error* has killed the worker of *batch*."""
-    _warn(batch, "its worker was killed by %s; another takes its place", shown(error))
+def killed(batches: list[Batch], error: BaseException) -> None:
+    """Log that *error* has killed the worker of *batches*."""
+    keys = {id(key): key for batch in batches for key in batch.loads}
+    message = "its worker was killed by %s; another takes its place"
+    _warn(batches[0], message, shown(error), keys=tuple(keys.values()))
 
 
 def lost(attempt: Attempt) -> None:
@@ -217,11 +220,11 @@ def watcher_failed(watcher: object, raised: Exception) -> None:
     error("%s raised as a watcher; no batch is affected", watcher, error=raised)
 
 
-def _warn(batch: Batch, message: str, *values: object) -> None:
-    name, key = batch.dispatcher.options.name, batch.key
+def _warn(batch: Batch, message: str, *values: object, keys: tuple[Hashable, ...] | None = None) -> None:
+    name, its = batch.dispatcher.options.name, batch.keys if keys is None else keys
     _reporter.tell(
         logging.WARNING,
-        lambda: _log.warning(f"%s: batch of key %s: {message}", name, shown(key), *values),
+        lambda: _log.warning(f"%s: batch of %s: {message}", name, named(its), *values),
     )
 
 

@@ -63,6 +63,10 @@ class BatchMetric:
     undo_duration: float = 0.0
     """Time for undoing: applying other operations again, and attempts that were given up, with the loads after them.
     It is part of the durations above."""
+    keys: tuple[Hashable, ...] = ()
+    """All its keys: `key`, or those that operations across keys connect. Such a batch is saved as one."""
+    bulk_keys: int = 0
+    """Keys that its last load had; 0 if it opened its key, or the keys of its operation, by itself."""
 
 
 class Watcher(Protocol):

@@ -75,6 +75,12 @@ class LiveBatch:
     attempts: int
     stack: tuple[str, ...]
     """The place where its code waits, the innermost frame last: 'file:line in function'. Empty if it is unknown."""
+    keys: tuple[Hashable, ...] = ()
+    """`key`; of an operation across keys, all its keys."""
+    waits_at: tuple[Hashable, ...] = ()
+    """Keys at which others came before it that have not ended. Empty once it runs, and while it waits for a worker."""
+    waits_for: tuple[tuple[Hashable, ...], ...] = ()
+    """For each of `waits_at`, the keys of the batch that is the first there. That one runs, or waits at another key."""
 
 
 def stats_of(dispatcher: Dispatcher) -> ProcessorStats:
@@ -82,7 +88,7 @@ def stats_of(dispatcher: Dispatcher) -> ProcessorStats:
     counts = dispatcher.counts
     return ProcessorStats(
         keys=len(dispatcher.key_queues),
-        batches=dispatcher.live + len(dispatcher.alone),
+        batches=dispatcher.batch_count(),
         operations=dispatcher.pending + len(dispatcher.alone),
         workers=sum(shard.workers for shard in tuple(dispatcher.shards.values())),
         operations_per_second=counts.rate(),
@@ -101,6 +107,7 @@ def live_batch(batch: Batch) -> LiveBatch:
     """Return a picture of *batch*."""
     now = _clock.monotonic()
     attempt = batch.attempt  # read once: for another thread it may be gone at the next read
+    before = before_of(batch) if attempt is None else []
     return LiveBatch(
         key=batch.key,
         phase="queued" if attempt is None else attempt.phase,
@@ -112,7 +119,20 @@ def live_batch(batch: Batch) -> LiveBatch:
         operations=len(batch.operations),
         attempts=batch.attempts if attempt is None else attempt.batch.attempts,  # of its component, if it has one
         stack=() if attempt is None else stack_of(attempt),
+        keys=batch.loads,
+        waits_at=tuple([key for key, _ in before]),
+        waits_for=tuple([first.loads for _, first in before]),
     )
+
+
+def before_of(batch: Batch) -> list[tuple[Hashable, Batch]]:
+    """Return the keys at which *batch* is not the first, with the batch that is."""
+    found = []
+    for node in batch.nodes:
+        key_queue = node.key_queue
+        if key_queue is not None and key_queue.first is not None and key_queue.first is not node:
+            found.append((key_queue.key, key_queue.first.whole()))
+    return found
 
 
 def stack_of(attempt: Attempt) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from geventbatch._core.clock import clock as _clock
-from geventbatch._core.operation import BROKEN, SETTLED, STARTED, common_name
+from geventbatch._core.operation import SETTLED, WAS_STARTED, common_name
 from geventbatch._watch.metrics import BatchMetric
 from geventbatch.errors import LoadFailed
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt
     from geventbatch._failure import Failure
     from geventbatch.errors import Phase
-
-_WAS_STARTED: Final = frozenset({STARTED, BROKEN, SETTLED})
 
 
 def tell(attempt: Attempt, waiting: int) -> None:
@@ -40,7 +38,7 @@ def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:
         aside += running
     elif attempt.phase == "load":
         load_duration += running
-    started = [operation for operation in batch.operations if operation.state in _WAS_STARTED]
+    started = [operation for operation in batch.operations if operation.state in WAS_STARTED]
     failed = failure is not None
     return BatchMetric(
         key=batch.key,
@@ -60,6 +58,8 @@ def metric_of(attempt: Attempt, waiting: int) -> BatchMetric:
         waiting_at_close=batch.waiting_at_close,
         phase=None if failure is None else failure.phase or _failed_phase(attempt, failure),
         operation_name=common_name(started),
+        keys=batch.loads,
+        bulk_keys=attempt.loaded_with,
         undone=0 if attempt.undo is None else attempt.undo.count,
         undo_duration=0.0 if attempt.undo is None else attempt.undo.seconds,
     )

@@ -70,7 +70,8 @@ def instrument(
 
     Args:
         *processors: The processors whose batches to record.
-        keys: Whether spans have the attribute ``geventbatch.key``. Off by default, since keys may be personal.
+        keys: Whether spans have the attribute ``geventbatch.key``, and ``geventbatch.keys`` where operations across
+            keys connect several. Off by default, since keys may be personal.
         tracer_provider: The provider of tracers; by default the global one, which may be set later.
         meter_provider: The provider of meters; likewise.
     Switches: no.
@@ -171,6 +172,8 @@ class _Watcher:
         attributes: dict[str, Any] = {"geventbatch.processor": self.name, "geventbatch.wait_seconds": seconds}
         attempt = process.running.get(gevent.getcurrent())
         its = None if attempt is None else self._spans.get(attempt.batch)
+        if attempt is not None and len(attempt.batch.keys) > 1:
+            attributes["geventbatch.key_count"] = len(attempt.batch.keys)
         if its is not None:
             where = its.get_span_context()
             attributes["geventbatch.batch.trace_id"] = _trace.format_trace_id(where.trace_id)
@@ -222,6 +225,8 @@ class _Watcher:
                 _describe(span, metric)
                 if self._recorder.keys:
                     span.set_attribute("geventbatch.key", str(metric.key))
+                    if len(metric.keys) > 1:
+                        span.set_attribute("geventbatch.keys", [str(key) for key in metric.keys[:LINKS]])
                 for caller in _callers(ended.operations):
                     span.add_link(caller)
         span.end(ended.at)
@@ -293,6 +298,8 @@ def _describe(span: Span, metric: BatchMetric) -> None:
     # Never an error's message: it names the key.
     attributes: dict[str, Any] = {
         "operation_count": metric.operation_count,
+        "key_count": len(metric.keys) if len(metric.keys) > 1 else None,
+        "bulk_key_count": metric.bulk_keys or None,
         "attempts": metric.attempts,
         "conflicts": metric.conflicts,
         "raised": metric.raised,

@@ -89,6 +89,7 @@ def test_a_metric_says_all_of_a_batch(clock: VirtualTime, batching: bool) -> Non
             waiting_at_close=1,
             phase=None,
             operation_name="sleeping.<locals>.sleep",
+            keys=("k",),
         )
     ]
 
@@ -115,6 +116,8 @@ def test_a_metric_is_frozen_and_has_these_fields() -> None:
         "operation_name",
         "undone",
         "undo_duration",
+        "keys",
+        "bulk_keys",
     ]
     ((metric,), _) = metrics_of(nothing)
     for name in names:

@@ -495,10 +495,10 @@ def test_another_thread_sees_the_counts_and_not_the_batches_that_may_change_mean
 def test_a_page_that_fails_to_count_delays_and_fails_no_batch(
     clock: VirtualTime, processor: Processor[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: object, metric: BatchMetric) -> None:
+    def fail(self: object, metric: BatchMetric, counts: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(history.Seen, "publish", fail)
+    monkeypatch.setattr(history.Seen, "_count", fail)
     page = Page(allow=anybody, processors=[processor])
     assert processor.run("k", lambda _: "saved") == "saved"
     assert "Of 0 operations" in text(page)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
-from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._batch import batch_at_hand
 from geventbatch._check_callables import check_scope
 from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
@@ -72,7 +73,8 @@ class AppScope(Around):
         except BaseException as error:
             _pop(self._context, error)
             raise
-        adopt_session(self._context.app, resource)
+        many = isinstance(resource, Mapping) and batch_at_hand().bulk  # else a mapping may be a document
+        adopt_session(self._context.app, list(resource.values()) if many else (resource,))
         return resource
 
     def __exit__(
@@ -85,7 +87,8 @@ class AppScope(Around):
             _pop(self._context, raised)
             raise
         if error is None:
-            tell_of_lost_changes(self._context.app, current_batch().key)
+            batch = batch_at_hand()
+            tell_of_lost_changes(self._context.app, tuple(batch.bulk) or batch.keys)
         _pop(self._context, error)
 
     @property

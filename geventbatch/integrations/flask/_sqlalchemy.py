@@ -9,28 +9,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from geventbatch.errors import named
+
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     from flask import Flask
 
 _NAME = "sqlalchemy"
 
 
-def adopt_session(app: Flask, resource: object) -> None:
-    """Make the session of *resource*, if it has one, ``db.session`` in the current application context."""
+def adopt_session(app: Flask, resources: Iterable[object]) -> None:
+    """Make the session of *resources*, if one has any, ``db.session`` in the current application context."""
     if _NAME not in app.extensions:
         return
     from sqlalchemy.orm import object_session
     from sqlalchemy.orm.exc import UnmappedInstanceError
 
-    try:
-        session = object_session(resource)
-    except UnmappedInstanceError:
-        return
-    if session is not None:
-        _registry(app).set(session)
+    for resource in resources:
+        try:
+            session = object_session(resource)
+        except UnmappedInstanceError:
+            continue
+        if session is not None:
+            _registry(app).set(session)
+            return
 
 
-def tell_of_lost_changes(app: Flask, key: object) -> None:
+def tell_of_lost_changes(app: Flask, keys: tuple[Hashable, ...]) -> None:
     """Log an error if changes were left in ``db.session`` after the save: no store knew of them."""
     if _NAME not in app.extensions or not _registry(app).has():
         return
@@ -38,9 +44,9 @@ def tell_of_lost_changes(app: Flask, key: object) -> None:
     left = [*session.new, *session.dirty, *session.deleted]
     if left:
         app.logger.error(
-            "The batch of key %r is saved, but not what an operation changed in db.session, which its store does not "
+            "The batch of %s is saved, but not what an operation changed in db.session, which its store does not "
             "save: %r. Use current_batch().add_row, where the store takes rows, or a store of mapped instances",
-            key,
+            named(keys),
             left[:10],
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import uuid
-from collections import deque
+from collections import Counter, deque
 from heapq import nsmallest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from geventbatch import _seam
 from geventbatch._core import process
 from geventbatch._core.clock import clock
-from geventbatch._watch.stats import live_batch
+from geventbatch._watch.stats import before_of, live_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from geventbatch._core.batch import Batch
     from geventbatch._processor import Processor
@@ -46,6 +46,11 @@ _MOST_FAILED: Final = 20
 _MOST_STRANGE: Final = 1024
 LONGEST: Final = 300
 """The most characters shown of a key, a name or an error."""
+MOST_WAITING: Final = 10
+"""Operations across keys that are shown as they wait."""
+NEARLY_ALL: Final = 0.8
+"""The share of operations at one key that the page tells of."""
+
 
 PARTS: Final = ("queue wait", "load", "operations", "save", "other")
 
@@ -61,12 +66,13 @@ def _is_plain(key: Any) -> bool:
 class _Second:
     """The batches that ended within one second."""
 
-    __slots__ = ("at", "batches", "conflicts", "failed", "operations", "parts", "raised", "sizes")
+    __slots__ = ("across", "at", "batches", "conflicts", "failed", "operations", "parts", "raised", "sizes")
 
     def __init__(self, at: int) -> None:
         self.at = at
         # -- mutable state ---------------------------------------------------------------------------------
         self.batches = self.operations = self.raised = self.conflicts = self.failed = 0
+        self.across = 0  # operations in batches of several keys
         self.sizes = [0] * SIZES  # batches by the bits of their number of operations
         self.parts = [0.0] * len(PARTS)  # seconds
 
@@ -99,7 +105,7 @@ class _Failed(NamedTuple):
     """A batch that failed as a whole."""
 
     at: float
-    key: Hashable
+    keys: tuple[Hashable, ...]
     operation: str | None
     operations: int
     phase: str | None
@@ -127,8 +133,15 @@ class Seen:
         self._strange: deque[tuple[int, Hashable, int]] = deque(maxlen=_MOST_STRANGE)  # of users' classes
         self._failed: deque[_Failed] = deque(maxlen=_MOST_FAILED)
 
+    def end(self, batch: Batch, metric: BatchMetric) -> None:
+        """Count *metric*, of *batch*. Switches: no."""
+        self._count(metric, batch.count_keys(metric.operation_count))
+
     def publish(self, metric: BatchMetric) -> None:
-        """Count *metric*. Switches: no."""
+        """Count *metric*, of a batch of one key. Switches: no."""
+        self._count(metric, ((metric.key, metric.operation_count),))
+
+    def _count(self, metric: BatchMetric, counts: Iterable[tuple[Hashable, int]]) -> None:
         if self._epoch != process.here.epoch:
             self._restart()
         now = int(clock.monotonic())
@@ -148,7 +161,9 @@ class Seen:
         parts[2] += apply
         parts[3] += save
         parts[4] += max(0.0, metric.total_duration - load - apply - save)
-        self._count_key(now, metric.key, operations)
+        if len(metric.keys) > 1:
+            second.across += operations
+        self._count_keys(now, counts, operations)
         if metric.error is not None:
             second.failed += 1
             self._keep_failed(metric)
@@ -156,7 +171,7 @@ class Seen:
     def close(self) -> None:
         """Do nothing: the numbers go out of date by themselves. Switches: no."""
 
-    def _count_key(self, now: int, key: Hashable, operations: int) -> None:
+    def _count_keys(self, now: int, counts: Iterable[tuple[Hashable, int]], operations: int) -> None:
         keys = self._keys[-1]
         if keys.at + _SLICE <= now:
             keys = _Keys(now - now % _SLICE)
@@ -164,17 +179,20 @@ class Seen:
         if not operations:
             return
         keys.total += operations
-        if type(key) is str or _is_plain(key):
-            keys.add(key, operations)
-        else:
-            self._strange.append((now, key, operations))
+        for key, count in counts:
+            if not count:
+                continue
+            if type(key) is str or _is_plain(key):
+                keys.add(key, count)
+            else:
+                self._strange.append((now, key, count))
 
     def _keep_failed(self, metric: BatchMetric) -> None:
         error: Any = metric.error
         self._failed.append(
             _Failed(
                 metric.started_at + metric.total_duration,
-                metric.key,
+                metric.keys or (metric.key,),
                 metric.operation_name,
                 metric.operation_count,
                 metric.phase,
@@ -201,6 +219,7 @@ class Seen:
             batches_rate=sum(second.batches for second in recent) / span,
             line=list(line.values()),
             operations=sum(second.operations for second in seconds),
+            across=sum(second.across for second in seconds),
             batches=sum(second.batches for second in seconds),
             raised=sum(second.raised for second in seconds),
             conflicts=sum(second.conflicts for second in seconds),
@@ -223,6 +242,7 @@ class Minute(NamedTuple):
     batches_rate: float
     line: list[int]  # operations by second, the latest last
     operations: int
+    across: int
     batches: int
     raised: int
     conflicts: int
@@ -254,6 +274,10 @@ class Live(NamedTuple):
     oldest: float | None  # seconds that the first queued batch has waited
     hanging: int
     shown: list[tuple[int, LiveBatch]]
+    blocked: int  # operations across keys that wait at a key for others
+    waiting: list[LiveBatch]  # the first of these
+    crowded: Hashable  # the key at which most of these wait
+    crowd: int  # how many wait there
 
 
 def live_of(processor: Processor[Any]) -> Live:
@@ -262,14 +286,22 @@ def live_of(processor: Processor[Any]) -> Live:
     now = clock.monotonic()
     queued, oldest = 0, now
     running = []
+    blocked = []
     for batch in state.batches():
         attempt = batch.attempt  # once: in another thread it may be gone the next moment
         if attempt is not None:
             running.append((attempt.started, batch))
         else:
             queued += 1
+            if len(batch.nodes) > 1:
+                before = before_of(batch)
+                if before:
+                    blocked.append((batch.opened, batch, before))
             if batch.opened < oldest:  # noqa: PLR1730 - min() costs more than all the rest
                 oldest = batch.opened
+    at = Counter(id(key) for _, _, before in blocked for key, _ in before)  # by identity: no code of the user's runs
+    most, crowd = at.most_common(1)[0] if at else (0, 0)
+    crowded = next((key for _, _, before in blocked for key, _ in before if id(key) == most), None)
     hanging = [(started, batch) for started, batch in running if batch.overdue or now - started >= LONG]
     return Live(
         queued=queued,
@@ -277,6 +309,10 @@ def live_of(processor: Processor[Any]) -> Live:
         oldest=now - oldest if queued else None,
         hanging=len(hanging),
         shown=[(id(batch), live_batch(batch)) for _, batch in nsmallest(_MOST_HANGING, hanging, key=_started)],
+        blocked=len(blocked),
+        waiting=[live_batch(batch) for _, batch, _ in nsmallest(MOST_WAITING, blocked, key=itemgetter(0))],
+        crowded=crowded,
+        crowd=crowd,
     )
 
 

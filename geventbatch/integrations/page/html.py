@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from geventbatch._core.clock import clock
 from geventbatch._safe_repr import shown
 from geventbatch.integrations.page.assets import AFTER, BEFORE
-from geventbatch.integrations.page.history import LONG, LONGEST, PARTS, SIZES, SPAN
+from geventbatch.integrations.page.history import LONG, LONGEST, MOST_WAITING, NEARLY_ALL, PARTS, SIZES, SPAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from geventbatch._watch.problem import SetupProblem
     from geventbatch._watch.stats import ProcessorStats
     from geventbatch.integrations.page.history import Live, Minute
+
+
+_FEW: Final = 5
+"""Keys of a batch that are shown; of more, their number."""
 
 
 class Gathered(NamedTuple):
@@ -55,6 +59,8 @@ def _section(one: Gathered) -> Iterator[str]:
     yield f"<section><h2>{_text(one.name)} <small>{one.state}</small></h2>"
     yield from _tiles(one.stats, one.minute, one.live)
     yield from _hanging(one.live)
+    yield from _blocked(one.live)
+    yield from _crowded(one.minute)
     yield '<div class="columns">'
     yield from _hottest(one.minute)
     yield from _sizes(one.minute)
@@ -109,11 +115,45 @@ def _hanging(live: Live) -> Iterator[str]:
     for identity, batch in live.shown:
         deadline = "passed" if batch.remaining is None else f"in {_seconds(batch.remaining)}"
         yield (
-            f"<tr><td class=k>{_key(batch.key)}<td>{'overdue: ' if batch.overdue else ''}{batch.phase}"
+            f"<tr><td class=k>{_keys(batch.keys)}<td>{'overdue: ' if batch.overdue else ''}{batch.phase}"
             f"<td class=n>{_seconds(batch.running or 0.0)}<td class=n>{deadline}<td class=n>{batch.attempts}"
             f"<td class=n>{batch.waiting:,}<td>{_stack(identity, batch.stack)}</tr>"
         )
     yield "</tbody></table></div>"
+
+
+def _blocked(live: Live) -> Iterator[str]:
+    """Show which operations across keys wait for which others."""
+    if not live.blocked:
+        return
+    first = f", the first {len(live.waiting)} of {live.blocked:,}" if live.blocked > len(live.waiting) else ""
+    yield f'<h3>Who waits for whom{first}</h3><div class="wide"><table class="blocked"><thead><tr>'
+    yield "<th>An operation across<th class=n>Since<th>Waits at<th>Behind a batch of</tr></thead><tbody>"
+    for batch in live.waiting:
+        for place, (key, keys) in enumerate(zip(batch.waits_at, batch.waits_for, strict=True)):
+            own = f"<td class=k>{_keys(batch.keys)}<td class=n>{_seconds(batch.age)}" if not place else "<td><td>"
+            yield f"<tr>{own}<td class=k>{_key(key)}<td class=k>{_keys(keys)}</tr>"
+    yield "</tbody></table></div>"
+    if live.blocked >= MOST_WAITING and live.crowd >= NEARLY_ALL * live.blocked:
+        yield (
+            f"<p>{_percent(live.crowd / live.blocked)} of the {live.blocked:,} that wait for others wait at the key "
+            f"{_key(live.crowded)}.</p>"
+        )
+
+
+def _crowded(minute: Minute) -> Iterator[str]:
+    """Say so if one key is in nearly all operations, most of which are across keys."""
+    hottest = minute.hottest()
+    if not hottest or minute.across * 2 < minute.operations:
+        return
+    key, count = hottest[0]
+    share = min(1.0, count / max(1, minute.counted_in_all))
+    if share >= NEARLY_ALL and minute.operations >= MOST_WAITING:
+        yield (
+            f'<p class="crowded">The key {_key(key)} was in {_percent(share)} of the operations of the last minute. '
+            "Across keys, all that it connects is saved together: a conflict of one key replays all of them, and what "
+            "comes meanwhile waits.</p>"
+        )
 
 
 def _stack(identity: int, stack: tuple[str, ...]) -> str:
@@ -175,8 +215,9 @@ def _failures(minute: Minute) -> Iterator[str]:
         unknown = "" if one.retry_safe else " <b class=bad>outcome unknown</b>"
         phase = "" if one.phase is None else f" in {one.phase}"
         yield (
-            f"<tr><td>{_at(one.at)}<td class=n>{_seconds(max(0.0, now - one.at))}<td class=k>{_key(one.key)}<td>{name}"
-            f"<td class=n>{one.operations:,}<td><b>{_text(one.kind)}</b>{phase}{unknown}<br>{_text(one.told)}</tr>"
+            f"<tr><td>{_at(one.at)}<td class=n>{_seconds(max(0.0, now - one.at))}<td class=k>{_keys(one.keys)}"
+            f"<td>{name}<td class=n>{one.operations:,}"
+            f"<td><b>{_text(one.kind)}</b>{phase}{unknown}<br>{_text(one.told)}</tr>"
         )
     yield "</tbody></table></div>"
 
@@ -191,6 +232,12 @@ def _totals(stats: ProcessorStats) -> str:
 
 def _key(key: object) -> str:
     return f"<code>{_text(shown(key))}</code>"
+
+
+def _keys(keys: tuple[object, ...]) -> str:
+    """Return the first of *keys*, and how many more there are."""
+    more = f" and {len(keys) - _FEW:,} more" if len(keys) > _FEW else ""
+    return ", ".join(map(_key, keys[:_FEW])) + more
 
 
 def _text(text: str) -> str:
