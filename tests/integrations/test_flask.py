@@ -15,7 +15,7 @@ from flask import Flask, current_app, g, has_request_context, request, session
 from flask.globals import app_ctx
 from flask_sqlalchemy import SQLAlchemy
 from gevent.event import Event
-from sqlalchemy.orm import Mapped, Session, mapped_column, object_session
+from sqlalchemy.orm import Mapped, mapped_column, object_session
 
 import geventbatch
 from geventbatch import (
@@ -355,46 +355,6 @@ def test_in_an_operation_the_session_is_that_of_the_batch_and_not_that_of_the_re
     with app.app_context():
         assert db.session.scalars(sa.select(Entry.amount)).all() == [7, 3]
         assert db.session.scalar(sa.select(Account.balance)) == 10
-
-
-class OpenAccounts:
-    """Opens many of them, all in one session."""
-
-    all_or_nothing = True
-
-    @contextmanager
-    def __call__(self, numbers: list[int]) -> Iterator[dict[int, Account]]:
-        with Session(db.engine) as session:
-            yield {one.id: one for one in session.scalars(sa.select(Account).where(Account.id.in_(numbers)))}
-            session.commit()
-
-
-def test_in_an_operation_across_keys_the_session_is_that_of_its_resources(tmp_path: Path, batching: bool) -> None:
-    app = flask_app(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'accounts.sqlite'}", GEVENTBATCH_BATCHING=batching)
-    batches = GeventBatch()
-    processor: AppProcessor[Account] = batches.processor(open_resources=OpenAccounts(), min_duration=0, max_duration=5)
-    db.init_app(app)
-    batches.init_app(app)
-
-    def transfer(both: tuple[Account, ...], amount: int) -> str:
-        source, target = both
-        assert object_session(source) is object_session(target) is db.session()
-        source.balance -= amount
-        target.balance += amount
-        db.session.add(Entry(amount=amount))
-        return str(g.user)
-
-    with app.test_request_context("/"):
-        db.create_all()
-        db.session.add_all([Account(id=1, balance=0), Account(id=2, balance=0)])
-        db.session.commit()
-        g.user = "Ann"
-        assert processor.run_across([1, 2], transfer, 7) == "Ann"
-    with app.app_context():
-        assert db.session.scalars(sa.select(Entry.amount)).all() == [7]
-        assert dict(db.session.execute(sa.select(Account.id, Account.balance)).all()) == {1: -7, 2: 7}
-        db.engine.dispose()
-    assert geventbatch.stop_all(timeout=10)
 
 
 def test_what_an_operation_did_in_the_session_is_rolled_back_with_its_batch(

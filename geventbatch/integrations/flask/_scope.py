@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
 
-from geventbatch._batch import batch_at_hand
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._check_callables import check_scope
 from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
@@ -73,8 +72,7 @@ class AppScope(Around):
         except BaseException as error:
             _pop(self._context, error)
             raise
-        many = isinstance(resource, Mapping) and batch_at_hand().bulk  # else a mapping may be a document
-        adopt_session(self._context.app, list(resource.values()) if many else (resource,))
+        adopt_session(self._context.app, resource)
         return resource
 
     def __exit__(
@@ -87,7 +85,7 @@ class AppScope(Around):
             _pop(self._context, raised)
             raise
         if error is None:
-            batch = batch_at_hand()
+            batch = current_batch()
             tell_of_lost_changes(self._context.app, tuple(batch.bulk) or batch.keys)
         _pop(self._context, error)
 

@@ -12,28 +12,26 @@ from typing import TYPE_CHECKING, Any
 from geventbatch.errors import named
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable
 
     from flask import Flask
 
 _NAME = "sqlalchemy"
 
 
-def adopt_session(app: Flask, resources: Iterable[object]) -> None:
-    """Make the session of *resources*, if one has any, ``db.session`` in the current application context."""
+def adopt_session(app: Flask, resource: object) -> None:
+    """Make the session of *resource*, if it has one, ``db.session`` in the current application context."""
     if _NAME not in app.extensions:
         return
     from sqlalchemy.orm import object_session
     from sqlalchemy.orm.exc import UnmappedInstanceError
 
-    for resource in resources:
-        try:
-            session = object_session(resource)
-        except UnmappedInstanceError:
-            continue
-        if session is not None:
-            _registry(app).set(session)
-            return
+    try:
+        session = object_session(resource)
+    except UnmappedInstanceError:
+        return
+    if session is not None:
+        _registry(app).set(session)
 
 
 def tell_of_lost_changes(app: Flask, keys: tuple[Hashable, ...]) -> None:
