@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from geventbatch import LoadFailed, Processor, ResourceMissing, worker_number_for_key
+from geventbatch import IdempotencyKeyReused, LoadFailed, Processor, ResourceMissing, worker_number_for_key
 from geventbatch.stores import RedisStore, SQLAlchemyStore
 from geventbatch.stores._sql.keys import KeyColumn, row_key
 from geventbatch.stores.sqlalchemy import idempotency_table
@@ -273,6 +273,33 @@ def test_an_operation_across_keys_names_rows_in_any_spelling_but_none_of_them_tw
         assert processor.run_across(["ann", "eve"], move, 0) == (-1, 1)
     with engine.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(store.table)) == 5
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_an_idempotency_key_across_rows_is_found_in_any_spelling_and_refused_unless_they_are_named_as_before(
+    engine: sa.Engine, mode: Any
+) -> None:
+    if engine.dialect.name == "sqlite":
+        mode = "version"
+    store = SQLAlchemyStore.documents(
+        engine,
+        "folding",
+        mode=mode,
+        missing=lambda _: {"total": 0},
+        key_type=folding(engine),
+        idempotency=idempotency_table("outcomes_of_folding"),
+    )
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0, max_duration=30) as processor:
+        for _ in range(2):
+            assert processor.run_across(["Ann", "bob"], move, 1, idempotency_key="a") == (-1, 1)
+        for keys in (["ann", "Bob"], ["ANN", "bob"], ["bob", "Ann"]):
+            error = answer_of(processor.run_across, keys, move, 1, idempotency_key="a")
+            assert isinstance(error, IdempotencyKeyReused)
+        assert processor.run_across(["ANN", "BOB"], move, 0) == (-1, 1)
+        for key in ("Ann", "ann"):  # of single keys, with and without a bulk
+            with Processor(open_resources=store.open_resources, min_duration=0, max_duration=30) as bulk:
+                assert processor.run(key, add, idempotency_key="a") == bulk.run(key, add, idempotency_key="a") == 0
 
 
 class Folding(DeclarativeBase):
