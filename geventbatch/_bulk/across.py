@@ -199,4 +199,4 @@ def _component_of(key_queues: list[KeyQueue]) -> Component | None:
         if type(component) is not Component or (found is not None and component is not found):
             return None
         found = component
-    return found if found is not None and found.takes() else None
+    return found if found is not None and found.takes(key_queues) else None

@@ -115,12 +115,15 @@ class Component(Batch):
         for member in self.members:
             member.attempt = attempt
 
-    def takes(self) -> bool:
-        """Return whether an operation across its keys may join: it loads, and has no bound on its operations."""
+    def takes(self, key_queues: list[KeyQueue]) -> bool:
+        """Return whether an operation at *key_queues* may join: it loads these, and has no bound on its operations."""
         attempt = self.attempt
         if self.gathered or self.ended or attempt is None or attempt.phase != "load":
             return False
-        return self.dispatcher.max_batch_size is None
+        if self.dispatcher.max_batch_size is not None:
+            return False
+        # In a replay it is without the keys whose load has failed before.
+        return self.attempts < 2 or all(key_queue.key in self._keys for key_queue in key_queues)  # noqa: PLR2004
 
     def take_in(self, crossing: Crossing) -> None:
         """Let *crossing*, all of whose keys are its own, join behind all that it has."""

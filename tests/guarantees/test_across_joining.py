@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import LoadFailed
+from geventbatch import Conflict, LoadFailed
 from tests.support.ledger import Callers, Ledger, append_to_all
 
 if TYPE_CHECKING:
@@ -59,6 +59,26 @@ def test_one_that_comes_when_the_load_of_one_of_its_keys_has_failed_is_not_told_
     assert type(callers.answers.pop(1)) is LoadFailed
     assert callers.answers == {mark: mark for mark in (0, 2, 3, 4, 5)}
     assert ledger.kept == {"x": [0], "y": [0], "a": [2, 3], "b": [3, 4, 5], "c": [2, 5]}
+
+
+def test_one_that_comes_in_a_replay_after_the_load_of_one_of_its_keys_has_failed_waits_for_a_load_of_it(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    ledger.load_time = 1
+    ledger.unloadable = {"a": OSError("load"), "c": Conflict("busy")}
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        for mark, keys in enumerate(["ab", "bc", "cd"]):
+            callers.run(keys, mark)
+        clock.advance(1.5)
+        assert len(ledger.loads) == 2  # the second one is under way
+        ledger.unloadable = {}
+        for mark, keys in enumerate(["ab", "bd"], 3):
+            callers.run(keys, mark)
+        clock.advance(10)
+    assert type(callers.answers.pop(0)) is LoadFailed
+    assert callers.answers == {mark: mark for mark in range(1, 5)}
+    assert ledger.kept == {"a": [3], "b": [1, 3, 4], "c": [1, 2], "d": [2, 4]}
 
 
 def test_a_batch_behind_another_one_of_its_key_is_not_taken_with_it(clock: VirtualTime, ledger: Ledger) -> None:
