@@ -182,6 +182,36 @@ def test_max_bulk_bounds_the_keys_of_an_operation_and_what_runs_together(clock: 
     assert callers.answers == {mark: mark for mark in range(4)}
 
 
+def test_the_form_for_many_keys_is_asked_whether_it_admits_them_and_the_store_if_it_cannot_say(
+    clock: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asking(TwoForms):
+        def admit(self, key: str) -> bool:
+            asked.append(key)
+            return key == "b"
+
+    def refuse(_: Many, key: str) -> bool:
+        raise PermissionError(key)
+
+    asked: list[str] = []
+    alone: list[bool] = []
+
+    def look(_: object) -> None:
+        alone.append(current_batch().alone)
+
+    with Asking().processor() as processor:
+        processor.run_across("ac", look)
+        processor.run_across("ab", look)
+        assert (asked, alone) == (["a", "c", "a", "b"], [False, True])
+        assert processor.stats().keys == 0
+    monkeypatch.setattr(Many, "admit", refuse, raising=False)
+    with Asking().processor() as processor:
+        with pytest.raises(PermissionError):
+            processor.run_across("ac", look)
+        processor.run("a", look)
+        assert processor.stats().keys == 0
+
+
 def test_with_the_off_switch_one_scope_of_many_keys_does_it(clock: VirtualTime, store: TwoForms) -> None:
     with store.processor(batching=False) as processor:
         assert processor.run_across("ab", append_to_all, 1) == 1
