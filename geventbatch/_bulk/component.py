@@ -197,7 +197,9 @@ class Component(Batch):
         self.gather()
         if not self.operations:
             self.operations = [one for member in self.members for one in member.operations]
-        self.composite = None
+        if self.composite is not None:
+            self.composite.let_go()
+            self.composite = None
         dispatcher = self.dispatcher
         if failure is not None:
             log.failed(dispatcher.options.name, failure, waiting)

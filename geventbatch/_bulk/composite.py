@@ -94,6 +94,10 @@ class Composite:
             self._memories[key] = _OfScope(scope, self._component, key)
         return self
 
+    def let_go(self) -> None:
+        """Drop the attempt, which refers to it: no cycle."""
+        self._attempt = None
+
     def _keep(self, key: Hashable, attempt: Attempt) -> None:
         from geventbatch._values.copies import copies_of, needs_no_copy
 

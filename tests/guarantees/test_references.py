@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import gevent
+import pytest
 
-from geventbatch import Processor
+from geventbatch import Conflict, Processor, Rejected
 from geventbatch._core import process
+from tests.support.ledger import append, append_to_all, break_all
+from tests.support.two_forms import TwoForms
 
 if TYPE_CHECKING:
     from geventbatch.testing import VirtualTime
@@ -78,6 +82,57 @@ def test_what_a_broken_operation_raised_is_freed_with_its_last_reference(clock: 
     finally:
         gc.enable()
     processor.stop()
+
+
+@pytest.mark.parametrize("form", ["many", "one key too"])
+@pytest.mark.parametrize("what", ["nothing", "an operation", "the save", "the load", "a conflict", "a refusal"])
+def test_what_operations_across_keys_leave_is_freed_without_the_garbage_collector(
+    clock: VirtualTime, what: str, form: str
+) -> None:
+    store = TwoForms()
+    errors: list[Exception] = []
+
+    def go_wrong(_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    if what == "the load":
+        store.ledger.on_load = go_wrong
+    else:
+        store.ledger.on_save = go_wrong
+    options: Any = {"open_resources": store.open_resources} if form == "many" else {"open_resource": store}
+    processor = Processor[Any](**options, min_duration=0, max_duration=5)
+    wrong = {"the save": OSError(), "the load": OSError(), "a conflict": Conflict(), "a refusal": Rejected()}
+
+    def call(run: Any, *args: Any) -> None:
+        with suppress(Exception):  # who keeps an error in its own frame makes a cycle
+            run(*args)
+        answered.append(args[-1])
+
+    answered: list[int] = []
+
+    def run_some() -> None:
+        if what in wrong:
+            errors.append(wrong[what])
+        for mark in range(6):
+            operation = break_all if what == "an operation" and mark == 3 else append_to_all
+            gevent.spawn(call, processor.run_across, "Ma" if mark % 2 else "bM", operation, mark)
+        gevent.spawn(call, processor.run, "M", append, 6)
+        clock.advance(5)
+        assert not errors
+
+    run_some()
+    gc.collect()
+    gc.disable()
+    try:
+        run_some()
+        wrong.clear()
+        assert gc.collect() == 0
+        assert sorted(answered) == sorted([*range(7)] * 2)
+    finally:
+        gc.enable()
+        processor.stop(timeout=0)
+        clock.advance(1)
 
 
 def test_an_idle_worker_keeps_nothing_of_its_last_batch_alive(clock: VirtualTime) -> None:
