@@ -196,7 +196,8 @@ class PartlySaved(Exception):
 class Repeated(NotSaved):
     """For a save to raise: some idempotency keys of `Batch.outcomes` are recorded already. Nothing was written.
 
-    The batch answers those operations' callers with the recorded outcomes, and replays without them.
+    The batch answers those operations' callers with the recorded outcomes, and replays without them. If there are none
+    (expired ones were in the way, and are deleted now), it replays all. No attempt is counted for that.
     """
 
     def __init__(self, *args: object, outcomes: Mapping[str, str]) -> None:

@@ -39,6 +39,8 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
 def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
     """Answer the operations whose outcomes are recorded already. Return False if no operation has such a key."""
     attempt.phase = "operations"  # nothing was written
+    if error.outcomes == {}:  # expired ones were in the way
+        return True
     idempotency = attempt.dispatcher.options.idempotency
     return idempotency is not None and idempotency.settle_repeated(attempt, current_part(attempt), error.outcomes)
 

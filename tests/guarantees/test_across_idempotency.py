@@ -449,6 +449,27 @@ def test_where_a_save_is_refused_the_culprit_is_found_and_all_others_are_recorde
     assert len(ledger.outcomes) == 2
 
 
+def test_where_expired_outcomes_were_in_the_way_all_are_replayed_and_no_attempt_is_counted(
+    clock: VirtualTime, ledger: KeepingLedger
+) -> None:
+    in_the_way = [Repeated("expired ones are deleted", outcomes={})] * 3
+
+    def on_save(resources: dict[Any, Account]) -> None:
+        if in_the_way:
+            raise PartlySaved(dict.fromkeys(resources, in_the_way.pop())) if ledger.partly else in_the_way.pop()
+
+    with ledger.processor(max_attempts=1) as processor:
+        ledger.save_time = 0.1
+        blocker = call(processor, "abcd", None, append_to_all, 0)
+        clock.advance(0.05)
+        ledger.on_save = on_save
+        callers = [call(processor, "ab", "x", append_to_all, 1), call(processor, "c.", None, append, 2)]
+        clock.advance(3)
+        assert answers([blocker, *callers]) == [0, 1, 2]
+    assert ledger.kept == {"a": [0, 1], "b": [0, 1], "c": [0, 2], "d": [0]}
+    assert not in_the_way
+
+
 def test_outcomes_that_nobody_has_asked_for_are_a_failure_and_no_endless_replay(
     clock: VirtualTime, ledger: KeepingLedger
 ) -> None:

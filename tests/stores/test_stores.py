@@ -721,6 +721,15 @@ def test_an_outcome_that_has_expired_is_forgotten(adapter: Adapter, processor: P
     assert processor.run("k", adapter.add, 2, idempotency_key="a") == 18
 
 
+@over_some_idempotent
+def test_an_outcome_that_has_expired_costs_no_attempt(adapter: Adapter) -> None:
+    adapter.put("k", 10)
+    with adapter.processor(max_attempts=1) as processor:
+        for total in (11, 12):
+            assert processor.run("k", adapter.add, 1, idempotency_key="a") == total
+            adapter.expire_outcomes()
+
+
 @over_idempotent
 def test_of_two_processors_that_are_given_one_idempotency_key_at_once_one_applies_it(adapter: Adapter) -> None:
     adapter.put("k", 10)

@@ -276,9 +276,10 @@ class Recording:
         begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]
         deletion = f"DELETE FROM {table.name} WHERE id = {table.mark} AND expires <= {table.mark}"
-        if send(deletion, expired).rowcount or self._is_ours(error):  # or another process has just deleted them
-            return Conflict(f"{shown(key)} was not saved: outcomes were in the way that have expired")
-        return None
+        told = f"{shown(key)} was not saved: outcomes were in the way that have expired"
+        if send(deletion, expired).rowcount:
+            return Repeated(told, outcomes={})
+        return Conflict(told) if self._is_ours(error) else None  # another process has just deleted them
 
     def _is_ours(self, error: BaseException) -> bool:
         """Return whether *error* names one of our ids; SQLite's names the column."""
