@@ -88,9 +88,24 @@ class BankLife(Life):
     @contextmanager
     def scope(self, keys: list[str]) -> Iterator[dict[str, Any]]:
         resources, visit = self._load(keys)
+        with self._leaving(visit, resources):
+            yield resources
+
+    @contextmanager
+    def scope_of_one(self, key: str) -> Iterator[Account]:
+        resources, visit = self._load([key])
+        found = resources.get(key, ResourceMissing(key, key=key))
+        if isinstance(found, Exception):
+            self._leave(visit)
+            raise found
+        with self._leaving(visit, resources):
+            yield found
+
+    @contextmanager
+    def _leaving(self, visit: BulkVisit, resources: dict[str, Any]) -> Iterator[None]:
         try:
             try:
-                yield resources
+                yield
             except BaseException:
                 act = self._plan(self.world.leaves, "", one_key.QUICK)
                 self._wait(act.first, "", visit)
@@ -98,15 +113,6 @@ class BankLife(Life):
             self._save(visit, resources)
         finally:
             self._leave(visit)
-
-    @contextmanager
-    def scope_of_one(self, key: str) -> Iterator[Account]:
-        with self.scope([key]) as resources:
-            if key not in resources:
-                raise ResourceMissing(key, key=key)
-            if isinstance(resources[key], Exception):
-                raise resources[key]
-            yield resources[key]
 
     def load_all(self, keys: list[str]) -> dict[str, Any]:
         resources, visit = self._load(keys)
