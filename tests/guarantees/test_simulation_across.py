@@ -72,7 +72,7 @@ _OPERATIONS = [
 ]
 
 OPERATIONS = st.sampled_from(
-    [(act,) for act in _PLAIN * 100]
+    [(act,) for act in _PLAIN * 100 + _acts(("", "short"), ("read",)) * 20]
     + [(act,) for act in _OPERATIONS]
     + [(act, Act()) for act in _OPERATIONS]
     + [(Act(), act) for act in _OPERATIONS]

@@ -43,7 +43,11 @@ class AnswersLife(BankLife):
             self.world.wrong(f"{call} was admitted after stop()")
         if value is None or value is not call.last:
             self.world.wrong(f"{call} was answered {value!r}, but has returned {call.last!r} last")
-        if not self._saved_at(call):
+        if call.reads:
+            reach("read, at several keys" if len(call.keys) > 1 else "read one key")
+            if self._is_before_the_save(call):
+                self.world.wrong(f"{call} was answered with what is not saved yet")
+        elif not self._saved_at(call):
             self.world.wrong(f"{call} was answered, but is not saved")
         if self.stopping and call.several:
             reach("saved after stop")
@@ -79,7 +83,8 @@ class AnswersLife(BankLife):
         if visit is None or call.alone or visit.began or visit.over or visit.run.interrupted:
             return False
         mine = visit.connected(call.key)
-        return any(one.number in visit.returned and set(one.keys) & mine for one in visit.applied)
+        saved = (one for one in visit.applied if one.number in visit.returned and not one.reads)
+        return any(set(one.keys) & mine for one in saved)
 
     def _contradiction(  # noqa: PLR0911 - a list
         self, call: Any, error: BatchError

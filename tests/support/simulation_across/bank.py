@@ -373,7 +373,7 @@ class BankLife(Life):
                 wrong(f"{key!r} is saved as {account.entries}, in place of {visit.expected(key)}")
         for call in visit.applied:
             there = [key for key in call.keys if key in resources]
-            if there and call.number in visit.returned and len(there) != len(call.keys):
+            if there and call.number in visit.returned and not call.reads and len(there) != len(call.keys):
                 wrong(f"{call} of {call.keys} is to be saved at {there} only")
         if self.world.clock.now() > self.deadline_of(visit.run) - visit.run.spent:
             wrong(f"save of {visit.keys} after its deadline")

@@ -100,7 +100,7 @@ class AcrossLife(AnswersLife):
         call.alone = not self.processor.batching
         self._reach_by_call(call)
         call.sequence = self._moment("a caller")
-        options: Any = {"start_timeout": call.start_timeout}
+        options: Any = {"start_timeout": call.start_timeout, "read_only": call.reads}
         try:
             if call.several:
                 value = self.processor.run_across(call.keys, operation, call.mark, **options)
@@ -143,7 +143,8 @@ class AcrossLife(AnswersLife):
         self.applying.append(visit)
         try:
             for place, account in enumerate(accounts):
-                account.entries.append(call.number)
+                if not call.reads:
+                    account.entries.append(call.number)
                 if place == call.number % len(accounts):
                     self._wait(act.first, act.guard, visit)
                     self._end_at(call, act.end, accounts)
@@ -315,7 +316,7 @@ class AcrossLife(AnswersLife):
             saved = self._saved_at(call)
             if saved and (call.fate not in {"saved", "unknown", "left"} or not call.starts):
                 self.world.wrong(f"{call} is saved, but was {call.fate}")
-            if call.fate == "saved" and not saved:
+            if call.fate == "saved" and not saved and not call.reads:
                 self.world.wrong(f"{call} was answered, but is not saved")
         calls = {call.number: call for call in self.calls}
         for key, entries in self.world.kept.items():

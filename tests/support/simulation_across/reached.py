@@ -15,6 +15,8 @@ ALL: Final = (
     "run_across of 3 keys",
     "run_across of 5 keys",
     "keys of several shards, as far as their numbers say",
+    "read one key",
+    "read, at several keys",
     "by hand",
     "by a pair",
     "by a store",

@@ -34,6 +34,11 @@ class AcrossCall(Call):
     dropped: bool = False  # it had started, but the load of one of its keys has failed in a replay
 
     @property
+    def reads(self) -> bool:
+        """Whether it is read-only."""
+        return self.acts[0].end == "read"
+
+    @property
     def several(self) -> bool:
         return len(self.keys) > 1 or not self.number % 2
 
@@ -95,7 +100,8 @@ class BulkVisit:
     def expected(self, key: str, before: AcrossCall | None = None) -> list[int]:
         """What has to be in the account of *key*: for an operation that is applied (again), and at the end."""
         calls = self.applied[: self.applied.index(before)] if before in self.applied else self.applied
-        return self.loaded[key] + [call.number for call in calls if key in call.keys and call.number in self.returned]
+        changed = (call for call in calls if key in call.keys and call.number in self.returned and not call.reads)
+        return self.loaded[key] + [call.number for call in changed]
 
     def connected(self, key: str) -> set[str]:
         """Return the keys that operations that were applied connect with *key*."""
