@@ -160,3 +160,39 @@ def test_a_true_conflict_is_told_as_one(engine: sa.Engine) -> None:
         assert isinstance(failed, SaveFailed)
         assert failed.retry_safe
         assert "somebody else changed it" in str(failed)
+
+
+# -- across keys ------------------------------------------------------------------------------------------------
+
+
+def put_each(documents: tuple[dict[str, Any], ...], *whats: str) -> list[int]:
+    return [put(document, what) for document, what in zip(documents, whats, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "new"),
+    [
+        *(pytest.param(*way.values, new, id=f"{way.id}-{new}") for way in WAYS for new in (True, False)),
+        pytest.param("sqlite", {}, False, id="sqlite"),
+    ],
+    indirect=["engine"],
+)
+def test_what_is_left_out_at_one_key_is_the_error_of_its_operation_across_keys_and_nothing_of_that_is_saved(
+    engine: sa.Engine, options: dict[str, Any], new: bool
+) -> None:
+    store = store_of(engine, **options)
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=20, workers=1) as processor:
+        if not new:
+            assert put_all(processor, *[(key, "0") for key in "abcde"]) == [1] * 5
+        before = [] if new else ["0"]
+        runs = [("ab", "1", "1"), ("bc", "2", "bad"), ("bc", "3", "3"), ("de", "bad", "1"), ("fg", "1", "1")]
+        callers = [gevent.spawn(answer_of, processor.run_across, list(keys), put_each, *whats) for keys, *whats in runs]
+        first, left_out, third, other, last = [caller.get() for caller in callers]
+        for refused in (left_out, other):
+            assert isinstance(refused, RuntimeError)
+            assert "the database has left it out" in str(refused)
+        count = len(before)
+        assert (first, third, last) == ([count + 1] * 2, [count + 2, count + 1], [1, 1])
+        found = {key: processor.run(key, lambda document: document["all"], read_only=True) for key in "abcdefg"}
+    saved = {"a": ["1"], "b": ["1", "3"], "c": ["3"], "d": [], "e": [], "f": ["1"], "g": ["1"]}
+    assert found == {key: (before if key in "abcde" else []) + some for key, some in saved.items()}
