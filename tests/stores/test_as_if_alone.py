@@ -108,6 +108,24 @@ def test_one_list_in_two_places_of_a_document_is_one_until_the_save(engine: sa.E
         assert processor.run("a", append) == [1, 2]  # as it is loaded, "copy" is a list of its own
 
 
+def test_one_list_in_two_documents_that_an_operation_has_put_there_is_one_until_the_save(engine: sa.Engine) -> None:
+    def share(documents: tuple[dict[str, list[int]], ...]) -> None:
+        documents[1]["copy"] = documents[0]["first"]
+
+    def append(document: dict[str, list[int]]) -> None:
+        document["first"].append(2)
+
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {"first": [1]})
+    store.create_table()
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=10) as processor:
+        callers = [
+            gevent.spawn(answer_of, processor.run_across, ["a", "b"], share),
+            gevent.spawn(answer_of, processor.run, "a", append),
+        ]
+        assert [caller.get() for caller in callers] == [None, None]
+        assert processor.run("b", lambda document: document["copy"]) == [1, 2]  # one by one: [1]
+
+
 class Judging:
     """Refuses what operations have marked as bad. Where it is left without a save, somebody else writes."""
 
