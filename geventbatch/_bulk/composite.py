@@ -52,12 +52,15 @@ class Composite:
         self._attempt: Attempt | None = None  # set once resources are copied before operations touch them
         self._memories: dict[Hashable, Any] = {}  # by key: what restores it
         self._touched: dict[Hashable, None] = {}  # since the last copy
+        self._may_share: dict[Hashable, None] = {}  # those of them that an operation has had together with others
         self._kept: dict[Hashable, Any] = {}  # by key: its state at the last copy, if it was touched before
         self._lost: dict[Hashable, BaseException] = {}  # by key: why it cannot be copied
 
     def pick(self, keys: tuple[Hashable, ...]) -> tuple[Any, ...]:
         """Return the resources at *keys*, which are those of the operation at hand from now on."""
         self._component.key, self._component.named = keys[0], keys
+        if len(keys) > 1:
+            self._may_share |= dict.fromkeys(keys)
         for key in keys:
             if key not in self._touched:
                 self._touched[key] = None
@@ -117,6 +120,9 @@ class Composite:
         for key in self._touched:
             kept[key] = self._memories[key].checkpoint()
         self._kept = kept
+        for key in self._may_share:  # an object that lies in two of them would be brought back in one of them only
+            self._resources[key] = self._saved[key] = self._memories[key].restore(kept[key])
+        self._may_share.clear()
         self._touched.clear()
         return kept
 
@@ -125,6 +131,7 @@ class Composite:
         self._see_to_lost()
         for key in self._touched:
             self._resources[key] = self._saved[key] = self._memories[key].restore(self._kept.get(key))
+        self._may_share.clear()
         self._touched.clear()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,6 +125,38 @@ def test_one_list_in_two_documents_that_an_operation_has_put_there_is_one_until_
         ]
         assert [caller.get() for caller in callers] == [None, None]
         assert processor.run("b", lambda document: document["copy"]) == [1, 2]  # one by one: [1]
+
+
+def test_an_operation_that_raised_has_changed_nothing_of_a_list_that_another_document_has_too(
+    engine: sa.Engine,
+) -> None:
+    def work() -> None:
+        """Take longer than a copy, so that the state is copied behind it."""
+        end = time.process_time() + 0.005
+        while time.process_time() < end:
+            pass
+
+    def share(documents: tuple[dict[str, Any], ...]) -> None:
+        work()
+        documents[1]["copy"] = documents[0]["first"]
+
+    def count(document: dict[str, Any]) -> None:
+        work()
+        document["count"] = document.get("count", 0) + 1
+
+    def append(document: dict[str, Any]) -> None:
+        document["first"].append(2)
+        raise LookupError
+
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {"first": [1]})
+    store.create_table()
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=10) as processor:
+        callers = [gevent.spawn(answer_of, processor.run_across, ["a", "b"], share)]
+        callers += [gevent.spawn(answer_of, processor.run, "a", one) for one in (count, append) * 6]
+        answers = [caller.get() for caller in callers]
+        assert [type(answer) for answer in answers] == [type(None), *[type(None), LookupError] * 6]
+        assert processor.run("a", lambda document: document) == {"first": [1], "count": 6}
+        assert processor.run("b", lambda document: document) == {"first": [1], "copy": [1]}
 
 
 class Judging:

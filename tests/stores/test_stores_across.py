@@ -278,6 +278,23 @@ def test_what_operations_have_only_read_is_compared_with_what_they_connect_and_n
     assert bank.totals(["n0", "n1", "new"]) == [9, 11, None]
 
 
+@over(lambda case: case.has_across and case.has_rows and "document" in case.name and not case.has_locks)
+def test_what_was_only_read_is_compared_for_the_rows_that_operations_have_added(adapter: Adapter) -> None:  # noqa: F811
+    bank = Bank(adapter)
+
+    def look(accounts: tuple[Any, ...]) -> list[int]:
+        return [adapter.total(account) for account in accounts]
+
+    with bank.processor() as processor:
+        noted = After(partial(adapter.put, "n0", 70), bank.noted)
+        callers = [
+            spawned(partial(processor.run_across, ["n0", "n1"], look, read_only=True)),
+            spawned(processor.run_across, ["n1", "n2"], noted, 0, "row"),
+        ]
+        assert all_of(callers) == [[70, 10], (10, 10)]
+    assert adapter.rows() == ["row"]
+
+
 @over_unlocked
 def test_when_a_key_has_vanished_nothing_of_those_connected_with_it_is_saved(adapter: Adapter) -> None:  # noqa: F811
     bank = Bank(adapter)

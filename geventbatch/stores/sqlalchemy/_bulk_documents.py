@@ -254,7 +254,7 @@ class BulkDocumentScope:
                     if key in self._resources:
                         _, change = scope.change_of(part.batch, beside, deleted=key in deleted)
                     else:  # it was only read, and the others depend on that
-                        change = scope.comparison() if part.changes else None
+                        change = scope.comparison() if part.changes or part.rows else None
                 except Exception as error:
                     failed[key] = self._repeated(part) or error
                     return None
