@@ -134,6 +134,23 @@ def test_two_at_the_same_time_are_applied_once_and_both_have_the_answer(
     assert len(ledger.saves) == 2
 
 
+def test_two_that_raise_at_the_same_time_each_have_an_error_of_their_own_by_one_record(
+    clock: VirtualTime, ledger: KeepingLedger
+) -> None:
+    with ledger.processor() as processor:
+        ledger.save_time = 0.1
+        blocker = call(processor, "abc", None, append_to_all, 0)
+        clock.advance(0.05)
+        sent = [("ab", refuse_all), ("ab", refuse_all), ("c.", refuse_one), ("c.", refuse_one)]
+        callers = [call(processor, keys, "x", operation, 5) for keys, operation in sent]
+        clock.advance(3)
+        errors = answers([blocker, *callers])[1:]
+    assert [(type(error), error.seat) for error in errors] == [(Taken, 5)] * 4
+    assert len({id(error) for error in errors}) == 4
+    assert ledger.kept == {"a": [0], "b": [0], "c": [0]}
+    assert len(ledger.outcomes) == 2
+
+
 def test_a_bulk_in_which_everything_was_sent_again_saves_nothing_more(
     clock: VirtualTime, ledger: KeepingLedger
 ) -> None:
