@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from inspect import getattr_static
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from geventbatch._wrapper import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +37,9 @@ def look_at(open_resource: object) -> Store:
 def across_form(store: object) -> tuple[Any, Exception | None]:
     """Return the form for many keys of *store*, or None; and what the store raised instead."""
     try:
-        found = getattr(store, "open_resources", None)
-    except Exception as error:  # it refuses: only `run_across` needs the form
-        return None, error
+        found = cast("Any", store).open_resources
+    except Exception as error:  # only `run_across` needs the form: it tells why a store refuses
+        return None, error if getattr_static(innermost(store), "open_resources", None) is not None else None
     return (found if look_at(found).all_or_nothing is True else None), None
 
 

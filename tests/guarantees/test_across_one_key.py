@@ -145,7 +145,7 @@ class Refusing(TwoForms):
 @pytest.mark.parametrize("batching", [True, False])
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(AttributeError("none"), "does not: make"), (TypeError("it has a trigger"), "it has a trigger")],
+    [(AttributeError("it has none"), "it has none"), (TypeError("it has a trigger"), "it has a trigger")],
 )
 def test_a_store_that_has_no_form_for_many_keys_goes_on_with_single_ones_and_refuses_others(
     clock: VirtualTime, error: Exception, said: str, batching: bool

@@ -390,7 +390,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
         """The bulk form: ``Processor(open_resources=store.open_resources)``, for many keys with few operations each.
 
         The resources of all batches that are ready are loaded together and saved together, in one transaction. It
-        refuses operations with idempotency keys, and caches nothing (``reuse_resource``).
+        caches nothing (``reuse_resource``). A processor of the store uses it for `run_across`.
 
         Raises:
             AttributeError: The store prepares its connections for each key (``prepare_connection``).
