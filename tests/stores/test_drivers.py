@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -238,3 +239,63 @@ def test_a_row_that_is_locked_for_too_long_is_told_before_the_deadline(tmp_path:
         assert answer.retry_safe
         assert not isinstance(answer, SaveFailed)
         assert seats.run("a", add) == 101
+
+
+# -- across keys ------------------------------------------------------------------------------------------------
+
+
+def transfer(accounts: tuple[dict[str, int], ...], line: str | None = None) -> list[int]:
+    accounts[0]["n"] -= 1
+    accounts[1]["n"] += 1
+    if line is not None:
+        current_batch().add_row((Line, {"text": line}))
+    return [account["n"] for account in accounts]
+
+
+@pytest.mark.parametrize(
+    ("driver", "mode"),
+    [
+        ("psycopg2", "lock"),
+        ("psycopg2", "version"),
+        ("pg8000", "lock"),
+        ("pg8000", "version"),
+        pytest.param("mysqlconnector", "version", marks=pytest.mark.mariadb),
+    ],
+)
+def test_documents_that_an_operation_connects_are_saved_together_or_not_at_all(
+    tmp_path: Path, driver: str, mode: Any
+) -> None:
+    with driven(driver, tmp_path) as database:
+        store = SQLAlchemyStore.documents(database.engine(), "driven_accounts", mode=mode, missing=lambda _: {"n": 10})
+        store.create_table()
+        beside = database.engine()
+
+        def overtake(accounts: tuple[dict[str, int], ...]) -> list[int]:
+            table = store.table
+            with beside.begin() as connection:
+                if mode == "version":
+                    connection.execute(sa.update(table).where(table.c.key == "b").values(version=9))
+                else:
+                    connection.execute(sa.insert(table).values(key="new", state='{"n": 0}', version=1))
+            return transfer(accounts)
+
+        def run(processor: Processor[Any], *runs: tuple[Any, ...]) -> list[Any]:
+            callers = [gevent.spawn(answer_of, processor.run_across, list(keys), *call) for keys, *call in runs]
+            return [caller.get() for caller in callers]
+
+        opens: dict[str, Any] = {"open_resources": store.open_resources, "min_duration": 0, "max_duration": 20}
+        keys: Any = [("a", "b"), ("c", "d"), ("e", "new" if mode == "lock" else "f")]
+        with Processor(**opens, workers=1, max_batches=1, max_attempts=1) as processor:
+            assert run(processor, ("abcdef", lambda accounts: [one.update(n=10) for one in accounts])) == [[None] * 6]
+            lost = 0 if mode == "version" else 2
+            answers = run(processor, (keys[0], transfer), (keys[1], overtake), (keys[2], transfer))
+            assert isinstance(answers.pop(lost), SaveFailed)
+            assert answers == [[9, 11]] * 2
+            answers = run(processor, (keys[lost], transfer, "x"), (keys[1], transfer, "x"), (("b", "f"), transfer, "y"))
+            assert sum(isinstance(answer, IntegrityError) for answer in answers) == 1
+            assert isinstance(answers[2], list)
+        with beside.connect() as connection:
+            found = {row.key: json.loads(row.state)["n"] for row in connection.execute(sa.select(store.table))}
+            lines = connection.scalars(sa.select(Line.text).order_by(Line.text)).all()
+        assert sum(found.values()) == 60
+        assert lines == ["x", "y"]
