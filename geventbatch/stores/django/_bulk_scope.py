@@ -23,7 +23,9 @@ from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, R
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, repeated_of
+from geventbatch.stores.django._added_rows import add_rows
 from geventbatch.stores.django._bulk_load import BulkLoad
+from geventbatch.stores.django._bulk_update import BulkUpdate
 from geventbatch.stores.django._lease import Lease
 from geventbatch.stores.django._on_commit import take
 from geventbatch.stores.django._part import Part
@@ -347,16 +349,31 @@ class BulkScope:
         if any(part.outcomes for part in left) or stepwise:
             self._transaction.take_write_lock()
         if not stepwise:
-            lost |= self._record(left)
-            self._check_statements(parts, lost)
+            self._write_all(parts, left, lost)
+            return
         for part in left:
-            if stepwise:
-                failed = self._write_in_savepoint(part)
-                if failed is not None:
-                    lost[part] = failed
-                    self._check_statements(parts, lost)
-            elif part not in lost and part.batch.completed:
-                part.write(self._transaction)
+            failed = self._write_in_savepoint(part)
+            if failed is not None:
+                lost[part] = failed
+                self._check_statements(parts, lost)
+
+    def _write_all(self, parts: list[Part], left: list[Part], lost: dict[Part, NotSaved]) -> None:
+        """Write what is *left* of *parts*, the rows of each model together, and COMMIT with the last statement."""
+        together = BulkUpdate(self._transaction)
+        for part in left:
+            failed = part.plan(together)
+            if failed is not None:
+                lost[part] = self._known(part) or failed
+        lost |= self._record([part for part in left if part not in lost])
+        self._check_statements(parts, lost)
+        left = [part for part in left if part not in lost and part.batch.completed]
+        added = [row for part in left for row in part.added]
+        commits = not any(part.batch.conflicts or part.computes for part in left)
+        for part in left:
+            part.write()
+            together.add(part.planned)
+        together.send(commits=commits and not added)
+        add_rows(added, self._transaction, commits=commits)
 
     def _write_in_savepoint(self, part: Part) -> NotSaved | None:
         """Write *part*. Return why it is lost; nothing of it is written then."""
@@ -366,7 +383,8 @@ class BulkScope:
                 if repeated is not None:
                     return repeated
                 if part.batch.completed:
-                    part.write(self._transaction)
+                    part.write()
+                    add_rows(part.added, self._transaction, commits=False)
         except Error as error:
             kind = errors.kind(error)
             if kind not in {*errors.OF_OPERATION, errors.Kind.OTHER} or self._transaction.ended_by() is not None:
@@ -383,6 +401,8 @@ class BulkScope:
 
     def _check_save(self) -> None:
         """Raise if a signal's receiver, or a model's own `save`, has ended the transaction or one of its blocks."""
+        if self._transaction.is_committed:
+            return
         guard = next(iter(self._turns.values())).guard
         wrong = guard.left_behind()
         if wrong is not None and self._transaction.has_ended():

@@ -43,7 +43,7 @@ def instance_class(model: type[Model]) -> type[Model]:
     methods |= watched(model)
     methods |= {name: _Watched(found) for name, found in _relations(model)}
     methods |= {name: _Computed(in_class(model, name)) for name in _computed(model)}
-    methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, _set_class)}
+    methods |= {"__new__": staticmethod(_making(model)), "__class__": property(lambda _: model, set_class)}
     names = {"__module__": model.__module__, "__qualname__": model.__qualname__, "__doc__": model.__doc__}
     made: Any = type.__new__(_InstanceType, model.__name__, (model,), {**methods, **names})
     return cast("type[Model]", made)
@@ -64,7 +64,8 @@ def _making(model: type[Model]) -> Callable[..., Model]:
     return make
 
 
-def _set_class(self: Model, kind: type[Model]) -> None:
+def set_class(self: Model, kind: type[Model]) -> None:
+    """Set the class of an instance, past its `__setattr__`, which would take it for an operation's. Switches: no."""
     vars(object)["__class__"].__set__(self, kind)
 
 

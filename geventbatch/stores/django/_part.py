@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores._sql.outcomes import outcomes_of
-from geventbatch.stores.django._added_rows import add_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from django.db.models import Field
 
+    from geventbatch.stores.django._bulk_update import BulkUpdate, Planned
     from geventbatch.stores.django._row import Row
-    from geventbatch.stores.django._transaction import Transaction
     from geventbatch.stores.django._turn import Turn
 
 
@@ -30,7 +31,9 @@ class Part:
         self.told = told
         self.outcomes = outcomes_of([self.batch])
         self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys or turn.rows}
-        self._added = self.batch.rows
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._planned: dict[Any, Planned] = {}  # by key
+        self.added = self.batch.rows
 
     def prepare(self) -> NotSaved | None:
         """Find what to write. Return why the batch cannot be saved, or None. Switches: no."""
@@ -69,7 +72,7 @@ class Part:
     def _writes(self) -> bool:
         if not self.batch.completed:
             return False
-        if self.batch.deleted_keys or self._added or self.turn.wrote or self.inserts:
+        if self.batch.deleted_keys or self.added or self.turn.wrote or self.inserts:
             return True
         return any(self._fields.values()) or any(self._saves(key) for key in self.rows)
 
@@ -77,11 +80,36 @@ class Part:
         row = self.rows[key]
         return row.save_asked and row.computes(self.turn.models[key])
 
-    def write(self, transaction: Transaction) -> None:
-        """Send its statements. Switches: yes."""
-        beside = bool(self._added) or self.turn.wrote
+    def plan(self, together: BulkUpdate) -> NotSaved | None:
+        """Let *together* write the rows that it can. Return why the batch cannot be saved, or None. Switches: no."""
+        deleted = self.batch.deleted_keys
+        try:
+            for key, row in self.rows.items():
+                if self._fields[key] and not row.new and key not in deleted:
+                    found = together.plan(row, self._fields[key])
+                    if found is not None:
+                        self._planned[key] = found
+        except Exception as error:
+            return self.refused(error)
+        return None
+
+    @property
+    def planned(self) -> Iterable[Planned]:
+        """What is written together with the rows of others. Switches: no."""
+        return self._planned.values()
+
+    @property
+    def computes(self) -> bool:
+        """Return whether writing it calls code of the user's. Switches: no."""
+        return any(row.computes(self.turn.models[key]) for key, row in self.rows.items())
+
+    def write(self) -> None:
+        """Write the rows, but those that are planned, and those that operations have added. Switches: yes."""
+        beside = bool(self.added) or self.turn.wrote
         for key, row in self.rows.items():
             fields = self._fields[key]
+            if key in self._planned:
+                continue
             if key in self.batch.deleted_keys:
                 row.delete()
             elif row.new:
@@ -90,4 +118,3 @@ class Part:
                 row.update(fields, commits=False)
             elif beside and not row.ours:
                 row.touch()
-        add_rows(self._added, transaction, commits=False)

@@ -238,25 +238,29 @@ class Row(Generic[M]):
         If the UPDATE `is_joined`, send it in one message with *recording*, the statements that record outcomes.
         If a signal or the model's own `save` may compute other columns, all are written, as by `save()`.
         """
-        names = [field.name for field in fields]
-        version = self._rows.version_field
+        names = [field.name for field in self.counted(fields)]
         checks: list[Statement] = []
         if self.is_joined:
             checks = [*recording] if self.is_exclusive else [*recording, self._check()]
         else:
             commits = False
             self.verify()
-        if version is not None and not self.ours:
-            setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
-            names.append(version.name)
         only: dict[str, Any] = {} if self.computes(type(self.instance)) else {"update_fields": names}
         with self._transaction.saving(*checks, commits=self._written if commits else None):
             self._save(has_to=bool(names), **only)
 
+    def counted(self, fields: Sequence[Field[Any, Any]]) -> list[Field[Any, Any]]:
+        """Return *fields* and the one that counts the saves, which is set by one more than loaded. Switches: no."""
+        version = self._rows.version_field
+        if version is None or self.ours:
+            return [*fields]
+        setattr(self.instance, version.attname, cast("int", self.loaded[version.attname]) + 1)
+        return [*(field for field in fields if field is not version), version]
+
     def insert(self, *, commits: bool) -> None:
         """Insert the new row. Switches: yes."""
         self._transaction.take_write_lock()
-        with self._transaction.saving(commits=self._written if commits and self._is_plain else None):
+        with self._transaction.saving(commits=self._written if commits and self.is_plain else None):
             self._save(has_to=True, force_insert=True)
 
     def _save(self, *, has_to: bool, **options: Any) -> None:
@@ -298,10 +302,10 @@ class Row(Generic[M]):
         """Return whether an UPDATE can share a message with the statements before it."""
         if not self._transaction.pipelines or self._transaction.nested:
             return False
-        return self._is_plain and (self.is_exclusive or not self._compares_all)
+        return self.is_plain and (self.is_exclusive or not self._compares_all)
 
     @property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Return whether saving is one statement, and calls no code of the user's that may send more."""
         meta = self.instance._meta
         return not (self.computes(type(self.instance)) or meta.parents or meta.select_on_save)

@@ -13,7 +13,7 @@ from geventbatch.errors import CannotUndo, NotSaved, Rejected
 from geventbatch.stores.django._answers import asks_later, copied, lies_in
 from geventbatch.stores.django._as_loaded import convert_values
 from geventbatch.stores.django._guard import Guard
-from geventbatch.stores.django._instance_class import forget_read, instance_class, take_related
+from geventbatch.stores.django._instance_class import forget_read, instance_class, set_class, take_related
 from geventbatch.stores.django._rows import Rows
 from geventbatch.stores.django._undo import Undo
 from geventbatch.stores.django._verdict import verdict_on
@@ -57,8 +57,7 @@ class Turn:
     def begin(self) -> None:
         """Guard the connection, and replace `save` and `delete` of the instances. Switches: no."""
         for key, row in self.rows.items():
-            instance: Any = row.instance
-            instance.__class__ = instance_class(self.models[key])
+            set_class(row.instance, instance_class(self.models[key]))
         self.guard.put_on()
 
     def end(self) -> None:
@@ -67,8 +66,7 @@ class Turn:
         self.guard.next()
         self.guard.take_off()
         for key, row in self.rows.items():
-            instance: Any = row.instance
-            instance.__class__ = self.models[key]
+            set_class(row.instance, self.models[key])
 
     # -- operations -----------------------------------------------------------------------------------------
 
