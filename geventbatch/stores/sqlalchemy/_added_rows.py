@@ -50,7 +50,8 @@ def insert_rows_in_savepoint(connection: Connection, rows: Sequence[object]) -> 
 
 def is_instance(row: object) -> bool:
     """Return whether *row* is an instance of a mapped class."""
-    return isinstance(inspect(row, raiseerr=False), InstanceState)
+    # The first question is the quick one; it is asked of each row, several times.
+    return type(row) is not tuple and isinstance(inspect(row, raiseerr=False), InstanceState)
 
 
 def _group(row: object) -> tuple[Any, tuple[str, ...]] | None:
