@@ -112,10 +112,20 @@ class DocumentScope:
         return self._change(row, beside=bool(beside))
 
     def comparison(self) -> tuple[Any, dict[str, Any]] | None:
-        """Return the statement that compares an unchanged document; None if its row is locked, or missing."""
-        if self._documents.locking or self._loaded.version is None:
+        """Return the statement that compares a document that stays unchanged; None if its row is locked, or missing.
+
+        It writes the state again. One that is no text or bytes may have been changed in place by an operation that
+        raised; if there is no copy of it, the document is not compared.
+        """
+        row = self._loaded
+        if self._documents.locking or row.version is None:
             return None
-        return self._change(self._loaded, beside=True)[1]
+        if not isinstance(row.state, (str, bytes)):
+            try:
+                row = _with_state(row, self._documents.restored(self._unchanged))
+            except Exception:
+                return None
+        return self._change(row, beside=True)[1]
 
     def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
         """Return the error for a row that was not found, or exists already, in *transaction*. Switches: yes."""

@@ -133,10 +133,14 @@ class RedisWorld:
 
     atomic_foreign = False
 
-    def __init__(self, client: Any, other: Any, model: dict[str, Any], *, reuse: bool = False) -> None:
+    def __init__(
+        self, client: Any, other: Any, model: dict[str, Any], *, reuse: bool = False, bulk: bool = False
+    ) -> None:
         self.other = other
         self.model = model
-        self.key = model["KEY"]
+        self.keys = model["KEYS"]
+        self.key = self.keys[0]
+        self.bulk = bulk
         self.ordered = model["ORDERED"]
         self._prefix = model["PREFIX"]
         self._store: Any = RedisStore(
@@ -152,52 +156,69 @@ class RedisWorld:
         return self._store
 
     def fill(self) -> None:
-        """Have the document that a trial begins with."""
+        """Have the documents that a trial begins with."""
         self._store.stopped()
-        self.other.delete(self._name)
-        self._write(self.model["first"]())
+        state = self.model["encode"](self.model["first"]())
+        for key in self.keys:
+            self.other.delete(self._name(key))
+        self._write(dict.fromkeys(self.keys, state))
 
-    def foreign(self, write: Callable[[Any], object]) -> None:
-        """Have somebody else write."""
-        if self.other.hget(self._name, "value") is not None:
-            resource = self._found()
-            write(resource)
-            self._write(resource)
+    def foreign(self, write: Callable[[Any], object], at: int = 0) -> None:
+        """Have somebody else write, who loses no save that comes between: other keys' batches run meanwhile."""
+        name = self._name(self.keys[at])
+
+        def change(pipeline: Any) -> None:
+            found = pipeline.hget(name, "value")
+            pipeline.multi()
+            if found is not None:
+                resource = self.model["decode"](found)
+                write(resource)
+                pipeline.hset(name, "value", self.model["encode"](resource))
+                pipeline.hincrby(name, "version", 1)
+
+        self.other.transaction(change, name)
 
     def alone(self, operations: Sequence[Any]) -> Alone:
-        """What comes of these."""
+        """What comes of these, in one transaction."""
         found = Alone()
+        states: dict[Any, Any] = {}
         try:
             with transaction_of_one() as (_, deleted):
                 for operation in operations:
-                    resource = self._found()
-                    found.answers.append(frozen(operation(resource), ordered=self.ordered))
-                    if deleted:
-                        self.other.delete(self._name)
-                    else:
-                        self._write(resource)
+                    resources = {self.keys[one]: self._found(self.keys[one], states) for one in operation.at}
+                    found.answers.append(frozen(operation(*resources.values()), ordered=self.ordered))
+                    for place, (key, resource) in enumerate(resources.items()):
+                        states[key] = None if place in deleted else self.model["encode"](resource)
+                    deleted.clear()
+            self._write(states)
         except Exception as error:
             found.fail(error, len(operations))
         return found
 
     def rows(self) -> dict[str, list[Any]]:
         """What is there, frozen."""
-        found = self.other.hget(self._name, "value")
-        return {"documents": [] if found is None else [frozen(self.model["decode"](found), ordered=self.ordered)]}
+        found = [self.other.hget(self._name(key), "value") for key in self.keys]
+        return {
+            "documents": [
+                None if value is None else frozen(self.model["decode"](value), ordered=self.ordered) for value in found
+            ]
+        }
 
-    @property
-    def _name(self) -> str:
-        return f"{self._prefix}{self.key}"
+    def _name(self, key: Any) -> str:
+        return f"{self._prefix}{key}"
 
-    def _found(self) -> Any:
-        found = self.other.hget(self._name, "value")
+    def _found(self, key: Any, states: dict[Any, Any]) -> Any:
+        found = states[key] if key in states else self.other.hget(self._name(key), "value")
         if found is None:
-            raise ResourceMissing("there is none", key=self.key)
+            raise ResourceMissing("there is none", key=key)
         return self.model["decode"](found)
 
-    def _write(self, resource: Any) -> None:
-        state = self.model["encode"](resource)
+    def _write(self, states: dict[Any, Any]) -> None:
         pipeline = self.other.pipeline(transaction=True)
-        pipeline.hset(self._name, "value", state)
-        pipeline.hincrby(self._name, "version", 1)
+        for key, state in states.items():
+            if state is None:
+                pipeline.delete(self._name(key))
+            else:
+                pipeline.hset(self._name(key), "value", state)
+                pipeline.hincrby(self._name(key), "version", 1)
         pipeline.execute()
