@@ -290,7 +290,7 @@ def run_examples(number: int, *, shrink: bool = True) -> None:
         )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_quiet_surroundings")
 def test_the_guarantees_hold_across_keys_whatever_happens_in_whatever_order() -> None:
     REACHED.clear()
