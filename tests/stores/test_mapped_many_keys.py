@@ -51,6 +51,25 @@ def test_a_bulk_of_single_keys_is_loaded_by_one_statement_and_saved_in_one_trans
     )
 
 
+def test_the_same_change_of_many_rows_is_one_update(bed: Bed) -> None:
+    def name(account: Account, note: str | None) -> str | None:
+        told, account.note = account.note, note
+        return told
+
+    with bulk(bed) as processor:
+        together(processor, *[(number, deposit, number) for number in range(1, 11)], ([11, 12], transfer, 10))
+        together(processor, *[(number, name, f"{{{number}, 'ü\\\"") for number in range(1, 4)], (4, name, None))
+        told = together(processor, (1, name, None), (2, name, "two"), (3, name, None), (4, name, None))
+    assert balances(bed) == {number: 100 + number for number in range(1, 11)} | {11: 90, 12: 110}
+    updates = [one for one in bed.statements if one.startswith("UPDATE")]
+    assert len(updates) == 3
+    assert all(("unnest" in one) == (bed.server == "postgresql") for one in updates)
+    with bed.other.connect() as connection:
+        notes = list(connection.scalars(sa.select(Account.note).order_by(Account.id)))
+    assert notes[:4] == [None, "two", None, None]
+    assert told == ["{1, 'ü\\\"", "{2, 'ü\\\"", "{3, 'ü\\\"", None]
+
+
 def test_a_transfer_changes_both_rows(bed: Bed) -> None:
     with bulk(bed) as processor:
         assert together(processor, ([1, 2], transfer, 10), ([2, 3], transfer, 30), (3, deposit, 1)) == [90, 80, 131]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import gevent
 import pytest
 import sqlalchemy as sa
 
@@ -44,3 +45,20 @@ def test_an_account_that_is_only_read_is_compared_too(bed: Bed) -> None:
     with bulk(bed) as processor:
         assert together(processor, ([1, 2], operation), (3, deposit, 1)) == [100, 101]
     assert balances(bed) == {1: 0, 3: 101}
+
+
+def test_what_an_operation_across_keys_has_refused_or_only_read_is_compared_and_not_touched(bed: Bed) -> None:
+    def look(accounts: tuple[Account, ...]) -> int:
+        return accounts[0].balance
+
+    write = sa.update(Account).where(Account.id == 2).values(balance=50)
+    reads = Meanwhile(lambda: bed.write(write), look)
+    with bulk(bed) as processor:
+        callers: list[Any] = [
+            gevent.spawn(processor.run_across, [2, 1], reads, read_only=True),
+            gevent.spawn(processor.run_across, [1, 3], transfer, 10),
+            gevent.spawn(processor.run, 4, deposit, 1),
+        ]
+        assert [caller.get() for caller in callers] == [50, 90, 101]
+    assert balances(bed) == {1: 90, 2: 50, 3: 110, 4: 101}
+    assert reads.count == 2

@@ -68,7 +68,7 @@ class Claim:
 def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking: bool) -> sa.Select[Any]:
     columns = table.c
     if arrays:
-        asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=_array(_in_array(columns.key.type))))
+        asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=array_of(in_array(columns.key.type))))
     else:
         asked = columns.key.in_(sa.bindparam("_keys", expanding=True))
     select: Any = sa.select(columns.key, *selected).where(asked)
@@ -125,18 +125,19 @@ def _asked(table: sa.Table, *names: str) -> sa.CTE:
 def _asked_rows(table: sa.Table, *names: str) -> sa.Select[Any]:
     columns = table.c
     types: dict[str, TypeEngine[Any]] = {
-        "key": _in_array(columns.key.type),
+        "key": in_array(columns.key.type),
         "version": sa.BigInteger(),
         "mark": sa.Text(),
-        "state": _in_array(columns.state.type),
+        "state": in_array(columns.state.type),
         "new": sa.BigInteger(),
     }
-    arrays = [sa.bindparam(f"_{name}s", type_=_array(types[name])) for name in names]
+    arrays = [sa.bindparam(f"_{name}s", type_=array_of(types[name])) for name in names]
     unnested = sa.func.unnest(*arrays).table_valued(*[sa.column(name, types[name]) for name in names])
     return sa.select(unnested.render_derived(name="a"))
 
 
-def _array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+def array_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type of an array of values of *kind*."""
     if isinstance(kind, (sa.Integer, sa.JSON)) or type(kind) is sa.Text:
         return _OneText(kind)
     return sa.ARRAY(kind)
@@ -161,14 +162,20 @@ class _OneText(TypeDecorator[list[Any]]):
 def _of_item(kind: TypeEngine[Any], dialect: sa.Dialect) -> Callable[[Any], str]:
     """Return the function that makes the text of one value."""
     if isinstance(kind, sa.Integer):
-        return str
+        return _number
     if isinstance(kind, sa.JSON):
         serialize = getattr(dialect, "_json_serializer", None) or json.dumps
         return lambda value: _quoted(serialize(value))
     return _quoted
 
 
-def _quoted(text: str) -> str:
+def _number(number: int | None) -> str:
+    return "NULL" if number is None else str(number)
+
+
+def _quoted(text: str | None) -> str:
+    if text is None:
+        return "NULL"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -179,7 +186,7 @@ def _locked(table: sa.Table, asked: sa.CTE, mark: Mark) -> sa.CTE:
     return sa.select(key).select_from(joined).order_by(key).with_for_update(of=table).cte("locked")
 
 
-def _in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+def in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return a text type without its length, since a cast would cut off what is too long.
 
     Other types stay: a CITEXT that is compared with a text is compared as a text.
@@ -190,4 +197,4 @@ def _in_array(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def fits(column: sa.Column[Any]) -> bool:
     """Return whether a cast to the column's type keeps its values."""
-    return "(" not in _in_array(column.type).compile(dialect=_POSTGRESQL)
+    return "(" not in in_array(column.type).compile(dialect=_POSTGRESQL)

@@ -53,6 +53,10 @@ class LoadedResources:
         """Save those at *keys* and no others."""
         self._saved = [self._by_key[key] for key in keys]
 
+    def at(self, keys: Iterable[Hashable]) -> list[LoadedResource]:
+        """Return those at *keys*, as far as they were loaded."""
+        return [self._by_key[key] for key in keys if key in self._by_key]
+
     @property
     def saved(self) -> list[LoadedResource]:
         """Those that are to be saved: all, until the save narrows them."""

@@ -20,10 +20,12 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, PartlySaved, Rejected
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, outcomes_of
+from geventbatch.stores.sqlalchemy._added_rows import insert_rows
 from geventbatch.stores.sqlalchemy._claims import claim_all
 from geventbatch.stores.sqlalchemy._many_rows import ManyRows
 from geventbatch.stores.sqlalchemy._mapped_part import MappedPart
 from geventbatch.stores.sqlalchemy._mode import on_server
+from geventbatch.stores.sqlalchemy._rows_together import Changes, Updates
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class BulkMapped:
         self._mapping_of = mapping_of
         self._name = " and ".join(mapping.name for mapping in mappings)
         self._normalize = normalize
+        self._updates = Updates()
         self.on_server = on_server(mappings[0].engine)
         self.keeps_outcomes = mappings[0].outcomes is not None
 
@@ -54,7 +57,7 @@ class BulkMapped:
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkMappedScope:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkMappedScope(self._mapping_of, self._name, list(keys))
+        return BulkMappedScope(self._mapping_of, self._name, self._updates, list(keys))
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Return the columns' value for *key*, as `SQLAlchemyStore.normalize_key` does. Switches: no."""
@@ -73,7 +76,8 @@ class BulkMappedScope:
     _transaction: Transaction
     _resources: dict[Hashable, Any]
 
-    def __init__(self, mapping_of: Callable[[Any], Mapping], name: str, keys: list[Hashable]) -> None:
+    def __init__(self, mapping_of: Callable[[Any], Mapping], name: str, updates: Updates, keys: list[Hashable]) -> None:
+        self._updates = updates
         self._mapping_of = mapping_of
         self._keys = keys
         self._name = f"{len(keys)} instances of {name}" if len(keys) > 1 else keys[0]
@@ -222,7 +226,7 @@ class BulkMappedScope:
             if key in self._resources and batches[key] in self._parts:
                 chosen.setdefault(self._parts[batches[key]], []).append(key)
         for part, keys in chosen.items():
-            part.narrow(keys)
+            part.narrow(keys, [key for key in part.batch.loads if key in batches and key not in self._resources])
         to_record = self._to_record(chosen)
         try:
             writing = self._claim(list(chosen), failed)
@@ -240,13 +244,13 @@ class BulkMappedScope:
                 writing.append(part)
             elif not part.is_as_loaded():
                 failed[part] = errors.changed(part.key)
-        if all(one.claimed for part in writing for one in part.loaded):
+        if all(one.claimed for part in writing for one in part.compared):
             return writing
         self._transaction.before_writes()
-        lost = {id(one) for one in claim_all(self._transaction, [one for part in writing for one in part.loaded])}
+        lost = {id(one) for one in claim_all(self._transaction, [one for part in writing for one in part.compared])}
         left = []
         for part in writing:
-            changed = next((one for one in part.loaded if id(one) in lost), None)
+            changed = next((one for one in part.compared if id(one) in lost), None)
             if changed is None:
                 left.append(part)
             else:
@@ -277,7 +281,22 @@ class BulkMappedScope:
             raise
 
     def _write_all(self, parts: list[MappedPart]) -> None:
+        """Write *parts*: together what has only changed, then one after the other."""
+        changes = Changes(self._updates)
+        rows: list[object] = []
+        others = []
+        # All have the listeners of the user's sessions. What was refused is judged as a flush sends it.
+        quick = bool(parts) and parts[0].has_only_our_listeners() and not any(part.batch.rejections for part in parts)
         for part in parts:
+            found = part.plain_changes(self._updates) if quick else None
+            if found is None:
+                others.append(part)
+            else:
+                changes.add(found)
+                rows += part.rows
+        changes.send(self._transaction)
+        insert_rows(self._transaction.connection, rows)
+        for part in others:
             with self._at_hand(part):
                 part.write()
 

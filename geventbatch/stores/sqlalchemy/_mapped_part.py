@@ -10,6 +10,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
+from geventbatch.stores.sqlalchemy._added_rows import is_instance
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._claims import compare_all
 from geventbatch.stores.sqlalchemy._guard import Guard
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from geventbatch.errors import Conflict
     from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
+    from geventbatch.stores.sqlalchemy._rows_together import Updates
     from geventbatch.stores.sqlalchemy._session import BatchSession
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
@@ -39,6 +41,7 @@ class MappedPart(MappedWork):
     rows: Sequence[object]  # to insert with the save
     places: dict[Hashable, tuple[str, Hashable]]  # by key: the store and the row's own key, if outcomes are recorded
     _deleted: list[LoadedResource]  # to delete with the save
+    _read: list[LoadedResource]  # the rest was judged by them
 
     def __init__(self, mapping: Mapping, batch: Batch, transaction: Transaction, *, shared: bool) -> None:
         """Belong to *batch*; hold nothing yet. *shared*: there are other parts."""
@@ -52,7 +55,7 @@ class MappedPart(MappedWork):
         self._guard = Guard(mapping, self._key, self._session, transaction)
         self._guard.shared = shared
         self._session.begin_watch(self._guard)
-        self.keys, self.rows, self._deleted = [], (), []
+        self.keys, self.rows, self._deleted, self._read = [], (), [], []
         self.places: dict[Hashable, tuple[str, Hashable]] = {}
         if len(keys) > 1:
             self._loaded = LoadedResources(mapping, self._key, self._session)
@@ -112,12 +115,13 @@ class MappedPart(MappedWork):
 
     # -- save --------------------------------------------------------------------------------------------------
 
-    def narrow(self, keys: Iterable[Hashable]) -> None:
-        """Save the resources at *keys*, and no others. Raises a `NotSaved`."""
+    def narrow(self, keys: Iterable[Hashable], read: Iterable[Hashable] = ()) -> None:
+        """Save the resources at *keys*, and no others; those at *read* have only been read. Raises a `NotSaved`."""
         self.keys = list(keys)
         self.rows = self.batch.rows
         if isinstance(self._loaded, LoadedResources):
             self._loaded.narrow(self.keys)
+            self._read = self._loaded.at(read)
         self._deleted = [one for one in self.loaded if one.key in self.batch.deleted_keys]
         unfit = self._guard.unfit()
         if unfit is not None:
@@ -128,6 +132,11 @@ class MappedPart(MappedWork):
     def loaded(self) -> Sequence[LoadedResource]:
         """The resources to save."""
         return all_of(self._loaded)
+
+    @property
+    def compared(self) -> Sequence[LoadedResource]:
+        """The resources to save, and those by which they were judged."""
+        return [*self.loaded, *self._read] if self._read else self.loaded
 
     @property
     def asked(self) -> bool:
@@ -145,6 +154,31 @@ class MappedPart(MappedWork):
     def sends_no_more(self) -> bool:
         """Return whether all statements of its save can be sent together with others and COMMIT."""
         return self._needs_no_answer(self.rows) and not self._deleted and self.has_only_our_listeners()
+
+    def plain_changes(self, updates: Updates) -> list[tuple[Mapping, Any, dict[str, Any]]] | None:
+        """Return the changed values of its rows; None if its flush has to do more than to write them."""
+        session = self._session
+        if not self.keys:
+            return []
+        if self._deleted or self._guard.acted or session.new or session.deleted:
+            return None
+        if any(is_instance(row) for row in self.rows):
+            return None
+        if not self._mapping.locking and (self.rows or self._loaded.changes()):
+            self._loaded.touch()
+        self._loaded.count()
+        mapping_of = {id(one.resource): one.mapping for one in self.loaded}
+        found = []
+        for instance in session.dirty:
+            mapping = mapping_of.get(id(instance))
+            values = None if mapping is None else updates.changed_values(mapping, instance)
+            if mapping is None or values is None:
+                return None
+            if values:
+                found.append((mapping, instance_state(instance), values))
+        for one in self.loaded:
+            one.refuse_values()
+        return found
 
     def write(self) -> None:
         """Send its changes. Raises a `NotSaved`, or the database's error. Switches: yes."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Mapping:
     """The class, the options and the statements of one mapped store, shared by its scopes."""
 
