@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from geventbatch import Processor, ResourceMissing, SaveFailed, current_batch
+from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from tests.support.callers import answer_of
 from tests.support.mapped import opening, session_of
 from tests.support.mapped_many import (
@@ -49,6 +49,18 @@ def test_a_bulk_of_single_keys_is_loaded_by_one_statement_and_saved_in_one_trans
     assert sum("many_accounts" in one and " IN " in one and "UPDATE many" not in one for one in bed.statements) == (
         1 if bed.mode == "lock" else 2
     )
+
+
+def test_a_row_that_an_operation_names_twice_fails_its_load(bed: Bed) -> None:
+    bed.write(sa.update(Account).where(Account.id == 1).values(note="a"))
+    with bulk(bed, by="note") as processor:
+        answers = together(processor, (["a", "A"], transfer, 10), ("a", deposit, 1))
+    assert answers[1] == 101
+    if bed.server == "mariadb":  # its collation takes them for one
+        assert isinstance(answers[0], LoadFailed)
+        assert "always name it as the row does" in str(answers[0])
+    else:
+        assert isinstance(answers[0], ResourceMissing)
 
 
 def test_the_same_change_of_many_rows_is_one_update(bed: Bed) -> None:

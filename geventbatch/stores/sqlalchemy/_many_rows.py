@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.attributes import instance_state
 
+from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import Conflict, NothingToSave, ResourceMissing
 from geventbatch.stores._give_back import give_back
@@ -128,6 +129,7 @@ class ManyRows:
 
         The key that is in the row's own form has it first. A bulk has each row once.
         """
+        bulk = batch_at_hand().bulk
         taken = {id(row[0]): key for key, row in found.items()}
         for key in unmatched:
             row = self._fetch_one(mapping, key)
@@ -136,7 +138,11 @@ class ManyRows:
                     found[key] = row
             elif id(row[0]) in taken:
                 other = taken[id(row[0])]
-                found[key] = Conflict(f"{shown(key)} names the row of {shown(other)}, as another key of the bulk does")
+                told = f"{shown(key)} names the same row as {shown(other)}"
+                if bulk[key] is not bulk[other]:
+                    found[key] = Conflict(f"{told}, of the same bulk")
+                else:  # a replay would find the same
+                    found[key] = ValueError(f"{told}, which operations connect with it: always name it as the row does")
             else:
                 taken[id(row[0])] = key
                 found[key] = row
