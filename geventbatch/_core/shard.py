@@ -162,7 +162,9 @@ class Worker:
         bulks = shard.bulks
         run: Any = None
         if bulks:
-            from geventbatch._bulk.bulk import run  # only here, since most processors have no bulks
+            from geventbatch._bulk import bulk  # only here, since most processors have no bulks
+
+            run = bulk.run
         alarm = Alarm(self._dispatcher.options.max_duration)
         try:
             while True:
