@@ -261,7 +261,7 @@ class Round:
             verdict = attempt.verdict
             if attempt.over():
                 self._leave_out(attempt)
-            elif verdict is attempt.broken is None and not self._spoiled and has_news(attempt):
+            elif verdict is attempt.broken is None and not self._spoiled and (has_news(attempt) or _compares(attempt)):
                 if type(attempt.batch) is Component or not attempt.completed:
                     self._leave_unchanged_out(attempt, attempt.batch)
             elif isinstance(verdict, Conflict):
@@ -399,3 +399,15 @@ class Round:
                 raise
         else:
             first.over()
+
+
+def _compares(attempt: Attempt) -> bool:
+    """Return whether one of our own scopes must compare though there is nothing to save. If so, make it save nothing.
+
+    See `Attempt`, which does so for a scope of one key.
+    """
+    must_compare: Any = getattr(attempt.scope, "must_compare_of", None)
+    if must_compare is None or not must_compare(attempt.batch):
+        return False
+    attempt.completed = 0
+    return True

@@ -371,6 +371,26 @@ def test_an_operation_that_reads_what_others_have_changed_before_it_finds_that(a
     assert balances(alias) == "7 9 10 10 9 11"
 
 
+@pytest.mark.parametrize("across", [True, False])
+def test_answers_of_one_key_are_never_of_two_states_though_nothing_is_saved(postgres: str, across: bool) -> None:
+    once = iter([True])
+
+    def see(resources: Any) -> int:
+        return int((resources[0] if across else resources).balance)
+
+    def query(_: Any) -> int:
+        for _ in once:
+            elsewhere(partial(Account.objects.using(postgres).filter(name="a").update, balance=50))
+        return Account.objects.using(postgres).get(name="a").balance
+
+    with opened(postgres, "version") as processor:
+        keys: Any = [account("a"), account("b")] if across else account("a")
+        run: Any = processor.run_across if across else processor.run
+        callers: list[Any] = [gevent.spawn(run, keys, operation, read_only=True) for operation in (see, query, see)]
+        callers.append(gevent.spawn(processor.run_across, [account("e"), account("f")], pay, 1))
+        assert [caller.get() for caller in callers] == [50, 50, 50, 9]
+
+
 # -- what a single key has too -----------------------------------------------------------------------------------
 
 

@@ -170,6 +170,11 @@ class BulkScope:
         """Return whether *value* is an instance of the operation's, or lies in one of its columns. Switches: no."""
         return self._at_hand.owns(value)
 
+    def must_compare_of(self, batch: Batch) -> bool:
+        """Return whether queries of *batch* may have read another state than the load. Switches: no."""
+        turn = self._turns.get(batch)
+        return turn is not None and turn.guard.must_compare
+
     def checkpoint(self) -> object:
         """Return a copy of the memory at the current key. Raises `CannotUndo`. Switches: no."""
         return self._at_hand.checkpoint(batch_at_hand().key)
@@ -232,13 +237,12 @@ class BulkScope:
                     f"{shown(turn.batch.key)}, which is not saved, has sent statements in the same transaction"
                 )
         told = by_component(bulk, bulk)
-        recording = [batch for batch in told if batch.outcomes and batch in self._turns]  # maybe nothing else
+        others = [batch for batch in told if batch.outcomes or self.must_compare_of(batch)]
         return [
             Part(self._turns[batch], keys.get(batch, []), told=told[batch])
-            for batch in dict.fromkeys([*keys, *recording])
+            for batch in dict.fromkeys([*keys, *others])
+            if batch in self._turns
         ]
-
-    # -- are the rows as they were loaded? --------------------------------------------------------------------
 
     def _claim(self, parts: list[Part], lost: dict[Part, NotSaved]) -> None:
         """Lock the rows to write that are not locked yet; lose the parts whose rows have changed since the load.
