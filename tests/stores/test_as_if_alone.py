@@ -159,6 +159,30 @@ def test_an_operation_that_raised_has_changed_nothing_of_a_list_that_another_doc
         assert processor.run("b", lambda document: document) == {"first": [1], "copy": [1]}
 
 
+def test_what_an_operation_across_keys_has_changed_before_it_raised_is_in_no_document_of_a_json_column(
+    engine: sa.Engine,
+) -> None:
+    def change(documents: tuple[dict[str, Any], ...]) -> None:
+        documents[1]["n"] += 1
+        raise LookupError
+
+    def set_text(document: dict[str, Any]) -> None:
+        document["text"] = "x"
+
+    options: dict[str, Any] = {"state_type": sa.JSON(), "encode": lambda found: found, "decode": lambda state: state}
+    store = SQLAlchemyStore.documents(engine, "documents", mode="version", missing=lambda _: {"n": 5}, **options)
+    store.create_table()
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=10) as processor:
+        processor.run_across(["a", "b"], lambda documents: [document.update(made=True) for document in documents])
+        callers = [
+            gevent.spawn(answer_of, processor.run_across, ["a", "b"], change),
+            gevent.spawn(answer_of, processor.run, "a", set_text),
+        ]
+        assert [type(caller.get()) for caller in callers] == [LookupError, type(None)]
+        assert processor.run("a", lambda document: document) == {"n": 5, "made": True, "text": "x"}
+        assert processor.run("b", lambda document: document) == {"n": 5, "made": True}
+
+
 class Judging:
     """Refuses what operations have marked as bad. Where it is left without a save, somebody else writes."""
 

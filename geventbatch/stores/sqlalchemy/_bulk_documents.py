@@ -57,7 +57,9 @@ class BulkDocuments:
         by_row = sa.select(table.c.key, *single.selected).where(table.c.key == sa.bindparam("_key"))
         self._loads: Final = Loads(load, by_row, folds=folds(table.c.key))
         statements = statements_for_all(table, single.mark) if has_arrays else ()
-        together: dict[Any, Any] = dict(zip((single.update, single.delete, single.add), statements, strict=False))
+        together: dict[Any, Any] = dict(
+            zip((single.update, single.count, single.delete, single.add), statements, strict=False)
+        )
         claim = None if documents.locking else Claim(table, single.mark, arrays=has_arrays)
         self._saving: Final = Saving(together, claim)
 

@@ -75,14 +75,21 @@ def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking:
     return cast("sa.Select[Any]", select.order_by(columns.key).with_for_update() if locking else select)
 
 
-def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together]:
-    """Return PostgreSQL's UPDATE, DELETE and INSERT, which lock in the order of the keys, and return those found."""
+def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together, Together]:
+    """Return PostgreSQL's UPDATE, the same of versions only, DELETE, and INSERT.
+
+    They lock in the order of the keys, and return those found.
+    """
     columns = table.c
     compared = _compared(mark)
     asked = _asked(table, *compared, "state", "new")
     locked = _locked(table, asked, mark)
     update = sa.update(table).where(_is_loaded(table, asked, mark), columns.key == locked.c.key)
     update = update.values(state=asked.c.state, version=asked.c.new)
+    counted = _asked(table, *compared, "new")
+    locked = _locked(table, counted, mark)
+    count = sa.update(table).where(_is_loaded(table, counted, mark), columns.key == locked.c.key)
+    count = count.values(version=counted.c.new)
     gone = _asked(table, *compared)
     locked = _locked(table, gone, mark)
     delete = sa.delete(table).where(_is_loaded(table, gone, mark), columns.key == locked.c.key)
@@ -91,6 +98,7 @@ def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together,
     add = postgresql.insert(table).from_select(["key", "state", "version"], select).on_conflict_do_nothing()
     return (
         Together(update, asked.c.key, (*compared, "state", "new")),
+        Together(count, counted.c.key, (*compared, "new")),
         Together(delete, gone.c.key, compared),
         Together(add, columns.key, ("key", "state", "new")),
     )

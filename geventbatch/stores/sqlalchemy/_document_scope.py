@@ -112,20 +112,15 @@ class DocumentScope:
         return self._change(row, beside=bool(beside))
 
     def comparison(self) -> tuple[Any, dict[str, Any]] | None:
-        """Return the statement that compares a document that stays unchanged; None if its row is locked, or missing.
-
-        It writes the state again. One that is no text or bytes may have been changed in place by an operation that
-        raised; if there is no copy of it, the document is not compared.
-        """
-        row = self._loaded
-        if self._documents.locking or row.version is None:
+        """Return the statement that compares a document and counts its version up; None if it is locked, or missing."""
+        documents, loaded = self._documents, self._loaded
+        if documents.locking or loaded.version is None:
             return None
-        if not isinstance(row.state, (str, bytes)):
-            try:
-                row = _with_state(row, self._documents.restored(self._unchanged))
-            except Exception:
-                return None
-        return self._change(row, beside=True)[1]
+        is_loaded = {"_key": self._key, "_version": loaded.version, "_mark": loaded.mark}
+        if documents.statements.mark.column is None:
+            del is_loaded["_mark"]
+        # Not the state: operations that raised may have changed it in place.
+        return documents.statements.count, {**is_loaded, "_new": documents.version_after(loaded.version)}
 
     def lost(self, lost: Conflict, transaction: Transaction, batch: Batch) -> NotSaved:
         """Return the error for a row that was not found, or exists already, in *transaction*. Switches: yes."""

@@ -166,6 +166,7 @@ class Statements:
         update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
         self.update: Final = update.where(is_loaded)
         self.update_again: Final = update.where(has_version)  # later in the transaction, so the row is locked
+        self.count: Final = sa.update(table).where(is_loaded).values(version=sa.bindparam("_new"))
         self.fence: Final = sa.update(table).where(has_version).values(version=sa.bindparam("_new"))
         self.delete: Final = sa.delete(table).where(is_loaded)
         self.delete_again: Final = sa.delete(table).where(has_version)
