@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
+from geventbatch.stores import SQLAlchemyStore
 from tests.support.callers import answer_of
 from tests.support.mapped import opening, session_of
 from tests.support.mapped_many import (
@@ -371,3 +373,22 @@ def test_a_row_that_is_made_for_an_operation_that_is_refused_is_not_inserted_wit
     assert [type(answers[1]), type(answers[4])] == [ValueError, ValueError]
     there = {number for number in balances(bed) if number > 20}
     assert there == ({33, 35} if bed.server == "sqlite" else {32, 33, 35})
+
+
+def test_listeners_of_the_user_s_sessions_hear_each_batch_before_and_after_the_commit(bed: Bed) -> None:
+    maker, heard = sessionmaker(bed.engine), []
+
+    @sa.event.listens_for(maker, "before_commit")
+    def _(session: Session) -> None:
+        session.add(Line(text="before"))
+
+    @sa.event.listens_for(maker, "after_commit")
+    def _(session: Session) -> None:
+        heard.append(balances(bed))
+
+    store = SQLAlchemyStore.mapped(maker, Account, mode=bed.mode, pipeline=bed.pipeline)
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=10, max_batches=1) as processor:
+        assert together(processor, ([1, 2], transfer, 10), (3, deposit, 1), (4, deposit, 1)) == [90, 101, 101]
+    assert heard == [{1: 90, 2: 110, 3: 101, 4: 101}] * 3
+    with bed.other.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Line)) == 3

@@ -267,7 +267,9 @@ class BulkMappedScope:
         if several and (doubtful or any(part.batch.rejections for part in parts)):
             transaction.write(partial(self._write_each, saved, to_record, failed), collected=False)
             return
-        collected = transaction.collects and not doubtful and all(part.sends_no_more() for part in parts)
+        unheard = not parts or parts[0].has_only_our_listeners()  # all have those of the user's sessions
+        joined = unheard and not doubtful and all(part.sends_no_more() for part in parts)
+        collected = transaction.collects and joined
         try:
             transaction.write(partial(self._write_all, parts), self._recording(to_record), collected=collected)
         except LostRow as lost:
@@ -348,13 +350,13 @@ class BulkMappedScope:
 
     def _commit(self, parts: list[MappedPart]) -> None:
         """Commit, with what the user's listeners of the sessions do before and after."""
-        for part in parts:
-            if not part.has_only_our_listeners():
-                with self._at_hand(part):
-                    part.prepare_commit()
+        # All have the listeners of the user's sessions: operations cannot add any.
+        for part in parts if parts and not parts[0].has_only_our_listeners() else ():
+            with self._at_hand(part):
+                part.prepare_commit()
         self._transaction.connection.commit()
         raised: Exception | None = None
-        for part in parts:
+        for part in parts if parts and parts[0].hears_commit() else ():
             try:
                 part.has_committed()
             except Exception as error:

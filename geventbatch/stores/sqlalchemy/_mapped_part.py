@@ -152,8 +152,8 @@ class MappedPart(MappedWork):
         return not self.must_compare or compare_all(self._transaction, self.loaded)
 
     def sends_no_more(self) -> bool:
-        """Return whether all statements of its save can be sent together with others and COMMIT."""
-        return self._needs_no_answer(self.rows) and not self._deleted and self.has_only_our_listeners()
+        """Return whether all statements of its save can be sent together with others and COMMIT, but for listeners."""
+        return self._needs_no_answer(self.rows) and not self._deleted
 
     def plain_changes(self, updates: Updates) -> list[tuple[Mapping, Any, dict[str, Any]]] | None:
         """Return the changed values of its rows; None if its flush has to do more than to write them."""
@@ -204,9 +204,12 @@ class MappedPart(MappedWork):
         begun._prepare_impl()  # noqa: SLF001 - it is public for two phases only
 
     def has_committed(self) -> None:
-        """Do what a session does after COMMIT, if a listener of the user's hears it."""
-        if list(self._session.dispatch.after_commit):
-            self._session.commit()
+        """Do what a session does after COMMIT."""
+        self._session.commit()
+
+    def hears_commit(self) -> bool:
+        """Return whether a listener of the user's hears that its session has committed."""
+        return bool(list(self._session.dispatch.after_commit))
 
     def may_be_raced(self, error: BaseException | None) -> bool:
         """Return whether *error* may be due to another process, which has inserted a new row."""
