@@ -215,7 +215,9 @@ class Component(Batch):
     def fail_load(self, failure: Failure) -> None:
         """Answer all callers that wait for any of its keys (guarantee 3)."""
         if not self.ended:
-            key_queues = dict.fromkeys(one for member in self.members for one in _key_queues(member))
+            loaded = {id(key) for key in self.loads}  # without a key whose own load has failed before
+            every = [one for member in self.members for one in _key_queues(member)]
+            key_queues = dict.fromkeys(one for one in every if id(one.key) in loaded)
             _end_behind(key_queues, self._of_all(failure))
             self.end(failure)
 

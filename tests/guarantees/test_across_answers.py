@@ -68,6 +68,34 @@ def test_one_whose_key_is_missing_in_a_replay_is_told_so_at_once_and_counts_as_f
     assert ledger.kept == {"a": [1], "c": [1]}
 
 
+def test_what_waits_at_a_key_that_has_failed_before_is_not_told_of_the_failed_load_of_a_replay(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    ledger.unloadable = {"b": OSError("no")}
+    loads = iter([None, OSError("gone")])
+
+    def load(_: object) -> None:
+        error = next(loads, None)
+        if error is not None:
+            raise error
+
+    def save(_: object) -> None:
+        if len(ledger.saves) == 1:
+            ledger.unloadable = {}
+            callers.run("b", 2)
+            gevent.sleep(0.1)
+            raise Conflict
+
+    ledger.on_load, ledger.on_save = load, save
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        callers.run("ab", 0)
+        callers.run("a", 1)
+        clock.advance(5)
+    assert type(callers.answers[0]) is type(callers.answers[1]) is LoadFailed
+    assert callers.answers[2] == 2
+
+
 def test_one_that_was_not_being_saved_when_a_later_part_fails_is_safe_to_run_again(
     clock: VirtualTime, ledger: Ledger
 ) -> None:
