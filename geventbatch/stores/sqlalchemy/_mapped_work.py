@@ -129,7 +129,7 @@ def made(mapping: Mapping, key: Hashable) -> Any:
     """Return the resource that ``missing`` makes for *key*. Raises `ResourceMissing`, or a `TypeError`."""
     if mapping.missing == "raise":
         raise ResourceMissing(f"there is no {mapping.name} {shown(key)}", key=key)
-    resource = mapping.missing(key if mapping.model is None else mapping.own_key(key))
+    resource = mapping.missing(mapping.own_key(key))
     if not isinstance(resource, mapping.mapper.class_):
         raise TypeError(f"missing made {shown(resource)} for {shown(key)}: it has to be a {mapping.name}")
     for attribute, value in zip(mapping.by, mapping.parameters(key).values(), strict=True):
