@@ -256,7 +256,7 @@ class BulkScope:
             if part in lost:
                 continue
             whole = any(writer is not part.turn for writer in writers)
-            for key, row in part.rows.items():
+            for key, row in part.compared.items():
                 if not row.new and (whole or (part.compares and not row.is_exclusive)):
                     claims.setdefault(self._models.of(key).name, []).append((part, row, whole))
         if claims:

@@ -25,12 +25,18 @@ class Part:
     _fields: dict[Any, list[Field[Any, Any]]]  # by key: what to write
 
     def __init__(self, turn: Turn, keys: list[Any], *, told: list[Any]) -> None:
-        """Save what the batch of *turn* has changed at *keys*, with its rows and outcomes; *told* are all its keys."""
+        """Save what the batch of *turn* has changed at *keys*, with its rows and outcomes.
+
+        *told* are all its keys: the operations were judged by those too that they have only read.
+        """
         self.turn = turn
         self.batch = turn.batch
         self.told = told
         self.outcomes = outcomes_of([self.batch])
-        self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys or turn.rows}
+        self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys}
+        self._read: dict[Any, Row[Any]] = {
+            key: turn.rows[key] for key in told if key in turn.rows and key not in self.rows
+        }
         # -- mutable state ---------------------------------------------------------------------------------
         self._planned: dict[Any, Planned] = {}  # by key
         self.added = self.batch.rows
@@ -64,9 +70,17 @@ class Part:
         return any(row.new for row in self.rows.values())
 
     @property
+    def compared(self) -> dict[Any, Row[Any]]:
+        """The rows by key: those to write, and those that the operations have only read."""
+        return {**self.rows, **self._read}
+
+    @property
     def compares(self) -> bool:
-        """Return whether its rows must be as they were loaded."""
-        return self.turn.guard.must_compare or self._writes
+        """Return whether its rows must be as they were loaded.
+
+        They are locked for it until COMMIT. So what has only been read needs no write that others would notice.
+        """
+        return self.turn.guard.must_compare or self._writes or bool(self.outcomes and len(self.told) > 1)
 
     @property
     def _writes(self) -> bool:
@@ -101,7 +115,7 @@ class Part:
     @property
     def computes(self) -> bool:
         """Return whether writing it calls code of the user's. Switches: no."""
-        return any(row.computes(self.turn.models[key]) for key, row in self.rows.items())
+        return any(row.computes(self.turn.models[key]) for key, row in self.compared.items())
 
     def write(self) -> None:
         """Write the rows, but those that are planned, and those that operations have added. Switches: yes."""
@@ -117,4 +131,7 @@ class Part:
             elif fields or self._saves(key):
                 row.update(fields, commits=False)
             elif beside and not row.ours:
+                row.touch()
+        for row in self._read.values() if beside else ():
+            if not (row.ours or row.new):
                 row.touch()
