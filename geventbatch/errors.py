@@ -148,7 +148,8 @@ class Undecided(Rejected):
     """For a scope's verdict on an operation: the store refused what *earlier* operations may have made.
 
     The batch is replayed step by step, and finds the culprit. If the scope has no steps, the earlier operations are
-    saved first, and this one is applied to the next load.
+    saved first, and this one is applied to the next load. If it has many keys, and only operations on others were
+    earlier, this one is applied in a scope without those.
     """
 
 

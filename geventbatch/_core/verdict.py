@@ -137,20 +137,31 @@ def _steps_for(attempt: Attempt, verdict: NotSaved | None) -> Steps | None:
 
 
 def _goes_on_differently(attempt: Attempt, operation: Operation[Any], verdict: Undecided) -> bool:
-    """Plan another attempt in which *operation* stays: step by step, or after the operations before it were saved.
+    """Plan another attempt in which *operation* stays: step by step, after those before it were saved, or apart.
 
-    Return False if neither is possible.
+    Return False if none is possible.
     """
     if isinstance(verdict, Apart):
         attempt.apart = True
         return True
     if isinstance(verdict, TooEarly):
-        return cut_before(attempt, operation)
+        return cut_before(attempt, operation) or _goes_apart(attempt)
     if attempt.steps is not None or can_begin_steps(attempt):
         attempt.rejections += 1  # so that each step is written, which shows the culprit
         attempt.stepwise = True
         return True
-    return not is_reused(attempt) and cut_before(attempt, operation)
+    return not is_reused(attempt) and (cut_before(attempt, operation) or _goes_apart(attempt))
+
+
+def _goes_apart(attempt: Attempt) -> bool:
+    """Plan an attempt without the other keys of its bulk: operations on those were earlier ones too.
+
+    Return False if it had none.
+    """
+    if attempt.mates is None or attempt.apart or (attempt.loaded_with or 0) <= len(attempt.batch.loads):
+        return False
+    attempt.apart = True
+    return True
 
 
 def put_out(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
