@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from geventbatch._safe_repr import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
 Phase = Literal["load", "operations", "save"]
 
@@ -166,7 +166,17 @@ class Apart(Undecided):
 
     The transaction goes on for the others as if the operation's key (with all keys that operations connect with it) had
     not been loaded. All operations of that are applied again, in a scope of its own.
+
+    The save raises it if it finds that out last: in a `PartlySaved`, if the other keys are saved; or by itself, if
+    nothing was. Then the operations of the other keys are applied again too, together.
+
+    Args:
+        keys: Those that need a transaction of their own, if the save raises this by itself.
     """
+
+    def __init__(self, *args: object, keys: Iterable[Hashable] = ()) -> None:
+        super().__init__(*args)
+        self.keys = list(keys)
 
 
 class CannotUndo(NotSaved):

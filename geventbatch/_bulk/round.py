@@ -347,16 +347,14 @@ class Round:
                 errors = {one: next((lost[key] for key in one.batch.loads if key in lost), None) for one in attempts}
                 self._end_each(errors)
                 return
+        if isinstance(raised, Apart) and len(self._attempts) > 1:
+            self._part(attempts, raised)
+            return
         if isinstance(raised, Rejected) and len(attempts) > 1 and not attempts[0].over():
             self._halve(attempts)
             return
         if isinstance(raised, Repeated) and len(attempts) > 1:
-            concerned = [one for one in attempts if any(name in raised.outcomes for name in one.outcomes or ())]
-            for attempt in attempts if concerned else ():
-                if attempt not in concerned and not attempt.over():
-                    attempt.phase = "operations"
-                    self._replay(attempt, 0.0)
-            attempts = concerned or attempts
+            attempts = self._replay_others(attempts, raised)
         self._end_each(dict.fromkeys(attempts, raised))
 
     def _end_each(self, errors: dict[Attempt, Any]) -> None:
@@ -371,8 +369,33 @@ class Round:
             self._bulk.follow(attempt)
             self._end_one(attempt, errors[attempt])
 
+    def _replay_others(self, attempts: list[Attempt], repeated: Repeated) -> list[Attempt]:
+        """Replay the attempts that *repeated* does not concern, and return the others; all, if it concerns none."""
+        concerned = [one for one in attempts if any(name in repeated.outcomes for name in one.outcomes or ())]
+        for attempt in attempts if concerned else ():
+            if attempt not in concerned and not attempt.over():
+                attempt.phase = "operations"
+                self._replay(attempt, 0.0)
+        return concerned or attempts
+
+    def _part(self, attempts: list[Attempt], reason: Apart) -> None:
+        concerned = [self._at_hand[key] for key in reason.keys if key in self._at_hand]
+        for attempt in attempts:
+            self._again_for(attempt, reason, alone=attempt in (concerned or attempts))
+
+    def _again_for(self, attempt: Attempt, reason: Apart, *, alone: bool) -> None:
+        """Replay *attempt*, of which nothing was saved: *alone* in its round, or with the others."""
+        if attempt.over():
+            attempt.abort(reason)
+            return
+        attempt.phase = "operations"
+        attempt.apart = attempt.apart or alone
+        self._replay(attempt, 0.0)
+
     def _end_one(self, attempt: Attempt, raised: BaseException | None) -> None:
-        if raised is not None:
+        if isinstance(raised, Apart) and len(self._attempts) > 1:
+            self._again_for(attempt, raised, alone=True)
+        elif raised is not None:
             self._replay(attempt, save_raised(attempt, raised))
         elif not attempt.parts:
             attempt.batch.end()

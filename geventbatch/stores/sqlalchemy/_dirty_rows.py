@@ -46,7 +46,7 @@ class DirtyRows:
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
         self._counted = []
-        for state in self._to_change(is_resource, dirty):
+        for state in self.to_change(is_resource, dirty):
             if state.mapper.version_id_col is not None:
                 self._counted.append(_with_version(state))
             elif state not in self._ours:
@@ -84,9 +84,8 @@ class DirtyRows:
             depth, nested = depth + 1, nested.parent
         return depth
 
-    def _to_change(
-        self, is_resource: Callable[[object], bool], dirty: Iterable[object]
-    ) -> Iterator[InstanceState[Any]]:
+    def to_change(self, is_resource: Callable[[object], bool], dirty: Iterable[object]) -> Iterator[InstanceState[Any]]:
+        """Yield the rows that a flush is to change, except resources, unless they have joined or left a collection."""
         session = self._session
         for instance in dirty:
             state: InstanceState[Any] = instance_state(instance)

@@ -22,7 +22,7 @@ from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._transaction import LostRow, is_doubtful
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -93,6 +93,10 @@ class LoadedResource:
         """Return whether the session has something to write."""
         session = self._session
         return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+
+    def beside(self) -> Iterable[InstanceState[Any]]:
+        """Return the other rows that a flush is to change, as far as is known before it."""
+        return self._dirty_rows.to_change(self.has, self._session.dirty)
 
     def copier_of(self, value: object) -> Callable[[Any], Any] | None:
         """Return what copies *value*, if it is mutable and in a column of any instance of the session; else None."""

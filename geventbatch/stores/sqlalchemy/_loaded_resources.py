@@ -85,6 +85,10 @@ class LoadedResources:
         """Return whether the session has something to write."""
         return self._any.changes()
 
+    def beside(self) -> Iterable[InstanceState[Any]]:
+        """See `LoadedResource.beside`."""
+        return self._dirty_rows.to_change(self.has, self._session.dirty)
+
     def copier_of(self, value: object) -> Callable[[Any], Any] | None:
         """See `LoadedResource.copier_of`."""
         return self._any.copier_of(value)

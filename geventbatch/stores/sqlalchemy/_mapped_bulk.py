@@ -25,6 +25,7 @@ from geventbatch.stores.sqlalchemy._claims import claim_all
 from geventbatch.stores.sqlalchemy._many_rows import ManyRows
 from geventbatch.stores.sqlalchemy._mapped_part import MappedPart
 from geventbatch.stores.sqlalchemy._mode import on_server
+from geventbatch.stores.sqlalchemy._neighbours import Written, apart
 from geventbatch.stores.sqlalchemy._rows_together import Changes, Updates
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful
 
@@ -244,6 +245,9 @@ class BulkMappedScope:
                 writing.append(part)
             elif not part.is_as_loaded():
                 failed[part] = errors.changed(part.key)
+        left_out = apart(writing)
+        failed |= left_out
+        writing = [part for part in writing if part not in left_out] if left_out else writing
         if all(one.claimed for part in writing for one in part.compared):
             return writing
         self._transaction.before_writes()
@@ -260,18 +264,19 @@ class BulkMappedScope:
     def _write(self, parts: list[MappedPart], to_record: list[MappedPart], failed: dict[MappedPart, Exception]) -> None:
         transaction = self._transaction
         saved = list(parts)
-        transaction.committer = partial(self._commit, saved)
+        written = Written(parts)
+        transaction.committer = partial(self._commit, saved, written)
         doubtful = any(is_doubtful(part.batch) for part in parts)
         # One alone may have written before, when its operations ran: no savepoint would undo that.
         several = len({*parts, *to_record}) > 1
         if several and (doubtful or any(part.batch.rejections for part in parts)):
-            transaction.write(partial(self._write_each, saved, to_record, failed), collected=False)
+            transaction.write(partial(self._write_each, saved, to_record, failed, written), collected=False)
             return
         unheard = not parts or parts[0].has_only_our_listeners()  # all have those of the user's sessions
         joined = unheard and not doubtful and all(part.sends_no_more() for part in parts)
         collected = transaction.collects and joined
         try:
-            transaction.write(partial(self._write_all, parts), self._recording(to_record), collected=collected)
+            transaction.write(partial(self._write_all, parts, written), self._recording(to_record), collected=collected)
         except LostRow as lost:
             raise Conflict(f"{shown(self._name)} were not saved, nothing was written: a row was not found") from lost
         except Rejected as refused:
@@ -282,7 +287,7 @@ class BulkMappedScope:
                 raise Conflict(*refused.args) from refused.__cause__  # the next save finds out whose row it is
             raise
 
-    def _write_all(self, parts: list[MappedPart]) -> None:
+    def _write_all(self, parts: list[MappedPart], written: Written) -> None:
         """Write *parts*: together what has only changed, then one after the other."""
         changes = Changes(self._updates)
         rows: list[object] = []
@@ -301,9 +306,14 @@ class BulkMappedScope:
         for part in others:
             with self._at_hand(part):
                 part.write()
+            written.check(part)
 
     def _write_each(
-        self, parts: list[MappedPart], to_record: list[MappedPart], failed: dict[MappedPart, Exception]
+        self,
+        parts: list[MappedPart],
+        to_record: list[MappedPart],
+        failed: dict[MappedPart, Exception],
+        written: Written,
     ) -> None:
         """Write each of *parts* after a savepoint, with its outcomes. Take out those that are refused or lost."""
         connection, transaction = self._transaction.connection, self._transaction
@@ -318,6 +328,7 @@ class BulkMappedScope:
                         recording.send(transaction.send)
                     if part in parts:
                         part.write()
+                        written.check(part)
                 except Exception as error:
                     refused = self._refused(error)
                     if part in parts:
@@ -348,12 +359,13 @@ class BulkMappedScope:
         refused.__cause__ = cause(error)
         return refused
 
-    def _commit(self, parts: list[MappedPart]) -> None:
+    def _commit(self, parts: list[MappedPart], written: Written) -> None:
         """Commit, with what the user's listeners of the sessions do before and after."""
         # All have the listeners of the user's sessions: operations cannot add any.
         for part in parts if parts and not parts[0].has_only_our_listeners() else ():
             with self._at_hand(part):
                 part.prepare_commit()
+            written.check(part)
         self._transaction.connection.commit()
         raised: Exception | None = None
         for part in parts if parts and parts[0].hears_commit() else ():

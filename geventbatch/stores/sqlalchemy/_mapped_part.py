@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
     import sqlalchemy as sa
+    from sqlalchemy.orm import InstanceState
 
     from geventbatch._core.batch import Batch
     from geventbatch.errors import Conflict
@@ -137,6 +138,10 @@ class MappedPart(MappedWork):
     def compared(self) -> Sequence[LoadedResource]:
         """The resources to save, and those by which they were judged."""
         return [*self.loaded, *self._read] if self._read else self.loaded
+
+    def beside(self) -> Iterable[InstanceState[Any]]:
+        """Return the rows beside its resources that its flush is to change, as far as is known before it."""
+        return self._loaded.beside()  # type: ignore[no-any-return]
 
     @property
     def asked(self) -> bool:

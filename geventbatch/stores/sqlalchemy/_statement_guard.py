@@ -22,6 +22,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds
 from geventbatch.stores._sql.statements import first_word, forbidden, reads
 from geventbatch.stores.sqlalchemy import _listeners
+from geventbatch.stores.sqlalchemy._neighbours import Row, row_of
 from geventbatch.stores.sqlalchemy._stale_reads import StaleReads, names_table
 from geventbatch.stores.sqlalchemy._transaction import left_out
 
@@ -65,6 +66,7 @@ class StatementGuard:
     in_bulk: bool  # a bulk method of the session is running, for an operation
     unsure: bool  # the INSERT of the new resource has inserted no row, by its rowcount
     left_out: bool  # the last flush did not find a row that no other process can have changed
+    _written: set[Row | None]  # rows that flushes have written, in a transaction with other batches
     _flushed: int  # number of operations whose changes are flushed
     _holds_more: int  # number of operations that had returned when the session first held more than the load
     _stale_reads: StaleReads | None  # None while the session holds no more than the load
@@ -97,7 +99,7 @@ class StatementGuard:
         self.writes = 0
         self.nested = None
         self.savepoints = WeakKeyDictionary()
-        self._flushed = 0
+        self._flushed, self._written = 0, set()
         self._holds_more, self._stale_reads = 0, None
         self.added, self._own_settings = [], []
         self._forget()
@@ -365,10 +367,17 @@ class StatementGuard:
             loaded.touch()
         loaded.count()
 
-    def has_flushed(self) -> None:
-        """Note that the database has what the session has."""
+    def has_flushed(self, context: Any) -> None:
+        """Note that the database has what the session has; *context* is the flush's."""
+        if self.shared:  # what is only listed was looked at
+            self._written.update(row_of(state) for state, (_, listed) in context.states.items() if not listed)
         if self._loaded is not None:
             self._loaded.has_flushed()
+
+    def take_written(self) -> set[Row | None]:
+        """Return the rows that flushes have written since the last call, if the transaction has other batches too."""
+        written, self._written = self._written, set()
+        return written
 
     def rolled_back(self) -> None:
         """Note a rollback to a savepoint."""
