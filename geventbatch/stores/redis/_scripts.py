@@ -15,7 +15,8 @@ or the server. So it does not help to look at the hash. Another script, on anoth
 - Others have saved since, and the last loaded save is still among ``saves``: then every later save is there too, and
   the own token is not. The save can never be written any more: a conflict.
 - Else the outcome is unknown: the hash was deleted, has expired or was lost with its server, or others have saved more
-  often than ``saves`` goes back. The driver's error goes up as it is.
+  often than ``saves`` goes back. So it is if another program has written a hash that no store had saved before: with
+  ``saves`` empty, it may as well have been deleted and made anew. The driver's error goes up as it is.
 
 Of a save of several hashes, each hash that it was to write can tell, since it has written all or none; and one fence is
 enough, since it compares all. A hash without a version that is as it was loaded may have been deleted since, though. It
