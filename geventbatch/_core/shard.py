@@ -254,8 +254,9 @@ class Worker:
                 log.killed(taken, error)
             raise
         finally:
-            while batches:
-                batches.popitem()[0].free()
+            for batch in [*batches]:  # after a kill, in the order of each key: the first of a queue is not searched for
+                del batches[batch]
+                batch.free()
         if after is not None:
             self._run_after(after)
         if spent is not None:

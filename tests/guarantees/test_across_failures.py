@@ -24,12 +24,14 @@ from geventbatch import (
     ResourceMissing,
     SaveFailed,
 )
+from geventbatch._core.key_queue import KeyQueue
 from geventbatch.testing import faults
 from tests.support.ledger import Callers, Ledger, append, append_to_all, break_all, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from geventbatch._core.batch import Batch
     from geventbatch.testing import VirtualTime
     from tests.support.ledger import Account, Accounts
 
@@ -326,6 +328,29 @@ def test_a_killed_operation_answers_its_component_and_the_keys_are_free(clock: V
         callers.run("bc", 3)
         clock.advance(1)
     assert ledger.kept == {"a": [2], "b": [2, 3], "c": [3]}
+
+
+def test_keys_of_a_killed_worker_are_freed_without_a_search_in_their_queues(
+    clock: VirtualTime, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, searched = KeyQueue.drop, []
+
+    def drop_counted(self: KeyQueue, batch: Batch) -> None:
+        searched.append(batch is not self.first)
+        drop(self, batch)
+
+    def die(_: object) -> None:
+        raise GreenletExit
+
+    monkeypatch.setattr(KeyQueue, "drop", drop_counted)
+    ledger.on_save = die
+    with ledger.processor(max_batches=1) as processor:
+        callers = Callers(processor)
+        for mark in range(50):
+            callers.run("ab" if mark % 2 else "bac", mark)
+        clock.advance(1)
+    assert {type(answer) for answer in callers.answers.values()} == {BatchAborted}
+    assert searched == [False] * (25 * 2 + 25 * 3)
 
 
 def test_a_stop_saves_all_that_was_admitted(clock: VirtualTime, ledger: Ledger) -> None:
