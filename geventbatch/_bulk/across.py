@@ -92,6 +92,10 @@ def _check_form(options: Options) -> None:
 
 
 def _check_keys(keys: Any, options: Options) -> tuple[Any, ...]:
+    if isinstance(keys, (str, bytes, bytearray)):  # its characters would be taken for keys
+        raise TypeError(f"keys is {shown(keys)}, but must be a list of keys, as in [{shown(keys)}]")
+    if isinstance(keys, (set, frozenset)):  # the operation gets its resources in the order of its keys
+        raise TypeError(f"keys is {shown(keys)}, which has no order: pass a list, in the order of the resources")
     try:
         named = tuple(keys)
     except TypeError:

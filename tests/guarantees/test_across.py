@@ -146,9 +146,9 @@ def test_what_connected_operations_have_only_read_or_refused_is_told_to_the_scop
 
 def test_what_a_read_only_one_and_one_that_fails_leave_is_not_saved(clock: VirtualTime, ledger: Ledger) -> None:
     with ledger.processor() as processor:
-        assert processor.run_across("ab", len, read_only=True) == 2
+        assert processor.run_across([*"ab"], len, read_only=True) == 2
         with pytest.raises(ValueError, match="refused"):
-            processor.run_across("ab", fail, 1)
+            processor.run_across([*"ab"], fail, 1)
     assert ledger.saves == []
 
 
@@ -344,7 +344,7 @@ def test_an_operation_is_counted_once_and_a_component_has_one_metric(clock: Virt
 
 def test_nothing_is_left_over_of_an_operation_across_keys(clock: VirtualTime, ledger: Ledger) -> None:
     with ledger.processor() as processor:
-        assert processor.run_across("ab", append_to_all, 1) == 1
+        assert processor.run_across([*"ab"], append_to_all, 1) == 1
         assert processor.stats().keys == processor.stats().batches == 0
 
 

@@ -152,12 +152,12 @@ def test_an_operation_of_several_keys_has_to_say_which_one(clock: VirtualTime, s
 
     with store.processor(batching=batching) as processor:
         with pytest.raises(RuntimeError, match=r"keys 'a', 'b': say which one, as in delete\('a'\)"):
-            processor.run_across("ab", delete_one)
+            processor.run_across([*"ab"], delete_one)
         with pytest.raises(RuntimeError, match="keys 'a', 'b', and not the key 'c'"):
-            processor.run_across("ab", delete_other)
+            processor.run_across([*"ab"], delete_other)
         with pytest.raises(RuntimeError, match="key 'a', and not the key 'c'"):
             processor.run("a", delete_other)
-        processor.run_across("a", delete_one)
+        processor.run_across([*"a"], delete_one)
     assert store.ledger.saves == [["a"]]
 
 
@@ -168,7 +168,7 @@ def test_a_key_may_be_said_in_any_form_that_the_store_knows(clock: VirtualTime) 
 
     store = Lower()
     with store.processor() as processor:
-        processor.run_across("AB", delete, 0, "B")
+        processor.run_across([*"AB"], delete, 0, "B")
         processor.run("C", delete, 0, "C")
     assert store.ledger.kept == {"a": []}
 
@@ -179,9 +179,9 @@ def test_a_scope_that_asks_only_whether_the_batch_deletes_deletes_nothing(
 ) -> None:
     store.ledger.on_save = lambda _: current_batch().deleted
     with store.processor(batching=batching) as processor:
-        assert processor.run_across("ab", delete, 1) == 1
+        assert processor.run_across([*"ab"], delete, 1) == 1
         with pytest.raises(SaveFailed, match="deleted_keys"):
-            processor.run_across("ab", delete, 1, "a")
+            processor.run_across([*"ab"], delete, 1, "a")
     assert store.ledger.kept == {"a": [], "b": []}
 
 
@@ -193,9 +193,9 @@ def test_a_scope_that_deletes_nothing_or_takes_no_rows_refuses_both_by_name(
     monkeypatch.setattr("tests.support.two_forms.ManyScope.takes_rows", False)
     with _made(store, form) as processor:
         with pytest.raises(RuntimeError, match="ManyScope deletes no resources"):
-            processor.run_across("ab", delete, 1, "a")
+            processor.run_across([*"ab"], delete, 1, "a")
         with pytest.raises(RuntimeError, match="ManyScope inserts no rows"):
-            processor.run_across("ab", add_row, 1)
+            processor.run_across([*"ab"], add_row, 1)
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------

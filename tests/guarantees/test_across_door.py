@@ -68,6 +68,9 @@ def test_a_processor_that_cannot_save_all_or_nothing_refuses_it_by_name(
         ([1, True], (ValueError, "twice")),
         (["a", "b", "c", "d"], (ValueError, "max_bulk")),
         (5, (TypeError, "keys is 5")),
+        ("ab", (TypeError, r"must be a list of keys, as in \['ab'\]")),
+        (b"ab", (TypeError, "must be a list of keys")),
+        ({"a", "b"}, (TypeError, "has no order")),
         (["a", []], (TypeError, "hashable")),
         ([float("nan")], (ValueError, "not equal to itself")),
     ],
@@ -87,22 +90,22 @@ def test_keys_that_cannot_be_are_refused_at_the_door(
 def test_other_bad_input_is_refused_as_by_run(clock: VirtualTime, ledger: Ledger, batching: bool) -> None:
     with ledger.processor(batching=batching) as processor:
         with pytest.raises(TypeError, match="operation is 5"):
-            processor.run_across("ab", 5)  # type: ignore[arg-type]
+            processor.run_across([*"ab"], 5)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="start_timeout"):
-            processor.run_across("ab", append_to_all, 1, start_timeout=-1)
+            processor.run_across([*"ab"], append_to_all, 1, start_timeout=-1)
         with pytest.raises(TypeError, match="read_only"):
-            processor.run_across("ab", append_to_all, 1, read_only=1)  # type: ignore[arg-type]
+            processor.run_across([*"ab"], append_to_all, 1, read_only=1)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="records no outcomes"):
-            processor.run_across("ab", append_to_all, 1, idempotency_key="x")
+            processor.run_across([*"ab"], append_to_all, 1, idempotency_key="x")
         assert processor.stats().keys == 0
 
 
 def test_it_cannot_be_called_inside_a_batch_of_the_same_processor(clock: VirtualTime, ledger: Ledger) -> None:
     def inside(accounts: Accounts) -> None:
-        processor.run_across("cd", append_to_all, 1)
+        processor.run_across([*"cd"], append_to_all, 1)
 
     with ledger.processor() as processor, pytest.raises(RuntimeError, match="inside a batch"):
-        processor.run_across("ab", inside)
+        processor.run_across([*"ab"], inside)
 
 
 def test_what_worker_number_for_key_raises_reaches_the_caller_and_nothing_is_left_over(
@@ -115,9 +118,9 @@ def test_what_worker_number_for_key_raises_reaches_the_caller_and_nothing_is_lef
 
     with ledger.processor(worker_number_for_key=number) as processor:
         with pytest.raises(KeyError):
-            processor.run_across("ab", append_to_all, 1)
+            processor.run_across([*"ab"], append_to_all, 1)
         assert processor.stats().keys == 0
-        assert processor.run_across("ac", append_to_all, 1) == 1
+        assert processor.run_across([*"ac"], append_to_all, 1) == 1
 
 
 def test_keys_that_are_found_while_others_end_are_found_anew(clock: VirtualTime, ledger: Ledger) -> None:
@@ -151,12 +154,12 @@ def test_with_the_off_switch_one_scope_of_all_its_keys_does_it(clock: VirtualTim
 
     ledger.on_save = lose
     with ledger.processor(batching=False) as processor:
-        assert processor.run_across("ab", append_to_all, 1) == 1
+        assert processor.run_across([*"ab"], append_to_all, 1) == 1
         with pytest.raises(Broken):
-            processor.run_across("ab", break_all, 1)
+            processor.run_across([*"ab"], break_all, 1)
         ledger.missing = {"c"}
         with pytest.raises(ResourceMissing) as caught:
-            processor.run_across("ac", append_to_all, 1)
+            processor.run_across([*"ac"], append_to_all, 1)
         assert caught.value.key == "c"
         assert caught.value.keys == ("a", "c")
     assert ledger.loads == [["a", "b"]] * 3 + [["a", "c"]]

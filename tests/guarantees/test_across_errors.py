@@ -138,7 +138,7 @@ def test_no_such_error_is_part_of_a_cycle(
         with pytest.raises((OperationCancelled, ProcessorOverloaded, ProcessorStopped)):
             processor.run("b", hold, 1, start_timeout=1)
         with pytest.raises((OperationCancelled, ProcessorOverloaded, ProcessorStopped)):
-            processor.run_across("ab", append_to_all, 1, start_timeout=1)
+            processor.run_across([*"ab"], append_to_all, 1, start_timeout=1)
         assert not [one for one in gc.get_objects() if isinstance(one, (OperationCancelled, ProcessorStopped))]
     finally:
         gc.enable()

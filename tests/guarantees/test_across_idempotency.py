@@ -286,10 +286,10 @@ def test_the_door_asks_whether_each_of_the_keys_may_have_outcomes(clock: Virtual
 
     ledger.check_outcomes = check_outcomes  # type: ignore[attr-defined]
     with ledger.processor() as processor:
-        assert processor.run_across("ab", append_to_all, 1, idempotency_key="x") == 1
+        assert processor.run_across([*"ab"], append_to_all, 1, idempotency_key="x") == 1
         with pytest.raises(ValueError, match="c can have none"):
-            processor.run_across("bc", append_to_all, 1, idempotency_key="x")
-        assert processor.run_across("bc", append_to_all, 2) == 2
+            processor.run_across([*"bc"], append_to_all, 1, idempotency_key="x")
+        assert processor.run_across([*"bc"], append_to_all, 2) == 2
     assert asked == ["a", "b", "b", "c"]
     assert ledger.kept == {"a": [1], "b": [1, 2], "c": [2]}
 

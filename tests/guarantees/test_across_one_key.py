@@ -29,7 +29,7 @@ def test_a_store_of_one_key_takes_operations_across_keys_by_its_form_for_many(
 ) -> None:
     with store.processor() as processor:
         assert processor.run("a", list) == []
-        assert processor.run_across("ab", append_to_all, 1) == 1
+        assert processor.run_across([*"ab"], append_to_all, 1) == 1
         assert processor.run("b", list) == [1]
         assert processor.run_across(["a"], append_to_all, 2) == 2
     assert store.ones == ["a", "b"]
@@ -121,7 +121,7 @@ def test_where_the_form_for_many_keys_records_no_outcomes_single_keys_are_not_ta
             callers.run(keys, mark)
         clock.advance(1)
         with pytest.raises(TypeError, match="outcomes of single keys only"):
-            processor.run_across("ab", append_to_all, 1, idempotency_key="x")
+            processor.run_across([*"ab"], append_to_all, 1, idempotency_key="x")
         assert processor.stats().keys == 0
     assert store.ones == ["a"]
     assert store.ledger.kept == {"a": [0, 1, 2], "b": [0, 2]}
@@ -153,7 +153,7 @@ def test_a_store_that_has_no_form_for_many_keys_goes_on_with_single_ones_and_ref
     store = Refusing(error)
     with store.processor(batching=batching) as processor:
         with pytest.raises(TypeError, match=said):
-            processor.run_across("ab", append_to_all, 1)
+            processor.run_across([*"ab"], append_to_all, 1)
         assert processor.run("a", list) == []
     with pytest.raises(TypeError, match="max_bulk"):
         store.processor(max_bulk=5)
@@ -166,14 +166,14 @@ def test_a_form_that_does_not_say_all_or_nothing_is_none(clock: VirtualTime) -> 
             return lambda keys: None
 
     with Partly().processor() as processor, pytest.raises(TypeError, match="all or nothing"):
-        processor.run_across("ab", append_to_all, 1)
+        processor.run_across([*"ab"], append_to_all, 1)
 
 
 def test_max_bulk_bounds_the_keys_of_an_operation_and_what_runs_together(clock: VirtualTime, store: TwoForms) -> None:
     store.ledger.save_time = 1
     with store.processor(max_bulk=3, max_batches=1) as processor:
         with pytest.raises(ValueError, match="max_bulk is 3"):
-            processor.run_across("abcd", append_to_all, 1)
+            processor.run_across([*"abcd"], append_to_all, 1)
         callers = Callers(processor)
         for mark, keys in enumerate(["ab", "cd", "bc", "ef"]):
             callers.run(keys, mark)
@@ -200,27 +200,27 @@ def test_the_form_for_many_keys_is_asked_whether_it_admits_them_and_the_store_if
         alone.append(current_batch().alone)
 
     with Asking().processor() as processor:
-        processor.run_across("ac", look)
-        processor.run_across("ab", look)
+        processor.run_across([*"ac"], look)
+        processor.run_across([*"ab"], look)
         assert (asked, alone) == (["a", "c", "a", "b"], [False, True])
         assert processor.stats().keys == 0
     monkeypatch.setattr(Many, "admit", refuse, raising=False)
     with Asking().processor() as processor:
         with pytest.raises(PermissionError):
-            processor.run_across("ac", look)
+            processor.run_across([*"ac"], look)
         processor.run("a", look)
         assert processor.stats().keys == 0
 
 
 def test_with_the_off_switch_one_scope_of_many_keys_does_it(clock: VirtualTime, store: TwoForms) -> None:
     with store.processor(batching=False) as processor:
-        assert processor.run_across("ab", append_to_all, 1) == 1
+        assert processor.run_across([*"ab"], append_to_all, 1) == 1
         assert processor.run("a", list) == [1]
         with pytest.raises(Broken):
-            processor.run_across("ab", break_all, 1)
+            processor.run_across([*"ab"], break_all, 1)
         store.ledger.missing = {"c"}
         with pytest.raises(ResourceMissing) as caught:
-            processor.run_across("ac", append_to_all, 1)
+            processor.run_across([*"ac"], append_to_all, 1)
         assert caught.value.keys == ("a", "c")
     assert store.manys == [["a", "b"], ["a", "b"], ["a", "c"]]
     assert store.ones == ["a"]
@@ -231,11 +231,11 @@ def test_planned_faults_happen_in_both_forms(clock: VirtualTime, store: TwoForms
     with store.processor() as processor:
         with faults(processor) as plan:
             plan.conflict(key="b")
-            assert processor.run_across("ab", append_to_all, 1) == 1
+            assert processor.run_across([*"ab"], append_to_all, 1) == 1
             plan.fail_save(NotSaved)
             with pytest.raises(BatchError):
                 processor.run("a", list)
-        assert processor.run_across("ab", append_to_all, 2) == 2
+        assert processor.run_across([*"ab"], append_to_all, 2) == 2
         assert processor.run("a", list) == [1, 2]
     assert len(store.manys) == 3
 
@@ -270,16 +270,16 @@ def test_a_hook_of_many_keys_may_run_operations_and_is_not_called_if_nothing_was
     store.ledger.on_save = lambda _: (_ for _ in ()).throw(NotSaved())
     with store.processor() as processor:
         with pytest.raises(BatchError):
-            processor.run_across("ab", append_to_all, 1)
+            processor.run_across([*"ab"], append_to_all, 1)
         assert store.hooked == []
         store.ledger.on_save = lambda _: None
 
         def hook() -> None:
             store.on_hook = lambda: None
-            processor.run_across("ab", append_to_all, "hook")
+            processor.run_across([*"ab"], append_to_all, "hook")
 
         store.on_hook = hook
-        processor.run_across("ab", append_to_all, 2)
+        processor.run_across([*"ab"], append_to_all, 2)
         clock.advance(1)
         assert processor.stats().batches == 0
     assert store.ledger.kept == {"a": [2, "hook"], "b": [2, "hook"]}

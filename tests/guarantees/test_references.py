@@ -116,7 +116,7 @@ def test_what_operations_across_keys_leave_is_freed_without_the_garbage_collecto
             errors.append(wrong[what])
         for mark in range(6):
             operation = break_all if what == "an operation" and mark == 3 else append_to_all
-            gevent.spawn(call, processor.run_across, "Ma" if mark % 2 else "bM", operation, mark)
+            gevent.spawn(call, processor.run_across, [*("Ma" if mark % 2 else "bM")], operation, mark)
         gevent.spawn(call, processor.run, "M", append, 6)
         clock.advance(5)
         assert not errors

@@ -34,8 +34,8 @@ def test_what_an_operation_that_raised_has_changed_in_place_is_not_saved_with_wh
         connection.execute(sa.insert(store.table), states)
     with Processor(open_resources=store.open_resources, min_duration=0, max_batches=1) as processor:
         callers = [
-            spawned(processor.run_across, "ab", lambda accounts: accounts[0].update(total=9)),
-            spawned(processor.run_across, "bc", refused),
+            spawned(processor.run_across, [*"ab"], lambda accounts: accounts[0].update(total=9)),
+            spawned(processor.run_across, [*"bc"], refused),
         ]
         assert isinstance(all_of(callers)[1], TooLittle)
     with engine.begin() as connection:

@@ -128,18 +128,18 @@ def test_what_is_sent_again_has_its_outcome_and_the_others_of_its_bulk_are_saved
     with ExitStack() as stack:
         accounts = opened(stack, path)
         for left in (70, 70):
-            assert accounts.run_across("ab", transfer, 30, idempotency_key="1") == left
-        error = answer_of(accounts.run_across, "ba", transfer, 30, idempotency_key="1")
+            assert accounts.run_across([*"ab"], transfer, 30, idempotency_key="1") == left
+        error = answer_of(accounts.run_across, [*"ba"], transfer, 30, idempotency_key="1")
         assert isinstance(error, IdempotencyKeyReused)
         sent = [(["a", "b"], 30, "1"), (["b", "c"], 10, "2"), (["d", "e"], 10, "1")]
         callers = [sent_to(accounts, *one) for one in sent]
         callers.append(gevent.spawn(partial(accounts.run, idempotency_key="1"), "f", deposit, 5))
         assert [caller.get() for caller in callers] == [70, 120, 90, 105]
         with pytest.raises(ValueError, match="too little"):
-            accounts.run_across("ab", transfer, 300, idempotency_key="3")
+            accounts.run_across([*"ab"], transfer, 300, idempotency_key="3")
         accounts.run("a", deposit, 1000)
         with pytest.raises(ValueError, match="too little"):
-            accounts.run_across("ab", transfer, 300, idempotency_key="3")
+            accounts.run_across([*"ab"], transfer, 300, idempotency_key="3")
     assert balances(path) == {"a": 1070, "b": 120, "c": 110, "d": 90, "e": 110, "f": 105}
 
 

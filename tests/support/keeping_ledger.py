@@ -82,4 +82,4 @@ def call(processor: Processor[Any], keys: str, idempotency_key: str | None, *run
     options["idempotency_key"] = idempotency_key
     if keys.endswith("."):
         return gevent.spawn(answer_of, partial(processor.run, **options), keys[0], *run)
-    return gevent.spawn(answer_of, partial(processor.run_across, **options), keys, *run)
+    return gevent.spawn(answer_of, partial(processor.run_across, **options), [*keys], *run)

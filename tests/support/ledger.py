@@ -91,7 +91,7 @@ class Callers:
             if len(keys) == 1:
                 self.answers[mark] = self.processor.run(keys, operation or append, mark, **options)
             else:
-                self.answers[mark] = self.processor.run_across(keys, operation or append_to_all, mark, **options)
+                self.answers[mark] = self.processor.run_across([*keys], operation or append_to_all, mark, **options)
         except BaseException as error:
             self.answers[mark] = error
         self.ended.append(mark)

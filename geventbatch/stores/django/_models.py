@@ -50,7 +50,10 @@ class Models(Generic[M]):
             return self.any.row_key.normalize(key)
         names = ", ".join(repr(name) for name in self.by_name)
         if not isinstance(key, tuple | list) or len(key) != 2:  # noqa: PLR2004 - a name and a key
-            raise TypeError(f"{shown(key)} is no key of {self!r}: it must be a pair of a name, of {names}, and a key")
+            raise TypeError(
+                f"{shown(key)} is no key of {self!r}: it must be a pair of a name, of {names}, and a key; an "
+                "operation on several keys is for run_across()"
+            )
         name, part = key
         if not isinstance(name, str) or name not in self.by_name:
             raise ValueError(f"{shown(key)} is no key of {self!r}: its first part must be one of {names}")

@@ -144,7 +144,7 @@ class Row(Generic[M]):
         rows = self._rows
         label, name = rows.model._meta.label, rows.row_key.name
         if not callable(rows.missing):
-            raise ResourceMissing(f"there is no {label} with {name} {shown(self._key)}", key=self._key)
+            raise ResourceMissing(f"there is no {label} with {name} {shown(self._part)}", key=self._key)
         made = rows.missing(self._part)
         if not isinstance(made, rows.model):
             raise TypeError(f"missing returned {shown(made)} for key {shown(self._key)}, but must return a new {label}")

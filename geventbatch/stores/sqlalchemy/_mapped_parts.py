@@ -155,8 +155,11 @@ def _mapping_of(mappings: dict[Any, Mapping], key: Any, *, has_tenants: bool) ->
 def _normalized(columns: dict[Any, Any], key: Any) -> Hashable:
     """Return the form of *key*, a pair of the name of a class and the row's own key."""
     if not isinstance(key, (tuple, list)) or len(key) != 2:  # noqa: PLR2004 - a pair
-        names = " or ".join(map(shown, columns))
-        raise TypeError(f"the key {shown(key)} must be a pair of {names} and the key of a row, as ({names[:12]}…, 12)")
+        names = [*map(shown, columns)]
+        raise TypeError(
+            f"the key {shown(key)} must be a pair of a name, {' or '.join(names)}, and the key of a row, as "
+            f"({names[0]}, 12); an operation on several keys is for run_across()"
+        )
     name, own = key
     if not isinstance(name, str) or name not in columns:
         raise ValueError(f"the key {shown(key)} names no class of the store: it has {', '.join(map(shown, columns))}")

@@ -47,7 +47,7 @@ def balances():
 
 
 def check(page):
-    assert balances() == [15, 30]
+    assert balances() == [20, 30]
     assert Movement.objects.get().amount == 10
     assert Voucher.objects.get().worth == 0
     page["accounts"].run(ann, page["_send"], shop, 2, uuid4())

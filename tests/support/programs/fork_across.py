@@ -63,7 +63,7 @@ else:
 
 
 def run(keys: str, mark: int) -> None:
-    say("answers", processor.run_across(keys, put, mark))
+    say("answers", processor.run_across([*keys], put, mark))
 
 
 callers = [gevent.spawn(run, "ab", 1)]

@@ -45,7 +45,7 @@ processor: Processor[Account] = Processor(open_resources=Accounts())
 
 assert_type(processor.run_across(["Ann", "shop"], transfer, 10), bool)
 assert_type(processor.run_across(("Ann", ("seat", 5)), transfer, 10, "rent", start_timeout=1.0), bool)
-assert_type(processor.run_across({"Ann", "shop"}, total, read_only=True), int)
+assert_type(processor.run_across(["Ann", "shop"], total, read_only=True), int)
 assert_type(processor.run_across(["a", "b"], lambda accounts: accounts[0].put(1)), int)
 assert_type(processor.run_across(["a", "b"], transfer, 1, "", idempotency_key="k", identified_by=(1,)), bool)
 
