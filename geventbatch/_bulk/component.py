@@ -224,28 +224,35 @@ class Component(Batch):
     def _of_all(self, failure: Failure) -> Failure:
         return failure if failure.keys or len(self._keys) == 1 else replace(failure, keys=self.loads)
 
-    def drop(self, key: Hashable, failure: Failure) -> None:
-        """Answer with *failure* all callers that wait for *key*, whose load alone has failed. The others go on."""
-        failure = replace(failure, keys=(key,))
-        self._keys = tuple([one for one in self._keys if one != key])
-        needing = [member for member in self.members if key in member.loads and not member.ended]
-        left = [member for member in self.members if key not in member.loads and not member.ended]
-        key_queues = {
-            key_queue: None
-            for member in self.members
-            if key in member.loads
-            for key_queue in _key_queues(member)
-            if key_queue.key == key
-        }
-        _end_behind(key_queues, failure)
-        if not left:  # or it had ended, since another key's load has failed too
-            self.end(failure)
-            return
+    def drop(self, failures: dict[Hashable, Failure]) -> None:
+        """Answer all callers that wait for a key whose load alone has failed, by its failure. The others go on."""
+        failures = {key: replace(failure, keys=(key,)) for key, failure in failures.items()}
+        self._keys = tuple([one for one in self._keys if one not in failures])
+        places = {key: place for place, key in enumerate(failures)}
+        needing: dict[Hashable, list[Batch]] = {key: [] for key in failures}
+        key_queues: dict[Hashable, dict[KeyQueue, None]] = {key: {} for key in failures}
+        goes_on = False
+        for member in self.members:  # once, whatever the number of keys
+            for key_queue in _key_queues(member):
+                if key_queue.key in failures:
+                    key_queues[key_queue.key][key_queue] = None
+            if not member.ended:
+                failed = [key for key in member.loads if key in failures]
+                goes_on = goes_on or not failed
+                if failed:
+                    needing[min(failed, key=places.__getitem__)].append(member)
+        last: Any = None if goes_on else next((key for key in reversed(failures) if needing[key]), next(iter(failures)))
         if self.gathered:  # it is replayed
-            self._take_out({one for member in needing for one in member.operations if one.state != SETTLED})
-        waiting = sum(_release(member, failure) for member in needing)
-        log.failed(self.dispatcher.options.name, failure, waiting)
-        self.dispatcher.counts.answered += waiting
+            out = [one for key, members in needing.items() if goes_on or key != last for one in members]
+            self._take_out({one for member in out for one in member.operations if one.state != SETTLED})
+        for key, failure in failures.items():
+            _end_behind(key_queues[key], failure)
+            if not goes_on and key == last:
+                self.end(failure)
+            elif not self.ended:
+                waiting = sum(_release(member, failure) for member in needing[key])
+                log.failed(self.dispatcher.options.name, failure, waiting)
+                self.dispatcher.counts.answered += waiting
 
     def _take_out(self, operations: set[Operation[Any]]) -> None:
         """Apply *operations* no more, which are about to be answered."""

@@ -158,10 +158,11 @@ class Round:
         found = {key: self._found(key) for key in component.loads}
         errors = {key: error for key, error in found.items() if isinstance(error, Exception)}
         if not attempt.over():  # a user's mapping may have switched meanwhile
-            for key, error in errors.items():
-                if not isinstance(error, Conflict):
-                    component.drop(key, load_failed(key, error))
-                    self._leave_key_out(key)
+            failures = {key: load_failed(key, one) for key, one in errors.items() if not isinstance(one, Conflict)}
+            if failures:
+                component.drop(failures)
+            for key in failures:
+                self._leave_key_out(key)
         conflict = next((error for error in errors.values() if isinstance(error, Conflict)), None)
         if component.ended:
             self._leave_out(attempt)

@@ -101,7 +101,7 @@ def test_it_says_its_keys_and_the_one_that_failed_or_that_was_waited_for(
 def test_one_that_waited_for_a_worker_and_no_other_operation_says_its_first_key(clock: VirtualTime) -> None:
     ledger = Ledger()
     ledger.save_time = 10
-    with ledger.processor(max_batches=1) as processor:
+    with ledger.processor(max_batches=1, worker_number_for_key=lambda _key, _workers: 0) as processor:
         callers = Callers(processor)
         callers.run("zy", 0)
         clock.advance(0.1)
@@ -144,3 +144,39 @@ def test_no_such_error_is_part_of_a_cycle(
         gc.enable()
         processor.stop(timeout=0)
         clock.advance(500)
+
+
+class Numbered:
+    """A key that counts how often one is compared with another."""
+
+    compared = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        Numbered.compared += 1
+        return isinstance(other, Numbered) and other.number == self.number
+
+
+def test_each_operation_is_looked_at_once_however_many_keys_of_a_component_are_missing() -> None:
+    ledger = Ledger()
+    bank, *keys = [Numbered(number) for number in range(61)]
+    ledger.missing = set(keys[::2])
+    answers: dict[int, Any] = {}
+
+    def call(key: Numbered) -> None:
+        try:
+            answers[key.number] = processor.run_across([bank, key], append_to_all, key.number)
+        except ResourceMissing as error:
+            answers[key.number] = error.key
+
+    Numbered.compared = 0
+    with ledger.processor(max_batches=1, worker_number_for_key=lambda _key, _workers: 0) as processor:
+        gevent.joinall([gevent.spawn(call, key) for key in keys])
+    assert answers == {key.number: key if key in ledger.missing else key.number for key in keys}
+    assert ledger.kept[bank] == list(range(2, 61, 2))
+    assert Numbered.compared <= 10 * len(keys)
