@@ -201,6 +201,21 @@ def error(message: str, *values: object, error: BaseException) -> None:
     _reporter.tell(logging.ERROR, lambda: _log.error(message, *map(shown, values), exc_info=error))
 
 
+def saved_apart(store: str, what: str, why: str) -> None:
+    """Log once that *store* saves *what* in bulk in transactions of their own, since saving it runs foreign code."""
+    if _is_new(saved_apart, store, what, why):
+        _reporter.tell(
+            logging.WARNING,
+            lambda: _log.warning(
+                "%s saves each key of %s in a transaction of its own, or the keys that operations connect, also in "
+                "bulk: it has %s, which may write rows of other keys. Each costs a load and a COMMIT",
+                store,
+                what,
+                why,
+            ),
+        )
+
+
 def watcher_waits(watcher: object) -> None:
     """Log once a minute that *watcher* waits at the start of a batch, which goes on without it."""
     if is_due("waits", id(watcher)):

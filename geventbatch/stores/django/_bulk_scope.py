@@ -26,6 +26,7 @@ from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, repeated
 from geventbatch.stores.django._added_rows import add_rows
 from geventbatch.stores.django._bulk_load import BulkLoad
 from geventbatch.stores.django._bulk_update import BulkUpdate
+from geventbatch.stores.django._foreign_code import apart
 from geventbatch.stores.django._lease import Lease
 from geventbatch.stores.django._on_commit import take
 from geventbatch.stores.django._part import Part
@@ -209,6 +210,7 @@ class BulkScope:
         lost = {part: self._known(part) or found for part in parts if (found := part.prepare()) is not None}
         try:
             try:
+                lost |= apart([part for part in parts if part not in lost], self._connection)
                 self._claim(parts, lost)
                 self._write(parts, lost)
             finally:
@@ -252,9 +254,7 @@ class BulkScope:
         """
         writers = [turn for turn in self._turns.values() if turn.wrote]
         claims: dict[str | None, list[tuple[Part, Row[Any], bool]]] = {}
-        for part in parts:
-            if part in lost:
-                continue
+        for part in [one for one in parts if one not in lost]:
             whole = any(writer is not part.turn for writer in writers)
             for key, row in part.compared.items():
                 if not row.new and (whole or (part.compares and not row.is_exclusive)):

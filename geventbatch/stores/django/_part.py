@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from django.db.models import Model
+
 from geventbatch._safe_repr import said, shown
 from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores._sql.outcomes import outcomes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from django.db.models import Field
 
@@ -80,15 +82,28 @@ class Part:
 
         They are locked for it until COMMIT. So what has only been read needs no write that others would notice.
         """
-        return self.turn.guard.must_compare or self._writes or bool(self.outcomes and len(self.told) > 1)
+        return self.turn.guard.must_compare or self.writes or bool(self.outcomes and len(self.told) > 1)
 
     @property
-    def _writes(self) -> bool:
+    def writes(self) -> bool:
+        """Return whether it writes a row, or has written one."""
         if not self.batch.completed:
             return False
         if self.batch.deleted_keys or self.added or self.turn.wrote or self.inserts:
             return True
         return any(self._fields.values()) or any(self._saves(key) for key in self.rows)
+
+    def written(self) -> Iterator[tuple[type[Model], str]]:
+        """Yield the models of the rows to write, each with "save", "delete" or "add". Switches: no."""
+        beside = bool(self.added) or self.turn.wrote
+        for key, row in self.compared.items():
+            if key in self.batch.deleted_keys:
+                yield self.turn.models[key], "delete"
+            elif beside or (key in self.rows and (row.new or self._fields[key] or self._saves(key))):
+                yield self.turn.models[key], "save"
+        for added in self.added:
+            if isinstance(added, Model):
+                yield type(added), "add"
 
     def _saves(self, key: Any) -> bool:
         row = self.rows[key]
