@@ -28,6 +28,7 @@ from geventbatch.stores.sqlalchemy._mode import on_server
 from geventbatch.stores.sqlalchemy._neighbours import Written, apart
 from geventbatch.stores.sqlalchemy._rows_together import Changes, Updates
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful
+from geventbatch.stores.sqlalchemy._triggers import Triggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Hashable, Iterable, Iterator
@@ -49,7 +50,7 @@ class BulkMapped:
         self._mapping_of = mapping_of
         self._name = " and ".join(mapping.name for mapping in mappings)
         self._normalize = normalize
-        self._updates = Updates()
+        self._updates, self._triggers = Updates(), Triggers()
         self.on_server = on_server(mappings[0].engine)
         self.keeps_outcomes = mappings[0].outcomes is not None
 
@@ -58,7 +59,7 @@ class BulkMapped:
 
     def __call__(self, keys: Iterable[Hashable]) -> BulkMappedScope:
         """Open the resources at *keys*: what a processor calls. Switches: no."""
-        return BulkMappedScope(self._mapping_of, self._name, self._updates, list(keys))
+        return BulkMappedScope(self._mapping_of, self._name, self._updates, self._triggers, list(keys))
 
     def normalize_key(self, key: Hashable) -> Hashable:
         """Return the columns' value for *key*, as `SQLAlchemyStore.normalize_key` does. Switches: no."""
@@ -77,8 +78,15 @@ class BulkMappedScope:
     _transaction: Transaction
     _resources: dict[Hashable, Any]
 
-    def __init__(self, mapping_of: Callable[[Any], Mapping], name: str, updates: Updates, keys: list[Hashable]) -> None:
-        self._updates = updates
+    def __init__(
+        self,
+        mapping_of: Callable[[Any], Mapping],
+        name: str,
+        updates: Updates,
+        triggers: Triggers,
+        keys: list[Hashable],
+    ) -> None:
+        self._updates, self._triggers = updates, triggers
         self._mapping_of = mapping_of
         self._keys = keys
         self._name = f"{len(keys)} instances of {name}" if len(keys) > 1 else keys[0]
@@ -245,7 +253,8 @@ class BulkMappedScope:
                 writing.append(part)
             elif not part.is_as_loaded():
                 failed[part] = errors.changed(part.key)
-        left_out = apart(writing)
+        left_out = self._triggers.apart(writing, self._transaction.connection)
+        left_out |= apart([part for part in writing if part not in left_out])
         failed |= left_out
         writing = [part for part in writing if part not in left_out] if left_out else writing
         if all(one.claimed for part in writing for one in part.compared):
@@ -264,7 +273,7 @@ class BulkMappedScope:
     def _write(self, parts: list[MappedPart], to_record: list[MappedPart], failed: dict[MappedPart, Exception]) -> None:
         transaction = self._transaction
         saved = list(parts)
-        written = Written(parts)
+        written = Written(parts, self._triggers)
         transaction.committer = partial(self._commit, saved, written)
         doubtful = any(is_doubtful(part.batch) for part in parts)
         # One alone may have written before, when its operations ran: no savepoint would undo that.

@@ -148,6 +148,11 @@ class MappedPart(MappedWork):
         """Return whether an operation has sent a query, which may have called what writes."""
         return self._guard.asked
 
+    @property
+    def deletes(self) -> bool:
+        """Return whether it deletes a resource."""
+        return bool(self._deleted)
+
     def is_idle(self) -> bool:
         """Return whether there is nothing to write."""
         return not (self.rows or self._deleted or self._guard.wrote or self._loaded.changes())

@@ -13,11 +13,12 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import Apart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.orm import InstanceState
 
     from geventbatch.stores.sqlalchemy._mapped_part import MappedPart
+    from geventbatch.stores.sqlalchemy._triggers import Triggers
 
 Row = tuple[Any, Any]
 """A table, and the primary key of a row of it."""
@@ -61,14 +62,17 @@ class Written:
     # -- mutable state ---------------------------------------------------------------------------------------
     _by_row: dict[Any, MappedPart] | None  # resources too, written or not; None: only resources were written
 
-    def __init__(self, parts: Iterable[MappedPart]) -> None:
+    def __init__(self, parts: Sequence[MappedPart], triggers: Triggers) -> None:
         """Hold those of none of *parts* yet."""
-        self._parts = parts
+        self._parts = list(parts)
+        self._triggers = triggers
         self._by_row = None
 
     def check(self, part: MappedPart) -> None:
-        """Raise `Apart` if the flush of *part* has written a row that is another part's too."""
+        """Raise `Apart` if the flush of *part* has written a row that is another part's too, or may have."""
         written = part.guard.take_written()
+        if len(self._parts) > 1:
+            self._triggers.check(part, written - {None})
         if not written - rows_of(part):
             return
         if self._by_row is None:

@@ -86,13 +86,18 @@ class Changes:
 
     def send(self, transaction: Transaction) -> None:
         """Write them. Raises `LostRow` if a row is not there. Switches: yes."""
-        for (mapping, mapper, names), rows in self._groups.items():
+        for (mapping, mapper, names), rows in sorted(self._groups.items(), key=_in_order):
             statement, arrays = self._updates.of(mapping, mapper, names)
             if arrays:
                 columns = zip(*rows, strict=True)
                 transaction.change(statement, {f"_{i}": list(one) for i, one in enumerate(columns)}, len(rows))
             else:
                 _send_each(transaction, statement, [{f"_{i}": one for i, one in enumerate(row)} for row in rows])
+
+
+def _in_order(group: tuple[tuple[Mapping, Mapper[Any], tuple[str, ...]], Any]) -> tuple[int, str, tuple[str, ...]]:
+    (mapping, mapper, names), _ = group
+    return mapping.rank, str(mapper), names
 
 
 def _send_each(transaction: Transaction, statement: sa.Update, rows: list[dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ from geventbatch.stores.sqlalchemy import _listeners
 from geventbatch.stores.sqlalchemy._neighbours import Row, row_of
 from geventbatch.stores.sqlalchemy._stale_reads import StaleReads, names_table
 from geventbatch.stores.sqlalchemy._transaction import left_out
+from geventbatch.stores.sqlalchemy._triggers import sent_by_flush
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -66,6 +67,7 @@ class StatementGuard:
     in_bulk: bool  # a bulk method of the session is running, for an operation
     unsure: bool  # the INSERT of the new resource has inserted no row, by its rowcount
     left_out: bool  # the last flush did not find a row that no other process can have changed
+    called_what_writes: bool  # a flush, in such a transaction, has called a listener that has sent something
     _written: set[Row | None]  # rows that flushes have written, in a transaction with other batches
     _flushed: int  # number of operations whose changes are flushed
     _holds_more: int  # number of operations that had returned when the session first held more than the load
@@ -99,7 +101,7 @@ class StatementGuard:
         self.writes = 0
         self.nested = None
         self.savepoints = WeakKeyDictionary()
-        self._flushed, self._written = 0, set()
+        self._flushed, self._written, self.called_what_writes = 0, set(), False
         self._holds_more, self._stale_reads = 0, None
         self.added, self._own_settings = [], []
         self._forget()
@@ -167,6 +169,8 @@ class StatementGuard:
         loaded = self._loaded
         if loaded is None:
             return
+        if self.flushing and self.shared and not self.called_what_writes:
+            self.called_what_writes = not (sent_by_flush(context) or reads(bounds.without_prefix(statement)))
         is_savepoint = context.compiled is not None and isinstance(context.compiled.statement, _SAVEPOINTS)
         calls = False
         if not self.ours:
