@@ -15,7 +15,7 @@ from geventbatch.stores import DjangoStore
 from tests.support.callers import answer_of
 from tests.support.django_accounts import MARIADB, entries, opening
 
-from tests.support.django_project.bank.models import Account, Audited, Entry, Outcome, Savings, Ticket  # isort: skip
+from tests.support.django_project.bank.models import Account, Audited, Card, Entry, Outcome, Savings, Ticket  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -551,3 +551,24 @@ def test_two_spellings_of_a_row_are_loaded_one_after_the_other(mariadb: str) -> 
         answers = together(processor, ([account("b"), account("c")], pay, 1), ([account("B"), account("d")], pay, 1))
     assert answers == [9, 8]
     assert balances(mariadb) == "10 8 11 11 10 10"
+
+
+def test_a_row_that_is_not_saved_yet_is_refused_as_the_one_that_another_refers_to(alias: str) -> None:
+    def own(resources: tuple[Any, ...]) -> None:
+        resources[0].owner = resources[1]
+        resources[1].balance += 1
+
+    Card.objects.using(alias).create(id=1)
+    models: Any = {"account": Account, "card": Card}
+    missing: Any = {"account": lambda name: Account(name=name)}
+    store = DjangoStore(models, by={"account": "name"}, missing=missing, using=alias)
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=10) as processor:
+        keys = [("card", 1), account("new")]
+        (error,) = together(processor, (keys, own))
+        assert isinstance(error, ValueError)
+        assert "unsaved related object" in str(error)
+        assert not Account.objects.using(alias).filter(name="new").exists()
+        assert processor.run(account("new"), setattr, "balance", 3) is None
+        assert together(processor, (keys, own)) == [None]
+    assert Account.objects.using(alias).get(name="new").balance == 4
+    assert Card.objects.using(alias).get(id=1).owner == Account.objects.using(alias).get(name="new")
