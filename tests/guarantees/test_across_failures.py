@@ -24,14 +24,13 @@ from geventbatch import (
     ResourceMissing,
     SaveFailed,
 )
-from geventbatch._core.key_queue import KeyQueue
+from geventbatch._bulk.crossing import Crossing
 from geventbatch.testing import faults
 from tests.support.ledger import Callers, Ledger, append, append_to_all, break_all, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geventbatch._core.batch import Batch
     from geventbatch.testing import VirtualTime
     from tests.support.ledger import Account, Accounts
 
@@ -333,16 +332,17 @@ def test_a_killed_operation_answers_its_component_and_the_keys_are_free(clock: V
 def test_keys_of_a_killed_worker_are_freed_without_a_search_in_their_queues(
     clock: VirtualTime, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drop, searched = KeyQueue.drop, []
+    free = Crossing.free
+    searched: list[bool] = []
 
-    def drop_counted(self: KeyQueue, batch: Batch) -> None:
-        searched.append(batch is not self.first)
-        drop(self, batch)
+    def free_counted(self: Crossing) -> None:
+        searched.extend(place.key_queue is None or place.key_queue.first is not place for place in self.places)
+        free(self)
 
     def die(_: object) -> None:
         raise GreenletExit
 
-    monkeypatch.setattr(KeyQueue, "drop", drop_counted)
+    monkeypatch.setattr(Crossing, "free", free_counted)
     ledger.on_save = die
     with ledger.processor(max_batches=1) as processor:
         callers = Callers(processor)
