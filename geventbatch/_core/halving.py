@@ -25,8 +25,10 @@ def current_part(attempt: Attempt) -> list[Operation[Any]]:
 
 
 def is_left(attempt: Attempt) -> bool:
-    """Return whether an operation of the part at hand may still be applied."""
-    return any(operation.state <= STARTED for operation in current_part(attempt))
+    """Return whether an operation of the part at hand may still be applied, or its error is still to be recorded."""
+    if any(operation.state <= STARTED for operation in current_part(attempt)):
+        return True
+    return attempt.undo is not None and attempt.undo.owes(attempt)
 
 
 def settle(attempt: Attempt) -> bool:

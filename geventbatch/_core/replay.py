@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import random
 from typing import TYPE_CHECKING, Final
 
@@ -32,17 +33,25 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
         replay = not attempt.batch.ended and _goes_on(attempt)
     else:
         attempt.spent = not isinstance(error, Exception)
-        attempt.batch.end(save_failed(attempt.batch.key, error))
+        failure = save_failed(attempt.batch.key, error)
+        if isinstance(error, Repeated) and any(name in error.outcomes for name in attempt.outcomes or ()):
+            failure = replace(failure, retry_safe=False)  # an earlier save has recorded it: something was saved
+        attempt.batch.end(failure)
     return 0.0 if replay else None
 
 
 def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
-    """Answer the operations whose outcomes are recorded already. Return False if no operation has such a key."""
+    """Answer the operations whose outcomes are recorded already. Return False if none waits for such an outcome."""
     attempt.phase = "operations"  # nothing was written
     if error.outcomes == {}:  # expired ones were in the way
         return True
     idempotency = attempt.dispatcher.options.idempotency
-    return idempotency is not None and idempotency.settle_repeated(attempt, current_part(attempt), error.outcomes)
+    if idempotency is None:
+        return False
+    found = error.outcomes
+    if idempotency.settle_repeated(attempt, current_part(attempt), found):
+        return True
+    return not attempt.over() and bool(idempotency.settle_repeated(attempt, attempt.batch.operations, found))
 
 
 def _goes_on(attempt: Attempt) -> bool:

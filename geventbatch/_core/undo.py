@@ -267,6 +267,8 @@ class Undo:
             self._copying = True
         elif not (reused or self._uncopied):
             log.cannot_undo(attempt.batch, why, *self._last)
+            # A `Composite` finds only now that it has no copy. The next attempt would find the same: it makes none.
+            self._uncopied, self._copying = self._copying, False
         if reused:  # it may have raised because of an outdated cache: it is judged by what the next attempt loads
             attempt.broken = error
         else:
@@ -277,10 +279,22 @@ class Undo:
         return True
 
     def record_out(self, attempt: Attempt) -> None:
-        """Record the errors of the operations that are out with the attempt at hand, if they have idempotency keys."""
+        """Record the errors of the operations that are out with the attempt at hand, if they have idempotency keys.
+
+        Those of other parts are recorded with these: an outcome is recorded once, and only when it is final.
+        """
         idempotency = attempt.dispatcher.options.idempotency
         if idempotency is not None:
-            idempotency.record_broken(attempt, self.out)
+            part = set(current_part(attempt)) if attempt.parts else None
+            idempotency.record_broken(attempt, [one for one in self.out if part is None or one in part])
+
+    def owes(self, attempt: Attempt) -> bool:
+        """Return whether the part at hand has an operation that is out, whose error is to be recorded with it."""
+        idempotency = attempt.dispatcher.options.idempotency
+        if idempotency is None or not self.out:
+            return False
+        part = set(current_part(attempt))
+        return any(one in part and idempotency.is_owed(attempt, one) for one in self.out)
 
     # -- the operations that had returned -----------------------------------------------------------------
 

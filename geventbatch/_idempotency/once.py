@@ -319,14 +319,21 @@ def record_broken(attempt: Attempt, operations: list[Operation[Any]]) -> None:
     """Record with this attempt the errors of the broken ones among *operations*."""
     kinds = attempt.dispatcher.options.recorded_errors
     for operation in operations:
-        once, error = once_of(operation), operation.error
-        if operation.state != BROKEN or once is None or error is None or type(error) is NotPlain:
+        once, error, name = once_of(operation), operation.error, _name_of(attempt, operation)
+        if once is None or error is None or name is None or not is_owed(attempt, operation):
             continue
-        name = _name_of(attempt, operation)
-        if name is not None and is_a(error, kinds) and name not in (attempt.outcomes or ()) and not attempt.over():
+        if name not in (attempt.outcomes or ()) and not attempt.over():
             with suppress(Exception):  # it was recorded once, when it was raised
                 text = encode_error(error, kinds)
                 attempt.record(name, f"{once.fingerprint}{_ERROR}{text}")
+
+
+def is_owed(attempt: Attempt, operation: Operation[Any]) -> bool:
+    """Return whether *operation* is broken, and its error is to be recorded with its part of the batch."""
+    error = operation.error
+    if operation.state != BROKEN or error is None or once_of(operation) is None or type(error) is NotPlain:
+        return False
+    return is_a(error, attempt.dispatcher.options.recorded_errors)
 
 
 # -- at the door --------------------------------------------------------------------------------------------
