@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from geventbatch import Rejected
+from tests.support import keeping_store
 from tests.support.keeping_ledger import KeepingLedger, call
 from tests.support.ledger import append_to_all
 from tests.support.plain import Taken
+from tests.support.recording_store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from geventbatch.testing import VirtualTime
     from tests.support.ledger import Account
 
@@ -100,3 +104,33 @@ def test_in_any_order_each_has_the_answer_and_the_record_that_it_has_alone(
     for _ in range(25):
         hows = choose.choices(["plain", "uncopied", "breaks", "raises", "judges"], k=choose.randint(2, 5))
         assert_as_if_alone(clock, keys, hows, partly=choose.random() < 0.5, copied=choose.random() < 0.5)
+
+
+# -- one key at a time --------------------------------------------------------------------------------------------
+
+
+class RefusesBad(Store):
+    def save(self, key: Hashable, resource: list[Any]) -> None:
+        refuse_bad({key: resource})
+        super().save(key, resource)
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_with_one_key_each_has_the_answer_and_the_record_that_it_has_alone_in_any_order(
+    clock: VirtualTime, copied: bool
+) -> None:
+    choose = random.Random(copied)
+    for _ in range(40):
+        hows = choose.choices(["plain", "uncopied", "breaks", "raises", "judges"], k=choose.randint(2, 5))
+        store = RefusesBad(clock, "scope")
+        store.kept["k"] = [] if copied else [Uncopied()]
+        keeping = keeping_store.Keeping(store)
+        alone = [{"breaks": Rejected, "raises": Taken}.get(how, mark) for mark, how in enumerate(hows)]
+        with keeping_store.opened(keeping, recorded_errors=(Taken,), min_duration=0.1) as processor:
+            for _ in range(2):
+                callers = [keeping_store.call(processor, f"x{n}", apply, how, n) for n, how in enumerate(hows)]
+                clock.advance(2)
+                assert [told(caller.get(block=False)) for caller in callers] == alone, hows
+                assert len(keeping.recorded) == len(hows) - hows.count("breaks"), hows
+        kept = [mark for mark in store.kept["k"] if type(mark) is int]
+        assert kept == [mark for mark in alone if type(mark) is int], hows
