@@ -93,11 +93,11 @@ class Between:
 def test_many_keys_are_one_round_trip_for_the_load_and_one_for_the_save(adapter: Adapter) -> None:  # noqa: F811
     put_all(adapter)
     with bulk(adapter) as processor:
-        processor.run(KEYS[0], adapter.add, 1)
+        together(processor, dict.fromkeys(KEYS[:2], (adapter.add, 1)))  # the first one asks which tables have triggers
         before = proxy_of(adapter).round_trips
         answers = together(processor, dict.fromkeys(KEYS, (adapter.add, 1)))
         assert proxy_of(adapter).round_trips == before + adapter.trips
-    assert list(answers.values()) == [12, *[11] * 19] == totals(adapter)
+    assert list(answers.values()) == [*[12] * 2, *[11] * 18] == totals(adapter)
 
 
 @over(lambda case: case.name in IN_ONE_MESSAGE and case.has_rows)
