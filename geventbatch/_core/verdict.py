@@ -158,7 +158,7 @@ def _goes_apart(attempt: Attempt) -> bool:
 
     Return False if it had none.
     """
-    if attempt.mates is None or attempt.apart or (attempt.loaded_with or 0) <= len(attempt.batch.loads):
+    if attempt.mates is None or attempt.apart or attempt.loaded_with <= len(attempt.batch.loads):
         return False
     attempt.apart = True
     return True
