@@ -219,6 +219,26 @@ def test_each_key_takes_operations_until_its_window_is_over(clock: VirtualTime, 
     assert len(warehouse.saves) == 2  # a was taken at once, before there was a b
 
 
+def test_a_key_whose_turn_has_not_come_takes_operations_while_those_of_others_are_at_work(
+    clock: VirtualTime, warehouse: Warehouse
+) -> None:
+    warehouse.load_time = 1
+
+    def take_a_second(entries: list[Any], mark: int) -> None:
+        gevent.sleep(1)
+        append(entries, mark)
+
+    with warehouse.processor() as processor:
+        spawn(processor, "a", take_a_second, 1)
+        spawn(processor, "b", append, 2)
+        clock.advance(1.5)  # loaded: the operation on a is at work
+        spawn(processor, "b", append, 3)  # before the first one of b
+        spawn(processor, "a", append, 4)  # behind the first one of a
+        clock.advance(10)
+    assert warehouse.saves == [["a", "b"], ["a"]]
+    assert warehouse.kept == {"a": [1, 4], "b": [2, 3]}
+
+
 def test_a_batch_that_everybody_left_is_not_loaded(clock: VirtualTime, warehouse: Warehouse) -> None:
     warehouse.load_time = 1
     with warehouse.processor(max_batches=1) as processor:

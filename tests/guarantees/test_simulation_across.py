@@ -170,6 +170,17 @@ class AcrossSimulation(RuleBasedStateMachine):
         self.world.turn(2)
 
     @precondition(_is_on)
+    @rule(keys=st.permutations(KEYS), pauses=st.lists(st.sampled_from([0.005, 0.01, 0.02]), min_size=2, max_size=5))
+    def run_behind(self, keys: list[str], pauses: list[float]) -> None:
+        """Batches of one key in one bulk: later ones may take operations while those of earlier ones are at work."""
+        self.life.call_across((keys[0],), (Act(first="short"),), None, None)
+        self.world.turn(2)
+        for pause in pauses:
+            for key in keys[1:4] * 2:
+                self.life.call_across((key,), (Act(first="short"),), None, None)
+            self.world.advance(pause)
+
+    @precondition(_is_on)
     @rule(calls=CALLS, fails=st.sets(st.sampled_from(KEYS), min_size=1, max_size=3), first=st.booleans())
     def run_with_failing_keys(self, calls: _Calls, fails: set[str], first: bool) -> None:
         """The load of some keys fails: the first one, or the one of a replay."""

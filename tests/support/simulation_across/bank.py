@@ -232,7 +232,7 @@ class BankLife(Life):
             self._leave(visit)
             raise
         visit.phase = "an operation"
-        visit.run.loaded_tick = visit.run.loaded_tick or self.world.tick()
+        visit.loaded_tick = self.world.tick()
         return resources, visit
 
     def _waits_beside(self, visit: BulkVisit) -> bool:

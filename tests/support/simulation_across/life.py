@@ -133,8 +133,9 @@ class AcrossLife(AnswersLife):
     # -- operations ---------------------------------------------------------------------------------------
 
     def apply_across(self, call: Any, accounts: tuple[Account, ...], mark: object) -> object:
-        self._moment("an operation")
+        tick = self._moment("an operation")
         visit = accounts[0].visit
+        visit.run.first.setdefault(current_batch(), tick)
         self._check_apply_across(call, visit, accounts, mark)
         self._note_applied(call, visit)
         act = call.acts[min(call.starts, len(call.acts) - 1)]
@@ -210,7 +211,7 @@ class AcrossLife(AnswersLife):
         self._check_accounts(call, visit, accounts, mark)
         if not call.alone and not self.choices.numbering:
             self._check_order(call, visit)
-            if not call.starts and visit.run.loaded_tick < call.sequence:
+            if not call.starts:
                 self._check_joined(call, visit)
 
     def _check_accounts(self, call: Any, visit: BulkVisit, accounts: tuple[Account, ...], mark: object) -> None:
@@ -240,7 +241,13 @@ class AcrossLife(AnswersLife):
                 self.world.wrong(f"{call} is applied at {key!r} behind {later}, which came later")
 
     def _check_joined(self, call: AcrossCall, visit: BulkVisit) -> None:
-        """Check one that came after the load: its batch has a window, which is open."""
+        """Check one that came behind the load, or behind the first operation of its batch."""
+        late = call.sequence > visit.run.first[current_batch()]
+        if not late and call.sequence < visit.loaded_tick:
+            return
+        if not late and not call.several:  # a batch of one key is open while those of others are at work
+            reach("joined behind the load, before the operations of its batch")
+            return
         opened = min((one.came for one in visit.applied if one.keys == call.keys), default=call.came)
         window = self.choices.min_duration
         if call.several or not window or call.came >= opened + window + _ROUNDING:

@@ -42,6 +42,7 @@ ALL: Final = (
     "a window ended early",
     "waited for an operation across keys",
     "joined while it loaded",
+    "joined behind the load, before the operations of its batch",
     "a bulk of several components",
     "a component of several operations across keys",
     "operations of one key in a component",

@@ -68,7 +68,7 @@ class Run:
     batches: list[Batch] = field(default_factory=list)
     spent: float = 0.0  # by its own code
     rounds: int = 0
-    loaded_tick: int = 0  # of its first load; 0 is never
+    first: dict[Batch, int] = field(default_factory=dict)  # ticks of the first operation of each batch
     keys: set[str] = field(default_factory=set)
     conflict_at: float | None = None
     interrupted: bool = False  # by its deadline
@@ -84,6 +84,7 @@ class BulkVisit:
     run: Run
     caller: AcrossCall | None  # who runs it alone
     # -- mutable state -------------------------------------------------------------------------------------
+    loaded_tick: int = 0  # 0 is never
     loaded: dict[str, list[int]] = field(default_factory=dict)
     applied: list[AcrossCall] = field(default_factory=list)  # each once, in the order they were applied first
     returned: set[int] = field(default_factory=set)  # calls
