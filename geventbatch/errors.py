@@ -109,6 +109,13 @@ class ResourceMissing(LoadFailed):
         super().__init__(*args, key=key, retry_safe=retry_safe)
 
 
+class ImpossibleKey(ResourceMissing, ValueError):
+    """No resource can be at the key: its column has no such value. Raised at the door: nothing is loaded.
+
+    It is a `ResourceMissing`, since a client that asks for ``/accounts/abc`` asks for what is not there.
+    """
+
+
 class SaveFailed(BatchAborted):
     """Saving raised ``__cause__``: any error but a kill. Safe to run again only if that is a `NotSaved`."""
 

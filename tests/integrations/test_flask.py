@@ -542,6 +542,25 @@ def test_across_keys_the_session_is_that_of_the_operations_resources(stored: tup
     assert len(db.session.registry.registry) == 1
 
 
+def test_a_key_that_is_no_key_of_the_table_is_not_found(stored: tuple[Flask, GeventBatch]) -> None:
+    app, batches = stored
+    accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account))
+
+    @app.post("/accounts/<number>")
+    def deposit(number: str) -> dict[str, int]:
+        keys = request.args.getlist("key")
+        if keys:
+            accounts.run_across([number, *keys], lambda accounts: None)
+        return {"balance": accounts.run(number, deposit_once, 1)}
+
+    client = app.test_client()
+    asked = ["1", "2", "abc", "99999999999999999999", "1?key=abc"]
+    answers = [client.post(f"/accounts/{one}", headers={"Accept": "application/json"}) for one in asked]
+    assert [one.status_code for one in answers] == [200, 404, 404, 404, 404]
+    assert {(one.json or {})["error"] for one in answers[1:]} == {"ResourceMissing"}
+    assert db.session.scalar(sa.select(Account.balance)) == 1
+
+
 def test_what_no_store_would_save_is_told_to_the_operator(
     stored: tuple[Flask, GeventBatch], caplog: pytest.LogCaptureFixture
 ) -> None:

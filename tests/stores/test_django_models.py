@@ -238,7 +238,9 @@ def test_the_field_that_is_the_key_is_not_changed(server: str, tmp_path: Path) -
 def test_a_key_that_no_row_can_have_is_refused_at_the_door(model: Any, key: object, tmp_path: Path) -> None:
     by = "number"
     with tables("postgresql", tmp_path) as alias, processing(model, alias, by=by) as processor:
-        assert isinstance(answer_of(processor.run, key, deposit, 1), ValueError)
+        refused = answer_of(processor.run, key, deposit, 1)
+        assert isinstance(refused, ValueError)
+        assert isinstance(refused, ResourceMissing)
 
 
 @pytest.mark.parametrize("server", SERVERS)

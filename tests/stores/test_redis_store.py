@@ -258,8 +258,9 @@ def test_keys_are_told_apart_by_their_text() -> None:
     assert normalize(number) == normalize(str(number))
     assert normalize(b"\xff") == normalize("\udcff")
     assert normalize("\u00e9") != normalize("e\u0301")
-    with pytest.raises(ValueError, match="ud800"):
+    with pytest.raises(ResourceMissing, match="ud800") as refused:
         normalize("\ud800")
+    assert isinstance(refused.value, ValueError)
 
 
 def test_a_key_of_bytes_that_are_no_text_is_the_key_in_redis(adapter: RedisAdapter) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from geventbatch import IdempotencyKeyReused, LoadFailed, Processor, ResourceMissing, worker_number_for_key
+from geventbatch.errors import ImpossibleKey
 from geventbatch.stores import RedisStore, SQLAlchemyStore
 from geventbatch.stores._sql.keys import KeyColumn, row_key
 from geventbatch.stores.sqlalchemy import idempotency_table
@@ -172,8 +173,12 @@ def test_a_column_takes_what_it_has_room_for(kind: Any, database: str, takes: li
     for key in takes:
         shown.normalize(key)
     for key in refuses:
-        with pytest.raises(ValueError, match=r"is no key for the column trains\.key") as raised:
+        with pytest.raises(ImpossibleKey, match=r"is no key for the column trains\.key") as raised:
             shown.normalize(key)
+        assert isinstance(raised.value, ResourceMissing)
+        assert isinstance(raised.value, ValueError)
+        assert raised.value.key == key
+        assert raised.value.retry_safe
         assert len(str(raised.value)) < 500
 
 

@@ -20,6 +20,7 @@ from geventbatch import (
     ResourceMissing,
     SaveFailed,
 )
+from geventbatch.errors import ImpossibleKey
 
 Make = Callable[[], BatchError]
 
@@ -52,6 +53,7 @@ CASES: dict[str, tuple[Make, Told]] = {
     "killed in a save": (lambda: BatchAborted("secret", retry_safe=False), UNKNOWN),
     "reused": (lambda: IdempotencyKeyReused("secret"), REUSED),
     "missing": (lambda: ResourceMissing("secret"), MISSING),
+    "no key of the table": (lambda: ImpossibleKey("secret"), MISSING),
 }
 
 each_error = pytest.mark.parametrize(("make", "told"), CASES.values(), ids=CASES)

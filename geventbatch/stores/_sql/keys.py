@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from geventbatch._safe_repr import shown
+from geventbatch.errors import ImpossibleKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -56,7 +57,7 @@ class KeyColumn:
 
         Raises:
             TypeError: Keys of this type are impossible. Names the key and the column.
-            ValueError: No row can have this key.
+            ImpossibleKey: No row can have this key.
         Switches: no.
         """
         kind = self.kind
@@ -71,15 +72,16 @@ class KeyColumn:
         check = _CHECKS.get(kind)
         why = None if check is None else check(value, self)
         if why is not None:
-            raise ValueError(f"{shortened(key)} is no key for the column {self.name}: {why}")
+            raise ImpossibleKey(f"{shortened(key)} is no key for the column {self.name}: {why}", key=key)
         return value  # type: ignore[no-any-return]
 
     def _converted(self, key: Hashable, convert: Callable[[Any], Hashable]) -> Hashable:
         try:
             converted = None if isinstance(key, bool) else convert(key)
         except (ValueError, OverflowError, InvalidOperation):
-            raise ValueError(
-                f"{shortened(key)} is no key for the column {self.name}, which has values of type {_name(self.kind)}"
+            raise ImpossibleKey(
+                f"{shortened(key)} is no key for the column {self.name}, which has values of type {_name(self.kind)}",
+                key=key,
             ) from None
         if converted is None:
             raise TypeError(

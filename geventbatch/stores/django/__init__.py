@@ -158,7 +158,7 @@ class DjangoStore(Generic[M]):
 
         Raises:
             TypeError: Its type cannot be such a key.
-            ValueError: Its type can, and its value is none.
+            ImpossibleKey: Its type can, and its value is none.
         Switches: no (as ``tenant`` does).
         """
         return self._models.normalize(key)

@@ -26,6 +26,7 @@ from django.db.models import (
 )
 
 from geventbatch._safe_repr import said, shown
+from geventbatch.errors import ImpossibleKey
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all, shortened
 from geventbatch.stores.django._fields import column, pk_fields, referenced
 
@@ -86,7 +87,7 @@ class RowKey:
 
         Raises:
             TypeError: Its type cannot be such a key.
-            ValueError: Its type can, and its value is none.
+            ImpossibleKey: Its type can, and its value is none.
         Switches: no.
         """
         plain: Any = normalize_all(key, self._columns)
@@ -101,7 +102,8 @@ class RowKey:
             value: Hashable = self.fields[number].to_python(part.value if isinstance(part, Enum) else part)
             hash(value)
         except Exception as error:
-            raise ValueError(f"{shortened(part)} is no key for the column {name}: {said(error)}") from error
+            told = f"{shortened(part)} is no key for the column {name}: {said(error)}"
+            raise ImpossibleKey(told, key=part) from error
         if value is None:
             raise TypeError(f"{shortened(part)} is no key for the column {name}")
         return value

@@ -14,6 +14,7 @@ from redis import Redis, RedisCluster
 
 from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import named, said, shown
+from geventbatch.errors import ImpossibleKey
 from geventbatch.stores import _json
 from geventbatch.stores._missing import checked
 from geventbatch.stores._reuse import kept_by
@@ -144,7 +145,7 @@ class RedisStore(Generic[R]):
 
         Raises:
             TypeError: It is no str, int, UUID or bytes.
-            ValueError: It has no UTF-8 form.
+            ImpossibleKey: It has no UTF-8 form.
         """
         if isinstance(key, str):
             text = str.__str__(key)  # an Enum may have a text of its own
@@ -161,9 +162,8 @@ class RedisStore(Generic[R]):
         try:
             text.encode(errors="surrogateescape")
         except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the key {shown(key)} has no UTF-8 form, so it is no key in Redis: {said(error)}"
-            ) from error
+            told = f"the key {shown(key)} has no UTF-8 form, so it is no key in Redis: {said(error)}"
+            raise ImpossibleKey(told, key=key) from error
         return text
 
     def check_outcomes(self, key: Hashable) -> None:

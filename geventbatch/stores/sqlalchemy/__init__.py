@@ -410,7 +410,7 @@ class SQLAlchemyStore(Generic[ResourceT]):
 
         Raises:
             TypeError: Keys of this type are impossible.
-            ValueError: No row can have this key.
+            ImpossibleKey: No row can have this key.
         Switches: no (as ``tenant`` does).
         """
         found = self._normalized(key)
