@@ -2,9 +2,9 @@
 
 `examples/tickets` under gunicorn with one gevent worker, 200 and 1,000 connections of wrk, which book the seats of one
 train in PostgreSQL and give them back. The endpoint with nothing behind it; with a wait of 2 ms and nothing else, which
-is what greenlets cost that wait for whatever it be; as it is, with batches, and so without what its gunicorn.conf.py
-sets for the garbage collector; with a transaction for each request, by `SELECT … FOR UPDATE` and by one atomic
-`UPDATE … WHERE`, on psycopg and a fair pool at the best of several sizes.
+is what greenlets cost that wait for whatever it be; as it is, with batches, and so with Python's own settings of the
+garbage collector; with a transaction for each request, by `SELECT … FOR UPDATE` and by one atomic `UPDATE … WHERE`, on
+psycopg and a fair pool at the best of several sizes.
 
 The ways take turns in one run; each figure is the median of the turns (least to most), each ratio that of one turn.
 After each turn the changes in the database are compared with the answers. Worker, wrk and server share the machine's
@@ -182,6 +182,8 @@ class Benchmark:
         """Have a server for it."""
         if (name, pool) not in self.servers:
             environment = {"DATABASE_URL": self.url, "WAY": name, "POOL": str(pool)}
+            if name == "default gc":
+                environment["GEVENTBATCH_FREEZE"] = "0"
             arguments = ("--workers", "1", "benchmarks.web_app:app")
             self.servers[name, pool] = self.stack.enter_context(Server(CONFIGURATION, environment, arguments))
         return Way(name, pool, self.servers[name, pool], self.url)

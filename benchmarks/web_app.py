@@ -1,13 +1,12 @@
 """The tickets application as `benchmarks.web` has it served, with what WAY names behind its endpoints.
 
-"batched" is the application as it is, "default gc" the same without what its gunicorn.conf.py sets for the garbage
-collector. The others have something else in the place of its processor: nothing at all, a mere wait, or a transaction
-for each request, on a pool of POOL connections, first come, first served.
+"batched" is the application as it is, "default gc" the same with Python's own settings of the garbage collector. The
+others have something else in the place of its processor: nothing at all, a mere wait, or a transaction for each
+request, on a pool of POOL connections, first come, first served.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from statistics import median
@@ -141,10 +140,7 @@ class Measured(Tickets):
         self._taken: list[float] = []
 
     def count(self) -> None:
-        """See `Tickets`; called when the configuration is through."""
-        if os.environ["WAY"] == "default gc":
-            gc.unfreeze()
-            gc.set_threshold(*DEFAULT_THRESHOLD)
+        """See `Tickets`."""
         for metric in self.processor.subscribe_batch_metrics():
             self._operations.append(metric.operation_count)
             self._taken.append(metric.load_duration + metric.save_duration)
@@ -160,8 +156,6 @@ class Measured(Tickets):
         self._taken.clear()
         return found
 
-
-DEFAULT_THRESHOLD = gc.get_threshold()
 
 BEHIND: dict[str, Callable[[], Nothing]] = {
     "nothing": Nothing,

@@ -6,7 +6,6 @@ gunicorn -c examples/tickets/gunicorn.conf.py
 # First of all: it patches, and has every worker save and answer what it has admitted before it ends.
 from geventbatch.integrations.gunicorn import *  # noqa: F403, I001 - its hooks are for gunicorn to find here
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,5 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Say that it works.
-
-    Each request that waits keeps hundreds of objects alive, which the garbage collector would look at again and again,
-    and never find any garbage: it gets to look less often, and not at what the application consists of.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
+    """Say that it works."""
     worker.log.info("Worker ready (pid: %s)", worker.pid)

@@ -20,11 +20,11 @@ PROGRAM = "tests.support.programs.celery_app"
 class Worker:
     """A Celery worker with `tests.support.programs.celery_app`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self._folder = folder
         for name in ("sent", "queue", "control", "results"):
             (folder / name).mkdir(parents=True)
-        self._environment = {**os.environ, "FOLDER": str(folder)}
+        self._environment = {**os.environ, "FOLDER": str(folder), **environment}
         command = [sys.executable, "-m", "celery", "--app", PROGRAM, "worker", "--pool", "gevent", "-c", "20"]
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -91,8 +91,8 @@ def answer_in(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def celery(folder: Path) -> Iterator[Worker]:
-    worker = Worker(folder)
+def celery(folder: Path, **environment: str) -> Iterator[Worker]:
+    worker = Worker(folder, **environment)
     try:
         yield worker
     except BaseException as error:
@@ -136,3 +136,13 @@ def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_wait
 
     loads = [(under_load, sent) for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)]
     side_by_side(lambda run, *case: run(*case), (with_nobody_waiting,), *loads)
+
+
+def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refused(tmp_path: Path) -> None:
+    def frozen(name: str, refused: str) -> int:
+        with celery(tmp_path / name, GEVENTBATCH_FREEZE=refused) as worker:
+            wait_until(lambda: any(note.startswith("frozen=") for note in worker.notes()))
+            return int(worker.notes()[-1].removeprefix("frozen="))
+
+    assert frozen("freezes", "") > 10_000
+    assert frozen("refuses", "0") == 0

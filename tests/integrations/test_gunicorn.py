@@ -3,6 +3,7 @@
 What gunicorn does not allow for is listed in test_tickets_signals.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -301,6 +302,38 @@ def test_an_error_answer_takes_the_place_of_what_the_application_had_begun(tmp_p
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:
     with gunicorn(tmp_path / "preloaded", "--preload") as server:
         assert server.health()["patched"] is True
+
+
+def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refused(tmp_path: Path) -> None:
+    def freezes() -> None:
+        with gunicorn(tmp_path / "freezes", DEBUG="1") as server:
+            health = server.health()
+            wait_until(lambda: f"objects that are loaded in process {health['pid']}, and begins a pass" in server.log())
+        assert health["frozen"] > 10_000  # the application with what it imports
+        assert health["threshold"] == [10_000, 10, 10]
+
+    def refuses() -> None:
+        with gunicorn(tmp_path / "refuses", GEVENTBATCH_FREEZE="0") as server:
+            health = server.health()
+        assert health["frozen"] == 0
+        assert tuple(health["threshold"]) == gc.get_threshold()
+
+    side_by_side(lambda run: run(), (freezes,), (refuses,))
+
+
+def test_what_a_parent_has_loaded_is_left_out_before_it_forks_so_that_its_workers_share_the_memory(
+    tmp_path: Path,
+) -> None:
+    with gunicorn(tmp_path / "preloaded", "--preload") as server:
+        health = server.health()
+        assert health["frozen_at_fork"] == [pytest.approx(health["frozen"], rel=0.1)]
+        assert health["frozen_at_fork"] < [health["frozen"]]  # the worker has loaded some more
+
+
+def test_a_refusal_that_says_neither_yes_nor_no_is_named_at_the_start(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "neither", GEVENTBATCH_FREEZE="perhaps") as server:
+        assert server.wait() == 255  # of gunicorn, when its parent raises
+        assert "GEVENTBATCH_FREEZE is 'perhaps' in the environment, but must be 0" in server.log()
 
 
 def test_each_worker_warns_of_a_max_duration_that_graceful_timeout_has_no_room_for(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Beyond so many words they load only when a second gate is open.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -40,6 +41,12 @@ def _tell_of_the_start(**_: object) -> None:
 
 
 import geventbatch.integrations.celery  # noqa: F401 - the line that users write
+
+
+@worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery has no types
+def _tell_what_is_frozen(**_: object) -> None:
+    note(f"frozen={gc.get_freeze_count()}")
+
 
 app = Celery("tests.support.programs.celery_app", broker="filesystem://", backend=f"file://{FOLDER / 'results'}")
 app.conf.update(

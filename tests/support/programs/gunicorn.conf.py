@@ -2,6 +2,7 @@
 
 # ruff: noqa: F403
 
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ bind = "127.0.0.1:0"
 workers = 1
 accesslog = None
 graceful_timeout = 20
+if "DEBUG" in os.environ:
+    logging.basicConfig(level=logging.DEBUG)
 
 
 def note(what: str) -> None:

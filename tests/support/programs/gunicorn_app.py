@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 PATCHED_AT_IMPORT = monkey.is_module_patched("socket")
 GATE = Path(os.environ["GATE"])
 SAVED = Path(os.environ["SAVED"])
+
+frozen_at_fork: list[int] = []
+"""How many objects the parent had left out of collections, if this was imported there."""
+os.register_at_fork(after_in_child=lambda: frozen_at_fork.append(gc.get_freeze_count()))
 
 
 def load(key: str) -> list[str]:
@@ -60,7 +65,14 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
         gevent.spawn(run, word)
     elif word:
         run(word)
-    told = {"pid": os.getpid(), "processor": repr(processor), "patched": PATCHED_AT_IMPORT}
+    told = {
+        "pid": os.getpid(),
+        "processor": repr(processor),
+        "patched": PATCHED_AT_IMPORT,
+        "frozen": gc.get_freeze_count(),
+        "frozen_at_fork": frozen_at_fork,
+        "threshold": gc.get_threshold(),
+    }
     body = json.dumps(told).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
