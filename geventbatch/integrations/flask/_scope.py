@@ -9,6 +9,7 @@ from flask.globals import _cv_app
 
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._check_callables import check_scope
+from geventbatch._watch import threads
 from geventbatch._wrapper import Around
 from geventbatch.integrations.flask._sqlalchemy import adopt_session, tell_of_lost_changes
 from geventbatch.stores._give_back import error_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from flask.ctx import AppContext
+
+    from geventbatch._check_callables import PairFacts
 
 _batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
 """The batch's application context, in the `contextvars` context of its load and save."""
@@ -42,6 +45,17 @@ class AppStore(Around):
         """Return the attribute of the store; its form for many keys is wrapped likewise."""
         found = super().__getattr__(name)
         return AppStore(self._app, found, name) if name == "open_resources" else found
+
+    def admit(self, key: Hashable) -> bool:
+        """Return whether an operation called here runs unbatched: in a thread that gevent has not patched, it does.
+
+        So it does under ``flask run``, which is warned once, and wherever the store asks for it.
+        """
+        facts: PairFacts | None = getattr(self._inner, "pair_facts", None)
+        loses = facts is not None and facts.load is not None and facts.saves and not facts.compares
+        unpatched = threads.run_unbatched(comparing=not loses)
+        asks = getattr(self._inner, "admit", None)
+        return bool(asks is not None and asks(key)) or unpatched
 
     def __call__(self, key: Hashable) -> AppScope:
         """Open the scope of *key* in a new application context."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from django.db import connections
 from django.db.models import Model
 from django.db.transaction import atomic
-from gevent import monkey
 
 from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import shown
+from geventbatch._watch import threads
 from geventbatch.stores._sql.outcomes import seconds_to_keep
 from geventbatch.stores.django._connections import check_backend, current, own, pool
 from geventbatch.stores.django._model_bulks import ModelBulks
@@ -183,7 +183,8 @@ class DjangoStore(Generic[M]):
     def admit(self, key: Hashable) -> bool:
         """Return whether an operation called here runs unbatched, on its caller's connection.
 
-        It does inside a `TestCase`, and in a process without gevent: ``runserver``, a management command.
+        It does inside a `TestCase`, and in a process that gevent has not patched: ``runserver`` and gunicorn's
+        ``--threads``, which are warned once, and a management command.
 
         Raises:
             RuntimeError: Called inside a transaction of the same database (and not *allow_atomic*), or with a
@@ -191,7 +192,7 @@ class DjangoStore(Generic[M]):
         Switches: the first time, to connect.
         """
         connection = current(self.using)
-        alone = not monkey.is_module_patched("threading")
+        alone = threads.run_unbatched()
         if connection is not None and self._place is not None and not alone:
             self._place.check(connection, key)
         if connection is None or not _in_transaction(connection):

@@ -1,0 +1,47 @@
+"""Threads that gevent has not patched: operations run unbatched there, and a server of such threads is warned once."""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+from typing import Final
+
+from gevent import monkey
+
+from geventbatch._watch.problem import SetupProblem, warn
+
+_PROBLEM: Final = SetupProblem(
+    "unpatched",
+    "gevent has not patched this process, whose requests have threads: each operation loads and saves by itself, in "
+    "its own thread, and nothing is batched. That is right for a development server, and gains nothing.",
+    "Serve with gunicorn's gevent worker (see geventbatch.integrations.gunicorn). If threads are meant, pass "
+    "batching=False, and this is not said.",
+)
+_UNCOMPARED: Final = SetupProblem(
+    "uncompared",
+    "Threads run operations unbatched over a pair of functions, which compares nothing: what one of them saves, and "
+    "answers, is written over by another that has loaded before.",
+    "Use a store (SQLAlchemyStore, DjangoStore, RedisStore), which locks or compares; or serve with gevent's workers.",
+)
+_threads: Final = count()
+_pairs: Final = count()
+
+
+def run_unbatched(*, comparing: bool = True) -> bool:
+    """Return whether an operation called here runs unbatched, since gevent has not patched the process.
+
+    The first time in a thread that is not the main one, as servers have them, it warns. Management commands, cron jobs
+    and tests, which have the main thread, hear nothing.
+
+    Args:
+        comparing: Whether the store locks, or compares what was loaded.
+    """
+    if monkey.is_module_patched("threading"):
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        first = next(_threads) == 0  # one step: no other thread is first too
+        if not comparing and next(_pairs) == 0:
+            warn(_UNCOMPARED)
+        if first:
+            warn(_PROBLEM)
+    return True
