@@ -10,7 +10,19 @@ from importlib.resources import files
 import geventbatch
 from geventbatch import stores
 
-NOT_NEEDED = ("celery", "django", "flask", "gunicorn", "hypothesis", "psycopg", "pytest", "redis", "sqlalchemy")
+NOT_NEEDED = (
+    "celery",
+    "django",
+    "dramatiq",
+    "flask",
+    "gunicorn",
+    "huey",
+    "hypothesis",
+    "psycopg",
+    "pytest",
+    "redis",
+    "sqlalchemy",
+)
 
 present = [name for name in NOT_NEEDED if importlib.util.find_spec(name)]
 assert not present, f"this environment holds more than the wheel: {present}"

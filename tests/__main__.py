@@ -44,7 +44,17 @@ PARTS: Final = {
         "not (test_stores and sqlalchemy)",
     ),
     "servers": (
-        ["benchmarks", "celery", "cluster", "gunicorn", "measured_servers", "the_suite", "tickets_signals"],
+        [
+            "benchmarks",
+            "celery",
+            "cluster",
+            "dramatiq",
+            "gunicorn",
+            "huey",
+            "measured_servers",
+            "the_suite",
+            "tickets_signals",
+        ],
         "",
     ),
     "databases": (

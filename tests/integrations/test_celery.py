@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support.servers import side_by_side, wait_until
+from tests.support.task_worker import TaskWorker, task_worker, words_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.support.programs.celery_app"
@@ -146,3 +147,41 @@ def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refuse
 
     assert frozen("freezes", "") > 10_000
     assert frozen("refuses", "0") == 0
+
+
+WORDS = "tests.support.programs.celery_words"
+
+
+def late(folder: Path) -> AbstractContextManager[TaskWorker]:
+    command = [sys.executable, "-m", "celery", "--app", WORDS, "worker", "--pool", "gevent", "-c", "20"]
+    return task_worker(folder, WORDS, [*command, "--without-mingle", "--without-gossip", "--without-heartbeat"])
+
+
+def test_what_a_cut_off_task_had_started_is_saved_and_applied_once_with_its_id_as_idempotency_key(
+    tmp_path: Path,
+) -> None:
+    def by_a_kill() -> None:
+        with late(tmp_path / "killed") as worker:
+            worker.send(count=8)
+            worker.open_gates("commit")
+            wait_until(lambda: len(set(worker.notes("applied"))) == 8)  # saved, and not acknowledged
+            worker.kill()
+            worker.open_gates("return")
+            worker.start_again()
+            wait_until(lambda: len(set(worker.notes("finished"))) == 8)
+            assert len(worker.notes("entered")) >= 16  # more, if the first worker took so long that it got some again
+            assert worker.ledger() == words_of("count", 8)
+
+    def by_a_time_limit() -> None:
+        with late(tmp_path / "limit") as worker:
+            worker.send(count_briefly=1)
+            wait_until(lambda: worker.notes("interrupted"))
+            worker.process.terminate()
+            wait_until(lambda: "worker: Warm" in worker.log())
+            assert worker.ledger() == []
+            worker.open_gates("commit")
+            assert worker.process.wait(45) == 0
+            assert worker.ledger() == ["count_briefly0"]
+            assert worker.notes("finished") == []
+
+    side_by_side(lambda run: run(), (by_a_kill,), (by_a_time_limit,))

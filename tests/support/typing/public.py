@@ -3,6 +3,7 @@
 from typing import Any, assert_type
 from wsgiref.types import WSGIApplication
 
+import dramatiq
 import redis
 import sqlalchemy as sa
 from django.http import HttpRequest, HttpResponse
@@ -32,6 +33,8 @@ from geventbatch import (
 from geventbatch.errors import CannotUndo
 from geventbatch.integrations import opentelemetry
 from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
+from geventbatch.integrations.dramatiq import Stop
+from geventbatch.integrations.huey import consume
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.scopes import Undoes
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
@@ -122,6 +125,12 @@ def view(request: HttpRequest) -> HttpResponse:
 DjangoAnswers(view)
 DjangoAnswers("view")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 geventbatch.integrations.celery.stop()
+
+
+def worker(broker: dramatiq.Broker, huey: Any) -> None:
+    broker.add_middleware(Stop())
+    consume(huey, workers=100, shutdown_timeout=30)
+    consume(huey, workers="100")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Virtual time.
