@@ -310,7 +310,7 @@ def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refuse
             health = server.health()
             wait_until(lambda: f"objects that are loaded in process {health['pid']}, and begins a pass" in server.log())
         assert health["frozen"] > 10_000  # the application with what it imports
-        assert health["threshold"] == [10_000, 10, 10]
+        assert health["threshold"] == [10_000, 50, 10]
 
     def refuses() -> None:
         with gunicorn(tmp_path / "refuses", GEVENTBATCH_FREEZE="0") as server:
