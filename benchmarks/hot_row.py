@@ -9,6 +9,8 @@ The ways take turns in one run; each figure is the median of the turns (least to
 what it waits beside load and save, too. After each turn the counter in the database is compared with the operations
 that were answered. Callers, proxy and server share the machine's cores.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.hot_row [--short] [--json FILE]``.
 """
 
@@ -29,6 +31,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
 from benchmarks.ways import (
     Advisory,
@@ -223,7 +226,7 @@ def main() -> None:
     distances = (0, 2) if chosen.short else (0, 1, 2)
     url = postgres_url()
     create_tables(url)
-    print(server_settings(url))
+    print(server_settings(url), as_served(), sep="\n")
     lines: list[Line] = []
     for milliseconds in distances:
         with away(url, milliseconds / 1000) as reached:

@@ -5,6 +5,8 @@ costs to have one, and each key costs as much of it as ever it can. Every key is
 without follow each other, in one process, without a proxy; a figure is the median (least to most) of the turns. What a
 batch takes is its part of the time of a turn, from the calls of `run` to the answers.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.idempotency [--short]``. It measures, and asserts nothing.
 """
 
@@ -27,6 +29,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.stores import spread
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
@@ -167,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="fewer and shorter turns")
     turns, operations = (3, 1000) if parser.parse_args().short else (15, 10_000)
+    print(as_served())
     heads = ["without, ms", "with keys, ms", "more, %"]
     print(f"{'store':<22} {'size':>5}  " + " ".join(f"{head:<24}" for head in heads) + f" {'µs each':>7}")
     for name in STORES:

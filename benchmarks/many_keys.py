@@ -8,6 +8,8 @@ The ways take turns in one run; each figure is the median of the turns (least to
 After each turn the counters in the database are compared with the operations that were answered. Callers, proxy and
 server share the machine's cores.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.many_keys [--short] [--json FILE]``.
 """
 
@@ -28,6 +30,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
 from benchmarks.ways import (
     Atomic,
@@ -160,7 +163,7 @@ def main() -> None:
     turns, size = (1, (KEYS, CALLERS, 0.3)) if chosen.short else (5, (KEYS, CALLERS, 1.0))
     url = postgres_url()
     create_tables(url)
-    print(server_settings(url))
+    print(server_settings(url), as_served(), sep="\n")
     lines: list[Line] = []
     for milliseconds in (0,) if chosen.short else (0, 1):
         with away(url, milliseconds / 1000) as reached:

@@ -13,6 +13,8 @@
 
 Turns are interleaved; each figure is the median of the turns (least to most).
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.parts [--short] [--json FILE]``. It measures, and asserts nothing.
 """
 
@@ -37,6 +39,7 @@ from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 from greenlet import greenlet
 
+from benchmarks.as_served import as_served
 from benchmarks.overhead import CALLERS, batched, floor
 from benchmarks.ways import Atomic, Batches, ForUpdate, begin_at_zero, check, create_tables, server_settings, spread
 from tests.support.servers import postgres_url
@@ -313,6 +316,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
     chosen = parser.parse_args()
     turns, operations, seconds = (1, 10_000, 0.02) if chosen.short else (5, 50_000, 0.2)
+    print(as_served())
     everything: dict[str, Any] = {
         "pieces": measure_pieces(turns, seconds),
         "sizes": measure_sizes(turns, operations),

@@ -10,6 +10,8 @@ The ways take turns in one run; each figure is the median of the turns (least to
 in the database are compared with the operations that were answered. Callers, proxy and server share the machine's
 cores.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.processes [--short]``.
 """
 
@@ -31,6 +33,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
 from benchmarks.ways import (
     Atomic,
@@ -99,6 +102,7 @@ PER_REQUEST = tuple(WAYS)[:3]
 
 def work() -> None:
     """Do one job after another, as standard input says."""
+    as_served()
     for line in sys.stdin:
         job = Job(*json.loads(line))
         with WAYS[job.way](job) as way:
@@ -289,7 +293,7 @@ def main() -> None:
     turns, seconds, numbers = (1, 0.3, (5, 50)) if chosen.short else (3, 1.0, (1, 5, 25, 50))
     url = postgres_url()
     create_tables(url)
-    print(server_settings(url))
+    print(server_settings(url), as_served(), sep="\n")
     children = [Child() for _ in range(PROCESSES)]
     benchmark = Benchmark(url, children, turns, seconds)
     try:

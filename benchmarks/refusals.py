@@ -8,6 +8,8 @@ answered after each turn without `clean_errors`; with it the promise is false, a
 For each store: operations a second, without over with, the median (least to most) of the turns; and the CPU time that a
 refusal takes more, by the cheapest turn of each, beside what it takes to decode and to encode the resource.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.refusals [--short]``. It measures, and asserts no time.
 """
 
@@ -30,6 +32,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.idempotency import engine
 from benchmarks.stores import spread
 from geventbatch import Processor
@@ -249,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="fewer and shorter turns")
     turns, batches = (5, 2) if parser.parse_args().short else (25, 2)
+    print(as_served())
     heads = ["rate, × with clean_errors", "CPU µs for each refusal", "decode + encode, or a copy", "ratio"]
     print(f"{'store':<10} {'resource':<8} " + " ".join(f"{head:<25}" for head in heads).rstrip())
     for case in CASES:

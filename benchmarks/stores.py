@@ -6,6 +6,8 @@ loop on one key, with natural batching. The last two also with a millisecond add
 the proxy, in this one process, so the figures are for comparing with each other. Each is the median (least to most) of
 several turns.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.stores [--short]``. It measures, and asserts nothing.
 """
 
@@ -27,6 +29,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from tests.support.adapters.base import cases
 
 if TYPE_CHECKING:
@@ -99,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="fewer and shorter turns")
     turns, seconds = (1, 0.2) if parser.parse_args().short else (5, 0.5)
+    print(as_served())
     heads = ["lone caller, ms", f"{CALLERS} callers, per second", "with 1 ms each way: ms", "per second"]
     print(f"{'store, mode, server':<44} {'trips':>5}  " + "  ".join(f"{head:<24}" for head in heads).rstrip())
     for case in cases():

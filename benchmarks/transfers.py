@@ -14,6 +14,8 @@ After each turn the sum of all accounts, the number of transfers and the rows of
 answered. Where there is a target, it is printed beside what was reached. Callers, proxy and server share the machine's
 cores.
 
+The garbage collector is set as in a server's worker, before the first turn, for every way alike.
+
 Run it from the repository: ``python -m benchmarks.transfers [--short] [--json FILE] [--without FORM …]``.
 """
 
@@ -35,6 +37,7 @@ monkey.patch_all()
 
 import gevent
 
+from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
 from benchmarks.transfer_ways import (
     Batched,
@@ -323,7 +326,7 @@ def main() -> None:
     shapes = {"hot": HOT, "spread": SPREAD, "single": SINGLE}
     url = postgres_url()
     create_tables(url)
-    print(server_settings(url))
+    print(server_settings(url), as_served(), sep="\n")
     lines: list[Line] = []
     losing: list[str] = []
     for milliseconds in (0,) if chosen.short else (0, 1):
