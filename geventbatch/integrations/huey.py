@@ -18,6 +18,7 @@ leaves out what it has loaded (``GEVENTBATCH_FREEZE=0`` in the environment refus
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,10 +75,16 @@ class _Consumer(Consumer):  # type: ignore[misc]  # Huey has no types
 
     def stop(self, graceful: bool = False) -> None:  # noqa: FBT001, FBT002 - Huey's signature
         super().stop(graceful)
+        # Huey would have a second signal interrupt the wait, but no task is left that it could cut short.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._do_not_restart)
         stop_all()
         if self._restart:
             # Huey runs the restarted program with these, which for "python -m" lack the option.
             sys.argv = sys.orig_argv[1:]
+
+    def _do_not_restart(self, *_: object) -> None:
+        self._restart = False
 
 
 def _check_patched(huey: Huey) -> None:

@@ -45,6 +45,8 @@ def test_a_consumer_that_ends_has_saved_what_its_tasks_wait_for_and_what_none_wa
             wait_until(lambda: "All workers have stopped." in worker.log())
             assert worker.saved() == sorted(worker.notes("finished"))
             assert len(worker.saved()) == 40
+            if sent == signal.SIGTERM:
+                worker.process.send_signal(sent)  # a second one does not cut the wait short
             worker.open_gates("save later")
 
             if sent == signal.SIGTERM:
@@ -85,25 +87,26 @@ def test_a_task_that_is_retried_after_a_timeout_applies_once_with_its_id_as_idem
         assert worker.ledger() == words_of("count_briefly", 12)
 
 
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
-        (["huey = RedisHuey()"], "gevent has not patched: a task that waits would block all other tasks"),
-        (["huey = RedisHuey()", "monkey.patch_all()"], "gevent has patched after <huey.api.RedisHuey"),
-        (["huey = SqliteHuey(filename=':memory:')", "monkey.patch_all()"], "gevent has patched after <huey.api.Sqlite"),
-        (["monkey.patch_all()", "huey = RedisHuey(immediate=True)"], "ConfigurationError"),  # of Huey: all is well
-    ],
-)
-def test_a_huey_that_was_made_before_gevent_patched_is_refused(lines: list[str], told: str) -> None:
-    program = [
-        "from gevent import monkey",
-        "from huey import RedisHuey, SqliteHuey",
-        "from geventbatch.integrations.huey import consume",
-        *lines,
-        "consume(huey)",
-    ]
-    ran = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False)
-    assert told in ran.stderr.splitlines()[-1]
+def test_a_huey_that_was_made_before_gevent_patched_is_refused() -> None:
+    def consumes(lines: list[str], told: str) -> None:
+        program = [
+            "from gevent import monkey",
+            "from huey import RedisHuey, SqliteHuey",
+            "from geventbatch.integrations.huey import consume",
+            *lines,
+            "consume(huey)",
+        ]
+        ran = subprocess.run([sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=False)
+        assert told in ran.stderr.splitlines()[-1]
+
+    patch, redis, sqlite = "monkey.patch_all()", "huey = RedisHuey()", "huey = SqliteHuey(filename=':memory:')"
+    side_by_side(
+        consumes,
+        ([redis], "gevent has not patched: a task that waits would block all other tasks"),
+        ([redis, patch], "gevent has patched after <huey.api.RedisHuey"),
+        ([sqlite, patch], "gevent has patched after <huey.api.SqliteHuey"),
+        ([patch, redis, "huey.immediate = True"], "ConfigurationError"),  # of Huey, behind our check
+    )
 
 
 def test_a_hook_of_each_worker_that_stops_processors_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
