@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import monkey
@@ -124,7 +125,16 @@ def _mysql() -> Iterator[SetupProblem]:
         )
 
 
-_LOOKS: tuple[Callable[[], Iterator[SetupProblem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql)
+def _huey() -> Iterator[SetupProblem]:
+    if _is_patched() and Path(sys.argv[0] if sys.argv else "").stem == "huey_consumer":
+        yield SetupProblem(
+            "huey_consumer",
+            "huey_consumer drops the running tasks at SIGTERM, and it is patched too late, or no more after a SIGHUP.",
+            "Run a script that patches first and then calls geventbatch.integrations.huey.consume(huey).",
+        )
+
+
+_LOOKS: tuple[Callable[[], Iterator[SetupProblem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql, _huey)
 
 
 def _warn() -> None:

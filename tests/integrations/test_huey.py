@@ -6,6 +6,8 @@ import functools
 import signal
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from tests.support.task_worker import TaskWorker, task_worker, words_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 PROGRAM = "tests.support.programs.huey_app"
 
@@ -107,6 +108,17 @@ def test_a_huey_that_was_made_before_gevent_patched_is_refused() -> None:
         ([sqlite, patch], "gevent has patched after <huey.api.SqliteHuey"),
         ([patch, redis, "huey.immediate = True"], "ConfigurationError"),  # of Huey, behind our check
     )
+
+
+def test_the_first_run_under_huey_consumer_warns_of_it(tmp_path: Path) -> None:
+    program = str(Path(sysconfig.get_path("scripts"), "huey_consumer"))
+    command = [program, "--worker-type", "greenlet", f"{PROGRAM}.huey"]  # the module patches, after Huey is loaded
+    with task_worker(tmp_path / "worker", PROGRAM, command) as worker:
+        worker.send(add=1)
+        worker.open_gates("load waited for", "save waited for")
+        wait_until(lambda: worker.notes("finished"))
+        assert worker.log().count("huey_consumer drops the running tasks at SIGTERM, and it is patched too late") == 1
+        assert "consume(huey)" in worker.log()
 
 
 def test_a_hook_of_each_worker_that_stops_processors_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
