@@ -21,6 +21,7 @@ class BatchConnection(sa.Connection):
     """A connection that only its batch closes and gives up."""
 
     batch_guard: Any  # a `Guard`
+    kind_before: type[sa.Connection]  # what it was before
 
     @staticmethod
     def watch(engine: sa.Engine) -> None:
@@ -37,8 +38,18 @@ class BatchConnection(sa.Connection):
     def hold(cls, connection: sa.Connection, guard: Guard) -> None:
         """Turn *connection* into one."""
         held: Any = connection
+        held.kind_before = type(connection)
         held.__class__ = cls
         held.batch_guard = guard
+
+    @staticmethod
+    def let_go(connection: sa.Connection) -> None:
+        """Turn *connection*, which is closed, into what it was: it and its guard hold each other no more."""
+        if isinstance(connection, BatchConnection):
+            held: Any = connection
+            held.__class__ = connection.kind_before
+            for name in _OWN & vars(connection).keys():
+                delattr(held, name)
 
     def close(self) -> None:
         """Refuse it to operations."""
@@ -96,6 +107,7 @@ class SharedConnection(BatchConnection):
     def share(cls, connection: sa.Connection, guard: Guard) -> SharedConnection:
         """Turn *connection* into one, and return it; *guard* is of the load."""
         held: Any = connection
+        held.kind_before = type(connection)
         held.guards, held.guard_at_hand = {}, guard
         held.__class__ = cls
         return cast("SharedConnection", held)
@@ -104,6 +116,9 @@ class SharedConnection(BatchConnection):
     def batch_guard(self) -> Any:  # a batch of its own has an attribute
         """The guard at hand."""
         return self.guard_at_hand or self.guards[batch_at_hand()]
+
+
+_OWN: Final = {"batch_guard", "guards", "guard_at_hand", "kind_before"}
 
 
 def _executes(connection: sa.Connection, *about: Any) -> None:

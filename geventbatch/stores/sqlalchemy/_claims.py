@@ -64,15 +64,11 @@ def _claim(
     transaction: Transaction, mapper: Any, names: tuple[str, ...], some: list[LoadedResource]
 ) -> list[LoadedResource]:
     mapping = some[0].mapping
-    if mapping.token:
-        columns: list[Any] = list(mapping.token)
-    else:
-        named = mapping.columns_of(mapper).named
-        columns = [named[name] for name in names]
     found: dict[Any, Any] = {}
     width = len(mapper.primary_key)
-    claim = mapping.claim_all(mapper, [one.identity or () for one in some], columns)
-    for there in transaction.connection.execute(claim):
+    for there in transaction.connection.execute(
+        *mapping.claim_all(mapper, [one.identity or () for one in some], names)
+    ):
         found[tuple(there[:width])] = there[width:]
     lost = []
     for one in some:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
-from sqlalchemy.orm import LoaderCallableStatus, RelationshipDirection
-from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm import LoaderCallableStatus, PassiveFlag, RelationshipDirection
+from sqlalchemy.orm.attributes import get_history, instance_state
 
 from geventbatch.stores.sqlalchemy._bound_values import exact
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
+    from sqlalchemy.orm.attributes import History
 
     from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
@@ -101,7 +102,7 @@ class DirtyRows:
     def _moved(self, state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:
         """Yield the instances that have joined or left a collection: their foreign key changes."""
         if relation in state.committed_state:
-            history = state.attrs[relation].history
+            history = history_of(state, relation)
             for child in (*(history.added or ()), *(history.deleted or ())):
                 found = instance_state(child)
                 if found.persistent:
@@ -147,6 +148,14 @@ class DirtyRows:
         if name in columns.in_place:
             return columns.in_place[name].differ(read, value)
         return bool(exact(read) != exact(value))
+
+
+def history_of(state: InstanceState[Any], name: str) -> History:
+    """Return what has changed of the attribute *name*, and load nothing.
+
+    `InstanceState.attrs` would tell it too, but holds the state, and is held by it.
+    """
+    return get_history(state.obj(), name, PassiveFlag.PASSIVE_NO_INITIALIZE)
 
 
 def _with_version(state: InstanceState[Any]) -> sa.Select[Any]:

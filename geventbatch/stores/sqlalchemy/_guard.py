@@ -23,6 +23,7 @@ from geventbatch.errors import Apart, NotSaved, Rejected, TooEarly, Undecided
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy import _listeners
 from geventbatch.stores.sqlalchemy._computed import is_stale
+from geventbatch.stores.sqlalchemy._dirty_rows import history_of
 from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._statement_guard import StatementGuard
 
@@ -237,7 +238,7 @@ class Guard(StatementGuard):
             state: InstanceState[Any] = instance_state(one)
             for relationship in state.mapper.relationships:
                 if relationship.key in state.dict and any(
-                    id(added) in ours for added in state.attrs[relationship.key].history.added or ()
+                    id(added) in ours for added in history_of(state, relationship.key).added or ()
                 ):
                     return True
         return False

@@ -17,7 +17,7 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._bound_values import exact
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._computed import forget, is_incomplete
-from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows
+from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows, history_of
 from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._transaction import LostRow, is_doubtful
 
@@ -254,7 +254,7 @@ class LoadedResource:
         """Return whether a flush writes the row itself; a change of a relationship alone may be in other rows."""
         state: InstanceState[Any] = instance_state(self.resource)
         changed = self.mapping.columns.keys() & state.committed_state.keys()
-        return any(state.attrs[name].history.has_changes() for name in changed)
+        return any(history_of(state, name).has_changes() for name in changed)
 
     def claim(self, transaction: Transaction) -> None:
         """Lock the row, once, and raise a `Conflict` unless it is as loaded."""

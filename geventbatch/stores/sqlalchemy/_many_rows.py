@@ -83,7 +83,10 @@ class ManyRows:
         """Close the session."""
         session = self.__dict__.pop("_session", None)
         if session is not None:
-            give_back(self._name, session.close, saved=saved)
+            try:
+                give_back(self._name, session.close, saved=saved)
+            finally:
+                session.end_watch()
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -116,8 +119,8 @@ class ManyRows:
     def _fetch_of(self, mapping: Mapping, keys: list[Any], transaction: Transaction) -> dict[Hashable, Any]:
         own = [mapping.own_key(key) for key in keys]
         if mapping.lock is not None:
-            transaction.precede(mapping.lock_all(own), {})
-        rows = self._session.execute(mapping.load_all(own)).unique().all()
+            transaction.precede(*mapping.lock_all(own))
+        rows = self._session.execute(*mapping.load_all(own)).unique().all()
         found = match(mapping, keys, rows)
         unmatched = [key for key in keys if key not in found]
         if unmatched and (len(rows) > len(found) or any(folds(cast("Any", one)) for one in mapping.by)):

@@ -84,7 +84,7 @@ class MappedPart(MappedWork):
 
     def load(self, mapping: Mapping, keys: list[Hashable]) -> dict[Hashable, Any]:
         """Load the rows at *keys* into its own session, since their load brings more. Switches: yes."""
-        rows = self._session.execute(mapping.load_all([mapping.own_key(key) for key in keys])).unique().all()
+        rows = self._session.execute(*mapping.load_all([mapping.own_key(key) for key in keys])).unique().all()
         found = match(mapping, keys, rows)
         held: dict[Hashable, Any] = {}
         for key in keys:
@@ -265,7 +265,10 @@ class MappedPart(MappedWork):
     def close(self, *, saved: bool) -> None:
         """Close the session."""
         self._guard.ours = True
-        give_back(self._key, self._session.close, saved=saved)
+        try:
+            give_back(self._key, self._session.close, saved=saved)
+        finally:
+            self._session.end_watch()
 
 
 def match(mapping: Mapping, keys: Iterable[Hashable], rows: Iterable[Any]) -> dict[Hashable, Any]:

@@ -270,4 +270,7 @@ class MappedScope(MappedWork):
     def _close_session(self, *, saved: bool) -> None:
         session = self.__dict__.pop("_session", None)
         if session is not None:
-            give_back(self._key, session.close, saved=saved)
+            try:
+                give_back(self._key, session.close, saved=saved)
+            finally:
+                session.end_watch()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
 from sqlalchemy.sql.functions import FunctionElement
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from geventbatch.stores._sql.outcomes import OutcomeTable
     from geventbatch.stores.sqlalchemy._transaction import Transaction
+
+_LISTED: Final = "_listed"
+"""The parameter with the keys of many rows."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -63,6 +66,7 @@ class Mapping:
     keeps: bool = False  # mutable: see `_session_snapshot`
     """Copy each load, since an operation could not be undone without a copy."""
     _columns: dict[Mapper[Any], Columns] = field(default_factory=dict)
+    _many: dict[object, sa.Select[Any]] = field(default_factory=dict)  # the statements of many rows
     _compares: dict[tuple[Mapper[Any], tuple[str, ...]], sa.Select[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,29 +115,61 @@ class Mapping:
         one: sa.Select[Any] = sa.select(sa.literal_column("1"))
         return self._locked(one.where(*self._is_row()))
 
-    def load_all(self, own_keys: list[Any]) -> sa.Select[Any]:
-        """Selects the instances of many keys, and their tokens, in the order of the primary keys."""
+    def load_all(self, own_keys: list[Any]) -> tuple[sa.Select[Any], dict[str, Any]]:
+        """Select the instances of many keys, and their tokens, in the order of the primary keys.
+
+        Return the statement and its parameters, as `lock_all` and `claim_all` do.
+        """
+        return self._of_rows("load", self._load_all, self.by, own_keys)
+
+    def _load_all(self, are_rows: sa.ColumnElement[bool]) -> sa.Select[Any]:
         entity = self.mapper.class_
-        found = sa.select(entity, *self.token).where(self._are_rows(own_keys)).order_by(*self.mapper.primary_key)
+        found = sa.select(entity, *self.token).where(are_rows).order_by(*self.mapper.primary_key)
         return found.with_for_update(of=entity, key_share=True) if self.locking else found
 
-    def lock_all(self, own_keys: list[Any]) -> sa.Select[Any]:
-        """Locks the rows of many keys; see `lock`."""
-        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
-        return self._locked(one.where(self._are_rows(own_keys)).order_by(*self.mapper.primary_key))
+    def lock_all(self, own_keys: list[Any]) -> tuple[sa.Select[Any], dict[str, Any]]:
+        """Lock the rows of many keys; see `lock`."""
+        return self._of_rows("lock", self._lock_all, self.by, own_keys)
 
-    def _are_rows(self, own_keys: list[Any]) -> sa.ColumnElement[bool]:
-        return among(self.by, own_keys, self.engine.dialect)
+    def _lock_all(self, are_rows: sa.ColumnElement[bool]) -> sa.Select[Any]:
+        one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+        return self._locked(one.where(are_rows).order_by(*self.mapper.primary_key))
 
     def claim_all(
-        self, mapper: Mapper[Any], identities: list[tuple[Any, ...]], columns: Sequence[Any]
-    ) -> sa.Select[Any]:
-        """Return a SELECT that locks rows of *mapper* in order, and returns primary keys and *columns*."""
+        self, mapper: Mapper[Any], identities: list[tuple[Any, ...]], names: tuple[str, ...]
+    ) -> tuple[sa.Select[Any], dict[str, Any]]:
+        """Lock rows of *mapper* in order, and return primary keys and the columns *names*; or tokens, if it has any."""
         key = mapper.primary_key
         values = identities if len(key) > 1 else [one[0] for one in identities]
-        select: Any = sa.select(*key, *columns)
-        rows = select.where(among(key, values, self.engine.dialect)).order_by(*key)
-        return self._locked(rows, mapper)
+        return self._of_rows((mapper, names), partial(self._claim_all, mapper, names), key, values)
+
+    def _claim_all(
+        self, mapper: Mapper[Any], names: tuple[str, ...], are_rows: sa.ColumnElement[bool]
+    ) -> sa.Select[Any]:
+        named = self.columns_of(mapper).named
+        columns = self.token or [named[name] for name in names]
+        select: Any = sa.select(*mapper.primary_key, *columns)
+        return self._locked(select.where(are_rows).order_by(*mapper.primary_key), mapper)
+
+    def _of_rows(
+        self,
+        name: object,
+        made: Callable[[sa.ColumnElement[bool]], sa.Select[Any]],
+        columns: Sequence[Any],
+        values: list[Any],
+    ) -> tuple[sa.Select[Any], dict[str, Any]]:
+        """Return the statement *name* for the rows whose *columns* have one of *values*; tuples, of several."""
+        several = len(columns) > 1
+        if several and self.engine.dialect.name in {"mysql", "mariadb"}:
+            # MariaDB would scan, and lock, the whole table for tuples.
+            each = [sa.and_(*[one == part for one, part in zip(columns, value, strict=True)]) for value in values]
+            return made(sa.or_(*each)), {}
+        found = self._many.get(name)
+        if found is None:
+            column: Any = sa.tuple_(*columns) if several else columns[0]
+            kind = None if several else column.type
+            found = self._many[name] = made(column.in_(sa.bindparam(_LISTED, type_=kind, expanding=True)))
+        return found, {_LISTED: values}
 
     @cached_property
     def claim(self) -> sa.Select[Any]:
@@ -171,6 +207,7 @@ class Mapping:
         for name in ("load", "claim", "look_at", "sees_all"):
             vars(self).pop(name, None)
         self._columns.clear()
+        self._many.clear()
 
     @cached_property
     def look(self) -> sa.Select[Any]:
@@ -237,17 +274,6 @@ class Mapping:
         own = self.own_key(key)
         values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
-
-
-def among(columns: Sequence[Any], values: list[Any], dialect: sa.Dialect) -> sa.ColumnElement[bool]:
-    """Return whether *columns* have one of *values*, which are tuples if there are several columns."""
-    if len(columns) == 1:
-        found: sa.ColumnElement[bool] = columns[0].in_(values)
-        return found
-    if dialect.name in {"mysql", "mariadb"}:  # MariaDB would scan, and lock, the whole table for tuples
-        each = [sa.and_(*[one == part for one, part in zip(columns, value, strict=True)]) for value in values]
-        return sa.or_(*each)
-    return sa.tuple_(*columns).in_(values)
 
 
 def refuse_joined(mapper: Mapper[Any]) -> None:

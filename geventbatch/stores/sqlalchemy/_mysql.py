@@ -36,6 +36,12 @@ class MySQLTransaction(Transaction):
             self._bound_locks()
         event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
 
+    def end(self, error: BaseException | None = None) -> None:
+        try:
+            super().end(error)
+        finally:
+            event.remove(self.connection, "before_cursor_execute", self._bounded)  # the connection would hold this
+
     def before_writes(self) -> None:
         if not _is_mariadb(self.connection):
             self._bound_locks()

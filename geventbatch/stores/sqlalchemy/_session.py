@@ -155,6 +155,11 @@ class BatchSession(Session):
         self.batch_guard = guard
         _listeners.watch(self, guard)
 
+    def end_watch(self) -> None:
+        """Report nothing any more: the session is closed."""
+        if self.batch_guard is not None:
+            self.batch_guard.end()
+
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
         """Return the connection of the batch; raise for a mapper in another database, outside of its transaction."""
         found = self.own if self.routes is None else self._route(self.routes, mapper, clause)

@@ -116,6 +116,13 @@ class StatementGuard:
         self._autoflush = self.session.autoflush
         self.ours = False
 
+    def end(self) -> None:
+        """Forget the session, which holds the guard: without the cycle, both go as soon as nobody has them."""
+        self.ours = True
+        self._loaded = self._stale_reads = self._session_transaction = self.nested = None
+        self._own_settings = []
+        self.__dict__.pop("session", None)
+
     @contextmanager
     def own(self) -> Iterator[None]:
         """Mark what happens in the block as the library's own."""
@@ -364,7 +371,8 @@ class StatementGuard:
     def flushes(self) -> None:
         """Count the version up, once, and compare dirty rows, before the session flushes."""
         loaded = self._loaded
-        assert loaded is not None  # noqa: S101 - as above
+        if loaded is None:  # the batch is over, and its connection is closed
+            return
         self.writes += not self.ours
         loaded.flushes(self.transaction, rewrote=self.rewrote)
         if not self._mapping.locking and loaded.changes():

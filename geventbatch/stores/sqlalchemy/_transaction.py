@@ -32,6 +32,7 @@ from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores.sqlalchemy import _engines
+from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, note_commits
 
 if TYPE_CHECKING:
@@ -282,7 +283,11 @@ class Transaction:
         If *error* is no `Exception`, or no time is left, that rollback could not be interrupted, should it wait for a
         server that has gone. Then discard the connection. See `give_back` for errors.
         """
-        give_back(self.key, self._end, error, saved=error is None)
+        try:
+            give_back(self.key, self._end, error, saved=error is None)
+        finally:
+            self.committer = self.connection.commit  # another one may hold all that is saved, and with it this
+            BatchConnection.let_go(self.connection)
 
     def _end(self, error: BaseException | None) -> None:
         if self.connection.closed or self.connection.invalidated or not self.in_time(error):
