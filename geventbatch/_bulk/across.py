@@ -6,12 +6,18 @@ from contextvars import copy_context
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from gevent import getcurrent
+from gevent.event import AsyncResult
+from gevent.exceptions import InvalidSwitchError
+from gevent.hub import Waiter
+
 from geventbatch._bulk.component import Component
 from geventbatch._bulk.crossing import Crossing, Place
 from geventbatch._check_values import check_flag, check_identity, check_key, check_seconds, refuse_key
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.operation import WAITING, Operation, ReadOnly
+from geventbatch._core.process import here, running
 from geventbatch._core.run import given, wait
 from geventbatch._safe_repr import shown
 from geventbatch._unbatched import run_batch_alone
@@ -41,8 +47,10 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
     """Do what `Processor.run_across` says."""
     options = dispatcher.options
     _check_form(options)
-    if any(type(one) not in PLAIN for one in (args if type(operation) is FunctionType else given(operation, args))):
-        operation = repeatable(operation, args)
+    for one in args if type(operation) is FunctionType else given(operation, args):
+        if type(one) not in PLAIN:
+            operation = repeatable(operation, args)
+            break
     if start_timeout is not None:
         check_seconds("start_timeout", start_timeout)
     named = _check_keys(keys, options)
@@ -65,10 +73,25 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
         once.go_across(named)
     if not batching:
         return _run_alone(dispatcher, named, admitted, start_timeout)
-    process.check_place(dispatcher)
+    admitted.group = Gate() if start_timeout is None else AsyncResult()
     crossing = _admit(dispatcher, named, admitted)
     wait(crossing, admitted, start_timeout)
     return crossing.answer(admitted)
+
+
+class Gate(Waiter):  # type: ignore[type-arg]  # it takes none at run time
+    """Wakes the one caller of an operation: it is lighter than an `AsyncResult`, for which many may wait."""
+
+    __slots__ = ()
+
+    def set(self) -> None:
+        """Let the caller go on, at once; do nothing if it has left. Call it in the hub."""
+        self.switch(self)
+
+    def wait(self) -> None:
+        """Wait for `set`. Raise if anything else switches to the caller. Switches: yes."""
+        if self.get() is not self:
+            raise InvalidSwitchError("the caller of an operation was switched to before it had its answer")
 
 
 # -- the door -----------------------------------------------------------------------------------------------------
@@ -135,6 +158,9 @@ def _run_alone(
 
 def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[Any]) -> Crossing:
     """Put *operation* into the queues of all its keys: see `Dispatcher.admit`."""
+    current = getcurrent()
+    if current.parent is not here.hub or current in running:  # as in `BaseProcessor.run`
+        process.check_place(dispatcher)
     if dispatcher.stopping:
         dispatcher.refuse(named)
     key_queues = _find(dispatcher, named)
@@ -149,11 +175,8 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
     if now >= dispatcher.counts.next_sample:
         dispatcher.counts.sample(now)
     crossing = Crossing(dispatcher, tuple([one.key for one in key_queues]), now, key_queues)
-    crossing.add(operation)
-    crossing.reads = int(operation.read_only)
-    crossing.close()
     component = _component_of(key_queues)
-    crossing.enter()
+    crossing.enter(operation)
     if component is not None:
         component.take_in(crossing)
     elif not crossing.blocked:
@@ -164,28 +187,30 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
 def _find(dispatcher: Dispatcher, named: tuple[Any, ...]) -> list[KeyQueue]:
     """Return the key queues of *named*, none of which was retired while others were looked up."""
     found: list[KeyQueue] = []
-    every: list[KeyQueue] = []  # also those of earlier rounds, of which some are empty if it raises
+    every: list[KeyQueue] = []  # those of earlier rounds, of which some are empty if it raises
     try:
-        while not found or any(key_queue.retired for key_queue in found):
+        while not _are_live(found):
+            every += found
             found = []
             for key in named:
-                found.append(_find_one(dispatcher, key))
-                every.append(found[-1])
-        for place, key_queue in enumerate(found):
-            if key_queue in found[:place]:
-                _refuse_twice(key_queue.key)
+                try:
+                    hashed: object = hash(key)
+                except TypeError as error:
+                    refuse_key(key, error)
+                found.append(dispatcher.find_key_queue(key, hashed))
+        if len({*found}) < len(found):
+            _refuse_twice(next(one.key for place, one in enumerate(found) if one in found[:place]))
     except BaseException:
-        _discard(dispatcher, every)
+        _discard(dispatcher, every + found)
         raise
     return found
 
 
-def _find_one(dispatcher: Dispatcher, key: Any) -> KeyQueue:
-    try:
-        hashed: object = hash(key)
-    except TypeError as error:
-        refuse_key(key, error)
-    return dispatcher.find_key_queue(key, hashed)
+def _are_live(key_queues: list[KeyQueue]) -> bool:
+    for key_queue in key_queues:
+        if key_queue.retired:
+            return False
+    return bool(key_queues)
 
 
 def _discard(dispatcher: Dispatcher, key_queues: list[KeyQueue]) -> None:
@@ -198,6 +223,8 @@ def _component_of(key_queues: list[KeyQueue]) -> Component | None:
     found: Component | None = None
     for key_queue in key_queues:
         last = key_queue.last
+        if last is None:
+            return None
         its = last.crossing if type(last) is Place else last
         component = None if its is None or its.attempt is None else its.attempt.batch
         if type(component) is not Component or (found is not None and component is not found):

@@ -138,8 +138,9 @@ class Bulk:
                 batch.key_queue.finish()
 
     def _free(self, batch: Batch) -> None:
+        batches = self._batches
         for member in members_of(batch):
-            del self._batches[member]
+            del batches[member]
             member.free()
         batch.let_go()  # of a component: its members have let go of the same attempt
 

@@ -30,27 +30,39 @@ if TYPE_CHECKING:
 
 def components_of(batches: dict[Batch, None]) -> list[Batch]:
     """Return *batches*, but those that share a key with a crossing as the components that they form."""
-    groups: dict[KeyQueue, list[Batch]] = {}  # connected key queues have the very same list
+    groups: dict[KeyQueue | None, list[Batch]] = {}  # connected key queues have the very same list
+    every: list[list[Batch]] = []  # also those that were emptied into another one
     for batch in batches:
-        key_queues = _key_queues(batch)
-        found = [groups[key_queue] for key_queue in key_queues if key_queue in groups]
-        group = max(found, key=len, default=[])
-        for other in {id(other): other for other in found}.values():
-            if other is not group:
-                _merge(groups, group, other)
-        group.append(batch)
-        groups.update(dict.fromkeys(key_queues, group))
-    distinct = {id(group): group for group in groups.values()}
+        nodes = batch.nodes
+        group: list[Batch] | None = None
+        for node in nodes:
+            other = groups.get(node.key_queue)
+            if other is not None and other is not group:
+                group = other if group is None else _merged(groups, group, other)
+        if group is None:
+            group = [batch]
+            every.append(group)
+        else:
+            group.append(batch)
+        for node in nodes:
+            groups[node.key_queue] = group
     return [
         group[0] if len(group) == 1 and type(group[0]) is not Crossing else Component(group, batches)
-        for group in distinct.values()
+        for group in every
+        if group
     ]
 
 
-def _merge(groups: dict[KeyQueue, list[Batch]], group: list[Batch], other: list[Batch]) -> None:
+def _merged(groups: dict[KeyQueue | None, list[Batch]], group: list[Batch], other: list[Batch]) -> list[Batch]:
+    """Empty the shorter one into the longer one, and return that."""
+    if len(other) > len(group):
+        group, other = other, group
     for batch in other:
-        groups.update(dict.fromkeys(_key_queues(batch), group))
+        for node in batch.nodes:
+            groups[node.key_queue] = group
     group += other
+    other.clear()
+    return group
 
 
 def _key_queues(batch: Batch) -> list[KeyQueue]:
@@ -68,10 +80,11 @@ def members_of(batch: Batch) -> Iterable[Batch]:
 class Component(Batch):
     """The batches and crossings that share keys with one another."""
 
-    __slots__ = ("_batches", "_keys", "composite", "gathered", "members", "named")
+    __slots__ = ("_batches", "_keys", "complete", "composite", "gathered", "members", "named")
 
     # -- mutable state -------------------------------------------------------------------------------------
     members: list[Batch]  # in an order that keeps the order of each key
+    complete: bool  # it is gathered, and no member had ended by then
     gathered: bool  # its operations are those of its members: nothing joins any more
     named: tuple[Hashable, ...]  # the keys of the operation at hand; outside of operations, all
     composite: Composite | None  # of the attempt at hand
@@ -79,12 +92,16 @@ class Component(Batch):
     def __init__(self, members: list[Batch], batches: dict[Batch, None]) -> None:
         """Be of *members*, which a worker has taken together with others, all of which are *batches*."""
         first = members[0]
-        super().__init__(first.dispatcher, first.key, min(one.opened for one in members), first.key_queue)
+        opened, keys = first.opened, first.loads
+        if len(members) > 1:
+            opened = min([one.opened for one in members])
+            keys = tuple({key: None for member in members for key in member.loads})
+        super().__init__(first.dispatcher, first.key, opened, first.key_queue)
         self.members = members
-        self.gathered = False
+        self.gathered = self.complete = False
         self.composite = None
         self._batches = batches
-        self.named = self._keys = tuple({key: None for member in members for key in member.loads})
+        self.named = self._keys = keys
         if self.dispatcher.max_batch_size is not None:
             for member in members:
                 member.close()
@@ -133,11 +150,13 @@ class Component(Batch):
 
     def gather(self) -> None:
         """Take the operations of its members over, of which none takes any more."""
-        now = _clock.monotonic()
         if not self.gathered:
-            self.gathered = True
+            now = _clock.monotonic()
+            self.gathered = self.complete = True
             for member in self.members:
-                if not member.ended:
+                if member.ended:
+                    self.complete = False
+                else:
                     self._gather_from(member, now)
             if self.open:
                 self.shut(now)
@@ -148,9 +167,13 @@ class Component(Batch):
         member.loaded = True
         self.waiting += member.waiting
         self.reads += member.reads
+        keys, several = member.loads, type(member) is Crossing
         for operation in member.operations:
-            operation.callable = At(member.loads, operation.callable, several=type(member) is Crossing)
-            self.operations.append(operation)
+            operation.callable = At(keys, operation.callable, several=several)
+        if self.operations:
+            self.operations += member.operations
+        else:  # most have one member alone, which can have no more operations: they may share a list
+            self.operations = member.operations if len(self.members) == 1 else [*member.operations]
 
     def compose(self, resources: MutableMapping[Any, Any]) -> Composite:
         """Return what its operations are applied to: its part of *resources*."""
@@ -164,6 +187,10 @@ class Component(Batch):
     def applied(self, operations: list[Any]) -> set[Hashable]:
         """Return the keys at which some of *operations* were applied, whatever came of them."""
         return _keys_of(one for one in operations if one.state in {STARTED, BROKEN})
+
+    def changes_all(self, attempt: Attempt) -> bool:
+        """Return whether operations that may change something have returned at each of its keys."""
+        return self.complete and not self.reads and not attempt.parts and attempt.completed == len(self.operations)
 
     def changed(self, operations: list[Any]) -> set[Hashable]:
         """Return the keys of those *operations* that have returned, and are not read-only or have added rows."""
@@ -209,7 +236,8 @@ class Component(Batch):
             if self.attempts:
                 counts.batches += 1
                 counts.failed_batches += failure is not None
-                tell(attempt, waiting)
+                if dispatcher.subscriptions or attempt.undo is not None:
+                    tell(attempt, waiting)
         counts.answered += waiting
 
     def fail_load(self, failure: Failure) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
+from geventbatch._core.operation import BROKEN, STARTED
 from geventbatch.errors import CannotUndo
 
 if TYPE_CHECKING:
@@ -43,30 +44,50 @@ class Composite:
     As a whole it is copied and restored by `Undo`, like a resource.
     """
 
+    __slots__ = (
+        "_attempt",
+        "_component",
+        "_kept",
+        "_lost",
+        "_may_share",
+        "_memories",
+        "_resources",
+        "_saved",
+        "_touched",
+    )
+
+    # -- mutable state: while it can be restored -------------------------------------------------------------
+    _attempt: Attempt | None  # set if resources are copied before operations touch them
+    _memories: dict[Hashable, Any]  # by key: what restores it
+    _may_share: dict[Hashable, None]  # touched keys that an operation has had together with others
+    _kept: dict[Hashable, Any]  # by key: its state at the last copy, if it was touched before
+    _lost: dict[Hashable, BaseException]  # by key: why it cannot be copied
+
     def __init__(self, component: Component, resources: MutableMapping[Any, Any]) -> None:
         """Take the keys of *component* out of *resources*, in which restored ones take the place of others."""
         self._component = component
         self._saved = resources
         self._resources = {key: resources[key] for key in component.loads}
         # -- mutable state ---------------------------------------------------------------------------------
-        self._attempt: Attempt | None = None  # set once resources are copied before operations touch them
-        self._memories: dict[Hashable, Any] = {}  # by key: what restores it
-        self._touched: dict[Hashable, None] = {}  # since the last copy
-        self._may_share: dict[Hashable, None] = {}  # those of them that an operation has had together with others
-        self._kept: dict[Hashable, Any] = {}  # by key: its state at the last copy, if it was touched before
-        self._lost: dict[Hashable, BaseException] = {}  # by key: why it cannot be copied
+        self._attempt = None
+        self._touched: dict[Hashable, None] | None = None  # since the last copy; None until it can be restored
 
     def pick(self, keys: tuple[Hashable, ...]) -> tuple[Any, ...]:
         """Return the resources at *keys*, which are those of the operation at hand from now on."""
-        self._component.key, self._component.named = keys[0], keys
+        component = self._component
+        component.key, component.named = keys[0], keys
+        if self._touched is not None:
+            self._touch(keys, self._touched)
+        return tuple(map(self._resources.__getitem__, keys))
+
+    def _touch(self, keys: tuple[Hashable, ...], touched: dict[Hashable, None]) -> None:
         if len(keys) > 1:
             self._may_share |= dict.fromkeys(keys)
         for key in keys:
-            if key not in self._touched:
-                self._touched[key] = None
+            if key not in touched:
+                touched[key] = None
                 if self._attempt is not None and key not in self._memories:
                     self._keep(key, self._attempt)
-        return tuple([self._resources[key] for key in keys])
 
     def is_again(self, before: Any) -> bool:
         """Return whether its load returned an object that *before* has too, which operations can change."""
@@ -87,15 +108,26 @@ class Composite:
         if attempt.dispatcher.options.copy_resource is None:
             raise CannotUndo("copy_resource is None")
         self._attempt = attempt
+        self._can_restore()
         return self
 
     def restored_by(self, scope: Any) -> Any:
         """Return what restores each resource by *scope*; or all together, if *scope* says that it does."""
         if getattr(scope, "restores_components", False):
             return _Whole(scope, self)
+        touched = self._can_restore()
+        for operation in self._component.operations:  # until now, nothing has kept which were applied
+            found: Any = operation.callable
+            if operation.state in {STARTED, BROKEN} and type(found) is At:
+                self._touch(found.keys, touched)
         for key in self._resources:
             self._memories[key] = _OfScope(scope, self._component, key)
         return self
+
+    def _can_restore(self) -> dict[Hashable, None]:
+        touched = self._touched = {}
+        self._memories, self._may_share, self._kept, self._lost = {}, {}, {}, {}
+        return touched
 
     def let_go(self) -> None:
         """Drop the attempt, which refers to it: no cycle."""
@@ -116,27 +148,29 @@ class Composite:
     def checkpoint(self) -> object:
         """Keep the present state of what was touched since the last time, and return something that stands for it."""
         self._see_to_lost()
+        touched: Any = self._touched
         kept = dict(self._kept)
-        for key in self._touched:
+        for key in touched:
             kept[key] = self._memories[key].checkpoint()
         self._kept = kept
         for key in self._may_share:  # an object that lies in two of them would be brought back in one of them only
             self._resources[key] = self._saved[key] = self._memories[key].restore(kept[key])
         self._may_share.clear()
-        self._touched.clear()
+        touched.clear()
         return kept
 
     def restore(self, checkpoint: object | None) -> Composite:  # noqa: ARG002 - it is always the last one
         """Bring back what was touched since *checkpoint*, the last one; None stands for the load. Return itself."""
         self._see_to_lost()
-        for key in self._touched:
+        touched: Any = self._touched
+        for key in touched:
             self._resources[key] = self._saved[key] = self._memories[key].restore(self._kept.get(key))
         self._may_share.clear()
-        self._touched.clear()
+        touched.clear()
         return self
 
     def _see_to_lost(self) -> None:
-        for key in self._touched:
+        for key in self._touched or ():
             if key in self._lost:
                 raise self._lost[key]
 

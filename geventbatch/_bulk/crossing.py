@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from geventbatch._core.batch import Batch
 from geventbatch._safe_repr import shown
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from geventbatch._failure import Failure
     from geventbatch._options import Options
     from geventbatch.errors import OperationCancelled
+
+
+_NO_OPERATIONS: Final[list[Operation[Any]]] = []
 
 
 def of_keys(failure: Failure, batch: Batch) -> Failure:
@@ -55,9 +58,18 @@ class Place(Batch):
 
     def __init__(self, crossing: Crossing, key_queue: KeyQueue) -> None:
         """Stand for *crossing* in *key_queue*; the caller puts it there."""
-        super().__init__(crossing.dispatcher, key_queue.key, crossing.opened, key_queue)
-        self.open = False
+        # Each key of each operation pays for this: a batch's own would make it a list. All that it sets is set here,
+        # since compiled code, where it is not sure of that for each batch, checks at each read.
         self.crossing = crossing
+        self.dispatcher = crossing.dispatcher
+        self.key = key_queue.key
+        self.key_queue = key_queue
+        self.opened = crossing.opened
+        self.window_end = 0.0
+        self.operations = _NO_OPERATIONS
+        self.attempt = self.behind = self.failure = self.bell = None
+        self.open = self.ended = self.loaded = False
+        self.waiting = self.size = self.reads = self.attempts = 0
 
     @property
     def taken(self) -> bool:
@@ -137,13 +149,18 @@ class Crossing(Batch):
         """Return its keys, and how many operations each has had of those that were *started*."""
         return [(key, started) for key in self.named]
 
-    def enter(self) -> None:
-        """Wait in all queues."""
+    def enter(self, operation: Operation[Any]) -> None:
+        """Wait in all queues, with *operation*, which has a group for its caller to wait for."""
+        self.operations = [operation]
+        self.waiting = self.size = 1
+        self.reads = int(operation.read_only)
+        self.shut(self.opened)
         self.dispatcher.crossings += 1
         for place in self.places:
             key_queue: Any = place.key_queue
             key_queue.append(place)
-            self.blocked += key_queue.first is not place
+            if key_queue.first is not place:
+                self.blocked += 1
 
     def come_first(self, key_queue: KeyQueue) -> None:
         """Count one key less to wait for; after the last one, wait for a worker."""

@@ -155,8 +155,11 @@ class Round:
 
     def _look_at_component(self, attempt: Attempt, component: Component) -> None:
         """Answer those that need a key whose load has failed; a conflict of one key is one of all."""
-        found = {key: self._found(key) for key in component.loads}
-        errors = {key: error for key, error in found.items() if isinstance(error, Exception)}
+        errors = {key: found for key in component.loads if isinstance(found := self._found(key), Exception)}
+        if not errors:
+            if attempt.over():
+                self._leave_out(attempt)
+            return
         if not attempt.over():  # a user's mapping may have switched meanwhile
             failures = {key: load_failed(key, one) for key, one in errors.items() if not isinstance(one, Conflict)}
             if failures:
@@ -282,6 +285,8 @@ class Round:
     def _leave_unchanged_out(self, attempt: Attempt, batch: Batch) -> None:
         """Leave out the resources that no operation has changed, and keys at which none was applied."""
         if type(batch) is Component:
+            if batch.changes_all(attempt):
+                return
             operations = current_part(attempt)
             applied, changed = batch.applied(operations), batch.changed(operations)
             for key in batch.loads:

@@ -27,17 +27,20 @@ if TYPE_CHECKING:
 def take(shard: Shard, batches: dict[Batch, None]) -> bool:
     """Move batches and crossings into *batches*. Return False if the worker is to end. Switches: no."""
     queue, taking, ends = shard.queue, Taking(shard, batches), 0
-    ready = True  # the next one of the shard's queue may be taken
+    front: Batch | None = None  # the next one of the shard's queue, which is still there
+    ready = True  # it may be taken
     while True:
-        if ready and len(queue) and queue.peek(block=False) is None:
-            ends += 1  # a worker is to end: not before this bulk has run
-            queue.get(block=False)
-            continue
-        front = queue.peek(block=False) if ready and len(queue) else None
-        if front is not None and not taking.is_older_than(front):
+        if ready and front is None and len(queue):
+            front = queue.peek(block=False)
+            if front is None:
+                ends += 1  # a worker is to end: not before this bulk has run
+                queue.get(block=False)
+                continue
+        if ready and front is not None and not taking.is_older_than(front):
             if taking.has_room_for(front):
                 queue.get(block=False)
                 taking.add(front)
+                front = None
             else:
                 ready = False
         elif not taking.go_on():
@@ -70,10 +73,13 @@ class Taking:
     def has_room_for(self, batch: Batch) -> bool:
         """Return whether *batch* may be taken too."""
         taken, most = self._operations, self._most_operations
-        key_queues = [key_queue for key_queue, _ in _nodes(batch)]
-        if len(taken) + sum(key_queue not in taken for key_queue in key_queues) > self._most_keys:
-            return False
-        return most is None or all(taken.get(key_queue, 0) + batch.size <= most for key_queue in key_queues)
+        keys = len(taken)
+        for node in batch.nodes:
+            if node.key_queue not in taken:
+                keys += 1
+            elif most is not None and taken[node.key_queue] + batch.size > most:
+                return False
+        return keys <= self._most_keys and (most is None or batch.size <= most)
 
     def go_on(self) -> bool:
         """Take the oldest one that is behind what was taken, if there is room. Return False if there is none."""
@@ -87,9 +93,15 @@ class Taking:
     def add(self, batch: Batch) -> None:
         """Take *batch*, and look behind it."""
         self._batches[batch] = None
-        for key_queue, node in _nodes(batch):
-            self._operations[key_queue] = self._operations.get(key_queue, 0) + batch.size
-            behind = _behind(key_queue, node)
+        operations, size = self._operations, batch.size
+        for node in batch.nodes:
+            key_queue: Any = node.key_queue
+            operations[key_queue] = operations.get(key_queue, 0) + size
+            behind = node.behind
+            if behind is None:
+                continue
+            if behind.key_queue is None:
+                behind = _behind(key_queue, node)
             if type(behind) is Place:
                 crossing = behind.crossing
                 assert crossing is not None  # noqa: S101 - for type checkers
@@ -107,12 +119,6 @@ class Taking:
 def _is_as_able(options: Options) -> bool:
     """Return whether the form for many keys does for an operation of a single key all that its own form does."""
     return bool(options.across.keeps_outcomes or not options.store.keeps_outcomes)
-
-
-def _nodes(batch: Batch) -> list[tuple[KeyQueue, Batch]]:
-    """Return the queues in which *batch* waits, each with what stands for it there."""
-    nodes: list[Any] = batch.places if type(batch) is Crossing else [batch]
-    return [(node.key_queue, node) for node in nodes]
 
 
 def _behind(key_queue: KeyQueue, node: Batch) -> Batch | None:

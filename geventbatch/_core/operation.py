@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from gevent.event import AsyncResult
 
 T = TypeVar("T")
 
@@ -47,7 +46,7 @@ class Operation(Generic[T]):
     args: tuple[Any, ...]
     context: Context  # of its caller, at `run`
     # -- mutable state -------------------------------------------------------------------------------------
-    group: AsyncResult[None]  # wakes its caller, and the callers of up to 31 operations beside it in its batch
+    group: Any  # an `AsyncResult` that wakes its caller, and those of up to 31 operations beside it in its batch
     state: int  # WAITING to SETTLED
     value: T  # its answer in the last attempt; unset until it has returned
     error: BaseException | None  # its error in the last attempt
