@@ -45,6 +45,7 @@ class Round:
         self._context = Context()  # of its load and its save (guarantee 11)
         self._leave: Callable[..., object]  # the exit of the scope
         self._saved: Any  # the hook of the scope to call after the answers
+        self._turn: Any  # tells one of our own scopes that the operations of the leading attempt come next
         # -- mutable state ---------------------------------------------------------------------------------
         self._at_hand: dict[Hashable, Attempt] = (  # by key: loaded, or to be saved; a component's has several keys
             {key: one for one in attempts for key in one.batch.loads}
@@ -88,17 +89,18 @@ class Round:
         """Enter the scope. Return False if that raised, so that no resource was loaded."""
         first = self._attempts[0]
         first.turn = get_hub().loop.iteration
-        begun, deadline = first.now, first.deadline
+        begun, deadline, loaded_with = first.now, first.deadline, len(self._shown)
         for attempt in self._attempts:
-            if attempt.batch.attempts:
+            batch = attempt.batch
+            if batch.attempts:
                 attempt.aside += begun - attempt.now
                 attempt.begin_again()
-            attempt.batch.attempts += 1
+            batch.attempts += 1
             attempt.phase = "load"
             attempt.now = begun
             attempt.deadline = deadline
             attempt.bulk = self._shown
-            attempt.loaded_with = len(self._shown)
+            attempt.loaded_with = loaded_with
             attempt.context = self._context
         open_resources: Any = first.dispatcher.options.open_across
         scope: Any = NOT_OPENED
@@ -108,7 +110,7 @@ class Round:
             scope = self._context.run(open_resources, list(self._at_hand))
             for attempt in self._attempts:
                 attempt.scope = scope
-            self._saved = getattr(scope, "saved", None)
+            self._saved, self._turn = getattr(scope, "saved", None), getattr(scope, "turn", None)
             self._leave, self._resources = scope.__exit__, self._context.run(scope.__enter__)
         except BaseException as error:
             first.over()
@@ -148,8 +150,9 @@ class Round:
 
     def _found(self, key: Hashable) -> Any:
         """Return the resource of *key*, or the error of its load."""
+        resources = self._resources
         try:
-            return loaded(self._resources, key)
+            return resources[key] if key in resources else loaded(resources, key)
         except Exception as error:
             return without_our_frame(error)
 
@@ -220,19 +223,14 @@ class Round:
             self._spoiled = not asking[0].dispatcher.options.idempotency.ask(*asking)
         return not self._spoiled
 
-    def _turn_to(self, attempt: Attempt) -> None:
-        """Let *attempt* lead, and tell one of our own scopes that its operations come next."""
-        self._bulk.follow(attempt)
-        turn = getattr(attempt.scope, "turn", None)
-        if turn is not None:
-            turn()
-
-    def _apply(self) -> None:
+    def _apply(self) -> None:  # noqa: C901 - every batch of a bulk passes it, in one piece
         at_hand = self._at_hand.values()
         for attempt in dict.fromkeys(at_hand) if self._across else list(at_hand):
             if attempt.over():
                 continue
-            self._turn_to(attempt)
+            self._bulk.follow(attempt)
+            if self._turn is not None:
+                self._turn()
             attempt.turn = get_hub().loop.iteration
             batch = attempt.batch
             batch.loaded = True
@@ -342,7 +340,10 @@ class Round:
         """Fix the outcomes of *attempts* after the save; *raised* is its error, or None."""
         if raised is None:
             for attempt in attempts:
-                self._end_one(attempt, None)
+                if attempt.parts:
+                    self._end_one(attempt, None)
+                else:
+                    attempt.batch.end()
             return
         if isinstance(raised, PartlySaved):
             try:
