@@ -17,8 +17,10 @@ which its operations see instead of the request's. If the resource is a mapped i
 resource. In an operation, ``request``, ``session`` and ``g`` are the caller's. In a load or save there is no request,
 and ``g`` is the batch's.
 
-If a request has used ``db.session`` before `run`, it holds a connection and its locks as long as it waits: call
-``db.session.commit()`` or ``close()`` first, or the batch may find the pool empty.
+A request that has used ``db.session`` before `run` would hold a connection, and maybe locks, as long as it waits. If
+its transaction has only read by the ORM (a login, say), without ``FOR UPDATE``, its connection is given back first, and
+its instances are loaded again when they are used after `run`. If it has done anything else, `run` is refused by a
+`RuntimeError`: call ``db.session.commit()`` first, or do it in the operation.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, TypeVarTuple, Unpack, cast, overload
 from weakref import WeakSet
 
-from flask import Flask, Response, current_app, request, request_started
+from flask import Flask, Response, appcontext_pushed, current_app, request, request_started
 from flask.globals import app_ctx
 
 from geventbatch._check_values import check_callable, check_flag
@@ -40,6 +42,7 @@ from geventbatch._watch import setup_problems
 from geventbatch.errors import BatchError
 from geventbatch.integrations._answers import Answer, answer_to, log
 from geventbatch.integrations.flask._scope import AppStore, InBatch
+from geventbatch.integrations.flask._sqlalchemy import leaving, watch_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -50,6 +53,10 @@ if TYPE_CHECKING:
     from geventbatch._watch.metrics import MetricSubscription
     from geventbatch._watch.stats import LiveBatch, ProcessorStats
 
+    class _OptionTypes(OptionTypes, total=False):
+        release_session: bool | None
+
+
 __all__ = ["Answer", "AppProcessor", "GeventBatch", "answer_to"]
 
 R = TypeVar("R")
@@ -58,6 +65,7 @@ Args = TypeVarTuple("Args")
 
 _NAME: Final = "geventbatch"
 _PREFIX: Final = "GEVENTBATCH_"
+_RELEASE: Final = "release_session"
 
 
 class GeventBatch:
@@ -68,6 +76,7 @@ class GeventBatch:
     - ``GEVENTBATCH_MIN_DURATION``, ``…_MAX_DURATION``, ``…_MAX_PENDING``, ``…_MAX_BATCHES``, ``…_MAX_BATCH_SIZE``,
       ``…_MAX_ATTEMPTS``, ``…_MAX_BLOCKING_TIME``, ``…_WORKERS``, ``…_BATCHING``: for every processor that is not given
       the option itself. They are read by `init_app`, once.
+    - ``GEVENTBATCH_RELEASE_SESSION``: likewise; see `processor`.
     - ``GEVENTBATCH_ERROR_ANSWERS``: By default `BatchError`s are answered (503 with Retry-After, 504, 404, or 500 if it
       is unknown whether anything was saved) as JSON or as text, by the client's Accept header. An error handler of
       yours for `BatchError`, or for one of its children, goes first. False: no error is answered.
@@ -101,13 +110,15 @@ class GeventBatch:
             state.make(declared, app)
         app.extensions[_NAME] = state
         self._apps.add(app)
-        request_started.connect(_see_environment, app)
+        request_started.connect(_see_first_request, app)
+        if not watch_session(app):
+            appcontext_pushed.connect(watch_session, app)  # Flask-SQLAlchemy may be initialised later
         if state.error_answers and BatchError not in app.error_handler_spec[None][None]:
             app.register_error_handler(BatchError, partial(_answer, retry_after=state.retry_after))
 
     @overload
     def processor(
-        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[OptionTypes]
+        self, *, open_resource: Callable[[Any], AbstractContextManager[R, Any]], **options: Unpack[_OptionTypes]
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -115,7 +126,7 @@ class GeventBatch:
         self,
         *,
         make_store: Callable[[], Callable[[Any], AbstractContextManager[R, Any]]],
-        **options: Unpack[OptionTypes],
+        **options: Unpack[_OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -125,12 +136,12 @@ class GeventBatch:
         load_resource: Callable[[Any], R],
         save_resource: Callable[[Any, R], object] = ...,
         compares: bool = ...,
-        **options: Unpack[OptionTypes],
+        **options: Unpack[_OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
     def processor(
-        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[OptionTypes]
+        self, *, open_resources: Callable[[list[Any]], _ScopeOfMany[R]], **options: Unpack[_OptionTypes]
     ) -> AppProcessor[R]: ...
 
     @overload
@@ -140,15 +151,15 @@ class GeventBatch:
         load_resources: Callable[[list[Any]], Mapping[Any, R | Exception]],
         save_resources: Callable[[dict[Any, R]], object],
         compares: bool = ...,
-        **options: Unpack[OptionTypes],
+        **options: Unpack[_OptionTypes],
     ) -> AppProcessor[R]: ...
 
     @overload
     def processor(
-        self, *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[OptionTypes]
+        self, *, save_resource: Callable[[Any, None], object] = ..., **options: Unpack[_OptionTypes]
     ) -> AppProcessor[None]: ...
 
-    @shows_options("make_store")
+    @shows_options("make_store", "release_session")
     def processor(self, **options: Any) -> AppProcessor[Any]:
         """Declare a processor, with the arguments of `geventbatch.Processor`, before or after `init_app`.
 
@@ -156,6 +167,8 @@ class GeventBatch:
             make_store: Called for each application, in its context, to make its ``open_resource``; for a store that
                 needs to know the application: ``lambda: SQLAlchemyStore.mapped(db.session, Account)``. The extensions
                 that it uses have to be initialised before this one.
+            release_session: What `run` does in a request whose ``db.session`` has read. True: its connection is given
+                back while `run` waits. None: likewise, and the log says so once. False: `run` is refused.
             **options: As `geventbatch.Processor` takes them.
 
         Raises:
@@ -284,6 +297,9 @@ class AppProcessor(Generic[R]):
 class _Processor(Processor[R]):
     """The processor of one application."""
 
+    app: Flask
+    release_session: bool | None
+
     def run(  # noqa: PLR0913 - every option is a keyword
         self,
         key: Hashable,
@@ -296,16 +312,16 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        called = cast("Callable[[R, Unpack[Args]], T]", InBatch(operation))
-        return super().run(
-            key,
-            called,
-            *args,
-            start_timeout=start_timeout,
-            idempotency_key=idempotency_key,
-            identified_by=identified_by,
-            read_only=read_only,
-        )
+        with leaving(self.app, key, release=self.release_session) as caller:
+            return super().run(
+                key,
+                cast("Callable[[R, Unpack[Args]], T]", InBatch(operation, caller)),
+                *args,
+                start_timeout=start_timeout,
+                idempotency_key=idempotency_key,
+                identified_by=identified_by,
+                read_only=read_only,
+            )
 
     def run_across(  # noqa: PLR0913 - every option is a keyword
         self,
@@ -319,16 +335,17 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        called = cast("Callable[[tuple[R, ...], Unpack[Args]], T]", InBatch(operation))
-        return super().run_across(
-            keys,
-            called,
-            *args,
-            start_timeout=start_timeout,
-            idempotency_key=idempotency_key,
-            identified_by=identified_by,
-            read_only=read_only,
-        )
+        known = keys if isinstance(keys, (list, tuple)) else [keys]
+        with leaving(self.app, *known, release=self.release_session) as caller:
+            return super().run_across(
+                keys,
+                cast("Callable[[tuple[R, ...], Unpack[Args]], T]", InBatch(operation, caller)),
+                *args,
+                start_timeout=start_timeout,
+                idempotency_key=idempotency_key,
+                identified_by=identified_by,
+                read_only=read_only,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,13 +371,16 @@ class _AppState:
             )
         if retry_after < 0:
             raise ValueError(f"{_PREFIX}RETRY_AFTER is {shown(retry_after)}, but must be 0 or more")
-        for name in given.keys() - PLAIN:
+        for name in given.keys() - PLAIN - {_RELEASE}:
             _refuse(name)
         return cls(given, error_answers, retry_after)
 
     def make(self, declared: AppProcessor[Any], app: Flask) -> None:
         """Make the processor of *app*."""
         options = {**self.options, **declared.options}
+        release = options.pop(_RELEASE, None)
+        if release is not None:
+            check_flag(_RELEASE, release)
         if "make_store" in options:
             options["open_resource"] = _made_store(app, options)
         compares = options.pop("compares", None)
@@ -374,11 +394,12 @@ class _AppState:
             one = (options.pop(name, None) for name in ("open_resource", "load_resource", "save_resource"))
             options["open_resource"] = AppStore(app, resource_scope(*one, compares=compares))
         try:
-            self.processors[declared] = _Processor(**options)
+            made = self.processors[declared] = _Processor(**options)
         except (TypeError, ValueError) as error:
             configured = ", ".join(f"{_PREFIX}{name.upper()} = {shown(value)}" for name, value in self.options.items())
             error.add_note(f"app.config has {configured or 'no options for it'}")
             raise
+        made.app, made.release_session = app, release
 
 
 def _made_store(app: Flask, options: dict[str, Any]) -> object:
@@ -391,7 +412,7 @@ def _made_store(app: Flask, options: dict[str, Any]) -> object:
 
 
 def _refuse(name: str) -> None:
-    names = [*PLAIN, "error_answers", "retry_after"]
+    names = [*PLAIN, _RELEASE, "error_answers", "retry_after"]
     near = get_close_matches(name, names, n=1)
     hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "there are " + ", ".join(sorted(names)).upper()
     raise TypeError(f"app.config has {_PREFIX}{name.upper()}, which means nothing: {hint}")
@@ -404,9 +425,10 @@ def _state_of(app: Flask) -> _AppState:
     return state
 
 
-def _see_environment(app: Flask, **_: object) -> None:
+def _see_first_request(app: Flask, **_: object) -> None:
     """Note, in the first request, how many processes serve."""
-    request_started.disconnect(_see_environment, app)
+    request_started.disconnect(_see_first_request, app)
+    appcontext_pushed.disconnect(watch_session, app)  # from now on no extension can be initialised
     setup_problems.see_environment(request.environ)
 
 

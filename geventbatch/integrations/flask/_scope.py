@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flask.ctx import AppContext
 
     from geventbatch._check_callables import PairFacts
+    from geventbatch.integrations.flask._door import Caller
 
 _batch_context: Final[ContextVar[AppContext]] = ContextVar("geventbatch.flask")
 """The batch's application context, in the `contextvars` context of its load and save."""
@@ -133,10 +134,11 @@ class InBatch:
     the request's. Operations run one after the other, and while one runs no other code looks at ``g``.
     """
 
-    __slots__ = ("__wrapped__",)
+    __slots__ = ("__wrapped__", "_caller")
 
-    def __init__(self, operation: Callable[..., Any]) -> None:
+    def __init__(self, operation: Callable[..., Any], caller: Caller | None) -> None:
         self.__wrapped__ = operation
+        self._caller = caller
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)
@@ -148,6 +150,18 @@ class InBatch:
 
     def __call__(self, resource: Any, *args: Any) -> Any:
         """Call the operation."""
+        caller = self._caller
+        if caller is None:
+            return self._call(resource, *args)
+        try:
+            answer = self._call(resource, *args)
+        except Exception:  # after any other, nothing may wait
+            caller.give_back_again()
+            raise
+        caller.give_back_again()
+        return answer
+
+    def _call(self, resource: Any, *args: Any) -> Any:
         batch = batch_at_hand()
         context = batch.context[_batch_context]
         callers = _cv_app.get(None)

@@ -122,7 +122,12 @@ def reads(statement: str) -> bool:
     word = first_word(statement)
     if word not in _MAY_READ:
         return word in _READS
-    return _WRITING.search(" ".join(_NO_CODE.sub(_left, statement).upper().split())) is None
+    return _WRITING.search(code_of(statement)) is None
+
+
+def code_of(statement: str) -> str:
+    """Return *statement* without literals and comments, in upper case with single blanks. Switches: no."""
+    return " ".join(_NO_CODE.sub(_left, statement).upper().split())
 
 
 def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lru_cache` is quicker so

@@ -1,0 +1,155 @@
+"""The door of `run` in a request that has used Flask-SQLAlchemy's ``db.session``.
+
+A request that waits for its batch must not hold what the batch needs: a row's lock, or the last connections of the
+pool. After plain SELECTs of the ORM (a login's, say) the session's connection is given back; after anything else, `run`
+is refused.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from weakref import WeakSet
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from geventbatch._safe_repr import shown
+from geventbatch.errors import named
+from geventbatch.integrations.flask._seen import seen_in
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from flask import Flask
+    from sqlalchemy.orm import Session
+
+    from geventbatch.integrations.flask._seen import Seen
+
+_told: Final[WeakSet[Flask]] = WeakSet()
+"""The applications that were told that a session's connection is given back."""
+
+
+class Caller:
+    """The caller of `run`, whose session holds nothing while it waits."""
+
+    def __init__(self, session: Session) -> None:
+        """Wait."""
+        self._session: Session | None = session
+
+    def left(self) -> None:
+        """Note that the caller goes on, and uses its session."""
+        self._session = None
+
+    def give_back_again(self) -> None:
+        """Give back a connection that an operation has taken, by loading attributes of the caller's instances.
+
+        Switches: yes.
+        """
+        session = self._session
+        if session is not None and session.in_transaction() and _why_not(session, release=True) is None:
+            _give_back(session)
+
+
+@contextmanager
+def leaving(app: Flask, session: Session, keys: tuple[Hashable, ...], *, release: bool | None) -> Iterator[Caller]:
+    """Let *session* hold nothing while `run` waits; afterwards its instances are loaded again when they are used.
+
+    Args:
+        app: The application, which is told once.
+        session: The ``db.session`` of the request.
+        keys: The keys of the operation, for the message.
+        release: The option ``release_session``.
+
+    Raises:
+        RuntimeError: The session's transaction may have changed or locked something, or *release* is False.
+    Switches: yes.
+    """
+    why = _why_not(session, release=release)
+    if why is not None:
+        _refuse(keys, why)
+    if _give_back(session) and release is None and app not in _told:
+        _told.add(app)
+        _tell(app)
+    caller = Caller(session)
+    try:
+        yield caller
+    finally:
+        caller.left()
+        _refresh(session)
+
+
+def _holds(session: Session) -> Seen | None:
+    """Return what the transaction of *session* has done, if it has one, on a connection of the pool."""
+    return seen_in(session) if session.in_transaction() and not isinstance(session.bind, Connection) else None
+
+
+def _why_not(session: Session, *, release: bool | None) -> str | None:
+    """Return why the connection of *session* cannot be given back, after "whose db.session"; None if it can."""
+    changed = [*session.dirty, *session.deleted]
+    seen = seen_in(session) if session.in_transaction() else None
+    if seen is None:
+        return f"has changed {shown(changed[0])}" if changed else None
+    if seen.why is not None:
+        return seen.why
+    changed += session.new
+    if changed:
+        return f"has changed or added {shown(changed[0])}"
+    if session.in_nested_transaction():
+        return "is inside begin_nested()"
+    if getattr(session, "_trans_context_manager", None) is not None:  # it would refuse all that comes after a commit
+        return "is inside `with db.session.begin()`"
+    return "has read, and holds a connection (release_session=False)" if release is False else None
+
+
+def _refuse(keys: tuple[Hashable, ...], why: str) -> NoReturn:
+    raise RuntimeError(
+        f"run() was called on {named(keys)} in a request whose db.session {why}: its batch might wait for what the "
+        "request has locked, or for a connection, until its deadline; and a rollback of the request would not undo "
+        "what the batch has saved. Nothing was run. Call db.session.commit() (or rollback()) before run(); or do it in "
+        "the operation, where db.session is the batch's"
+    )
+
+
+def _give_back(session: Session) -> bool:
+    """End the transaction, in which only SELECTs were sent. Return whether there was one.
+
+    The instances stay as they are, for operations to read.
+    """
+    seen = _holds(session)
+    if seen is None:
+        return False
+    with seen.giving_back:
+        if _holds(session) is seen:  # no other greenlet has done so
+            _commit(session)
+    return True
+
+
+def _commit(session: Session) -> None:
+    expires, session.expire_on_commit = session.expire_on_commit, False
+    try:
+        session.commit()
+    except DBAPIError:  # the server has closed the connection: nothing was changed there
+        session.rollback()
+    finally:
+        session.expire_on_commit = expires
+
+
+def _refresh(session: Session) -> None:
+    """Have the instances loaded again when they are used: batches have changed rows meanwhile. Switches: no."""
+    changed: Any = session.dirty
+    if not changed:
+        session.expire_all()
+        return
+    for instance in list(session.identity_map.values()):
+        if instance not in changed:
+            session.expire(instance)
+
+
+def _tell(app: Flask) -> None:
+    app.logger.warning(
+        "geventbatch: run() was called in a request that had read through db.session. Its connection is given back to "
+        "the pool (by a commit) while run() waits, since as many waiting requests as the pool has connections would "
+        "leave none for their batches; afterwards, the request's instances are loaded again when they are used. "
+        "GEVENTBATCH_RELEASE_SESSION = True says that this is meant, and False refuses such a run(). Told once"
+    )
