@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from geventbatch.testing import _store_breaks, _store_checks
 from tests.support.programs.page import python_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 # docs/testing.md is one test module, and parts of the wallet's: tests/tools/test_pytest_plugin.py runs those.
+# docs/own-stores.md shows files of examples/stores: tests/stores/test_own_stores.py runs those.
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if python_blocks(page) and page.stem != "testing"], ids=lambda page: page.stem
+    "page",
+    [page for page in PAGES if python_blocks(page) and page.stem not in {"testing", "own-stores"}],
+    ids=lambda page: page.stem,
 )
 def test_the_python_of_a_page_runs(page: Path) -> None:
     ran = subprocess.run(
@@ -75,6 +79,26 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
     _, code = (ROOT / f"examples/tutorial/{view}.py").read_text().split('"""\n\n', 1)
     assert f"```python\n{code}```" in (ROOT / "docs/tutorial.md").read_text()
+
+
+def test_the_page_of_own_stores_shows_the_files_that_the_tests_run() -> None:
+    page = (ROOT / "docs/own-stores.md").read_text()
+    files = sorted(path.stem for path in (ROOT / "examples/stores").glob("*with_*.py"))
+    assert [
+        name for name in files if f"```python\n{(ROOT / f'examples/stores/{name}.py').read_text()}```" in page
+    ] == files
+    (of_test,) = [block.source for block in python_blocks(ROOT / "docs/own-stores.md") if "parametrize" in block.source]
+    assert len(python_blocks(ROOT / "docs/own-stores.md")) == len(files) + 1
+    compile(of_test, "own-stores", "exec")
+
+
+def test_the_page_of_own_stores_has_every_check_of_the_contract_with_what_it_says() -> None:
+    page = (ROOT / "docs/own-stores.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE)
+    groups = (_store_checks.ALWAYS, _store_checks.SIDE_BY_SIDE, _store_checks.CONSTRAINTS, _store_breaks.BREAKS)
+    checks = [check for group in groups for check in group]
+    said = [(check.__name__, (check.__doc__ or "").replace("``", "`").rstrip(".")) for check in checks]
+    assert [row for row in rows if row in said] == said
 
 
 @pytest.mark.variants

@@ -1,6 +1,6 @@
 """Read by mypy and pyright, never run: `geventbatch.testing`, as `usage` does the rest."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import assert_type
 
@@ -10,11 +10,14 @@ from geventbatch.testing import (
     Fault,
     FaultPlan,
     Faults,
+    StoreBench,
+    StoreCheck,
     VirtualTime,
     batching_off,
     check_operations,
     faults,
     state_of,
+    store_contract,
     virtual_time,
 )
 from tests.support.typing.usage import Train, store
@@ -64,3 +67,30 @@ with check_operations(processor, copy=Train()):  # type: ignore[arg-type]  # pyr
 
 def old(plan: Faults) -> None:
     assert_type(plan, FaultPlan)
+
+
+class Bench(StoreBench):
+    load_marker = b"SELECT"
+    save_marker = b"COMMIT"
+
+    def open_store(self, server: tuple[str, int] | str | None, /) -> AbstractContextManager[object]:
+        return nullcontext(store)
+
+    def add(self, resource: Train, amount: int, /) -> int:
+        return amount
+
+    def get(self, key: str, /) -> int | None:
+        return None
+
+    def put(self, key: str, total: int, /) -> None: ...
+
+    def key(self, number: int, /) -> str:
+        return f"ICE {number}"
+
+
+checks = store_contract(Bench)
+assert_type(checks, list[StoreCheck])
+assert_type(checks[0](Bench()), None)
+assert_type(str(checks[0]), str)
+store_contract(Train)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+StoreBench()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
