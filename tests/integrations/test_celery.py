@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -152,16 +153,37 @@ def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refuse
 WORDS = "tests.support.programs.celery_words"
 
 
-def late(folder: Path) -> AbstractContextManager[TaskWorker]:
-    command = [sys.executable, "-m", "celery", "--app", WORDS, "worker", "--pool", "gevent", "-c", "20"]
-    return task_worker(folder, WORDS, [*command, "--without-mingle", "--without-gossip", "--without-heartbeat"])
+def with_words(folder: Path, visibility_timeout: int = 3600) -> AbstractContextManager[TaskWorker]:
+    program = str(Path(sysconfig.get_path("scripts"), "celery"))  # "python -m celery" does not start anew at SIGHUP
+    command = [program, "--app", WORDS, "worker", "--pool", "gevent", "-c", "40"]
+    command += ["--without-mingle", "--without-gossip", "--without-heartbeat", "--loglevel", "INFO"]
+    return task_worker(folder, WORDS, command, VISIBILITY_TIMEOUT=str(visibility_timeout))
+
+
+def test_a_worker_that_starts_anew_has_saved_all_before_and_goes_on(tmp_path: Path) -> None:
+    with with_words(tmp_path / "worker") as worker:
+        worker.send(add_later=3, add=60)
+        worker.open_gates("load later")
+        wait_until(lambda: len(worker.notes("entered")) == 40 and "later" in worker.notes("saving"))
+        worker.open_gates("load waited for")
+        wait_until(lambda: "waited for" in worker.notes("saving"))
+
+        worker.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "Restarting celery worker" in worker.log())
+        assert worker.saved() == []
+        worker.open_gates("save waited for")
+        wait_until(lambda: len(worker.notes("finished")) >= 40)  # it begins some more before it is told
+        worker.open_gates("save later")
+        wait_until(lambda: len(worker.notes("finished")) == 60)
+        assert worker.log().count("celery@") >= 2
+        assert worker.saved() == words_of("add", 60) + words_of("add_later", 3)
 
 
 def test_what_a_cut_off_task_had_started_is_saved_and_applied_once_with_its_id_as_idempotency_key(
     tmp_path: Path,
 ) -> None:
     def by_a_kill() -> None:
-        with late(tmp_path / "killed") as worker:
+        with with_words(tmp_path / "killed", visibility_timeout=1) as worker:
             worker.send(count=8)
             worker.open_gates("commit")
             wait_until(lambda: len(set(worker.notes("applied"))) == 8)  # saved, and not acknowledged
@@ -173,7 +195,7 @@ def test_what_a_cut_off_task_had_started_is_saved_and_applied_once_with_its_id_a
             assert worker.ledger() == words_of("count", 8)
 
     def by_a_time_limit() -> None:
-        with late(tmp_path / "limit") as worker:
+        with with_words(tmp_path / "limit") as worker:
             worker.send(count_briefly=1)
             wait_until(lambda: worker.notes("interrupted"))
             worker.process.terminate()

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 class TaskWorker:
     """A worker that runs *command*, and whose tasks the program *application* sends."""
 
-    def __init__(self, folder: Path, application: str, command: Sequence[str]) -> None:
+    def __init__(self, folder: Path, application: str, command: Sequence[str], **environment: str) -> None:
         self._folder = folder
         folder.mkdir()
         self._application = application
@@ -34,6 +34,7 @@ class TaskWorker:
             "FOLDER": str(folder),
             "REDIS_URL": redis_url(),
             "QUEUE": f"tasks-{uuid4().hex}",
+            **environment,
         }
         self.process = self._started()
 
@@ -85,8 +86,8 @@ class TaskWorker:
 
 
 @contextmanager
-def task_worker(folder: Path, application: str, command: Sequence[str]) -> Iterator[TaskWorker]:
-    worker = TaskWorker(folder, application, command)
+def task_worker(folder: Path, application: str, command: Sequence[str], **environment: str) -> Iterator[TaskWorker]:
+    worker = TaskWorker(folder, application, command, **environment)
     try:
         yield worker
     except BaseException as error:

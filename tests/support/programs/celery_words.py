@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -18,7 +19,9 @@ app.conf.update(
         "global_keyprefix": words.QUEUE,
         "polling_interval": 3,  # under gevent, it looks for unacknowledged tasks only if Redis lets it wait for 2 s
         "unacked_restore_throttle": 1,  # and does so each time
-        "visibility_timeout": 1,  # seconds, until a killed worker's tasks are redelivered
+        "visibility_timeout": int(
+            os.environ["VISIBILITY_TIMEOUT"]
+        ),  # seconds, until a killed worker's tasks are redelivered
     },
 )
 
@@ -27,6 +30,8 @@ def _count(self: Any, word: str) -> None:
     words.count(word, self.request.id)
 
 
+add = app.task(name="add", acks_late=False)(words.add)
+add_later = app.task(name="add_later", acks_late=False)(words.add_later)
 count = app.task(bind=True, name="count")(_count)
 count_briefly = app.task(bind=True, name="count_briefly", time_limit=1.5)(_count)
 
