@@ -43,7 +43,7 @@ for name in ("DjangoStore", "RedisStore", "SQLAlchemyStore"):
     except ImportError as error:
         told = str(error)
     assert "pip install 'geventbatch[" in told, told
-for name in ("gunicorn", "wsgi"):
+for name in ("gunicorn", "pywsgi", "uwsgi", "wsgi"):
     importlib.import_module(f"geventbatch.integrations.{name}")
 
 print(f"{geventbatch.__file__} ran an operation and saved it")

@@ -52,6 +52,8 @@ PARTS: Final = {
             "gunicorn",
             "huey",
             "measured_servers",
+            "pywsgi",
+            "uwsgi",
             "the_suite",
             "tickets_signals",
         ],

@@ -36,7 +36,7 @@ def check_setup() -> list[SetupProblem]:
 
 
 def _of_process() -> list[SetupProblem]:
-    return [problem for look in _LOOKS for problem in look()]
+    return [problem for look in looks for problem in look()]
 
 
 _PATCHED: Final = ("socket", "threading")
@@ -134,7 +134,8 @@ def _huey() -> Iterator[SetupProblem]:
         )
 
 
-_LOOKS: tuple[Callable[[], Iterator[SetupProblem]], ...] = (_unpatched, _fork, psycopg, psycopg2, _mysql, _huey)
+looks: Final[list[Callable[[], Iterator[SetupProblem]]]] = [_unpatched, _fork, psycopg, psycopg2, _mysql, _huey]
+"""What looks at the process. An integration adds what only it can know of."""
 
 
 def _warn() -> None:

@@ -42,7 +42,7 @@ def freeze_loaded() -> None:
     Switches: no.
     """
     global _frozen_in  # noqa: PLW0603 - the collector is the process's
-    if _is_refused() or not gc.isenabled() or _frozen_in == os.getpid():
+    if is_refused() or not gc.isenabled() or _frozen_in == os.getpid():
         return
     _frozen_in = os.getpid()
     gc.collect()
@@ -59,7 +59,12 @@ def freeze_loaded() -> None:
     )
 
 
-def _is_refused() -> bool:
+def is_refused() -> bool:
+    """Return whether the environment refuses.
+
+    Raises:
+        ValueError: The variable has a value that says neither yes nor no.
+    """
     value = os.environ.get(VARIABLE, "")
     if value.lower() in _REFUSALS:
         return True

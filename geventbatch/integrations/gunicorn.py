@@ -15,13 +15,12 @@ It does the following:
   application, whose memory the workers go on sharing) and what a started worker has loaded, and begins a pass after
   10,000 objects. With thousands of callers it would keep the hub for a tenth of a second otherwise. To refuse, set
   ``GEVENTBATCH_FREEZE=0`` in the environment, or ``os.environ["GEVENTBATCH_FREEZE"] = "0"`` in the configuration.
+- With HTTP/2 in ``http_protocols``, it says at the start that the batches will have one operation.
 - A started worker warns of processors whose ``max_duration`` is too long for ``graceful_timeout`` (gunicorn kills what
   runs longer). If there are several workers, it also warns of processors whose load and save compare nothing.
 
 Your own hooks stay, even hooks of the same names: both are called. If your configuration defines ``nworkers_changed``
-too, let it call this module's. The worker class may be a child of gunicorn's gevent worker. If it does not call
-``pre_request`` and ``post_request``, as ``gevent_pywsgi``, INT and QUIT save everything too, but the last responses may
-be lost.
+too, let it call this module's. The worker class may be ``gevent_pywsgi``, or another child of gunicorn's gevent worker.
 
 Two kinds of connections are beyond help: connections that no worker has accepted when the last worker closes the
 socket, and keep-alive connections whose next request comes while a worker ends.
@@ -42,10 +41,12 @@ from gevent import GreenletExit, monkey
 
 monkey.patch_all()
 
-from geventbatch import _seam, stop_all  # noqa: E402 - as it asks for itself
-from geventbatch._core import process  # noqa: E402 - as it asks for itself
+from gevent.pywsgi import WSGIHandler  # noqa: E402 - behind the patch
+
+from geventbatch import stop_all  # noqa: E402 - as it asks for itself
 from geventbatch._watch import setup_problems  # noqa: E402 - as it asks for itself
 from geventbatch.integrations._collector import freeze_loaded  # noqa: E402 - as it asks for itself
+from geventbatch.integrations._longest import killed_after  # noqa: E402 - as it asks for itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,11 @@ def nworkers_changed(server: Any, new_value: int, old_value: int | None) -> None
         )
     if server.cfg not in _composed:
         _composed.add(server.cfg)
+        if "h2" in getattr(server.cfg, "http_protocols", ()):  # older ones have no such setting
+            server.log.warning(
+                "http_protocols has h2: gunicorn serves the streams of an HTTP/2 connection one after the other, so "
+                "that batches have one operation where a proxy multiplexes. Let the proxy speak HTTP/1.1 to gunicorn"
+            )
         _Hooks().join(server.cfg)
 
 
@@ -88,7 +94,7 @@ class _Hooks:
 
     def __init__(self) -> None:
         # -- mutable state ---------------------------------------------------------------------------------
-        self._responding = 0  # calls of the application whose responses are not sent
+        self.responding = 0  # calls of the application whose responses are not sent
         self._workers = 0  # how many workers there were at the fork
         self._interrupted: Any = None  # the greenlet that ends the process after INT or QUIT
 
@@ -123,29 +129,27 @@ class _Hooks:
     def post_worker_init(self, worker: Any) -> None:
         """Leave out of collections what is loaded. Warn of batches that would be killed, and of lost changes."""
         freeze_loaded()
-        for problem in setup_problems.know_workers(self._workers):
+        handler = getattr(worker, "wsgi_handler", None)
+        if handler is not None:
+            worker.wsgi_handler = type("Handler", (_Counted, handler), {"hooks": self})
+        limit = worker.cfg.graceful_timeout * _TO_STOP
+        why = (
+            f"a worker that is told to end waits {limit:g} s for it, since graceful_timeout is "
+            f"{worker.cfg.graceful_timeout} s"
+        )
+        killed = killed_after(limit, why, ", or raise graceful_timeout")
+        for problem in (*setup_problems.know_workers(self._workers), *killed):
             worker.log.warning("%s", problem)
-        most = worker.cfg.graceful_timeout * _TO_STOP
-        for processor in process.processors():
-            longest = _seam.options_of(processor).max_duration
-            if longest > most and not _seam.dispatcher_of(processor).stopping:
-                worker.log.warning(
-                    "A batch may take max_duration = %g s, but a worker that is told to end waits %g s for it, since "
-                    "graceful_timeout is %g s: what runs longer is killed",
-                    longest,
-                    most,
-                    worker.cfg.graceful_timeout,
-                )
 
     def pre_request(self, worker: Any, req: Any) -> None:
         """Count a request that must be answered before the worker may end."""
         del worker, req
-        self._responding += 1
+        self.responding += 1
 
     def post_request(self, worker: Any, req: Any, environ: Any, resp: Any) -> None:
         """Note that gunicorn has sent the response."""
         del worker, req, environ, resp
-        self._responding -= 1
+        self.responding -= 1
 
     def worker_int(self, worker: Any) -> None:
         """Save and answer at INT or QUIT: when this returns, gunicorn drops the rest."""
@@ -156,7 +160,7 @@ class _Hooks:
         self._interrupted = gevent.getcurrent()
         _stop(worker)
         give_up_at = time.monotonic() + worker.cfg.graceful_timeout * _TO_RESPOND
-        while self._responding and time.monotonic() < give_up_at:
+        while self.responding and time.monotonic() < give_up_at:
             time.sleep(0.01)
 
     def worker_exit(self, server: Any, worker: Any) -> None:
@@ -176,6 +180,20 @@ class _Hooks:
         if isinstance(self._interrupted, gevent.Greenlet):
             with suppress(SystemExit):
                 self._interrupted.join(seconds)
+
+
+class _Counted(WSGIHandler):
+    """Counts the responses of ``gevent_pywsgi``, which calls neither ``pre_request`` nor ``post_request``."""
+
+    hooks: _Hooks
+
+    def handle_one_response(self) -> None:
+        """Respond to a request."""
+        self.hooks.responding += 1
+        try:
+            super().handle_one_response()
+        finally:
+            self.hooks.responding -= 1
 
 
 def _stop(worker: Any) -> None:

@@ -394,6 +394,8 @@ PATHS = {
     "geventbatch.integrations.opentelemetry": "instrument uninstrument",
     "geventbatch.integrations.page": "Page",
     "geventbatch.integrations.prometheus": "watch",
+    "geventbatch.integrations.pywsgi": "serve",
+    "geventbatch.integrations.uwsgi": "stop",
     "geventbatch.integrations.wsgi": "Answer ErrorAnswers",
     "geventbatch.testing": """
         Fault FaultPlan ImpureOperation VirtualTime batching_off check_operations faults joined_engine state_of

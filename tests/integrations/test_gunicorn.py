@@ -6,120 +6,58 @@ What gunicorn does not allow for is listed in test_tickets_signals.
 import gc
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gevent
 import pytest
-from gevent.event import Event
 
-from examples.client import Connection
+from tests.support.gated_server import (
+    ROOT,
+    Crowd,
+    GatedServer,
+    crowd_of,
+    is_ending,
+    is_other,
+    wait_until_pending,
+)
 from tests.support.servers import side_by_side, wait_until
 
-ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "tests/support/programs" / "gunicorn.conf.py"
 ADMITTED = 20
 
 
-class Server:
-    """gunicorn with `tests.support.programs.gunicorn_app`."""
-
-    def __init__(self, directory: Path, *arguments: str, **environment: str) -> None:
-        directory.mkdir()
-        self._gate, self._saved, self._hooks, self._log = (
-            directory / name for name in ("gate", "saved", "hooks", "log")
-        )
-        for empty in (self._saved, self._hooks):
-            empty.touch()
-        given = {"GATE": str(self._gate), "SAVED": str(self._saved), "HOOKS": str(self._hooks), **environment}
-        command = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION), *arguments]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **given},
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline() or 0)
-
-    def ask(self, word: str = "") -> tuple[int, Any]:
-        """Have *word* saved, or ask how it is: on a connection of its own."""
-        connection = Connection("127.0.0.1", self.port)
-        try:
-            return connection.ask("GET", f"/{word}")
-        finally:
-            connection.close()
-
-    def health(self) -> dict[str, Any]:
-        status, health = self.ask()
-        assert status == 200
-        return dict(health)
-
-    def open_gate(self) -> None:
-        self._gate.touch()
-
-    def saved(self) -> list[str]:
-        return self._saved.read_text().split()
-
-    def hooks(self) -> list[str]:
-        return self._hooks.read_text().split()
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def wait(self) -> int:
-        return self.process.wait(45)
-
-    def end(self) -> None:
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@contextmanager
-def gunicorn(directory: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    server = Server(directory, *arguments, **environment)
-    try:
-        yield server
-    except BaseException as error:
-        error.add_note(server.log())
-        raise
-    finally:
-        server.end()
+def gunicorn(directory: Path, *arguments: str, **environment: str) -> GatedServer:
+    command = [sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION), *arguments]
+    return GatedServer(directory, command, **environment)
 
 
 class Case(NamedTuple):
     name: str
-    send: Callable[[Server], None]
+    send: Callable[[GatedServer], None]
     arguments: tuple[str, ...] = ()
     interrupts: bool = False  # gunicorn drops everything, unless a hook keeps it from that
     goes_on: bool = False  # the server does, with another worker
 
 
-def to_parent(number: signal.Signals) -> Callable[[Server], None]:
+def to_parent(number: signal.Signals) -> Callable[[GatedServer], None]:
     return lambda server: server.process.send_signal(number)
 
 
-def to_worker(number: signal.Signals) -> Callable[[Server], None]:
+def to_worker(number: signal.Signals) -> Callable[[GatedServer], None]:
     return lambda server: os.kill(server.health()["pid"], number)
 
 
-def ctrl_c(server: Server) -> None:
+def ctrl_c(server: GatedServer) -> None:
     os.killpg(server.process.pid, signal.SIGINT)
 
 
+PYWSGI = ("--worker-class", "gevent_pywsgi")
 CASES = [
     Case("TERM", to_parent(signal.SIGTERM)),
     Case("INT", to_parent(signal.SIGINT), interrupts=True),
@@ -131,6 +69,9 @@ CASES = [
     Case("Ctrl-C in a terminal", ctrl_c, ("--preload",), interrupts=True),
     Case("TERM to the worker", to_worker(signal.SIGTERM), goes_on=True),
     Case("QUIT to the worker", to_worker(signal.SIGQUIT), interrupts=True, goes_on=True),
+    Case("TERM pywsgi", to_parent(signal.SIGTERM), PYWSGI),
+    Case("INT pywsgi", to_parent(signal.SIGINT), PYWSGI, interrupts=True),
+    Case("HUP pywsgi", to_parent(signal.SIGHUP), PYWSGI, goes_on=True),
 ]
 
 
@@ -165,73 +106,8 @@ def check_hooks(case: Case, called: Counter[str]) -> None:
     once_each = ("post_fork", "post_worker_init", "worker_exit")
     assert [called[name] for name in once_each] == [workers] * 3, called
     assert called["worker_int"] == case.interrupts
-    assert called["pre_request"] == called["post_request"] > 0
-
-
-def wait_until_pending(server: Server, count: int) -> dict[str, Any]:
-    """Wait until so many operations are admitted; give the health at that time."""
-    found: dict[str, Any] = {}
-
-    def all_are_in() -> bool:
-        found.update(server.health())
-        return f"{count} operations pending" in found["processor"]
-
-    wait_until(all_are_in)
-    return found
-
-
-def is_ending(server: Server, pid: int) -> bool:
-    """Say whether this worker takes no more: another one answers, or nobody, or one that is saving its last."""
-    health = health_of(server)
-    return health is None or health["pid"] != pid or "stopping" in health["processor"]
-
-
-def is_other(server: Server, pid: int) -> bool:
-    health = health_of(server)
-    return health is not None and health["pid"] != pid
-
-
-def health_of(server: Server) -> dict[str, Any] | None:
-    """Give it, unless nobody answers: the parent keeps the socket open when a worker ends."""
-    try:
-        with gevent.Timeout(1, TimeoutError):
-            return server.health()
-    except OSError:
-        return None
-
-
-class Crowd:
-    """Clients that have one word after another saved, and keep a book of what they were answered."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._words = (f"word{number}" for number in count())
-        self._over = Event()
-        self.statuses: Counter[int] = Counter()
-        self.saved: list[str] = []
-        self.workers: set[int] = set()
-        self._clients = [gevent.spawn(self._work) for _ in range(10)]
-
-    def go_home(self) -> None:
-        self._over.set()
-        gevent.joinall(self._clients, raise_error=True)
-
-    def _work(self) -> None:
-        while not self._over.is_set():
-            self._ask(next(self._words))
-
-    def _ask(self, word: str) -> None:
-        try:
-            status, health = self._server.ask(word)
-        except ConnectionRefusedError:
-            self._over.set()
-        except OSError:
-            self.statuses[0] += 1
-        else:
-            self.statuses[status] += 1
-            if status == 200:
-                self.saved.append(word)
-                self.workers.add(health["pid"])
+    assert called["pre_request"] == called["post_request"]
+    assert (called["pre_request"] > 0) == (case.arguments != PYWSGI)  # that worker calls neither
 
 
 def test_whoever_comes_while_a_worker_ends_is_answered_or_nothing_of_his_is_saved(tmp_path: Path) -> None:
@@ -254,16 +130,9 @@ def test_whoever_comes_while_a_worker_ends_is_answered_or_nothing_of_his_is_save
 
 
 @contextmanager
-def crowded(directory: Path, *arguments: str) -> Iterator[tuple[Server, Crowd]]:
-    """A server under load. In the end what is saved is what the clients were answered, or the test fails."""
-    with gunicorn(directory, *arguments) as server:
-        server.open_gate()
-        crowd = Crowd(server)
-        try:
-            yield server, crowd
-        finally:
-            crowd.go_home()
-        assert sorted(server.saved()) == sorted(crowd.saved)
+def crowded(directory: Path, *arguments: str) -> Iterator[tuple[GatedServer, Crowd]]:
+    with gunicorn(directory, *arguments) as server, crowd_of(server) as crowd:
+        yield server, crowd
 
 
 def test_what_nobody_waits_for_is_saved_too_before_the_worker_ends(tmp_path: Path) -> None:

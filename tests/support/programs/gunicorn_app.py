@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent import monkey
 
-from geventbatch import Processor, ProcessorOverloaded
+from geventbatch import Processor, ProcessorOverloaded, check_setup
 from geventbatch.integrations.wsgi import ErrorAnswers
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
         "frozen": gc.get_freeze_count(),
         "frozen_at_fork": frozen_at_fork,
         "threshold": gc.get_threshold(),
+        "problems": [problem.name for problem in check_setup()],
     }
     body = json.dumps(told).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

@@ -7,8 +7,11 @@ import dramatiq
 import redis
 import sqlalchemy as sa
 from django.http import HttpRequest, HttpResponse
+from gevent.pywsgi import WSGIServer
+from gevent.server import StreamServer
 
 import geventbatch.integrations.celery
+import geventbatch.integrations.uwsgi
 from geventbatch import (
     Batch,
     BatchAborted,
@@ -35,6 +38,7 @@ from geventbatch.integrations import opentelemetry
 from geventbatch.integrations.django.middleware import ErrorAnswers as DjangoAnswers
 from geventbatch.integrations.dramatiq import Stop
 from geventbatch.integrations.huey import consume
+from geventbatch.integrations.pywsgi import serve
 from geventbatch.integrations.wsgi import Answer, ErrorAnswers
 from geventbatch.scopes import Undoes
 from geventbatch.stores import RedisStore, Reuse, SQLAlchemyStore
@@ -125,6 +129,9 @@ def view(request: HttpRequest) -> HttpResponse:
 DjangoAnswers(view)
 DjangoAnswers("view")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 geventbatch.integrations.celery.stop()
+geventbatch.integrations.uwsgi.stop()
+assert_type(serve(WSGIServer(("127.0.0.1", 8000), spawn=10), timeout=5), bool)
+serve(StreamServer(("127.0.0.1", 8000)))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def worker(broker: dramatiq.Broker, huey: Any) -> None:

@@ -1,0 +1,36 @@
+"""The application of `gunicorn_app`, under uWSGI, with an end of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+logging.basicConfig()
+_uwsgi: Any = sys.modules["uwsgi"]
+
+
+def end() -> None:
+    with Path(os.environ["HOOKS"]).open("a") as notes:
+        notes.write(f"{os.getpid()}\n")
+
+
+_uwsgi.atexit = end
+
+import geventbatch.integrations.uwsgi
+
+if "LATE_ATEXIT" in os.environ:
+    _uwsgi.atexit = end
+
+from tests.support.programs.gunicorn_app import app as application
+from tests.support.programs.gunicorn_app import run
+
+if "WARMS_UP" in os.environ:
+    gevent.spawn(run, "parents")
+    gevent.sleep(0.01)  # its batch is loading
+
+__all__ = ["application", "geventbatch"]
