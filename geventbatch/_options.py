@@ -118,10 +118,11 @@ class Options:
         """
         if identified_by is not None:
             check_identity(identified_by)
+        method = "run_across" if across else "run"
         if self.idempotency is None:
             raise TypeError(
-                f"run() was given the idempotency_key {shown(key)}, but the processor's store records no outcomes: a "
-                "SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
+                f"{method}() was given the idempotency_key {shown(key)}, but the processor's store records no outcomes"
+                ": a SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
                 "idempotency_ttl; what opens many keys has to say keeps_outcomes; a load and save pair cannot"
             )
         if across and not self.across.keeps_outcomes:
@@ -133,7 +134,7 @@ class Options:
         if check is not None:
             for one in resource_key if across else (resource_key,):
                 check(one)
-        return self.idempotency.Once(key, operation, args, identified_by)
+        return self.idempotency.Once(key, operation, args, identified_by, method)
 
 
 _OPENING: Final = (

@@ -190,7 +190,14 @@ class CannotUndo(NotSaved):
     """For a scope's ``restore`` or ``checkpoint`` to raise: an operation cannot be undone in memory.
 
     The batch is loaded again, and all its operations are applied again: step by step, if the scope has ``steps``.
+
+    Args:
+        once: True if the scope can undo such operations from its next load on, so that there is nothing to warn of.
     """
+
+    def __init__(self, *args: object, once: bool = False) -> None:
+        super().__init__(*args)
+        self.once = once
 
 
 class PartlySaved(Exception):
@@ -219,8 +226,8 @@ class Repeated(NotSaved):
     """
 
     def __init__(self, *args: object, outcomes: Mapping[str, str]) -> None:
-        """Keep the recorded outcomes of those keys, in the form of `Batch.outcomes`."""
-        super().__init__(*args)
+        """Keep the recorded outcomes of those keys, in the form of `Batch.outcomes`. The message names a few."""
+        super().__init__(*(args or (f"not saved: {recorded_already(outcomes)}",)))
         self.outcomes = outcomes
 
 
@@ -237,6 +244,14 @@ def named(keys: tuple[Hashable, ...]) -> str:
     few = ", ".join(map(shown, keys[:_FEW]))
     more = f" and {len(keys) - _FEW:,} more" if len(keys) > _FEW else ""
     return f"{'keys' if len(keys) > 1 else 'key'} {few}{more}"
+
+
+def recorded_already(names: Iterable[str]) -> str:
+    """Return the words for the idempotency keys of outcomes with these *names*, which are recorded."""
+    keys = tuple([getattr(name, "idempotency_key", name) for name in names])
+    if not keys:
+        return "outcomes that have expired were in the way"
+    return f"the idempotency {named(keys)} {'are' if len(keys) > 1 else 'is'} recorded already"
 
 
 def of_keys(error: E, keys: tuple[Hashable, ...], key: Hashable = None) -> E:

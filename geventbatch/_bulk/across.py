@@ -143,7 +143,7 @@ def _refuse_twice(key: Hashable) -> None:
 def _run_alone(
     dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[Any], start_timeout: float | None
 ) -> Any:
-    process.check_not_inside(dispatcher)
+    process.check_not_inside(dispatcher, "run_across")
     seen: set[Any] = set()
     for key in named:
         check_key(key)
@@ -160,7 +160,7 @@ def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[
     """Put *operation* into the queues of all its keys: see `Dispatcher.admit`."""
     current = getcurrent()
     if current.parent is not here.hub or current in running:  # as in `BaseProcessor.run`
-        process.check_place(dispatcher)
+        process.check_place(dispatcher, "run_across")
     if dispatcher.stopping:
         dispatcher.refuse(named)
     key_queues = _find(dispatcher, named)

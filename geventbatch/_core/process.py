@@ -182,14 +182,14 @@ def in_hub() -> bool:
     return isinstance(gevent.getcurrent(), Hub)
 
 
-def check_place(dispatcher: Dispatcher) -> None:
+def check_place(dispatcher: Dispatcher, method: str = "run") -> None:
     """Raise a `RuntimeError` if a batched `run` cannot be called here. The first one claims the thread."""
-    check_not_inside(dispatcher)
+    check_not_inside(dispatcher, method)
     if here.thread is None:
         here.thread = native_thread()
         _ours.epoch = here.epoch
         _begin(list(_at_first_run))
-    check_thread("run")
+    check_thread(method)
     here.hub = gevent.get_hub()
 
 
@@ -202,16 +202,17 @@ def _begin(callbacks: list[Callable[[], object]]) -> None:
             _begin(callbacks[1:])
 
 
-def check_not_inside(dispatcher: Dispatcher) -> None:
-    """Raise if `run` would wait for itself: in the hub, or inside a batch of the processor (guarantees 13 and 14)."""
+def check_not_inside(dispatcher: Dispatcher, method: str = "run") -> None:
+    """Raise if *method* would wait for itself: in the hub, or inside a batch of the processor (guarantees 13, 14)."""
     if in_hub():
-        msg = "run() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
-        raise RuntimeError(msg)
+        raise RuntimeError(
+            f"{method}() was called in gevent's hub, where nothing may block: call it from a greenlet (gevent.spawn)"
+        )
     inside = enclosing(dispatcher)
     if inside is not None:
         raise RuntimeError(
-            f"run() was called inside a batch of the same processor (key {shown(inside.key)}), which would wait for "
-            "itself: call it after the batch, or make the change inside this operation"
+            f"{method}() was called inside a batch of the same processor (key {shown(inside.key)}), which would wait "
+            "for itself: call it after the batch, or make the change inside this operation"
         )
 
 

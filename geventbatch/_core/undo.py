@@ -125,7 +125,7 @@ class Undo:
         except BaseException as error:
             self._see(attempt, error)
             self._copying, self._uncopied = False, True
-            log.cannot_undo(attempt.batch, error, *self._last)
+            log.cannot_undo(attempt, error, *self._last)
         else:
             if not lives:
                 readmit(attempt)  # operations that were out, since they could not be undone, come back
@@ -265,8 +265,8 @@ class Undo:
             attempt.stepwise = True
         elif self._memory is None and not self._uncopied:
             self._copying = True
-        elif not (reused or self._uncopied):
-            log.cannot_undo(attempt.batch, why, *self._last)
+        elif not (reused or self._uncopied or (isinstance(why, CannotUndo) and why.once)):
+            log.cannot_undo(attempt, why, *self._last)
             # A `Composite` finds only now that it has no copy. The next attempt would find the same: it makes none.
             self._uncopied, self._copying = self._copying, False
         if reused:  # it may have raised because of an outdated cache: it is judged by what the next attempt loads

@@ -77,6 +77,7 @@ class Once:
         operation: Callable[..., Any],
         args: tuple[Any, ...],
         identified_by: tuple[Any, ...] | None = None,
+        method: str = "run",
     ) -> None:
         """Raise a `TypeError` or `ValueError` if the key is wrong, or the operation cannot be told from others."""
         if (
@@ -91,7 +92,12 @@ class Once:
         try:
             text = describe(asked, args) if identified_by is None else describe(asked, identified_by, alone=True)
         except Exception as error:
-            _refuse_operation(key, asked, error, "arguments" if identified_by is None else "identified_by")
+            by = "arguments" if identified_by is None else "identified_by"
+            raise TypeError(
+                f"{method}() was given the idempotency_key {shown(key)}, but cannot tell {shown(asked)} with its {by} "
+                f"from others: {said(error)}. Pass what it depends on as arguments, each {ALLOWED}; or, in "
+                "identified_by=(…), what its client sends again"
+            ) from error
         self.key = key
         self.name = None
         self.operation = self.__wrapped__ = operation
@@ -345,11 +351,3 @@ def _refuse_key(key: object) -> NoReturn:
     raise ValueError(
         f"idempotency_key is {shown(key)}, but must be 1 to {LONGEST} visible ASCII characters, without spaces"
     )
-
-
-def _refuse_operation(key: str, operation: object, error: Exception, by: str) -> NoReturn:
-    raise TypeError(
-        f"run() was given the idempotency_key {shown(key)}, but cannot tell {shown(operation)} with its {by} "
-        f"from others: {said(error)}. Pass what it depends on as arguments, each {ALLOWED}; or, in "
-        "identified_by=(…), what its client sends again"
-    ) from error

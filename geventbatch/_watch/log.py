@@ -169,20 +169,25 @@ def undoing(attempt: Attempt, undo: Undo, operation: str, kind: type[BaseExcepti
         _warn(attempt.batch, message, undo.count, undo.seconds * 1000, total * 1000, operation, name, name)
 
 
-def cannot_undo(batch: Batch, why: BaseException, function: Any, kind: type[BaseException]) -> None:
+def cannot_undo(attempt: Attempt, why: BaseException, function: Any, kind: type[BaseException]) -> None:
     """Log that the changes of *function*, which raised a *kind*, cannot be undone; *why* is the reason.
 
     Each operation and class is logged once.
     """
+    batch = attempt.batch
     if _is_new("cannot undo", batch.dispatcher.options.name, name_of(function), kind):
+        advice = (
+            "Let it raise before it writes to the database or changes what cannot be copied"
+            if hasattr(attempt.scope, "restore")
+            else "Pass a copy_resource that can copy the resource, or give its scope checkpoint() and restore()"
+        )
         message = (
             "what %s had changed by the time that it raised %s cannot be undone in memory (%s): each such error "
-            "costs its batch another load. Pass a copy_resource that can copy the resource, or give its scope "
-            "checkpoint() and restore(). If the operation changes nothing before it raises that, say "
+            "costs its batch another load. %s. If the operation changes nothing before it raises that, say "
             "clean_errors=(%s,). Told once of each operation and error"
         )
         name = kind.__qualname__
-        _warn(batch, message, name_of(function), name, shown(why), name)
+        _warn(batch, message, name_of(function), name, shown(why), advice, name)
 
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:

@@ -13,7 +13,8 @@ from geventbatch import (
     Processor,
     ResourceMissing,
 )
-from tests.support.ledger import Broken, Callers, Ledger, append_to_all, break_all
+from tests.support.callers import answer_of
+from tests.support.ledger import Broken, Callers, Ledger, append, append_to_all, break_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +96,7 @@ def test_other_bad_input_is_refused_as_by_run(clock: VirtualTime, ledger: Ledger
             processor.run_across([*"ab"], append_to_all, 1, start_timeout=-1)
         with pytest.raises(TypeError, match="read_only"):
             processor.run_across([*"ab"], append_to_all, 1, read_only=1)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="records no outcomes"):
+        with pytest.raises(TypeError, match=r"^run_across\(\) was given .* no outcomes"):
             processor.run_across([*"ab"], append_to_all, 1, idempotency_key="x")
         assert processor.stats().keys == 0
 
@@ -104,8 +105,23 @@ def test_it_cannot_be_called_inside_a_batch_of_the_same_processor(clock: Virtual
     def inside(accounts: Accounts) -> None:
         processor.run_across([*"cd"], append_to_all, 1)
 
-    with ledger.processor() as processor, pytest.raises(RuntimeError, match="inside a batch"):
-        processor.run_across([*"ab"], inside)
+    inside_a_batch = r"^run_across\(\) was called inside a batch"
+    for batching in (True, False):
+        with ledger.processor(batching=batching) as processor, pytest.raises(RuntimeError, match=inside_a_batch):
+            processor.run_across([*"ab"], inside)
+
+
+def test_a_refusal_of_the_place_says_what_was_called(clock: VirtualTime, ledger: Ledger) -> None:
+    with ledger.processor() as processor:
+        processor.run("a", append, 1)
+        told = gevent.get_hub().threadpool.apply(answer_of, (processor.run_across, [*"ab"], append_to_all, 1))
+        assert str(told).startswith("run_across() was called from another thread than the first run() of this process")
+        in_hub: list[Any] = []
+        gevent.get_hub().loop.run_callback(
+            lambda: in_hub.append(answer_of(processor.run_across, [*"ab"], append_to_all, 1))
+        )
+        gevent.sleep(0)
+        assert str(in_hub[0]).startswith("run_across() was called in gevent's hub")
 
 
 def test_what_worker_number_for_key_raises_reaches_the_caller_and_nothing_is_left_over(

@@ -499,3 +499,14 @@ def test_outcomes_that_nobody_has_asked_for_are_a_failure_and_no_endless_replay(
         error = call(processor, "ab", "x", transfer, 5).get()
     assert type(error) is SaveFailed
     assert error.retry_safe
+
+
+def test_what_is_recorded_already_is_named_by_its_idempotency_keys() -> None:
+    known = name_of(("a", "b"), "known", across=True)
+    assert str(Repeated(outcomes={known: "="})) == "not saved: the idempotency key 'known' is recorded already"
+    many = {f"key {number}": "=" for number in range(7)}
+    assert str(Repeated(outcomes=many)) == (
+        "not saved: the idempotency keys 'key 0', 'key 1', 'key 2', 'key 3', 'key 4' and 2 more are recorded already"
+    )
+    assert str(Repeated(outcomes={})) == "not saved: outcomes that have expired were in the way"
+    assert str(Repeated("in my words", outcomes=many)) == "in my words"

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
+from geventbatch._watch import log
 from geventbatch.stores import SQLAlchemyStore
 from tests.support.callers import answer_of
 from tests.support.mapped import opening, session_of
@@ -392,3 +393,42 @@ def test_listeners_of_the_user_s_sessions_hear_each_batch_before_and_after_the_c
     assert heard == [{1: 90, 2: 110, 3: 101, 4: 101}] * 3
     with bed.other.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(Line)) == 3
+
+
+def test_where_nothing_was_copied_before_the_first_refusal_of_many_keys_there_is_nothing_to_warn_of(
+    bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_logged", set())
+    with bulk(bed) as processor:
+        connected = [([number, number + 1], transfer, 1) for number in range(1, 19)]
+        told = together(processor, *connected, ([3, 5], transfer, 1000), *connected)
+    assert [one for one in told if type(one) is not int] == [told[18]]
+    assert isinstance(told[18], ValueError)
+    assert "cannot be undone" not in caplog.text
+
+
+def test_a_message_about_an_operation_names_its_own_keys_and_not_all_that_are_connected(
+    bed: Bed, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_logged", set())  # of each operation and error it is told once
+
+    def flush(accounts: tuple[Account, ...]) -> None:
+        accounts[0].balance += 1
+        session_of(accounts[0]).flush()
+        raise KeyError("no")
+
+    def run_all() -> tuple[Any, Any]:
+        connected = [([number, number + 1], transfer, 1) for number in range(1, 19)]
+        *_, told, behind = together(processor, *connected, ([3, 5], flush), ([5, 3], transfer, 1))
+        return told, behind
+
+    with bulk(bed) as processor:
+        assert [run_all()[1], run_all()[1]] == [99, 98]  # from the second on, what is loaded is copied
+        told, behind = run_all()
+        assert behind == 97
+    if bed.server == "sqlite":
+        assert str(told).startswith("an operation on keys 3, 5 would write to SQLite")
+    else:
+        assert isinstance(told, KeyError)
+        assert "what operations on keys 3, 5 have done cannot be undone in memory: something was written" in caplog.text
+        assert "Let it raise before it writes to the database" in caplog.text

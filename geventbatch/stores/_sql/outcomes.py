@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from geventbatch._check_values import check_seconds
 from geventbatch._idempotency.value_text import encode
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import Conflict, NotSaved, Repeated, named
+from geventbatch.errors import Conflict, NotSaved, Repeated, named, recorded_already
 from geventbatch.stores._sql import errors
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def repeated_of(batches: Iterable[Batch], found: Mapping[str, str]) -> dict[Batc
     for batch in dict.fromkeys(batches):
         its = {name: found[name] for name in batch.outcomes if name in found}
         if its:
-            told = f"{named(batch.loads)} not saved: {len(its)} of the idempotency keys are recorded already"
+            told = f"{named(batch.loads)} not saved: {recorded_already(its)}"
             repeated[batch] = Repeated(told, outcomes=its)
     return repeated
 
@@ -271,7 +271,7 @@ class Recording:
         key, table = self._outcomes.key, self._outcomes.table
         found = self._outcomes.find(send, self._kept)
         if found:
-            told = f"{shown(key)} was not saved: {len(found)} of its idempotency keys are recorded already"
+            told = f"{shown(key)} was not saved: {recorded_already(found)}"
             return Repeated(told, outcomes=found)
         begin_to_write()
         expired = [(row[0], int(time.time())) for row in self._rows()]

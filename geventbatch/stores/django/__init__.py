@@ -204,10 +204,10 @@ class DjangoStore(Generic[M]):
         if self.allow_atomic:
             return alone
         raise RuntimeError(
-            f"run() was called on key {shown(key)} inside a transaction of the database {self.using!r} (atomic(), or "
-            "ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch would wait for "
-            "rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view with "
-            "django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
+            f"an operation on key {shown(key)} was called inside a transaction of the database {self.using!r} "
+            "(atomic(), or ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch "
+            "would wait for rows that it has locked. Leave the block first; with ATOMIC_REQUESTS, decorate the view "
+            "with django.db.transaction.non_atomic_requests. (DjangoStore(allow_atomic=True) permits it all the same.)"
         )
 
     @property

@@ -72,7 +72,7 @@ class Place:
             gevent.spawn(self._look).join()
         if self._found is not None and self._found != mine:
             raise RuntimeError(
-                f"run() was called on key {shown(key)} by a caller whose connection to {self._alias!r} finds other "
+                f"an operation on key {shown(key)} was called where the connection to {self._alias!r} finds other "
                 f"tables ({_told(mine)}) than the batch's ({_told(self._found)}), as with a schema for each tenant: "
                 "give the store tenant=…, which says whose they are, and prepare_connection=…, which sets that for "
                 "a batch"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.errors import CannotUndo, NotSaved, Rejected, Repeated, ResourceMissing, recorded_already
 from geventbatch.scopes import OutcomeName
 from geventbatch.stores import _json
 from geventbatch.stores._reuse import outdated
@@ -117,7 +117,7 @@ class Resources(Generic[R]):
             except (RedisError, RedisClusterException, ValueError) as error:
                 raise NotSaved(f"{shown(key)} was not saved, nothing was written: {said(error)}") from error
             if found:
-                raise Repeated(f"{shown(key)} was not saved: an idempotency key is there", outcomes=found)
+                raise Repeated(f"{shown(key)} was not saved: {recorded_already(found)}", outcomes=found)
 
     def value_of(self, key: str, loaded: State, resource: R, batch: Batch) -> bytes | None:
         """Return the batch's value of the resource; None if it is to be deleted."""

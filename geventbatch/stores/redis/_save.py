@@ -22,7 +22,7 @@ from redis.exceptions import (
 )
 
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import Conflict, NotSaved, Repeated
+from geventbatch.errors import Conflict, NotSaved, Repeated, recorded_already
 from geventbatch.stores._conflict import changed
 from geventbatch.stores.redis._scripts import KEPT_SAVES, RESOLVE, SAVE, TRACE_MILLISECONDS
 from geventbatch.stores.redis._server import PART, answer, lent
@@ -177,7 +177,7 @@ class Save:
             assert self._outcomes is not None  # noqa: S101 - for type checkers
             ids = list(self._outcomes.names)
             found = {ids[number]: told.decode() for number, told in zip(answer[::2], answer[1::2], strict=True)}
-            told = f"{self._named()} was not saved: {len(found)} of its idempotency keys are recorded already"
+            told = f"{self._named()} was not saved: {recorded_already(found)}"
             raise Repeated(told, outcomes=found)
         elif answer != 1:
             assert isinstance(answer, int)  # noqa: S101 - for type checkers

@@ -10,7 +10,16 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import CannotUndo, Conflict, NothingToSave, NotSaved, Rejected, Repeated, ResourceMissing
+from geventbatch.errors import (
+    CannotUndo,
+    Conflict,
+    NothingToSave,
+    NotSaved,
+    Rejected,
+    Repeated,
+    ResourceMissing,
+    recorded_already,
+)
 from geventbatch.stores import _json
 from geventbatch.stores._json import check_lossless
 from geventbatch.stores._reuse import as_conflicts, outdated
@@ -330,7 +339,7 @@ class DocumentScope:
             except Exception as error:
                 raise errors.of_store(error, self._key) from error
             if found:
-                raise Repeated(f"{shown(self._key)} was not saved: an idempotency key is there", outcomes=found)
+                raise Repeated(f"{shown(self._key)} was not saved: {recorded_already(found)}", outcomes=found)
 
     def _encoded(self, last: Any) -> Any:
         """Return the encoded state; *last* is the one before."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm.attributes import instance_state
 
+from geventbatch.errors import named
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._added_rows import is_instance
@@ -34,6 +35,16 @@ if TYPE_CHECKING:
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
 
+class _Keys:
+    """The keys of a component, for messages: those of the operation at hand, or outside of operations all."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def __repr__(self) -> str:
+        return named(self._batch.keys)
+
+
 class MappedPart(MappedWork):
     """The work of one batch in a shared transaction."""
 
@@ -47,7 +58,7 @@ class MappedPart(MappedWork):
     def __init__(self, mapping: Mapping, batch: Batch, transaction: Transaction, *, shared: bool) -> None:
         """Belong to *batch*; hold nothing yet. *shared*: there are other parts."""
         keys = batch.loads
-        super().__init__(mapping, keys[0] if len(keys) == 1 else keys)
+        super().__init__(mapping, keys[0] if len(keys) == 1 else _Keys(batch))
         self.batch = batch
         self._transaction = transaction
         # A failed flush rolls the session's transaction back, and so the one that it has joined.

@@ -80,7 +80,7 @@ class MappedWork:
         snapshot = self._first if checkpoint is None else cast("SessionSnapshot", checkpoint)
         if snapshot is None:
             self._mapping.keeps = True
-            raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied")
+            raise CannotUndo(f"of what was loaded of {shown(self._key)} nothing was copied", once=True)
         with self._guard.own():
             snapshot.restore()
         return self._loaded.resources[0]

@@ -147,12 +147,13 @@ class SessionSnapshot:
             if not self._plain and (found := held.changing(plain=True, columns=False)):
                 self._loaded.mapping.keeps = True
                 raise self._refused(
-                    f"{next(iter(found))} of {held.state.class_.__name__} was not copied when it was loaded"
+                    f"{next(iter(found))} of {held.state.class_.__name__} was not copied when it was loaded", once=True
                 )
         self._is_known = True
 
-    def _refused(self, why: str) -> CannotUndo:
-        return CannotUndo(f"what operations on {shown(self._guard.key)} have done cannot be undone in memory: {why}")
+    def _refused(self, why: str, *, once: bool = False) -> CannotUndo:
+        told = f"what operations on {shown(self._guard.key)} have done cannot be undone in memory: {why}"
+        return CannotUndo(told, once=once)
 
     def _take_out(self) -> None:
         """Expunge what has come into the session since, and put back what has left it."""
@@ -210,7 +211,9 @@ class SessionSnapshot:
                 made[name] = _coerced(name, value, bound.loaded(known[name]))
             except Exception as error:
                 self._loaded.mapping.keeps = True
-                raise self._refused(f"{name} was changed in place, and was not copied when it was loaded") from error
+                raise self._refused(
+                    f"{name} was changed in place, and was not copied when it was loaded", once=True
+                ) from error
         return made
 
 
