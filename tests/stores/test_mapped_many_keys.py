@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch._watch import log
+from geventbatch.errors import ImpossibleKey
 from geventbatch.stores import SQLAlchemyStore
 from tests.support.callers import answer_of
 from tests.support.mapped import opening, session_of
@@ -313,7 +314,7 @@ def test_a_store_of_several_classes_opens_one_of_them(bed: Bed) -> None:
         answers = together(processor, (("account", 1), deposit, 1), (("account", 40), deposit, 4), (("seat", 9), str))
         assert [*answers[:2], type(answers[2])] == [101, 4, ResourceMissing]
         assert answers[2].key == ("seat", 9)
-        for key, kind in ((("wallet", 1), ValueError), (1, TypeError), (("seat", "x"), ValueError)):
+        for key, kind in ((("wallet", 1), ValueError), (1, TypeError), (("seat", "x"), ImpossibleKey)):
             assert type(answer_of(processor.run, key, str)) is kind
     assert balances(bed) == {1: 101, 40: 4}
 
