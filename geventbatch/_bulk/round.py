@@ -21,6 +21,7 @@ from geventbatch._core.applying import apply, has_news
 from geventbatch._core.batch_turns import took
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.halving import current_part, is_left, settle
+from geventbatch._core.process import leave_to_parent
 from geventbatch._core.replay import delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed
@@ -88,6 +89,7 @@ class Round:
     def _load(self) -> bool:
         """Enter the scope. Return False if that raised, so that no resource was loaded."""
         first = self._attempts[0]
+        leave_to_parent(first.dispatcher)
         first.turn = get_hub().loop.iteration
         begun, deadline, loaded_with = first.now, first.deadline, len(self._shown)
         for attempt in self._attempts:
@@ -307,6 +309,7 @@ class Round:
             self._leave_for(TimeoutError("the deadline of the bulk has passed") if attempts else self._reason)
             return
         first = attempts[0]
+        leave_to_parent(first.dispatcher)
         first.turn = get_hub().loop.iteration
         begun, deadline = first.now, first.deadline
         for attempt in attempts:

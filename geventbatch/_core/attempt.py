@@ -1,9 +1,9 @@
 """An attempt: the way of one batch from load to save, on one greenlet, and again after a conflict.
 
 Each phase runs functions of the user. Meanwhile the deadline may pass, the greenlet may be killed, the process may be
-forked. So after each function, `Attempt.over` comes first: it says whether the outcome was fixed meanwhile. (The path
-of every batch tests its two conditions without the call.) On every path, the scope that was entered is exited, and
-`Batch.end` is called before `run` returns. In a bulk, each batch has an attempt; the bulk loads and saves for all.
+forked. So after each function, `Attempt.over` comes first. (The path of every batch tests its conditions without the
+call.) Every path exits the scope that was entered, and calls `Batch.end` before `run` returns. In a bulk, each batch
+has an attempt; the bulk loads and saves for all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from geventbatch._core.clock import clock as _clock
 from geventbatch._core.halving import is_left, settle
 from geventbatch._core.hub_turns import pace
 from geventbatch._core.pair import PairScope
-from geventbatch._core.process import here, running
+from geventbatch._core.process import here, running, unforked
 from geventbatch._core.replay import back_off, delay, save_raised
 from geventbatch._core.verdict import ends_greenlet, is_reused, kill_behind, traceback_of, without_our_frame
 from geventbatch._failure import load_failed, save_failed, timed_out
@@ -246,10 +246,7 @@ class Attempt:
                 self.give_up_replay(self.conflict, ", and max_duration passed before the replay")
             return
         failure = timed_out(self.batch.key, phase, self.dispatcher.options.max_duration, stack_of(self))
-        if phase == "load":
-            self.batch.fail_load(failure)
-        else:
-            self.batch.end(failure)
+        (self.batch.fail_load if phase == "load" else self.batch.end)(failure)
 
     def give_up_replay(self, conflict: Conflict, why: str) -> None:
         """End the batch with *conflict*, without another replay, for the reason *why*."""
@@ -274,8 +271,8 @@ class Attempt:
             if not alarm.armed:
                 alarm.arm()
         try:
-            if self.dispatcher.epoch != here.epoch:
-                self.over()
+            if not unforked or self.dispatcher.epoch != here.epoch:
+                process.leave_to_parent(self.dispatcher)
             while self._try(slice_end) and take_breath(self, slice_end):
                 pass
         except BaseException as error:  # thrown into a wait of our own: a kill, or a Timeout that is not the batch's
@@ -304,8 +301,7 @@ class Attempt:
                     if self.alone and isinstance(error, gevent.Timeout):
                         raise  # it counts as the caller's own
                     log.error("after the batch of key %s was saved and answered", self.batch.key, error=error)
-                if self.dispatcher.epoch != here.epoch:
-                    process.park()
+                self.over()
         finally:
             if self.outer is None:
                 process.after.pop(current, None)
@@ -432,6 +428,8 @@ class Attempt:
     # -- save ---------------------------------------------------------------------------------------------
 
     def _save(self, leave: _Exit) -> bool:
+        if not unforked:
+            process.leave_to_parent(self.dispatcher)
         begun = self.now
         self.phase = "save"
         raised: BaseException | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.hub_turns import pace
-from geventbatch._core.process import here
+from geventbatch._core.process import here, unforked
 from geventbatch._watch import log
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from geventbatch._core.operation import Operation
 
 BRIEF: Final = 0.00005
-"""Seconds. Shorter calls are not checked for a yield, since the check would cost a good part of their time."""
+"""Seconds. Shorter calls are not checked for a yield, since the check would cost a good part of their time; nor for a
+fork, which takes longer."""
 
 
 def take_breath(attempt: Attempt, slice_end: float) -> bool:
@@ -62,8 +64,10 @@ def see_to_window(attempt: Attempt, slice_end: float) -> float:
 def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any] | None = None) -> None:
     """Log a load, an operation or a save that was slow, or that kept the hub without a yield. Switches: no.
 
-    `Attempt.turn` is the hub's iteration before the call.
+    `Attempt.turn` is the hub's iteration before the call. It also notices a fork meanwhile, at which callers look next.
     """
+    if not unforked:
+        process.notice_fork()
     if attempt.alone:
         return
     turn = here.hub.loop.iteration

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import gevent
 
 from geventbatch._alarm_timeout import MaxDuration
+from geventbatch._core import process
 from geventbatch._core.process import here
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Alarm:
 
     def ring(self, previous: Any, ex: Any) -> None:
         """End the batch, if its deadline has come. The timer calls this in the hub, wherever the greenlet waits."""
+        process.notice_fork()
         attempt = self.attempt
         if attempt is None or attempt.dispatcher.epoch != here.epoch:
             self.armed = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import gevent
@@ -63,6 +64,36 @@ class Here:
 here: Final = Here()
 """The state of this process. It is an object since compiled code would look up names of this module each time."""
 
+
+class _ByNumber:
+    """True in the process whose number is known, and not in its child."""
+
+    value = True  # set in vain, as that of a flag in memory is not
+
+    def __bool__(self) -> bool:
+        return here.pid == os.getpid()
+
+
+def _wiped_by_forks() -> Any:
+    """Return a flag in memory that is true until the kernel wipes it, as it does in a child, whoever forks."""
+    try:
+        from _ctypes import _SimpleCData  # `ctypes` itself takes 2 ms to import
+
+        c_bool: Any = type("c_bool", (_SimpleCData,), {"_type_": "?"})
+        page = mmap(-1, PAGESIZE, MAP_PRIVATE | MAP_ANONYMOUS)
+        page.madvise(_WIPE_ON_FORK)
+        return c_bool.from_buffer(page)
+    except (ImportError, OSError):  # no Linux, or not a whole one
+        return _ByNumber()
+
+
+_WIPE_ON_FORK: Final = 18
+"""``MADV_WIPEONFORK`` of Linux. Python has no name for it."""
+
+unforked: Final[Any] = _wiped_by_forks()
+"""False in a child of a fork that was not noticed yet. To ask for the process's number costs five times as much."""
+unforked.value = True
+
 running: Final[dict[greenlet, Attempt]] = {}
 """By greenlet: the attempt that it is in the middle of, in a load, an operation or a save."""
 
@@ -98,10 +129,17 @@ def at_first_run(callback: Callable[[], object]) -> None:
     _at_first_run.append(callback)
 
 
-def _forked() -> None:
-    if here.pid == os.getpid():  # already called for this fork
+def notice_fork() -> None:
+    """Begin anew if this process is a child of the one that called last. Switches: no.
+
+    Servers that fork in C, such as uWSGI, call none of the callbacks below: their children come here where `unforked`
+    is asked.
+    """
+    pid = os.getpid()
+    if here.pid == pid:
         return
-    here.pid = os.getpid()
+    here.pid = pid
+    unforked.value = True
     here.epoch += 1
     here.forked_late = here.forked_late or here.thread is not None
     here.hub, here.thread = _NO_HUB, None
@@ -111,7 +149,7 @@ def _forked() -> None:
         callback()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=notice_fork)
 
 
 class _ToldFirst(logging.Handler):
@@ -128,7 +166,7 @@ class _ToldFirst(logging.Handler):
         self.createLock()
 
     def _at_fork_reinit(self) -> None:
-        _forked()
+        notice_fork()
 
 
 _told_first: Final = _ToldFirst()
@@ -147,6 +185,13 @@ def park() -> NoReturn:
     hub = gevent.get_hub()
     while True:
         hub.switch()
+
+
+def leave_to_parent(dispatcher: Dispatcher) -> None:
+    """Notice a fork of which nobody has told. In the child, never return if *dispatcher* is the parent's."""
+    notice_fork()
+    if dispatcher.epoch != here.epoch:
+        park()
 
 
 def has_hub() -> bool:

@@ -87,6 +87,7 @@ def back_off(attempt: Attempt, seconds: float | None) -> bool:
     if seconds:
         begun = attempt.now
         process.sleep(seconds)
+        process.notice_fork()
         attempt.now = _clock.monotonic()
         attempt.aside += attempt.now - begun
         if attempt.now >= attempt.deadline:  # the hub was blocked, so the alarm could not ring

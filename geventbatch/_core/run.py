@@ -13,7 +13,7 @@ from geventbatch._check_values import check_callable, check_flag, check_identity
 from geventbatch._core import process
 from geventbatch._core.dispatcher import Dispatcher
 from geventbatch._core.operation import WAITING, Operation, ReadOnly
-from geventbatch._core.process import here, running
+from geventbatch._core.process import here, running, unforked
 from geventbatch._for_mypyc import mypyc_attr
 from geventbatch._unbatched import run_alone
 from geventbatch._values.answers import PLAIN
@@ -69,7 +69,7 @@ class BaseProcessor:
     ) -> Any:
         """Do what `Processor.run` says."""
         dispatcher = self._dispatcher
-        if dispatcher.epoch != here.epoch:
+        if not unforked or dispatcher.epoch != here.epoch:
             dispatcher = self._current()
         for one in args if type(operation) is FunctionType else given(operation, args):
             if type(one) not in _PLAIN:
@@ -147,7 +147,8 @@ class BaseProcessor:
         )
 
     def _current(self) -> Dispatcher:
-        """Return the dispatcher of this process."""
+        """Return the dispatcher of this process, also if nobody has told of a fork."""
+        process.notice_fork()
         dispatcher = self._dispatcher
         if dispatcher.epoch != here.epoch:
             dispatcher = self._dispatcher = Dispatcher(self._options, self._subscriptions, stopping=dispatcher.stopping)
@@ -180,7 +181,8 @@ def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult
     # Check `ready()` before the second wait. If the result is already set, gevent queues a new waiter behind those not
     # yet notified, and loses it if the last of those is killed or times out at that moment.
     group.wait(seconds)
-    if operation.state == WAITING and not batch.ended and batch.dispatcher.epoch == here.epoch:
+    if operation.state == WAITING and not batch.ended:
+        process.leave_to_parent(batch.dispatcher)
         raise batch.cancel(operation, seconds)
     if not group.ready():
         group.wait()

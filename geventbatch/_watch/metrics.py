@@ -122,6 +122,7 @@ class MetricSubscription:
         Woken by `publish` and `close`, which `stop` calls at its end.
         """
         while True:
+            process.notice_fork()
             self._notice_fork()
             if self._held:
                 return self._held.popleft()

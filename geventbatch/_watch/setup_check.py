@@ -32,6 +32,7 @@ def check_setup() -> list[SetupProblem]:
         The problems; none when all is well.
     Switches: no.
     """
+    process.notice_fork()
     return [*_of_process(), *setup_problems.problems()]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import gevent
 import pytest
@@ -13,9 +14,12 @@ import pytest
 from geventbatch import Processor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from geventbatch.testing import VirtualTime
 
 ROOT = Path(__file__).parents[2]
+Run: TypeAlias = "Callable[[str], tuple[list[str], list[str]]]"
 PROGRAM = "tests.support.programs.fork"
 
 
@@ -35,10 +39,10 @@ LAST = [*batch("k", "last"), *answers("last"), "stops True"]
 """What the parent does when the child has ended and everything else is answered."""
 
 
-def run(program: str) -> tuple[list[str], list[str]]:
+def ran(program: str, way: str = "by Python") -> tuple[list[str], list[str]]:
     """What the parent and the child did in one of the functions of the program."""
     ended = subprocess.run(
-        [sys.executable, "-m", PROGRAM, program],
+        [sys.executable, "-m", PROGRAM, program, way],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -52,13 +56,19 @@ def run(program: str) -> tuple[list[str], list[str]]:
     return parent, child
 
 
-def test_a_processor_made_before_a_fork_works_in_the_child_and_in_a_child_of_that_and_in_the_parent() -> None:
+@pytest.fixture(params=["by Python", "in C"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """`ran`, with both ways to fork: servers that are written in C call none of Python's callbacks."""
+    return partial(ran, way=request.param)
+
+
+def test_a_processor_made_before_a_fork_works_in_the_child_and_in_a_child_of_that_and_in_the_parent(run: Run) -> None:
     parent, child = run("before_any_run")
     assert child == [*LIVE[:-1], "is a grandchild", "ends", "ends"]
     assert parent == LAST
 
 
-def test_a_processor_that_has_run_works_in_children_of_children_too_and_a_stop_there_stops_only_those() -> None:
+def test_a_processor_that_has_run_works_in_children_of_children_too_and_a_stop_there_stops_only_those(run: Run) -> None:
     parent, child = run("in_children_of_children")
     assert child == [
         *[*batch("k", "own0"), *answers("own0")],
@@ -68,7 +78,7 @@ def test_a_processor_that_has_run_works_in_children_of_children_too_and_a_stop_t
     assert parent == [*batch("k", "first"), *answers("first"), *LAST]
 
 
-def test_a_fork_while_a_save_waits_runs_no_batch_behind_it_in_the_child_and_answers_nobody_there() -> None:
+def test_a_fork_while_a_save_waits_runs_no_batch_behind_it_in_the_child_and_answers_nobody_there(run: Run) -> None:
     parent, child = run("while_a_save_waits")
     child = [line for line in child if not line.startswith("begins to save")]
     assert child == ["saves k u v", *LIVE]  # user code that was waiting itself is all that goes on
@@ -81,20 +91,20 @@ def test_a_fork_while_a_save_waits_runs_no_batch_behind_it_in_the_child_and_answ
     assert [line for line in before if line not in answered] == [*batch("k", "u", "v"), *batch("k", "c", "d")]
 
 
-def test_a_fork_while_a_load_waits_begins_no_operation_in_the_child() -> None:
+def test_a_fork_while_a_load_waits_begins_no_operation_in_the_child(run: Run) -> None:
     parent, child = run("while_a_load_waits")
     assert child == ["loads k", *LIVE]
     assert parent == [*batch("k", "a", "b"), *answers("a", "b"), *LAST]
 
 
-def test_a_fork_while_a_load_waits_with_batching_off_begins_no_operation_in_the_child() -> None:
+def test_a_fork_while_a_load_waits_with_batching_off_begins_no_operation_in_the_child(run: Run) -> None:
     parent, child = run("while_a_load_waits_with_batching_off")
     assert child == ["loads k", "loads k", *LIVE]
     assert parent == [*batch("k", "a"), *answers("a"), *batch("k", "b"), *answers("b"), *LAST]
 
 
 def test_a_fork_inside_an_operation_begins_none_after_it_in_the_child_and_saves_nothing_there() -> None:
-    parent, child = run("inside_an_operation")
+    parent, child = ran("inside_an_operation")
     assert child == LIVE
     assert sorted(parent) == sorted(
         [
@@ -106,14 +116,27 @@ def test_a_fork_inside_an_operation_begins_none_after_it_in_the_child_and_saves_
     )
 
 
-def test_a_child_may_run_operations_of_its_own_inside_the_operation_that_forked() -> None:
+@pytest.mark.parametrize("program", ["before_any_run", "with_a_batch_in_the_queue"])
+def test_where_the_kernel_wipes_no_memory_in_a_child_a_fork_in_c_is_noticed_by_the_process_number(program: str) -> None:
+    _, child = ran(program, "in C, without wiped memory")
+    assert [line for line in child if not line.endswith("grandchild")][: len(LIVE)] == LIVE
+
+
+def test_a_fork_in_c_inside_an_operation_saves_nothing_in_the_child() -> None:
+    parent, child = ran("inside_an_operation", "in C")
+    applied = {"applies b", "applies c"}  # in memory
+    assert [line for line in child if line not in applied] == LIVE
+    assert parent[-len(LAST) :] == LAST
+
+
+def test_a_child_may_run_operations_of_its_own_inside_the_operation_that_forked(run: Run) -> None:
     parent, child = run("inside_an_operation_that_the_child_does_not_leave")
     assert child == LIVE
     assert parent == [*batch("k", "a"), *answers("a"), *LAST]
 
 
 def test_a_fork_while_callers_are_being_answered_answers_none_of_the_others_in_the_child() -> None:
-    parent, child = run("while_callers_are_being_answered")
+    parent, child = ran("while_callers_are_being_answered")
     own = [*answers("own1"), *answers("own2")]
     assert [line for line in child if line.startswith("answers")] == ["answers 0", *own]
     assert [line for line in parent if line.startswith("answers")] == [
@@ -122,13 +145,13 @@ def test_a_fork_while_callers_are_being_answered_answers_none_of_the_others_in_t
     ]
 
 
-def test_a_batch_that_was_in_the_queue_at_the_fork_is_run_by_the_parent_only() -> None:
+def test_a_batch_that_was_in_the_queue_at_the_fork_is_run_by_the_parent_only(run: Run) -> None:
     parent, child = run("with_a_batch_in_the_queue")
     assert child == LIVE
     assert parent == [*batch("k", "a"), *answers("a"), *LAST]
 
 
-def test_a_batch_that_an_idle_worker_was_woken_for_at_the_fork_is_run_by_the_parent_only() -> None:
+def test_a_batch_that_an_idle_worker_was_woken_for_at_the_fork_is_run_by_the_parent_only(run: Run) -> None:
     parent, child = run("with_a_batch_in_the_queue_of_an_idle_worker")
     assert child == LIVE
     assert sorted(parent) == sorted(
@@ -140,7 +163,7 @@ def test_a_batch_that_an_idle_worker_was_woken_for_at_the_fork_is_run_by_the_par
     )
 
 
-def test_a_batch_that_waited_for_its_turn_at_the_fork_is_run_by_the_parent_only() -> None:
+def test_a_batch_that_waited_for_its_turn_at_the_fork_is_run_by_the_parent_only(run: Run) -> None:
     parent, child = run("with_a_batch_that_waits_for_its_turn")
     assert child == ["saves first first", *LIVE]
     keys = ("first", "second", "third")
@@ -148,7 +171,7 @@ def test_a_batch_that_waited_for_its_turn_at_the_fork_is_run_by_the_parent_only(
 
 
 def test_a_batch_whose_turn_had_come_at_the_fork_is_run_by_the_parent_only() -> None:
-    parent, child = run("with_a_batch_whose_turn_has_come")
+    parent, child = ran("with_a_batch_whose_turn_has_come")
     assert child == ["answers first", *LIVE]
     keys = ("second", "third")
     assert sorted(parent) == sorted(
@@ -158,27 +181,27 @@ def test_a_batch_whose_turn_had_come_at_the_fork_is_run_by_the_parent_only() -> 
     )
 
 
-def test_a_window_that_was_open_at_the_fork_ends_in_the_parent_only() -> None:
+def test_a_window_that_was_open_at_the_fork_ends_in_the_parent_only(run: Run) -> None:
     parent, child = run("with_an_open_window")
     assert child == LIVE
     assert parent == [*batch("k", "a", "b"), *answers("a", "b"), *LAST]
 
 
-def test_a_replay_that_was_due_at_the_fork_is_done_in_the_parent_only() -> None:
+def test_a_replay_that_was_due_at_the_fork_is_done_in_the_parent_only(run: Run) -> None:
     parent, child = run("during_a_backoff")
     assert child == LIVE
     attempt = ["loads k", "applies a"]
     assert parent == [*attempt, "conflicts", *attempt, "conflicts", *attempt, "saves k a", *answers("a"), *LAST]
 
 
-def test_a_deadline_and_a_start_timeout_that_were_running_at_the_fork_are_the_parents_only() -> None:
+def test_a_deadline_and_a_start_timeout_that_were_running_at_the_fork_are_the_parents_only(run: Run) -> None:
     parent, child = run("before_timeouts")
     assert child == LIVE  # nothing was interrupted there
     assert sorted(parent[:3]) == ["answers a with BatchTimeout", "answers b with OperationCancelled", "cleans up"]
     assert parent[3:] == LAST
 
 
-def test_a_subscription_made_before_a_fork_gives_each_process_its_own_metrics() -> None:
+def test_a_subscription_made_before_a_fork_gives_each_process_its_own_metrics(run: Run) -> None:
     parent, child = run("with_a_subscription")
     reads = ["reads k", "reads k", "has read all"]
     assert [line for line in child if "read" in line] == reads
@@ -190,19 +213,19 @@ def test_a_subscription_made_before_a_fork_gives_each_process_its_own_metrics() 
     ]
 
 
-def test_a_greenlet_that_was_waiting_for_metrics_at_the_fork_gets_none_of_the_childs() -> None:
+def test_a_greenlet_that_was_waiting_for_metrics_at_the_fork_gets_none_of_the_childs(run: Run) -> None:
     parent, child = run("with_a_subscription_that_a_greenlet_waits_for")
     assert child == LIVE
     assert [line for line in parent if line.startswith(("reads", "has"))] == ["reads k", "has read all"]
 
 
-def test_a_processor_that_was_stopped_before_the_fork_is_stopped_in_the_child() -> None:
+def test_a_processor_that_was_stopped_before_the_fork_is_stopped_in_the_child(run: Run) -> None:
     parent, child = run("after_a_stop")
     assert child == ["answers own with ProcessorStopped", "stops True", "ends"]
     assert parent == [*batch("k", "a"), *answers("a"), "stops True"]
 
 
-def test_stop_in_a_child_waits_for_the_childs_own_and_for_nothing_of_the_parents() -> None:
+def test_stop_in_a_child_waits_for_the_childs_own_and_for_nothing_of_the_parents(run: Run) -> None:
     parent, child = run("stop_waits_for_the_childs_own")
     assert child == [
         *["loads k", "applies own", "stops False", "stops False"],

@@ -1,9 +1,10 @@
-"""No connection that the parent has opened is used in a child that Python has forked (guarantee 12)."""
+"""No connection that the parent has opened is used in a child, forked by Python or in C (guarantee 12)."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def run(form: str, address: str) -> list[str]:
+def run(form: str, address: str, way: str = "by Python") -> list[str]:
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.support.programs.forked_connections", form, address],
+        [sys.executable, "-m", "tests.support.programs.forked_connections", form, address, way],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -31,6 +32,9 @@ def run(form: str, address: str) -> list[str]:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return sorted(ran.stdout.splitlines())
+
+
+FORKS = pytest.mark.parametrize("way", ["by Python", "in C"])
 
 
 @pytest.fixture(params=["postgresql", "sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
@@ -44,27 +48,38 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield made.render_as_string(hide_password=False)
 
 
-def test_an_engine_that_was_used_before_the_fork_works_in_the_children_and_in_the_parent(url: str) -> None:
-    assert run("sqlalchemy", url) == ["['forked-connections'] True"] * 2 + ["parent []"]
+@FORKS
+def test_an_engine_that_was_used_before_the_fork_works_in_the_children_and_in_the_parent(url: str, way: str) -> None:
+    assert run("sqlalchemy", url, way) == ["['forked-connections'] True"] * 2 + ["parent []"]
 
 
+@FORKS
 @pytest.mark.parametrize("server", ["postgresql", "sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
 def test_a_connection_of_djangos_that_was_used_before_the_fork_is_left_to_the_parent(
-    server: str, tmp_path: Path
+    server: str, tmp_path: Path, way: str
 ) -> None:
     with place(server, tmp_path) as address:
-        assert run("django", address) == ["['forked-connections'] True"] * 2 + ["parent []"]
+        assert run("django", address, way) == ["['forked-connections'] True"] * 2 + ["parent []"]
 
 
-def test_a_client_of_redis_that_was_used_before_the_fork_works_in_the_children_and_in_the_parent() -> None:
-    assert run("redis", redis_url()) == ["[] True"] * 2 + ["parent []"]
-
-
-def test_so_does_a_client_of_a_cluster_with_a_store_that_keeps_what_it_saves() -> None:
+@contextmanager
+def emptied(url: str) -> Iterator[str]:
+    """Yield the address *url*, and delete what the program has saved there."""
     try:
-        assert run("redis_cluster", cluster_url()) == ["['forked-late'] True"] * 2 + ["parent []"]
+        yield url
     finally:
-        with connected(cluster_url()) as client:
-            client.delete("child 1")
-            client.delete("child 2")
-            client.delete("of the parent")
+        with connected(url) as client:
+            for key in ("child 1", "child 2", "of the parent"):
+                client.delete(key)
+
+
+@FORKS
+def test_a_client_of_redis_that_was_used_before_the_fork_works_in_the_children_and_in_the_parent(way: str) -> None:
+    with emptied(redis_url()) as address:
+        assert run("redis", address, way) == ["[] True"] * 2 + ["parent []"]
+
+
+@FORKS
+def test_so_does_a_client_of_a_cluster_with_a_store_that_keeps_what_it_saves(way: str) -> None:
+    with emptied(cluster_url()) as address:
+        assert run("redis_cluster", address, way) == ["['forked-late'] True"] * 2 + ["parent []"]

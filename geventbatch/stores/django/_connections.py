@@ -68,11 +68,13 @@ _imported: int = process.here.epoch
 
 @receiver(connection_created, weak=False, dispatch_uid="geventbatch")
 def _connected(connection: BaseDatabaseWrapper, **_: object) -> None:
+    process.notice_fork()
     _epochs[connection] = process.here.epoch
 
 
 def own(alias: str) -> BaseDatabaseWrapper:
     """Return the connection of this greenlet, replaced if the parent process opened it. Switches: no."""
+    process.notice_fork()
     connection: BaseDatabaseWrapper = connections[alias]
     if connection.connection is not None and _epochs.get(connection, _imported) != process.here.epoch:
         _put_aside.append((alias, connection))
@@ -208,6 +210,7 @@ class Pool:
         return connection
 
     def _notice_fork(self) -> None:
+        process.notice_fork()
         if self._epoch != process.here.epoch:
             self._epoch = process.here.epoch
             _put_aside.extend((self._alias, one) for one in self._idle)

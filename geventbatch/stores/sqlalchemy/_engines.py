@@ -67,12 +67,14 @@ def _sees_error(context: ExceptionContext) -> None:
 
 def remember(engine: Engine) -> None:
     """Note that a store was made with *engine*."""
+    process.notice_fork()
     if engine not in _known:
         _known[engine] = process.here.epoch, engine.pool
 
 
 def own(engine: Engine) -> Engine:
     """Return *engine*, with a pool of this process. Switches: no."""
+    process.notice_fork()
     if not process.here.epoch:  # this is no child of a fork
         return engine
     known = _known.get(engine)

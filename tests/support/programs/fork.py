@@ -10,8 +10,13 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import ctypes
 import os
 import sys
+
+if sys.argv[2:] == ["in C, without wiped memory"]:
+    vars(sys)["modules"]["_ctypes"] = None  # so it cannot be imported
+
 import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PARENT = os.getpid()
+
+IN_C = sys.argv[2].startswith("in C")
+"""It forks without a callback of Python's, as servers that are written in C."""
 
 lets_go = Event()
 """What the loads, operations and saves of the parent wait for."""
@@ -396,6 +404,9 @@ def stop_waits_for_the_childs_own() -> None:
 
 
 if __name__ == "__main__":
-    # gevent does it after the first fork, and then waits for ever for a child that had ended before.
-    gevent.get_hub().loop.install_sigchld()
+    if IN_C:
+        in_c: Any = ctypes.PyDLL(None).fork
+        os.fork = in_c
+    else:  # gevent does it after the first fork, and then waits for ever for a child that had ended before.
+        gevent.get_hub().loop.install_sigchld()
     globals()[sys.argv[1]]()

@@ -1,6 +1,6 @@
 """A store whose connections were used before the fork; two children and the parent go on at the same time.
 
-    python -m tests.support.programs.forked_connections FORM ADDRESS
+    python -m tests.support.programs.forked_connections FORM ADDRESS WAY
 
 Each child runs operations on a key of its own, and the parent goes on with what it had opened.
 """
@@ -11,6 +11,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import ctypes
 import os
 import sys
 import warnings
@@ -114,16 +115,19 @@ def child(store: Any, add: Callable[[Any], int], number: int) -> None:
     os.write(1, f"{told} {right}\n".encode())
 
 
-def main(form: str, address: str) -> None:
+def main(form: str, address: str, way: str) -> None:
+    fork: Callable[[], int] = ctypes.PyDLL(None).fork if way == "in C" else os.fork
     store, use, add = {"sqlalchemy": sqlalchemy, "django": django, "redis": redis, "redis_cluster": redis_cluster}[
         form
     ](address)
     children = []
     for number in (1, 2):
-        pid = os.fork()
+        pid = fork()
         if not pid:
             try:
                 with gevent.Timeout(40):
+                    for _ in range(2):  # after a fork in C, gevent has threads to resolve names at its second turn
+                        gevent.sleep(0.01)
                     child(store, add, number)
             finally:
                 os._exit(0)
