@@ -136,7 +136,7 @@ def _join() -> None:
     if not is_refused():
         process.at_first_run(freeze_loaded)  # uWSGI has no hook behind a worker's import of the application
     if _uwsgi.masterpid():  # without a master, this module of uWSGI's raises
-        import_module("uwsgidecorators").postfork(process.notice_fork)  # noqa: SLF001 - the core is ours
+        import_module("uwsgidecorators").postfork(process.notice_fork)
 
 
 if _inside:
