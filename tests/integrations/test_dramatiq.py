@@ -18,7 +18,8 @@ PROGRAM = "tests.support.programs.dramatiq_app"
 
 def dramatiq(folder: Path) -> AbstractContextManager[TaskWorker]:
     program = Path(sysconfig.get_path("scripts"), "dramatiq-gevent")
-    return task_worker(folder, PROGRAM, [str(program), "--processes", "1", "--threads", "40", PROGRAM])
+    command = [str(program), "--processes", "1", "--threads", "40", PROGRAM]
+    return task_worker(folder, PROGRAM, command, dramatiq_worker_timeout="100")  # milliseconds between looks at an end
 
 
 def test_a_worker_that_ends_has_saved_what_its_messages_wait_for_and_what_none_waits_for(tmp_path: Path) -> None:
