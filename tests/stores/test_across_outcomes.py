@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 
-from geventbatch import BatchError, IdempotencyKeyReused, Processor, SaveFailed
+from geventbatch import BatchError, IdempotencyKeyReused, Processor, ResourceMissing, SaveFailed, current_batch
 from tests.stores.test_stores import (
     ANY,
     Another,
@@ -466,3 +466,26 @@ def test_a_worker_that_is_killed_between_load_and_save_records_nothing(adapter: 
 
 def kill_its_worker(accounts: tuple[Any, ...]) -> None:
     raise gevent.GreenletExit
+
+
+@over_recorded
+def test_once_one_of_its_keys_is_deleted_it_is_missing_when_it_is_sent_again_unless_missing_ones_are_made(
+    adapter: Adapter,  # noqa: F811
+) -> None:
+    bank = Bank(adapter)
+
+    def close(account: Any) -> None:
+        current_batch().delete()
+
+    with bank.processor() as processor:
+        assert send(processor, ("n0", "n1"), "a", bank.transfer, 3) == (7, 13)
+        assert send(processor, "n2", "b", adapter.add, 1) == 11
+        for key in ("n1", "n2"):
+            processor.run(key, close)
+        across, alone = together(processor, [(("n0", "n1"), "a", bank.transfer, 3), ("n2", "b", adapter.add, 1)])
+        assert [type(across), type(alone)] == [ResourceMissing, ResourceMissing]
+        assert (across.key, across.keys, across.retry_safe) == ("n1", ("n0", "n1"), True)
+    with bank.processor(missing="make") as processor:
+        sent: list[Sent] = [(("n0", "n1"), "a", bank.transfer, 3), ("n2", "b", adapter.add, 1)]
+        assert together(processor, sent) == [(7, 13), 11]
+    assert bank.totals(["n0", "n1", "n2"]) == [7, None, None]
