@@ -108,8 +108,12 @@ def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered(tmp_pa
 def test_under_load_nobody_is_cut_off_by_a_reload(tmp_path: Path, reload: str) -> None:
     again = tmp_path / "again"
     again.touch()
-    more = {"one by one": f"touch-chain-reload = {again}", "max-requests": "max-requests = 30"}.get(reload, "")
-    with UWSGI(tmp_path / "server", more) as server, crowd_of(server) as crowd:
+    more = {
+        "HUP": (),
+        "one by one": (f"touch-chain-reload = {again}",),
+        "max-requests": ("max-requests = 30", "min-worker-lifetime = 1"),
+    }
+    with UWSGI(tmp_path / "server", *more[reload]) as server, crowd_of(server) as crowd:
         wait_until(lambda: len(crowd.saved) > 50)
         if reload == "HUP":
             server.process.send_signal(signal.SIGHUP)
