@@ -41,15 +41,16 @@ from gevent import GreenletExit, monkey
 
 monkey.patch_all()
 
-from gevent.pywsgi import WSGIHandler  # noqa: E402 - behind the patch
-
 from geventbatch import stop_all  # noqa: E402 - as it asks for itself
 from geventbatch._watch import setup_problems  # noqa: E402 - as it asks for itself
 from geventbatch.integrations._collector import freeze_loaded  # noqa: E402 - as it asks for itself
 from geventbatch.integrations._longest import killed_after  # noqa: E402 - as it asks for itself
+from geventbatch.integrations.pywsgi import IDLE, ClosingHandler, close_all  # noqa: E402 - as it asks for itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from greenlet import greenlet
 
     _Hook = Callable[..., object]
 
@@ -131,7 +132,9 @@ class _Hooks:
         freeze_loaded()
         handler = getattr(worker, "wsgi_handler", None)
         if handler is not None:
-            worker.wsgi_handler = type("Handler", (_Counted, handler), {"hooks": self})
+            idle: set[greenlet] = set()
+            worker.wsgi_handler = type("Handler", (_Counted, handler), {"hooks": self, "idle": idle})
+            gevent.spawn(_close_idle, worker, idle)
         limit = worker.cfg.graceful_timeout * _TO_STOP
         why = (
             f"a worker that is told to end waits {limit:g} s for it, since graceful_timeout is "
@@ -182,7 +185,7 @@ class _Hooks:
                 self._interrupted.join(seconds)
 
 
-class _Counted(WSGIHandler):
+class _Counted(ClosingHandler):
     """Counts the responses of ``gevent_pywsgi``, which calls neither ``pre_request`` nor ``post_request``."""
 
     hooks: _Hooks
@@ -194,6 +197,14 @@ class _Counted(WSGIHandler):
             super().handle_one_response()
         finally:
             self.hooks.responding -= 1
+
+
+def _close_idle(worker: Any, idle: set[greenlet]) -> None:
+    """Close idle connections when *worker* ends: ``gevent_pywsgi`` would wait for them until graceful_timeout."""
+    while worker.alive:  # as the worker itself looks
+        gevent.sleep(IDLE)
+    gevent.sleep(IDLE)
+    close_all(idle)
 
 
 def _stop(worker: Any) -> None:

@@ -33,7 +33,7 @@ __all__ = ["serve"]
 _TO_RESPOND: Final = 0.75
 """The share of the time that requests may take. The rest is for batches that no request waits for."""
 
-_IDLE: Final = 1.0
+IDLE: Final = 1.0
 """Seconds that a connection has for its next request, once the server accepts no more."""
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
@@ -102,28 +102,33 @@ class _End:
         # -- mutable state ---------------------------------------------------------------------------------
         self._give_up_at: float | None = None  # set at the signal
         self._idle: set[greenlet] = set()  # those of connections that wait for a request
-        server.handler_class = type("Handler", (_Handler, server.handler_class), {"idle": self._idle})
+        server.handler_class = type("Handler", (ClosingHandler, server.handler_class), {"idle": self._idle})
 
     def begin(self) -> None:
         """Accept no more. Later signals change nothing."""
         if self._give_up_at is None:
             self._give_up_at = time.monotonic() + self._timeout
             self._server.close()
-            gevent.spawn_later(_IDLE, self._close_idle)
+            gevent.spawn_later(IDLE, self._close_idle)
 
     def left(self) -> float:
         """Return the seconds that are left."""
         return self._timeout if self._give_up_at is None else max(0.0, self._give_up_at - time.monotonic())
 
     def _close_idle(self) -> None:
-        # Whoever responds from now on closes by itself, so that once is enough.
-        gevent.killall(list(self._idle), block=False)
+        close_all(self._idle)
 
 
-class _Handler(WSGIHandler):
+def close_all(idle: set[greenlet]) -> None:
+    """Close idle connections of a closed server. Once is enough: a request from now on is its connection's last."""
+    gevent.killall(list(idle), block=False)
+
+
+class ClosingHandler(WSGIHandler):
     """Closes its connection behind the response, once the server is closed."""
 
     idle: set[greenlet]
+    """The greenlets of connections that wait for a request; set by a child of this class, for all of them."""
 
     def read_requestline(self) -> str:
         """Wait for a request."""

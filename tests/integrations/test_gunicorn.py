@@ -17,6 +17,7 @@ from typing import NamedTuple
 import gevent
 import pytest
 
+from examples.client import Connection
 from tests.support.gated_server import (
     ROOT,
     Crowd,
@@ -166,6 +167,24 @@ def test_an_error_answer_takes_the_place_of_what_the_application_had_begun(tmp_p
 
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
     assert answer.headers.get_all("Content-Length") == [str(len(body))]
+
+
+def test_kept_connections_to_pywsgi_end_with_their_worker(tmp_path: Path) -> None:
+    with gunicorn(tmp_path / "kept", *PYWSGI, "--graceful-timeout", "60") as server:
+        idle, busy = (Connection("127.0.0.1", server.port) for _ in range(2))
+        for one in (idle, busy):
+            assert one.ask("GET", "/")[0] == 200
+        asking = gevent.spawn(busy.ask, "GET", "/word")
+        first = wait_until_pending(server, 1)
+        server.process.terminate()
+        wait_until(lambda: is_ending(server, first["pid"]))
+        server.open_gate()
+
+        assert asking.get()[0] == 200
+        assert busy.headers["connection"] == "close"
+        assert server.process.wait(30) == 0  # well before graceful_timeout
+        with pytest.raises(OSError, match=r"closed|reset|Broken pipe"):
+            idle.ask("GET", "/")
 
 
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:

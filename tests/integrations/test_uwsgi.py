@@ -181,6 +181,18 @@ def test_options_that_cut_off_are_problems_and_warned_of_at_the_first_run(tmp_pa
             assert server.log().count(what) == 1
 
 
+def test_what_takes_longer_than_the_mercy_has_room_for_is_named_when_the_worker_ends(tmp_path: Path) -> None:
+    with UWSGI(
+        tmp_path / "server", "worker-reload-mercy = 4", without=("worker-reload-mercy",), MAX_DURATION="1000"
+    ) as server:
+        assert server.ask("later")[0] == 200
+        wait_until(lambda: server.pending() == 1)
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+        assert server.log().count("Some batches did not end within 3 s, and end with this worker") == 1
+        assert len(server.hooks()) == 2
+
+
 @pytest.mark.parametrize("option", ["threads = 4", ""])
 def test_another_loop_is_refused(tmp_path: Path, option: str) -> None:
     with UWSGI(tmp_path / "server", option, without=("gevent", "gevent-early-monkey-patch")) as server:
