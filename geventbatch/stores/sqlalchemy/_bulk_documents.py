@@ -181,8 +181,8 @@ class BulkDocumentScope:
 
     def _fetch(self, keys: list[Hashable], transaction: Transaction) -> dict[Hashable, Row | Exception]:
         row_of = self._documents.statements.row_of
-        rows = transaction.connection.execute(self._loads.many, {"_keys": keys})
-        found: dict[Hashable, Row | Exception] = {row.key: row_of(row) for row in rows}
+        rows = transaction.connection.execute(self._loads.many, {"_keys": keys}).all()
+        found: dict[Hashable, Row | Exception] = {row[0]: row_of(row, 1) for row in rows}
         unmatched = [key for key in keys if key not in found]
         if unmatched and (self._loads.folds or len(found) + len(unmatched) > len(keys)):
             self._match(transaction, unmatched, found)
@@ -205,7 +205,7 @@ class BulkDocumentScope:
             other = taken.get(row.key)
             if other is None:
                 taken[row.key] = self._spelled[row.key] = key
-                matched[key] = self._documents.statements.row_of(row)
+                matched[key] = self._documents.statements.row_of(row, 1)
                 continue
             told = f"{shown(key)} names the row {shown(row.key)}, as {shown(other)} does"
             if bulk[key] is not bulk[other]:

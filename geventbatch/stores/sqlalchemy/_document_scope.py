@@ -359,14 +359,14 @@ class DocumentScope:
     def _change(self, row: Row | None, *, beside: bool) -> tuple[Row | None, tuple[Any, dict[str, Any]] | None]:
         """Return the row after the save, and the statement to send; None if the document is unchanged."""
         statements, loaded = self._documents.statements, self._loaded
-        is_loaded = {"_key": self._key, "_version": loaded.version}
+        values = {"_key": self._key, "_version": loaded.version}
         if statements.mark.column is not None:
-            is_loaded["_mark"] = loaded.mark
+            values["_mark"] = loaded.mark
         update, delete = statements.update, statements.delete
         if self._written:  # the version is counted up already
             update, delete = statements.update_again, statements.delete_again
         if row is None:
-            return None, None if loaded.version is None else (delete, is_loaded)
+            return None, None if loaded.version is None else (delete, values)
         # Any state but a text or bytes may be the loaded object itself, changed in place. What is saved beside the
         # document was made for this state of it: if the row is not locked, its version is counted up for that.
         same = isinstance(row.state, (str, bytes)) and row.state == loaded.state
@@ -374,10 +374,10 @@ class DocumentScope:
             return row, None
         if not self._written or loaded.version is None:
             row = Row(row.state, self._documents.version_after(loaded.version), row.mark, row.key)
-        values = {"_state": row.state, "_new": row.version}
         if loaded.version is None:
-            return row, (statements.add, {"_key": self._key, **values})
-        return row, (update, {**is_loaded, **values})
+            return row, (statements.add, {"_key": self._key, "_state": row.state, "_new": row.version})
+        values["_state"], values["_new"] = row.state, row.version
+        return row, (update, values)
 
     def _send(self, statement: Any, parameters: dict[str, Any]) -> None:
         try:

@@ -172,13 +172,14 @@ class Statements:
         self.delete_again: Final = sa.delete(table).where(has_version)
         self.add: Final = _insert(table, dialect.name)
 
-    def row_of(self, found: Any) -> Row:
-        """Return what was selected as a `Row`."""
-        mark = found.mark if self.mark.is_selected else found.state if self.mark.column is not None else None
-        key = found.row_key if self.tells_key else None
+    def row_of(self, found: Any, before: int = 0) -> Row:
+        """Return what was selected as a `Row`; the statement has so many columns *before* those `selected`."""
+        state, version = found[before], found[before + 1]  # a column's name takes three times as long
+        mark = found.mark if self.mark.is_selected else state if self.mark.column is not None else None
+        key = found[before + 2] if self.tells_key else None
         if self.read is None:
-            return Row(found.state, found.version, mark, key)
-        return Row(self.read(found.state), found.version, mark, key, found.state)
+            return Row(state, version, mark, key)
+        return Row(self.read(state), version, mark, key, state)
 
 
 def _insert(table: sa.Table, dialect: str) -> sa.Insert:
