@@ -12,6 +12,7 @@ from django.db.models.signals import pre_save
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import DjangoStore
+from geventbatch.stores.django import _messages
 from tests.support.callers import answer_of
 from tests.support.django_accounts import opening
 
@@ -62,6 +63,25 @@ def test_all_rows_with_the_same_changes_are_one_statement(alias: str, mode: str,
         assert account.document == {"seats": [account.name, None, 1.5]}
         assert account.note == f"{account.name}'s % {{}} \\ note"
     assert Account.objects.using(alias).get(name="a").changed_at > before["a"]  # which its `pre_save` sets
+
+
+@pytest.mark.parametrize("many", [1, 10_000], ids=["by ourselves", "by psycopg"])
+def test_values_are_put_into_a_statement_as_psycopg_does(
+    alias: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_messages, "_MANY", many)
+    notes = ["%s", "%%", "it's", "\\'; --", "ü€😀", '"%(note)s"']
+    changes: dict[str, Callable[[Any], object]] = {
+        name: partial(change_to, balance=-number, note=note)
+        for number, (name, note) in enumerate(zip(NAMES, notes, strict=True))
+    }
+    assert change_all(alias, None, changes) == [None] * 6
+    found = Account.objects.using(alias).order_by("name").values_list("balance", "note", "document")
+    assert list(found) == [(-number, note, {"%s": [None, note]}) for number, note in enumerate(notes)]
+
+
+def change_to(account: Any, balance: int, note: str) -> None:
+    account.balance, account.note, account.document = balance, note, {"%s": [None, note]}
 
 
 def test_rows_with_other_changes_are_another_statement(alias: str, sent: list[str]) -> None:
