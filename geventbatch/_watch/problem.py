@@ -12,9 +12,9 @@ class SetupProblem:
     """A problem of a set-up that makes batches slow, wrong after a fork, or lose answered changes.
 
     Attributes:
-        name: For programs: 'unpatched', 'fork-unpatched', 'forked-late', 'forked-connections', 'psycopg', 'psycopg2',
-            'mysqlclient', 'mysql-connector' or 'huey_consumer'; under uWSGI 'killed-batches', 'uwsgi-router' or
-            'uwsgi-atexit'; of a processor 'unsaved', 'uncompared', 'short-deadline' or 'misspelt'.
+        name: For programs: 'unpatched', 'patched-late', 'fork-unpatched', 'forked-late', 'forked-connections',
+            'psycopg', 'psycopg2', 'mysqlclient', 'mysql-connector' or 'huey_consumer'; under uWSGI 'killed-batches',
+            'uwsgi-router' or 'uwsgi-atexit'; of a processor 'unsaved', 'uncompared', 'short-deadline' or 'misspelt'.
         what: The problem and its consequence.
         mend: The line, or the change, that mends it.
     """

@@ -43,6 +43,17 @@ def _of_process() -> list[SetupProblem]:
 _PATCHED: Final = ("socket", "threading")
 
 
+class _Patched:
+    """When gevent has patched."""
+
+    def __init__(self) -> None:
+        self.first = monkey.is_module_patched("socket")
+        """True if that was before geventbatch was imported; an integration that patches itself says so here."""
+
+
+patched: Final = _Patched()
+
+
 def _is_patched() -> bool:
     return all(map(monkey.is_module_patched, _PATCHED))
 
@@ -55,6 +66,14 @@ def _unpatched() -> Iterator[SetupProblem]:
             f"geventbatch runs in a process whose {' and '.join(names)} gevent has not patched: a load, a save or a "
             "lock that waits will block every greenlet.",
             "Call gevent.monkey.patch_all() before anything else is imported.",
+        )
+    elif not patched.first:
+        yield SetupProblem(
+            "patched-late",
+            "gevent patched this process after geventbatch was imported: what was made or imported by name before, "
+            "such as a module's threading.Lock, is still the one that blocks every greenlet.",
+            "Call gevent.monkey.patch_all() first of all; under uWSGI gevent-early-monkey-patch = true in place of "
+            "gevent-monkey-patch.",
         )
 
 

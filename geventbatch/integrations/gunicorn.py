@@ -42,7 +42,7 @@ from gevent import GreenletExit, monkey
 monkey.patch_all()
 
 from geventbatch import stop_all  # noqa: E402 - as it asks for itself
-from geventbatch._watch import setup_problems  # noqa: E402 - as it asks for itself
+from geventbatch._watch import setup_check, setup_problems  # noqa: E402 - as it asks for itself
 from geventbatch.integrations._collector import freeze_loaded  # noqa: E402 - as it asks for itself
 from geventbatch.integrations._longest import killed_after  # noqa: E402 - as it asks for itself
 from geventbatch.integrations.pywsgi import IDLE, ClosingHandler, close_all  # noqa: E402 - as it asks for itself
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from greenlet import greenlet
 
     _Hook = Callable[..., object]
+
+setup_check.patched.first = True  # of the application, nothing is imported yet
 
 __all__ = ["control_socket_disable", "nworkers_changed", "worker_class"]
 

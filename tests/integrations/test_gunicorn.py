@@ -190,6 +190,7 @@ def test_kept_connections_to_pywsgi_end_with_their_worker(tmp_path: Path) -> Non
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:
     with gunicorn(tmp_path / "preloaded", "--preload") as server:
         assert server.health()["patched"] is True
+        assert "patched-late" not in server.health()["problems"]
 
 
 def test_the_collector_leaves_out_what_a_worker_has_loaded_unless_that_is_refused(tmp_path: Path) -> None:

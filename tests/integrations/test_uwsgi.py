@@ -161,6 +161,14 @@ def test_what_the_master_had_admitted_before_the_fork_no_worker_saves(tmp_path: 
         assert set(server.saved()) == {"word0", "word1"}
 
 
+def test_a_patch_that_comes_after_the_application_is_a_problem_and_warned_of_at_the_first_run(tmp_path: Path) -> None:
+    with UWSGI(tmp_path / "server", "gevent-monkey-patch = true", without=("gevent-early-monkey-patch",)) as server:
+        server.open_gate()
+        assert server.ask("word")[0] == 200
+        assert "patched-late" in server.health()["problems"]
+        assert "RuntimeWarning: gevent patched this process after geventbatch was imported" in server.log()
+
+
 def test_options_that_cut_off_are_problems_and_warned_of_at_the_first_run(tmp_path: Path) -> None:
     more = ("worker-reload-mercy = 12", "harakiri = 8", "http = 127.0.0.1:0")
     with UWSGI(

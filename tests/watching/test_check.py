@@ -140,6 +140,13 @@ def test_a_process_that_is_not_patched_has_that_problem_alone() -> None:
     assert len(warned) == 1
 
 
+def test_a_process_that_is_patched_after_the_import_is_told_so_at_its_first_run() -> None:
+    names, (warning,) = looked(before="import geventbatch", imports=PATCHED)
+    assert names == ["patched-late"]
+    assert "what was made or imported by name before" in warning
+    assert "gevent-early-monkey-patch" in warning
+
+
 def test_a_fork_that_gevent_does_not_know_of_is_a_problem() -> None:
     names, (warning,) = looked(before="from gevent import monkey; monkey.patch_all(os=False)")
     assert names == ["fork-unpatched"]
