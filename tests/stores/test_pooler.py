@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -13,9 +13,11 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from geventbatch import Processor, current_batch
+from geventbatch import BatchTimeout, Processor, current_batch
 from geventbatch.stores import SQLAlchemyStore
+from tests.support import pgbouncer
 from tests.support.adapters.sqlalchemy import PLACES, Entry, Purse, fresh
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,3 +134,24 @@ def test_a_column_that_gets_another_type_meanwhile_fails_no_batch(tmp_path: Path
                 connection.connection.driver_connection.prepare_threshold = 5  # type: ignore[union-attr]
             assert processor.run("a", add_to_document) == 9
         engine.dispose()
+
+
+@pytest.mark.pgbouncer
+def test_a_batch_for_which_no_session_of_the_pooler_is_left_ends_at_its_deadline_and_is_safe_to_run_again(
+    tmp_path: Path,
+) -> None:
+    with fresh("pgbouncer", tmp_path) as address:
+        place: Any = PLACES["pgbouncer"](address)
+        with ExitStack() as stack:
+            proxy: Any = stack.enter_context(Proxy(place.endpoint()))
+            engine = place.engine(proxy, pool_size=pgbouncer.SESSIONS + 1)
+            stack.callback(engine.dispose)
+            store = SQLAlchemyStore.mapped(engine, Purse, by="name", missing=lambda name: Purse(name=name, total=0))
+            processor = stack.enter_context(Processor(open_resource=store, min_duration=0, max_duration=1))
+            with ExitStack() as others:
+                for _ in range(pgbouncer.SESSIONS):
+                    others.enter_context(engine.connect()).exec_driver_sql("SELECT 1")
+                with pytest.raises(BatchTimeout) as told:
+                    processor.run("a", add)
+            assert (told.value.phase, told.value.retry_safe) == ("load", True)
+            assert processor.run("a", add) == 1

@@ -34,6 +34,9 @@ save is one message (Redis) has "load" and "commit" only."""
 Missing = Literal["raise", "make"]
 """What the store is told to do about a key that has no resource: raise, or make one whose total is 0."""
 
+ELSEWHERE: Final = frozenset({"mariadb", "pgbouncer"})
+"""Servers that are not from PyPI, by the mark of their tests."""
+
 MODULES: Final = ("sqlalchemy", "django", "redis")
 
 

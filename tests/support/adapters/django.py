@@ -15,7 +15,7 @@ from gevent import getcurrent
 from geventbatch import Processor
 from geventbatch.stores import DjangoStore
 from geventbatch.stores.django._connections import close_idle
-from tests.support.adapters.base import Adapter, Case, Missing, Step
+from tests.support.adapters.base import ELSEWHERE, Adapter, Case, Missing, Step
 from tests.support.django_project.start import database, endpoint, options_of, place
 from tests.support.proxy import Proxy
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-Server = Literal["sqlite", "postgresql", "mariadb"]
+Server = Literal["sqlite", "postgresql", "pgbouncer", "mariadb"]
 Kind = Literal["lock", "version", "xmin", "row"]
 
 TABLES: Final = (Account, Entry, Purse, Outcome)
@@ -223,11 +223,17 @@ def _opened(kind: Kind, address: str, *, pipeline: bool, bulk: bool) -> Iterator
         through, options = {}, options_of(address)
         direct = stack.enter_context(database(address, create=False, options=options))
         proxy = None
+        port = address.split("#")[2:]  # of a pooler
         if connections[direct].vendor != "sqlite":
-            proxy = stack.enter_context(Proxy(endpoint(direct)))
+            proxy = stack.enter_context(Proxy(("127.0.0.1", int(port[0])) if port else endpoint(direct)))
             through = {"HOST": proxy.host, "PORT": str(proxy.port)}
         if connections[direct].vendor == "postgresql":
-            options = {**options, "application_name": alias, "sslmode": "disable", "gssencmode": "disable"}
+            options = {
+                **({} if port else options),
+                "application_name": alias,
+                "sslmode": "disable",
+                "gssencmode": "disable",
+            }
         stack.enter_context(database(address, alias=alias, create=False, settings=through, options=options))
         stack.callback(close_idle, alias)
         yield DjangoAdapter(address, alias, direct, kind, proxy, pipeline=pipeline, bulk=bulk)
@@ -235,6 +241,7 @@ def _opened(kind: Kind, address: str, *, pipeline: bool, bulk: bool) -> Iterator
 
 def _case(server: Server, kind: Kind, *, pipeline: bool = True, bulk: bool = False) -> Case:
     has_server = server != "sqlite"
+    is_postgres = server in {"postgresql", "pgbouncer"}
     steps: tuple[Step, ...] = ("load", "operation", "commit") if has_server else ()
     near = not pipeline or kind == "xmin"  # to one that is tested anyway
     return Case(
@@ -248,10 +255,10 @@ def _case(server: Server, kind: Kind, *, pipeline: bool = True, bulk: bool = Fal
         has_pool=has_server,
         has_proxy=has_server,
         can_corrupt=True,
-        knows_outcome=server == "postgresql",
-        slow_steps=steps if pipeline and server == "postgresql" else (*steps, *SAVE) if has_server else (),
-        nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else (pytest.mark.variants,) if near else (),
+        knows_outcome=is_postgres,
+        slow_steps=steps if pipeline and is_postgres else (*steps, *SAVE) if has_server else (),
+        nul_in_keys=not is_postgres,
+        marks=(getattr(pytest.mark, server),) if server in ELSEWHERE else (pytest.mark.variants,) if near else (),
     )
 
 
@@ -262,6 +269,9 @@ CASES = (
     _case("postgresql", "version"),
     _case("postgresql", "xmin"),
     _case("postgresql", "version", pipeline=False),
+    _case("pgbouncer", "lock"),
+    _case("pgbouncer", "version"),
+    _case("pgbouncer", "version", bulk=True),
     _case("mariadb", "lock"),
     _case("mariadb", "version"),
     _case("mariadb", "row"),

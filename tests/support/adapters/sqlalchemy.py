@@ -18,8 +18,8 @@ from sqlalchemy.types import TypeDecorator
 from geventbatch.stores import Reuse, SQLAlchemyStore
 from geventbatch.stores.sqlalchemy import idempotency_table
 from geventbatch.stores.sqlalchemy._documents import KeyText
-from tests.support import mariadb, postgres_server, servers
-from tests.support.adapters.base import Adapter, Case, Missing, Step
+from tests.support import mariadb, pgbouncer, postgres_server, servers
+from tests.support.adapters.base import ELSEWHERE, Adapter, Case, Missing, Step
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Form = Literal["document", "mapped"]
 Kind = Literal["lock", "version", "row", "reuse"]
-Server = Literal["sqlite", "postgresql", "mariadb"]
+Server = Literal["sqlite", "postgresql", "pgbouncer", "mariadb"]
 
 
 class Number(TypeDecorator[int]):
@@ -310,15 +310,15 @@ class SQLitePlace(Place):
 
 
 _kept: defaultdict[str, list[sa.Engine]] = defaultdict(list)
-"""Engines for others, by the address of their place."""
+"""Engines for others, by the schema of their place."""
 
 
 class PostgresPlace(Place):
-    server = "postgresql"
+    server: Server = "postgresql"
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        url, _, self.schema = address.partition("#")
+        url, self.schema = address.split("#")[:2]
         self.url = sa.make_url(url).set(drivername="postgresql+psycopg")
 
     def endpoint(self) -> Endpoint:
@@ -339,7 +339,7 @@ class PostgresPlace(Place):
     def beside(self) -> sa.Engine:
         """They are kept until the place is gone: a new one costs the server more than what is asked on it."""
         engine = self.engine(None, pool_pre_ping=True, max_overflow=-1)
-        _kept[self.address].append(engine)
+        _kept[self.schema].append(engine)
         # A prepared statement fails when a test has changed its table.
         sa.event.listen(engine, "connect", lambda connection, _: setattr(connection, "prepare_threshold", None))
         return engine
@@ -352,6 +352,26 @@ class PostgresPlace(Place):
         named = sa.text("SELECT state FROM pg_stat_activity WHERE application_name = :name")
         states = connection.scalars(named, {"name": self.name}).all()
         return sum(state != "idle" for state in states) if busy else len(states)
+
+
+class PgBouncerPlace(PostgresPlace):
+    """PostgreSQL behind a pooler that lends its sessions for a transaction."""
+
+    server = "pgbouncer"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.port = int(address.rpartition("#")[2])
+
+    def endpoint(self) -> Endpoint:
+        return "127.0.0.1", self.port
+
+    def engine(self, proxy: Proxy | None, **options: Any) -> sa.Engine:
+        if proxy is None:
+            return super().engine(proxy, **options)
+        url = self.url.difference_update_query(["host"]).set(host=proxy.host, port=proxy.port)
+        settings = {"application_name": self.name, "sslmode": "disable", "gssencmode": "disable"}
+        return sa.create_engine(url, connect_args=settings, **options)
 
 
 class MariaPlace(Place):
@@ -386,7 +406,12 @@ class MariaPlace(Place):
         return [(row.id, row.command) for row in connection.execute(listed, {"name": self.database})]
 
 
-PLACES: Final[dict[Server, type[Place]]] = {"sqlite": SQLitePlace, "postgresql": PostgresPlace, "mariadb": MariaPlace}
+PLACES: Final[dict[Server, type[Place]]] = {
+    "sqlite": SQLitePlace,
+    "postgresql": PostgresPlace,
+    "pgbouncer": PgBouncerPlace,
+    "mariadb": MariaPlace,
+}
 
 
 @contextmanager
@@ -413,9 +438,15 @@ def _fresh_schema(_: Path) -> Iterator[str]:
     servers.administer(f"CREATE SCHEMA {schema}; SET LOCAL search_path = {schema}; {_tables_of_postgres()}")
     address = f"{servers.postgres_url()}#{schema}"
     yield address
-    for engine in _kept.pop(address, ()):
+    for engine in _kept.pop(schema, ()):
         engine.dispose()
     servers.administer(f"DROP SCHEMA {schema} CASCADE")
+
+
+@contextmanager
+def _fresh_pooled_schema(directory: Path) -> Iterator[str]:
+    with _fresh_schema(directory) as address, pgbouncer.pooled(address) as behind:
+        yield behind
 
 
 @cache
@@ -443,6 +474,7 @@ def _fresh_database(_: Path) -> Iterator[str]:
 _FRESH: Final[dict[Server, Callable[[Path], AbstractContextManager[str]]]] = {
     "sqlite": _fresh_file,
     "postgresql": _fresh_schema,
+    "pgbouncer": _fresh_pooled_schema,
     "mariadb": _fresh_database,
 }
 
@@ -473,7 +505,8 @@ def _case(
     server: Server, form: Form, kind: Kind, *, pipeline: bool = True, restarts: bool = False, bulk: bool = False
 ) -> Case:
     has_server = server != "sqlite"
-    shown = "xmin" if (server, kind) == ("postgresql", "row") else kind
+    is_postgres = server in {"postgresql", "pgbouncer"}
+    shown = "xmin" if is_postgres and kind == "row" else kind
     steps: dict[Step, bool] = {
         "load": True,
         "operation": form == "mapped",
@@ -493,10 +526,10 @@ def _case(
         has_proxy=has_server,
         can_corrupt=True,
         can_restart=restarts and postgres_server.GIVEN is None,
-        knows_outcome=server == "postgresql" or kind == "reuse",
+        knows_outcome=is_postgres or kind == "reuse",
         slow_steps=tuple(step for step, is_slow in steps.items() if is_slow) if has_server else (),
-        nul_in_keys=server != "postgresql",
-        marks=(pytest.mark.mariadb,) if server == "mariadb" else (pytest.mark.variants,) if near else (),
+        nul_in_keys=not is_postgres,
+        marks=(getattr(pytest.mark, server),) if server in ELSEWHERE else (pytest.mark.variants,) if near else (),
     )
 
 
@@ -521,6 +554,14 @@ CASES = (
     _case("postgresql", "mapped", "lock", restarts=True),
     _case("postgresql", "mapped", "version"),
     _case("postgresql", "mapped", "row"),
+    _case("pgbouncer", "document", "lock"),
+    _case("pgbouncer", "document", "version"),
+    _case("pgbouncer", "document", "version", pipeline=False),
+    _case("pgbouncer", "document", "lock", bulk=True),
+    _case("pgbouncer", "mapped", "lock"),
+    _case("pgbouncer", "mapped", "version"),
+    _case("pgbouncer", "mapped", "row", pipeline=False),
+    _case("pgbouncer", "mapped", "version", bulk=True),
     _case("mariadb", "document", "lock"),
     _case("mariadb", "document", "version"),
     _case("mariadb", "document", "reuse"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ with mock.patch.dict(os.environ, DJANGO_SETTINGS_MODULE="tests.support.django_pr
 
 from tests.support import mariadb
 from tests.support.django_project.bank.models import MODELS
+from tests.support.pgbouncer import pooled
 from tests.support.servers import administer, postgres_url
 
 
@@ -61,9 +62,11 @@ def place(server: str, directory: Path, *, models: Sequence[type[Model]] = MODEL
             yield address
         return
     name = f"place_{uuid4().hex}"
-    if server == "postgresql":
+    if server in {"postgresql", "pgbouncer"}:
         administer(f"CREATE SCHEMA {name}; SET LOCAL search_path = {name}; {_tables_of_postgres(tuple(models))}")
-        yield f"{postgres_url()}#{name}"
+        address = f"{postgres_url()}#{name}"
+        with ExitStack() as stack:
+            yield address if server == "postgresql" else stack.enter_context(pooled(address))
         administer(f"DROP SCHEMA {name} CASCADE")
         return
     with database(mariadb.url(), create=False) as alias:
@@ -89,7 +92,7 @@ def options_of(address: str) -> dict[str, Any]:
     """For a connection to it."""
     parts = urlsplit(address)
     if parts.scheme.startswith("postgres") and parts.fragment:
-        return {"options": f"-c search_path={parts.fragment} -c synchronous_commit=off"}
+        return {"options": f"-c search_path={parts.fragment.partition('#')[0]} -c synchronous_commit=off"}
     return {}
 
 
