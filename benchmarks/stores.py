@@ -30,6 +30,7 @@ monkey.patch_all()
 import gevent
 
 from benchmarks.as_served import as_served
+from tests.support import pgbouncer
 from tests.support.adapters.base import cases
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ def main() -> None:
     heads = ["lone caller, ms", f"{CALLERS} callers, per second", "with 1 ms each way: ms", "per second"]
     print(f"{'store, mode, server':<44} {'trips':>5}  " + "  ".join(f"{head:<24}" for head in heads).rstrip())
     for case in cases():
-        if "mariadb" in case.name and not (which("mariadbd") or os.environ.get("GEVENTBATCH_TEST_MARIADB_URL")):
+        if "pgbouncer" in case.name and not Path(pgbouncer.COMMAND).exists():
+            print(f"{case.name:<44} left out: pgbouncer is not here")
+        elif "mariadb" in case.name and not (which("mariadbd") or os.environ.get("GEVENTBATCH_TEST_MARIADB_URL")):
             print(f"{case.name:<44} left out: mariadbd is not here")
         else:
             measure(case, turns, seconds)
