@@ -116,7 +116,8 @@ def polls(seconds: float) -> Iterator[None]:
 
 def transaction_status(raw: object) -> int | None:
     """Return the transaction's status as the PostgreSQL driver knows it: `IDLE` and so on. None: it does not know."""
-    found = getattr(getattr(raw, "info", None), "transaction_status", None)
+    client = getattr(raw, "pgconn", None)  # psycopg 3 makes an object, and a member of an enum, for `info`
+    found = getattr(getattr(raw, "info", None) if client is None else client, "transaction_status", None)
     if found is None:
         return _OF_PG8000.get(getattr(raw, "_transaction_status", None))
     return int(found)

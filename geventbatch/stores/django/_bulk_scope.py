@@ -372,7 +372,8 @@ class BulkScope:
         self._check_statements(parts, lost)
         left = [part for part in left if part not in lost and part.batch.completed]
         added = [row for part in left for row in part.added]
-        commits = not any(part.batch.conflicts or part.computes for part in left)
+        models = {model for part in left for model in part.turn.models.values()}
+        commits = not any(part.batch.conflicts for part in left) and not any(map(Row.computes, models))
         for part in left:
             part.write()
             together.add(part.planned)

@@ -7,16 +7,17 @@ so: a model's own `save`, listeners, parents and fields of a user's own need a s
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.db import DatabaseError
 from django.db.models import Manager
 
+from geventbatch.stores.django._changes import IMMUTABLE
 from geventbatch.stores.django._fields import pk_fields, referenced
 from geventbatch.stores.django._messages import Written
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from django.db.models import Field
 
@@ -52,6 +53,8 @@ _TYPES: Final = {
 }
 """By a field's internal type: the type in VALUES, from which PostgreSQL converts to the column's by assignment."""
 
+_WHOLE: Final = frozenset({"integer", "bigint", "smallint"})
+
 Planned = tuple[Any, tuple["Field[Any, Any]", ...], list[Any]]
 """A model; the fields to write; the values of the primary key and of these."""
 
@@ -63,7 +66,9 @@ class BulkUpdate:
         self._transaction = transaction
         self._connection = transaction.connection
         # -- mutable state ---------------------------------------------------------------------------------
-        self._groups: dict[tuple[Any, tuple[Field[Any, Any], ...]], list[list[Any]]] = {}
+        # By model and the names of its columns, since Django's fields have a slow hash: the fields, and the values.
+        self._groups: dict[tuple[Any, ...], tuple[tuple[Field[Any, Any], ...], list[list[Any]]]] = {}
+        self._kinds: dict[Any, Mapping[str, Kind]] = {}  # by model: its columns; empty if it has no plain save
 
     def plan(self, row: Row[Any], fields: Sequence[Field[Any, Any]]) -> Planned | None:
         """Return how *fields* of *row* are written together with other rows, or None if they cannot be. Switches: no.
@@ -73,25 +78,30 @@ class BulkUpdate:
         """
         instance: Any = row.instance
         model: Any = type(instance)
-        if self._connection.vendor != "postgresql" or not row.is_plain or not _is_writable(model):
-            return None
-        if not all(_type_of(field) for field in fields):
-            return None
+        kinds = self._kinds.get(model)
+        if kinds is None:
+            can = self._connection.vendor == "postgresql" and row.is_plain and _is_writable(model)
+            kinds = self._kinds[model] = kinds_of(model) if can else {}
         written = row.counted(fields)
-        values = [field.pre_save(instance, add=False) for field in written]
-        if any(hasattr(value, "resolve_expression") for value in values):
+        if not all(field.attname in kinds for field in written):
             return None
-        key = pk_fields(model)[0]
-        prepared = [
-            key.get_db_prep_value(instance.pk, self._connection),
-            *(field.get_db_prep_save(value, self._connection) for field, value in zip(written, values, strict=True)),
-        ]
+        values = [field.pre_save(instance, add=False) for field in written]
+        if any(type(value) not in IMMUTABLE and hasattr(value, "resolve_expression") for value in values):
+            return None
+        prepared = [pk_fields(model)[0].get_db_prep_value(instance.pk, self._connection)]
+        for field, value in zip(written, values, strict=True):
+            sent_as_is = type(value) is kinds[field.attname].sent_as_is
+            prepared.append(value if sent_as_is else field.get_db_prep_save(value, self._connection))
         return model, tuple(written), prepared
 
     def add(self, planned: Iterable[Planned]) -> None:
         """Write what was *planned*. Switches: no."""
         for model, fields, values in planned:
-            self._groups.setdefault((model, fields), []).append(values)
+            group = (model, *[field.attname for field in fields])
+            found = self._groups.get(group)
+            if found is None:
+                found = self._groups[group] = fields, []
+            found[1].append(values)
 
     def send(self, *, commits: bool) -> None:
         """Send the statements, the last one with COMMIT if it *commits*. Switches: yes.
@@ -100,8 +110,8 @@ class BulkUpdate:
             DatabaseError: The database has left out a row.
         """
         statements = [
-            (model, fields, rows[first : first + _AT_ONCE])
-            for (model, fields), rows in self._groups.items()
+            (group[0], fields, rows[first : first + _AT_ONCE])
+            for group, (fields, rows) in self._groups.items()
             for first in range(0, len(rows), _AT_ONCE)
         ]
         for number, (model, fields, rows) in enumerate(statements, 1):
@@ -119,7 +129,8 @@ class BulkUpdate:
     def _statement(self, model: Any, fields: tuple[Field[Any, Any], ...], count: int) -> str:
         quoted = self._connection.ops.quote_name
         table, key = quoted(model._meta.db_table), pk_fields(model)[0]
-        types = ", ".join([f"CAST(%s AS {_type_of(field)})" for field in (key, *fields)])
+        kinds = kinds_of(model)
+        types = ", ".join([f"CAST(%s AS {kinds[field.attname].type})" for field in (key, *fields)])
         marks = ", ".join(["%s"] * (len(fields) + 1))
         values = ", ".join([f"({types})", *[f"({marks})"] * (count - 1)])
         names = [f"c{number}" for number in range(len(fields))]
@@ -136,13 +147,27 @@ def _is_writable(model: Hashable) -> bool:
     found: Any = model
     manager: Any = found._base_manager
     keys = pk_fields(found)
-    return type(manager) is Manager and len(keys) == 1 and _type_of(keys[0]) is not None
+    return type(manager) is Manager and len(keys) == 1 and keys[0].attname in kinds_of(found)
+
+
+class Kind(NamedTuple):
+    """How a column is written in VALUES."""
+
+    type: str
+    sent_as_is: Any
+    """Values of this very class are sent as they are; None: those of none."""
 
 
 @cache
-def _type_of(field: Any) -> str | None:
-    """Return the type of the values of *field* in VALUES; None if it is not known."""
+def kinds_of(model: Any) -> Mapping[str, Kind]:
+    """Return, by the name of its attribute, each column of *model* whose type in VALUES is known."""
+    return {field.attname: kind for field in model._meta.concrete_fields if (kind := _kind_of(field)) is not None}
+
+
+def _kind_of(field: Any) -> Kind | None:
     found = referenced(field)
     if not type(found).__module__.startswith("django.db.models.") or hasattr(field, "get_placeholder"):
         return None
-    return _TYPES.get(found.get_internal_type())
+    name = found.get_internal_type()
+    sent_as_is = int if found is field and _TYPES.get(name) in _WHOLE else None
+    return Kind(_TYPES[name], sent_as_is) if name in _TYPES else None

@@ -27,7 +27,7 @@ from geventbatch.stores.django._connections import current
 from geventbatch.stores.django._statements import functions_of, writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NONE: Final[Any] = object()
+
+_NO_SAVEPOINTS: Final[Mapping[str | None, tuple[bool, Any, int]]] = {}
 
 
 class Guard:
@@ -62,8 +64,8 @@ class Guard:
         self._in_turn = in_turn
         # -- mutable state ---------------------------------------------------------------------------------
         self._class: type[BaseDatabaseWrapper] | None = None  # of the connection, while the guard is on
-        self._elsewhere: list[BaseDatabaseWrapper] = []  # connections to other databases, guarded too
-        self._blocks: tuple[list[Any], list[Any]] | None = None  # savepoints and blocks open before the operations
+        self._elsewhere: Sequence[BaseDatabaseWrapper] = ()  # connections to other databases, guarded too
+        self._blocks: tuple[Sequence[Any], Sequence[Any]] | None = None  # savepoints and blocks open before operations
         self._can_tell_end = False  # whether the client can tell that the transaction goes on
         self._aside = 0  # above 0 while the library or Django itself sends
         self._marks = 0
@@ -83,9 +85,7 @@ class Guard:
         """True if a savepoint was considered before the operation's first statement."""
         self._wrong: Exception | None = None  # to raise when the operation returns, even if it swallowed it
         self._hooked = 0  # the number of `hooks` before
-        self._savepoints: dict[
-            str | None, tuple[bool, Any, int]
-        ] = {}  # the operation's own savepoints: (wrote, claimed, mark) when each was taken
+        self._savepoints = _NO_SAVEPOINTS  # the operation's own: (wrote, claimed, mark) when each was taken
         self._before: dict[str, Any] | None = None  # the connection's attributes before the first touch
         self._settings: dict[str, Any] | None = None  # the connection's settings before, likewise
 
@@ -98,7 +98,7 @@ class Guard:
         values[GUARD] = self
         values["execute_wrappers"].insert(0, self._executes)
         if self._blocks is None:
-            self._blocks = ([*values["savepoint_ids"]], [*values["atomic_blocks"]])
+            self._blocks = tuple(values["savepoint_ids"]), tuple(values["atomic_blocks"])
             self._can_tell_end = not self._transaction.has_ended()
         kind: Any = type(connection)
         self._class = kind
@@ -123,7 +123,7 @@ class Guard:
         _remove(values["execute_wrappers"], self._executes)
         for other in self._elsewhere:
             _remove(other.execute_wrappers, self._refuse_elsewhere)
-        self._elsewhere = []
+        self._elsewhere = ()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -140,7 +140,7 @@ class Guard:
             self._restore(self._before)
         self.wrote, self._wrong, self._before, self._settings = False, None, None, None
         self.has_point = self.early = False
-        self._hooked, self._savepoints = len(self.hooks), {}
+        self._hooked, self._savepoints = len(self.hooks), _NO_SAVEPOINTS
 
     def drop_hooks(self) -> None:
         """Drop the callbacks that the current operation has given to `on_commit`. Switches: no."""
@@ -185,7 +185,7 @@ class Guard:
             return RuntimeError(
                 f"an operation on {shown(key)} ended the transaction of its batch, which the batch does"
             )
-        if (values["savepoint_ids"], values["atomic_blocks"]) != self._blocks:
+        if (tuple(values["savepoint_ids"]), tuple(values["atomic_blocks"])) != self._blocks:
             return RuntimeError(
                 f"an operation on {shown(key)} left a block of atomic() open, or ended one that is not its own: use it "
                 "by a with statement"
@@ -254,7 +254,7 @@ class Guard:
 
     def has_savepoint(self, sid: str | None) -> None:
         """Note that the operation has taken the savepoint *sid*."""
-        self._savepoints[sid] = (self.wrote, self._row.claimed, self.mark)
+        self._savepoints = {**self._savepoints, sid: (self.wrote, self._row.claimed, self.mark)}
 
     def owns_savepoint(self, sid: str | None) -> None:
         """Raise `RuntimeError` unless *sid* is the operation's own: a rollback to it must not undo others' changes."""
@@ -414,7 +414,7 @@ class Guard:
         """Guard the connection to another database, which the operation uses."""
         if self._class is not None and all(one is not other for one in self._elsewhere):
             other.execute_wrappers.insert(0, self._refuse_elsewhere)
-            self._elsewhere.append(other)
+            self._elsewhere = [*self._elsewhere, other]
 
     def _refuse_elsewhere(self, execute: Execute, sql: Any, params: Any, many: bool, context: Any) -> Any:
         attempt = running.get(gevent.getcurrent())

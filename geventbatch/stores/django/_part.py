@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db.models import Model
 
@@ -11,13 +11,16 @@ from geventbatch.errors import NotSaved, Rejected
 from geventbatch.stores._sql.outcomes import outcomes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from django.db.models import Field
 
     from geventbatch.stores.django._bulk_update import BulkUpdate, Planned
     from geventbatch.stores.django._row import Row
     from geventbatch.stores.django._turn import Turn
+
+
+_NOTHING: Final[Mapping[Any, Any]] = {}
 
 
 class Part:
@@ -36,9 +39,9 @@ class Part:
         self.told = told
         self.outcomes = outcomes_of([self.batch])
         self.rows: dict[Any, Row[Any]] = {key: turn.rows[key] for key in keys}
-        self._read: dict[Any, Row[Any]] = {
-            key: turn.rows[key] for key in told if key in turn.rows and key not in self.rows
-        }
+        self._read: Mapping[Any, Row[Any]] = _NOTHING  # by key: those that operations have only read
+        if len(told) > len(keys):
+            self._read = {key: turn.rows[key] for key in told if key in turn.rows and key not in self.rows}
         # -- mutable state ---------------------------------------------------------------------------------
         self._planned: dict[Any, Planned] = {}  # by key
         self.added = self.batch.rows
@@ -74,7 +77,7 @@ class Part:
     @property
     def compared(self) -> dict[Any, Row[Any]]:
         """The rows by key: those to write, and those that the operations have only read."""
-        return {**self.rows, **self._read}
+        return {**self.rows, **self._read} if self._read else self.rows
 
     @property
     def compares(self) -> bool:
@@ -126,11 +129,6 @@ class Part:
     def planned(self) -> Iterable[Planned]:
         """What is written together with the rows of others. Switches: no."""
         return self._planned.values()
-
-    @property
-    def computes(self) -> bool:
-        """Return whether writing it calls code of the user's. Switches: no."""
-        return any(row.computes(self.turn.models[key]) for key, row in self.compared.items())
 
     def write(self) -> None:
         """Write the rows, but those that are planned, and those that operations have added. Switches: yes."""

@@ -17,7 +17,7 @@ from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.django._as_loaded import check_assigned
 from geventbatch.stores.django._changes import changed, columns, comparable, differ, same, state_of
 from geventbatch.stores.django._fields import pk_fields
-from geventbatch.stores.django._generated import Generated, evaluate
+from geventbatch.stores.django._generated import Generated, evaluate, generated_fields
 from geventbatch.stores.django._instance_class import take_related
 from geventbatch.stores.django._messages import Written
 from geventbatch.stores.django._model_save import has_own_save, has_to_write, takes
@@ -71,7 +71,7 @@ class Row(Generic[M]):
         """True if the row was locked after the load, and was unchanged then."""
         self.save_asked = False
         """True if an operation has called `save`."""
-        self.generated = Generated(connection)
+        self._generated: Generated | None = None  # most models have no generated columns
         self._selection = selection = selection or Selection(rows, connection)
         self.locks = selection.locks
         """True if the load locks the row."""
@@ -114,7 +114,7 @@ class Row(Generic[M]):
         self.instance = self._make() if found is None else found
         self._xmin = vars(self.instance).pop(XMIN, None)
         self.loaded = {} if self.new else state_of(self.instance, self._connection)
-        if not self.new:
+        if not self.new and generated_fields(type(self.instance)):
             self.generated.note(self.instance, self.loaded)
         part = self._part if self.new else row_key(self._part, self._rows.row_key.of(self.instance))
         self.key = self._rows.key_with(self._key, part)
@@ -200,7 +200,14 @@ class Row(Generic[M]):
 
     def refused(self, key: object) -> Undecided | None:
         """Return why the database has refused to compute a generated value, once, or None. Switches: no."""
-        return self.generated.refused(key)
+        return None if self._generated is None else self._generated.refused(key)
+
+    @property
+    def generated(self) -> Generated:
+        """The values of the generated columns."""
+        if self._generated is None:
+            self._generated = Generated(self._connection)
+        return self._generated
 
     def check_key(self) -> None:
         """Raise `ValueError` if an operation has changed the key. Switches: no."""

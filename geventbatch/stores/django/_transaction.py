@@ -259,7 +259,7 @@ class Transaction:
         raw: Any = vars(self.connection)["connection"]  # past the guard, which would count it
         vendor = self.connection.vendor
         if vendor == "postgresql":
-            return raw is not None and not raw.closed and raw.info.transaction_status == 0
+            return raw is not None and not raw.closed and _commit.transaction_status(raw) == _commit.IDLE
         if vendor == "sqlite":
             return self.wrote and not self.nested and not raw.in_transaction
         status = getattr(raw, "server_status", None)  # PyMySQL's
