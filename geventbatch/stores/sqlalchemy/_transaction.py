@@ -211,8 +211,7 @@ class Transaction:
 
     def check_whole(self) -> None:
         """Raise unless everything sent so far is in the transaction that COMMIT would commit now."""
-        ended = self.ended()
-        if ended is not None:
+        if (ended := self.ended()) is not None:
             raise ended
         if self.connection.invalidated:
             raise NotSaved(
@@ -442,9 +441,7 @@ def _load_once(
 
 def cause(error: Exception) -> BaseException | None:
     """Return what to raise ``from`` for *error*: itself, or the cause of a `NotSaved`."""
-    if isinstance(error, NotSaved):
-        return error.__cause__
-    return exact(error)
+    return error.__cause__ if isinstance(error, NotSaved) else exact(error)
 
 
 def exact(error: Exception) -> Exception:
