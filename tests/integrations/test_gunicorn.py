@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import gevent
 import pytest
+from gunicorn.config import Config
+from gunicorn.workers.ggevent import GeventWorker
 
 from examples.client import Connection
+from geventbatch.integrations.gunicorn import nworkers_changed
 from tests.support.gated_server import (
     ROOT,
     Crowd,
@@ -185,6 +189,18 @@ def test_kept_connections_to_pywsgi_end_with_their_worker(tmp_path: Path) -> Non
         assert server.process.wait(30) == 0  # well before graceful_timeout
         with pytest.raises(OSError, match=r"closed|reset|Broken pipe"):
             idle.ask("GET", "/")
+
+
+@pytest.mark.parametrize(("protocols", "count"), [("h2,h1", 1), ("h1", 0)])
+def test_http2_is_warned_of_at_the_start_and_once(protocols: str, count: int) -> None:
+    cfg = Config()
+    cfg.set("http_protocols", protocols)
+    logged: list[str] = []
+    server = SimpleNamespace(cfg=cfg, worker_class=GeventWorker, log=SimpleNamespace(warning=logged.append))
+    for _ in range(2):
+        nworkers_changed(server, 1, None)
+    assert len(logged) == count
+    assert all(line.startswith("http_protocols has h2: gunicorn serves the streams of an HTTP/2") for line in logged)
 
 
 def test_a_preloaded_application_is_imported_in_a_patched_process(tmp_path: Path) -> None:

@@ -149,8 +149,9 @@ def test_what_nobody_waits_for_is_saved_too_before_the_worker_ends(tmp_path: Pat
         assert server.saved() == ["later"]
 
 
-def test_what_the_master_had_admitted_before_the_fork_no_worker_saves(tmp_path: Path) -> None:
-    with UWSGI(tmp_path / "server", without=("lazy-apps",), WARMS_UP="yes") as server:
+@pytest.mark.parametrize("plain", [{}, {"PLAIN": "yes"}], ids=["with the integration", "without"])
+def test_what_the_master_had_admitted_before_the_fork_no_worker_saves(tmp_path: Path, plain: dict[str, str]) -> None:
+    with UWSGI(tmp_path / "server", without=("lazy-apps",), WARMS_UP="yes", **plain) as server:
         server.open_gate()
         pids: set[int] = set()
         while len(pids) < 2:

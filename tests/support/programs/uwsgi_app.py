@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def end() -> None:
 
 _uwsgi.atexit = end
 
-import geventbatch.integrations.uwsgi
+if "PLAIN" not in os.environ:
+    import_module("geventbatch.integrations.uwsgi")  # behind it, as a user's
 
 if "LATE_ATEXIT" in os.environ:
     _uwsgi.atexit = end
@@ -33,4 +35,4 @@ if "WARMS_UP" in os.environ:
     gevent.spawn(run, "parents")
     gevent.sleep(0.01)  # its batch is loading
 
-__all__ = ["application", "geventbatch"]
+__all__ = ["application"]
