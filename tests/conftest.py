@@ -33,12 +33,13 @@ _greenlets: WeakSet[greenlet] = WeakSet()
 def pytest_report_header(config: pytest.Config) -> str | None:
     if (
         config.getoption("markexpr")
-        == "not browser and not chaos and not mariadb and not pgbouncer and not promtool and not site and not variants"
+        == "not browser and not chaos and not mariadb and not memcached and not pgbouncer and not promtool "
+        "and not site and not variants"
     ):
         return (
             "left out: the page in Chromium (-m browser), broken servers (-m chaos), stores on MariaDB (-m mariadb), "
-            "stores behind PgBouncer (-m pgbouncer), alerts (-m promtool), the site (-m site), "
-            "more forms of all (-m variants)"
+            "one in memcached (-m memcached), behind PgBouncer (-m pgbouncer), alerts (-m promtool), "
+            "the site (-m site), more forms of all (-m variants)"
         )
     return None
 

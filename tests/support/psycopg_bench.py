@@ -41,6 +41,12 @@ def of_schema(name: str) -> tuple[str, tuple[str, int] | str]:
     return make_conninfo(postgres_url(), options=f"-c search_path={name}"), server
 
 
+def without_tls(server: Endpoint | None) -> dict[str, Any]:
+    """What a driver is told besides the database, so that a proxy can read what is sent."""
+    through: dict[str, Any] = {"host": server[0], "port": server[1]} if isinstance(server, tuple) else {}
+    return {**through, "sslmode": "disable", "gssencmode": "disable"}
+
+
 class PsycopgBench(AccountsBench):
     """The right one, and what the wrong ones have of it."""
 
@@ -189,6 +195,38 @@ class LeaksAfterADeadline(PsycopgBench):
             pool.putconn(connection)
 
         return open_account
+
+
+class LeaksFromAPoolWithoutBounds(PsycopgBench):
+    """Likewise, and it makes a new connection for each that it has lost."""
+
+    @contextmanager
+    def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
+        idle: list[psycopg.Connection] = []
+        made: list[psycopg.Connection] = []
+
+        @contextmanager
+        def open_account(name: str) -> Iterator[Account]:
+            if not idle:
+                idle.append(psycopg.connect(self.database, **without_tls(server)))
+                made.extend(idle)
+            connection = idle.pop()
+            try:
+                account = load(connection, name)
+                yield account
+                connection.execute(UPDATE, [account.balance, name])
+                connection.commit()
+            except Exception:
+                connection.rollback()
+                idle.append(connection)
+                raise
+            idle.append(connection)
+
+        try:
+            yield open_account
+        finally:
+            for connection in made:
+                connection.close()
 
 
 class SharesStateBetweenKeys(PsycopgBench):

@@ -17,6 +17,7 @@ from tests.support.psycopg_bench import (
     HoldsItsLockWhenNothingIsSaved,
     KeepsWhatItHasLoaded,
     LeaksAfterADeadline,
+    LeaksFromAPoolWithoutBounds,
     LosesConcurrentWrites,
     PsycopgBench,
     SavesWhatWasLeftByAnError,
@@ -80,12 +81,6 @@ def accounts() -> Iterator[str]:
         yield name
 
 
-@pytest.mark.parametrize("check", store_contract(PsycopgBench), ids=str)
-def test_a_right_store_passes(check: StoreCheck, accounts: str) -> None:
-    check(PsycopgBench(accounts))
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("wrong", "caught_by", "told"),
     [
@@ -107,6 +102,11 @@ def test_a_right_store_passes(check: StoreCheck, accounts: str) -> None:
         ),
         (LeaksAfterADeadline, "deadlines_in_the_load_lose_no_connection", "0 of 4 batches could run at once"),
         (LeaksAfterADeadline, "deadlines_in_the_save_are_told_as_they_are", "0 of 4 batches could run at once"),
+        (
+            LeaksFromAPoolWithoutBounds,
+            "deadlines_in_the_load_lose_no_connection",
+            "12 connections are open, for 8 batches",
+        ),
         (SharesStateBetweenKeys, "keys_are_apart", "100 is saved at .*, not 101"),
         (KeepsWhatItHasLoaded, "an_answer_means_saved", "another program had saved 100"),
         (SavesWhatWasLeftByAnError, "a_deadline_between_load_and_save_saves_nothing", "0 is saved at .*, not 10"),
