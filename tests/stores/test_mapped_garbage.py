@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import gevent
 import pytest
@@ -117,3 +118,15 @@ def test_what_is_undone_or_in_conflict_or_missing_leaves_nothing(bed: Bed) -> No
     notes = itertools.count()
     with bulk(bed) as processor:
         assert garbage(call) == []
+
+
+def test_sessions_of_a_bulk_make_nothing_for_a_rollback_that_does_not_come(bed: Bed) -> None:
+    def count(account: Account) -> int:
+        account.balance += 1
+        return sum(type(one) is WeakKeyDictionary for one in gc.get_objects())
+
+    with bulk(bed) as processor:
+        together(processor, (1, count))
+        before = together(processor, (1, count))[0]
+        counts = together(processor, *[(number, count) for number in range(1, 21)])
+    assert max(counts) <= before

@@ -15,15 +15,19 @@ from geventbatch._safe_repr import said, shown
 from geventbatch.stores.sqlalchemy._bound_values import exact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import tzinfo
 
     from sqlalchemy.orm import InstanceState, Session
 
     from geventbatch.stores.sqlalchemy._mapping import Mapping
+    from geventbatch.stores.sqlalchemy._session import BatchSession
 
 _NAME: Final = "_change_tracker"
 """The key of a session's tracker in its ``__dict__``."""
+
+_NOTHING: Final[dict[Any, Any]] = {}
+"""An empty dict that nobody changes: few trackers need one of their own."""
 
 
 class ChangeTracker:
@@ -34,16 +38,18 @@ class ChangeTracker:
     known: dict[InstanceState[Any], dict[str, Any]]  # the bound forms in the database, of mutable columns
     taken: dict[InstanceState[Any], dict[str, Any]]  # the bound forms taken from composites that were changed in place
     seen: dict[InstanceState[Any], dict[str, Any]]  # all columns of each resource, as first loaded
-    _flushed: list[InstanceState[Any]]  # being flushed
+    _flushed: Sequence[InstanceState[Any]]  # being flushed
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
-        self.known, self.taken, self.seen, self._flushed = {}, {}, {}, []
+        self.known = self.taken = self.seen = _NOTHING
+        self._flushed = ()
 
     def sees(self, resource: object) -> None:
         """Keep the loaded values of *resource*, which the save compares with the database."""
         state: InstanceState[Any] = instance_state(resource)
-        self.seen[state] = {}
+        self.seen = self.seen or {}
+        self.seen[state] = {} if self._mapping.sees_all else _NOTHING
         self._see(state, None)
 
     def has_loaded(self, state: InstanceState[Any], names: Iterable[str] | None = None) -> None:
@@ -51,6 +57,7 @@ class ChangeTracker:
         bound = self._mapping.columns_of(state.mapper).in_place
         if bound:
             values = state.dict
+            self.known = self.known or {}
             known = self.known[state] = {**self.known.get(state, {})}
             for name in bound if names is None else bound.keys() & names:
                 if name in values:
@@ -58,13 +65,13 @@ class ChangeTracker:
         if state in self.seen:
             self._see(state, names)
 
-    def flag(self, session: Session) -> None:
+    def flag(self, session: BatchSession) -> None:
         """Flag for SQLAlchemy the values that were changed in place, or to one that is only equal."""
         for state, known in list(self.known.items()):
             instance = state.obj()
             if instance is not None and instance in session and instance not in session.new:
                 self._flag_in_place(state, instance, known)
-        for instance in session.dirty:
+        for instance in session.touched():
             self._flag_loose(instance_state(instance), instance)
 
     def make_as_loaded(self, state: InstanceState[Any], name: str, zone: Callable[[], tzinfo | None]) -> bool:
@@ -86,9 +93,9 @@ class ChangeTracker:
         """Note the instances that the flush that begins may write."""
         self._flushed = [instance_state(instance) for instance in (*session.new, *dirty)]
 
-    def has_flushed(self) -> list[InstanceState[Any]]:
+    def has_flushed(self) -> Sequence[InstanceState[Any]]:
         """Note that the flushed instances are now as in the database, and return them."""
-        flushed, self._flushed = self._flushed, []
+        flushed, self._flushed = self._flushed, ()
         for state in flushed:
             self.has_loaded(state)
         return flushed
@@ -114,6 +121,7 @@ class ChangeTracker:
     def _take_parts(self, state: InstanceState[Any], instance: object, name: str, parts: tuple[str, ...]) -> None:
         """Set the columns of a composite from its object, if that was changed in place and they were not."""
         columns, known, values = self._mapping.columns_of(state.mapper), self.known[state], state.dict
+        self.taken = self.taken or {}
         taken = self.taken[state] = {**self.taken.get(state, {})}
         for part, value in zip(parts, parts_of(values[name]), strict=True):
             bound = columns.in_place[part]
@@ -136,7 +144,8 @@ class ChangeTracker:
     def _see(self, state: InstanceState[Any], names: Iterable[str] | None) -> None:
         if self._mapping.sees_all:
             columns = self._mapping.columns_of(state.mapper)
-            known, seen = self.known.get(state, {}), self.seen[state]
+            known, seen = self.known.get(state, {}), self.seen[state] or {}
+            self.seen[state] = seen
             for name in columns.named if names is None else columns.named.keys() & names:
                 if name in state.dict and name not in seen:
                     seen[name] = known[name] if name in columns.in_place else state.dict[name]

@@ -16,7 +16,7 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.collections import collection_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import InstanceState, Mapper
 
@@ -92,7 +92,7 @@ def _stale(mapping: Mapping, session: Session) -> Iterator[tuple[object, list[st
 
 
 def is_stale(
-    session: Session, added: list[object], assigned: list[tuple[InstanceState[Any], str]], *, deleted: bool
+    session: Session, added: Sequence[object], assigned: Sequence[tuple[InstanceState[Any], str]], *, deleted: bool
 ) -> bool:
     """Return whether a loaded relationship does not show a change that bypassed it.
 

@@ -47,7 +47,7 @@ class DirtyRows:
         """
         by_mapper: dict[Mapper[Any], list[InstanceState[Any]]] = {}
         self._counted = []
-        for state in self.to_change(is_resource, dirty):
+        for state in to_change(self._session, is_resource, dirty):
             if state.mapper.version_id_col is not None:
                 self._counted.append(_with_version(state))
             elif state not in self._ours:
@@ -84,29 +84,6 @@ class DirtyRows:
         while nested is not None and nested.nested:
             depth, nested = depth + 1, nested.parent
         return depth
-
-    def to_change(self, is_resource: Callable[[object], bool], dirty: Iterable[object]) -> Iterator[InstanceState[Any]]:
-        """Yield the rows that a flush is to change, except resources, unless they have joined or left a collection."""
-        session = self._session
-        for instance in dirty:
-            state: InstanceState[Any] = instance_state(instance)
-            if not is_resource(instance) and session.is_modified(instance, include_collections=False):
-                yield state
-            for relation in state.mapper.relationships:
-                if relation.direction is RelationshipDirection.ONETOMANY and not relation.viewonly:
-                    yield from self._moved(state, relation.key)
-        for instance in session.deleted:
-            if not is_resource(instance):
-                yield instance_state(instance)
-
-    def _moved(self, state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:
-        """Yield the instances that have joined or left a collection: their foreign key changes."""
-        if relation in state.committed_state:
-            history = history_of(state, relation)
-            for child in (*(history.added or ()), *(history.deleted or ())):
-                found = instance_state(child)
-                if found.persistent:
-                    yield found
 
     def _compare(
         self, connection: sa.Connection, mapper: Mapper[Any], states: list[InstanceState[Any]]
@@ -148,6 +125,32 @@ class DirtyRows:
         if name in columns.in_place:
             return columns.in_place[name].differ(read, value)
         return bool(exact(read) != exact(value))
+
+
+def to_change(
+    session: Session, is_resource: Callable[[object], bool], dirty: Iterable[object]
+) -> Iterator[InstanceState[Any]]:
+    """Yield the rows that a flush is to change, except resources, unless they have joined or left a collection."""
+    for instance in dirty:
+        state: InstanceState[Any] = instance_state(instance)
+        if not is_resource(instance) and session.is_modified(instance, include_collections=False):
+            yield state
+        for name in state.committed_state.keys() & state.mapper.relationships.keys():
+            relation = state.mapper.relationships[name]
+            if relation.direction is RelationshipDirection.ONETOMANY and not relation.viewonly:
+                yield from _moved(state, name)
+    for instance in session.deleted:
+        if not is_resource(instance):
+            yield instance_state(instance)
+
+
+def _moved(state: InstanceState[Any], relation: str) -> Iterator[InstanceState[Any]]:
+    """Yield the instances that have joined or left a collection: their foreign key changes."""
+    history = history_of(state, relation)
+    for child in (*(history.added or ()), *(history.deleted or ())):
+        found = instance_state(child)
+        if found.persistent:
+            yield found
 
 
 def history_of(state: InstanceState[Any], name: str) -> History:

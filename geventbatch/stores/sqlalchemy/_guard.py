@@ -25,7 +25,7 @@ from geventbatch.stores.sqlalchemy import _listeners
 from geventbatch.stores.sqlalchemy._computed import is_stale
 from geventbatch.stores.sqlalchemy._dirty_rows import history_of
 from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
-from geventbatch.stores.sqlalchemy._statement_guard import StatementGuard
+from geventbatch.stores.sqlalchemy._statement_guard import StatementGuard, appended
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
@@ -266,8 +266,8 @@ class Guard(StatementGuard):
         """Note that an operation has added *instance*."""
         if not self.ours:
             self.loads()
-            self.added.append((current_batch().completed, instance))
-            self._new.append(instance)
+            self.added = appended(self.added, (current_batch().completed, instance))
+            self._new = appended(self._new, instance)
             stale_reads = self._stale_if_returned()
             if stale_reads is not None:
                 stale_reads.has_added(instance)
@@ -275,14 +275,14 @@ class Guard(StatementGuard):
             found = list(assigned_attributes(state, self._mapping.columns_of(state.mapper).as_loaded))
             if found and not self.flushing:
                 current_batch().ask_scope()
-                self._assigned += found
+                self._assigned = [*self._assigned, *found]
 
     def has_assigned(self, state: InstanceState[Any], name: str) -> None:
         """Note that an operation has assigned to *name* a value that a load may return differently."""
         if not self.ours and not self.flushing:
             if not self._assigned:
                 current_batch().ask_scope()
-            self._assigned.append((state, name))
+            self._assigned = appended(self._assigned, (state, name))
             stale_reads = self._stale_if_returned()
             if stale_reads is not None:
                 stale_reads.assigns(state, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -17,16 +18,17 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._bound_values import exact
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._computed import forget, is_incomplete
-from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows, history_of
+from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows, history_of, to_change
 from geventbatch.stores.sqlalchemy._loaded_values import assigned_attributes
 from geventbatch.stores.sqlalchemy._transaction import LostRow, is_doubtful
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-    from sqlalchemy.orm import InstanceState, Mapper, Session
+    from sqlalchemy.orm import InstanceState, Mapper
 
     from geventbatch.stores.sqlalchemy._mapping import Mapping
+    from geventbatch.stores.sqlalchemy._session import BatchSession
     from geventbatch.stores.sqlalchemy._transaction import Transaction
 
 
@@ -42,7 +44,7 @@ class LoadedResource:
         self,
         mapping: Mapping,
         key: Hashable,
-        session: Session,
+        session: BatchSession,
         resource: Any,
         token: Sequence[Any] | None,
         *,
@@ -61,13 +63,16 @@ class LoadedResource:
         self.identity: tuple[Any, ...] | None = None  # primary key of the loaded row; None: there was none
         self.tracker = tracker_of(session, mapping)
         self._found_by = self._finding()
-        self._dirty_rows = DirtyRows(mapping, session, self.tracker)
         if mapping.has_computed or token is None:
             (batch or current_batch()).ask_scope(first=True)
         if token is not None:
             self.identity = instance_state(resource).identity
             self.token = tuple(token)
             self.tracker.sees(resource)
+
+    @cached_property
+    def _dirty_rows(self) -> DirtyRows:
+        return DirtyRows(self.mapping, self._session, self.tracker)
 
     @property
     def resources(self) -> tuple[Any, ...]:
@@ -92,11 +97,14 @@ class LoadedResource:
     def changes(self) -> bool:
         """Return whether the session has something to write."""
         session = self._session
-        return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.dirty))
+        if session.is_untouched():
+            return False
+        return bool(session.new or session.deleted or any(session.is_modified(one) for one in session.touched()))
 
     def beside(self) -> Iterable[InstanceState[Any]]:
         """Return the other rows that a flush is to change, as far as is known before it."""
-        return self._dirty_rows.to_change(self.has, self._session.dirty)
+        session = self._session
+        return () if session.is_untouched() else to_change(session, self.has, session.touched())
 
     def copier_of(self, value: object) -> Callable[[Any], Any] | None:
         """Return what copies *value*, if it is mutable and in a column of any instance of the session; else None."""
@@ -120,7 +128,7 @@ class LoadedResource:
         )
 
     def operation_returned(
-        self, transaction: Transaction, assigned: list[tuple[InstanceState[Any], str]], *, wrote: bool
+        self, transaction: Transaction, assigned: Sequence[tuple[InstanceState[Any], str]], *, wrote: bool
     ) -> None:
         """Replace values that the current operation has changed by what a load would return, for later operations.
 

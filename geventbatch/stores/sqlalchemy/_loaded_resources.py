@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import instance_state
@@ -11,7 +12,7 @@ from geventbatch._core.halving import current_part
 from geventbatch._core.operation import STARTED
 from geventbatch.stores._sql import errors
 from geventbatch.stores.sqlalchemy._claims import claim_all
-from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows
+from geventbatch.stores.sqlalchemy._dirty_rows import DirtyRows, to_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -45,9 +46,12 @@ class LoadedResources:
         """Take the resource at *key*."""
         if not self._by_key:
             self.tracker = loaded.tracker
-            self._dirty_rows = DirtyRows(self.mapping, self._session, loaded.tracker)
         self._by_key[key] = loaded
         self._ids.add(id(loaded.resource))
+
+    @cached_property
+    def _dirty_rows(self) -> DirtyRows:
+        return DirtyRows(self.mapping, self._session, self.tracker)
 
     def narrow(self, keys: Iterable[Hashable]) -> None:
         """Save those at *keys* and no others."""
@@ -87,7 +91,8 @@ class LoadedResources:
 
     def beside(self) -> Iterable[InstanceState[Any]]:
         """See `LoadedResource.beside`."""
-        return self._dirty_rows.to_change(self.has, self._session.dirty)
+        session = self._session
+        return () if session.is_untouched() else to_change(session, self.has, session.touched())
 
     def copier_of(self, value: object) -> Callable[[Any], Any] | None:
         """See `LoadedResource.copier_of`."""
@@ -98,7 +103,7 @@ class LoadedResources:
         return self._any.adds(self.has)
 
     def operation_returned(
-        self, transaction: Transaction, assigned: list[tuple[InstanceState[Any], str]], *, wrote: bool
+        self, transaction: Transaction, assigned: Sequence[tuple[InstanceState[Any], str]], *, wrote: bool
     ) -> None:
         """See `LoadedResource.operation_returned`, for the resources of the operation at hand."""
         for one in self._at_hand():

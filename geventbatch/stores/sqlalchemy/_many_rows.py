@@ -159,10 +159,14 @@ class ManyRows:
             return undecoded
 
     def _has_more(self, rows: dict[Hashable, Any]) -> bool:
+        relations: dict[Any, frozenset[str]] = {}
         for row in rows.values():
             if not isinstance(row, Exception):
                 state: Any = instance_state(row[0])
-                if any(relation.key in state.dict for relation in state.mapper.relationships):
+                mapper = state.manager.mapper
+                if mapper not in relations:
+                    relations[mapper] = frozenset(mapper.relationships.keys())
+                if not relations[mapper].isdisjoint(state.dict):
                     return True
         return False
 

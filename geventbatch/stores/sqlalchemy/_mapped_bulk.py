@@ -191,6 +191,7 @@ class BulkMappedScope:
         shared = len(set(batches.values())) > 1
         resources: dict[Hashable, Any] = {}
         more: dict[tuple[Batch, int], list[Hashable]] = {}
+        known = self._rows.known.known if self._rows.rows else {}
         for key in self._keys:
             row, mapping, batch = self._rows.rows.get(key), self._mapping_of(key), batches[key]
             if isinstance(row, Exception):
@@ -204,9 +205,10 @@ class BulkMappedScope:
             elif mapping.rank in self._rows.more:
                 more.setdefault((batch, mapping.rank), []).append(key)
             else:
-                resources[key] = part.take(mapping, key, row[0], row[1:], self._rows.known)
+                resources[key] = part.take(mapping, key, row[0], row[1:], known)
         for (batch, _), keys in more.items():
             resources |= self._parts[batch].load(self._mapping_of(keys[0]), keys)
+        self._rows.rows = {}
         self._begin_operations()
         return resources
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from geventbatch._core.batch import Batch
     from geventbatch.errors import Conflict
-    from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
     from geventbatch.stores.sqlalchemy._rows_together import Updates
     from geventbatch.stores.sqlalchemy._session import BatchSession
@@ -52,8 +51,8 @@ class MappedPart(MappedWork):
     keys: list[Hashable]  # loaded; at the save: to be saved
     rows: Sequence[object]  # to insert with the save
     places: dict[Hashable, tuple[str, Hashable]]  # by key: the store and the row's own key, if outcomes are recorded
-    _deleted: list[LoadedResource]  # to delete with the save
-    _read: list[LoadedResource]  # the rest was judged by them
+    _deleted: Sequence[LoadedResource]  # to delete with the save
+    _read: Sequence[LoadedResource]  # the rest was judged by them
 
     def __init__(self, mapping: Mapping, batch: Batch, transaction: Transaction, *, shared: bool) -> None:
         """Belong to *batch*; hold nothing yet. *shared*: there are other parts."""
@@ -67,8 +66,7 @@ class MappedPart(MappedWork):
         self._guard = Guard(mapping, self._key, self._session, transaction)
         self._guard.shared = shared
         self._session.begin_watch(self._guard)
-        self.keys, self.rows, self._deleted, self._read = [], (), [], []
-        self.places: dict[Hashable, tuple[str, Hashable]] = {}
+        self.keys, self.rows, self._deleted, self._read, self.places = [], (), (), (), {}
         if len(keys) > 1:
             self._loaded = LoadedResources(mapping, self._key, self._session)
 
@@ -84,13 +82,12 @@ class MappedPart(MappedWork):
 
     # -- load --------------------------------------------------------------------------------------------------
 
-    def take(self, mapping: Mapping, key: Hashable, instance: Any, token: Sequence[Any], known: ChangeTracker) -> Any:
-        """Take *instance*, which another session has loaded (and which is *known*) and given away. Return it."""
-        with self._session.silence():
-            self._session.add(instance)
-        state: Any = instance_state(instance)
-        if state in known.known:
-            tracker_of(self._session, self._mapping).known[state] = known.known[state]
+    def take(self, mapping: Mapping, key: Hashable, instance: Any, token: Sequence[Any], known: dict[Any, Any]) -> Any:
+        """Take *instance*, which another session has loaded and given away, with what is *known* of it. Return it."""
+        self._session.adopt(instance)
+        if known and (state := instance_state(instance)) in known:
+            tracker = tracker_of(self._session, self._mapping)
+            tracker.known = {**tracker.known, state: known[state]}
         return self._hold(mapping, key, instance, token)
 
     def load(self, mapping: Mapping, keys: list[Hashable]) -> dict[Hashable, Any]:
@@ -134,7 +131,8 @@ class MappedPart(MappedWork):
         if isinstance(self._loaded, LoadedResources):
             self._loaded.narrow(self.keys)
             self._read = self._loaded.at(read)
-        self._deleted = [one for one in self.loaded if one.key in self.batch.deleted_keys]
+        deleted = self.batch.deleted_keys
+        self._deleted = [one for one in self.loaded if one.key in deleted] if deleted else ()
         unfit = self._guard.unfit()
         if unfit is not None:
             raise unfit
@@ -181,7 +179,7 @@ class MappedPart(MappedWork):
         session = self._session
         if not self.keys:
             return []
-        if self._deleted or self._guard.acted or session.new or session.deleted:
+        if self._deleted or self._guard.acted or session._new or session._deleted:  # noqa: SLF001 - as in `is_untouched`
             return None
         if any(is_instance(row) for row in self.rows):
             return None
@@ -190,7 +188,7 @@ class MappedPart(MappedWork):
         self._loaded.count()
         mapping_of = {id(one.resource): one.mapping for one in self.loaded}
         found = []
-        for instance in session.dirty:
+        for instance in session.touched():
             mapping = mapping_of.get(id(instance))
             values = None if mapping is None else updates.changed_values(mapping, instance)
             if mapping is None or values is None:

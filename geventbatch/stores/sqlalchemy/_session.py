@@ -9,10 +9,12 @@ from collections.abc import MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session, sessionmaker
+from sqlalchemy.orm import Mapper, Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
+from sqlalchemy.orm.attributes import instance_state
 
 from geventbatch._safe_repr import named, shown
 from geventbatch.stores.sqlalchemy import _listeners
@@ -20,12 +22,13 @@ from geventbatch.stores.sqlalchemy import _listeners
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy.orm import SessionTransaction
-
     from geventbatch.stores.sqlalchemy._guard import Guard
 
 _TRANSACTION: Final = "the batch ends its transaction, once, after all of its operations"
 _SAVEPOINT: Final = f"{_TRANSACTION}; use `with session.begin_nested()` for what you may want to undo"
+
+_KEPT: Final = {"_new", "_deleted", "_dirty", "_key_switches"}
+"""What a session's transaction keeps for a rollback, by instance."""
 
 
 def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callable[..., BatchSession]]:
@@ -132,6 +135,35 @@ def _refused(name: str, instead: str) -> Any:
     return method
 
 
+class _LazyInfo:
+    """The `info` of a session, made when it is read first: most operations do not."""
+
+    def __get__(self, session: BatchSession | None, kind: type) -> Any:
+        if session is None:
+            return self
+        own = session.__dict__
+        found = super(BatchSession, session).info  # which SQLAlchemy keeps in `own`
+        if session.batch_guard is not None:
+            found = own["info"] = Info(session.batch_guard, found)
+        return found
+
+
+class _Begun(SessionTransaction):
+    """The transaction of a batch's session. It makes what it keeps for a rollback when that is needed first."""
+
+    def _take_snapshot(self) -> None:
+        if self.nested or self.parent is not None:
+            super()._take_snapshot()
+
+    def __getattr__(self, name: str) -> Any:
+        """Make what a flush or a rollback looks for."""
+        if name not in _KEPT:
+            raise AttributeError(name)
+        found: Any = WeakKeyDictionary()
+        setattr(self, name, found)
+        return found
+
+
 class BatchSession(Session):
     """The session of a batch, on its connection, whatever the user's own class is bound to."""
 
@@ -143,16 +175,19 @@ class BatchSession(Session):
     around: ClassVar[Context]
     """The context in which the store was made: Flask-SQLAlchemy finds its engines only in an application's."""
 
+    info: Any = _LazyInfo()
     autoflush: Any = _Setting()
     expire_on_commit: Any = _Setting()
     bind: Any = _Setting()
     twophase: Any = _Setting()
-    execution_options: Any = _Setting(Session.execution_options)
+    execution_options: Any = _Setting(getattr(Session, "execution_options", {}))  # SQLAlchemy 2.0 has none
 
     def begin_watch(self, guard: Guard) -> None:
         """Report to *guard* from now on."""
-        self.__dict__["info"] = Info(guard, self.info)
         self.batch_guard = guard
+        given = self.__dict__.get("info")
+        if given is not None:
+            self.__dict__["info"] = Info(guard, given)
         _listeners.watch(self, guard)
 
     def end_watch(self) -> None:
@@ -177,6 +212,11 @@ class BatchSession(Session):
         return self.around.copy().run(routes.get_bind, mapper, clause=clause)
 
     # -- the batch's transaction -------------------------------------------------------------------------------
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
+        if self._transaction is None and self.autobegin and not begin:
+            return _Begun(self, SessionTransactionOrigin.AUTOBEGIN)
+        return super()._autobegin_t(begin)
 
     def begin(self, nested: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
         """Send the savepoint at once: what a listener of `after_begin` then sends is no statement of an operation."""
@@ -282,6 +322,23 @@ class BatchSession(Session):
         with _guard(self).bulk():
             super().bulk_update_mappings(*args, **options)
 
+    def adopt(self, instance: object) -> None:
+        """Take *instance*, which another session has loaded, alone, and given away, as `add` does. Call no listener."""
+        own = self.__dict__
+        heard, own["dispatch"] = own["dispatch"], _SILENT
+        try:
+            self._update_impl(instance_state(instance))
+        finally:
+            own["dispatch"] = heard
+
+    def is_untouched(self) -> bool:
+        """Return whether nothing in it was added, deleted, or changed as far as SQLAlchemy has seen."""
+        return not (self._new or self._deleted or self.identity_map.check_modified())
+
+    def touched(self) -> list[Any]:
+        """Return what `dirty` does, without making a set of it."""
+        return [state.obj() for state in self.identity_map._modified if state not in self._deleted]  # noqa: SLF001
+
     # -- for steps ---------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -298,6 +355,8 @@ class BatchSession(Session):
 class _NoListeners:
     """An event without listeners."""
 
+    __slots__ = ()
+
     def __bool__(self) -> bool:
         return False
 
@@ -305,11 +364,14 @@ class _NoListeners:
         pass
 
 
+_NOBODY: Final = _NoListeners()
+
+
 class _Silent:
     """A dispatcher without listeners for any event."""
 
     def __getattr__(self, _: str) -> _NoListeners:
-        return _NoListeners()
+        return _NOBODY
 
 
 _SILENT: Final = _Silent()

@@ -24,7 +24,7 @@ from geventbatch.stores._object_contents import ATOMS
 from geventbatch.stores.sqlalchemy._copies import Copies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import InstanceState
 
@@ -39,7 +39,9 @@ _FEW: Final = 4
 _ADAPTER: Final = "_sa_adapter"
 _BASES: Final[tuple[tuple[type[Any], Any], ...]] = ((list, list.copy), (set, set().union), (dict, dict.copy))
 _FUNCTIONS: Final = frozenset({FunctionType, BuiltinFunctionType, attrgetter, itemgetter})
-_NOTHING: Final[dict[str, Any]] = {}
+_NOTHING: Final[dict[Any, Any]] = {}
+"""An empty dict that nobody changes."""
+_NO_NAMES: Final[frozenset[str]] = frozenset()
 
 
 def snapshot_of_load(guard: Guard, loaded: LoadedResource | LoadedResources) -> SessionSnapshot | None:
@@ -84,10 +86,12 @@ class SessionSnapshot:
         session = self._session = guard.session
         self._writes = guard.writes
         self._nested = session.get_nested_transaction()
-        self._new: dict[InstanceState[Any], Any] = session._new.copy()  # noqa: SLF001 - for its order
-        self._deleted = session._deleted.copy()  # noqa: SLF001
-        self._added = guard.added.copy()
-        self._known, self._taken = loaded.tracker.known.copy(), loaded.tracker.taken.copy()
+        # Nothing is in most of these: what is empty is shared.
+        self._new: dict[InstanceState[Any], Any] = session._new.copy() or _NOTHING  # noqa: SLF001 - for its order
+        self._deleted: dict[InstanceState[Any], Any] = session._deleted.copy() or _NOTHING  # noqa: SLF001
+        self._added = list(guard.added) if guard.added else ()
+        self._known: dict[Any, Any] = loaded.tracker.known.copy() or _NOTHING
+        self._taken: dict[Any, Any] = loaded.tracker.taken.copy() or _NOTHING
         self._identities: dict[Any, InstanceState[Any]] = session.identity_map._dict.copy()  # noqa: SLF001
         columns_of = loaded.mapping.columns_of
         self._held: dict[InstanceState[Any], _Held] = {}
@@ -97,7 +101,7 @@ class SessionSnapshot:
                 self._held[state] = _Held(state, instance, columns_of(state.manager.mapper), composites=columns)
         self._plain, self._columns = plain, columns
         self._is_known = False  # it is known that it can be restored
-        self._copied: list[InstanceState[Any]] = []
+        self._copied: Sequence[InstanceState[Any]] = ()
         self._copies: Copies | None = None  # of their mutable values
         if plain or columns:
             self._copy()
@@ -122,7 +126,7 @@ class SessionSnapshot:
         if self._new or session._new:  # noqa: SLF001
             session._new.clear()  # noqa: SLF001
             session._new.update(self._new)  # noqa: SLF001
-        self._guard.added = self._added.copy()
+        self._guard.added = list(self._added)
         tracker = self._loaded.tracker
         tracker.known, tracker.taken = self._known.copy(), self._taken.copy()
 
@@ -248,14 +252,15 @@ class _Held:
         self._is_flat = dict not in map(type, notes.values())
         if not self._is_flat:
             self._notes = _copied(notes)
-        self._committed = state.committed_state.copy()
-        self._expired = state.expired_attributes.copy()
-        self._collections: list[Any] = []
+        self._committed: dict[str, Any] = state.committed_state.copy() or _NOTHING
+        self._expired = frozenset(state.expired_attributes) if state.expired_attributes else _NO_NAMES
+        self._collections: Sequence[Any] = ()
         for name in columns.collections:
             if (found := self.values.get(name)) is not None:
-                self._collections.append(self._collection(found))
+                self._collections = [*self._collections, self._collection(found)]
         if "_empty_collections" in notes:
-            self._collections += [self._collection(found) for found in self._notes["_empty_collections"].values()]
+            empty = [self._collection(found) for found in self._notes["_empty_collections"].values()]
+            self._collections = [*self._collections, *empty]
         for name in columns.dynamic:
             if name in self._committed:
                 self.opaque = "a dynamic relationship has changed"
@@ -278,7 +283,7 @@ class _Held:
                 cast("Any", value)._parents[state] = name  # noqa: SLF001 - as SQLAlchemy does where it loads
         state.__dict__ = self._notes.copy() if self._is_flat else _copied(self._notes)
         state.committed_state = self._committed.copy()
-        state.expired_attributes = self._expired.copy()
+        state.expired_attributes = set(self._expired)
         for collection, adapter, is_empty, members, own in self._collections:
             vars(collection).clear()
             vars(collection).update(own)

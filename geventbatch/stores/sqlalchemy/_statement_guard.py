@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,7 +29,7 @@ from geventbatch.stores.sqlalchemy._transaction import left_out
 from geventbatch.stores.sqlalchemy._triggers import sent_by_flush
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import sqlalchemy as sa
     from sqlalchemy.orm import InstanceState, SessionTransaction
@@ -42,6 +43,18 @@ if TYPE_CHECKING:
 _SAVEPOINTS: Final = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 
 _ABSENT: Final = object()
+_NO_ROWS: Final[frozenset[Row | None]] = frozenset()
+
+
+_ItemT = TypeVar("_ItemT")
+
+
+def appended(items: Sequence[_ItemT], one: _ItemT) -> list[_ItemT]:
+    """Append *one* to *items*, a list, or the empty tuple in place of one. Return the list."""
+    if not isinstance(items, list):
+        return [one]
+    items.append(one)
+    return items
 
 
 class StatementGuard:
@@ -56,8 +69,8 @@ class StatementGuard:
     nested: SessionTransaction | None  # the library's savepoint between operations, if they go step by step
     asked: bool  # an operation has sent a query, which may have found a newer state of the row
     acted: bool  # an operation has done something that the guard checks, since the last step
-    added: list[tuple[int, object]]  # objects that operations have added, with the number returned before
-    savepoints: WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]  # the connection's, by the session's
+    # Of what few operations do, the empty tuple stands for nothing: a list for each key of a bulk would cost much.
+    added: Sequence[tuple[int, object]]  # objects that operations have added, with the number returned before
     _session_transaction: SessionTransaction | None  # the session's transaction of the load
     _connection_transaction: sa.RootTransaction | None  # the connection's transaction of the load
     _options: Any  # the connection's execution options
@@ -68,7 +81,7 @@ class StatementGuard:
     unsure: bool  # the INSERT of the new resource has inserted no row, by its rowcount
     left_out: bool  # the last flush did not find a row that no other process can have changed
     called_what_writes: bool  # a flush, in such a transaction, has called a listener that has sent something
-    _written: set[Row | None]  # rows that flushes have written, in a transaction with other batches
+    _written: frozenset[Row | None]  # rows that flushes have written, in a transaction with other batches
     _flushed: int  # number of operations whose changes are flushed
     _holds_more: int  # number of operations that had returned when the session first held more than the load
     _stale_reads: StaleReads | None  # None while the session holds no more than the load
@@ -79,11 +92,11 @@ class StatementGuard:
     _forbidden: RuntimeError | None  # the error for something forbidden that it has done
     _failed: tuple[Exception, bool] | None  # its last flush, and whether that sent changes of earlier operations
     _writes_before: int  # `writes` when it began
-    _new: list[object]  # objects that it has added
+    _new: Sequence[object]  # objects that it has added
     _deleted: bool  # it has deleted something by the session
     _unwritten: bool  # it has deleted something whose changes, by earlier operations, are in no transaction
-    _assigned: list[tuple[InstanceState[Any], str]]  # attributes that it has assigned, loaded differently
-    _own_settings: list[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
+    _assigned: Sequence[tuple[InstanceState[Any], str]]  # attributes that it has assigned, loaded differently
+    _own_settings: Sequence[tuple[dict[Any, Any], Any, Any]]  # what it has set for itself: dict, name, value before
 
     def __init__(self, mapping: Mapping, key: Hashable, session: BatchSession, transaction: Transaction) -> None:
         """Guard *session*, which is about to load."""
@@ -100,11 +113,15 @@ class StatementGuard:
         self.flushing = self.left_out = self.unsure = self.in_bulk = False
         self.writes = 0
         self.nested = None
-        self.savepoints = WeakKeyDictionary()
-        self._flushed, self._written, self.called_what_writes = 0, set(), False
+        self._flushed, self._written, self.called_what_writes = 0, _NO_ROWS, False
         self._holds_more, self._stale_reads = 0, None
-        self.added, self._own_settings = [], []
+        self.added = self._own_settings = self._assigned = self._new = ()
         self._forget()
+
+    @cached_property
+    def savepoints(self) -> WeakKeyDictionary[SessionTransaction, sa.NestedTransaction]:
+        """The connection's savepoints, by the session's."""
+        return WeakKeyDictionary()
 
     def begin(self, loaded: LoadedResource | LoadedResources) -> None:
         """Begin, after the load, to guard operations."""
@@ -120,7 +137,7 @@ class StatementGuard:
         """Forget the session, which holds the guard: without the cycle, both go as soon as nobody has them."""
         self.ours = True
         self._loaded = self._stale_reads = self._session_transaction = self.nested = None
-        self._own_settings = []
+        self._own_settings = ()
         self.__dict__.pop("session", None)
 
     @contextmanager
@@ -142,7 +159,7 @@ class StatementGuard:
         """Note that the current operation sets *name*, for itself only."""
         if not self.ours and not self.flushing:
             self.check_later()
-            self._own_settings.append((where, name, where.get(name, _ABSENT)))
+            self._own_settings = appended(self._own_settings, (where, name, where.get(name, _ABSENT)))
 
     def refuse(self, what: str, instead: str) -> None:
         """Raise if an operation calls *what* of the session."""
@@ -165,7 +182,8 @@ class StatementGuard:
         self._to_check = self._spoils = self._reapplies = self._unwritten = False
         self._forbidden = self._failed = None
         self._writes_before = self.writes
-        self._assigned, self._new, self._own_settings, self._deleted = [], [], [], False
+        self._assigned = self._new = self._own_settings = ()
+        self._deleted = False
         if self._stale_reads is not None:
             self._stale_reads.end_operation()
 
@@ -382,13 +400,14 @@ class StatementGuard:
     def has_flushed(self, context: Any) -> None:
         """Note that the database has what the session has; *context* is the flush's."""
         if self.shared:  # what is only listed was looked at
-            self._written.update(row_of(state) for state, (_, listed) in context.states.items() if not listed)
+            found = [row_of(state) for state, (_, listed) in context.states.items() if not listed]
+            self._written = self._written.union(found)
         if self._loaded is not None:
             self._loaded.has_flushed()
 
-    def take_written(self) -> set[Row | None]:
+    def take_written(self) -> frozenset[Row | None]:
         """Return the rows that flushes have written since the last call, if the transaction has other batches too."""
-        written, self._written = self._written, set()
+        written, self._written = self._written, _NO_ROWS
         return written
 
     def rolled_back(self) -> None:

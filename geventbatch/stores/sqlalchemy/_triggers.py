@@ -89,10 +89,10 @@ class Triggers:
                 raise self._apart(part, str(table.name).lower())
 
     def _fired_by(self, part: MappedPart, names: set[str]) -> str | None:
+        if not names:
+            return "" if any(_may_update(row) for row in part.rows) else None
         tables = _tables_of(part)
-        if tables is None:
-            return next(iter(names), "" if any(_may_update(row) for row in part.rows) else None)
-        return next(iter(tables & names), None) if names else None
+        return next(iter(names if tables is None else tables & names), None)
 
     def _apart(self, part: MappedPart, name: str) -> Apart:
         if name and name not in self._told:
