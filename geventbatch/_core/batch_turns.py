@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
+from geventbatch._core.cpu import OFTEN, cpu
 from geventbatch._core.hub_turns import pace
 from geventbatch._core.process import here, unforked
 from geventbatch._watch import log
@@ -73,10 +74,12 @@ def took(attempt: Attempt, doing: str, seconds: float, operation: Operation[Any]
     turn = here.hub.loop.iteration
     dispatcher = attempt.dispatcher
     if seconds > dispatcher.long and attempt.dispatcher.epoch == here.epoch:
-        if turn == attempt.turn >= 0 and seconds > dispatcher.blocking:  # gevent's libuv loop does not count its turns
-            log.blocked(
-                attempt.batch, doing, dispatcher.doing(doing) if operation is None else operation.callable, seconds
-            )
+        used, in_vain = cpu.since()
+        if turn == attempt.turn >= 0 and seconds - in_vain > dispatcher.blocking:  # libuv's loop does not count turns
+            doer = dispatcher.doing(doing) if operation is None else operation.callable
+            log.blocked(attempt.batch, doing, doer, seconds, used)
         elif operation is None and seconds > dispatcher.slow and not attempt.batch.ended:  # else its failure is logged
             log.slow(attempt.batch, doing, seconds)
     attempt.turn = turn
+    if not 0 <= attempt.now - cpu.at < OFTEN:
+        cpu.look(attempt.now)

@@ -16,6 +16,7 @@ from gevent.hub import Waiter
 
 from geventbatch._core import process
 from geventbatch._core.clock import clock as _clock
+from geventbatch._core.cpu import OFTEN, cpu
 from geventbatch._core.process import here
 
 _Gate = Any  # any object whose `set` lets its greenlets through
@@ -86,6 +87,8 @@ class Pace:
             if iteration != self._iteration or left > 0:  # the hub has turned since, or the clock was replaced
                 self._iteration = iteration
                 self._slice_end = now + SLICE
+                if not 0 <= now - cpu.at < OFTEN:
+                    cpu.look(now)
         return self._slice_end
 
     def _step(self) -> None:
@@ -97,6 +100,8 @@ class Pace:
         now = _clock.monotonic()
         if turned:
             self._slice_end = now + SLICE
+            if not 0 <= now - cpu.at < OFTEN:
+                cpu.look(now)
         due = now >= self.slice_end(now)
         if not due:
             self._open_gates()

@@ -257,17 +257,21 @@ _logged: set[object] = set()
 """The places, and other subjects, that were logged."""
 
 
-def blocked(batch: Batch, doing: str, function: Any, seconds: float) -> None:
-    """Log, once for each place, that *function* kept the hub for so many *seconds* without a yield."""
+def blocked(batch: Batch, doing: str, function: Any, seconds: float, used: float) -> None:
+    """Log, once for each place, that *function* kept the hub for so many *seconds* without a yield.
+
+    *used* is its CPU time in seconds.
+    """
     name, place = name_of(function), place_of(function)
     if not _is_new(name, place):
         return
     message = (
-        "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. Let it use "
-        "what gevent has patched (geventbatch.check_setup() names drivers that block, but for sqlite3, which always "
-        "does), or do the computing elsewhere; this place is not named again"
+        "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. It had "
+        "%.3f s of CPU time. If that is most of it, do the computing elsewhere. Otherwise it waited for what gevent "
+        "has not patched (geventbatch.check_setup() names drivers that block, but for sqlite3, which always does), or "
+        "the process was stopped meanwhile. This place is not named again"
     )
-    _warn(batch, message, doing, name, place, seconds)
+    _warn(batch, message, doing, name, place, seconds, min(used, seconds))
 
 
 def _is_new(*what: object) -> bool:

@@ -1,0 +1,84 @@
+"""The CPU time of the thread that has batches: it tells code that keeps the hub from a machine that is busy.
+
+Read at most every `OFTEN` seconds, at turns of the hub and behind calls that took a while: a call that has kept the hub
+since is compared with the last reading. Linux says how long a thread was ready to run and had no CPU. Elsewhere, a
+thread that has never given up the CPU by itself was ready all the time.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from typing import TYPE_CHECKING, Final, final
+
+from geventbatch._core.clock import clock as _clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OFTEN: Final = 0.02
+"""Seconds."""
+
+_real: Final = time.monotonic
+
+_SCHEDSTAT: Final = "/proc/thread-self/schedstat"
+
+
+def of_the_kernel() -> float:
+    """Return the seconds for which this thread was ready to run and had no CPU, by Linux."""
+    file = os.open(_SCHEDSTAT, os.O_RDONLY)
+    try:
+        return int(os.read(file, 100).split()[1]) / 1e9
+    finally:
+        os.close(file)
+
+
+@final
+class BySwitches:
+    """The same where the kernel does not say it: as far as is certain."""
+
+    def __init__(self) -> None:
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._seconds = 0.0
+        self._last = (0.0, 0.0, -1)
+
+    def read(self) -> float:
+        """Return the seconds so far."""
+        at, used, given_up = self._last
+        self._last = now = (_real(), time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)
+        if now[2] == given_up:
+            self._seconds += max(0.0, now[0] - at - (now[1] - used))
+        return self._seconds
+
+
+def _reader() -> Callable[[], float]:
+    try:
+        of_the_kernel()
+    except (OSError, IndexError, ValueError):
+        return BySwitches().read
+    return of_the_kernel
+
+
+@final
+class Cpu:
+    """What the thread has had at the last reading."""
+
+    def __init__(self) -> None:
+        self._wanted = _reader()
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.at = 0.0  # monotonic seconds
+        self._used = 0.0  # seconds of CPU time
+        self._in_vain = 0.0  # seconds without a CPU, though ready
+
+    def look(self, now: float) -> None:
+        """Read what the thread has had by *now*. Switches: no."""
+        self.at, self._used, self._in_vain = now, time.thread_time(), self._wanted()
+
+    def since(self) -> tuple[float, float]:
+        """Return the seconds of CPU time since the last reading, and the seconds without a CPU. Switches: no."""
+        used, in_vain = time.thread_time() - self._used, self._wanted() - self._in_vain
+        return used, in_vain if _clock.monotonic is _real else 0.0  # virtual time passes without a CPU
+
+
+cpu: Final = Cpu()
