@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent.exceptions import InvalidSwitchError
 
 from geventbatch import (
     BatchAborted,
@@ -180,3 +181,21 @@ def test_each_operation_is_looked_at_once_however_many_keys_of_a_component_are_m
     assert answers == {key.number: key if key in ledger.missing else key.number for key in keys}
     assert ledger.kept[bank] == list(range(2, 61, 2))
     assert Numbered.compared <= 10 * len(keys)
+
+
+@pytest.mark.parametrize("keys", ["b", "bc"])
+def test_a_caller_that_something_else_switches_to_has_no_answer_and_leaves(clock: VirtualTime, keys: str) -> None:
+    ledger = Ledger()
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        callers.run("ab", 0, lambda _, mark: gevent.sleep(4))
+        clock.advance(1)
+        waiting = callers.run(keys, 1)
+        clock.advance(1)
+        gevent.get_hub().loop.run_callback(waiting.switch)
+        clock.advance(1)
+        assert type(callers.answers[1]) is InvalidSwitchError
+        assert processor.stats().withdrawn_total == 1
+        clock.advance(20)
+    assert callers.answers[0] is None
+    assert not any(ledger.kept.values())
