@@ -15,7 +15,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 from pony import orm
 from psycogreen.gevent import patch_psycopg  # type: ignore[import-untyped] # it has no types
 from psycopg.conninfo import conninfo_to_dict
-from pymemcache.client.base import Client
+from pymemcache.client.base import Client, PooledClient
 
 from examples.stores import with_dynamodb, with_memcached, with_peewee, with_pony
 from geventbatch.testing import StoreBench
@@ -88,8 +88,10 @@ class MemcachedBench(StoreBench):
     def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
         assert isinstance(server, tuple)
         store = with_memcached.Documents(server)
-        yield store
-        store.stopped()
+        try:
+            yield store
+        finally:
+            store.stopped()
 
     def add(self, resource: dict[str, int], amount: int, /) -> int:
         resource["total"] = resource.get("total", 0) + amount
@@ -134,8 +136,10 @@ class DynamoDBBench(StoreBench):
     def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
         assert isinstance(server, tuple)
         store = with_dynamodb.Accounts(TABLE, max_batches=self.max_batches, **at(*server))
-        yield store
-        store._client.close()
+        try:
+            yield store
+        finally:
+            store._client.close()
 
     def add(self, resource: with_dynamodb.Account, amount: int, /) -> int:
         return resource.add(amount)
@@ -209,3 +213,56 @@ def running(command: list[str], port: int) -> Iterator[None]:
     finally:
         server.kill()
         server.wait()
+
+
+# -- what the page warns of ---------------------------------------------------------------------------------------
+
+
+class SendsAgainBench(DynamoDBBench):
+    """Its client is as boto3 makes it."""
+
+    @contextmanager
+    def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
+        with super().open_store(server) as store:
+            store._client.close()
+            assert isinstance(server, tuple)
+            store._client = boto3.client("dynamodb", **at(*server))
+            yield store
+
+
+class AddsWithoutAskingBench(MemcachedBench):
+    """It says nothing of ``noreply``."""
+
+    @contextmanager
+    def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
+        with super().open_store(server) as store:
+            store._idle += [AsItComes((HOST, self._port)) for _ in range(self.max_batches)]
+            yield store
+
+
+class AsItComes(Client):  # type: ignore[misc] # pymemcache has no types
+    """A client that is told nothing of ``noreply``."""
+
+    def add(self, key: str, value: str, *, noreply: bool) -> Any:
+        return super().add(key, value)
+
+
+class PooledClientBench(MemcachedBench):
+    """It lends what pymemcache's own pool gives."""
+
+    @contextmanager
+    def open_store(self, server: Endpoint | None, /) -> Iterator[Any]:
+        assert isinstance(server, tuple)
+        pool = PooledClient(server, max_pool_size=self.max_batches)
+
+        class Store(with_memcached.Documents):
+            @contextmanager
+            def _lent(self) -> Iterator[Any]:
+                yield pool
+
+        try:
+            yield Store(server)
+        finally:
+            for lost in pool.client_pool.used:
+                lost.close()
+            pool.close()
