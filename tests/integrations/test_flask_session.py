@@ -42,6 +42,10 @@ class Account(db.Model):  # type: ignore[name-defined, misc]
     user_id: Mapped[int | None] = mapped_column(sa.ForeignKey(User.id))
     balance: Mapped[int]
 
+    def __repr__(self) -> str:
+        """As many are: it flushes, since it loads."""
+        return f"<Account {self.id} of {User.query.first()}>"
+
 
 class Entry(db.Model):  # type: ignore[name-defined, misc]
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -312,7 +316,7 @@ LOCKED: dict[str, tuple[Callable[[], object], str]] = {
     "an attribute, flushed": (partial(change, flush=True), "has sent 'UPDATE account SET balance="),
     "a deletion": (partial(delete, flush=False), "has changed or added <Account 2>"),
     "a deletion, flushed": (partial(delete, flush=True), "has sent 'DELETE FROM account WHERE"),
-    "a new instance": (partial(add, flush=False), "has changed or added <Entry"),
+    "a new instance": (partial(add, flush=False), "has changed or added <Entry (new)>"),
     "a new instance, flushed": (partial(add, flush=True), "has sent 'INSERT INTO entry"),
     "an UPDATE": (lambda: db.session.execute(sa.update(Account).values(balance=5)), "has sent 'UPDATE account SET"),
     "a legacy UPDATE": (lambda: Account.query.update({"balance": 5}), "has sent 'UPDATE account SET"),
@@ -368,6 +372,7 @@ def test_after_anything_else_run_is_refused_at_the_door_and_says_what_to_do(
             assert told.startswith(f"run() was called on {keys} in a request whose db.session")
             assert why in told
             assert "Nothing was run. Call db.session.commit() (or rollback()) before run()" in told
+            assert bool([*db.session.dirty, *db.session.new, *db.session.deleted]) is ("has changed" in why)
         assert bank.accounts.stats().operations_total == 0
         flask_request.environ.get("left", db.session)()
         db.session.rollback()

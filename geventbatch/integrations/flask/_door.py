@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakSet
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch._safe_repr import shown
@@ -89,17 +89,23 @@ def _why_not(session: Session, *, release: bool | None) -> str | None:
     changed = [*session.dirty, *session.deleted]
     seen = seen_in(session) if session.in_transaction() else None
     if seen is None:
-        return f"has changed {shown(changed[0])}" if changed else None
+        return f"has changed {_named(changed[0])}" if changed else None
     if seen.why is not None:
         return seen.why
     changed += session.new
     if changed:
-        return f"has changed or added {shown(changed[0])}"
+        return f"has changed or added {_named(changed[0])}"
     if session.in_nested_transaction():
         return "is inside begin_nested()"
     if getattr(session, "_trans_context_manager", None) is not None:  # it would refuse all that comes after a commit
         return "is inside `with db.session.begin()`"
     return "has read, and holds a connection (release_session=False)" if release is False else None
+
+
+def _named(instance: object) -> str:
+    """Return a name of *instance*: its own `repr` might load attributes, and flush before."""
+    identity = inspect(instance).identity
+    return f"<{type(instance).__name__} {'(new)' if identity is None else ', '.join(map(shown, identity))}>"
 
 
 def _refuse(keys: tuple[Hashable, ...], why: str) -> NoReturn:
