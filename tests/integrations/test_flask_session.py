@@ -224,6 +224,10 @@ def test_the_option_of_a_processor_goes_before_the_setting(bank: Bank) -> None:
         assert bank.deposit() == 1
     with pytest.raises(TypeError, match="release_session is 1, but must be True or False"):
         bank.processor(release_session=1)
+    wrong = Flask("wrong")
+    wrong.config["GEVENTBATCH_RELEASE_SESSION"] = "no"
+    with pytest.raises(TypeError, match="release_session is 'no', but must be True or False"):
+        bank.batches.init_app(wrong)
 
 
 def load_parts(user: User) -> object:
@@ -520,6 +524,26 @@ def test_a_caller_that_goes_on_before_its_operation_ends_keeps_its_transaction(b
         transaction = db.session().get_transaction()
         go_on.set()
         wait_until(lambda: not bank.accounts.live_batches())
+        assert transaction is not None
+        assert db.session().get_transaction() is transaction
+
+
+def test_another_greenlet_of_the_request_goes_on_in_its_transaction_while_an_operation_ends(bank: Bank) -> None:
+    started, go_on = Event(), Event()
+
+    def wait(account: Account) -> int:
+        started.set()
+        go_on.wait()
+        return deposit(account, 1)
+
+    with bank.app.test_request_context():
+        db.session()
+        caller = gevent.spawn(partial(copy_context().run, bank.accounts.run, 1, wait))
+        started.wait()
+        db.session.get(User, 1)
+        transaction = db.session().get_transaction()
+        go_on.set()
+        assert caller.get() == 1
         assert transaction is not None
         assert db.session().get_transaction() is transaction
 

@@ -47,7 +47,11 @@ class Caller:
         Switches: yes.
         """
         session = self._session
-        if session is not None and session.in_transaction() and _why_not(session, release=True) is None:
+        if session is None or not session.in_transaction():
+            return
+        seen = _holds(session)
+        # Another greenlet of the request may use the session meanwhile.
+        if seen is not None and seen.is_begun_here() and _why_not(session, release=True) is None:
             _give_back(session)
 
 

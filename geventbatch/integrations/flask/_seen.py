@@ -6,6 +6,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, ref
 
+from gevent import getcurrent
 from sqlalchemy import event
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 from sqlalchemy.sql.selectable import SelectState
@@ -35,6 +36,7 @@ class Seen:
     def __init__(self, transaction: SessionTransaction) -> None:
         """Begin with nothing."""
         self._transaction = ref(transaction)
+        self._greenlet = ref(getcurrent())
         # -- mutable state ---------------------------------------------------------------------------------
         self.why: str | None = None
         """Why its connection cannot be given back: the first statement that is no plain SELECT of the ORM."""
@@ -44,6 +46,10 @@ class Seen:
     def is_of(self, transaction: SessionTransaction | None) -> bool:
         """Return whether it is *transaction* that was seen."""
         return self._transaction() is transaction
+
+    def is_begun_here(self) -> bool:
+        """Return whether this greenlet has begun the transaction."""
+        return self._greenlet() is getcurrent()
 
     def sends(self, statement: str, context: Any) -> None:
         """Look at a *statement* before it is sent."""

@@ -30,6 +30,7 @@ assert_type(trains, AppProcessor[Train])
 assert_type(batches.processor(load_resource=load), AppProcessor[Train])
 assert_type(batches.processor(make_store=lambda: open_train), AppProcessor[Train])
 assert_type(batches.processor(), AppProcessor[None])
+assert_type(batches.processor(open_resource=open_train, release_session=False), AppProcessor[Train])
 
 
 def answers() -> None:
