@@ -12,14 +12,9 @@ import pickle
 import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from geventbatch.testing._store_trial import Trial
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-    from geventbatch._processor import Processor
 
 
 def main() -> None:
@@ -30,14 +25,7 @@ def main() -> None:
         processor = trial.processor(max_attempts=200)
         _say([])
         for line in sys.stdin:
-            keys, times = _read(line)
-            _say(add_all(trial, processor, keys, times))
-
-
-def add_all(trial: Trial, processor: Processor[Any], keys: list[Hashable], times: int) -> list[str]:
-    """Add 1 at each of *keys*, so many *times*, all keys at once; return the errors."""
-    answers = [trial.run_all([(processor, key, trial.bench.add, 1) for key in keys]) for _ in range(times)]
-    return [repr(answer) for some in answers for answer in some if isinstance(answer, BaseException)]
+            _say(trial.add_all(processor, *_read(line)))
 
 
 def _import(name: str, file: str) -> None:

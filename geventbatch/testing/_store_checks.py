@@ -9,7 +9,6 @@ from gevent.event import Event
 
 from geventbatch._safe_repr import shown
 from geventbatch.errors import BatchError
-from geventbatch.testing._second_process import add_all
 from geventbatch.testing._store_trial import DEADLINE
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def two_processes_lose_nothing(trial: Trial) -> None:
     processor = trial.processor(max_attempts=200)
     with trial.second_process() as add_there:
         theirs = add_there(keys, _ROUNDS)
-        errors = add_all(trial, processor, keys, _ROUNDS)
+        errors = trial.add_all(processor, keys, _ROUNDS)
         errors += theirs.get()
     trial.expect(not errors, f"two processes added at the same keys, and callers got {', '.join(errors)}")
     for key in keys:

@@ -204,6 +204,11 @@ class Trial:
 
     # -- another process ------------------------------------------------------------------------------------
 
+    def add_all(self, processor: Processor[Any], keys: Sequence[Hashable], times: int) -> list[str]:
+        """Add 1 at each of *keys*, so many *times*, all keys at once; return the errors."""
+        answers = [self.run_all([(processor, key, self.bench.add, 1) for key in keys]) for _ in range(times)]
+        return [repr(answer) for some in answers for answer in some if isinstance(answer, BaseException)]
+
     @contextmanager
     def second_process(self) -> Iterator[Callable[[list[Hashable], int], gevent.Greenlet[..., Any]]]:
         """Yield a function by which another process adds 1 at each of the keys, so often; it returns the errors."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -173,3 +175,14 @@ def test_what_a_bench_has_nothing_for_is_not_checked() -> None:
 def test_what_is_no_bench_is_refused_by_name(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"WithOneMarker needs both load_marker and save_marker|takes a StoreBench"):
         store_contract(wrong)
+
+
+def test_the_contract_patches_nothing_in_the_process_that_asks_for_it() -> None:
+    program = (
+        "from gevent import monkey\n"
+        "from geventbatch.testing import StoreBench, store_contract\n"
+        "assert store_contract(StoreBench)\n"
+        "assert not monkey.is_anything_patched()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
