@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from geventbatch.testing import StoreCheck
+
+ROOT = Path(__file__).parents[2]
 
 OURS = [
     "sqlalchemy-document-version-sqlite",
@@ -186,3 +190,87 @@ def test_the_contract_patches_nothing_in_the_process_that_asks_for_it() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+OF_AN_AUTHOR = """
+from gevent import monkey
+
+monkey.patch_all()
+
+import sqlite3
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from geventbatch.stores import as_not_saved
+from geventbatch.testing import StoreBench, store_contract
+
+PATH = Path(__file__).with_name("totals.sqlite")
+
+
+@contextmanager
+def open_total(key):
+    with closing(connected()) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute("SELECT total FROM totals WHERE key = ?", [key]).fetchone() or [0]
+            resource = {"total": row[0]}
+            yield resource
+            connection.execute("REPLACE INTO totals VALUES (?, ?)", [key, resource["total"]])
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise as_not_saved(error, key) from error
+
+
+def connected():
+    connection = sqlite3.connect(PATH, isolation_level=None, timeout=20)
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("CREATE TABLE IF NOT EXISTS totals (key TEXT PRIMARY KEY, total INTEGER CHECK (total >= 0))")
+    return connection
+
+
+class Bench(StoreBench):
+    max_batches = 1
+
+    @contextmanager
+    def open_store(self, server):
+        yield open_total
+
+    def add(self, resource, amount):
+        resource["total"] += amount
+        return resource["total"]
+
+    def violate(self, resource):
+        resource["total"] = -1
+
+    def get(self, key):
+        with closing(connected()) as connection:
+            return (connection.execute("SELECT total FROM totals WHERE key = ?", [key]).fetchone() or [None])[0]
+
+    def put(self, key, total):
+        with closing(connected()) as connection:
+            connection.execute("REPLACE INTO totals VALUES (?, ?)", [key, total])
+
+
+@pytest.mark.parametrize("check", store_contract(Bench), ids=str)
+def test_the_store(check):
+    check(Bench())
+"""
+
+
+@pytest.mark.parametrize("mode", ["prepend", "importlib"])
+def test_the_tests_of_an_author_are_run_by_pytest_however_it_imports_them(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "test_sample.py").write_text(OF_AN_AUTHOR)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    elsewhere = tmp_path / "elsewhere"  # so that nobody finds the module in the current directory
+    elsewhere.mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--import-mode={mode}", str(tmp_path)],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "9 passed" in ran.stdout, ran.stdout + ran.stderr
