@@ -15,6 +15,8 @@ everything else once a second, until all processors have stopped; without that f
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -22,9 +24,10 @@ import gevent
 
 from geventbatch import _seam
 from geventbatch._core import process
-from geventbatch._watch import log
+from geventbatch._watch import log, setup_check
 from geventbatch._watch.counted import OUTCOMES, Outcomes
 from geventbatch._watch.gauges import Gauges, gauges_of
+from geventbatch._watch.problem import SetupProblem
 
 try:
     from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -37,6 +40,8 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics import MetricWrapperBase
 
@@ -261,3 +266,31 @@ class _Export:
 
 
 _exports: Final[dict[CollectorRegistry, _Export]] = {}
+
+
+def _of_the_dead() -> Iterator[SetupProblem]:
+    """Find gauges that processes have left: `mark_process_dead` deletes their files, if somebody calls it."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    numbers = {int(file.stem.rpartition("_")[2]) for file in Path(folder or ".").glob("gauge_live*_[0-9]*.db")}
+    dead = sum(1 for number in numbers if not _lives(number)) if folder and _exports else 0
+    if dead:
+        yield SetupProblem(
+            "prometheus-dead",
+            f"{folder} has the gauges of {dead} processes that have ended, as if these still ran: a sum such as "
+            "geventbatch_live_batches counts them.",
+            "Empty the folder before the server starts, and call prometheus_client.multiprocess.mark_process_dead(pid) "
+            "when a worker has ended: with gunicorn in child_exit, under uWSGI in uwsgi.atexit.",
+        )
+
+
+def _lives(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+setup_check.looks.append(_of_the_dead)

@@ -461,6 +461,49 @@ def gunicorn(directory: Path, *arguments: str) -> Iterator[Server]:
         server.end()
 
 
+MARKED = """
+from gevent import monkey; monkey.patch_all()
+import os, warnings
+from prometheus_client import multiprocess
+from geventbatch import Processor, check_setup
+from geventbatch.integrations import prometheus
+from tests.support.children import wait_for
+
+def worker():
+    pid = os.fork()
+    if not pid:
+        processor.run("k", lambda resource: None)
+        print([problem.name for problem in check_setup()], flush=True)
+        os._exit(0)
+    wait_for(pid)
+    return pid
+
+prometheus.watch()
+processor = Processor(min_duration=0)
+first = worker()
+worker()
+(problem,) = check_setup()
+print(problem.name, "gauges of 2 processes" in problem.what, "child_exit" in problem.mend)
+for file in os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
+    multiprocess.mark_process_dead(file.rpartition("_")[2].partition(".")[0])
+print(check_setup())
+"""
+
+
+def test_gauges_of_processes_that_have_ended_are_a_problem_until_these_are_marked_dead(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", MARKED],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.stdout.splitlines() == ["[]", "['prometheus-dead']", "prometheus-dead True True", "[]"], ran.stderr
+    assert "gauges of 1 processes" in ran.stderr  # the second worker warned of the first one's
+
+
 def test_the_sums_over_all_workers_are_what_the_clients_were_answered(tmp_path: Path) -> None:
     side_by_side(
         check_sums,
