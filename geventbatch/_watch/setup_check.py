@@ -128,6 +128,18 @@ def psycopg2() -> Iterator[SetupProblem]:
         )
 
 
+def _pooler() -> Iterator[SetupProblem]:
+    pooled: list[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "pooled", list)()
+    if pooled:
+        yield SetupProblem(
+            "pooler",
+            f"Behind {', '.join(pooled)} is a pooler, and statements have failed since the driver had prepared them in "
+            "another session. The batches of a store prepare nothing there; other code that uses the engine does.",
+            'Pass connect_args={"prepare_threshold": None} to create_engine; or set max_prepared_statements in '
+            "PgBouncer (from 1.21 on).",
+        )
+
+
 def _mysql() -> Iterator[SetupProblem]:
     if "MySQLdb._mysql" in sys.modules:  # PyMySQL, which may stand in for MySQLdb, has no such module
         yield SetupProblem(
@@ -154,7 +166,15 @@ def _huey() -> Iterator[SetupProblem]:
         )
 
 
-looks: Final[list[Callable[[], Iterator[SetupProblem]]]] = [_unpatched, _fork, psycopg, psycopg2, _mysql, _huey]
+looks: Final[list[Callable[[], Iterator[SetupProblem]]]] = [
+    _unpatched,
+    _fork,
+    psycopg,
+    psycopg2,
+    _pooler,
+    _mysql,
+    _huey,
+]
 """What looks at the process. An integration adds what only it can know of."""
 
 

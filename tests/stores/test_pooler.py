@@ -13,7 +13,7 @@ from gevent import socket
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
-from geventbatch import BatchTimeout, Processor, current_batch
+from geventbatch import BatchTimeout, Processor, check_setup, current_batch
 from geventbatch.stores import SQLAlchemyStore
 from tests.support import pgbouncer
 from tests.support.adapters.sqlalchemy import PLACES, Entry, Purse, fresh
@@ -155,3 +155,32 @@ def test_a_batch_for_which_no_session_of_the_pooler_is_left_ends_at_its_deadline
                     processor.run("a", add)
             assert (told.value.phase, told.value.retry_safe) == ("load", True)
             assert processor.run("a", add) == 1
+
+
+@pytest.mark.pgbouncer
+@pytest.mark.usefixtures("no_other_processors")
+def test_an_engine_whose_statements_are_prepared_in_sessions_of_others_is_a_problem(tmp_path: Path) -> None:
+    with fresh("pgbouncer", tmp_path) as address:
+        place: Any = PLACES["pgbouncer"](address)
+        with ExitStack() as stack:
+            proxy: Any = stack.enter_context(Proxy(place.endpoint()))
+            engine = place.engine(proxy, pool_size=2)
+            stack.callback(engine.dispose)
+            store = SQLAlchemyStore.mapped(engine, Purse, by="name", missing=lambda name: Purse(name=name, total=0))
+            with Processor(open_resource=store, min_duration=0, max_duration=20) as processor:
+                assert [processor.run("a", add) for _ in range(8)] == list(range(1, 9))
+            assert "pooler" not in [problem.name for problem in check_setup()]
+            with pytest.raises(sa.exc.ProgrammingError, match="already exists"):
+                select_in_turn(engine.connect(), engine.connect())
+            (problem,) = [one for one in check_setup() if one.name == "pooler"]
+            assert repr(engine.url) in problem.what
+            assert "prepare_threshold" in problem.mend
+
+
+def select_in_turn(*connections: sa.Connection) -> None:
+    """Until psycopg prepares it: each time in the one session that the pooler has made so far."""
+    for connection in connections:
+        with connection:
+            for _ in range(8):
+                connection.exec_driver_sql("SELECT 1")
+                connection.commit()

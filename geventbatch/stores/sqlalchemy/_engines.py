@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Engine, event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
@@ -26,12 +26,18 @@ if TYPE_CHECKING:
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores, with the epoch of last use, and the pool."""
 
+_pooled: Final[WeakSet[Engine]] = WeakSet()
+"""Engines of which a statement has failed, since the session was another one than that in which it was prepared."""
+
 _put_aside: Final[list[tuple[str, Pool]]] = []
 """The parent's pools, each with its engine's URL."""
 
 
 ENDED: Final = "geventbatch: ended"
 """The key, in a connection's `info`, of the error with which the server has ended its transaction."""
+
+_MISTAKEN_SESSION: Final = frozenset({"26000", "42P05"})
+"""SQLSTATEs: the session knows no prepared statement of that name; or it knows one already."""
 
 IN_DOUBT: Final = "geventbatch: in doubt"
 """The key of the error with which the server may have done so."""
@@ -48,8 +54,10 @@ def check_engine(engine: object) -> None:
 
 def watch(engine: Engine) -> None:
     """Listen to the errors of its connections."""
-    if not event.contains(engine, "handle_error", _sees_error):
-        event.listen(engine, "handle_error", _sees_error)
+    # psycopg and psycopg2 know by themselves what has ended a transaction.
+    sees = _sees_session if engine.dialect.driver in {"psycopg", "psycopg2"} else _sees_error
+    if not event.contains(engine, "handle_error", sees):
+        event.listen(engine, "handle_error", sees)
 
 
 def _sees_error(context: ExceptionContext) -> None:
@@ -63,6 +71,17 @@ def _sees_error(context: ExceptionContext) -> None:
     # SQLAlchemy misses some lost connections of mysql-connector-python, and the bare OSError of pg8000.
     if not context.is_disconnect and (errors.kind(error) is errors.Kind.LOST or isinstance(error, OSError)):
         context.is_disconnect = True
+
+
+def pooled() -> list[str]:
+    """Return the URLs of the engines that prepare statements behind a pooler."""
+    return sorted(repr(engine.url) for engine in _pooled)
+
+
+def _sees_session(context: ExceptionContext) -> None:
+    """Note that a pooler is in between."""
+    if context.engine is not None and errors.state(context.original_exception) in _MISTAKEN_SESSION:
+        _pooled.add(context.engine)
 
 
 def remember(engine: Engine) -> None:

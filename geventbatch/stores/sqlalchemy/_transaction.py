@@ -384,7 +384,7 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
         errors.tell_of_driver("SQLAlchemyStore", f"{name}+{engine.dialect.driver}")
     _engines.remember(engine)
     note_commits(engine.dialect)
-    if name != "sqlite" and engine.dialect.driver not in {"psycopg", "psycopg2"}:  # these know enough by themselves
+    if name != "sqlite":
         _engines.watch(engine)
     if name == "postgresql":
         if pipeline and engine.dialect.driver == "psycopg":
