@@ -149,10 +149,14 @@ def _mysql() -> Iterator[SetupProblem]:
         )
     extension: Any = sys.modules.get("mysql.connector.connection_cext")  # imported even if it is not used
     blocks = getattr(extension, "CMySQLConnection", None)
-    if blocks is not None and any(issubclass(type(one), blocks) for one in gc.get_objects()):
+    if blocks is None:
+        return
+    going: list[str] = getattr(sys.modules.get("geventbatch.stores.django._connections"), "by_extension", list)()
+    does = f"is to connect to {', '.join(going)}" if going else "has connected"
+    if going or any(issubclass(type(one), blocks) for one in gc.get_objects()):
         yield SetupProblem(
             "mysql-connector",
-            "mysql-connector-python has connected by its C extension, whose statements block every greenlet.",
+            f"mysql-connector-python {does} by its C extension, whose statements block every greenlet.",
             "Connect with use_pure=True.",
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from geventbatch import SetupProblem, check_setup
+from tests.support import mariadb
 
 LOOK = """
 {before}
@@ -121,6 +122,47 @@ def test_mysql_connector_is_named_when_a_connection_is_one_of_its_extension_and_
     assert problem.name == "mysql-connector"
     assert "use_pure=True" in problem.mend
     del connection
+
+
+CONNECTS = """
+import _mysql_connector  # first of all, or else the driver may not find it
+from gevent import monkey; monkey.patch_all()
+import sys, warnings
+import sqlalchemy as sa
+from geventbatch import check_setup
+warnings.simplefilter("ignore")
+
+def names():
+    return [problem.name for problem in check_setup()]
+
+url = sa.make_url(sys.argv[1]).set(drivername="mysql+mysqlconnector")
+query = dict(url.query)
+url = url.set(query={key: value for key, value in query.items() if key == "unix_socket"})
+for pure in (True, False):
+    engine = sa.create_engine(url, connect_args={"use_pure": pure})
+    before = names()
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        print(before, type(connection.connection.driver_connection).__name__, names())
+    engine.dispose()
+import django
+from django.conf import settings
+database = {"ENGINE": "mysql.connector.django"}
+settings.configure(DATABASES={"default": {}, "one": database, "pure": {**database, "OPTIONS": {"use_pure": True}}})
+django.setup()
+import geventbatch.stores.django
+print([problem.what for problem in check_setup()])
+"""
+
+
+@pytest.mark.mariadb
+def test_the_real_extension_of_mysql_connector_is_named_when_it_has_connected_or_djangos_settings_say_it_will() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECTS, mariadb.url()], capture_output=True, text=True, check=False, timeout=50
+    )
+    *connected, told = done.stdout.splitlines()
+    assert connected == ["[] MySQLConnection []", "[] CMySQLConnection ['mysql-connector']"], done.stderr
+    assert told.count("mysql-connector-python is to connect to Django's database 'one' by its C extension, ") == 1
 
 
 def test_a_driver_that_blocks_is_warned_of_at_the_first_run_only() -> None:

@@ -90,6 +90,15 @@ def inherited() -> list[str]:
     return sorted({f"Django's database {alias!r}" for alias in [*left, *(alias for alias, _ in _put_aside)]})
 
 
+def by_extension() -> list[str]:
+    """Return the databases to which mysql-connector-python is going to connect by its C extension, if it is there."""
+    return [
+        f"Django's database {alias!r}"
+        for alias, database in connections.settings.items()
+        if database["ENGINE"] == "mysql.connector.django" and not database["OPTIONS"].get("use_pure")
+    ]
+
+
 def _forked() -> None:
     """Put aside Django's own pools: their threads are in the parent. Django makes new ones. No I/O here."""
     backend: Any = sys.modules.get("django.db.backends.postgresql.base")
