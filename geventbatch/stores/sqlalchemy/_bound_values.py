@@ -187,3 +187,11 @@ def _exact_object(kind: type, value: Any) -> Any:
             if hasattr(value, name):
                 return exact(getattr(value, name))
     return (kind, pickle.dumps(value))
+
+
+def python_type(column: sa.ColumnElement[Any]) -> type | None:
+    """Return the Python type of values of *column*; None if its type does not say."""
+    try:
+        return column.type.python_type
+    except NotImplementedError:
+        return None

@@ -17,7 +17,7 @@ from geventbatch._core import process
 from geventbatch._safe_repr import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._mapping import python_type
+from geventbatch.stores.sqlalchemy._bound_values import python_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from geventbatch.stores._sql.keys import KeyColumn
+from geventbatch.stores.sqlalchemy._bound_values import python_type
 from geventbatch.stores.sqlalchemy._documents import KEY_LENGTH, KeyText
-from geventbatch.stores.sqlalchemy._mapping import python_type
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine

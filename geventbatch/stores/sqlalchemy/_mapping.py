@@ -14,7 +14,8 @@ from geventbatch._safe_repr import named, shown
 from geventbatch.stores._sql.functions import Functions
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.sqlalchemy import _engines
-from geventbatch.stores.sqlalchemy._bound_values import Columns
+from geventbatch.stores.sqlalchemy._bound_values import Columns, python_type
+from geventbatch.stores.sqlalchemy._bulk_statements import array_of
 from geventbatch.stores.sqlalchemy._change_tracker import track_refreshes
 from geventbatch.stores.sqlalchemy._computed import has_computed
 from geventbatch.stores.sqlalchemy._tenants import prepare
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _LISTED: Final = "_listed"
 """The parameter with the keys of many rows."""
+
+_NUMBERS: Final = frozenset({sa.Integer, sa.INTEGER, sa.BigInteger, sa.BIGINT, sa.SmallInteger, sa.SMALLINT})
 
 
 @dataclass(kw_only=True, eq=False)
@@ -164,12 +167,22 @@ class Mapping:
             # MariaDB would scan, and lock, the whole table for tuples.
             each = [sa.and_(*[one == part for one, part in zip(columns, value, strict=True)]) for value in values]
             return made(sa.or_(*each)), {}
-        found = self._many.get(name)
+        in_array = self._are_numbers(columns, values)
+        found = self._many.get((name, in_array))
         if found is None:
             column: Any = sa.tuple_(*columns) if several else columns[0]
-            kind = None if several else column.type
-            found = self._many[name] = made(column.in_(sa.bindparam(_LISTED, type_=kind, expanding=True)))
+            if in_array:
+                are_rows = column == sa.any_(sa.bindparam(_LISTED, type_=array_of(column.type)))
+            else:
+                are_rows = column.in_(sa.bindparam(_LISTED, type_=None if several else column.type, expanding=True))
+            found = self._many[name, in_array] = made(are_rows)
         return found, {_LISTED: values}
+
+    def _are_numbers(self, columns: Sequence[Any], values: list[Any]) -> bool:
+        """Return whether *values* go into an array of PostgreSQL: a parameter each costs as much as loading a row."""
+        if len(columns) > 1 or self.engine.dialect.name != "postgresql" or type(columns[0].type) not in _NUMBERS:
+            return False
+        return all(type(value) is int for value in values)
 
     @cached_property
     def claim(self) -> sa.Select[Any]:
@@ -347,14 +360,6 @@ def _reads_beside(load: sa.Select[Any], mapper: Mapper[Any], dialect: sa.Dialect
         if is_other_table or isinstance(part, (sa.Alias, sa.TextClause, FunctionElement)):
             return True
     return selects > 1
-
-
-def python_type(column: sa.ColumnElement[Any]) -> type | None:
-    """Return the Python type of values of *column*; None if its type does not say."""
-    try:
-        return column.type.python_type
-    except NotImplementedError:
-        return None
 
 
 def _attribute(mapper: Mapper[Any], name: str) -> InstrumentedAttribute[Any]:
