@@ -45,10 +45,14 @@ class BySwitches:
 
     def read(self) -> float:
         """Return the seconds so far."""
-        at, used, given_up = self._last
-        self._last = now = (_real(), time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)
-        if now[2] == given_up:
-            self._seconds += max(0.0, now[0] - at - (now[1] - used))
+        return self.add(_real(), time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw)
+
+    def add(self, now: float, used: float, given_up: int) -> float:
+        """Return the seconds until *now*, with so much CPU time, which was *given_up* so many times."""
+        before, used_before, given_up_before = self._last
+        self._last = now, used, given_up
+        if given_up == given_up_before:
+            self._seconds += max(0.0, now - before - (used - used_before))
         return self._seconds
 
 

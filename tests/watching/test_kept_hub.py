@@ -6,11 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from geventbatch._core import cpu
+from geventbatch._core.cpu import BySwitches
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,15 +65,8 @@ def test_a_process_that_was_stopped_is_said_to_have_had_no_cpu_time() -> None:
     assert "or the process was stopped meanwhile" in line
 
 
-def test_where_the_kernel_does_not_say_it_a_thread_that_has_never_given_up_its_cpu_was_ready_all_the_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    readings = iter([(0.0, 0.0, 7), (1.0, 0.25, 7), (3.0, 0.5, 8), (4.0, 0.5, 8)])
-    now, used, given_up = 0.0, 0.0, 0
-    monkeypatch.setattr(cpu, "_real", lambda: now)
-    monkeypatch.setattr("time.thread_time", lambda: used)
-    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_nvcsw=given_up))
-    by_switches, found = cpu.BySwitches(), []
-    for now, used, given_up in readings:  # noqa: B007 - the clocks read them
-        found.append(by_switches.read())
-    assert found == [0.0, 0.75, 0.75, 1.75]
+def test_where_the_kernel_does_not_say_it_a_thread_that_has_never_given_up_its_cpu_was_ready_all_the_time() -> None:
+    by_switches = BySwitches()
+    found = [by_switches.add(*reading) for reading in [(0, 0, 7), (1, 0.25, 7), (3, 0.5, 8), (4, 0.5, 8)]]
+    assert found == [0, 0.75, 0.75, 1.75]
+    assert BySwitches().read() == 0
