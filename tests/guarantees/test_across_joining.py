@@ -81,6 +81,25 @@ def test_one_that_comes_in_a_replay_after_the_load_of_one_of_its_keys_has_failed
     assert ledger.kept == {"a": [3], "b": [1, 3, 4], "c": [1, 2], "d": [2, 4]}
 
 
+def test_a_key_whose_load_has_failed_is_free_when_what_was_connected_with_it_has_ended(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    ledger.unloadable = {"a": OSError("load"), "c": Conflict("busy")}
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        for mark, keys in enumerate(["ab", "bc"]):
+            callers.run(keys, mark)
+        clock.advance(0.001)  # the second operation waits for its next round
+        assert type(callers.answers.pop(0)) is LoadFailed
+        ledger.unloadable = {}
+        callers.run("a", 2)
+        clock.advance(0.0001)
+        assert callers.answers == {}
+        clock.advance(10)
+    assert callers.answers == {1: 1, 2: 2}
+    assert callers.ended == [0, 1, 2]
+
+
 def test_a_batch_behind_another_one_of_its_key_is_not_taken_with_it(clock: VirtualTime, ledger: Ledger) -> None:
     ledger.save_time = 1
     with ledger.processor(max_batches=1, max_batch_size=2) as processor:

@@ -137,7 +137,7 @@ class BankLife(Life):
             most = self.choices.max_batches
             if self.quiet:
                 self.world.wrong(f"a bulk of {visit.keys} after stop() has returned True")
-            if any(set(one.keys) & set(visit.keys) for one in others):
+            if any(one.holds & visit.holds for one in others):
                 self.world.wrong(f"a bulk of {visit.keys} runs beside {[one.keys for one in others]}")
             if most is not None and len(others) >= most:
                 self.world.wrong(f"{len(others) + 1} bulks run at once")
@@ -204,6 +204,10 @@ class BankLife(Life):
         run.keys.update(keys)
         caller: Any = self.callers.get(gevent.getcurrent())
         visit = BulkVisit(list(keys), run, caller)
+        bulk = current_batch().bulk
+        for key, batch in bulk.items():
+            run.held.setdefault(batch, set()).add(key)
+        visit.holds.update(keys, *[run.held[batch] for batch in bulk.values()])
         if set(current_batch().bulk) not in (set(), set(keys)):
             self.world.wrong(f"the bulk has batches of {sorted(current_batch().bulk)}, but loads {keys}")
         before: Any = MARK.get()

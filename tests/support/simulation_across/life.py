@@ -287,7 +287,7 @@ class AcrossLife(AnswersLife):
             self.world.wrong(f"{call} was not answered, but the deadline of its bulk has passed")
 
     def _check_nobody_waits_for_nobody(self, waiting: list[AcrossCall], now: float) -> None:
-        busy = self._backing_off(now) | {key for visit in self.running if not visit.alone for key in visit.keys}
+        busy = self._backing_off(now) | {key for visit in self.running if not visit.alone for key in visit.holds}
         busy |= {key for visit in self.applying if not visit.alone for key in visit.run.keys}
         busy |= {key for call in waiting if call.run is not None and not call.alone for key in call.run.keys}
         ended = 0.0 if self.stopping else self.choices.min_duration

@@ -68,6 +68,7 @@ class Run:
     batches: list[Batch] = field(default_factory=list)
     spent: float = 0.0  # by its own code
     rounds: int = 0
+    held: dict[Batch, set[str]] = field(default_factory=dict)  # the keys that each batch, or component, has ever loaded
     first: dict[Batch, int] = field(default_factory=dict)  # ticks of the first operation of each batch
     keys: set[str] = field(default_factory=set)
     conflict_at: float | None = None
@@ -84,6 +85,7 @@ class BulkVisit:
     run: Run
     caller: AcrossCall | None  # who runs it alone
     # -- mutable state -------------------------------------------------------------------------------------
+    holds: set[str] = field(default_factory=set)  # its keys, and what its components have lost: free when those end
     loaded_tick: int = 0  # 0 is never
     loaded: dict[str, list[int]] = field(default_factory=dict)
     applied: list[AcrossCall] = field(default_factory=list)  # each once, in the order they were applied first
