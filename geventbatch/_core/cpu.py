@@ -77,12 +77,18 @@ class Cpu:
 
     def look(self, now: float) -> None:
         """Read what the thread has had by *now*. Switches: no."""
-        self.at, self._used, self._in_vain = now, time.thread_time(), self._wanted()
+        self.at, self._used, self._in_vain = now, time.thread_time(), self._without_cpu()
 
     def since(self) -> tuple[float, float]:
         """Return the seconds of CPU time since the last reading, and the seconds without a CPU. Switches: no."""
-        used, in_vain = time.thread_time() - self._used, self._wanted() - self._in_vain
+        used, in_vain = time.thread_time() - self._used, self._without_cpu() - self._in_vain
         return used, in_vain if _clock.monotonic is _real else 0.0  # virtual time passes without a CPU
+
+    def _without_cpu(self) -> float:
+        try:
+            return self._wanted()
+        except OSError:  # no file can be opened, as in a process that has too many open: batches have to go on
+            return self._in_vain
 
 
 cpu: Final = Cpu()

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import gevent
 import pytest
 
-from geventbatch._core.cpu import BySwitches
+from geventbatch import Processor
+from geventbatch._core.cpu import OFTEN, BySwitches, of_the_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,3 +78,28 @@ def test_where_the_kernel_does_not_say_it_a_thread_that_has_never_given_up_its_c
     found = [by_switches.add(*reading) for reading in [(0, 0, 7), (1, 0.25, 7), (3, 0.5, 8), (4, 0.5, 8)]]
     assert found == [0, 0.75, 0.75, 1.75]
     assert BySwitches().read() == 0
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Nothing can be opened any more."""
+    gevent.sleep(0.001)  # the hub has its own files by then
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_that_can_open_no_more_files_answers_all_the_same() -> None:
+    def operation(_: object) -> int:
+        gevent.sleep(2 * OFTEN)  # so that each turn reads anew
+        return 1
+
+    with Processor(min_duration=0, max_duration=10) as processor, no_more_files():
+        with pytest.raises(OSError, match=r"open files|file descriptor"):
+            of_the_kernel()
+        callers = [gevent.spawn(processor.run, number, operation) for number in range(3)]
+        gevent.joinall(callers, timeout=10)
+        assert [caller.value for caller in callers] == [1, 1, 1]
