@@ -84,7 +84,7 @@ class Component(Batch):
 
     # -- mutable state -------------------------------------------------------------------------------------
     members: list[Batch]  # in an order that keeps the order of each key
-    complete: bool  # it is gathered, and no member had ended by then
+    complete: bool  # it is gathered, and has all operations of all its members
     gathered: bool  # its operations are those of its members: nothing joins any more
     named: tuple[Hashable, ...]  # the keys of the operation at hand; outside of operations, all
     composite: Composite | None  # of the attempt at hand
@@ -284,6 +284,7 @@ class Component(Batch):
 
     def _take_out(self, operations: set[Operation[Any]]) -> None:
         """Apply *operations* no more, which are about to be answered."""
+        self.complete = False  # some of its keys may have none any more
         for operation in operations:
             operation.state = WITHDRAWN
         self.operations = [one for one in self.operations if one not in operations]

@@ -166,3 +166,22 @@ def test_a_kill_while_keys_are_looked_up_leaves_none_of_them_behind(clock: Virtu
         crossing.kill(block=False)
         clock.advance(20)
         assert processor.stats().keys == 0
+
+
+def test_a_key_that_only_operations_with_a_key_missing_in_the_replay_have_named_is_not_saved(
+    clock: VirtualTime, ledger: Ledger
+) -> None:
+    def lose(_: object) -> None:
+        if not ledger.missing:
+            ledger.missing = {"b"}
+            raise Conflict
+
+    ledger.on_save = lose
+    with ledger.processor() as processor:
+        callers = Callers(processor)
+        callers.run("bxc", 0)
+        callers.run("ca", 1)
+        clock.advance(5)
+    assert type(callers.answers[0]) is ResourceMissing
+    assert callers.answers[1] == 1
+    assert [sorted(keys) for keys in ledger.saves] == [["a", "b", "c", "x"], ["a", "c"]]
