@@ -9,10 +9,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "geventbatch"
 NOT_OURS = {
     "_callbacks": "of gevent's loop",
+    "_connections": "of a transaction of SQLAlchemy's session",
     "_meta": "of a model of Django's",
     "_modules": "of geventbatch.integrations.django, which its own app fills",
     "_non_atomic_requests": "of a view of Django's",
     "_replace": "of a NamedTuple",
+    "_shutdown": "of a Huey",
+    "_trans_context_manager": "of SQLAlchemy's session",
 }
 
 
