@@ -136,7 +136,7 @@ def notice_fork() -> None:
     is asked.
     """
     pid = os.getpid()
-    if here.pid == pid:
+    if here.pid == pid and unforked:  # the first process of each namespace of Linux has the number 1
         return
     here.pid = pid
     unforked.value = True

@@ -283,3 +283,29 @@ def test_a_fork_while_operations_across_keys_wait_runs_and_answers_none_of_them_
         *["saves a b", "saves a b c"],
         "stops True {'a': [1, 3], 'b': [1, 2], 'c': [2, 3]}",
     ]
+
+
+WITH_THE_SAME_NUMBER = """
+import os
+parent = os.getpid()
+os.getpid = lambda: parent  # as the child has it too if both are the first process of a namespace
+import gevent
+from geventbatch import Processor
+def save(key, resource): print("the child" if child == 0 else "the parent", "saves", key, flush=True)
+processor = Processor(load_resource=lambda _: [], save_resource=save, min_duration=0)
+child = None
+callers = [gevent.spawn(processor.run, "k", list.append, 1)]
+gevent.sleep(0)  # its batch is there, and no worker yet
+child = os.fork()
+if child == 0:
+    processor.run("own", list.append, 1)
+    os._exit(0)
+os.waitpid(child, 0)
+gevent.joinall(callers)
+"""
+
+
+def test_a_child_that_has_the_number_of_its_parent_runs_nothing_of_the_parents() -> None:
+    program = [sys.executable, "-W", "ignore", "-c", WITH_THE_SAME_NUMBER]
+    ended = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.stdout, ended.stderr) == ("the child saves own\nthe parent saves k\n", "")
