@@ -113,3 +113,22 @@ def test_what_a_listener_sends_as_a_flush_runs_is_not_overwritten(bed: Bed, even
 def deposit_both(resources: tuple[Seat, Wallet], amount: int) -> None:
     note(resources)
     deposit_second(resources, amount)
+
+
+@pytest.mark.parametrize("event", ["before_update", "after_update"])
+def test_a_listener_that_is_added_after_the_first_bulk_is_called_in_the_next(bed: Bed, event: str) -> None:
+    def take(taken: Seat, by: str) -> None:
+        taken.note = by
+
+    def hear(mapper: object, connection: object, changed: Seat) -> None:
+        heard.append(changed.id)
+
+    heard: list[int] = []
+    with bulk(bed) as processor:
+        together(processor, *[(seat(number), take, "Ann") for number in (1, 2)])
+        sa.event.listen(Seat, event, hear)
+        try:
+            together(processor, *[(seat(number), take, "Bob") for number in (1, 2)])
+        finally:
+            sa.event.remove(Seat, event, hear)
+    assert heard == [1, 2]

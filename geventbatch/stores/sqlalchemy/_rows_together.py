@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from geventbatch.stores.sqlalchemy._mapping import Mapping
 
-_HOOKS: Final = ("before_update", "after_update")
-"""Events of a mapper that a flush would call."""
-
-
 _IN_ARRAYS: Final[dict[type, type]] = {
     sa.Text: str,
     **dict.fromkeys((sa.Integer, sa.INTEGER, sa.BigInteger, sa.BIGINT, sa.SmallInteger, sa.SMALLINT), int),
@@ -61,7 +57,7 @@ class Updates:
         plain = self._plain.get(state.mapper)
         if plain is None:
             plain = self._plain[state.mapper] = _is_plain(mapping, state.mapper)
-        values = _changed_values(mapping, state) if plain else None
+        values = _changed_values(mapping, state) if plain and not _is_heard(state.mapper) else None
         if values and mapping.engine.dialect.name == "postgresql":
             named = mapping.columns_of(state.mapper).named
             if not all(value is None or _is_usual(named[name], value) for name, value in values.items()):
@@ -138,14 +134,19 @@ def _is_usual(column: Any, value: Any) -> bool:
     return kind is None or (type(value) is kind and getattr(value, "tzinfo", None) is None)
 
 
+def _is_heard(mapper: Mapper[Any]) -> bool:
+    """Return whether a flush of a changed row of *mapper* calls listeners, which may be added at any time."""
+    heard: Any = mapper.dispatch
+    return bool(heard.before_update or heard.after_update)
+
+
 def _is_plain(mapping: Mapping, mapper: Mapper[Any]) -> bool:
-    """Return whether a flush of a row of *mapper* would only send what has changed."""
+    """Return whether a flush of a row of *mapper* would only send what has changed, if nothing listens."""
     table = mapper.local_table
     return (
         len(mapper.tables) == 1
         and isinstance(table, sa.Table)
         and mapper.version_id_col is None
-        and not any(list(getattr(mapper.dispatch, name)) for name in _HOOKS)
         and not any(
             column.onupdate is not None or column.server_onupdate is not None or column.computed is not None
             for column in table.columns
