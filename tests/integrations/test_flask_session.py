@@ -354,6 +354,10 @@ LOCKED_ON_SERVERS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: db.session.scalar(sa.select(sa.func.pg_advisory_xact_lock(Account.id))),
         "which calls pg_advisory_xact_lock(), and may",
     ),
+    "a function of a schema, of a harmless name": (
+        lambda: db.session.scalar(sa.select(sa.func.pg_catalog.lower(sa.cast(Account.id, sa.Text)))),
+        "which calls pg_catalog.lower(), and may",
+    ),
     "an INSERT beside a SELECT": (written_beside, "which writes"),
 }
 

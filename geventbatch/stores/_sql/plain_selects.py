@@ -10,7 +10,8 @@ from geventbatch.stores._sql.statements import code_of, reads
 
 _LOCKING: Final = re.compile(r"\bFOR (?:(?:NO KEY )?UPDATE|(?:KEY )?SHARE)\b|\bLOCK IN SHARE MODE\b")
 _INTO: Final = re.compile(r"\bINTO\b")
-_CALLED: Final = re.compile(r"\b([A-Z_]\w*)\s*\(")
+_CALLED: Final = re.compile(r"\b([^\W\d][\w.]*)\s*\(")
+"""With its schema, in which a function of any name may be the user's own."""
 
 _WORDS: Final = (
     "ALL AND ANY ARRAY AS BETWEEN BY CASE CUBE DISTINCT ELSE EXCEPT EXISTS FILTER FROM GROUP HAVING IN INTERSECT "
