@@ -69,13 +69,15 @@ class AcrossLife(AnswersLife):
         return KEYS.index(key) % workers
 
     def is_idle(self) -> bool:
-        return not any(call.waiting for call in self.calls) and not self.running
+        # Of a pair, no visit runs while an operation does.
+        return not (any(call.waiting for call in self.calls) or self.running or self.applying)
 
     def _note_quiet(self) -> None:
         self.quiet = True
         self.quiet_since = min(self.quiet_since, self.world.clock.now())
-        if any(not visit.alone for visit in self.running):
-            self.world.wrong(f"stop() has returned True, but a bulk of {self.running[0].keys} runs")
+        for visit in self.running + self.applying:
+            if not visit.alone:
+                self.world.wrong(f"stop() has returned True, but a bulk of {visit.keys} runs")
 
     # -- callers ------------------------------------------------------------------------------------------
 
