@@ -9,10 +9,12 @@ from django.db import Error
 from django.db.models import IntegerField, Model, Q, UUIDField
 from django.db.transaction import atomic
 
+from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict
 from geventbatch.stores._sql import errors
 from geventbatch.stores.django._fields import referenced
+from geventbatch.stores.django._models import tables_of
 from geventbatch.stores.django._row import Row, identity_of
 from geventbatch.stores.django._selection import Selection
 from geventbatch.stores.django._transaction import send
@@ -51,7 +53,7 @@ class BulkLoad:
         found: Loaded = {}
         for rows, of_model in self._by_model(keys):
             found |= self._load(rows, of_model)
-        return found
+        return self._each_once(found)
 
     def load_singly(self, keys: Sequence[Hashable]) -> Loaded:
         """Load each row by itself, since the database refuses some key. Switches: yes."""
@@ -70,6 +72,20 @@ class BulkLoad:
                     found[key] = error
                 except Exception as error:
                     found[key] = error
+        return self._each_once(found)
+
+    def _each_once(self, found: Loaded) -> Loaded:
+        """Put errors in place of rows that are those of other keys too: two models may have the same rows."""
+        taken: dict[object, Any] = {}
+        for key, row in found.items() if self._models.share_rows else ():
+            if isinstance(row, Row) and not row.new:
+                tables = tables_of(type(row.instance))
+                rows = [(table, identity_of(row.instance, one, self._connection)) for table, one in tables.items()]
+                other = next((taken[one] for one in rows if one in taken), None)
+                if other is None:
+                    taken.update(dict.fromkeys(rows, key))
+                else:
+                    found[key] = _same_row(key, other)
         return found
 
     def _by_model(self, keys: Sequence[Hashable]) -> Iterator[tuple[ModelRows[Any], list[Any]]]:
@@ -155,6 +171,16 @@ class BulkLoad:
         except Exception as error:
             return error
         return row
+
+
+def _same_row(key: Hashable, other: Hashable) -> Exception:
+    """Return the error of *key*, which names the row that *other* has."""
+    told = f"{shown(key)} names the same row as {shown(other)}"
+    bulk = batch_at_hand().bulk
+    if bulk[key] is not bulk[other]:
+        return Conflict(f"{told}, of the same bulk")
+    # A replay would find the same.
+    return ValueError(f"{told}, which operations connect with it: always name it by one of the models")
 
 
 def _part_of(rows: ModelRows[Any], instance: Model) -> Any:

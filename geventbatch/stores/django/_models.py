@@ -26,6 +26,9 @@ class Models(Generic[M]):
         """One of them: all share the database, its pool and the outcomes."""
         self.in_order = sorted(self.by_name.values(), key=lambda rows: rows.model._meta.db_table)
         """All, in the order in which every process locks them."""
+        tables = [table for rows in self.in_order for table in tables_of(rows.model)]
+        self.share_rows = len(set(tables)) < len(tables)
+        """True if keys of two models may name one row, at least that of a common parent."""
 
     def __repr__(self) -> str:
         return " and ".join(f"{one.model._meta.label} by {one.row_key.name}" for one in self.by_name.values())
@@ -58,3 +61,9 @@ class Models(Generic[M]):
         if not isinstance(name, str) or name not in self.by_name:
             raise ValueError(f"{shown(key)} is no key of {self!r}: its first part must be one of {names}")
         return name, self.by_name[name].row_key.normalize(part)
+
+
+def tables_of(model: type[Model]) -> dict[str, type[Model]]:
+    """Return the names of the tables of *model* and of its parents, each with its model. Switches: no."""
+    meta = model._meta
+    return {one._meta.db_table: one for one in (meta.concrete_model or model, *meta.get_parent_list())}

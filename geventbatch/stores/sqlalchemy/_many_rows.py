@@ -20,6 +20,7 @@ from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._guard import Guard
 from geventbatch.stores.sqlalchemy._key_columns import folds
 from geventbatch.stores.sqlalchemy._mapped_part import match
+from geventbatch.stores.sqlalchemy._mapping import table_of
 from geventbatch.stores.sqlalchemy._transaction import load
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class ManyRows:
                     rows |= self._fetch_of(mapping, part, transaction)
                 except (ValueError, TypeError, LookupError):  # of a column's type, for some row
                     rows |= {key: row for key in part if (row := self._fetch_one(mapping, key)) is not None}
+            if mapping.shares_rows:
+                self._leave_once(rows, found)
             if self._has_more(rows):
                 self.more.add(mapping.rank)
             found |= rows
@@ -132,7 +135,6 @@ class ManyRows:
 
         The key that is in the row's own form has it first. A bulk has each row once.
         """
-        bulk = batch_at_hand().bulk
         taken = {id(row[0]): key for key, row in found.items()}
         for key in unmatched:
             row = self._fetch_one(mapping, key)
@@ -140,15 +142,17 @@ class ManyRows:
                 if row is not None:
                     found[key] = row
             elif id(row[0]) in taken:
-                other = taken[id(row[0])]
-                told = f"{shown(key)} names the same row as {shown(other)}"
-                if bulk[key] is not bulk[other]:
-                    found[key] = Conflict(f"{told}, of the same bulk")
-                else:  # a replay would find the same
-                    found[key] = ValueError(f"{told}, which operations connect with it: always name it as the row does")
+                found[key] = _same_row(key, taken[id(row[0])], "as the row does")
             else:
                 taken[id(row[0])] = key
                 found[key] = row
+
+    def _leave_once(self, rows: dict[Hashable, Any], found: dict[Hashable, Any]) -> None:
+        """Leave in *rows* those that keys of other classes have not *found*: two classes may have the same rows."""
+        taken = {_identity(row): key for key, row in found.items() if not isinstance(row, Exception)}
+        for key, row in rows.items():
+            if not isinstance(row, Exception) and _identity(row) in taken:
+                rows[key] = _same_row(key, taken[_identity(row)], "by one of the classes")
 
     def _fetch_one(self, mapping: Mapping, key: Any) -> Any:
         try:
@@ -209,3 +213,19 @@ class ManyRows:
             mapping = self._mapping_of(key)
             groups.setdefault(mapping.rank, (mapping, []))[1].append(key)
         return [groups[rank] for rank in sorted(groups)]
+
+
+def _identity(row: Any) -> tuple[str, Any]:
+    """Return the table and the primary key of a loaded row."""
+    state: Any = instance_state(row[0])
+    return table_of(state.mapper), state.key[1]
+
+
+def _same_row(key: Hashable, other: Hashable, how: str) -> Exception:
+    """Return the error of *key*, which names the row that *other* has; *how* to name it always."""
+    told = f"{shown(key)} names the same row as {shown(other)}"
+    bulk = batch_at_hand().bulk
+    if bulk[key] is not bulk[other]:
+        return Conflict(f"{told}, of the same bulk")
+    # A replay would find the same.
+    return ValueError(f"{told}, which operations connect with it: always name it {how}")

@@ -185,6 +185,11 @@ class Mapping:
         return all(type(value) is int for value in values)
 
     @cached_property
+    def shares_rows(self) -> bool:
+        """Return whether keys of another class of the store may name its rows."""
+        return [table_of(one) for one in self.mappers].count(table_of(self.mapper)) > 1
+
+    @cached_property
     def claim(self) -> sa.Select[Any]:
         """Locks the row if primary key and token are as loaded."""
         return self._locked(self._as_loaded())
@@ -287,6 +292,12 @@ class Mapping:
         own = self.own_key(key)
         values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
+
+
+def table_of(mapper: Mapper[Any]) -> str:
+    """Return the name of the table that has the rows of *mapper*; of a subclass, its base's."""
+    table: Any = mapper.base_mapper.local_table
+    return str(getattr(table, "fullname", table))
 
 
 def refuse_joined(mapper: Mapper[Any]) -> None:
