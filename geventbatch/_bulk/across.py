@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import getcurrent
 from gevent.event import AsyncResult
@@ -79,6 +79,10 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
     return crossing.answer(admitted)
 
 
+_ANSWERED: Final = object()
+"""Tells a gate's own switch from another one. (A gate that has it for a caller that has left is no cycle.)"""
+
+
 class Gate(Waiter):  # type: ignore[type-arg]  # it takes none at run time
     """Wakes the one caller of an operation: it is lighter than an `AsyncResult`, for which many may wait."""
 
@@ -86,11 +90,11 @@ class Gate(Waiter):  # type: ignore[type-arg]  # it takes none at run time
 
     def set(self) -> None:
         """Let the caller go on, at once; do nothing if it has left. Call it in the hub."""
-        self.switch(self)
+        self.switch(_ANSWERED)
 
     def wait(self) -> None:
         """Wait for `set`. Raise if anything else switches to the caller. Switches: yes."""
-        if self.get() is not self:
+        if self.get() is not _ANSWERED:
             raise InvalidSwitchError("the caller of an operation was switched to before it had its answer")
 
 

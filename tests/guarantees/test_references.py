@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 
 from geventbatch import Conflict, Processor, Rejected
 from geventbatch._core import process
@@ -85,11 +86,14 @@ def test_what_a_broken_operation_raised_is_freed_with_its_last_reference(clock: 
 
 
 @pytest.mark.parametrize("form", ["many", "one key too"])
-@pytest.mark.parametrize("what", ["nothing", "an operation", "the save", "the load", "a conflict", "a refusal"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "an operation", "the save", "the load", "a conflict", "a refusal", "a caller"]
+)
 def test_what_operations_across_keys_leave_is_freed_without_the_garbage_collector(
     clock: VirtualTime, what: str, form: str
 ) -> None:
     store = TwoForms()
+    store.ledger.save_time = 0.1
     errors: list[Exception] = []
 
     def go_wrong(_: object) -> None:
@@ -105,7 +109,7 @@ def test_what_operations_across_keys_leave_is_freed_without_the_garbage_collecto
     wrong = {"the save": OSError(), "the load": OSError(), "a conflict": Conflict(), "a refusal": Rejected()}
 
     def call(run: Any, *args: Any) -> None:
-        with suppress(Exception):  # who keeps an error in its own frame makes a cycle
+        with suppress(Exception, GreenletExit):  # who keeps an error in its own frame makes a cycle
             run(*args)
         answered.append(args[-1])
 
@@ -114,10 +118,15 @@ def test_what_operations_across_keys_leave_is_freed_without_the_garbage_collecto
     def run_some() -> None:
         if what in wrong:
             errors.append(wrong[what])
+        callers = []
         for mark in range(6):
             operation = break_all if what == "an operation" and mark == 3 else append_to_all
-            gevent.spawn(call, processor.run_across, [*("Ma" if mark % 2 else "bM")], operation, mark)
+            keys = [*("Ma" if mark % 2 else "bM")]
+            callers.append(gevent.spawn(call, processor.run_across, keys, operation, mark))
         gevent.spawn(call, processor.run, "M", append, 6)
+        clock.advance(0.05)
+        if what == "a caller":  # it leaves while its operation is saved
+            callers[2].kill(block=False)
         clock.advance(5)
         assert not errors
 
