@@ -79,6 +79,12 @@ class Cpu:
         """Read what the thread has had by *now*. Switches: no."""
         self.at, self._used, self._in_vain = now, time.thread_time(), self._without_cpu()
 
+    def forget(self) -> None:
+        """Begin anew in the child of a fork, whose thread has had nothing yet. Switches: no."""
+        if self._wanted is not of_the_kernel:
+            self._wanted = BySwitches().read
+        self.at = self._used = self._in_vain = 0.0
+
     def since(self) -> tuple[float, float]:
         """Return the seconds of CPU time since the last reading, and the seconds without a CPU. Switches: no."""
         used, in_vain = time.thread_time() - self._used, self._without_cpu() - self._in_vain

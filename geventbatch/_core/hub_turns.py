@@ -133,3 +133,4 @@ class Pace:
 
 pace: Final = Pace()
 process.after_fork(pace.forget)
+process.after_fork(cpu.forget)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def ran(way: str) -> tuple[list[str], float]:
+def ran(*way: str) -> tuple[list[str], float]:
     """What was logged of an operation that keeps the hub in this *way*, and how many seconds it took."""
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.programs.keeps_hub", way],
+        [sys.executable, "-W", "ignore", "-m", "tests.support.programs.keeps_hub", *way],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -54,6 +54,12 @@ def test_a_call_that_waits_in_c_is_named_with_how_little_it_has_computed() -> No
 
 def test_computing_is_named_with_its_cpu_time() -> None:
     (line,), _ = ran("computes")
+    kept, used = seconds(line)
+    assert kept >= used >= 0.3
+
+
+def test_of_a_child_of_a_fork_the_cpu_time_is_that_of_its_own() -> None:
+    (_, line), _ = ran("computes", "in a child")
     kept, used = seconds(line)
     assert kept >= used >= 0.3
 

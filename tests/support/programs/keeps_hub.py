@@ -1,6 +1,6 @@
 """An operation that keeps the hub in one of several ways: logs to stdout, and says at last how long it took.
 
-python -m tests.support.programs.keeps_hub WAY
+python -m tests.support.programs.keeps_hub WAY [in a child]
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def computes(_resource: object) -> None:
         pass
 
 
+def computes_longer(_resource: object) -> None:
+    began = time.thread_time()
+    while time.thread_time() < began + 0.5:
+        pass
+
+
 def has_no_cpu(_resource: object) -> None:
     """It has nearly none: only what another process leaves of one."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the other process inherits it
@@ -64,6 +70,11 @@ if __name__ == "__main__":
         took.append(time.monotonic() - began)
 
     with Processor(min_duration=0, max_duration=100) as made:
+        if sys.argv[2:] == ["in a child"]:
+            made.run("k", computes_longer)
+            child = os.fork()
+            if child:
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         made.run("k", operation)
     gevent.sleep(0.01)
     sys.stdout.write(f"took {took[0]}\n")
