@@ -25,7 +25,7 @@ from geventbatch._values.answers import PLAIN
 from geventbatch._values.arguments import repeatable
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from geventbatch._core.dispatcher import Dispatcher
     from geventbatch._core.key_queue import KeyQueue
@@ -73,8 +73,7 @@ def run_across(  # noqa: PLR0913 - all that `Processor.run_across` is given
         once.go_across(named)
     if not batching:
         return _run_alone(dispatcher, named, admitted, start_timeout)
-    admitted.group = Gate() if start_timeout is None else AsyncResult()
-    crossing = _admit(dispatcher, named, admitted)
+    crossing = _admit(dispatcher, named, admitted, Gate if start_timeout is None else AsyncResult)
     wait(crossing, admitted, start_timeout)
     return crossing.answer(admitted)
 
@@ -160,11 +159,14 @@ def _run_alone(
 # -- admission ----------------------------------------------------------------------------------------------------
 
 
-def _admit(dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[Any]) -> Crossing:
-    """Put *operation* into the queues of all its keys: see `Dispatcher.admit`."""
+def _admit(
+    dispatcher: Dispatcher, named: tuple[Any, ...], operation: Operation[Any], gate: Callable[[], Any]
+) -> Crossing:
+    """Put *operation* into the queues of all its keys, with a *gate* for its caller: see `Dispatcher.admit`."""
     current = getcurrent()
     if current.parent is not here.hub or current in running:  # as in `BaseProcessor.run`
         process.check_place(dispatcher, "run_across")
+    operation.group = gate()  # only now: in a thread without a hub it would make one
     if dispatcher.stopping:
         dispatcher.refuse(named)
     key_queues = _find(dispatcher, named)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent._hub_local import get_hub_if_exists
 
 from geventbatch import (
     Conflict,
     Processor,
     ResourceMissing,
 )
-from tests.support.callers import answer_of
+from tests.support.callers import answer_of, in_a_thread
 from tests.support.ledger import Broken, Callers, Ledger, append, append_to_all, break_all
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ def test_it_cannot_be_called_inside_a_batch_of_the_same_processor(clock: Virtual
     for batching in (True, False):
         with ledger.processor(batching=batching) as processor, pytest.raises(RuntimeError, match=inside_a_batch):
             processor.run_across([*"ab"], inside)
+
+
+def test_a_thread_in_which_it_is_refused_gets_no_hub(clock: VirtualTime, ledger: Ledger) -> None:
+    def refused() -> tuple[str, object]:
+        told = answer_of(processor.run_across, [*"ab"], append_to_all, 1)
+        return type(told).__name__, get_hub_if_exists()
+
+    with ledger.processor() as processor:
+        processor.run("a", append, 1)
+        assert in_a_thread(refused) == ("RuntimeError", None)
 
 
 def test_a_refusal_of_the_place_says_what_was_called(clock: VirtualTime, ledger: Ledger) -> None:
