@@ -38,6 +38,26 @@ class Row(Base):
     __table__ = Account.__table__
 
 
+class Parent(Base):
+    __tablename__ = "same_parents"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int] = mapped_column(default=100)
+
+
+class Left(Parent):
+    __tablename__ = "same_left"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int] = mapped_column(default=100)
+    __mapper_args__ = {"concrete": True}  # noqa: RUF012
+
+
+class Right(Parent):
+    __tablename__ = "same_right"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int] = mapped_column(default=100)
+    __mapper_args__ = {"concrete": True}  # noqa: RUF012
+
+
 opened_bed = opening(Base)
 
 
@@ -90,3 +110,10 @@ def test_an_operation_that_names_one_row_by_two_classes_is_told_so(bed: Bed, oth
     assert "names the same row as" in str(told)
     assert "always name it by one of the classes" in str(told)
     assert balance(bed) == 100
+
+
+def test_concrete_classes_have_rows_of_their_own(bed: Bed) -> None:
+    bed.add(Left(id=1), Right(id=1))
+    with bulk(bed, {"left": Left, "right": Right}) as processor:
+        assert together(processor, ([("left", 1), ("right", 1)], deposit_all)) == [[101, 101]]
+        assert together(processor, (("left", 1), deposit), (("right", 1), deposit)) == [102, 102]

@@ -295,8 +295,10 @@ class Mapping:
 
 
 def table_of(mapper: Mapper[Any]) -> str:
-    """Return the name of the table that has the rows of *mapper*; of a subclass, its base's."""
-    table: Any = mapper.base_mapper.local_table
+    """Return the name of the table that has the rows of *mapper*; of a subclass that is not concrete, its base's."""
+    while mapper.inherits is not None and not mapper.concrete:
+        mapper = mapper.inherits
+    table: Any = mapper.local_table
     return str(getattr(table, "fullname", table))
 
 
