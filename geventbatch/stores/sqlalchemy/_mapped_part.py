@@ -87,7 +87,8 @@ class MappedPart(MappedWork):
         self._session.adopt(instance)
         if known and (state := instance_state(instance)) in known:
             tracker = tracker_of(self._session, self._mapping)
-            tracker.known = {**tracker.known, state: known[state]}
+            tracker.known = tracker.known or {}  # the empty one is shared
+            tracker.known[state] = known[state]
         return self._hold(mapping, key, instance, token)
 
     def load(self, mapping: Mapping, keys: list[Hashable]) -> dict[Hashable, Any]:
