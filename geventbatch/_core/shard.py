@@ -236,7 +236,9 @@ class Worker:
         try:
             with self._dispatcher.slots or _UNBOUNDED:
                 now = _clock.monotonic()
-                if now >= pace.slice_end(now) and len(self._shard.queue) and not self._dispatcher.ended:
+                # Callers that go on may want keys that are not in this bulk, and could not join it: they come first.
+                waits = now >= pace.slice_end(now) or (self._dispatcher.crossings and not pace.idle())
+                if waits and len(self._shard.queue) and not self._dispatcher.ended:
                     pace.wait()
                 # Only now that it has a slot: batches that came during the wait for it are in the bulk too.
                 if not self._take(batches):

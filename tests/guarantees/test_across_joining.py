@@ -42,6 +42,21 @@ def test_what_comes_during_the_load_joins_and_what_comes_behind_it_does_not(cloc
     assert ledger.kept["a"] == ledger.kept["b"] == [1, 2, 3]
 
 
+def test_callers_that_have_their_answers_come_back_into_one_bulk(clock: VirtualTime, ledger: Ledger) -> None:
+    ledger.load_time = 1
+    callers = 90
+    with ledger.processor() as processor:
+
+        def call(number: int) -> None:
+            for mark in range(3):
+                processor.run_across(["hot", number], append_to_all, mark)
+
+        running = [gevent.spawn(call, number) for number in range(callers)]
+        clock.advance(10)
+        assert all(one.successful() for one in running)
+    assert [len(keys) for keys in ledger.loads] == [callers + 1] * 3
+
+
 def test_one_that_comes_when_the_load_of_one_of_its_keys_has_failed_is_not_told_of_that(
     clock: VirtualTime, ledger: Ledger
 ) -> None:
