@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.servers import side_by_side, wait_until
 from tests.support.task_worker import TaskWorker, task_worker, words_of
 
@@ -105,6 +107,7 @@ def celery(folder: Path, **environment: str) -> Iterator[Worker]:
         worker.process.wait()
 
 
+@pytest.mark.timeout(180)  # see `Worker.end`
 def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_waits_for(tmp_path: Path) -> None:
     def under_load(sent: signal.Signals) -> None:
         with celery(tmp_path / sent.name) as worker:
