@@ -173,11 +173,12 @@ def test_a_processor_that_was_declared_has_all_that_a_processor_has_but_its_end(
 
 
 def test_what_declares_a_processor_shows_every_option_and_make_store() -> None:
-    assert arguments(GeventBatch.processor) == {"self": inspect.Parameter.empty, "make_store": None, **DEFAULTS}
+    own = {"self": inspect.Parameter.empty, "make_store": None, "release_session": None}
+    assert arguments(GeventBatch.processor) == {**own, **DEFAULTS}
 
 
 def test_what_an_application_may_configure_is_named_where_it_is_looked_for() -> None:
-    names = {name.upper() for name in PLAIN} | {"ERROR_ANSWERS", "RETRY_AFTER"}
+    names = {name.upper() for name in PLAIN} | {"ERROR_ANSWERS", "RETRY_AFTER", "RELEASE_SESSION"}
     assert {*re.findall(r"``(?:GEVENTBATCH_|…_)(\w+)``", GeventBatch.__doc__ or "")} == names
 
 

@@ -304,9 +304,27 @@ def run_examples(number: int, *, shrink: bool = True) -> None:
         )
 
 
+def run_behind_for_certain() -> None:
+    """Run an example that joins a batch of one key in a bulk while another one's operations are at work."""
+    world = AcrossWorld(0)
+    world.begin(AcrossChoices(max_batches=1))
+    life: Any = world.life
+    try:
+        for _ in range(10):
+            for key in "abc":
+                if world.numbers % 2:  # the next call would be one of `run_across`
+                    life.call_across(("M",), (Act(),), None, None)
+                life.call_across((key,), (Act(first="short"),), None, None)
+            world.advance(0.005)
+        world.finish()
+    finally:
+        world.close()
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_quiet_surroundings")
 def test_the_guarantees_hold_across_keys_whatever_happens_in_whatever_order() -> None:
     REACHED.clear()
+    run_behind_for_certain()
     run_examples(EXAMPLES)
     assert not missing(), "no example has reached these"
