@@ -35,8 +35,9 @@ HERE: Final = Path(__file__).parent
 
 # They keep a core busy for about the same time: the contract of the stores on SQLAlchemy, and the pages; on the others,
 # with what else is about those and about documents; what waits for servers to come and go; what asks databases, and
-# what starts small programs; the simulation; the oracle, with the last quarter of what is about mapped classes; what is
-# about Django models, or forks; about mapped classes; and what is in none of them.
+# what starts small programs; the simulation, and stores by hand; the oracle, with the last quarter of what is about
+# mapped classes; what is about Django models, or forks; about mapped classes, with the simulation across keys; and what
+# is in none of them.
 PARTS: Final = {
     "sqlalchemy": (["docs", "forked_connections", "stores"], "sqlalchemy or not test_stores"),
     "stores": (
@@ -60,13 +61,23 @@ PARTS: Final = {
         "",
     ),
     "databases": (
-        ["bulk_stores", "flask", "import", "pytest_plugin", "sql", "sqlalchemy_store", "tickets", "wallet"],
+        [
+            "bulk_stores",
+            "flask",
+            "flask_session",
+            "import",
+            "pytest_plugin",
+            "sql",
+            "sqlalchemy_store",
+            "tickets",
+            "wallet",
+        ],
         "",
     ),
-    "simulation": (["simulation"], ""),
+    "simulation": (["simulation", "own_stores", "store_contract"], ""),
     "oracle": (["mapped_[t-z]*", "oracle"], ""),
     "django": (["django_*", "drivers", "ended_transactions", "fork", "signals", "testing"], ""),
-    "mapped": (["anew", "isolation", "mapped_[a-s]*"], ""),
+    "mapped": (["anew", "isolation", "mapped_[a-s]*", "simulation_across"], ""),
 }
 REST: Final = "rest"
 
