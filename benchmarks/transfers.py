@@ -16,7 +16,8 @@ cores.
 
 The garbage collector is set as in a server's worker, before the first turn, for every way alike.
 
-Run it from the repository: ``python -m benchmarks.transfers [--short] [--json FILE] [--without FORM …]``.
+Run it from the repository: ``python -m benchmarks.transfers [--short] [--json FILE] [--without FORM …]
+[--shapes SHAPE …] [--callers NUMBER …]``.
 """
 
 from __future__ import annotations
@@ -321,6 +322,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")
     parser.add_argument("--without", nargs="+", choices=(*get_args(Form), "Redis"), default=(), help="leave forms out")
     parser.add_argument("--shapes", nargs="+", choices=("hot", "spread", "single"), default=("hot", "spread", "single"))
+    parser.add_argument("--callers", nargs="+", type=int, default=(20, 100, 1000), help="so many, one after the other")
     chosen = parser.parse_args()
     turns, seconds = (1, 0.3) if chosen.short else (3, 1.0)
     shapes = {"hot": HOT, "spread": SPREAD, "single": SINGLE}
@@ -333,7 +335,8 @@ def main() -> None:
         with away(url, milliseconds / 1000) as reached:
             print(f"\n{milliseconds} ms away, SELECT 1 takes {round_trip(reached) * 1000:.2f} ms")
             for shape in (without(shapes[name], chosen.without) for name in chosen.shapes):
-                for callers in (1000,) if shape.keys == 1 else (20, 1000) if chosen.short else (20, 100, 1000):
+                several = tuple(chosen.callers)
+                for callers in (1000,) if shape.keys == 1 else (20, 1000) if chosen.short else several:
                     measured = Place(url, reached, milliseconds).measure(shape, callers, turns, seconds)
                     losing += show(shape, measured)
                     lines += measured
