@@ -118,7 +118,8 @@ def psycopg() -> Iterator[SetupProblem]:
 def psycopg2() -> Iterator[SetupProblem]:
     """Find out whether psycopg2 waits in C, as it does by default."""
     extensions: Any = sys.modules.get("psycopg2.extensions")
-    if "psycopg" in sys.modules or not _is_patched():  # if both are imported, libraries use the newer one
+    used: set[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "drivers", set)()
+    if not _is_patched() or ("psycopg" in sys.modules and "psycopg2" not in used):  # libraries use the newer one
         return
     if extensions is not None and extensions.get_wait_callback() is None:
         yield SetupProblem(

@@ -54,6 +54,11 @@ def test_an_engine_that_was_used_before_the_fork_works_in_the_children_and_in_th
 
 
 @FORKS
+def test_what_a_child_has_opened_by_itself_is_not_taken_for_its_parents(url: str, way: str) -> None:
+    assert run("sqlalchemy_unused", url, way) == ["[] True"] * 2 + ["parent []"]
+
+
+@FORKS
 @pytest.mark.parametrize("server", ["postgresql", "sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
 def test_a_connection_of_djangos_that_was_used_before_the_fork_is_left_to_the_parent(
     server: str, tmp_path: Path, way: str

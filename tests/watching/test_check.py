@@ -109,6 +109,14 @@ def test_a_driver_that_blocks_is_named_with_what_mends_it(
     assert "every greenlet" in problem.what
 
 
+def test_psycopg2_is_named_beside_psycopg_if_a_store_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: dict[str, Any] = {"drivers": lambda: {"psycopg2"}}
+    extensions = {"get_wait_callback": lambda: None}
+    both: dict[str, Any] = {"psycopg": {}, "psycopg2__extensions": extensions}
+    modules(monkeypatch, **both, geventbatch__stores__sqlalchemy___engines=engines)
+    assert [problem.name for problem in check_setup()] == ["psycopg2"]
+
+
 def test_mysql_connector_is_named_when_a_connection_is_one_of_its_extension_and_not_because_that_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -91,6 +91,21 @@ def remember(engine: Engine) -> None:
         _known[engine] = process.here.epoch, engine.pool
 
 
+def _keep_unused() -> None:
+    """Keep the pools in a child of a fork in which the parent has opened nothing: all that they open is the child's."""
+    for engine, (epoch, pool) in list(_known.items()):
+        if epoch == process.here.epoch - 1 and engine.pool is pool and not _has_connections(pool):
+            _known[engine] = process.here.epoch, pool
+
+
+process.after_fork(_keep_unused)
+
+
+def drivers() -> set[str]:
+    """Return the names of the drivers of stores."""
+    return {engine.dialect.driver for engine in _known}
+
+
 def own(engine: Engine) -> Engine:
     """Return *engine*, with a pool of this process. Switches: no."""
     process.notice_fork()

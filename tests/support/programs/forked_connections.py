@@ -46,6 +46,24 @@ def sqlalchemy(address: str) -> tuple[Any, Callable[[], object], Callable[[Any],
     return store, use, add_to_document
 
 
+def sqlalchemy_unused(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
+    """The same, but no connection of its engine is open at the fork."""
+    import sqlalchemy as sa
+
+    from geventbatch.stores import SQLAlchemyStore
+
+    engine = sa.create_engine(address, pool_size=4)
+    store = SQLAlchemyStore.documents(engine, "counters", missing=lambda _: {"n": 0})
+    store.create_table()
+    engine.dispose()
+
+    def use() -> object:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("SELECT 1").scalar()
+
+    return store, use, add_to_document
+
+
 def django(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
     from tests.support.django_project import start
 
@@ -104,9 +122,10 @@ def run_all(run: Callable[[], object], batching: bool) -> list[object]:
     return [one.get() for one in [gevent.spawn(run) for _ in range(TIMES)]]
 
 
-def child(store: Any, add: Callable[[Any], int], number: int) -> None:
+def child(store: Any, add: Callable[[Any], int], number: int, first: Callable[[], object] = lambda: None) -> None:
     """A key of its own, alone first, in the greenlet that has used the connection before the fork."""
     told = [problem.name for problem in check_setup()]
+    first()
     answers: list[object] = []
     for batching in (False, True):
         processor = Processor(open_resource=store, min_duration=0, max_duration=20, batching=batching)
@@ -117,9 +136,8 @@ def child(store: Any, add: Callable[[Any], int], number: int) -> None:
 
 def main(form: str, address: str, way: str) -> None:
     fork: Callable[[], int] = ctypes.PyDLL(None).fork if way == "in C" else os.fork
-    store, use, add = {"sqlalchemy": sqlalchemy, "django": django, "redis": redis, "redis_cluster": redis_cluster}[
-        form
-    ](address)
+    forms = (sqlalchemy, sqlalchemy_unused, django, redis, redis_cluster)
+    store, use, add = {one.__name__: one for one in forms}[form](address)
     children = []
     for number in (1, 2):
         pid = fork()
@@ -128,7 +146,7 @@ def main(form: str, address: str, way: str) -> None:
                 with gevent.Timeout(40):
                     for _ in range(2):  # after a fork in C, gevent has threads to resolve names at its second turn
                         gevent.sleep(0.01)
-                    child(store, add, number)
+                    child(store, add, number, *([use] if form == "sqlalchemy_unused" else []))
             finally:
                 os._exit(0)
         children.append(pid)
