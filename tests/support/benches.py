@@ -37,7 +37,7 @@ class CaseBench(StoreBench):
         self._address = address
         if case_named(name).has_proxy:
             (self.load_marker,) = [marker for begin, marker in _LOADS.items() if name.startswith(begin)]
-            self.save_marker, self.save_answer = (SAVE, b"") if name == "redis" else (b"COMMIT\x00", b"COMMIT")
+            self.save_marker, self.save_answer = (SAVE, b"") if name.startswith("redis") else (b"COMMIT\x00", b"COMMIT")
             if name.endswith("mariadb"):
                 self.save_marker, self.save_answer = b"\x03COMMIT", b""
                 self.load_marker = self.load_marker.replace(b'"', b"`")
