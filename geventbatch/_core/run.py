@@ -148,7 +148,8 @@ class BaseProcessor:
 
     def _current(self) -> Dispatcher:
         """Return the dispatcher of this process, also if nobody has told of a fork."""
-        process.notice_fork()
+        if not unforked:
+            process.notice_fork()
         dispatcher = self._dispatcher
         if dispatcher.epoch != here.epoch:
             dispatcher = self._dispatcher = Dispatcher(self._options, self._subscriptions, stopping=dispatcher.stopping)
