@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from socket import SHUT_RD
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,11 @@ def bulk(adapter: RedisAdapter, **options: Any) -> Processor[Any]:
 
 
 def totals(adapter: RedisAdapter, keys: list[str] = KEYS) -> list[int | None]:
-    return [adapter.get(key) for key in keys]
+    """Read them all at one moment: one by one, a save that comes between two of them would look like half a save."""
+    with adapter.direct.pipeline() as transaction:
+        for key in keys:
+            transaction.hget(adapter.name(key), "value")
+        return [None if value is None else int(json.loads(value)["total"]) for value in transaction.execute()]
 
 
 def hash_of(adapter: RedisAdapter, key: str) -> dict[bytes, bytes]:
