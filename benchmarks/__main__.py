@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import plots
 
-WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts")
+WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts", "batch_cost")
 PRINTING = ("overhead", "refusals")
 BY_NAME = ("transfers", "stores", "processes", "idempotency", "watching", "page")
 

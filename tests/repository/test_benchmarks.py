@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks import growth, hot_row, parts, peers, refusals, transfer_ways, transfers, web
+from benchmarks import batch_cost, growth, hot_row, parts, peers, refusals, transfer_ways, transfers, web
 from benchmarks.hot_row import Line, Place, Turn
 from benchmarks.transfers_in_redis import hold
 from benchmarks.ways import begin_at_zero, check, create_tables
@@ -89,6 +89,18 @@ def test_what_operation_and_batch_cost_is_told_apart() -> None:
 
 def test_callers_who_come_by_themselves_are_all_saved(url: str) -> None:
     assert parts.by_themselves(url, window=0.01, seconds=0.1).batches > 0
+
+
+def test_a_batch_through_every_store_is_measured_beside_what_it_replaces(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = batch_cost.of_all(url, (), rounds=1, batches=2, sizes=(1, 3))
+    batch_cost.show(lines)
+    assert [(line.name, line.size) for line in lines if line.against] == [
+        (store, size) for store in ("documents", "mapped", "Django", "Redis") for size in (1, 3)
+    ]
+    shown = capsys.readouterr().out
+    assert all(f"\n{line.name}" in shown for line in lines)
 
 
 def test_refusals_are_undone_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
