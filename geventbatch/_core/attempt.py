@@ -18,7 +18,7 @@ import gevent
 from geventbatch._check_callables import NOT_OPENED, blame_opener
 from geventbatch._core import process
 from geventbatch._core.applying import apply, has_news
-from geventbatch._core.batch_turns import BRIEF, take_breath, took
+from geventbatch._core.batch_turns import BRIEF, let_callers_come_back, take_breath, took
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.halving import is_left, settle
 from geventbatch._core.hub_turns import pace
@@ -316,6 +316,8 @@ class Attempt:
             return found is not None and back_off(self, delay(self, found, loading=True))
         killed = None
         try:
+            if not pace.idle() and not self.alone and is_reused(self):
+                let_callers_come_back(self)
             if self.now >= self.deadline:  # the load never yielded, so the alarm could not ring
                 self.expire()
             batch.loaded = True

@@ -34,6 +34,17 @@ def take_breath(attempt: Attempt, slice_end: float) -> bool:
     return not attempt.over()
 
 
+def let_callers_come_back(attempt: Attempt) -> None:
+    """Let the callers that are being answered go on, before a batch that loaded nothing takes its operations.
+
+    A load would have given them the time. Else the first 32 that want the key again are a batch of their own, and the
+    others wait for its save. It waits for nobody else: gates that are added meanwhile open behind it.
+    """
+    attempt.pause()
+    attempt.now = _clock.monotonic()
+    attempt.turn = here.hub.loop.iteration
+
+
 def take_turns(attempt: Attempt, operation: Operation[Any], now: float) -> float:
     """Let the hub have a turn after *operation*, if it is due. Return the time at which something is due again."""
     seconds = now - attempt.now
