@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import gevent
 import pytest
 
-from geventbatch import Processor, ProcessorStopped
-from tests.support.callers import answer_of
+from geventbatch import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,13 +50,13 @@ def count(resource: list[int]) -> None:
     resource.append(1)
 
 
-def run_again_and_again(store: Cached, callers: int, keys: int = 1) -> None:
-    def one(number: int) -> None:
+def run_again_and_again(store: Cached, callers: int) -> None:
+    def one() -> None:
         for _ in range(10):
-            processor.run(number % keys, count)
+            processor.run("k", count)
 
     with Processor(open_resource=store, min_duration=0, max_duration=5) as processor:
-        gevent.joinall([gevent.spawn(one, number) for number in range(callers)], raise_error=True)
+        gevent.joinall([gevent.spawn(one) for _ in range(callers)], raise_error=True)
 
 
 @pytest.mark.parametrize("callers", [100, 1000])
@@ -72,4 +72,4 @@ def test_a_batch_that_loads_begins_its_load_while_callers_are_woken(clock: Virtu
     store.opened = lambda: began.append(clock.now())
     run_again_and_again(store, 1000)
     assert store.saved == [1000] * 10
-    assert [round(later - earlier, 6) for earlier, later in zip(began, began[1:], strict=False)] == [0.002] * 9
+    assert [round(later - earlier, 6) for earlier, later in pairwise(began)] == [0.002] * 9
