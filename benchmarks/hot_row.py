@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,6 +42,7 @@ from benchmarks.ways import (
     Way,
     begin_at_zero,
     check,
+    closed_loop,
     create_tables,
     server_settings,
     spread,
@@ -103,36 +103,16 @@ class Line:
 
 def turn(way: Way, callers: int, warm_up: float, seconds: float) -> tuple[Turn, int]:
     """Have *callers* add to the counter again and again; give also how many were answered in all."""
-    answered = 0
-    latencies: list[float] = []
-    lone: list[float] = []
-    counting = stopped = False
-
-    def call() -> None:
-        nonlocal answered
-        while not stopped:
-            begun = time.perf_counter()
-            way.add(KEY)
-            answered += 1
-            taken = time.perf_counter() - begun
-            if counting:
-                latencies.append(taken)
-            if callers == 1:
-                lone.append(taken)
-
-    greenlets = [gevent.spawn(call) for _ in range(callers)]
-    gevent.sleep(warm_up)
-    counting, begun = True, time.perf_counter()
-    gevent.sleep(seconds)
-    counting, stopped, took = False, True, time.perf_counter() - begun
-    way.cancel_waiting()
-    gevent.joinall(greenlets, raise_error=True)
-    ordered = sorted(latencies) or [float("nan")]
-    p50, p99 = (ordered[len(ordered) * percent // 100] * 1000 for percent in (50, 99))
+    loop = closed_loop(way, lambda: way.add(KEY), callers, warm_up, seconds)
     gevent.sleep(0.01)  # until the last metric has been looked at
-    beyond = [(taken - inside) * 1e6 for taken, inside in zip(lone, way.inside, strict=False)]
-    replays = way.replays / max(1, answered)
-    return Turn(len(latencies) / took, p50, p99, replays, statistics.median(beyond) if beyond else None), answered
+    beyond = [(taken - inside) * 1e6 for taken, inside in zip(loop.every, way.inside, strict=False)]
+    return Turn(
+        loop.rate,
+        loop.percentile(50),
+        loop.percentile(99),
+        way.replays / len(loop.every),
+        statistics.median(beyond) if beyond and callers == 1 else None,
+    ), len(loop.every)
 
 
 @dataclass(frozen=True)

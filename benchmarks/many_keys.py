@@ -19,7 +19,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gevent
 
 from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
@@ -40,6 +38,7 @@ from benchmarks.ways import (
     Way,
     begin_at_zero,
     check,
+    closed_loop,
     create_tables,
     server_settings,
     spread,
@@ -81,29 +80,9 @@ class Line:
 
 def turn(way: Way, keys: int, callers: int, seconds: float) -> tuple[float, float, int]:
     """Give operations per second, milliseconds of the 99th percentile, and how many were answered in all."""
-    answered = 0
-    latencies: list[float] = []
-    counting = stopped = False
     chance = random.Random(0)
-
-    def call() -> None:
-        nonlocal answered
-        while not stopped:
-            begun = time.perf_counter()
-            way.add(f"key {chance.randrange(keys)}")
-            answered += 1
-            if counting:
-                latencies.append(time.perf_counter() - begun)
-
-    greenlets = [gevent.spawn(call) for _ in range(callers)]
-    gevent.sleep(min(0.5, seconds))
-    counting, begun = True, time.perf_counter()
-    gevent.sleep(seconds)
-    counting, stopped, took = False, True, time.perf_counter() - begun
-    way.cancel_waiting()
-    gevent.joinall(greenlets, raise_error=True)
-    ordered = sorted(latencies) or [float("nan")]
-    return len(latencies) / took, ordered[len(ordered) * 99 // 100] * 1000, answered
+    loop = closed_loop(way, lambda: way.add(f"key {chance.randrange(keys)}"), callers, min(0.5, seconds), seconds)
+    return loop.rate, loop.percentile(99), len(loop.every)
 
 
 def checked(url: str, reached: str, opens: Callable[[str], Way], size: tuple[int, int, float]) -> tuple[float, float]:

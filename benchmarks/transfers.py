@@ -26,7 +26,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,6 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gevent
 
 from benchmarks.as_served import as_served
 from benchmarks.away import away, round_trip
@@ -51,7 +49,7 @@ from benchmarks.transfer_ways import (
     create_tables,
 )
 from benchmarks.transfers_in_redis import Held, hold
-from benchmarks.ways import server_settings, spread
+from benchmarks.ways import closed_loop, server_settings, spread
 from tests.support.servers import postgres_url
 
 if TYPE_CHECKING:
@@ -202,33 +200,17 @@ class Line:
 
 def turn(way: Any, shape: Shape, callers: int, seconds: float) -> tuple[float, float, int]:
     """Give operations per second, milliseconds of the 99th percentile, and how many were answered in all."""
-    answered = 0
-    latencies: list[float] = []
-    counting = stopped = False
     chance = random.Random(0)
 
-    def call() -> None:
-        nonlocal answered
-        while not stopped:
-            begun = time.perf_counter()
-            source, target = shape.pick(chance)
-            if shape.keys == 1:
-                way.add(source)
-            else:
-                way.transfer(source, target, 1)
-            answered += 1
-            if counting:
-                latencies.append(time.perf_counter() - begun)
+    def run() -> None:
+        source, target = shape.pick(chance)
+        if shape.keys == 1:
+            way.add(source)
+        else:
+            way.transfer(source, target, 1)
 
-    greenlets = [gevent.spawn(call) for _ in range(callers)]
-    gevent.sleep(min(0.4, seconds))
-    counting, begun = True, time.perf_counter()
-    gevent.sleep(seconds)
-    counting, stopped, took = False, True, time.perf_counter() - begun
-    way.cancel_waiting()
-    gevent.joinall(greenlets, raise_error=True)
-    ordered = sorted(latencies) or [float("nan")]
-    return len(latencies) / took, ordered[len(ordered) * 99 // 100] * 1000, answered
+    loop = closed_loop(way, run, callers, min(0.4, seconds), seconds)
+    return loop.rate, loop.percentile(99), len(loop.every)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import gevent
 import psycopg
@@ -16,7 +17,7 @@ from geventbatch import Processor
 from geventbatch.stores import Reuse, SQLAlchemyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Self
 
 
@@ -296,6 +297,53 @@ def server_settings(url: str) -> str:
     with psycopg.connect(url) as connection:
         names = ("server_version", "fsync", "synchronous_commit")
         return ", ".join(f"{name} {_row(connection.execute(f'SHOW {name}'))[0]}" for name in names)
+
+
+class ClosedLoop(NamedTuple):
+    """What callers did who ran one operation after another."""
+
+    every: list[float]
+    """Seconds of each operation that was answered, from the first to the last."""
+    counted: slice
+    """Those of them that ended while time was taken."""
+    took: float
+    """The seconds for which time was taken."""
+
+    @property
+    def rate(self) -> float:
+        """Operations per second."""
+        return len(self.every[self.counted]) / self.took
+
+    def percentile(self, percent: int) -> float:
+        """Return the milliseconds that so many percent of the operations took at most."""
+        ordered = sorted(self.every[self.counted])
+        return ordered[len(ordered) * percent // 100] * 1000
+
+
+def closed_loop(way: Way, run: Callable[[], object], callers: int, warm_up: float, seconds: float) -> ClosedLoop:
+    """Let *callers* run one operation of *way* after another, and take time for *seconds*.
+
+    If nobody was answered by then, as on a busy machine, time is taken until somebody is.
+    """
+    every: list[float] = []
+    stopped = False
+
+    def call() -> None:
+        while not stopped:
+            begun = time.perf_counter()
+            run()
+            every.append(time.perf_counter() - begun)
+
+    greenlets = [gevent.spawn(call) for _ in range(callers)]
+    gevent.sleep(warm_up)
+    first, begun = len(every), time.perf_counter()
+    gevent.sleep(seconds)
+    while len(every) == first and not any(greenlet.dead for greenlet in greenlets):
+        gevent.sleep(seconds)
+    last, took, stopped = len(every), time.perf_counter() - begun, True
+    way.cancel_waiting()
+    gevent.joinall(greenlets, raise_error=True)
+    return ClosedLoop(every, slice(first, last), took)
 
 
 def spread(values: Sequence[float], form: str) -> str:
