@@ -197,6 +197,9 @@ def turn(processor: Processor[Any], operation: Callable[[Any, bool], int], batch
     return Turn(time.perf_counter() - begun, time.process_time() - cpu, answered)
 
 
+ROW = "{:<10}  {:<8}  {:<27}{:<26}{:<28}{}"
+
+
 def measure(case: Case, turns: int, batches: int) -> None:
     """Print the case's line."""
     # A window that no turn waits for: a batch is saved as soon as it is full.
@@ -225,9 +228,8 @@ def measure(case: Case, turns: int, batches: int) -> None:
         spread([promised.seconds / undone.seconds for promised, undone in found], ".2f"),
         f"{1e6 * seconds:,.2f}",
     ]
-    if copied is not None:
-        columns += [f"{1e6 * copied:,.2f}", f"{seconds / copied:.2f}"]
-    print(f"{case.store:<10} {case.size:<8} " + " ".join(f"{column:<25}" for column in columns).rstrip(), flush=True)
+    columns += ["", ""] if copied is None else [f"{1e6 * copied:,.2f}", f"{seconds / copied:.2f}"]
+    print(ROW.format(case.store, case.size, *columns).rstrip(), flush=True)
 
 
 def total_of(processor: Processor[Any]) -> int:
@@ -254,7 +256,7 @@ def main() -> None:
     turns, batches = (5, 2) if parser.parse_args().short else (25, 2)
     print(as_served())
     heads = ["rate, × with clean_errors", "CPU µs for each refusal", "decode + encode, or a copy", "ratio"]
-    print(f"{'store':<10} {'resource':<8} " + " ".join(f"{head:<25}" for head in heads).rstrip())
+    print(ROW.format("store", "resource", *heads).rstrip())
     for case in CASES:
         measure(case, turns, batches)
 
