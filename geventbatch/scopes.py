@@ -2,7 +2,7 @@
 
 Your scope or store implements as much of this as it can. Nothing is needed, and a class need not derive from the
 protocols. To have a type checker compare your class with one, write an assignment, such as
-``scope: TakesRows = MyScope()``. docs/stores.md says when each attribute is used.
+``scope: TakesRows = MyScope()``. docs/own-stores.md lists them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from geventbatch.testing import faults
 if TYPE_CHECKING:
     from geventbatch.testing import VirtualTime
 
-STORES = Path(__file__).parents[2] / "docs/stores.md"
+OWN_STORES = Path(__file__).parents[2] / "docs/own-stores.md"
 
 
 def names(protocols: tuple[type, ...]) -> list[str]:
@@ -31,7 +31,7 @@ def names(protocols: tuple[type, ...]) -> list[str]:
 
 def documented(begin: str, end: str) -> list[str]:
     """Give the names in the first cells of the rows between two lines of the page, sorted."""
-    lines = STORES.read_text().partition(begin)[2].partition(end)[0].splitlines()
+    lines = OWN_STORES.read_text().partition(begin)[2].partition(end)[0].splitlines()
     cells = [line.split("|")[1] for line in lines if line.startswith("| `")]
     found = [re.match(r"\w+(?=\(| =|$)", name) for cell in cells for name in re.findall("`([^`]+)`", cell)]
     return sorted({one[0] for one in found if one and one[0] != "current_batch"})
@@ -44,13 +44,13 @@ def test_what_the_page_says_a_scope_may_have_is_in_a_protocol_and_the_other_way_
 
 
 def test_what_the_page_says_a_store_may_have_is_in_a_protocol_and_the_other_way_round() -> None:
-    told = documented("And `open_resource` itself", "An attempt that is judged **step by step**")
+    told = documented("And `open_resource` itself", "In an operation, a scope may call")
 
     assert told == names(scopes.OF_A_STORE)
 
 
 def test_each_row_of_the_page_names_the_protocol_of_what_is_in_it() -> None:
-    rows = re.findall(r"^\| `(\w+)[^|]*\| `(\w+)` \|", STORES.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)[^|]*\| `(\w+)` \|", OWN_STORES.read_text(), re.MULTILINE)
 
     assert sorted(name for _, name in rows) == sorted({*scopes.__all__} - {"OutcomeName"})  # which is what one is told
     assert [row for row in rows if row[0] not in vars(getattr(scopes, row[1]))] == []
@@ -58,7 +58,7 @@ def test_each_row_of_the_page_names_the_protocol_of_what_is_in_it() -> None:
 
 def test_every_protocol_is_public_and_in_the_reference() -> None:
     everything: list[Any] = [*scopes.OF_A_SCOPE, *scopes.OF_A_STORE]
-    page = (STORES.parent / "api.md").read_text()
+    page = (OWN_STORES.parent / "api.md").read_text()
     [members] = re.findall(r"automodule:: geventbatch.scopes\n +:members: (.*)", page)
 
     assert sorted([one.__name__ for one in everything] + ["OutcomeName"]) == scopes.__all__

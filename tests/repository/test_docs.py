@@ -81,14 +81,15 @@ def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
     assert f"```python\n{code}```" in (ROOT / "docs/tutorial.md").read_text()
 
 
-def test_the_page_of_own_stores_shows_the_files_that_the_tests_run() -> None:
+def test_the_page_of_own_stores_shows_a_store_of_each_kind_and_links_the_others() -> None:
     page = (ROOT / "docs/own-stores.md").read_text()
     files = sorted(path.stem for path in (ROOT / "examples/stores").glob("*with_*.py"))
-    assert [
-        name for name in files if f"```python\n{(ROOT / f'examples/stores/{name}.py').read_text()}```" in page
-    ] == files
+    shown = [name for name in files if f"```python\n{(ROOT / f'examples/stores/{name}.py').read_text()}```" in page]
+    linked = [name for name in files if f"[examples/stores/{name}.py](../examples/stores/{name}.py)" in page]
+    assert shown == ["with_memcached", "with_psycopg"]
+    assert sorted(shown + linked) == files
     (of_test,) = [block.source for block in python_blocks(ROOT / "docs/own-stores.md") if "parametrize" in block.source]
-    assert len(python_blocks(ROOT / "docs/own-stores.md")) == len(files) + 1
+    assert len(python_blocks(ROOT / "docs/own-stores.md")) == len(shown) + 1
     compile(of_test, "own-stores", "exec")
 
 

@@ -1,4 +1,4 @@
-"""Outcomes in an `open_resources` of one's own, over the sqlite3 of Python: as docs/stores.md says how to write it."""
+"""Outcomes in an `open_resources` of one's own, over Python's sqlite3: docs/own-stores.md says how to write it."""
 
 from __future__ import annotations
 
