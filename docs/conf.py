@@ -31,6 +31,7 @@ default_role = "py:obj"
 myst_heading_anchors = 3  # links to a heading that is not there are warnings, and so errors
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written, not as their reprs: addresses tell nothing
 autodoc_typehints = "none"  # they are in the signatures of overloads; the sections say what each argument is
 python_maximum_signature_line_length = 100
 
@@ -59,8 +60,18 @@ def mend(_app: Sphinx, *told: object) -> None:
         lines[number : number + 1] = ["", f"{switches[1]}**Switches:** {switches[2]}"] if switches else [plain]
 
 
+def readable(*told: object) -> tuple[str, object] | None:
+    """Name the functions and classes among the defaults; a protocol is never called, so it shows no signature."""
+    signature, returns = told[-2:]
+    if not isinstance(signature, str):
+        return None
+    named = re.sub(r"<(?:function|class) '?([\w.]+)'?>", r"\1", signature)
+    return "" if named == "(*args, **kwargs)" else named, returns
+
+
 def setup(app: Sphinx) -> None:
     """Connect them; before Napoleon, which reads the sections."""
     app.add_lexer("haproxy", TextLexer)
     app.connect("source-read", link_to_repository)
     app.connect("autodoc-process-docstring", mend, priority=400)
+    app.connect("autodoc-process-signature", readable)

@@ -85,5 +85,5 @@ class StoreBench(ABC):
         raise NotImplementedError
 
     def processor(self, store: Any, /, **options: Any) -> Processor[Any]:
-        """Return a processor over *store*, with these *options*. Write it for a pair, or to add options."""
+        """Return a processor over *store*, with *options* of `Processor`. Write it for a pair, or to add options."""
         return Processor(open_resource=store, **options)

@@ -45,8 +45,30 @@ def test_the_reference_shows_every_protocol_of_scopes_and_stores(reference: str)
     assert sorted(found) == sorted(scopes.__all__)
 
 
+def test_no_signature_of_the_reference_hides_options_or_shows_an_address(reference: str) -> None:
+    shown = [one for one in signatures(reference).values() if re.search(r"\*\*|<|objectat", one)]
+    # Huey's own options, and those of the Processor that a bench makes.
+    assert shown == ["consume(huey,*,workers=100,**options)", "processor(store,/,**options)"]
+
+
+@pytest.mark.parametrize("owner", ["Processor", "stores.sqlalchemy.SQLAlchemyStore.mapped", "stores.redis.RedisStore"])
+def test_the_entry_of_a_constructor_tells_of_each_option_in_its_signature(reference: str, owner: str) -> None:
+    options = re.findall(r"(\w+)=", signatures(reference)[f"geventbatch.{owner}"])
+    entry = reference.partition(f'id="geventbatch.{owner}">')[2].partition("</dt>")[2].partition("</dl>")[0]
+    told = html.unescape(re.sub("<[^>]+>", "", entry))
+    assert len(options) > 6
+    assert [one for one in options if not re.search(rf"\b{one}\b", told)] == []
+
+
+def signatures(page: str) -> dict[str, str]:
+    """Return the signature of each entry of the reference, without blanks, and from the last part of its name on."""
+    found = re.findall(r'<dt class="sig[^>]*id="([^"]+)">(.*?)</dt>', page, re.DOTALL)
+    texts = {name: html.unescape(re.sub(r"<[^>]+>|\s+", "", shown)).rstrip("¶") for name, shown in found}
+    return {name: text[text.find(f"{name.rpartition('.')[2]}(") :] for name, text in texts.items() if "(" in text}
+
+
 def described(default: Any) -> str:
-    """Give *default* as Sphinx writes it, without blanks."""
-    if callable(default):
-        return f"<function{default.__name__}>"
-    return repr(default).replace(" ", "")
+    """Return *default* as the reference shows it, without blanks."""
+    if isinstance(default, tuple):
+        return f"({','.join(map(described, default))}{',' * (len(default) == 1)})"
+    return default.__name__ if callable(default) else repr(default)
