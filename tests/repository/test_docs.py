@@ -58,8 +58,8 @@ def test_each_guarantee_names_tests_that_exist() -> None:
     ],
 )
 def test_each_row_of_a_table_of_tests_names_one_that_exists(page: str, heading: str) -> None:
-    _, table = (ROOT / f"docs/{page}.md").read_text().split(f"\n{heading}\n", 1)
-    rows = list(takewhile(lambda row: row.startswith("|"), table.splitlines()[1:]))
+    _, *tables = (ROOT / f"docs/{page}.md").read_text().split(f"\n{heading}\n")
+    rows = [row for table in tables for row in takewhile(lambda row: row.startswith("|"), table.splitlines()[1:])]
     assert rows
     for row in rows:
         found = re.findall(r"`(test_\w+)` in \[(tests/\w+/test_\w+\.py)\]\(\.\./(tests/\w+/test_\w+\.py)\)", row)
