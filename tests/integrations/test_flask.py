@@ -570,10 +570,18 @@ def test_what_no_store_would_save_is_told_to_the_operator(
     def add_entry(words: Words) -> None:
         db.session.add(Entry(amount=7))
 
-    words.run("k", add_entry)
+    def change(words: Words, by: int) -> None:
+        account = db.session.get(Account, 1)
+        assert account is not None
+        account.balance += by
 
+    words.run("k", change, 0)
+    assert not caplog.records
+    for operation, args in (add_entry, ()), (change, (1,)):
+        words.run("k", operation, *args)
+        assert "The batch of key 'k' is saved, but not what an operation changed in db.session" in caplog.text
+        caplog.clear()
     assert db.session.scalars(sa.select(Entry.amount)).all() == []
-    assert "The batch of key 'k' is saved, but not what an operation changed in db.session" in caplog.text
 
 
 def test_after_a_deadline_in_the_middle_of_a_statement_the_pool_is_as_good_as_new(tmp_path: Path) -> None:

@@ -234,6 +234,19 @@ def load_parts(user: User) -> object:
     return [account.balance for account in user.accounts]
 
 
+def set_to_what_it_is(*, begun: bool = True) -> None:
+    """As a login does that notes where its user comes from. SQLAlchemy has the user in `dirty`, and sends nothing."""
+    user = db.session.get(User, 1)
+    assert user is not None
+    if not begun:
+        db.session().expire_on_commit = False
+        db.session.commit()
+    user.name = "Ann"
+    if begun:
+        user.accounts = list(user.accounts)
+    assert user in db.session.dirty
+
+
 PLAIN: dict[str, Callable[[], object]] = {
     "get": lambda: db.session.get(User, 1),
     "lazy load": lambda: load_parts(db.session.get(User, 1)),  # type: ignore[arg-type]
@@ -253,6 +266,8 @@ PLAIN: dict[str, Callable[[], object]] = {
     "begin()": lambda: (db.session.begin(), db.session.get(User, 1)),
     "nothing": db.session,
     "something that is only added": lambda: db.session.add(Entry(name="later")),
+    "an attribute set to what it is": set_to_what_it_is,
+    "such an attribute, in no transaction": lambda: set_to_what_it_is(begun=False),
 }
 
 
@@ -277,6 +292,22 @@ def change(*, flush: bool) -> None:
     account.balance = 5
     if flush:
         db.session.flush()
+
+
+def set_what_is_not_loaded() -> None:
+    """SQLAlchemy sends an UPDATE: it does not know that the value is the same."""
+    account = db.session.get(Account, 1)
+    db.session.expire(account)
+    assert account is not None
+    account.balance = 0
+
+
+def change_beside() -> None:
+    """Have a listener change something, where an attribute is set to what it is."""
+    account = db.session.get(Account, 1)
+    assert account is not None
+    account.balance = account.balance
+    sa.event.listen(db.session(), "before_flush", lambda *_: setattr(account, "user_id", None), once=True)
 
 
 def delete(*, flush: bool) -> None:
@@ -318,6 +349,8 @@ def written_beside() -> None:
 LOCKED: dict[str, tuple[Callable[[], object], str]] = {
     "an attribute": (partial(change, flush=False), "has changed or added <Account 1>"),
     "an attribute, flushed": (partial(change, flush=True), "has sent 'UPDATE account SET balance="),
+    "an attribute that is not loaded": (set_what_is_not_loaded, "has changed or added <Account 1>"),
+    "an attribute, by a listener": (change_beside, "has sent 'UPDATE account SET user_id="),
     "a deletion": (partial(delete, flush=False), "has changed or added <Account 2>"),
     "a deletion, flushed": (partial(delete, flush=True), "has sent 'DELETE FROM account WHERE"),
     "a new instance": (partial(add, flush=False), "has changed or added <Entry (new)>"),
@@ -376,10 +409,10 @@ def test_after_anything_else_run_is_refused_at_the_door_and_says_what_to_do(
         for run, keys in (bank.deposit, "key 1"), (bank.transfer, "keys 2, 1"):
             with pytest.raises(RuntimeError) as refused:
                 run()
-            told = str(refused.value)
-            assert told.startswith(f"run() was called on {keys} in a request whose db.session")
+            told, method = str(refused.value), "run" if run == bank.deposit else "run_across"
+            assert told.startswith(f"{method}() was called on {keys} in a request whose db.session")
             assert why in told
-            assert "Nothing was run. Call db.session.commit() (or rollback()) before run()" in told
+            assert f"Nothing was run. Call db.session.commit() (or rollback()) before {method}()" in told
             assert bool([*db.session.dirty, *db.session.new, *db.session.deleted]) is ("has changed" in why)
         assert bank.accounts.stats().operations_total == 0
         flask_request.environ.get("left", db.session)()

@@ -312,7 +312,7 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        with leaving(self.app, key, release=self.release_session) as caller:
+        with leaving(self.app, "run", (key,), release=self.release_session) as caller:
             return super().run(
                 key,
                 cast("Callable[[R, Unpack[Args]], T]", InBatch(operation, caller)),
@@ -335,8 +335,8 @@ class _Processor(Processor[R]):
         read_only: bool = False,
     ) -> T:
         check_callable("operation", operation)
-        known = keys if isinstance(keys, (list, tuple)) else [keys]
-        with leaving(self.app, *known, release=self.release_session) as caller:
+        known = tuple(keys) if isinstance(keys, (list, tuple)) else (keys,)
+        with leaving(self.app, "run_across", known, release=self.release_session) as caller:
             return super().run_across(
                 keys,
                 cast("Callable[[tuple[R, ...], Unpack[Args]], T]", InBatch(operation, caller)),

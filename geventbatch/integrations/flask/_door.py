@@ -8,15 +8,17 @@ is refused.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 from weakref import WeakSet
 
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import IdentitySet
 
 from geventbatch._safe_repr import shown
 from geventbatch.errors import named
 from geventbatch.integrations.flask._seen import seen_in
+from geventbatch.integrations.flask._sqlalchemy import changed_in
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -56,12 +58,15 @@ class Caller:
 
 
 @contextmanager
-def leaving(app: Flask, session: Session, keys: tuple[Hashable, ...], *, release: bool | None) -> Iterator[Caller]:
-    """Let *session* hold nothing while `run` waits; afterwards its instances are loaded again when they are used.
+def leaving(
+    app: Flask, session: Session, method: str, keys: tuple[Hashable, ...], *, release: bool | None
+) -> Iterator[Caller]:
+    """Let *session* hold nothing while its user waits; afterwards its instances are loaded again when they are used.
 
     Args:
         app: The application, which is told once.
         session: The ``db.session`` of the request.
+        method: The method that was called, `run` or `run_across`, for the message.
         keys: The keys of the operation, for the message.
         release: The option ``release_session``.
 
@@ -71,10 +76,10 @@ def leaving(app: Flask, session: Session, keys: tuple[Hashable, ...], *, release
     """
     why = _why_not(session, release=release)
     if why is not None:
-        _refuse(keys, why)
+        _refuse(method, keys, why)
     if _give_back(session) and release is None and app not in _told:
         _told.add(app)
-        _tell(app)
+        _tell(app, method)
     caller = Caller(session)
     try:
         yield caller
@@ -89,8 +94,11 @@ def _holds(session: Session) -> Seen | None:
 
 
 def _why_not(session: Session, *, release: bool | None) -> str | None:
-    """Return why the connection of *session* cannot be given back, after "whose db.session"; None if it can."""
-    changed = [*session.dirty, *session.deleted]
+    """Return why the connection of *session* cannot be given back, after "whose db.session"; None if it can.
+
+    Switches: only if listeners of a flush send something.
+    """
+    changed = changed_in(session)
     seen = seen_in(session) if session.in_transaction() else None
     if seen is None:
         return f"has changed {_named(changed[0])}" if changed else None
@@ -99,11 +107,22 @@ def _why_not(session: Session, *, release: bool | None) -> str | None:
     changed += session.new
     if changed:
         return f"has changed or added {_named(changed[0])}"
+    block = _block_of(session)
+    if block is not None:
+        return f"is inside {block}"
+    if release is False:
+        return "has read, and holds a connection (release_session=False)"
+    if session.dirty:  # with the values that were there: no statement, unless a listener of the flush changes more
+        session.flush()
+    return seen.why
+
+
+def _block_of(session: Session) -> str | None:
+    """Return the block that a commit of *session* would not leave, if it is inside one."""
     if session.in_nested_transaction():
-        return "is inside begin_nested()"
-    if getattr(session, "_trans_context_manager", None) is not None:  # it would refuse all that comes after a commit
-        return "is inside `with db.session.begin()`"
-    return "has read, and holds a connection (release_session=False)" if release is False else None
+        return "begin_nested()"
+    has_block = getattr(session, "_trans_context_manager", None) is not None  # which refuses all that comes later
+    return "`with db.session.begin()`" if has_block else None
 
 
 def _named(instance: object) -> str:
@@ -112,12 +131,12 @@ def _named(instance: object) -> str:
     return f"<{type(instance).__name__} {'(new)' if identity is None else ', '.join(map(shown, identity))}>"
 
 
-def _refuse(keys: tuple[Hashable, ...], why: str) -> NoReturn:
+def _refuse(method: str, keys: tuple[Hashable, ...], why: str) -> NoReturn:
     raise RuntimeError(
-        f"run() was called on {named(keys)} in a request whose db.session {why}: its batch might wait for what the "
-        "request has locked, or for a connection, until its deadline; and a rollback of the request would not undo "
-        "what the batch has saved. Nothing was run. Call db.session.commit() (or rollback()) before run(); or do it in "
-        "the operation, where db.session is the batch's"
+        f"{method}() was called on {named(keys)} in a request whose db.session {why}: its batch might wait for what "
+        "the request has locked, or for a connection, until its deadline; and a rollback of the request would not undo "
+        f"what the batch has saved. Nothing was run. Call db.session.commit() (or rollback()) before {method}(); or "
+        "do it in the operation, where db.session is the batch's"
     )
 
 
@@ -147,7 +166,7 @@ def _commit(session: Session) -> None:
 
 def _refresh(session: Session) -> None:
     """Have the instances loaded again when they are used: batches have changed rows meanwhile. Switches: no."""
-    changed: Any = session.dirty
+    changed = IdentitySet(changed_in(session))
     if not changed:
         session.expire_all()
         return
@@ -156,10 +175,11 @@ def _refresh(session: Session) -> None:
             session.expire(instance)
 
 
-def _tell(app: Flask) -> None:
+def _tell(app: Flask, method: str) -> None:
     app.logger.warning(
-        "geventbatch: run() was called in a request that had read through db.session. Its connection is given back to "
-        "the pool (by a commit) while run() waits, since as many waiting requests as the pool has connections would "
-        "leave none for their batches; afterwards, the request's instances are loaded again when they are used. "
-        "GEVENTBATCH_RELEASE_SESSION = True says that this is meant, and False refuses such a run(). Told once"
+        "geventbatch: %s() was called in a request that had read through db.session. Its connection is given back to "
+        "the pool (by a commit) while the request waits, since as many waiting requests as the pool has connections "
+        "would leave none for their batches; afterwards, the request's instances are loaded again when they are used. "
+        "GEVENTBATCH_RELEASE_SESSION = True says that this is meant, and False refuses such a call. Told once",
+        method,
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from flask import Flask
+    from sqlalchemy.orm import Session
 
     from geventbatch.integrations.flask._door import Caller
 
@@ -51,7 +52,7 @@ def tell_of_lost_changes(app: Flask, keys: tuple[Hashable, ...]) -> None:
     if _NAME not in app.extensions or not _registry(app).has():
         return
     session = _registry(app)()
-    left = [*session.new, *session.dirty, *session.deleted]
+    left = [*session.new, *changed_in(session)]
     if left:
         app.logger.error(
             "The batch of %s is saved, but not what an operation changed in db.session, which its store does not "
@@ -59,6 +60,14 @@ def tell_of_lost_changes(app: Flask, keys: tuple[Hashable, ...]) -> None:
             named(keys),
             left[:10],
         )
+
+
+def changed_in(session: Session) -> list[object]:
+    """Return the instances that a flush of *session* would update or delete.
+
+    Its `dirty` also has those whose attributes were set to the values that they had.
+    """
+    return [*filter(session.is_modified, session.dirty), *session.deleted]
 
 
 # -- the session of a request that calls `run` ----------------------------------------------------------------
@@ -74,8 +83,10 @@ def watch_session(app: Flask, **_: object) -> bool:
     return True
 
 
-def leaving(app: Flask, *keys: Hashable, release: bool | None) -> AbstractContextManager[Caller | None]:
-    """Return the context in which `run` waits on *keys*, and the ``db.session`` of its caller holds nothing.
+def leaving(
+    app: Flask, method: str, keys: tuple[Hashable, ...], *, release: bool | None
+) -> AbstractContextManager[Caller | None]:
+    """Return the context in which *method* waits on *keys*, and the ``db.session`` of its caller holds nothing.
 
     It yields None if the caller has used no session, or is inside a batch, whose session is the batch's.
     """
@@ -86,7 +97,7 @@ def leaving(app: Flask, *keys: Hashable, release: bool | None) -> AbstractContex
         return _NOTHING
     from geventbatch.integrations.flask import _door
 
-    return _door.leaving(app, _registry(app)(), keys, release=release)
+    return _door.leaving(app, _registry(app)(), method, keys, release=release)
 
 
 def _registry(app: Flask) -> Any:
