@@ -163,7 +163,7 @@ def test_the_options_are_the_same_for_checkers_in_the_table_and_in_the_docstring
 
 def test_a_processor_that_was_declared_has_all_that_a_processor_has_but_its_end() -> None:
     assert {*public(Processor)} - {*public(AppProcessor)} == {"stop"}
-    assert {*public(AppProcessor)} - {*public(Processor)} == {"for_app"}
+    assert {*public(AppProcessor)} - {*public(Processor)} == {"for_app", "store"}
     for name in {*public(Processor)} & {*public(AppProcessor)}:
         theirs, ours = (inspect.getattr_static(owner, name) for owner in (Processor, AppProcessor))
         if isinstance(theirs, property):

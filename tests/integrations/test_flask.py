@@ -464,12 +464,13 @@ def test_an_idempotency_key_stands_for_the_operation_in_the_context_of_its_batch
 ) -> None:
     _, batches = stored
     outcomes = idempotency_table("outcomes")
-    outcomes.create(db.engine)
     accounts = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Account, idempotency=outcomes))
+    accounts.store.create_table()
     answers = [
         accounts.run(1, deposit_once, amount, idempotency_key=key) for key, amount in (("a", 7), ("b", 1), ("a", 7))
     ]
     assert answers == [7, 8, 7]
+    assert accounts.store.purge_outcomes() == 0
     store = SQLAlchemyStore.mapped(db.session, Account, idempotency=outcomes)
     with geventbatch.Processor(open_resource=store) as plain:
         assert plain.run(1, deposit_once, 7, idempotency_key="a") == 7  # what is recorded is the same without Flask
@@ -748,16 +749,26 @@ def test_a_store_that_needs_to_know_the_application_is_made_in_its_context() -> 
 
     def make_store() -> Callable[[str], Any]:
         name = current_app.name
-        return lambda key: nullcontext([name])
+        made.append(lambda key: nullcontext([name]))
+        return made[-1]
 
+    def open_word(key: str) -> Any:
+        return nullcontext([key])
+
+    made: list[Callable[[str], Any]] = []
     words = batches.processor(make_store=make_store, min_duration=0)
+    given, pair = batches.processor(open_resource=open_word), batches.processor(load_resource=lambda key: Words())
     for app in Flask("one"), Flask("two"):
         batches.init_app(app)
         assert words.for_app(app).run("k", list) == [app.name]
-        with pytest.raises(TypeError, match="make_store is None, but must be callable"):
-            batches.processor(make_store=None)  # type: ignore[call-overload]
-        with pytest.raises(TypeError, match="pass one of them, not both"):
-            batches.processor(make_store=make_store, open_resource=nullcontext)  # type: ignore[call-overload]
+        with app.app_context():
+            assert (words.store, given.store, pair.store) == (made[-1], open_word, None)
+    with pytest.raises(RuntimeError, match="outside of application context"):
+        words.store  # noqa: B018 - it raises
+    with pytest.raises(TypeError, match="make_store is None, but must be callable"):
+        batches.processor(make_store=None)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="pass one of them, not both"):
+        batches.processor(make_store=make_store, open_resource=nullcontext)  # type: ignore[call-overload]
 
 
 def test_outside_of_an_application_it_runs_on_the_one_that_is_named() -> None:

@@ -263,6 +263,14 @@ class AppProcessor(Generic[R]):
         """The processor's name: `geventbatch.Processor.name`. Switches: no."""
         return self.for_app().name
 
+    @property
+    def store(self) -> Any:
+        """The store that ``make_store`` made, or the ``open_resource`` that was given; None if there is neither.
+
+        For ``trains.store.create_table()`` and ``trains.store.purge_outcomes()``. Switches: no.
+        """
+        return cast("_Processor[R]", self.for_app()).given_store
+
     def stats(self) -> ProcessorStats:
         """Return the processor's counters in this process: `geventbatch.Processor.stats`. Switches: no."""
         return self.for_app().stats()
@@ -299,6 +307,7 @@ class _Processor(Processor[R]):
 
     app: Flask
     release_session: bool | None
+    given_store: Any
 
     def run(  # noqa: PLR0913 - every option is a keyword
         self,
@@ -383,6 +392,7 @@ class _AppState:
             check_flag(_RELEASE, release)
         if "make_store" in options:
             options["open_resource"] = _made_store(app, options)
+        store = options.get("open_resource")
         compares = options.pop("compares", None)
         if compares is not None:
             check_flag("compares", compares)
@@ -399,7 +409,7 @@ class _AppState:
             configured = ", ".join(f"{_PREFIX}{name.upper()} = {shown(value)}" for name, value in self.options.items())
             error.add_note(f"app.config has {configured or 'no options for it'}")
             raise
-        made.app, made.release_session = app, release
+        made.app, made.release_session, made.given_store = app, release, store
 
 
 def _made_store(app: Flask, options: dict[str, Any]) -> object:
