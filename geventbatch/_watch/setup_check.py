@@ -105,9 +105,10 @@ def _fork() -> Iterator[SetupProblem]:
 
 
 def psycopg() -> Iterator[SetupProblem]:
-    """Find out whether psycopg 3 waits in C."""
+    """Find out whether psycopg 3 is used, and waits in C."""
     waiting: Any = sys.modules.get("psycopg.waiting")
-    if waiting is not None and _is_patched() and waiting.wait is getattr(waiting, "wait_c", None):
+    waits_in_c = waiting is not None and waiting.wait is getattr(waiting, "wait_c", None)
+    if waits_in_c and _is_patched() and _is_psycopg_used():
         yield SetupProblem(
             "psycopg",
             "psycopg waits in C, so that a statement blocks every greenlet: it was imported before gevent patched.",
@@ -115,11 +116,35 @@ def psycopg() -> Iterator[SetupProblem]:
         )
 
 
+def _is_psycopg_used() -> bool:
+    """Return whether a store, Django, SQLAlchemy or other code of the process uses psycopg 3. Libraries import it too.
+
+    (A connection that a load opens and closes is seen during that load only.)
+    """
+    if "psycopg" in _drivers_of_stores():
+        return True
+    django: Any = sys.modules.get("django.db.backends.postgresql.base")
+    if django is not None and django.Database.__name__ == "psycopg":
+        return True
+    names = (("psycopg", "Connection"), ("psycopg_pool", "ConnectionPool"))
+    its = tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+    engine = getattr(sys.modules.get("sqlalchemy"), "Engine", ())
+    return any(
+        issubclass(type(one), its) or (issubclass(type(one), engine) and one.dialect.driver == "psycopg")
+        for one in gc.get_objects()
+    )
+
+
+def _drivers_of_stores() -> set[str]:
+    used: set[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "drivers", set)()
+    return used
+
+
 def psycopg2() -> Iterator[SetupProblem]:
     """Find out whether psycopg2 waits in C, as it does by default."""
     extensions: Any = sys.modules.get("psycopg2.extensions")
-    used: set[str] = getattr(sys.modules.get("geventbatch.stores.sqlalchemy._engines"), "drivers", set)()
-    if not _is_patched() or ("psycopg" in sys.modules and "psycopg2" not in used):  # libraries use the newer one
+    # Libraries use the newer one, where there are both.
+    if not _is_patched() or ("psycopg" in sys.modules and "psycopg2" not in _drivers_of_stores()):
         return
     if extensions is not None and extensions.get_wait_callback() is None:
         yield SetupProblem(
@@ -163,10 +188,11 @@ def _mysql() -> Iterator[SetupProblem]:
 
 
 def _huey() -> Iterator[SetupProblem]:
-    if _is_patched() and Path(sys.argv[0] if sys.argv else "").stem == "huey_consumer":
+    if Path(sys.argv[0] if sys.argv else "").stem == "huey_consumer":
         yield SetupProblem(
             "huey_consumer",
-            "huey_consumer drops the running tasks at SIGTERM, and it is patched too late, or no more after a SIGHUP.",
+            "huey_consumer drops the running tasks at SIGTERM, and it is patched too late, not at all, or no more "
+            "after a SIGHUP.",
             "Run a script that patches first and then calls geventbatch.integrations.huey.consume(huey).",
         )
 

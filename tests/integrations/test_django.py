@@ -452,12 +452,15 @@ def test_connections_that_all_greenlets_share_are_not_used(tmp_path: Path) -> No
 def test_psycopg_that_waits_in_c_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting: Any = psycopg.waiting
     monkeypatch.setattr(waiting, "wait", waiting.wait_c)
+    backend = "django.db.backends.postgresql.base"
+    monkeypatch.setitem(sys.modules, backend, SimpleNamespace(Database=psycopg))
     assert found().keys() == {"geventbatch.W003"}
 
 
 def test_psycopg2_that_waits_in_c_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     extensions = SimpleNamespace(get_wait_callback=lambda: None)
     monkeypatch.setitem(sys.modules, "psycopg2.extensions", extensions)
+    monkeypatch.delitem(sys.modules, "geventbatch.stores.sqlalchemy._engines", raising=False)  # other tests' stores
     assert found() == {}  # since psycopg 3 is used beside it
     monkeypatch.delitem(sys.modules, "psycopg")
     assert found().keys() == {"geventbatch.W004"}

@@ -48,8 +48,8 @@ def looked(imports: str = "", before: str = PATCHED) -> tuple[list[str], list[st
 
 
 def modules(monkeypatch: pytest.MonkeyPatch, **members: dict[str, Any]) -> None:
-    """Have these modules be imported, as far as one can see, and no other driver."""
-    for name in ("psycopg", "psycopg.waiting", "psycopg2.extensions", "MySQLdb._mysql", CEXT):
+    """Have these modules be imported, as far as one can see, and no other driver; and no store of another test."""
+    for name in ("psycopg", "psycopg.waiting", "psycopg2.extensions", "MySQLdb._mysql", CEXT, ENGINES):
         monkeypatch.delitem(sys.modules, name, raising=False)
     for name, its in members.items():
         module = ModuleType(name)
@@ -60,17 +60,22 @@ def modules(monkeypatch: pytest.MonkeyPatch, **members: dict[str, Any]) -> None:
 pytestmark = pytest.mark.usefixtures("no_other_processors")
 
 CEXT = "mysql.connector.connection_cext"
+ENGINES = "geventbatch.stores.sqlalchemy._engines"
 
 
 def wait_c() -> None:
     """Wait in C."""
 
 
+class Connection:
+    """As psycopg's."""
+
+
 @pytest.mark.parametrize(
     "imported",
     [
         {},
-        {"psycopg": {}, "psycopg__waiting": {"wait": len, "wait_c": wait_c}},
+        {"psycopg": {"Connection": Connection}, "psycopg__waiting": {"wait": len, "wait_c": wait_c}},
         {"psycopg2__extensions": {"get_wait_callback": lambda: len}},
         {"psycopg": {}, "psycopg2__extensions": {"get_wait_callback": lambda: None}},
         {"MySQLdb": {}, "pymysql": {}},
@@ -87,11 +92,6 @@ def test_of_drivers_that_wait_in_gevents_way_there_is_nothing_to_say(
     ("imported", "name", "mend"),
     [
         (
-            {"psycopg": {}, "psycopg__waiting": {"wait": wait_c, "wait_c": wait_c}},
-            "psycopg",
-            "monkey.patch_all() first",
-        ),
-        (
             {"psycopg2__extensions": {"get_wait_callback": lambda: None}},
             "psycopg2",
             "psycogreen.gevent.patch_psycopg()",
@@ -107,6 +107,62 @@ def test_a_driver_that_blocks_is_named_with_what_mends_it(
     assert problem.name == name
     assert mend in problem.mend
     assert "every greenlet" in problem.what
+
+
+USES = f"""
+import psycopg.waiting
+{PATCHED}
+import gc, json, warnings
+import psycopg_pool
+import sqlalchemy as sa
+from geventbatch import Processor, check_setup
+from geventbatch.stores import SQLAlchemyStore
+warnings.simplefilter("ignore")
+named = dict()
+
+def use(how, make):
+    gc.collect()  # what was used before
+    it = make()
+    named[how] = [problem.name for problem in check_setup()]
+
+def set_up_django():
+    import django
+    from django.conf import settings
+    settings.configure(DATABASES=dict(default=dict(ENGINE="django.db.backends.postgresql")))
+    django.setup()
+    return django.db.connections["default"]
+
+url = "postgresql+psycopg://"
+use("imported", lambda: psycopg)
+use("another driver", lambda: [sa.create_engine(one) for one in ("postgresql+psycopg2://", "sqlite://")])
+use("connection", lambda: psycopg.Connection.__new__(psycopg.Connection))
+use("pool", lambda: psycopg_pool.ConnectionPool(open=False))
+use("engine", lambda: sa.create_engine(url))
+use("closed again", lambda: None)
+def hidden():
+    store = SQLAlchemyStore.documents(sa.create_engine(url), "documents")
+    gc.freeze()
+    return store
+use("store of an engine that the collector leaves out", hidden)
+gc.unfreeze()
+use("Django", set_up_django)
+print(json.dumps(named))
+"""
+
+
+def test_psycopg_that_was_imported_before_the_patching_is_named_where_it_is_used() -> None:
+    done = subprocess.run([sys.executable, "-c", USES], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "imported": [],
+        "another driver": [],
+        "connection": ["psycopg"],
+        "pool": ["psycopg"],
+        "engine": ["psycopg"],
+        "closed again": [],
+        "store of an engine that the collector leaves out": ["psycopg"],
+        "Django": ["psycopg"],
+    }
 
 
 def test_psycopg2_is_named_beside_psycopg_if_a_store_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,15 +235,26 @@ def test_a_driver_that_blocks_is_warned_of_at_the_first_run_only() -> None:
     assert "pymysql.install_as_MySQLdb()" in warning
 
 
-def test_the_real_psycopg_that_was_imported_before_the_patching_is_found() -> None:
-    names, _ = looked(before=f"import psycopg.waiting\n{PATCHED}")
+def test_psycopg_that_is_used_and_waits_in_c_is_warned_of_at_the_first_run() -> None:
+    names, (warning,) = looked(
+        before=f"import psycopg.waiting\n{PATCHED}",
+        imports="import psycopg_pool; pool = psycopg_pool.ConnectionPool(open=False)",
+    )
     assert names == ["psycopg"]
+    assert "psycopg waits in C, so that a statement blocks every greenlet" in warning
+    assert "monkey.patch_all() first" in warning
 
 
 def test_a_process_that_is_not_patched_has_that_problem_alone() -> None:
     names, warned = looked('fake("psycopg2.extensions", get_wait_callback=lambda: None)', before="")
     assert names == ["unpatched"]
     assert len(warned) == 1
+
+
+def test_huey_consumer_that_is_not_patched_is_told_what_to_run_instead() -> None:
+    names, warned = looked('sys.argv[0] = "/venv/bin/huey_consumer"', before="")
+    assert names == ["unpatched", "huey_consumer"]
+    assert "geventbatch.integrations.huey.consume(huey)" in warned[1]
 
 
 def test_a_process_that_is_patched_after_the_import_is_told_so_at_its_first_run() -> None:
