@@ -72,6 +72,9 @@ def balances(alias: str) -> str:
     return " ".join(map(str, found))
 
 
+SEVERAL = r"these are several keys: call run_across\(\) with a list of them"
+
+
 def totals(alias: str) -> list[tuple[int, int]]:
     return list(Ticket.objects.using(alias).order_by("number").values_list("total", "version"))
 
@@ -140,10 +143,16 @@ def test_a_missing_row_of_one_model_is_the_answer_of_those_that_name_it(alias: s
 @pytest.mark.parametrize(
     ("key", "error", "told"),
     [
-        ("a", TypeError, "'a' is no key of bank.Account by name and bank.Ticket by number: it must be a pair"),
+        (
+            "a",
+            TypeError,
+            "'a' is no key of .* by number: it must be a pair of a name, of 'account', 'ticket', and a key$",
+        ),
+        ((account("a"), ticket(1)), ValueError, f"its first part must be one of 'account', 'ticket'; {SEVERAL}$"),
+        ([account("a"), account("b"), ticket(1)], TypeError, f"and a key; {SEVERAL}$"),
         (("seat", 1), ValueError, "its first part must be one of 'account', 'ticket'"),
         (("ticket", "x"), ValueError, "'x' is no key for the column bank.Ticket.number"),
-        ((1, 2), ValueError, "its first part must be one of 'account', 'ticket'"),
+        ((1, 2), ValueError, "its first part must be one of 'account', 'ticket'$"),
     ],
 )
 def test_a_key_that_is_of_none_of_the_models_is_refused_at_the_door(

@@ -316,7 +316,12 @@ def test_a_store_of_several_classes_opens_one_of_them(bed: Bed) -> None:
         assert [*answers[:2], type(answers[2])] == [101, 4, ResourceMissing]
         assert answers[2].key == ("seat", 9)
         for key, kind in ((("wallet", 1), ValueError), (1, TypeError), (("seat", "x"), ImpossibleKey)):
-            assert type(answer_of(processor.run, key, str)) is kind
+            for refused in answer_of(processor.run, key, str), answer_of(processor.run_across, [key], str):
+                assert type(refused) is kind
+                assert "run_across()" not in str(refused)
+        for keys in ((("seat", 1), ("account", 1)), (("seat", 1),), (("seat", 1), ("seat", 2), ("account", 1))):
+            refused = answer_of(processor.run, keys, str)
+            assert str(refused).endswith("; these are several keys: call run_across() with a list of them")
     assert balances(bed) == {1: 101, 40: 4}
 
 

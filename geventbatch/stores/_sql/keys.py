@@ -1,8 +1,7 @@
 """A key as its column has it: 42 and "42" are one row, and so one batch. Imports no vendor.
 
 A key that is equal to a value of the column becomes that value: a member of ``class Line(str, Enum)`` becomes its text.
-A key
-that no row can have is refused here, at the door: many databases would take it for another value.
+A key that no row can have is refused here, at the door: many databases would take it for another value.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import ImpossibleKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Container, Hashable, Sequence
 
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
@@ -114,6 +113,14 @@ def shortened(key: object) -> str:
     """Return the `repr` of *key*, cut off for a message."""
     told = shown(key)
     return told if len(told) <= _LONGEST_SHOWN else f"{told[:_LONGEST_SHOWN]}…"
+
+
+def hint_of_several(key: object, names: Container[Any]) -> str:
+    """Return the end of the message about a wrong *key* of a store of *names*: a hint if it consists of such keys."""
+    parts = key if isinstance(key, tuple | list) else ()
+    pairs = [one for one in parts if isinstance(one, tuple | list) and len(one) == 2]  # noqa: PLR2004 - a pair
+    are_keys = len(pairs) == len(parts) > 0 and all(isinstance(one[0], str) and one[0] in names for one in pairs)
+    return "; these are several keys: call run_across() with a list of them" if are_keys else ""
 
 
 def row_key(asked: Any, found: Any) -> Any:

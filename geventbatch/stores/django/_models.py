@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from django.db.models import Model
 
 from geventbatch._safe_repr import shown
+from geventbatch.stores._sql.keys import hint_of_several
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -54,12 +55,15 @@ class Models(Generic[M]):
         names = ", ".join(repr(name) for name in self.by_name)
         if not isinstance(key, tuple | list) or len(key) != 2:  # noqa: PLR2004 - a name and a key
             raise TypeError(
-                f"{shown(key)} is no key of {self!r}: it must be a pair of a name, of {names}, and a key; an "
-                "operation on several keys is for run_across()"
+                f"{shown(key)} is no key of {self!r}: it must be a pair of a name, of {names}, and a key"
+                f"{hint_of_several(key, self.by_name)}"
             )
         name, part = key
         if not isinstance(name, str) or name not in self.by_name:
-            raise ValueError(f"{shown(key)} is no key of {self!r}: its first part must be one of {names}")
+            raise ValueError(
+                f"{shown(key)} is no key of {self!r}: its first part must be one of {names}"
+                f"{hint_of_several(key, self.by_name)}"
+            )
         return name, self.by_name[name].row_key.normalize(part)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from geventbatch._check_callables import check_functions
 from geventbatch._safe_repr import shown
 from geventbatch.stores._missing import checked
-from geventbatch.stores._sql.keys import normalize_all
+from geventbatch.stores._sql.keys import hint_of_several, normalize_all
 from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._change_tracker import track_loads
 from geventbatch.stores.sqlalchemy._key_columns import key_column
@@ -158,9 +158,12 @@ def _normalized(columns: dict[Any, Any], key: Any) -> Hashable:
         names = [*map(shown, columns)]
         raise TypeError(
             f"the key {shown(key)} must be a pair of a name, {' or '.join(names)}, and the key of a row, as "
-            f"({names[0]}, 12); an operation on several keys is for run_across()"
+            f"({names[0]}, 12){hint_of_several(key, columns)}"
         )
     name, own = key
     if not isinstance(name, str) or name not in columns:
-        raise ValueError(f"the key {shown(key)} names no class of the store: it has {', '.join(map(shown, columns))}")
+        raise ValueError(
+            f"the key {shown(key)} names no class of the store: it has {', '.join(map(shown, columns))}"
+            f"{hint_of_several(key, columns)}"
+        )
     return name, normalize_all(own, columns[name])
