@@ -1,4 +1,4 @@
-"""Threads that gevent has not patched: operations run unbatched there, and a server of such threads is warned once."""
+"""Threads that gevent has not patched: operations run unbatched there, and the process is warned once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from geventbatch._watch.problem import SetupProblem, warn
 
 _PROBLEM: Final = SetupProblem(
     "unpatched",
-    "gevent has not patched this process, whose requests have threads: each operation loads and saves by itself, in "
-    "its own thread, and nothing is batched. That is right for a development server, and gains nothing.",
-    "Serve with gunicorn's gevent worker (see geventbatch.integrations.gunicorn). If threads are meant, pass "
+    "gevent has not patched this process, and its threads call run(): each operation loads and saves by itself, in the "
+    "thread of its caller, and nothing is batched. That is right for a development server, and gains nothing.",
+    "Serve with gunicorn's gevent worker (see geventbatch.integrations.gunicorn), or run tasks in greenlets "
+    "(geventbatch.integrations has a module for each of Celery, Dramatiq and Huey). If threads are meant, pass "
     "batching=False, and this is not said.",
 )
 _UNCOMPARED: Final = SetupProblem(
@@ -30,8 +31,8 @@ _pairs: Final = count()
 def run_unbatched(*, comparing: bool = True) -> bool:
     """Return whether an operation called here runs unbatched, since gevent has not patched the process.
 
-    The first time in a thread that is not the main one, as servers have them, it warns. Management commands, cron jobs
-    and tests, which have the main thread, hear nothing.
+    The first time in a thread that is not the main one, as servers and task queues have them, it warns. Management
+    commands, cron jobs and tests, which have the main thread, hear nothing.
 
     Args:
         comparing: Whether the store locks, or compares what was loaded.

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FLASK = "tests.support.programs.flask_threads"
 DJANGO = "tests.support.programs.django_threads"
 GUNICORN = ["gunicorn", "--worker-class", "gthread", "--threads", "8", "--no-control-socket", "--bind"]
-TOLD = "gevent has not patched this process, whose requests have threads: each operation loads and saves by itself"
+TOLD = "gevent has not patched this process, and its threads call run(): each operation loads and saves by itself"
 
 
 def free_port() -> int:
