@@ -1,8 +1,8 @@
 """What pyproject.toml cannot say: with GEVENTBATCH_COMPILE=1, mypyc compiles the folder `geventbatch/_core`.
 
 That is what every operation passes; with it go the subclasses of its classes, which could not be made otherwise. The
-same sources run as plain Python, which is the default. Compiling takes mypy, gevent and its stubs, a C compiler and the
-headers of Python.
+same sources run as plain Python. Compiling takes mypy, gevent and its stubs, a C compiler and the headers of Python;
+whether there are is looked at in .ci/backend.py, which decides what pip installs.
 """
 
 import os

@@ -1,10 +1,14 @@
-"""What somebody gets who installs the wheel and nothing else: it imports, it is typed, and it runs an operation."""
+"""What somebody gets who installs the wheel and nothing else: it imports, it is typed, and it runs an operation.
+
+With an argument, "compiled" or "pure", it has to be of that form.
+"""
 
 from gevent import monkey
 
 monkey.patch_all()
 
 import importlib.util
+import sys
 from importlib.resources import files
 
 import geventbatch
@@ -46,4 +50,7 @@ for name in ("DjangoStore", "RedisStore", "SQLAlchemyStore"):
 for name in ("gunicorn", "pywsgi", "uwsgi", "wsgi"):
     importlib.import_module(f"geventbatch.integrations.{name}")
 
-print(f"{geventbatch.__file__} ran an operation and saved it")
+form = "compiled" if geventbatch.COMPILED else "pure"
+assert form in sys.argv[1:] or not sys.argv[1:], f"it is {form}, and was to be {sys.argv[1]}"
+
+print(f"{geventbatch.__file__}, {form}, ran an operation and saved it")
