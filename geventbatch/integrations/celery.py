@@ -11,7 +11,8 @@ with thousands of callers it would keep the hub for a tenth of a second otherwis
 environment refuses.
 
 The tasks must be run by gevent, or one at a time (``--pool solo``). In a pool of processes, each task is alone in its
-process: there is nothing to batch, so set ``batching=False``. A pool of threads works only with ``batching=False``.
+process, and in a pool of threads in its thread: there is nothing to batch, so set ``batching=False``. (In threads,
+operations of `GeventBatch` and over a `DjangoStore` run unbatched by themselves.)
 """
 
 from __future__ import annotations

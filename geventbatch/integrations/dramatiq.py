@@ -8,7 +8,8 @@ When a worker is told to end (TERM, INT or HUP), Dramatiq lets its messages fini
 admitted operation is then saved, even if no message waits for it. When it starts, the garbage collector leaves out
 what it has loaded (``GEVENTBATCH_FREEZE=0`` in the environment refuses).
 
-With ``dramatiq`` in place of ``dramatiq-gevent``, each message has a thread: that works only with ``batching=False``.
+With ``dramatiq`` in place of ``dramatiq-gevent``, each message has a thread: there is nothing to batch, so set
+``batching=False``. (Operations of `GeventBatch` and over a `DjangoStore` run unbatched there by themselves.)
 """
 
 from __future__ import annotations
