@@ -20,12 +20,20 @@ import signal
 import sys
 
 import gevent
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 
+began, all_began = [], Event()
+
 
 def application(environ, start_response):
-    gevent.sleep(3)
+    began.append(environ)
+    if len(began) == 10:
+        print("under way", flush=True)
+        all_began.set()
+    all_began.wait()
+    gevent.sleep(5)
     start_response("200 OK", [])
     return [b"done"]
 
@@ -45,7 +53,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -57,7 +64,7 @@ for way in ("stop", "close"):
 
     def ask():
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=15) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
                 answers.append(answer.status)
         except urllib.error.HTTPError as error:
             answers.append(error.code)
@@ -67,7 +74,7 @@ for way in ("stop", "close"):
     clients = [threading.Thread(target=ask) for _ in range(10)]
     for client in clients:
         client.start()
-    time.sleep(1)
+    server.stdout.readline()  # all are under way
     server.send_signal(signal.SIGTERM)
     for client in clients:
         client.join()

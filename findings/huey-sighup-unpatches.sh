@@ -28,6 +28,6 @@ venv/bin/python -m gevent.monkey venv/bin/huey_consumer jobs.huey --workers 1 --
 pid=$!
 until [ -s told ]; do sleep 0.1; done
 kill -HUP "$pid"
-for _ in $(seq 300); do [ "$(wc -l < told)" = 2 ] && break; sleep 0.1; done
+for _ in $(seq 1200); do [ "$(wc -l < told)" = 2 ] && break; sleep 0.1; done
 echo "patched before and after SIGHUP: $(tr '\n' ' ' < told)"
 [ "$(tr '\n' ' ' < told)" = "True False " ]

