@@ -1,10 +1,7 @@
 """For docs/idempotency.md."""
 
 import re
-from decimal import Decimal
 
-from django.db.transaction import non_atomic_requests
-from django.http import JsonResponse
 from flask import Flask, abort, request
 
 from geventbatch import Processor
@@ -26,8 +23,6 @@ run_trains("ICE 1")
 
 
 def check(page):
-    from django.test import RequestFactory
-
     client = app.test_client()
     for _ in range(2):
         answer = client.post("/trains/ICE 1/seats/13", json={"passenger": "Bob"}, headers={"Idempotency-Key": "b"})

@@ -26,6 +26,7 @@ django.setup()
 from django.test import RequestFactory
 from sqlalchemy.orm import Session
 
+from examples.tutorial.django_batched import move, withdraw
 from examples.tutorial.models import Account, Base, engine
 
 Base.metadata.create_all(engine)
@@ -34,16 +35,16 @@ with Session(engine) as session, session.begin():
 
 
 def check(page):
-    def withdraw(amount):
+    def take(amount):
         body = json.dumps({"amount": amount})
-        return page["withdraw"](RequestFactory().post("/", body, content_type="application/json"), 1).status_code
+        return withdraw(RequestFactory().post("/", body, content_type="application/json"), 1).status_code
 
-    assert [withdraw(3), withdraw(3)] == [200, 409]
+    assert [take(3), take(3)] == [200, 409]
     client = page["app"].test_client()
     asked = [client.post("/accounts/1/withdrawals", json={"amount": 2}) for _ in range(2)]
     assert [one.status_code for one in asked] == [200, 409]
     body = json.dumps({"amount": 0})
-    moved = page["move"](RequestFactory().post("/", body, content_type="application/json"), 1, 2)
+    moved = move(RequestFactory().post("/", body, content_type="application/json"), 1, 2)
     assert (moved.status_code, json.loads(moved.content)) == (200, {"balance": 0})
     with Session(engine) as session, session.begin():
         session.get_one(Account, 1).balance = 7
