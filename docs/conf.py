@@ -37,6 +37,8 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"geventbatch {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 _REPOSITORY = os.environ.get("GITHUB_REPOSITORY")
 
