@@ -75,6 +75,20 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_the_links_of_a_page_outside_of_the_site_lead_to_what_is_there(page: str) -> None:
+    found = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", (ROOT / page).read_text())
+    assert found
+    assert [path for path, _ in found if not (ROOT / path).exists()] == []
+    assert [link for link in found if link[1] and link[1] not in anchors(ROOT / (link[0] or page))] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Return those of the headings of *page*, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("view", ["flask_plain", "flask_batched", "django_plain", "django_batched"])
 def test_the_tutorial_shows_the_views_that_it_measures(view: str) -> None:
     page = (ROOT / "docs/tutorial.md").read_text()
