@@ -3,9 +3,9 @@
     python -m benchmarks [--short] [--into FOLDER] [NAME …]
     python -m benchmarks --docs [--short] [--into FOLDER]
 
-Without names: all that docs/performance.md shows. `transfers`, `stores`, `processes`, `idempotency`, `watching` and
-`page` have pages of their own, and run when they are named. Each lets what it compares take turns; nothing else may run
-on the machine meanwhile.
+Without names: all that docs/performance.md shows. `transfers`, `stores`, `processes`, `idempotency`, `watching`, `page`
+and `durable` have pages of their own, and run when they are named. Each lets what it compares take turns; nothing else
+may run on the machine meanwhile.
 
 With ``--docs``: all that the pages quote (`benchmarks.figures`). What was printed goes whole into docs/figures, and
 from there into the pages, with the machine and the versions; so all figures are of one run. With ``--short`` they go
@@ -25,7 +25,7 @@ from benchmarks import figures, plots
 
 WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts", "batch_cost")
 PRINTING = ("overhead", "refusals")
-BY_NAME = ("transfers", "stores", "processes", "idempotency", "watching", "page")
+BY_NAME = ("transfers", "stores", "processes", "idempotency", "watching", "page", "durable")
 SHORT = {
     "examples.cluster.compare": ["--backends", "1", "2", "--seconds", "0.3", "--rounds", "1", "--clients", "20"],
     "examples.tutorial": ["--seconds", "0.4", "--clients", "5"],

@@ -20,10 +20,11 @@ class Connection:
         self._socket: socket.socket | None = None
         self.headers: dict[str, str] = {}
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON of the answer; `OSError` when there is none."""
+    def ask(self, method: str, path: str, body: object = None, *, key: str | None = None) -> tuple[int, Any]:
+        """The status and the JSON of the answer; `OSError` when there is none. The *key* is an idempotency key."""
         content = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._address[0]}:{self._address[1]}\r\n"
+        head += f"Idempotency-Key: {key}\r\n" if key else ""
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         try:
             self._open().sendall(head.encode() + content)
