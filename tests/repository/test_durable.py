@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def test_the_tables_have_a_line_for_each_peer_with_its_ratio_to_the_row_lock() -
 def test_what_is_not_installed_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: str, missing: str
 ) -> None:
-    monkeypatch.setattr(durable_peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LeftOut, match=rf"{missing} is not installed: pip install -e '\.\[durable\]'"):
         PEERS[peer](tmp_path, "postgresql://nowhere")
 
