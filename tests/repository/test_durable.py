@@ -55,7 +55,7 @@ def place(*, is_keyed: bool, loses: int = 0) -> Iterator[tuple[Accounts, Place]]
     def kill() -> None:
         accounts.loses = loses
 
-    running = Running(server.server_port, [], {"answers": kill}, durable_peers._plainly, is_keyed=is_keyed)
+    running = Running(int(server.address[1]), [], {"answers": kill}, durable_peers._plainly, is_keyed=is_keyed)
     try:
         yield accounts, Place("it", running)
     finally:
