@@ -12,6 +12,7 @@ from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepoin
 from sqlalchemy.sql.selectable import SelectState
 
 from geventbatch.stores._sql.plain_selects import why_not_plain
+from geventbatch.stores.sqlalchemy._engines import listen
 from geventbatch.stores.sqlalchemy._session import BatchSession
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _begins(session: Session, _: SessionTransaction, connection: Connection) -> 
     # A listener for each connection would cost more than the SELECT.
     if connection.engine not in _listened:
         _listened.add(connection.engine)
-        event.listen(connection.engine, "before_cursor_execute", _sends)
+        listen(connection.engine, "before_cursor_execute", _sends)
 
 
 def _sends(connection: Connection, _: Any, statement: str, __: Any, context: Any, ___: bool) -> None:  # noqa: FBT001 - an event

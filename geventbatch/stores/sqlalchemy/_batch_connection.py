@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from geventbatch._batch import batch_at_hand
+from geventbatch.stores.sqlalchemy._engines import listen
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
@@ -30,9 +31,9 @@ class BatchConnection(sa.Connection):
         (A listener for each connection would cost a batch as much as loading the row.)
         """
         if not event.contains(engine, "before_cursor_execute", _executes):
-            event.listen(engine, "before_cursor_execute", _executes)
-            event.listen(engine, "after_cursor_execute", _executed)
-            event.listen(engine, "commit", _commits)
+            listen(engine, "before_cursor_execute", _executes)
+            listen(engine, "after_cursor_execute", _executed)
+            listen(engine, "commit", _commits)
 
     @classmethod
     def hold(cls, connection: sa.Connection, guard: Guard) -> None:

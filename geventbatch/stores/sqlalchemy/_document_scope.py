@@ -268,9 +268,7 @@ class DocumentScope:
 
     def _fetch(self) -> Row:
         statements = self._documents.statements
-        self._transaction, row = load(
-            self._begun, lambda begun: begun.connection.execute(statements.load, {"_key": self._key}).one_or_none()
-        )
+        self._transaction, row = load(self._begun, lambda begun: begun.fetch(statements.load, {"_key": self._key}))
         return Row(None, None) if row is None else statements.row_of(row)
 
     def _begun(self) -> Transaction:
@@ -318,16 +316,18 @@ class DocumentScope:
         if is_written and self._documents.kept is not None:
             transaction.fence = partial(self._fence, row)
 
-        def write() -> None:
-            if change is not None:
-                self._send(*change)
-            insert_rows(transaction.connection, rows)
-
         try:
+            write = partial(self._write, change, rows)
             transaction.write(write, recording, collected=not any(is_instance(row) for row in rows))
         except LostRow as lost:
             raise (found := self.lost(lost, transaction, batch)) from found.__cause__
         return row if is_written else None
+
+    def _write(self, change: tuple[Any, dict[str, Any]] | None, rows: list[object]) -> None:
+        if change is not None:
+            self._send(*change)
+        if rows:  # asking for the connection costs something
+            insert_rows(self._transaction.connection, rows)
 
     def _refuse_repeated(self, batch: Batch) -> None:
         """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the new state."""

@@ -18,6 +18,7 @@ from geventbatch._safe_repr import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._bound_values import python_type
+from geventbatch.stores.sqlalchemy._texts import fix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -171,11 +172,16 @@ class Statements:
         self.delete: Final = sa.delete(table).where(is_loaded)
         self.delete_again: Final = sa.delete(table).where(has_version)
         self.add: Final = _insert(table, dialect.name)
+        for statement in (self.load, self.update, self.count, self.delete, self.add):
+            fix(statement, dialect)
 
     def row_of(self, found: Any, before: int = 0) -> Row:
         """Return what was selected as a `Row`; the statement has so many columns *before* those `selected`."""
         state, version = found[before], found[before + 1]  # a column's name takes three times as long
-        mark = found.mark if self.mark.is_selected else state if self.mark.column is not None else None
+        if self.mark.is_selected:
+            mark = found[before + 2 + self.tells_key]
+        else:
+            mark = state if self.mark.column is not None else None
         key = found[before + 2] if self.tells_key else None
         if self.read is None:
             return Row(state, version, mark, key)

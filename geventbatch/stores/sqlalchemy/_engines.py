@@ -6,11 +6,13 @@ for ever: to close one of its connections, or to garbage collect it, may end it 
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from geventbatch._core import process
@@ -19,9 +21,9 @@ from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
-    from sqlalchemy import Connection, ExceptionContext, Pool
+    from sqlalchemy import ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores, with the epoch of last use, and the pool."""
@@ -41,6 +43,36 @@ _MISTAKEN_SESSION: Final = frozenset({"26000", "42P05"})
 
 IN_DOUBT: Final = "geventbatch: in doubt"
 """The key of the error with which the server may have done so."""
+
+
+_listeners: Final[WeakKeyDictionary[Engine, Counter[str]]] = WeakKeyDictionary()
+"""The library's own listeners, by event: they need not be told of what only a store of documents sends."""
+
+_TOLD: Final = ("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute", "begin", "commit")
+"""The events of a transaction that goes well."""
+
+
+def listen(engine: Engine, name: str, listener: Callable[..., object]) -> None:
+    """Have *engine* call a listener of the library's own that looks at connections which it knows, and no others."""
+    event.listen(engine, name, listener)
+    _listeners.setdefault(engine, Counter())[name] += 1
+
+
+def is_watched(engine: Engine) -> bool:
+    """Return whether the application, or a tool of it, sees or changes what the engine sends. Switches: no."""
+    own = _listeners.get(engine, _NONE)
+    seen, changed = engine.dispatch, engine.dialect.dispatch
+    return bool(
+        any(len(getattr(seen, name)) > own[name] for name in _TOLD)
+        or changed.do_execute
+        or changed.do_execute_no_params
+        or getattr(Connection, "_has_events", True)  # listeners of all connections of all engines
+        or engine.get_execution_options()
+        or engine.logger.isEnabledFor(logging.INFO)
+    )
+
+
+_NONE: Final[Counter[str]] = Counter()
 
 
 def check_engine(engine: object) -> None:

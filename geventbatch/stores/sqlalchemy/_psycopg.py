@@ -18,21 +18,28 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
+from psycopg.adapt import Transformer
+from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import FloatDumper
 from sqlalchemy.exc import DBAPIError
 
+from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import statements as sql_statements
+from geventbatch.stores._sql.libpq import exchange
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, SENT
+from geventbatch.stores.sqlalchemy._engines import is_watched
 from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
 from geventbatch.stores.sqlalchemy._savepoint import SET
+from geventbatch.stores.sqlalchemy._texts import checked, fixed
 from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Self
 
     from psycopg.abc import Params
+    from sqlalchemy import Connection
     from sqlalchemy.sql.base import Executable
 
     from geventbatch.errors import NotSaved
@@ -43,12 +50,6 @@ _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
 _CHANGES: Final = frozenset({"UPDATE", "DELETE"})
 
-_CHECKED: Final = (
-    "WITH changed AS (%s\n) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
-    "ELSE CAST(count(*) || ' " + errors.MARK + "' AS integer) END FROM changed"
-)
-"""Fails, by a text that is no number, unless the statement changes (or locks) exactly so many rows."""
-
 
 class JoinedTransaction(PostgresTransaction):
     """PostgreSQL in two round trips; in more if a save cannot be collected."""
@@ -56,26 +57,49 @@ class JoinedTransaction(PostgresTransaction):
     collects = True
 
     # -- mutable state ---------------------------------------------------------------------------------------
+    _is_known: bool = False  # SQLAlchemy knows of the transaction, and executes its statements
+    _failure: Exception | None  # what SQLAlchemy's next statement raises
     before: list[str]  # statements to send with the next one
     precedes: bool  # add what is executed to `before`
     collected: list[str] | None  # the statements of a save, while it is collected
     checked: int  # rows that the next statement has to change; 0: as its text says
 
+    @property
+    def connection(self) -> Connection:
+        """SQLAlchemy's connection, which knows of the transaction from the first time that this is asked for.
+
+        A batch whose statements are all fixed does not ask: SQLAlchemy, and psycopg's cursors, cost more than both
+        messages and all that they wait for.
+        """
+        if not self._is_known:
+            self._is_known = True
+            self._make_known()
+        return self._connection
+
     def begin(self) -> None:
-        self._driver = cast("psycopg.Connection[Any]", self.connection.connection.driver_connection)
+        self._driver = cast("psycopg.Connection[Any]", self._connection.connection.driver_connection)
         self._autocommit = self._driver.autocommit
         self._cursor_factory = self._driver.cursor_factory
-        self.precedes, self.collected, self.checked = False, None, 0
-        self._prepare_nothing(self._driver)
+        self.precedes, self.collected, self.checked, self._failure = False, None, 0, None
         self.before = [
             bounds.BEGIN if self.locking else _begin(self._driver),
             bounds.postgres_bound_and_xid(remaining()),
         ]
-        # Leaves BEGIN to us: psycopg would wait for its own.
-        self._driver.autocommit = True
+        if is_watched(self.engine):
+            self._is_known = True
+            self._make_known()
+
+    def _make_known(self) -> None:
+        self._prepare_nothing(self._driver)
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
+        status = self.status()
+        if status == TransactionStatus.IDLE:
+            self._driver.autocommit = True  # leaves BEGIN to us: psycopg would wait for its own
+        elif status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+            self._connection.begin()
 
     def begin_again(self) -> None:
+        self._driver.autocommit = True
         self.before = [_begin(self._driver)]
 
     def before_writes(self) -> None:
@@ -93,10 +117,36 @@ class JoinedTransaction(PostgresTransaction):
         finally:
             self.precedes = False
 
+    def fetch(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any] | None:
+        known = None if self._is_known else fixed(statement)
+        transformer = Transformer(self._driver)
+        text = None if known is None else known.text.of(parameters, transformer)
+        if known is None or text is None:
+            return super().fetch(statement, parameters)
+        message, self.before = _encoded(self._driver, [*self.before, text]), []
+        try:
+            results = exchange(self._driver, message)
+        except psycopg.Error as error:
+            self._failure = error  # SQLAlchemy has to know that as if it had sent the statement
+            try:
+                return super().fetch(statement, parameters)
+            except DBAPIError as wrapped:
+                raise wrapped from error
+        for result in results:
+            if result.nfields == len(_TOLD) and result.fname(0) == _TOLD_FIRST:
+                self._xid = (result.get_value(0, 1) or b"").decode()
+        return known.row(results[-1], transformer)
+
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         if self.collected is None:
             super().change(statement, parameters, rows)
             return
+        known = None if self._is_known or rows != 1 else fixed(statement)
+        if known is not None and known.changing is not None:
+            text = known.changing.of(parameters, Transformer(self._driver))
+            if text is not None:
+                self.collected.append(text)
+                return
         self.checked = rows
         self.connection.execute(statement, parameters)
 
@@ -124,14 +174,15 @@ class JoinedTransaction(PostgresTransaction):
             raise self.not_saved(raised) from cause(raised)
         self._commit = {COMMIT: SENT}
         try:
-            psycopg.Cursor(self._driver).execute(message, prepare=False)
+            exchange(self._driver, message)
         except Exception as raised:
             self.check_repeated(raised, recording)
             self.resolve(_wrapped(raised))
         else:
             self._commit = {COMMIT: DONE}
             try:
-                self.committer()  # it finds nothing left to send
+                if self._is_known:
+                    (self.committer or self._connection.commit)()  # it finds nothing left to send
             except Exception as raised:
                 self.resolve(raised)
 
@@ -139,6 +190,16 @@ class JoinedTransaction(PostgresTransaction):
         if errors.is_marked(error):
             return errors.changed(self.key, LostRow)
         return super().not_saved(error)
+
+    def check_whole(self) -> None:
+        if self._is_known or self.status() not in {TransactionStatus.IDLE, TransactionStatus.INTRANS}:
+            super().check_whole()
+
+    def end(self, error: BaseException | None = None) -> None:
+        if error is None and not self._is_known and self.status() == TransactionStatus.IDLE:
+            give_back(self.key, self._connection.close, saved=True)
+        else:
+            super().end(error)
 
     def close(self, error: BaseException | None) -> None:  # noqa: ARG002 - for the parent
         self._driver.rollback()  # sends nothing after COMMIT
@@ -154,6 +215,12 @@ class JoinedTransaction(PostgresTransaction):
     def status(self) -> int | None:
         found: int = self._driver.pgconn.transaction_status
         return found
+
+    def raise_failure(self) -> None:
+        """Raise what a message has raised that was sent without SQLAlchemy."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def checks(self, query: str) -> int:
         """Return how many rows this statement has to change for each set of parameters; 0: any number."""
@@ -198,6 +265,8 @@ class JoinedTransaction(PostgresTransaction):
 _TOLD: Final = ("set_config", "pg_current_xact_id")
 """The columns of `bounds.postgres_bound_and_xid`'s answer."""
 
+_TOLD_FIRST: Final = _TOLD[0].encode()
+
 
 class _Float(FloatDumper):
     """Casts a float: a bare number in SQL is a decimal, which has no -0.0 and is rounded differently."""
@@ -221,6 +290,7 @@ class _Cursor(psycopg.Cursor[Any]):
 
     def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
         transaction = self._transaction
+        transaction.raise_failure()
         if transaction.collected is not None:
             self._collect(transaction.collected, query, [params])
             if self._expected:
@@ -252,7 +322,7 @@ class _Cursor(psycopg.Cursor[Any]):
         self._expected = rows * len(every)
         if rows:
             found = query if sql_statements.first_word(query) == "SELECT" else f"{query}\n RETURNING 1"
-            query = _CHECKED % (found, rows)
+            query = checked(found, rows)
         elif len(every) > 1 and (inserts := _insert_of_a_row(query)) is not None:
             head, values = inserts
             collected.append(head + ", ".join(self._transaction.join_each(values, every)))

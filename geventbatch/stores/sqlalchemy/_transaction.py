@@ -9,10 +9,9 @@ more, is discarded (`Transaction.discard`): its pool makes a new one for the nex
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy.exc import (
     DBAPIError,
@@ -27,16 +26,15 @@ from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._give_back import give_back
-from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import commit as _commit
-from geventbatch.stores._sql.commit import polls
+from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, note_commits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from datetime import tzinfo
 
     from sqlalchemy import Connection, CursorResult, Engine
@@ -108,8 +106,9 @@ class Transaction:
         """The load locks the row, at READ COMMITTED: later statements read nothing older than the lock."""
         self.fence: Callable[[], bool | None] | None = None
         """Finds out by the row whether it was saved, and else keeps the save from being carried out later."""
-        self.connection: Connection = _engines.own(engine).connect()
-        self.committer: Callable[[], object] = self.connection.commit
+        self._connection = _engines.own(engine).connect()
+        self.committer: Callable[[], object] | None = None
+        """Commits in place of the connection, and with it."""
         self.prepare: Callable[[], object] | None = None
         """Prepares the connection for the key's tenant."""
         self._commit: dict[Any, Any] = {COMMIT: None}
@@ -119,6 +118,11 @@ class Transaction:
         except BaseException:
             give_back(key, self.discard, saved=False)
             raise
+
+    @property
+    def connection(self) -> Connection:
+        """The batch's connection."""
+        return self._connection
 
     # -- what a database adds --------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class Transaction:
 
     def commit_now(self) -> None:
         """Send COMMIT, and wait for the answer."""
-        self.committer()
+        (self.committer or self.connection.commit)()
 
     def has_failed(self) -> bool:
         """Return whether a statement has failed, so that the database refuses all later ones."""
@@ -168,6 +172,10 @@ class Transaction:
     def holding_back(self) -> Iterator[None]:
         """Allow statements in the block, whose answers are not needed, to wait for the next statement."""
         yield
+
+    def fetch(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any] | None:
+        """Execute the SELECT of one row, and return it; None if there is none."""
+        return self.connection.execute(statement, parameters).one_or_none()
 
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         """Execute a statement that changes the loaded row, or so many *rows*.
@@ -285,8 +293,12 @@ class Transaction:
         try:
             give_back(self.key, self._end, error, saved=error is None)
         finally:
-            self.committer = self.connection.commit  # another one may hold all that is saved, and with it this
-            BatchConnection.let_go(self.connection)
+            self.committer = None  # it may hold all that is saved, and with it this
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Have the connection, which is closed, hold nothing of the batch."""
+        BatchConnection.let_go(self.connection)
 
     def _end(self, error: BaseException | None) -> None:
         if self.connection.closed or self.connection.invalidated or not self.in_time(error):
@@ -325,52 +337,6 @@ class Transaction:
             self.connection.close()
 
 
-class SQLiteTransaction(Transaction):
-    """SQLite, whose driver blocks the whole process: the write lock is held from the first write to COMMIT.
-
-    No greenlet switches in between, so that no batch ever waits for another one of its process. While another process
-    writes, the batch polls every few milliseconds, and other greenlets run, instead of waiting in the driver.
-    """
-
-    leaves_out = True
-    writes_anywhere = False
-
-    def before_writes(self) -> None:
-        driver = self._driver()
-        if driver.in_transaction:
-            return
-        ((patience,),) = driver.execute("PRAGMA busy_timeout")
-        driver.execute("PRAGMA busy_timeout = 0")
-        try:
-            self._lock(driver)
-        finally:
-            driver.execute(f"PRAGMA busy_timeout = {patience}")
-
-    def begin_to_write(self) -> None:
-        self.before_writes()
-
-    def was_not_committed(self) -> bool:
-        return not self.connection.invalidated and self._driver().in_transaction
-
-    def _driver(self) -> sqlite3.Connection:
-        return cast("sqlite3.Connection", self.connection.connection.driver_connection)
-
-    def _lock(self, driver: sqlite3.Connection) -> None:
-        error: sqlite3.OperationalError | None = None
-        for _ in polls(bounds.bound_seconds(remaining())):
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as busy:
-                if errors.kind(busy) is not errors.Kind.CONFLICT:
-                    raise
-                error = busy
-        raise NotSaved(f"{shown(self.key)} was not saved: another process holds SQLite's write lock") from error
-
-    def ask_outcome(self) -> bool | None:
-        return None  # asking would block the process
-
-
 def transaction_class(
     engine: Engine, *, pipeline: bool, locking: bool = False
 ) -> Callable[[Engine, Hashable], Transaction]:
@@ -398,7 +364,11 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
         from geventbatch.stores.sqlalchemy._mysql import MySQLTransaction
 
         return MySQLTransaction
-    return SQLiteTransaction if name == "sqlite" else Transaction
+    if name == "sqlite":
+        from geventbatch.stores.sqlalchemy._sqlite import SQLiteTransaction
+
+        return SQLiteTransaction
+    return Transaction
 
 
 def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
