@@ -23,7 +23,7 @@ from geventbatch.stores._sql import errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from sqlalchemy import ExceptionContext, Pool
+    from sqlalchemy import Dialect, ExceptionContext, Pool
 
 _known: Final[WeakKeyDictionary[Engine, tuple[int, Pool]]] = WeakKeyDictionary()
 """The engines of stores, with the epoch of last use, and the pool."""
@@ -60,19 +60,27 @@ def listen(engine: Engine, name: str, listener: Callable[..., object]) -> None:
 
 def is_watched(engine: Engine) -> bool:
     """Return whether the application, or a tool of it, sees or changes what the engine sends. Switches: no."""
-    own = _listeners.get(engine, _NONE)
-    seen, changed = engine.dispatch, engine.dialect.dispatch
+    dialect = engine.dialect
+    # SQLAlchemy's own flags are much quicker read than the listeners; other releases may have none.
     return bool(
-        any(len(getattr(seen, name)) > own[name] for name in _TOLD)
-        or changed.do_execute
-        or changed.do_execute_no_params
+        (getattr(engine, "_has_events", True) and _has_listeners(engine))
+        or (getattr(dialect, "_has_events", True) and _changes(dialect))
         or getattr(Connection, "_has_events", True)  # listeners of all connections of all engines
         or engine.get_execution_options()
         or engine.logger.isEnabledFor(logging.INFO)
     )
 
 
-_NONE: Final[Counter[str]] = Counter()
+def _has_listeners(engine: Engine) -> bool:
+    own, all_ = _listeners.get(engine, _NONE), engine.dispatch
+    return any(len(getattr(all_, name)) > own.get(name, 0) for name in _TOLD)
+
+
+def _changes(dialect: Dialect) -> bool:
+    return bool(dialect.dispatch.do_execute or dialect.dispatch.do_execute_no_params)
+
+
+_NONE: Final[dict[str, int]] = {}
 
 
 def check_engine(engine: object) -> None:
