@@ -84,7 +84,7 @@ class Course(NamedTuple):
 
 
 LONG: Final = Course(3, 2, (1, 20, 100), (20, 100))
-SHORT: Final = Course(0.5, 1, (20,), (20,))
+SHORT: Final = Course(0.5, 1, (1, 20, 100), (20,))
 
 
 class AfterKill(NamedTuple):
