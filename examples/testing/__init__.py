@@ -1,0 +1,1 @@
+"""Tests of an application on SQLAlchemy, which docs/testing.md shows whole."""
