@@ -15,7 +15,7 @@ from flask import request as flask_request
 from flask_sqlalchemy import SQLAlchemy
 from gevent.event import Event
 from psycogreen.gevent import patch_psycopg  # type: ignore[import-untyped]  # it has no types
-from sqlalchemy.orm import Mapped, joinedload, mapped_column, relationship, selectinload
+from sqlalchemy.orm import DeclarativeBase, Mapped, joinedload, mapped_column, relationship, selectinload
 
 import geventbatch
 from geventbatch.integrations.flask import AppProcessor, GeventBatch
@@ -426,6 +426,59 @@ def test_the_greenlets_of_one_request_may_all_run_at_once(bank: Bank) -> None:
         db.session.get(User, 1)
         callers = [gevent.spawn(partial(copy_context().run, bank.deposit)) for _ in range(5)]
         assert sorted(one.get() for one in callers) == [1, 2, 3, 4, 5]
+
+
+def test_the_sessions_around_an_application_context_are_looked_at_too(open_bank: Callable[..., Bank]) -> None:
+    bank = open_bank(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
+    with bank.app.test_request_context():
+        account = db.session.get(Account, 1)
+        assert account is not None
+        with bank.app.app_context(), bank.app.app_context():
+            assert bank.deposit() == 1
+        assert account.balance == 1
+        db.session.rollback()
+        with bank.app.app_context():
+            db.session.get(User, 1)
+            assert bank.transfer() == 2
+        change(flush=True)
+        with bank.app.app_context():
+            with pytest.raises(RuntimeError, match=r"db\.session outside of this application context has sent 'UPDATE"):
+                bank.deposit()
+            db.session.commit()
+        db.session.rollback()
+        assert bank.deposit() == 3
+
+
+def test_a_session_that_begins_nothing_by_itself_is_in_a_transaction_after_run_as_before(place: str) -> None:
+    class Base(DeclarativeBase):
+        """Its tables are this test's."""
+
+    database = SQLAlchemy(model_class=Base, session_options={"autobegin": False})
+
+    class Counter(database.Model):  # type: ignore[name-defined, misc]
+        id: Mapped[int] = mapped_column(primary_key=True)
+        balance: Mapped[int]
+
+    app = Flask("explicit")
+    app.config.update(SQLALCHEMY_DATABASE_URI=place, GEVENTBATCH_MIN_DURATION=0)
+    database.init_app(app)
+    counters = GeventBatch(app).processor(make_store=lambda: SQLAlchemyStore.mapped(database.session, Counter))
+    with app.app_context():
+        database.create_all()
+        with database.session.begin():
+            database.session.add(Counter(id=1, balance=0))
+        database.session.begin()
+        counter = database.session.get(Counter, 1)
+        assert counter is not None
+        assert counters.run(1, deposit, 1) == 1
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a queue
+        assert counter.balance == 1
+        database.session.rollback()
+        assert counters.run(1, deposit, 1) == 2
+        assert not database.session().in_transaction()
+        database.drop_all()
+        database.engine.dispose()
+    assert geventbatch.stop_all(timeout=10)
 
 
 def test_what_a_session_does_before_it_is_seen_counts_as_a_change(place: str) -> None:

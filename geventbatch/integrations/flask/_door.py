@@ -21,7 +21,7 @@ from geventbatch.integrations.flask._seen import seen_in
 from geventbatch.integrations.flask._sqlalchemy import changed_in
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterable, Iterator, Mapping
 
     from flask import Flask
     from sqlalchemy.orm import Session
@@ -33,59 +33,61 @@ _told: Final[WeakSet[Flask]] = WeakSet()
 
 
 class Caller:
-    """The caller of `run`, whose session holds nothing while it waits."""
+    """The caller of `run`, whose sessions hold nothing while it waits."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, sessions: Iterable[Session]) -> None:
         """Wait."""
-        self._session: Session | None = session
+        self._sessions = tuple(sessions)
 
     def left(self) -> None:
-        """Note that the caller goes on, and uses its session."""
-        self._session = None
+        """Note that the caller goes on, and uses its sessions."""
+        self._sessions = ()
 
     def give_back_again(self) -> None:
         """Give back a connection that an operation has taken, by loading attributes of the caller's instances.
 
         Switches: yes.
         """
-        session = self._session
-        if session is None or not session.in_transaction():
-            return
-        seen = _holds(session)
-        # Another greenlet of the request may use the session meanwhile.
-        if seen is not None and seen.is_begun_here() and _why_not(session, release=True) is None:
-            _give_back(session)
+        for session in self._sessions:
+            if session.in_transaction():
+                seen = _holds(session)
+                # Another greenlet of the request may use the session meanwhile.
+                if seen is not None and seen.is_begun_here() and _why_not(session, release=True) is None:
+                    _give_back(session)
 
 
 @contextmanager
 def leaving(
-    app: Flask, session: Session, method: str, keys: tuple[Hashable, ...], *, release: bool | None
+    app: Flask, sessions: Mapping[Session, str], method: str, keys: tuple[Hashable, ...], *, release: bool | None
 ) -> Iterator[Caller]:
-    """Let *session* hold nothing while its user waits; afterwards its instances are loaded again when they are used.
+    """Let *sessions* hold nothing while their user waits; afterwards their instances are loaded again when used.
 
     Args:
         app: The application, which is told once.
-        session: The ``db.session`` of the request.
+        sessions: The ``db.session`` of the request, and of each application context around it; and what it is called.
         method: The method that was called, `run` or `run_across`, for the message.
         keys: The keys of the operation, for the message.
         release: The option ``release_session``.
 
     Raises:
-        RuntimeError: The session's transaction may have changed or locked something, or *release* is False.
+        RuntimeError: A session's transaction may have changed or locked something, or *release* is False.
     Switches: yes.
     """
-    why = _why_not(session, release=release)
-    if why is not None:
-        _refuse(method, keys, why)
-    if _give_back(session) and release is None and app not in _told:
-        _told.add(app)
-        _tell(app, method)
-    caller = Caller(session)
+    for session, name in sessions.items():
+        why = _why_not(session, release=release)
+        if why is not None:
+            _refuse(method, keys, name, why)
+    for session in sessions:
+        if _give_back(session) and release is None and app not in _told:
+            _told.add(app)
+            _tell(app, method)
+    caller = Caller(sessions)
     try:
         yield caller
     finally:
         caller.left()
-        _refresh(session)
+        for session in sessions:
+            _refresh(session)
 
 
 def _holds(session: Session) -> Seen | None:
@@ -94,7 +96,7 @@ def _holds(session: Session) -> Seen | None:
 
 
 def _why_not(session: Session, *, release: bool | None) -> str | None:
-    """Return why the connection of *session* cannot be given back, after "whose db.session"; None if it can.
+    """Return why the connection of *session* cannot be given back, after its name; None if it can.
 
     Switches: only if listeners of a flush send something.
     """
@@ -131,9 +133,9 @@ def _named(instance: object) -> str:
     return f"<{type(instance).__name__} {'(new)' if identity is None else ', '.join(map(shown, identity))}>"
 
 
-def _refuse(method: str, keys: tuple[Hashable, ...], why: str) -> NoReturn:
+def _refuse(method: str, keys: tuple[Hashable, ...], name: str, why: str) -> NoReturn:
     raise RuntimeError(
-        f"{method}() was called on {named(keys)} in a request whose db.session {why}: its batch might wait for what "
+        f"{method}() was called on {named(keys)} in a request whose {name} {why}: its batch might wait for what "
         "the request has locked, or for a connection, until its deadline; and a rollback of the request would not undo "
         f"what the batch has saved. Nothing was run. Call db.session.commit() (or rollback()) before {method}(); or "
         "do it in the operation, where db.session is the batch's"
@@ -162,6 +164,8 @@ def _commit(session: Session) -> None:
         session.rollback()
     finally:
         session.expire_on_commit = expires
+    if not session.autobegin:  # the caller has begun the transaction, and goes on in one; it holds no connection yet
+        session.begin()
 
 
 def _refresh(session: Session) -> None:

@@ -11,6 +11,7 @@ while `run` waits. SQLAlchemy is imported only where Flask-SQLAlchemy is used.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
 from flask.globals import _cv_app
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from flask import Flask
+    from flask.ctx import AppContext
     from sqlalchemy.orm import Session
 
     from geventbatch.integrations.flask._door import Caller
 
 _NAME: Final = "sqlalchemy"
+_OURS: Final = "geventbatch"
 _NOTHING: Final = nullcontext()
 
 
@@ -90,14 +93,43 @@ def leaving(
 
     It yields None if the caller has used no session, or is inside a batch, whose session is the batch's.
     """
-    if _NAME not in app.extensions:
-        return _NOTHING
     context = _cv_app.get(None)
-    if context is None or context.app is not app or getcurrent() in process.running or not _registry(app).has():
+    if context is None or getcurrent() in process.running:
+        return _NOTHING
+    sessions = {
+        session: "db.session" if one is context else "db.session outside of this application context"
+        for one in reversed(_pushed(context))
+        for session in _used_in(one)
+    }
+    if not sessions:
         return _NOTHING
     from geventbatch.integrations.flask import _door
 
-    return _door.leaving(app, _registry(app)(), method, keys, release=release)
+    return _door.leaving(app, sessions, method, keys, release=release)
+
+
+def _pushed(context: AppContext) -> list[AppContext]:
+    """Return *context* and those that it was pushed into: ``with app.app_context():`` in a request has two sessions."""
+    found = [context]
+    for one in found:
+        for token in one._cv_tokens:  # noqa: SLF001 - Flask has no other way to see an outer context
+            outer = token.old_value
+            if outer is not Token.MISSING and outer not in found:
+                found.append(outer)
+    return found
+
+
+def _used_in(context: AppContext) -> list[Session]:
+    """Return the ``db.session`` of *context*, if it was used and its statements are seen."""
+    app = context.app
+    if _NAME not in app.extensions or _OURS not in app.extensions:
+        return []
+    registry = _registry(app)
+    token = _cv_app.set(context)
+    try:
+        return [registry()] if registry.has() else []
+    finally:
+        _cv_app.reset(token)
 
 
 def _registry(app: Flask) -> Any:

@@ -50,7 +50,7 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
 
 def _sessions(parent: type[Session], options: dict[str, Any], engine: sa.Engine) -> Callable[..., BatchSession]:
     """Return a factory of sessions with the user's class and options, which report their events to their guard."""
-    own = {"expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
+    own = {"autobegin": True, "expire_on_commit": False, "join_transaction_mode": "control_fully", "binds": None}
     if engine.dialect.name == "sqlite":
         own["autoflush"] = False
     routes: Session | None = None
@@ -214,7 +214,7 @@ class BatchSession(Session):
     # -- the batch's transaction -------------------------------------------------------------------------------
 
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:  # noqa: FBT001, FBT002 - as its parent
-        if self._transaction is None and self.autobegin and not begin:
+        if self._transaction is None and not begin:
             return _Begun(self, SessionTransactionOrigin.AUTOBEGIN)
         return super()._autobegin_t(begin)
 
