@@ -9,16 +9,16 @@
 
     consume(huey, workers=100)
 
-At TERM, the running tasks finish, and the consumer ends. At HUP, they finish, and it starts anew, patched. Before it
-ends, every admitted operation is saved, even if no task waits for it. At INT, Huey interrupts the running tasks and
-drops them: what they had started is saved, and nothing else of them happens. When it starts, the garbage collector
-leaves out what it has loaded (``GEVENTBATCH_FREEZE=0`` in the environment refuses).
+At TERM, the running tasks finish, and the consumer ends. At HUP, they finish, and it starts anew, patched. Signals that
+come meanwhile cut nothing short. Before the consumer ends, every admitted operation is saved, even if no task waits for
+it. At INT, Huey interrupts the running tasks and drops them: what they had started is saved, and nothing else of them
+happens. When it starts, the garbage collector leaves out what it has loaded (``GEVENTBATCH_FREEZE=0`` in the
+environment refuses).
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,22 +69,31 @@ def consume(huey: Huey, *, workers: int = 100, **options: Any) -> None:
 class _Consumer(Consumer):  # type: ignore[misc]  # Huey has no types
     """A consumer that stops all processors when its workers have ended, before it restarts too."""
 
+    _signum: Any
+
     def start(self) -> None:
         super().start()
         freeze_loaded()
 
     def stop(self, graceful: bool = False) -> None:  # noqa: FBT001, FBT002 - Huey's signature
         super().stop(graceful)
-        # Huey would have a second signal interrupt the wait, but no task is left that it could cut short.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._do_not_restart)
         stop_all()
         if self._restart:
             # Huey runs the restarted program with these, which for "python -m" lack the option.
             sys.argv = sys.orig_argv[1:]
 
-    def _do_not_restart(self, *_: object) -> None:
-        self._restart = False
+    def _handle_signal(self, signum: Any, frame: object) -> None:
+        """Obey the first signal. A later one can do no more than keep the consumer from starting anew.
+
+        At a second TERM, Huey would raise KeyboardInterrupt in whatever greenlet is running, be it in the middle of a
+        batch, and drop all tasks; and HUP would have it start anew though it was told to end.
+        """
+        del frame
+        restart, graceful = self._signal_actions[signum]
+        if self._signum is None:
+            self._signum, self._restart, self._graceful = signum, restart, graceful
+        elif not restart:
+            self._restart = False
 
 
 def _check_patched(huey: Huey) -> None:
