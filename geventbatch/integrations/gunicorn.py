@@ -10,6 +10,7 @@ It does the following:
   that socket is a greenlet, and every worker that is forked later would inherit it.
 - After TERM, HUP and max_requests, a worker finishes what it has accepted. After INT and QUIT it would drop everything:
   here it saves and answers first, even if a terminal's Ctrl-C reaches it twice.
+- HUP ends a worker as TERM does: it is meant for the parent, but ``pkill -HUP gunicorn`` sends it to all processes.
 - A signal ends a worker that is still starting. Otherwise it would land in a queue that nothing reads.
 - The garbage collector leaves out what the parent has loaded before it forks (with ``--preload`` that is the
   application, whose memory the workers go on sharing) and what a started worker has loaded, and begins a pass after
@@ -23,7 +24,8 @@ Your own hooks stay, even hooks of the same names: both are called. If your conf
 too, let it call this module's. The worker class may be ``gevent_pywsgi``, or another child of gunicorn's gevent worker.
 
 Two kinds of connections are beyond help: connections that no worker has accepted when the last worker closes the
-socket, and keep-alive connections whose next request comes while a worker ends.
+socket, and keep-alive connections whose next request comes while a worker ends. So is what takes longer than two
+seconds when INT or QUIT comes behind a TERM: the parent kills it then, whatever graceful_timeout is.
 """
 
 from __future__ import annotations
@@ -132,6 +134,8 @@ class _Hooks:
     def post_worker_init(self, worker: Any) -> None:
         """Leave out of collections what is loaded. Warn of batches that would be killed, and of lost changes."""
         freeze_loaded()
+        # `pkill -HUP gunicorn`, or a terminal that is closed, reaches the workers too, and would kill them.
+        signal.signal(signal.SIGHUP, worker.handle_exit)
         handler = getattr(worker, "wsgi_handler", None)
         if handler is not None:
             idle: set[greenlet] = set()

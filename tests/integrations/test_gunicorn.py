@@ -58,8 +58,8 @@ def to_worker(number: signal.Signals) -> Callable[[GatedServer], None]:
     return lambda server: os.kill(server.health()["pid"], number)
 
 
-def ctrl_c(server: GatedServer) -> None:
-    os.killpg(server.process.pid, signal.SIGINT)
+def to_all(number: signal.Signals) -> Callable[[GatedServer], None]:
+    return lambda server: os.killpg(server.process.pid, number)
 
 
 PYWSGI = ("--worker-class", "gevent_pywsgi")
@@ -71,7 +71,8 @@ CASES = [
     Case("TERM preloaded", to_parent(signal.SIGTERM), ("--preload",)),
     Case("QUIT preloaded", to_parent(signal.SIGQUIT), ("--preload", "--worker-class", "gevent"), interrupts=True),
     Case("HUP preloaded", to_parent(signal.SIGHUP), ("--preload",), goes_on=True),
-    Case("Ctrl-C in a terminal", ctrl_c, ("--preload",), interrupts=True),
+    Case("Ctrl-C in a terminal", to_all(signal.SIGINT), ("--preload",), interrupts=True),
+    Case("HUP to all", to_all(signal.SIGHUP), goes_on=True),
     Case("TERM to the worker", to_worker(signal.SIGTERM), goes_on=True),
     Case("QUIT to the worker", to_worker(signal.SIGQUIT), interrupts=True, goes_on=True),
     Case("TERM pywsgi", to_parent(signal.SIGTERM), PYWSGI),
