@@ -19,6 +19,8 @@ docs/deploying.md has the options under which nothing is lost and no response cu
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -95,6 +97,12 @@ def _seconds(option: str, default: int) -> int:
     return int(last) if isinstance(last, bytes) and last.isdigit() else default
 
 
+def _end_at_quit() -> None:
+    """Have QUIT end this worker as INT does: uWSGI leaves it to the kernel, and terminals send it to all processes."""
+    if _uwsgi.worker_id() and signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL:
+        gevent.signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGINT)
+
+
 def _problems() -> Iterator[SetupProblem]:
     mercy, harakiri = _mercy(), _seconds("harakiri", 0)
     limit = mercy * _TO_STOP
@@ -133,6 +141,7 @@ def _join() -> None:
         )
     _uwsgi.atexit = stop
     setup_check.looks.append(_problems)
+    process.at_first_run(_end_at_quit)
     if not is_refused():
         process.at_first_run(freeze_loaded)  # uWSGI has no hook behind a worker's import of the application
     if _uwsgi.masterpid():  # without a master, this module of uWSGI's raises

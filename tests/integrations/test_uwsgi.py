@@ -1,5 +1,6 @@
 """uWSGI's gevent loop, by the options on docs/deploying.md: whoever was admitted is saved and answered."""
 
+import os
 import re
 import signal
 import socket
@@ -102,6 +103,19 @@ def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered(tmp_pa
         else:
             assert server.wait() == 0
         assert "Traceback" not in server.log()
+
+
+def test_quit_ends_a_worker_as_int_does(tmp_path: Path) -> None:
+    with UWSGI(tmp_path / "server", "processes = 1", without=("processes",)) as server:
+        caller = gevent.spawn(server.ask, "word")
+        wait_until(lambda: server.pending() == 1)
+        os.killpg(server.process.pid, signal.SIGQUIT)  # as Ctrl-\ in a terminal
+        wait_until(lambda: "Brutally killing worker 1" in server.log())
+        server.open_gate()
+
+        assert caller.get()[0] == 200
+        assert server.wait() == 0
+        assert server.saved() == ["word"]
 
 
 @pytest.mark.parametrize("reload", ["HUP", "one by one", "max-requests"])
