@@ -5,6 +5,8 @@
 - Whatever ends a worker, uWSGI lets it save and answer first what it has admitted, and send the responses. By itself,
   uWSGI drops everything at INT, QUIT and TERM, and calls no ``atexit`` function of Python's. This module uses
   ``uwsgi.atexit``. A function that the application had assigned before is called last, once.
+- QUIT ends a worker as INT does, and a signal ends one that is still importing: uWSGI would forget that it was sent,
+  and the master would wait for that worker for ever.
 - Each worker notices the fork: uWSGI calls none of Python's fork hooks.
 - At the first `run` of a worker, the garbage collector leaves out what is loaded, unless ``GEVENTBATCH_FREEZE=0`` is in
   the environment.
@@ -141,6 +143,10 @@ def _join() -> None:
         )
     _uwsgi.atexit = stop
     setup_check.looks.append(_problems)
+    if _uwsgi.worker_id():
+        # A worker that is still importing would ignore it, and the server that is told to end would never do so. The
+        # loop puts its own handler there.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process.at_first_run(_end_at_quit)
     if not is_refused():
         process.at_first_run(freeze_loaded)  # uWSGI has no hook behind a worker's import of the application

@@ -43,7 +43,7 @@ class UWSGI(GatedServer):
             super().__init__(directory, command, **environment)
 
     def _find_port(self) -> int:
-        wait_until(lambda: re.search("running gevent loop|GAME OVER", self.log()))
+        wait_until(lambda: re.search("running gevent loop|GAME OVER|is starting", self.log()))
         return self._port
 
     def pending(self) -> int:
@@ -103,6 +103,16 @@ def test_whoever_was_admitted_when_the_signal_comes_is_saved_and_answered(tmp_pa
         else:
             assert server.wait() == 0
         assert "Traceback" not in server.log()
+
+
+def test_a_signal_ends_a_worker_that_is_still_starting(tmp_path: Path) -> None:
+    with UWSGI(tmp_path / "server", STARTS_LATE="yes") as server:
+        wait_until(lambda: len(re.findall("is starting", server.log())) == 2 and "(master-start)" in server.log())
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(re.findall("is starting", server.log())) == 4)
+        wait_until(lambda: server.log().count("(master-start)") == 2)
+        server.process.terminate()
+        assert server.wait() == 0
 
 
 def test_quit_ends_a_worker_as_int_does(tmp_path: Path) -> None:

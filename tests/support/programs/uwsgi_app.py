@@ -29,10 +29,14 @@ if "LATE_ATEXIT" in os.environ:
     _uwsgi.atexit = end
 
 from tests.support.programs.gunicorn_app import app as application
-from tests.support.programs.gunicorn_app import run
+from tests.support.programs.gunicorn_app import load, run
 
 if "WARMS_UP" in os.environ:
     gevent.spawn(run, "parents")
     gevent.sleep(0.01)  # its batch is loading
+
+if "STARTS_LATE" in os.environ:
+    sys.stderr.write("is starting\n")
+    load("")
 
 __all__ = ["application"]
