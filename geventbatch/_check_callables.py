@@ -14,8 +14,8 @@ from geventbatch._safe_repr import named, said
 from geventbatch._watch.log import place_of
 
 _STORE: Final = (
-    "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model) or RedisStore(client), or a "
-    "function that returns a context manager"
+    "a store, such as SQLAlchemyStore.documents(engine, table), DjangoStore(Model), RedisStore(client) or "
+    "SQLStore(pool, load=…, save=…), or a function that returns a context manager"
 )
 
 

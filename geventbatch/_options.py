@@ -122,8 +122,9 @@ class Options:
         if self.idempotency is None:
             raise TypeError(
                 f"{method}() was given the idempotency_key {shown(key)}, but the processor's store records no outcomes"
-                ": a SQLAlchemyStore and a DjangoStore need idempotency=…, their table or model; a RedisStore needs an "
-                "idempotency_ttl; what opens many keys has to say keeps_outcomes; a load and save pair cannot"
+                ": a SQLAlchemyStore, a SQLStore and a DjangoStore need idempotency=…, their table or model; a "
+                "RedisStore needs an idempotency_ttl; what opens many keys has to say keeps_outcomes; a load and save "
+                "pair cannot"
             )
         if across and not self.across.keeps_outcomes:
             raise TypeError(

@@ -126,8 +126,9 @@ def _uncompared(options: Options, name: str) -> Iterator[SetupProblem]:
             f"The processor {_found(name, pair)} loads and saves by a pair of functions, which compares nothing, and "
             "more than one worker process serves: what one of them saves, and answers, is written over by another that "
             "has loaded before.",
-            "Use a store (SQLAlchemyStore, DjangoStore, RedisStore), which locks or compares; or let the save compare "
-            "what was loaded, raise geventbatch.Conflict where it is another by now, and pass compares=True.",
+            "Use a store (SQLAlchemyStore, DjangoStore, RedisStore, SQLStore), which locks or compares; or let the "
+            "save compare what was loaded, raise geventbatch.Conflict where it is another by now, and pass "
+            "compares=True.",
         )
 
 

@@ -22,7 +22,8 @@ _UNCOMPARED: Final = SetupProblem(
     "uncompared",
     "Threads run operations unbatched over a pair of functions, which compares nothing: what one of them saves, and "
     "answers, is written over by another that has loaded before.",
-    "Use a store (SQLAlchemyStore, DjangoStore, RedisStore), which locks or compares; or serve with gevent's workers.",
+    "Use a store (SQLAlchemyStore, DjangoStore, RedisStore, SQLStore), which locks or compares; "
+    "or serve with gevent's workers.",
 )
 _threads: Final = count()
 _pairs: Final = count()

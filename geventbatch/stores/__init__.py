@@ -1,7 +1,7 @@
-"""Ready stores, each a `Processor`'s ``open_resource``: for SQLAlchemy, Django and Redis.
+"""Ready stores, each a `Processor`'s ``open_resource``: for SQLAlchemy, Django, Redis and plain SQL.
 
-Each needs the extra of its name (``geventbatch[sqlalchemy]``, ``geventbatch[django]``, ``geventbatch[redis]``), and is
-imported when it is first asked for.
+Each is imported when it is first asked for, and needs the extra of its name (``geventbatch[sqlalchemy]``,
+``geventbatch[django]``, ``geventbatch[redis]``); the one for plain SQL needs nothing but the driver.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from geventbatch.stores._sql.errors import as_not_saved
     from geventbatch.stores.django import DjangoStore
     from geventbatch.stores.redis import RedisStore
+    from geventbatch.stores.sql import SQLStore
     from geventbatch.stores.sqlalchemy import SQLAlchemyStore
 
-__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore", "as_not_saved"]
+__all__ = ["DjangoStore", "RedisStore", "Reuse", "SQLAlchemyStore", "SQLStore", "as_not_saved"]
 
 _MODULES: Final = {
     "DjangoStore": "django",
     "RedisStore": "redis",
     "SQLAlchemyStore": "sqlalchemy",
+    "SQLStore": "sql",
     "as_not_saved": "_sql.errors",
 }
 

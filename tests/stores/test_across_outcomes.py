@@ -18,6 +18,7 @@ from tests.stores.test_stores import (
     all_of,
     another,  # noqa: F401 - a fixture
     assert_as_good_as_new,
+    class_of,
     over,
     place,  # noqa: F401 - a fixture
     proxy_of,
@@ -274,7 +275,7 @@ def test_a_repeated_one_is_told_before_its_row_violates_a_constraint_and_a_culpr
         ]
         for _ in range(2):
             answers = together(processor, sent)
-            assert type(answers.pop(1)).__name__ == "IntegrityError"
+            assert class_of(answers.pop(1)) == "IntegrityError"
             assert answers == [(9, 11), (9, 11), (10, 11), 11]
     assert bank.totals() == [9, 11, 10, 10, 9, 10, 11, 10, 11, *[10] * 11]
     assert sorted(adapter.rows()) == ["row", "row 2", "row 3", "row 4"]

@@ -18,6 +18,7 @@ from tests.stores.test_stores import (
     adapter,  # noqa: F401 - a fixture
     all_of,
     assert_as_good_as_new,
+    class_of,
     delete,
     over,
     place,  # noqa: F401 - a fixture
@@ -46,7 +47,7 @@ IN_ONE_MESSAGE = {
 CLAIMED = {"sqlalchemy-mapped-lock-postgresql-bulk", "sqlalchemy-mapped-xmin-postgresql-bulk"}
 """Cases in which a save is one message, or two in mode "version"; unless rows are instances."""
 
-LOADS = {"redis": b"'HMGET'", "sqlalchemy": b"FROM documents", "django": b"FROM "}
+LOADS = {"redis": b"'HMGET'", "sqlalchemy": b"FROM documents", "django": b"FROM ", "sql": b"FROM purses"}
 """By the first part of a case's name: what is in the message of a load."""
 
 KEYS = [f"n{number}" for number in range(20)]
@@ -244,7 +245,7 @@ def test_a_row_that_violates_a_constraint_fails_its_own_key_only(adapter: Adapte
         answers = together(processor, {key: (adapter.add_with_row, 1, text) for key, text in texts.items()})
     culprits = [key for key, answer in answers.items() if isinstance(answer, Exception)]
     assert culprits == [KEYS[13]]
-    assert type(answers[KEYS[13]]).__name__ == "IntegrityError"
+    assert class_of(answers[KEYS[13]]) == "IntegrityError"
     assert [adapter.get(key) for key in KEYS] == [10 if key in culprits else 11 for key in KEYS]
     assert sorted(adapter.rows()) == sorted(key for key in KEYS if key not in culprits)
 
@@ -257,7 +258,7 @@ def test_what_is_sent_again_since_some_have_lost_is_saved_whole_or_not_at_all(ad
     first = Between(partial(adapter.put, KEYS[3], 100), lambda resource: adapter.add_with_row(resource, 1, KEYS[0]))
     with bulk(adapter, max_attempts=20) as processor:
         answers = together(processor, runs | {KEYS[0]: (first,)})
-    assert type(answers[KEYS[13]]).__name__ == "IntegrityError"
+    assert class_of(answers[KEYS[13]]) == "IntegrityError"
     assert answers | {KEYS[13]: 10} == dict.fromkeys(KEYS, 11) | {KEYS[3]: 101, KEYS[13]: 10}
     assert totals(adapter) == list((answers | {KEYS[13]: 10}).values())
     assert sorted(adapter.rows()) == sorted(set(texts.values()))

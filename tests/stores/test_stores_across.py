@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
-from django.db import IntegrityError as DjangoIntegrityError
-from sqlalchemy.exc import IntegrityError as SQLAlchemyIntegrityError
 
 from geventbatch import Processor, ResourceMissing, SaveFailed, current_batch
 from tests.stores.test_stores import (
@@ -18,6 +16,7 @@ from tests.stores.test_stores import (
     all_of,
     another,  # noqa: F401 - a fixture
     assert_as_good_as_new,
+    class_of,
     over,
     place,  # noqa: F401 - a fixture
     proxy_of,
@@ -36,9 +35,6 @@ over_rows = over(lambda case: case.has_across and case.has_rows)
 
 PAIRS = [(f"n{number}", f"n{number + 1}") for number in range(0, 20, 2)]
 KEYS = [key for pair in PAIRS for key in pair]
-
-
-IntegrityError = (DjangoIntegrityError, SQLAlchemyIntegrityError)
 
 
 class Bank:
@@ -379,9 +375,9 @@ def test_a_value_that_the_database_refuses_is_the_error_of_its_operation_and_not
     runs[("n3", "n5")] = (bank.noted, 1, "n8")
     with bank.processor() as processor:
         answers = together(processor, runs)
-    raised = {keys: type(answer) for keys, answer in answers.items() if isinstance(answer, Exception)}
-    assert raised.pop(("n1", "n2")) is TooLittle
-    assert all(issubclass(kind, IntegrityError) for kind in raised.values())
+    raised = {keys: class_of(answer) for keys, answer in answers.items() if isinstance(answer, Exception)}
+    assert raised.pop(("n1", "n2")) == "TooLittle"
+    assert set(raised.values()) == {"IntegrityError"}
     assert len(raised) == 2
     assert {"n15"} <= raised.keys() or {("n4", "n5")} <= raised.keys()
     expected = [10] * 20
@@ -412,7 +408,9 @@ def test_after_a_refused_value_a_lost_key_is_still_that_of_all_that_is_connected
     runs[PAIRS[0]] = (change, 1, "n0")
     with bank.processor() as processor:
         answers = together(processor, runs)
-    assert sum(isinstance(answer, IntegrityError) for answer in answers.values()) == 1
+    assert (
+        sum(isinstance(answer, Exception) and class_of(answer) == "IntegrityError" for answer in answers.values()) == 1
+    )
     assert answers[("n2", "n3")] in {(9, 51), (9, 11)}
     assert bank.totals(["n2", "n3"]) == [9, 51 if answers[("n2", "n3")] == (9, 51) else 50]
 

@@ -22,6 +22,7 @@ _LOADS: Final = {
     "sqlalchemy-mapped": b"FROM purses",
     "django": MARKERS["load"],
     "redis": LOAD,
+    "sql-": b"FROM purses",
 }
 """The markers of loads, by the beginning of a case's name."""
 
@@ -66,7 +67,7 @@ class CaseBench(StoreBench):
 
 def case_add(name: str, resource: Any, amount: int) -> int:
     """Add to the total: of a mapped class or a model it is an attribute, of a document an entry."""
-    if name.startswith(("sqlalchemy-mapped", "django")):
+    if name.startswith(("sqlalchemy-mapped", "django", "sql-")):
         resource.total += amount
         return int(resource.total)
     resource["total"] += amount

@@ -46,6 +46,7 @@ OURS = [
     "django-row-sqlite",
     "django-lock-postgresql",
     "redis",
+    "sql-psycopg-postgresql",
 ]
 """Each store with and without locks, with and without a server; others go with ``-m variants`` or ``-m mariadb``."""
 

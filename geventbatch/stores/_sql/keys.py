@@ -202,6 +202,9 @@ _CONVERSIONS: Final[dict[type, Callable[[Any], Hashable]]] = {
     datetime: _datetime,
 }
 
+KEY_TYPES: Final = frozenset(_CONVERSIONS)
+"""The types to which keys are converted."""
+
 
 # -- checks: why no row can have a key ------------------------------------------------------------------------
 

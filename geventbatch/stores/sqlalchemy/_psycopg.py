@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import psycopg
 from psycopg.adapt import Transformer
 from psycopg.pq import TransactionStatus
-from psycopg.types.numeric import FloatDumper
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import bounds, errors
 from geventbatch.stores._sql import statements as sql_statements
+from geventbatch.stores._sql.joined import checked, insert_of_a_row
 from geventbatch.stores._sql.libpq import exchange
+from geventbatch.stores._sql.psycopg_text import encoded, join_each
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, SENT
 from geventbatch.stores.sqlalchemy._engines import is_watched
 from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
 from geventbatch.stores.sqlalchemy._savepoint import SET
-from geventbatch.stores.sqlalchemy._texts import checked, fixed
+from geventbatch.stores.sqlalchemy._texts import fixed
 from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class JoinedTransaction(PostgresTransaction):
         text = None if known is None else known.text.of(parameters, transformer)
         if known is None or text is None:
             return super().fetch(statement, parameters)
-        message, self.before = _encoded(self._driver, [*self.before, text]), []
+        message, self.before = encoded(self._driver, [*self.before, text]), []
         try:
             results = exchange(self._driver, message)
         except psycopg.Error as error:
@@ -167,7 +168,7 @@ class JoinedTransaction(PostgresTransaction):
         try:
             statements = self._collect(writes, recording)
             self.check_whole()
-            message = _encoded(self._driver, [*statements, "COMMIT"])
+            message = encoded(self._driver, [*statements, "COMMIT"])
             self._driver.pgconn.socket  # noqa: B018 - raises where the connection is closed
         except Exception as raised:
             self.check_repeated(raised, recording)
@@ -233,13 +234,7 @@ class JoinedTransaction(PostgresTransaction):
 
     def join_each(self, query: str, every: list[Any]) -> list[str]:
         """Return a statement, or a part of one, with each of these values."""
-        cursor = psycopg.ClientCursor(self._driver)
-        for params in every:
-            values = params.values() if isinstance(params, dict) else params or ()
-            if any(isinstance(value, float) for value in values):
-                cursor.adapters.register_dumper(float, _Float)
-                break
-        return [cursor.mogrify(cast("bytes", query), params) for params in every]
+        return join_each(self._driver, query, every)
 
     def began(self, cursor: psycopg.Cursor[Any]) -> None:
         """Take the transaction's id from the answers, and leave *cursor* at the last one."""
@@ -266,13 +261,6 @@ _TOLD: Final = ("set_config", "pg_current_xact_id")
 """The columns of `bounds.postgres_bound_and_xid`'s answer."""
 
 _TOLD_FIRST: Final = _TOLD[0].encode()
-
-
-class _Float(FloatDumper):
-    """Casts a float: a bare number in SQL is a decimal, which has no -0.0 and is rounded differently."""
-
-    def quote(self, obj: Any) -> bytes:
-        return b"'%s'::float8" % bytes(self.dump(obj) or b"")
 
 
 class _Cursor(psycopg.Cursor[Any]):
@@ -323,42 +311,22 @@ class _Cursor(psycopg.Cursor[Any]):
         if rows:
             found = query if sql_statements.first_word(query) == "SELECT" else f"{query}\n RETURNING 1"
             query = checked(found, rows)
-        elif len(every) > 1 and (inserts := _insert_of_a_row(query)) is not None:
+        elif len(every) > 1 and (inserts := insert_of_a_row(query)) is not None:
             head, values = inserts
             collected.append(head + ", ".join(self._transaction.join_each(values, every)))
             return
         collected += self._transaction.join_each(query, every)
 
     def _send(self, statements: list[str]) -> None:
-        message = _encoded(self.connection, statements)
+        message = encoded(self.connection, statements)
         statements.clear()
         super().execute(message, prepare=False)
         self._transaction.began(self)
 
 
-def _insert_of_a_row(query: str) -> tuple[str, str] | None:
-    """Return an INSERT of one row as the text before the row's values, and these; None for any other statement.
-
-    The server reads, plans and answers many rows in one statement much faster than as many statements.
-    """
-    head, values_begin, values = query.partition(" VALUES (")
-    if not values_begin or not head.startswith("INSERT INTO ") or "'" in values or '"' in values:
-        return None
-    depth = 1
-    for left, one in enumerate(values, 1 - len(values)):
-        depth += (one == "(") - (one == ")")
-        if not depth:  # what is behind the values would be said of each row
-            return None if left else (f"{head} VALUES ", f"({values}")
-    return None
-
-
 def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
     """Send *statements* as one message, and wait for the answers."""
-    return cursor.execute(_encoded(cursor.connection, statements), prepare=False)
-
-
-def _encoded(driver: psycopg.Connection[Any], statements: list[str]) -> bytes:
-    return bounds.SEPARATOR.join(statements).encode(driver.info.encoding)
+    return cursor.execute(encoded(cursor.connection, statements), prepare=False)
 
 
 def _begin(driver: psycopg.Connection[Any]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, ref
 
 import sqlalchemy as sa
 
-from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.joined import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,65 +17,6 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
     from sqlalchemy import Dialect
     from sqlalchemy.sql.base import Executable
-
-_PLACE: Final = re.compile(r"%(?:\((\w+)\)s|%)")
-
-_CHECKED: Final = (
-    "WITH changed AS (%s\n) SELECT CASE count(*) WHEN %d THEN 1 "  # noqa: S608 - of a statement of SQLAlchemy's
-    "ELSE CAST(count(*) || ' " + errors.MARK + "' AS integer) END FROM changed"
-)
-
-
-def checked(statement: str, rows: int) -> str:
-    """Return a statement that fails, by a text that is no number, unless *statement* returns exactly so many *rows*."""
-    return _CHECKED % (statement, rows)
-
-
-class Text:
-    """A compiled statement.
-
-    Args:
-        query: As the driver would get it, with its places as ``%(name)s``.
-        binders: By name, what prepares a value for the driver; None: nothing does.
-    """
-
-    def __init__(self, query: str, binders: dict[str, Callable[[Any], Any] | None]) -> None:
-        self._query = query
-        self._binders = binders
-        pieces, names = [""], []
-        end = 0
-        for place in _PLACE.finditer(query):
-            pieces[-1] += query[end : place.start()]
-            end = place.end()
-            if place[1] is None:
-                pieces[-1] += "%"
-            else:
-                names.append(place[1])
-                pieces.append("")
-        pieces[-1] += query[end:]
-        self._first = pieces[0]
-        self._places: list[tuple[str, Callable[[Any], Any] | None, str]] = [
-            (name, binders[name], piece) for name, piece in zip(names, pieces[1:], strict=True)
-        ]
-
-    def changing(self, rows: int) -> Text:
-        """Return a text that fails unless the statement changes exactly so many *rows*."""
-        return Text(checked(f"{self._query}\n RETURNING 1", rows), self._binders)
-
-    def of(self, parameters: dict[str, Any], transformer: Transformer) -> str | None:
-        """Return the statement with its values; None if only a cursor can tell how, or what is wrong."""
-        whole = [self._first]
-        try:
-            for name, bind, piece in self._places:
-                value = parameters[name]
-                if bind is not None:
-                    value = bind(value)
-                if isinstance(value, float):  # a bare number would be a decimal
-                    return None
-                whole += (transformer.as_literal(value).decode(transformer.encoding), piece)
-        except Exception:
-            return None
-        return "".join(whole)
 
 
 class Fixed:

@@ -1,8 +1,9 @@
 """What the contract suite (tests/stores/test_stores.py) asks of a store: a `Case` for each store, mode and server.
 
-`sqlalchemy.py`, `django.py` and `redis.py` beside this each have a tuple ``CASES``. A test takes the cases that have
-what it needs, by their flags, so that nothing is skipped. A `Case` makes a fresh place (a database, a schema, a prefix
-of keys), whose address is a text that another process can open too. For each test its `Adapter` is opened there.
+`sqlalchemy.py`, `django.py`, `redis.py` and `sql.py` beside this each have a tuple ``CASES``. A test takes the cases
+that have what it needs, by their flags, so that nothing is skipped. A `Case` makes a fresh place (a database, a schema,
+a prefix of keys), whose address is a text that another process can open too. For each test its `Adapter` is opened
+there.
 
 In the suite a key is a text, a resource is whatever the store gives, and what the suite looks at in it is one whole
 number, its total. (A key column of integers is for a store's own tests.)
@@ -37,7 +38,7 @@ Missing = Literal["raise", "make"]
 ELSEWHERE: Final = frozenset({"mariadb", "pgbouncer"})
 """Servers that are not from PyPI, by the mark of their tests."""
 
-MODULES: Final = ("sqlalchemy", "django", "redis")
+MODULES: Final = ("sqlalchemy", "django", "redis", "sql")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Read by mypy and pyright, never run: the stores and integrations tell a processor what its resource is."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import redis
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from geventbatch import Processor, current_batch, stop_all
 from geventbatch.integrations.flask import GeventBatch
-from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore, SQLStore
 
 
 class Base(DeclarativeBase):
@@ -67,3 +67,15 @@ assert_type(trains.run("k", Train.book, 12), bool)
 assert_type(stop_all(5), bool)
 assert_type(current_batch().alone, bool)
 assert_type(current_batch().rows, list[object])
+
+
+LOAD = "SELECT name, seats FROM trains WHERE name = %(key)s FOR UPDATE"
+SAVE = "UPDATE trains SET seats = %(seats)s WHERE name = %(key)s"
+
+rows = Processor(open_resource=SQLStore(print, load=LOAD, save=SAVE, key=str, row=Train))
+assert_type(rows, Processor[Train])
+assert_type(rows.run("k", Train.book, 12), bool)
+rows.run("k", Train.book, "twelve")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(Processor(open_resource=SQLStore(print, load=LOAD, save=SAVE, row=dict)), Processor[dict[str, Any]])
+assert_type(Processor(open_resource=SQLStore(print, load=LOAD, save=SAVE)), Processor[Any])
+SQLStore(print, load=LOAD, save=SAVE, mode="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]

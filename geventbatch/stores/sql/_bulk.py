@@ -1,0 +1,261 @@
+"""Rows of many keys that are loaded together, locked in the order of their keys, and saved together.
+
+All are saved in one transaction, or none. If the database refuses one, the processor saves parts of the bulk.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from geventbatch._batch import batch_at_hand, current_batch
+from geventbatch._bulk.connected import by_component
+from geventbatch._safe_repr import shown
+from geventbatch.errors import ImpossibleKey, NothingToSave, NotSaved, PartlySaved, Repeated, ResourceMissing
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, outcomes_of, repeated_of
+from geventbatch.stores.sql._resource import Resource
+from geventbatch.stores.sql._transaction import Inserted, Save, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from types import TracebackType
+
+    from geventbatch._core.batch import Batch
+    from geventbatch.stores.sql._resource import Table
+    from geventbatch.stores.sql._transaction import Change, Loaded, Transaction
+
+
+_TRIES: Final = 4
+"""Saves in one transaction, where new rows are there already, or outcomes are recorded."""
+
+
+class Part(NamedTuple):
+    """What is saved whole or not at all."""
+
+    batch: Batch
+    keys: list[Hashable]
+    changes: list[Change]
+
+
+class BulkRows:
+    """The ``open_resources`` of a `Processor`: rows of many keys in one transaction."""
+
+    all_or_nothing: Final = True
+    """What operations have connected is saved together or not at all."""
+    on_server: Final = True
+
+    def __init__(self, table: Table, normalize: Callable[[Hashable], Hashable]) -> None:
+        self._table = table
+        self.keeps_outcomes: Final = table.outcomes is not None
+        self.normalize_key: Final = normalize
+        """Returns the value for a key, as `SQLStore.normalize_key` does."""
+
+    def __repr__(self) -> str:
+        return f"<rows in bulk of {self._table.name}>"
+
+    def __call__(self, keys: Iterable[Hashable]) -> BulkScope:
+        """Open the resources at *keys*: what a processor calls. Switches: no."""
+        return BulkScope(self._table, list(keys), self.normalize_key)
+
+
+class BulkScope:
+    """Batches of many keys, one of each: entering loads their rows, exiting saves them."""
+
+    takes_rows = True
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    _transaction: Transaction | None = None
+
+    def __init__(self, table: Table, keys: list[Hashable], normalize: Callable[[Hashable], Hashable]) -> None:
+        self._table = table
+        self._keys = keys
+        self._normalize = normalize
+        self._name = f"{len(keys)} rows of {table.name}"
+        self._loaded: dict[Hashable, Resource] = {}
+        self._resources: dict[Hashable, Any] = {}
+
+    @property
+    def deletes(self) -> bool:
+        """Return whether `Batch.delete` is obeyed."""
+        return self._table.delete is not None
+
+    def __enter__(self) -> dict[Hashable, Any]:
+        try:
+            self._load(self._keys)
+        except BaseException as error:
+            self._end(error)
+            raise
+        return self._resources
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        failed: dict[Hashable, Exception] = {}
+        try:
+            if error is None:
+                failed = self._save()
+        except BaseException as raised:
+            self._end(raised)
+            raise
+        self._end(error)
+        if failed:
+            raise PartlySaved(failed)
+
+    def checkpoint(self) -> object:
+        """Return a copy of the current key's resource. Raises `CannotUndo`. Switches: no."""
+        return self._loaded[current_batch().key].checkpoint()
+
+    def restore(self, checkpoint: object | None) -> Any:
+        """Return the current key's resource as of *checkpoint*, or as loaded. Raises `CannotUndo`. Switches: no."""
+        key = current_batch().key
+        resource = self._resources[key] = self._loaded[key].restore(checkpoint)
+        return resource
+
+    def recorded(self, names: list[str]) -> dict[str, str]:
+        """Return the recorded outcomes of these names. Switches: yes."""
+        return self._outcomes().find(self._begun.send, names)
+
+    # -- the load --------------------------------------------------------------------------------------------
+
+    def _load(self, keys: list[Hashable]) -> None:
+        if not keys:
+            self._transaction, _ = load(self._table.connections, self._name, lambda _: None)
+            return
+        try:
+            self._transaction, found = load(self._table.connections, self._name, partial(self._fetch, keys=keys))
+        except ResourceMissing as error:
+            refused = self._refused(keys, error)
+            self._resources |= refused
+            self._load([key for key in keys if key not in refused])
+            return
+        self._take(keys, found)
+
+    def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Exception]:
+        """Find the keys that the database refuses, by loading each half. Switches: yes."""
+        if len(keys) == 1:
+            return {keys[0]: ResourceMissing(*error.args, key=keys[0])}
+        refused: dict[Hashable, Exception] = {}
+        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+            try:
+                transaction, _ = load(self._table.connections, self._name, partial(self._fetch, keys=half))
+            except ResourceMissing as of_half:
+                refused |= self._refused(half, of_half)
+            else:
+                transaction.end(NothingToSave())
+        return refused
+
+    def _fetch(self, transaction: Transaction, keys: list[Hashable]) -> Loaded:
+        statement = self._table.load_many
+        assert statement is not None  # noqa: S101 - else there is no bulk
+        return transaction.fetch(statement.text, {"keys": keys})
+
+    def _take(self, keys: Iterable[Hashable], found: Loaded) -> None:
+        """Make resources of the rows that were *found*, whose first column is the key."""
+        rows = {self._key_of(row[0]): row for row in found.rows}
+        others = [row[0] for key, row in rows.items() if key not in set(self._keys)]
+        if len(rows) < len(found.rows):
+            raise ValueError(
+                "load_many has found a key twice: its first column has to be the key, and each key has to have one row"
+            )
+        for key in keys:
+            if key not in rows and others:
+                told = f"there is no {shown(key)} in {self._table.name}, but the database takes it for one of"
+                self._resources[key] = ImpossibleKey(f"{told} {shown(others)}: use the key as its row has it", key=key)
+                continue
+            resource = Resource(self._table, key)
+            try:
+                self._resources[key] = resource.take(found.columns, rows.get(key))
+                self._loaded[key] = resource
+            except ResourceMissing:
+                continue
+            except Exception as error:
+                self._resources[key] = error
+
+    def _key_of(self, value: Any) -> Hashable:
+        try:
+            return self._normalize(value)
+        except (TypeError, ValueError):
+            return value  # type: ignore[no-any-return] # as the database has it
+
+    # -- the save --------------------------------------------------------------------------------------------
+
+    def _save(self) -> dict[Hashable, Exception]:
+        """Save, and return the errors of those that were not saved."""
+        failed: dict[Hashable, Exception] = {}
+        parts: list[Part] = []
+        bulk = batch_at_hand().bulk
+        for batch, keys in by_component([key for key in self._loaded if key in bulk], bulk).items():
+            changes = self._changes(batch, keys, failed)
+            if changes is not None:
+                parts.append(Part(batch, keys, changes))
+        for tries in range(_TRIES, 0, -1):
+            try:
+                self._write(parts)
+                break
+            except Inserted as error:
+                if tries == 1:
+                    raise
+                lost: dict[Hashable, Exception] = {key: errors.inserted(key) for key in error.keys}
+            except Repeated as error:
+                if tries == 1:
+                    raise
+                repeated = repeated_of([part.batch for part in parts], error.outcomes)
+                lost = {part.keys[0]: repeated[part.batch] for part in parts if part.batch in repeated}
+            failed |= lost
+            parts = [part for part in parts if lost.keys().isdisjoint(part.keys)]
+        return failed
+
+    def _write(self, parts: list[Part]) -> None:
+        changes = [change for part in parts for change in part.changes]
+        changes.sort(key=lambda change: str(change.key))  # two processes insert in the same order
+        outcomes = outcomes_of([part.batch for part in parts])
+        rows = [row for part in parts for row in part.batch.rows]
+        if not changes and not rows and not outcomes:
+            return
+        recording = Recording(self._outcomes(), outcomes) if outcomes else None
+        stays = recording is not None or any(change.statement.option == "insert" for change in changes)
+        self._begun.save(Save(changes, rows, recording, stays))
+
+    def _changes(
+        self, batch: Batch, keys: Sequence[Hashable], failed: dict[Hashable, Exception]
+    ) -> list[Change] | None:
+        """Return the changes of *keys*, which belong to *batch*; None if one is refused, which is put into *failed*."""
+        found = []
+        for key in keys:
+            if key not in self._resources or not batch.completed:  # it was only read
+                continue
+            try:
+                change = self._loaded[key].change(deleted=key in batch.deleted_keys)
+            except Exception as error:
+                failed[key] = self._repeated(batch) or error
+                return None
+            if change is not None:
+                found.append(change)
+        return found
+
+    def _repeated(self, batch: Batch) -> Repeated | None:
+        """Return the error of *batch* if outcomes are recorded: a repeated operation is not judged by the new state."""
+        outcomes = outcomes_of([batch])
+        if not outcomes:
+            return None
+        try:
+            found = self.recorded(list(outcomes))
+        except NotSaved:
+            raise
+        except Exception as error:
+            raise errors.of_store(error, self._name) from error
+        return repeated_of([batch], found).get(batch)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    @property
+    def _begun(self) -> Transaction:
+        assert self._transaction is not None  # noqa: S101 - entered
+        return self._transaction
+
+    def _outcomes(self) -> OutcomesOfBulk:
+        return OutcomesOfBulk(self._table.outcomes_in(self._begun), self._name, lambda key: (self._table.name, key))
+
+    def _end(self, error: BaseException | None) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            transaction.end(error)

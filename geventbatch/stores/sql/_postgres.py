@@ -1,0 +1,102 @@
+"""A batch's transaction on PostgreSQL: which statements are one message, and what became of a COMMIT."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._safe_repr import shown
+from geventbatch.stores._sql import bounds, commit, errors
+from geventbatch.stores._sql.driver_errors import message as driver_message
+from geventbatch.stores._sql.joined import checked, insert_of_a_row
+from geventbatch.stores.sql._transaction import SAVEPOINT, Change, Save, Transaction, grouped, lost, remaining
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from geventbatch.errors import NotSaved
+
+_LOST: Final = re.compile(rf"(\d+) {errors.MARK} (\d+)")
+
+SEPARATOR: Final = bounds.SEPARATOR.encode()
+
+
+class PostgresTransaction(Transaction):
+    """PostgreSQL. A statement that finds another number of rows than one fails, so that COMMIT may be behind it."""
+
+    # -- mutable state ---------------------------------------------------------------------------------------
+    xid: str | None = None  # to ask what became of the transaction
+    _autocommit: bool  # as the user's connection has it
+    _changes: Sequence[Change] = ()  # that are being written
+
+    @abstractmethod
+    def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
+        """Return *query* with each of these parameters. Switches: no."""
+
+    def begin(self) -> None:
+        if commit.transaction_status(self.driver) != commit.IDLE:
+            self.connections.forget(self._lent)
+            self._lent = None
+            raise RuntimeError(
+                f"{shown(self.connections.pool)} returned a connection that is in a transaction, or closed: each batch "
+                "needs a connection of its own"
+            )
+        self._autocommit = self.driver.autocommit
+        self.driver.autocommit = True  # leaves BEGIN to us: the driver would wait for its own
+
+    def begin_again(self) -> None:
+        self.send(bounds.BEGIN, None)
+
+    def is_usable(self) -> bool:
+        return commit.transaction_status(self.driver) not in {commit.ACTIVE, commit.UNKNOWN, None}
+
+    def restore(self) -> None:
+        self.driver.autocommit = self._autocommit
+
+    def was_not_committed(self) -> bool:
+        return commit.was_not_committed(self.driver)
+
+    def not_saved(self, error: Exception) -> NotSaved:
+        if errors.is_marked(error) and (found := _LOST.search(driver_message(error))) is not None:
+            return lost(self._changes[int(found[2])], int(found[1]))
+        return super().not_saved(error)
+
+    def ask_outcome(self) -> bool | None:
+        if self.xid is None:
+            return None
+        return commit.postgres_fate(self.xid, self._once, remaining())
+
+    def _once(self, question: str) -> str | None:
+        try:
+            with self.connections.beside(self.key) as lent:
+                driver = self.connections.raw(lent)
+                cursor = driver.cursor()
+                cursor.execute(question)
+                (row,) = cursor.fetchall()
+                driver.rollback()
+        except Exception:
+            return commit.NO_ANSWER
+        status: str | None = row["status"] if isinstance(row, dict) else row[0]
+        return status
+
+    def statements(self, save: Save) -> list[bytes]:
+        """Return the statements of a save, with their values. Switches: no."""
+        self._changes = save.changes
+        found = [bounds.postgres_bound(remaining()).encode()]
+        if save.stays:
+            found.append(SAVEPOINT.encode())
+        if save.recording is not None:
+            text, parameters = save.recording.statement()
+            found += self.texts(text, [parameters])
+        for number, change in enumerate(save.changes):
+            mark = f"{errors.MARK} {number}"
+            found += self.texts(checked(f"{change.statement.text}\n RETURNING 1", 1, mark), [change.parameters])
+        for text, every in grouped(save.rows, mysql=False):
+            inserts = insert_of_a_row(text) if len(every) > 1 and "%" not in text.partition("(")[0] else None
+            if inserts is None:
+                found += self.texts(text, every)
+            else:
+                head, values = inserts
+                found.append(self.texts(head, [None])[0] + b", ".join(self.texts(values, every)))
+        return found

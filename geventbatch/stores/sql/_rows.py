@@ -1,0 +1,193 @@
+"""Rows as resources, and the values of a resource as parameters: what has changed in it, and whether that is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from copy import deepcopy
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from geventbatch._safe_repr import named, shown
+from geventbatch.stores._object_contents import ATOMS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_EXACT: Final = frozenset({int, str, bytes, bool, type(None)})
+"""Types whose equal values are the same for a database. (Decimals may differ in digits, moments in their zone.)"""
+
+
+class Row:
+    """A row with its columns as attributes, and no others: what operations get unless the option ``row`` says more."""
+
+    __slots__: tuple[str, ...] = ()
+    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType] - it changes
+
+    def __repr__(self) -> str:
+        """Tell all values."""
+        return f"Row({', '.join(f'{name}={shown(getattr(self, name))}' for name in self.__slots__)})"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all values."""
+        if not isinstance(other, Row) or self.__slots__ != other.__slots__:
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+
+class Unsaved(ValueError):
+    """An operation has changed what no statement of the store writes."""
+
+
+class Rows:
+    """How the rows of one store become resources."""
+
+    def __init__(self, kind: Any, written: Iterable[str], keys: Sequence[str]) -> None:
+        """Make resources of *kind*: None for a `Row`. Statements write the values *written*, apart from *keys*."""
+        self._kind = kind
+        self._is_dict = kind is dict
+        self._keys: Final = frozenset(keys)
+        self.written: Final = frozenset(written) - self._keys
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._forms: dict[tuple[str, ...], Form] = {}  # by the columns
+
+    def form(self, columns: tuple[str, ...]) -> Form:
+        """Return the form of rows with these *columns*."""
+        found = self._forms.get(columns)
+        if found is None:
+            found = self._forms[columns] = Form(self._maker(columns), columns, is_dict=self._is_dict)
+        return found
+
+    def _maker(self, columns: tuple[str, ...]) -> Callable[[Sequence[Any]], Any]:
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice:
+            raise ValueError(f"load selects {', '.join(twice)} twice: give each column a name of its own, by AS")
+        if self._is_dict:
+            return lambda values: dict(zip(columns, values, strict=True))
+        if self._kind is not None:
+            kind = self._kind
+            return lambda values: kind(**dict(zip(columns, values, strict=True)))
+        odd = [name for name in columns if not name.isidentifier() or name.startswith("__")]
+        if odd:
+            raise ValueError(
+                f"load selects {shown(odd[0])}, which is no name of an attribute: give it one by AS, or pass row=dict"
+            )
+        return _row_maker(columns)
+
+    def watched(self, resource: Any, columns: Sequence[str]) -> Watched:
+        """Return what to compare of *resource*, as it is now."""
+        names = [*columns, *sorted(self.written.difference(columns))]
+        if self._is_dict:
+            names = [name for name in names if name in resource]
+            return Watched(tuple(names), _getter(itemgetter, names), resource, is_dict=True)
+        names += [name for name in own_names(resource) if name not in names]
+        names = [name for name in names if hasattr(resource, name)]
+        return Watched(tuple(names), _getter(attrgetter, names), resource, is_dict=False)
+
+    def check_saved(self, changed: Iterable[str]) -> None:
+        """Raise unless a statement writes all that has *changed*."""
+        for name in changed:
+            if name in self._keys:
+                raise Unsaved(f"{name} was changed, which is a part of the key: a row keeps its key")
+            if name not in self.written:
+                raise Unsaved(f"{name} was changed, but save does not write it: add {name} = %({name})s to save")
+
+    def parameters(self, resource: Any, names: Iterable[str], key: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of *resource* that a statement takes, with those of its *key*. Raises `Unsaved`."""
+        found = dict(key)
+        for name in names:
+            if name not in found:
+                try:
+                    found[name] = resource[name] if self._is_dict else getattr(resource, name)
+                except (KeyError, AttributeError) as error:
+                    raise Unsaved(
+                        f"the {type(resource).__name__} has no {name}, which save or insert writes"
+                    ) from error
+        return found
+
+
+class Form:
+    """Makes resources of rows with the same columns."""
+
+    def __init__(self, make: Callable[[Sequence[Any]], Any], columns: tuple[str, ...], *, is_dict: bool) -> None:
+        self.make = make
+        self.columns = columns
+        self.is_dict = is_dict
+
+
+class Watched:
+    """The values of a resource at one moment, to find out what operations have changed since."""
+
+    __slots__ = ("_get", "_is_dict", "_names", "_values")
+
+    def __init__(
+        self, names: tuple[str, ...], get: Callable[[Any], Sequence[Any]], resource: Any, *, is_dict: bool
+    ) -> None:
+        self._names = names
+        self._get = get
+        self._is_dict = is_dict
+        self._values = unshared(get(resource))
+
+    def changed(self, resource: Any) -> list[str]:
+        """Return the names of what has changed in *resource*; a name that begins with ``_`` is its own affair."""
+        try:
+            now = self._get(resource)
+        except (KeyError, AttributeError) as error:
+            raise Unsaved(f"the {type(resource).__name__} has lost {error}, which its row has") from error
+        before = self._values
+        found = [name for name, old, new in zip(self._names, before, now, strict=True) if not _is_same(old, new)]
+        more = resource if self._is_dict else own_names(resource)
+        if len(more) > len(self._names) or not self._is_dict:
+            found += [name for name in more if name not in self._names]
+        return found
+
+
+def own_names(resource: Any) -> Sequence[str]:
+    """Return the names of public attributes that *resource* has by itself."""
+    if type(resource).__base__ is Row:
+        return ()
+    own = getattr(resource, "__dict__", None)
+    names = [name for name in own if name[:1] != "_"] if own else []
+    if dataclasses.is_dataclass(resource):
+        names += [
+            field.name for field in dataclasses.fields(resource) if field.name[:1] != "_" and field.name not in names
+        ]
+    return names
+
+
+def unshared(values: Sequence[Any]) -> Sequence[Any]:
+    """Return *values*, of which the mutable ones are copied."""
+    return values if ATOMS.issuperset(map(type, values)) else deepcopy(values)
+
+
+def check_kind(kind: Any) -> None:
+    """Raise unless *kind* can make resources: None, dict, or a class."""
+    if kind is not None and not callable(kind):
+        raise TypeError(f"row is {named(kind)}, but must be dict, or a class that takes the columns as keywords")
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    if old is new and type(old) in ATOMS:
+        return True
+    return type(old) is type(new) and bool(old == new) and (type(old) in _EXACT or repr(old) == repr(new))
+
+
+def _getter(kind: Any, names: Sequence[str]) -> Callable[[Any], Sequence[Any]]:
+    if len(names) > 1:
+        get: Callable[[Any], Sequence[Any]] = kind(*names)
+        return get
+    if not names:
+        return lambda _: ()
+    one = kind(*names)
+    return lambda resource: (one(resource),)
+
+
+def _row_maker(columns: tuple[str, ...]) -> Callable[[Sequence[Any]], Row]:
+    kind: Any = type("Row", (Row,), {"__slots__": columns, "__module__": __name__})
+
+    def make(values: Sequence[Any]) -> Row:
+        row: Row = kind()
+        for name, value in zip(columns, values, strict=True):
+            setattr(row, name, value)
+        return row
+
+    return make

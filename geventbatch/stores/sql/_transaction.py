@@ -1,0 +1,345 @@
+"""The transaction of one batch on one connection of the user's pool, from its load to its end.
+
+The children know their driver: how it begins and bounds statements, and which statements it can send together.
+
+A `gevent.Timeout` may fire wherever a driver waits. A connection that was interrupted is discarded.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from geventbatch._batch import current_batch
+from geventbatch._safe_repr import named, shown
+from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.stores._give_back import give_back
+from geventbatch.stores._sql import commit as _commit
+from geventbatch.stores._sql import errors
+from geventbatch.stores._sql.keys import shortened
+from geventbatch.stores._sql.statements import forbidden
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator
+
+    from geventbatch.stores._sql.outcomes import Recording
+    from geventbatch.stores.sql._connections import Connections
+    from geventbatch.stores.sql._statements import Statement
+
+_SHORTEST: Final = 0.001
+"""Seconds: the smallest value that `remaining` returns."""
+
+_DEAD: Final = 10
+"""Connections that the server has ended while they were at rest, which one load survives."""
+
+_OF_KEY: Final = {errors.Kind.REJECTED, errors.Kind.UNSENT}
+"""The kinds of a load's errors that are about a key: a load has no other values."""
+
+SAVEPOINT: Final = "SAVEPOINT geventbatch"
+GO_BACK: Final = "ROLLBACK TO SAVEPOINT geventbatch"
+
+T = TypeVar("T")
+
+
+class Loaded(NamedTuple):
+    """What a load has found."""
+
+    columns: tuple[str, ...]
+    rows: list[Any]
+
+
+class Change(NamedTuple):
+    """A statement that has to change exactly one row, with its parameters."""
+
+    statement: Statement
+    parameters: dict[str, Any]
+    key: Hashable
+    look: Callable[[Transaction], bool]
+    """Returns whether there is a row of the key now, in another transaction."""
+
+
+class Inserted(Conflict):
+    """Somebody else has inserted rows of these *keys*."""
+
+    def __init__(self, keys: Sequence[Hashable]) -> None:
+        super().__init__(*errors.inserted(keys[0]).args)
+        self.keys = keys
+
+
+class Save(NamedTuple):
+    """All that one save writes."""
+
+    changes: Sequence[Change]
+    rows: Sequence[object] = ()
+    recording: Recording | None = None
+    stays: bool = False
+    """If an insert fails, only what is written is undone, by a savepoint: the rows stay locked for another save."""
+
+
+class Transaction(ABC):
+    """One transaction. It takes its connection when it is made."""
+
+    mysql = False
+
+    def __init__(self, connections: Connections, lent: Any, driver: Any, key: Hashable) -> None:
+        self.connections = connections
+        self.key = key
+        self.driver = driver
+        # -- mutable state ---------------------------------------------------------------------------------
+        self._lent: Any = lent  # None: it is given back
+        self._sends_commit = False
+        try:
+            self.begin()
+        except BaseException:
+            give_back(key, self.discard, saved=False)
+            raise
+
+    # -- what a driver does ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Prepare to begin, and to bound the statements to come."""
+
+    @abstractmethod
+    def fetch(self, text: str, parameters: Any) -> Loaded:
+        """Execute a SELECT of the load. Switches: yes."""
+
+    @abstractmethod
+    def send(self, text: str, parameters: Any) -> Any:
+        """Execute a statement, for a list of parameters too, and return its cursor. Switches: yes."""
+
+    @abstractmethod
+    def write(self, save: Save) -> None:
+        """Record outcomes, change rows, insert *rows*, and commit. Switches: yes."""
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Roll back. Switches: yes."""
+
+    @abstractmethod
+    def begin_again(self) -> None:
+        """Begin, after a rollback. Switches: yes."""
+
+    @abstractmethod
+    def is_usable(self) -> bool:
+        """Return whether the connection works, and waits for no answer. Switches: no."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Give the connection the settings that it had, after the transaction. Switches: no."""
+
+    def was_not_committed(self) -> bool:
+        """Return whether the driver knows that the COMMIT that raised was not carried out."""
+        return False
+
+    def ask_outcome(self) -> bool | None:
+        """Return whether the COMMIT whose answer was lost was carried out. None: unknown. Switches: yes."""
+        return None
+
+    # -- the way of a batch ------------------------------------------------------------------------------------
+
+    def save(self, save: Save) -> None:
+        """Save and commit.
+
+        Raises:
+            NotSaved: Nothing was written. If *save* stays, the transaction goes on after `Inserted` and `Repeated`.
+            Exception: The driver's error of a COMMIT whose outcome is unknown.
+        Switches: yes.
+        """
+        try:
+            self.write(save)
+        except Exception as error:
+            if not self._sends_commit or errors.of_commit(error, self.key) is not None:
+                refused = self._explained(error, save)
+                raise refused from refused.__cause__ or _cause(error)
+            _commit.resolve(error, self.key, told=self._told(), ask=self._ask, not_saved=self.not_saved)
+
+    def commit_is_sent(self) -> None:
+        """Note that the next message has COMMIT in it."""
+        self._sends_commit = True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Return the connection to its pool, after a rollback if something is open. See `give_back` for errors.
+
+        If *error* is no `Exception`, or no time is left, it is discarded: a rollback could not be interrupted, should
+        it wait for a server that has gone.
+        """
+        give_back(self.key, self._end, error, saved=error is None)
+
+    def discard(self) -> None:
+        """Close the connection, in any state. Switches: no."""
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            self.connections.discard(lent)
+
+    def not_saved(self, error: Exception) -> NotSaved:
+        """Return the `NotSaved` for *error*, which came before COMMIT was sent, or from the server."""
+        if isinstance(error, NotSaved):
+            return error
+        if errors.kind(error) is not errors.Kind.OTHER:
+            return errors.not_saved(error, self.key)
+        why = f"{shown(self.key)} was not saved, nothing was written: {error}"
+        return NotSaved(why) if isinstance(error, OSError) else Rejected(why)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _explained(self, error: Exception, save: Save) -> NotSaved:
+        """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
+        self._sends_commit = False
+        refused = self.not_saved(error)
+        if not errors.is_duplicate(error) and not isinstance(refused, Inserted):
+            return refused
+        undo = self._go_back if save.stays else self.roll_back
+        try:
+            if save.recording is not None:
+                begin = _nothing if save.stays else self.begin_again
+                found = save.recording.check(error, self.send, undo, begin)
+                if found is not None:
+                    if not save.stays:
+                        self.send("COMMIT", None)  # the deletion of expired outcomes
+                    return found
+            undo()
+            inserted = [one.key for one in save.changes if one.statement.option == "insert" and one.look(self)]
+        except Exception as failed:
+            return self.not_saved(failed)
+        return Inserted(inserted) if inserted else refused
+
+    def _go_back(self) -> None:
+        self.send(GO_BACK, None)
+
+    def _told(self) -> bool | None:
+        return False if self.was_not_committed() else None
+
+    def _ask(self) -> bool | None:
+        give_back(self.key, self.discard, saved=None)  # it may be the pool's last connection
+        return self.ask_outcome()
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._lent is None:
+            return
+        if not self.is_usable() or not (error is None or (isinstance(error, Exception) and remaining() > _SHORTEST)):
+            self.discard()
+            return
+        try:
+            self.roll_back()
+            self.restore()
+        except BaseException:
+            self.discard()
+            raise
+        lent, self._lent = self._lent, None
+        self.connections.take_back(lent)
+
+
+def begun(connections: Connections, key: Hashable) -> Transaction:
+    """Begin a transaction on a connection of its own. Switches: yes."""
+    lent = connections.lend(remaining())
+    try:
+        driver = connections.raw(lent)
+        kind = _kind_of(driver)
+    except BaseException:
+        give_back(key, connections.discard, lent, saved=False)
+        raise
+    return kind(connections, lent, driver, key)
+
+
+def load(connections: Connections, key: Hashable, fetch: Callable[[Transaction], T]) -> tuple[Transaction, T]:
+    """Begin a transaction and *fetch* what a batch loads; return both.
+
+    The server may have ended idle connections of the pool, which the first statement finds out: then another one is
+    taken. Raises `Conflict` for a deadlock or a serialization failure, and `ResourceMissing` for a key that the
+    database, or the driver, refuses: so no row has it. Switches: yes.
+    """
+    for left in range(_DEAD, -1, -1):
+        transaction = begun(connections, key)
+        try:
+            return transaction, fetch(transaction)
+        except Exception as error:
+            transaction.end(error)
+            kind = errors.kind(error)
+            if left and kind is errors.Kind.LOST and not isinstance(error, NotSaved):
+                continue
+            if kind in _OF_KEY or type(error) in {ValueError, UnicodeEncodeError}:  # psycopg2 raises it for a NUL
+                raise ResourceMissing(f"no row can have the key {shortened(key)}: {error}", key=key) from error
+            if kind is errors.Kind.CONFLICT:
+                raise Conflict(f"{shown(key)} could not be loaded: {error}") from error
+            raise
+        except BaseException as error:
+            transaction.end(error)
+            raise
+    raise AssertionError
+
+
+def grouped(rows: Iterable[object], *, mysql: bool) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the statements of the rows of `Batch.add_row`, each with the parameters of all neighbours that have it."""
+    for text, pairs in groupby((_pair(row, mysql=mysql) for row in rows), lambda pair: pair[0]):
+        yield text, [pair[1] for pair in pairs]
+
+
+def lost(change: Change, found: int) -> NotSaved:
+    """Return the error of a statement that has changed so many rows as *found*, and not one. Switches: no."""
+    if change.statement.option == "insert":
+        return Inserted([change.key])
+    error = RuntimeError(
+        f"{shown(change.key)} was not saved, nothing was written: {change.statement.option} has found {found} rows, and"
+        " has to find the one that was loaded. Compare its WHERE with that of load; or the database has left the row "
+        "out, by a trigger or by a policy that hides it"
+    )
+    rejected = Rejected(str(error))
+    rejected.__cause__ = error
+    return rejected
+
+
+def remaining() -> float:
+    """Return the seconds that the batch has left."""
+    return current_batch().remaining()
+
+
+def is_mysql(driver: Any) -> bool:
+    """Return whether *driver* is a connection to MySQL or MariaDB."""
+    return _kind_of(driver).mysql
+
+
+def _pair(row: object, *, mysql: bool) -> tuple[str, Any]:
+    match row:
+        case (str() as text, (Mapping() | Sequence()) as parameters) if not isinstance(parameters, (str, bytes)):
+            why = forbidden(text, mysql=mysql)
+            if why is not None:
+                raise RuntimeError(f"add_row() was given {shown(text)}: {why}")
+            return text, parameters
+    raise TypeError(
+        f"add_row() was given {named(row)}: pass a pair of an INSERT and its parameters, as "  # noqa: S608 - a message
+        '("INSERT INTO log (text) VALUES (%(text)s)", {"text": "…"})'
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+def _cause(error: Exception) -> BaseException | None:
+    return error.__cause__ if isinstance(error, NotSaved) else error
+
+
+def _kind_of(driver: Any) -> type[Transaction]:
+    module = sys.modules.get("psycopg")
+    if module is not None and isinstance(driver, module.Connection):
+        from geventbatch.stores.sql._psycopg import PsycopgTransaction
+
+        return PsycopgTransaction
+    module = sys.modules.get("psycopg2.extensions")
+    if module is not None and isinstance(driver, module.connection):
+        from geventbatch.stores.sql._psycopg2 import Psycopg2Transaction
+
+        return Psycopg2Transaction
+    module = sys.modules.get("pymysql.connections")
+    if module is not None and isinstance(driver, module.Connection):
+        from geventbatch.stores.sql._pymysql import PyMySQLTransaction
+
+        return PyMySQLTransaction
+    raise TypeError(
+        f"the pool returned {named(driver)}, but must return a connection of psycopg 3, psycopg2 or PyMySQL; for "
+        "another driver use a SQLAlchemyStore"
+    )
