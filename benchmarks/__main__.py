@@ -60,12 +60,12 @@ def copied(into: Path) -> Path:
 
 
 def fill_pages(names: list[str], printed: Path, root: Path, *, short: bool) -> bool:
-    """Write into the pages under *root* what those were *printed*; return whether all that pages ask for is there."""
+    """Write into the pages under *root* what was *printed* by these; return whether all that pages ask for is there."""
     for name in names:
         if (text := (printed / f"{name}.txt").read_text()).strip():
             (root / f"docs/figures/{name}.txt").write_text(text)
     (root / f"docs/figures/{figures.MACHINE}.txt").write_text(f"{figures.machine()}\n")
-    missing = figures.fill(root, may_miss=short)
+    missing = figures.fill(root, may_miss=True)
     print(*(f"stays as it is: {one}" for one in missing), f"the pages under {root} have the figures", sep="\n")
     return short or not missing
 

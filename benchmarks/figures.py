@@ -85,16 +85,16 @@ def fill(root: Path, *, may_miss: bool = False) -> list[str]:
     """Write the figures into the pages under *root*; return what was not printed, which stays as it is.
 
     Raises:
-        NotPrinted: Something was not printed, and none may be missing.
+        NotPrinted: Something was not printed, and none may be missing. All else is written.
     """
     missing: list[str] = []
     for page in pages(root):
         text = page.read_text()
         new = filled(text, root / "docs/figures", missing)
-        if missing and not may_miss:
-            raise NotPrinted(f"{page.name}: {missing[0]}")
         if new != text:
             page.write_text(new)
+    if missing and not may_miss:
+        raise NotPrinted("\n".join(missing))
     return missing
 
 
