@@ -51,7 +51,17 @@ def test_no_signature_of_the_reference_hides_options_or_shows_an_address(referen
     assert shown == ["consume(huey,*,workers=100,**options)", "processor(store,/,**options)"]
 
 
-@pytest.mark.parametrize("owner", ["Processor", "stores.sqlalchemy.SQLAlchemyStore.mapped", "stores.redis.RedisStore"])
+@pytest.mark.parametrize(
+    "owner",
+    [
+        "Processor",
+        "stores.sqlalchemy.SQLAlchemyStore.documents",
+        "stores.sqlalchemy.SQLAlchemyStore.mapped",
+        "stores.django.DjangoStore",
+        "stores.redis.RedisStore",
+        "stores.sql.SQLStore",
+    ],
+)
 def test_the_entry_of_a_constructor_tells_of_each_option_in_its_signature(reference: str, owner: str) -> None:
     options = re.findall(r"(\w+)=", signatures(reference)[f"geventbatch.{owner}"])
     entry = reference.partition(f'id="geventbatch.{owner}">')[2].partition("</dt>")[2].partition("</dl>")[0]
