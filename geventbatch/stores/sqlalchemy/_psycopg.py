@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from geventbatch.errors import NotSaved
     from geventbatch.stores._sql.outcomes import Recording
+    from geventbatch.stores.sqlalchemy._texts import Fixed
 
 _RETURNS: Final = re.compile(r"\bRETURNING\b", re.IGNORECASE)
 
@@ -59,6 +60,7 @@ class JoinedTransaction(PostgresTransaction):
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _is_known: bool = False  # SQLAlchemy knows of the transaction, and executes its statements
+    _is_unwatched: bool = False  # nobody listens to what SQLAlchemy executes, as was found in this transaction
     _failure: Exception | None  # what SQLAlchemy's next statement raises
     before: list[str]  # statements to send with the next one
     precedes: bool  # add what is executed to `before`
@@ -86,9 +88,6 @@ class JoinedTransaction(PostgresTransaction):
             bounds.BEGIN if self.locking else _begin(self._driver),
             bounds.postgres_bound_and_xid(remaining()),
         ]
-        if is_watched(self.engine):
-            self._is_known = True
-            self._make_known()
 
     def _make_known(self) -> None:
         self._prepare_nothing(self._driver)
@@ -119,7 +118,7 @@ class JoinedTransaction(PostgresTransaction):
             self.precedes = False
 
     def fetch(self, statement: Executable, parameters: dict[str, Any]) -> Sequence[Any] | None:
-        known = None if self._is_known else fixed(statement)
+        known = self._fixed(statement)
         transformer = Transformer(self._driver)
         text = None if known is None else known.text.of(parameters, transformer)
         if known is None or text is None:
@@ -138,11 +137,17 @@ class JoinedTransaction(PostgresTransaction):
                 self._xid = (result.get_value(0, 1) or b"").decode()
         return known.row(results[-1], transformer)
 
+    def _fixed(self, statement: Executable) -> Fixed | None:
+        """Return the compiled form of *statement*; None if SQLAlchemy has to execute it."""
+        if not self._is_known and not self._is_unwatched:
+            self._is_unwatched = not is_watched(self.engine)
+        return fixed(statement) if self._is_unwatched and not self._is_known else None
+
     def change(self, statement: Executable, parameters: dict[str, Any], rows: int = 1) -> None:
         if self.collected is None:
             super().change(statement, parameters, rows)
             return
-        known = None if self._is_known or rows != 1 else fixed(statement)
+        known = self._fixed(statement) if rows == 1 else None
         if known is not None and known.changing is not None:
             text = known.changing.of(parameters, Transformer(self._driver))
             if text is not None:
