@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import date
+from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg.adapt import Transformer
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import JSONB
 
 from geventbatch import Processor
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores._sql.joined import named
 from tests.support.adapters.sqlalchemy import PostgresPlace, fresh
 
 if TYPE_CHECKING:
@@ -90,6 +96,35 @@ def test_odd_texts_come_back_as_they_were_saved(engine: sa.Engine, key_type: Any
 def test_a_key_that_is_a_float_is_not_rounded(engine: sa.Engine, key: float) -> None:
     with processor(engine, key_type=sa.Double()) as opened:
         assert [opened.run(key, add) for _ in range(2)] == [1, 2]
+
+
+QUERIES = {
+    "UPDATE x SET a = %(a)s, b = '%%' WHERE c = %(b)s AND d = %(a)s": True,
+    "SELECT '%%(a)s', '%%%%', %(a)s, '%%%%s'": True,
+    "SELECT '%%'": True,
+    "SELECT %%%(a)s%%": True,
+    "SELECT %(a)t, %(b)s": False,
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": "it's %s", "b": None},
+        {"a": b"\\", "b": True},
+        {"a": [1, 2], "b": Decimal("-0.10")},
+        {"a": date(2026, 1, 1), "b": UUID(int=1)},
+    ],
+    ids=str,
+)
+def test_values_are_put_into_a_statement_as_psycopg_does(engine: sa.Engine, query: str, values: dict[str, Any]) -> None:
+    text = named(query)
+    assert (text is not None) is QUERIES[query]
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        by_psycopg = psycopg.ClientCursor(driver).mogrify(query, values)
+        assert text is None or text.of(values, Transformer(driver)) == by_psycopg
 
 
 @pytest.mark.parametrize(

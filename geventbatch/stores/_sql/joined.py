@@ -7,6 +7,7 @@ rows than it has to is sent in a form that fails then.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch.stores._sql import errors
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from psycopg.abc import Transformer
 
 _PLACE: Final = re.compile(r"%(?:\((\w+)\)s|%)")
+_NAMED: Final = re.compile(r"(?<!%)(?:%%)*%\((\w+)\)s")
+_ANY: Final = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 
 _CHECKED: Final = (
     "WITH changed AS (%s\n) SELECT CASE count(*) WHEN %d THEN 1 "
@@ -54,6 +57,7 @@ class Text:
                 names.append(place[1])
                 pieces.append("")
         pieces[-1] += query[end:]
+        self.places: Final = len(names)
         self._first = pieces[0]
         self._places: list[tuple[str, Callable[[Any], Any] | None, str]] = [
             (name, binders[name], piece) for name, piece in zip(names, pieces[1:], strict=True)
@@ -77,6 +81,13 @@ class Text:
         except Exception:
             return None
         return "".join(whole)
+
+
+@lru_cache(1000)
+def named(query: str) -> Text | None:
+    """Return the text of a *query* for values that are ready; None if it has other places than ``%(name)s``."""
+    text = Text(query, dict.fromkeys(_NAMED.findall(query)))
+    return text if len(_ANY.findall(query)) == text.places else None
 
 
 def insert_of_a_row(query: str) -> tuple[str, str] | None:

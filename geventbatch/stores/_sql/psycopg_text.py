@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
+from psycopg.adapt import Transformer
 from psycopg.types.numeric import FloatDumper
 
 from geventbatch.stores._sql import bounds
+from geventbatch.stores._sql.joined import named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,8 +17,14 @@ if TYPE_CHECKING:
 
 def join_each(driver: psycopg.Connection[Any], query: str, every: Iterable[Any]) -> list[str]:
     """Return *query*, a statement or a part of one, with each of these values. Switches: no."""
-    cursor = psycopg.ClientCursor(driver)
     every = list(every)
+    text = named(query) if every and type(every[0]) is dict else None
+    if text is not None:
+        transformer = Transformer(driver)
+        texts = [text.of(params, transformer) for params in every]
+        if None not in texts:
+            return cast("list[str]", texts)
+    cursor = psycopg.ClientCursor(driver)  # tells also what is wrong
     for params in every:
         values = params.values() if isinstance(params, dict) else params or ()
         if any(isinstance(value, float) for value in values):

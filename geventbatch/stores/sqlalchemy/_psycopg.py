@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from psycopg.abc import Params
+    from psycopg.pq.abc import PGresult
     from sqlalchemy import Connection
     from sqlalchemy.sql.base import Executable
 
@@ -133,8 +134,7 @@ class JoinedTransaction(PostgresTransaction):
             except DBAPIError as wrapped:
                 raise wrapped from error
         for result in results:
-            if result.nfields == len(_TOLD) and result.fname(0) == _TOLD_FIRST:
-                self._xid = (result.get_value(0, 1) or b"").decode()
+            self._take_xid(result)
         return known.row(results[-1], transformer)
 
     def _fixed(self, statement: Executable) -> Fixed | None:
@@ -244,11 +244,14 @@ class JoinedTransaction(PostgresTransaction):
     def began(self, cursor: psycopg.Cursor[Any]) -> None:
         """Take the transaction's id from the answers, and leave *cursor* at the last one."""
         while True:
-            if tuple(column.name for column in cursor.description or ()) == _TOLD:
-                (row,) = cursor.fetchall()
-                self._xid = str(row[1])
+            if cursor.pgresult is not None:
+                self._take_xid(cursor.pgresult)
             if not cursor.nextset():
                 return
+
+    def _take_xid(self, result: PGresult) -> None:
+        if result.nfields == len(_TOLD) and result.fname(0) == _TOLD[0] and result.fname(1) == _TOLD[1]:
+            self._xid = (result.get_value(0, 1) or b"").decode()
 
     def _collect(self, writes: Callable[[], object], recording: Recording | None) -> list[str]:
         begin, self.before = self.before[:1], []  # BEGIN, if nothing was loaded
@@ -262,10 +265,8 @@ class JoinedTransaction(PostgresTransaction):
             self.collected = None
 
 
-_TOLD: Final = ("set_config", "pg_current_xact_id")
+_TOLD: Final = (b"set_config", b"pg_current_xact_id")
 """The columns of `bounds.postgres_bound_and_xid`'s answer."""
-
-_TOLD_FIRST: Final = _TOLD[0].encode()
 
 
 class _Cursor(psycopg.Cursor[Any]):
