@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _refused: Final[set[tuple[str, str]]] = set()
 """Databases and their statements that PostgreSQL takes neither with RETURNING nor in WITH: their tables have rules."""
 
-_MANY: Final = 100
-"""Values of one statement."""
+_MANY: Final = 1
+"""Values of a statement from which on it is quicker to put them in without psycopg's search."""
 
 _SELECT: Final = frozenset({"SELECT"})
 _OTHER_ROWS: Final = f"rows were written {token_hex(8)}"
@@ -125,7 +125,7 @@ class Together:
     def _take_answers(self, cursor: Any) -> None:
         """Move *cursor* to the answer to Django's own statement."""
         for _ in self._before:
-            if cursor.description is not None:
+            if cursor.pgresult.nfields:  # its `description` makes an object of each column
                 self.answers.append(cursor.fetchone())
             cursor.nextset()
 
@@ -151,7 +151,7 @@ def joined(cursor: Any, statements: Sequence[Statement]) -> str:
 
 
 def _with_values(cursor: Any, sql: str, params: Any) -> str:
-    """Return what *cursor* makes of a statement and its values; of very many without its search for each placeholder.
+    """Return what *cursor* makes of a statement and its values; mostly without its search for each placeholder.
 
     That took psycopg two thirds of the time for a bulk's statements, whose placeholders it does not cache.
     """

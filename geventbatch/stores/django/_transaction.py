@@ -105,7 +105,8 @@ class Transaction:
         cast("Any", self.connection).rollback_exc = None  # Django leaves an earlier transaction's there
         if self.pipelines:
             raw: Any = self.connection.connection
-            raw.autocommit = True  # psycopg must not send BEGIN, for which it would wait: `loading` does
+            # psycopg must not send BEGIN, for which it would wait: `loading` does. (Its setter waits, too.)
+            raw._autocommit = True
         elif self._locking:
             self._give_level_back = read_committed(self.connection)
         if self.connection.vendor == "mysql":
