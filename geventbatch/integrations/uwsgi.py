@@ -7,6 +7,7 @@
   ``uwsgi.atexit``. A function that the application had assigned before is called last, once.
 - QUIT ends a worker as INT does, and a signal ends one that is still importing: uWSGI would forget that it was sent,
   and the master would wait for that worker for ever.
+- A worker too many (``cheaper``) ends gracefully. By itself it would serve until the master kills it with its requests.
 - Each worker notices the fork: uWSGI calls none of Python's fork hooks.
 - At the first `run` of a worker, the garbage collector leaves out what is loaded, unless ``GEVENTBATCH_FREEZE=0`` is in
   the environment.
@@ -54,6 +55,9 @@ _former: Final[Any] = getattr(_uwsgi, "atexit", None) if _inside else None
 _responded: Final = Event()
 """Set when the last request of a worker that ends has its response."""
 
+_cheaped: Final = Event()
+"""Set when this worker, of which there is no need any more, has begun to end."""
+
 _log = logging.getLogger("geventbatch.uwsgi")
 
 
@@ -99,10 +103,19 @@ def _seconds(option: str, default: int) -> int:
     return int(last) if isinstance(last, bytes) and last.isdigit() else default
 
 
-def _end_at_quit() -> None:
-    """Have QUIT end this worker as INT does: uWSGI leaves it to the kernel, and terminals send it to all processes."""
-    if _uwsgi.worker_id() and signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL:
-        gevent.signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGINT)
+def _hear_signals() -> None:
+    """Have this worker end as it does at other signals, where uWSGI leaves one to the kernel or ignores it."""
+    if _uwsgi.worker_id():
+        if signal.getsignal(signal.SIGQUIT) == signal.SIG_DFL:  # terminals send it to all processes
+            gevent.signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGINT)
+        gevent.signal_handler(signal.SIGWINCH, _end_if_cheaped)
+
+
+def _end_if_cheaped() -> None:
+    """End gracefully if this is a worker too many: the loop would go on, until the master kills it."""
+    if _uwsgi.workers()[_uwsgi.worker_id() - 1]["status"] == b"cheap" and not _cheaped.is_set():
+        _cheaped.set()  # a second HUP would find no handler, and kill
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def _problems() -> Iterator[SetupProblem]:
@@ -147,7 +160,7 @@ def _join() -> None:
         # A worker that is still importing would ignore it, and the server that is told to end would never do so. The
         # loop puts its own handler there.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    process.at_first_run(_end_at_quit)
+    process.at_first_run(_hear_signals)
     if not is_refused():
         process.at_first_run(freeze_loaded)  # uWSGI has no hook behind a worker's import of the application
     if _uwsgi.masterpid():  # without a master, this module of uWSGI's raises

@@ -115,6 +115,20 @@ def test_a_signal_ends_a_worker_that_is_still_starting(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+def test_a_worker_too_many_ends_gracefully_and_is_not_left_to_be_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    more = ("processes = 3", "cheaper = 2", "cheaper-algo = backlog", f"master-fifo = {fifo}")
+    with UWSGI(tmp_path / "server", *more, without=("processes",)) as server:
+        server.open_gate()
+        workers: set[int] = set()
+        while len(workers) < 2:
+            workers.add(server.ask("word")[1]["pid"])
+        fifo.write_text("-")  # one less
+        wait_until(lambda: re.search(r"uWSGI worker \d cheaped", server.log()))
+        assert "Gracefully killing worker" in server.log()
+        assert server.ask("word")[0] == 200
+
+
 def test_quit_ends_a_worker_as_int_does(tmp_path: Path) -> None:
     with UWSGI(tmp_path / "server", "processes = 1", without=("processes",)) as server:
         caller = gevent.spawn(server.ask, "word")
