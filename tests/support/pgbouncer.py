@@ -43,6 +43,7 @@ class PgBouncer:
 
     def __init__(self, url: sa.URL, schema: str, sessions: int) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
+        self._log = self._directory / "log"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         host = str(url.host or url.query["host"])
@@ -60,7 +61,6 @@ pool_mode = transaction
 default_pool_size = {sessions}
 max_client_conn = 1000
 server_login_retry = 1
-logfile = {self._directory / "log"}
 """
         )
         own = []
@@ -69,13 +69,15 @@ logfile = {self._directory / "log"}
             own = ["-u", user]
             for path in (self._directory, self._directory / "ini"):
                 shutil.chown(path, user)
-        self._process = subprocess.Popen(
-            [COMMAND, *own, str(self._directory / "ini")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        # Not a pipe: it logs each connection, and stands still with all of them once a pipe that nobody reads is full.
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [COMMAND, *own, str(self._directory / "ini")], stdout=log, stderr=subprocess.STDOUT
+            )
         atexit.register(self.close)
         give_up_at = time.monotonic() + 45
         while not self._answers():
-            assert self._process.poll() is None, self._said()
+            assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < give_up_at, "PgBouncer does not answer"
             gevent.sleep(0.01)
 
@@ -85,10 +87,6 @@ logfile = {self._directory / "log"}
         except OSError:
             return False
         return True
-
-    def _said(self) -> bytes:
-        assert self._process.stdout is not None
-        return self._process.stdout.read()
 
     def close(self) -> None:
         """End it."""
