@@ -975,6 +975,21 @@ def test_connections_that_are_ended_between_load_and_save_lose_nothing_untold(
     assert_as_good_as_new(adapter)
 
 
+@over(lambda case: case.has_proxy and not case.name.startswith("sql-psycopg-"))  # whose pool goes on trying
+def test_a_load_that_cannot_connect_fails_with_the_drivers_error(
+    case: Case, adapter: Adapter, processor: Processor[Any]
+) -> None:
+    proxy = proxy_of(adapter)
+    proxy.refusing = True
+    proxy.cut_all()
+    outcome = answer_of(processor.run, "k", adapter.add, 1)
+    proxy.refusing = False
+    assert isinstance(outcome, LoadFailed)
+    assert type(outcome.__cause__).__module__.partition(".")[0] in case.name.split("-")
+    assert_true(adapter, outcome, before=10, after=11)
+    assert processor.run("k", adapter.add, 1) == 11
+
+
 @over(lambda case: case.can_restart and "load" in case.slow_steps)
 def test_the_next_batch_works_after_the_server_was_restarted_in_the_middle_of_a_load(
     adapter: Adapter, processor: Processor[Any]

@@ -99,8 +99,8 @@ class BulkScope:
         self._transaction = Transaction(
             self._connection, self._whole, pipeline=rows.pipeline, locking=rows.locks(self._connection)
         )
-        self._transaction.begin()
         self._loading = BulkLoad(self._models, self._connection, self._transaction)
+        self._transaction.begin()
         found = self._loading.load_singly(self._keys) if self._singly else self._loading.load(self._keys)
         self._rows = {key: row for key, row in found.items() if isinstance(row, Row)}
         self._resources = {key: row.instance if isinstance(row, Row) else row for key, row in found.items()}
