@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from django.db.models import Field, QuerySet
 
     from geventbatch.integrations.django.models import OutcomeModel
+    from geventbatch.stores.django._compiled_load import CompiledLoad
     from geventbatch.stores.django._connections import Pool
 
 M = TypeVar("M", bound=Model)
@@ -52,6 +53,9 @@ class ModelRows(Generic[M]):
     """The first part of the model's keys, in a store of several models."""
     has_xmin: bool = True  # mutable
     """True if rows have PostgreSQL's xmin. A view's rows have none, as the first load finds out."""
+
+    compiled: CompiledLoad[M] | Literal[False] | None = None  # mutable
+    """What loads a row that the load locks; False if the query may differ from row to row, None if it is unknown."""
 
     @property
     def place(self) -> str:

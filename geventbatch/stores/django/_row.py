@@ -16,6 +16,7 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import row_key
 from geventbatch.stores.django._as_loaded import check_assigned
 from geventbatch.stores.django._changes import changed, columns, comparable, differ, same, state_of
+from geventbatch.stores.django._compiled_load import compile_load
 from geventbatch.stores.django._fields import pk_fields
 from geventbatch.stores.django._generated import Generated, evaluate, generated_fields
 from geventbatch.stores.django._instance_class import take_related
@@ -28,7 +29,7 @@ from geventbatch.stores.django._tenants import prepare
 from geventbatch.stores.django._transaction import send
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, QuerySet
@@ -82,10 +83,18 @@ class Row(Generic[M]):
 
     def load(self) -> None:
         """Load the row, or make a new one, and set `instance`. Switches: yes."""
+        compiled = self._rows.compiled
+        if compiled and self.locks and self._rows.prepare_connection is None and compiled.has(self._part):
+            with self._transaction.loading():
+                found = self._read(lambda: compiled.first(self._connection, self._part))
+            self.take(found)
+            return
         first, rows = self._selection.to_load(**self.where)
         if self._rows.prepare_connection is None:
             with self._transaction.loading(*first):
                 found = self._first(rows)
+            if compiled is None and self.locks and not first:
+                compile_load(self._rows, rows, self._connection, self._part)
         else:
             self.prepare()
             for statement in first:
@@ -131,8 +140,11 @@ class Row(Generic[M]):
         prepare(self._connection, self._key, hook)
 
     def _first(self, rows: QuerySet[M]) -> M | None:
+        return self._read(lambda: next(iter(rows[:1]), None))
+
+    def _read(self, query: Callable[[], M | None]) -> M | None:
         try:
-            return next(iter(rows[:1]), None)
+            return query()
         except Error:
             raise
         except Exception as error:  # raised by a field that converts the column's value
