@@ -6,8 +6,11 @@ What it has in common with all stores is in test_stores, test_bulk_stores and te
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from geventbatch.testing._proxy import Endpoint
+
+ROOT = Path(__file__).parents[2]
 
 TABLES = """
     CREATE TABLE shows (id int PRIMARY KEY, title text NOT NULL UNIQUE, stock int NOT NULL CHECK (stock >= 0),
@@ -417,7 +422,7 @@ def test_a_batch_waits_for_a_connection_of_a_pool_that_would_raise(pool2: Any, d
 
 
 @pytest.mark.usefixtures("_psycopg2_waits")
-@pytest.mark.parametrize(("driver", "trips"), [("psycopg", 2), ("psycopg2", 3)])
+@pytest.mark.parametrize(("driver", "trips"), [("psycopg", 2), ("psycopg2", 2)])
 def test_a_batch_takes_few_round_trips(database: str, driver: str, trips: int) -> None:
     def sell_with_row(show: Any, text: str) -> int:
         current_batch().add_row((LOG, [text]))
@@ -447,6 +452,16 @@ def server_of(database: str) -> Endpoint:
     port = int(told.get("port") or 5432)
     host = str(told["host"])
     return f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)
+
+
+@pytest.mark.parametrize(("when", "told"), [("used", "which are its parent's"), ("unused", "child 11")])
+def test_a_child_of_a_fork_uses_no_connection_of_its_parents_pool(database: str, when: str, told: str) -> None:
+    command = [sys.executable, "-m", "tests.support.programs.forked_pool", database, when]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    child, parent = sorted(ran.stdout.splitlines())
+    assert told in child
+    assert parent == "parent 11"
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------------

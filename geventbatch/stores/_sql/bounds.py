@@ -42,6 +42,9 @@ read from a file, which takes too long.
 """
 
 
+XID: Final = f"pg_current_xact_id() || ' ' || {_LAST_CRASH}"
+"""Returns the id for `postgres_outcome`."""
+
 LEVEL: Final = "read committed"
 """PostgreSQL's name of the level. Lower case, so that only a COMMIT matches a search for "COMMIT" in what is sent."""
 
@@ -63,7 +66,7 @@ def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bo
     more += ", pg_backend_pid()" if backend else ""
     return (
         f"SELECT set_config('statement_timeout', '{bound_milliseconds(remaining)}', true), "
-        f"pg_current_xact_id() || ' ' || {_LAST_CRASH} AS pg_current_xact_id{more}"
+        f"{XID} AS pg_current_xact_id{more}"
     )
 
 

@@ -135,16 +135,18 @@ class OfPsycopg2(Connections):
         return len(self.pool._pool) + len(self.pool._used)  # noqa: SLF001 - it has no public names
 
     def _get(self, seconds: float) -> Any:
-        from psycopg2.pool import PoolError  # type: ignore[import-untyped] # it has no types
-
-        refused: Exception = PoolError("connection pool exhausted")
+        try:
+            return self.pool.getconn()
+        except Exception as error:
+            if not _is_exhausted(error):
+                raise
+            refused = error
         for _ in polls(seconds):
             try:
                 return self.pool.getconn()
-            except PoolError as error:
-                if "exhausted" not in str(error):
+            except Exception as error:
+                if not _is_exhausted(error):
                     raise
-                refused = error
         raise refused
 
     def _put(self, connection: Any) -> None:
@@ -176,6 +178,10 @@ def _kind(pool: Any) -> Callable[[Any], Connections] | None:
     if module is not None and isinstance(pool, module.PooledDB):
         return OfDBUtils
     return Connections if callable(pool) and not isinstance(pool, type) else None
+
+
+def _is_exhausted(error: Exception) -> bool:
+    return type(error).__name__ == "PoolError" and "exhausted" in str(error)
 
 
 def _close(raw: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from geventbatch._safe_repr import shown
@@ -22,19 +23,28 @@ _LOST: Final = re.compile(rf"(\d+) {errors.MARK} (\d+)")
 SEPARATOR: Final = bounds.SEPARATOR.encode()
 
 
+@lru_cache(maxsize=1000)
+def _checked(text: str, number: int) -> str:
+    return checked(f"{text}\n RETURNING 1", 1, f"{errors.MARK} {number}")
+
+
 class PostgresTransaction(Transaction):
     """PostgreSQL. A statement that finds another number of rows than one fails, so that COMMIT may be behind it."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
     xid: str | None = None  # to ask what became of the transaction
-    _autocommit: bool  # as the user's connection has it
     _changes: Sequence[Change] = ()  # that are being written
 
     @abstractmethod
     def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
         """Return *query* with each of these parameters. Switches: no."""
 
-    def begin(self) -> None:
+    def text(self, query: str, parameters: dict[str, Any]) -> bytes:
+        """Return *query* with these parameters. Switches: no."""
+        return self.texts(query, [parameters])[0]
+
+    def check_idle(self) -> None:
+        """Raise unless the connection is in no transaction. Switches: no."""
         if commit.transaction_status(self.driver) != commit.IDLE:
             self.connections.forget(self._lent)
             self._lent = None
@@ -42,17 +52,12 @@ class PostgresTransaction(Transaction):
                 f"{shown(self.connections.pool)} returned a connection that is in a transaction, or closed: each batch "
                 "needs a connection of its own"
             )
-        self._autocommit = self.driver.autocommit
-        self.driver.autocommit = True  # leaves BEGIN to us: the driver would wait for its own
 
     def begin_again(self) -> None:
         self.send(bounds.BEGIN, None)
 
     def is_usable(self) -> bool:
         return commit.transaction_status(self.driver) not in {commit.ACTIVE, commit.UNKNOWN, None}
-
-    def restore(self) -> None:
-        self.driver.autocommit = self._autocommit
 
     def was_not_committed(self) -> bool:
         return commit.was_not_committed(self.driver)
@@ -90,9 +95,8 @@ class PostgresTransaction(Transaction):
             text, parameters = save.recording.statement()
             found += self.texts(text, [parameters])
         for number, change in enumerate(save.changes):
-            mark = f"{errors.MARK} {number}"
-            found += self.texts(checked(f"{change.statement.text}\n RETURNING 1", 1, mark), [change.parameters])
-        for text, every in grouped(save.rows, mysql=False):
+            found.append(self.text(_checked(change.statement.text, number), change.parameters))
+        for text, every in grouped(save.rows, mysql=False) if save.rows else ():
             inserts = insert_of_a_row(text) if len(every) > 1 and "%" not in text.partition("(")[0] else None
             if inserts is None:
                 found += self.texts(text, every)

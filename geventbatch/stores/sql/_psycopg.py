@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg.adapt import Transformer
 from psycopg.rows import tuple_row
 
 from geventbatch.stores._sql import bounds, commit
+from geventbatch.stores._sql.joined import Text
+from geventbatch.stores._sql.libpq import exchange
 from geventbatch.stores._sql.psycopg_text import join_each
 from geventbatch.stores.sql._postgres import SEPARATOR, PostgresTransaction
 from geventbatch.stores.sql._transaction import Loaded, remaining
@@ -18,33 +23,38 @@ if TYPE_CHECKING:
     from geventbatch.stores.sql._transaction import Save
 
 _BEGIN: Final = bounds.BEGIN.encode()
+_NAME: Final = re.compile(r"%\((\w+)\)s")
 
 
 class PsycopgTransaction(PostgresTransaction):
     """Nothing is prepared on the server: behind a pooler, another client may have the session by then."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
-    _before: list[bytes] | None  # to send with the first statement
+    _has_begun = False
 
     def begin(self) -> None:
-        super().begin()
+        self.check_idle()
         self._encoding = self.driver.info.encoding
-        self._before = [_BEGIN, bounds.postgres_bound_and_xid(remaining()).encode()]
+        self._transformer = Transformer(self.driver)
+
+    def text(self, query: str, parameters: dict[str, Any]) -> bytes:
+        found = _text(query).of(parameters, self._transformer)  # in a fraction of a cursor's time
+        return self.texts(query, [parameters])[0] if found is None else found.encode(self._encoding)
 
     def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
         return [text.encode(self._encoding) for text in join_each(self.driver, query, every)]
 
-    def fetch(self, text: str, parameters: Any) -> Loaded:
-        cursor = psycopg.Cursor(self.driver, row_factory=tuple_row)
-        before, self._before = self._before, None
-        if before is None:
-            cursor.execute(text.encode(), parameters, prepare=False)
-        else:
-            cursor.execute(SEPARATOR.join([*before, *self.texts(text, [parameters])]), prepare=False)
-            cursor.nextset()
-            self.xid = cursor.fetchall()[0][1]
-            cursor.nextset()
-        return Loaded(tuple([column.name for column in cursor.description or ()]), cursor.fetchall())
+    def fetch(self, text: str, parameters: dict[str, Any]) -> Loaded:
+        message = self.text(text, parameters)
+        if not self._has_begun:
+            self._has_begun = True
+            message = SEPARATOR.join([_BEGIN, bounds.postgres_bound_and_xid(remaining()).encode(), message])
+        *before, result = exchange(self.driver, message)
+        if before:
+            self.xid = (before[-1].get_value(0, 1) or b"").decode()
+        columns = [(result.fname(number) or b"").decode(self._encoding) for number in range(result.nfields)]
+        self._transformer.set_pgresult(result)
+        return Loaded(tuple(columns), self._transformer.load_rows(0, result.ntuples, tuple))
 
     def send(self, text: str, parameters: Any) -> psycopg.Cursor[Any]:
         cursor = psycopg.Cursor(self.driver, row_factory=tuple_row)
@@ -57,8 +67,16 @@ class PsycopgTransaction(PostgresTransaction):
         message = SEPARATOR.join([*self.statements(save), b"COMMIT"])
         self.driver.pgconn.socket  # noqa: B018 - raises where the connection is closed
         self.commit_is_sent()
-        psycopg.Cursor(self.driver).execute(message, prepare=False)
+        exchange(self.driver, message)
 
     def roll_back(self) -> None:
         if commit.transaction_status(self.driver) != commit.IDLE:
             self.driver.rollback()
+
+    def restore(self) -> None:
+        pass
+
+
+@lru_cache(maxsize=1000)
+def _text(query: str) -> Text:
+    return Text(query, dict.fromkeys(_NAME.findall(query)))

@@ -1,14 +1,19 @@
-"""A batch's transaction through psycopg2: three round trips, since it returns the last answer of a message only."""
+"""A batch's transaction through psycopg2, which returns the last answer of a message only."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from psycopg2.extensions import connection as Connection  # type: ignore[import-untyped]  # noqa: N812 - it has no types
-from psycopg2.extensions import cursor as Cursor  # noqa: N812 - likewise
+from psycopg2.extensions import (  # type: ignore[import-untyped] # it has no types
+    TRANSACTION_STATUS_IDLE,
+    connection,
+    cursor,
+)
 
+from geventbatch._safe_repr import shown
 from geventbatch.errors import NotSaved
-from geventbatch.stores._sql import bounds, commit
+from geventbatch.stores._sql import bounds
 from geventbatch.stores.sql._postgres import SEPARATOR, PostgresTransaction
 from geventbatch.stores.sql._transaction import Loaded, remaining
 
@@ -21,46 +26,62 @@ _BEGIN: Final = bounds.BEGIN.encode()
 
 
 class Psycopg2Transaction(PostgresTransaction):
-    """One message begins and loads, the second one writes and asks for the transaction's id, the third commits."""
+    """One message begins and loads, with the transaction's id in the rows; another one writes and commits."""
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _has_begun = False
+    _autocommit: bool  # as the user's connection has it
+
+    def begin(self) -> None:
+        self.check_idle()
+        self._autocommit = self.driver.autocommit
+        if not self._autocommit:
+            self.driver.autocommit = True  # leaves BEGIN to us: the driver would wait for its own
+        self._cursor: Any = connection.cursor(self.driver, cursor_factory=cursor)
+
+    def restore(self) -> None:
+        if not self._autocommit:
+            self.driver.autocommit = False
 
     def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
-        cursor = self._cursor()
-        return [cursor.mogrify(query, parameters) for parameters in every]
+        mogrify = self._cursor.mogrify
+        return [mogrify(query, parameters) for parameters in every]
 
-    def fetch(self, text: str, parameters: Any) -> Loaded:
-        cursor = self._cursor()
+    def fetch(self, text: str, parameters: dict[str, Any]) -> Loaded:
+        used = self._cursor
         if self._has_begun:
-            cursor.execute(text, parameters)
-        else:
-            self._has_begun = True
-            before = [_BEGIN, bounds.postgres_bound(remaining()).encode()]
-            cursor.execute(SEPARATOR.join([*before, *self.texts(text, [parameters])]))
-        return Loaded(tuple([column[0] for column in cursor.description or ()]), cursor.fetchall())
+            used.execute(text, parameters)
+            return Loaded(tuple([column[0] for column in used.description or ()]), used.fetchall())
+        self._has_begun = True
+        load = used.mogrify(_with_xid(text), parameters)
+        used.execute(SEPARATOR.join([_BEGIN, bounds.postgres_bound(remaining()).encode(), load]))
+        rows = used.fetchall()
+        self.xid = rows[0][0]
+        found = [row[2:] for row in rows if row[1]]
+        return Loaded(tuple([column[0] for column in used.description[2:]]), found)
 
     def send(self, text: str, parameters: Any) -> Any:
-        cursor = self._cursor()
-        if isinstance(parameters, list):
-            cursor.executemany(text, parameters)
-        else:
-            cursor.execute(text, parameters)
-        return cursor
+        (self._cursor.executemany if isinstance(parameters, list) else self._cursor.execute)(text, parameters)
+        return self._cursor
 
     def write(self, save: Save) -> None:
-        statements = self.statements(save)
-        cursor = self._cursor()
-        cursor.execute(SEPARATOR.join([*statements, bounds.postgres_bound_and_xid(remaining()).encode()]))
-        self.xid = cursor.fetchone()[1]
+        message = SEPARATOR.join([*self.statements(save), b"COMMIT"])
+        if self.driver.closed:
+            raise NotSaved(f"{shown(self.key)} was not saved, nothing was written: the connection is closed")
         self.commit_is_sent()
-        cursor.execute("COMMIT")
-        if cursor.statusmessage != "COMMIT":
-            raise NotSaved("the server has rolled back")
+        self._cursor.execute(message)
+        if self._cursor.statusmessage != "COMMIT":
+            raise NotSaved(f"{shown(self.key)} was not saved, nothing was written: the server has rolled back")
 
     def roll_back(self) -> None:
-        if commit.transaction_status(self.driver) != commit.IDLE:
-            self._cursor().execute("ROLLBACK")  # its `rollback` does nothing, since it does not know of our BEGIN
+        if self.driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            self._cursor.execute("ROLLBACK")  # its `rollback` does nothing, since it does not know of our BEGIN
 
-    def _cursor(self) -> Any:
-        return Connection.cursor(self.driver, cursor_factory=Cursor)
+
+@lru_cache(maxsize=1000)
+def _with_xid(load: str) -> str:
+    """Return a SELECT of the transaction's id, of whether there is a row, and of the rows of *load*, if any."""
+    return (
+        f"SELECT * FROM (SELECT {bounds.XID}) AS begun LEFT JOIN "  # noqa: S608 - of the user's statement
+        f"(SELECT true, loaded.* FROM ({load}\n) AS loaded) AS found ON true"
+    )

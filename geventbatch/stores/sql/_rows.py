@@ -54,7 +54,7 @@ class Rows:
         """Return the form of rows with these *columns*."""
         found = self._forms.get(columns)
         if found is None:
-            found = self._forms[columns] = Form(self._maker(columns), columns, is_dict=self._is_dict)
+            found = self._forms[columns] = Form(self._maker(columns), columns)
         return found
 
     def _maker(self, columns: tuple[str, ...]) -> Callable[[Sequence[Any]], Any]:
@@ -73,15 +73,25 @@ class Rows:
             )
         return _row_maker(columns)
 
-    def watched(self, resource: Any, columns: Sequence[str]) -> Watched:
-        """Return what to compare of *resource*, as it is now."""
+    def watched(self, resource: Any, form: Form) -> Watched:
+        """Return what to compare of *resource*, of a row of that *form*, as it is now."""
+        own = () if self._is_dict else tuple(own_names(resource))
+        found = form.compared.get((type(resource), own))
+        if found is None:
+            found = form.compared[type(resource), own] = self._compared(resource, form.columns, own)
+        return Watched(*found, resource, is_dict=self._is_dict)
+
+    def _compared(
+        self, resource: Any, columns: Sequence[str], own: Sequence[str]
+    ) -> tuple[tuple[str, ...], Callable[[Any], Sequence[Any]]]:
+        """Return the names of what to compare, and what reads them."""
         names = [*columns, *sorted(self.written.difference(columns))]
         if self._is_dict:
             names = [name for name in names if name in resource]
-            return Watched(tuple(names), _getter(itemgetter, names), resource, is_dict=True)
-        names += [name for name in own_names(resource) if name not in names]
+            return tuple(names), _getter(itemgetter, names)
+        names += [name for name in own if name not in names]
         names = [name for name in names if hasattr(resource, name)]
-        return Watched(tuple(names), _getter(attrgetter, names), resource, is_dict=False)
+        return tuple(names), _getter(attrgetter, names)
 
     def check_saved(self, changed: Iterable[str]) -> None:
         """Raise unless a statement writes all that has *changed*."""
@@ -108,10 +118,12 @@ class Rows:
 class Form:
     """Makes resources of rows with the same columns."""
 
-    def __init__(self, make: Callable[[Sequence[Any]], Any], columns: tuple[str, ...], *, is_dict: bool) -> None:
+    def __init__(self, make: Callable[[Sequence[Any]], Any], columns: tuple[str, ...]) -> None:
         self.make = make
         self.columns = columns
-        self.is_dict = is_dict
+        # -- mutable state ---------------------------------------------------------------------------------
+        self.compared: dict[tuple[type, Sequence[str]], tuple[tuple[str, ...], Callable[[Any], Sequence[Any]]]] = {}
+        """By the type of a resource, and the names of attributes that it has by itself: what to compare of it."""
 
 
 class Watched:

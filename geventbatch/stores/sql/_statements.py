@@ -11,7 +11,7 @@ from geventbatch.stores._sql.statements import code_of, first_word
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PARAMETER: Final = re.compile(r"%(?:(%)|\(([^)]+)\)s|(s)|)")
+_PARAMETER: Final = re.compile(r"%(?:(%)|\((\w+)\)s|(s)|)")
 
 _LOCKS: Final = re.compile(r"\bFOR (?:NO KEY )?UPDATE\b")
 _OVERWRITES: Final = re.compile(r"\bDO UPDATE\b|\bON DUPLICATE KEY\b")

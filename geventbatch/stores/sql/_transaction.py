@@ -104,7 +104,7 @@ class Transaction(ABC):
         """Prepare to begin, and to bound the statements to come."""
 
     @abstractmethod
-    def fetch(self, text: str, parameters: Any) -> Loaded:
+    def fetch(self, text: str, parameters: dict[str, Any]) -> Loaded:
         """Execute a SELECT of the load. Switches: yes."""
 
     @abstractmethod
@@ -323,7 +323,18 @@ def _cause(error: Exception) -> BaseException | None:
     return error.__cause__ if isinstance(error, NotSaved) else error
 
 
+_kinds: Final[dict[type, type[Transaction]]] = {}
+"""By the type of a driver's connection."""
+
+
 def _kind_of(driver: Any) -> type[Transaction]:
+    found = _kinds.get(type(driver))
+    if found is None:
+        found = _kinds[type(driver)] = _found_kind(driver)
+    return found
+
+
+def _found_kind(driver: Any) -> type[Transaction]:
     module = sys.modules.get("psycopg")
     if module is not None and isinstance(driver, module.Connection):
         from geventbatch.stores.sql._psycopg import PsycopgTransaction

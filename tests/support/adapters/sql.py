@@ -188,7 +188,7 @@ def opened(driver: Driver, address: str, *, bulk: bool) -> Iterator[Any]:
 def _case(driver: Driver, *, bulk: bool = False) -> Case:
     server = SERVERS[driver]
     is_postgres = server == "postgresql"
-    steps: tuple[Step, ...] = ("load", "commit") if driver == "psycopg" else ("load", "save", "commit")
+    steps: tuple[Step, ...] = ("load", "commit") if is_postgres else ("load", "save", "commit")
     return Case(
         name=f"sql-{driver}-{server}{'-bulk' if bulk else ''}",
         fresh=partial(fresh, server),
