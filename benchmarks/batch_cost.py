@@ -1,6 +1,6 @@
 """What a batch through a store costs, beside what it replaces: 1, 2, 5, 20 and 100 operations, on 100 keys in turn.
 
-Batches of `SQLAlchemyStore.documents` and `SQLAlchemyStore.mapped`, `DjangoStore` and `RedisStore`; beside the same
+Batches of `SQLAlchemyStore.documents` and `.mapped`, `SQLStore`, `DjangoStore` and `RedisStore`; beside the same
 change alone: psycopg's `SELECT … FOR UPDATE` and an atomic `UPDATE`, a transaction of SQLAlchemy's ORM and one of
 Django's that lock the row, one `EVALSHA` of redis-py that adds. One caller, and as many as the batch has operations,
 who come to a key together. PostgreSQL, and Redis, are in processes of their own.
@@ -29,13 +29,17 @@ from gevent import monkey
 monkey.patch_all()
 
 import gevent
+import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
 import sqlalchemy as sa
+from psycogreen.gevent import gevent_wait_callback  # type: ignore[import-untyped] # likewise
+from psycopg2.pool import ThreadedConnectionPool  # type: ignore[import-untyped] # likewise
+from psycopg_pool import ConnectionPool
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from benchmarks.as_served import as_served
 from benchmarks.ways import Atomic, ForUpdate, begin_at_zero, check, create_tables, server_settings, spread
 from geventbatch import Processor
-from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore
+from geventbatch.stores import DjangoStore, RedisStore, SQLAlchemyStore, SQLStore
 from geventbatch.stores.django._connections import close_idle
 from tests.support.django_project.start import database
 from tests.support.redis_server import connected, redis_url
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
 SIZES = (1, 2, 5, 20, 100)
 KEYS: Final = tuple(f"key {number}" for number in range(100))
 
+FOR_UPDATE_2 = "SELECT … FOR UPDATE, psycopg2"
 FOR_UPDATE, UPDATE = "SELECT … FOR UPDATE, psycopg", "one atomic UPDATE, psycopg"
 ORM, DJANGO, EVALSHA = "a transaction of SQLAlchemy's ORM", "a transaction of Django's", "one EVALSHA"
 
@@ -169,6 +174,36 @@ def in_postgres(url: str) -> Iterator[tuple[list[Alone], list[Batched]]]:
 
 
 @contextmanager
+def without_orm(url: str) -> Iterator[tuple[list[Alone], list[Batched]]]:
+    """Likewise, the store that takes the same statements; psycopg2 waits in gevent's way."""
+    before: Any = psycopg2.extensions.get_wait_callback()
+    psycopg2.extensions.set_wait_callback(gevent_wait_callback)
+    pool, pool2 = ConnectionPool(url, min_size=1, max_size=1, open=True), ThreadedConnectionPool(1, 1, url)
+    load = "SELECT value FROM counters WHERE key = %(key)s FOR UPDATE"
+    save = "UPDATE counters SET value = %(value)s WHERE key = %(key)s"
+
+    def alone(key: str) -> None:
+        connection = pool2.getconn()
+        cursor = connection.cursor()
+        cursor.execute(load, {"key": key})
+        cursor.execute(save, {"key": key, "value": cursor.fetchone()[0] + 1})
+        connection.commit()
+        pool2.putconn(connection)
+
+    stores = [SQLStore(one, load=load, save=save, key=str) for one in (pool, pool2)]
+    yield (
+        [Alone(FOR_UPDATE_2, "counters", alone)],
+        [
+            Batched(f"SQL, {driver}", "counters", against, store, add_to_row)
+            for driver, against, store in zip(("psycopg", "psycopg2"), (FOR_UPDATE, FOR_UPDATE_2), stores, strict=True)
+        ],
+    )
+    pool.close()
+    pool2.closeall()
+    psycopg2.extensions.set_wait_callback(before)
+
+
+@contextmanager
 def in_django(url: str) -> Iterator[tuple[list[Alone], list[Batched]]]:
     """Likewise, Django's."""
     with database(url, create=False) as alias:
@@ -270,7 +305,9 @@ def of_all(url: str, names: Sequence[str], rounds: int, batches: int, sizes: Seq
     create_tables(url)
     begin_at_zero(url, KEYS)
     with ExitStack() as stack:
-        opened = [stack.enter_context(opens) for opens in (in_postgres(url), in_django(url), in_redis())]
+        opened = [
+            stack.enter_context(opens) for opens in (in_postgres(url), without_orm(url), in_django(url), in_redis())
+        ]
         alone = [one for some, _ in opened for one in some]
         batched = [one for _, some in opened for one in some if not names or one.name in names]
         print(server_settings(url), as_served(), sep="\n")
@@ -307,7 +344,9 @@ def show(lines: Sequence[Line]) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ways", nargs="*", metavar="WAY", help="documents, mapped, Django, Redis")
+    parser.add_argument(
+        "ways", nargs="*", metavar="WAY", help='documents, mapped, "SQL, psycopg", "SQL, psycopg2", Django, Redis'
+    )
     parser.add_argument("--short", action="store_true", help="fewer and shorter turns")
     parser.add_argument("--lone", action="store_true", help="only batches of one operation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there too")

@@ -97,7 +97,9 @@ def test_a_batch_through_every_store_is_measured_beside_what_it_replaces(
     lines = batch_cost.of_all(url, (), rounds=1, batches=2, sizes=(1, 3))
     batch_cost.show(lines)
     assert [(line.name, line.size) for line in lines if line.against] == [
-        (store, size) for store in ("documents", "mapped", "Django", "Redis") for size in (1, 3)
+        (store, size)
+        for store in ("documents", "mapped", "SQL, psycopg", "SQL, psycopg2", "Django", "Redis")
+        for size in (1, 3)
     ]
     shown = capsys.readouterr().out
     assert all(f"\n{line.name}" in shown for line in lines)

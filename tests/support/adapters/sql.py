@@ -16,7 +16,7 @@ from psycopg_pool import ConnectionPool
 
 from geventbatch.stores import SQLStore
 from tests.support import postgres_server
-from tests.support.adapters.base import Case, Missing, Step
+from tests.support.adapters.base import ELSEWHERE, Case, Missing, Step
 from tests.support.adapters.sqlalchemy import PLACES, MappedAdapter, Place, Server, fresh
 from tests.support.proxy import Proxy
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Driver = Literal["psycopg", "psycopg2", "pymysql"]
-
-SERVERS: Final[dict[Driver, Server]] = {"psycopg": "postgresql", "psycopg2": "postgresql", "pymysql": "mariadb"}
 
 LOAD: Final = "SELECT name, total FROM purses WHERE name {} FOR UPDATE"
 INSERT: Final = "INSERT INTO purses (name, total, version) VALUES (%(key)s, %(total)s, 0)"
@@ -157,14 +155,15 @@ POOLS: Final[dict[Driver, type[Any]]] = {"psycopg": PsycopgPool, "psycopg2": Psy
 
 
 def settings(place: Any, proxy: Proxy) -> dict[str, Any]:
-    """What libpq is told, so that the proxy sees what is sent."""
+    """What libpq is told, so that the proxy sees what is sent. A pooler takes no options."""
+    options = f"-c search_path={place.schema} -c synchronous_commit=off"
     return {
+        **({} if place.server == "pgbouncer" else {"options": options}),
         "host": proxy.host,
         "port": proxy.port,
         "user": place.url.username,
         "password": place.url.password,
         "dbname": place.url.database,
-        "options": f"-c search_path={place.schema} -c synchronous_commit=off",
         "application_name": place.name,
         "sslmode": "disable",
         "gssencmode": "disable",
@@ -172,9 +171,9 @@ def settings(place: Any, proxy: Proxy) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(driver: Driver, address: str, *, bulk: bool) -> Iterator[Any]:
+def opened(driver: Driver, server: Server, address: str, *, bulk: bool) -> Iterator[Any]:
     """The adapter at *address*, through a proxy."""
-    place: Any = PLACES[SERVERS[driver]](address)
+    place: Any = PLACES[server](address)
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(place.endpoint()))
         pool = POOLS[driver](place, proxy, SQLAdapter.pool_size)
@@ -185,24 +184,23 @@ def opened(driver: Driver, address: str, *, bulk: bool) -> Iterator[Any]:
         yield adapter
 
 
-def _case(driver: Driver, *, bulk: bool = False) -> Case:
-    server = SERVERS[driver]
-    is_postgres = server == "postgresql"
+def _case(driver: Driver, server: Server = "postgresql", *, bulk: bool = False) -> Case:
+    is_postgres = driver != "pymysql"
     steps: tuple[Step, ...] = ("load", "commit") if is_postgres else ("load", "save", "commit")
     return Case(
         name=f"sql-{driver}-{server}{'-bulk' if bulk else ''}",
         fresh=partial(fresh, server),
-        opens=partial(opened, driver, bulk=bulk),
+        opens=partial(opened, driver, server, bulk=bulk),
         has_across=bulk,
         has_locks=True,
         has_rows=True,
         has_proxy=True,
         can_corrupt=True,
-        can_restart=driver == "psycopg" and not bulk and postgres_server.GIVEN is None,
+        can_restart=driver == "psycopg" and server == "postgresql" and not bulk and postgres_server.GIVEN is None,
         knows_outcome=is_postgres,
         slow_steps=steps,
         nul_in_keys=not is_postgres,
-        marks=(pytest.mark.mariadb,) if not is_postgres else (pytest.mark.variants,) if bulk else (),
+        marks=(getattr(pytest.mark, server),) if server in ELSEWHERE else (pytest.mark.variants,) if bulk else (),
     )
 
 
@@ -211,6 +209,7 @@ CASES = (
     _case("psycopg2"),
     _case("psycopg", bulk=True),
     _case("psycopg2", bulk=True),
-    _case("pymysql"),
-    _case("pymysql", bulk=True),
+    _case("psycopg", "pgbouncer"),
+    _case("pymysql", "mariadb"),
+    _case("pymysql", "mariadb", bulk=True),
 )
