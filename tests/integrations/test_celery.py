@@ -107,7 +107,6 @@ def celery(folder: Path, **environment: str) -> Iterator[Worker]:
         worker.process.wait()
 
 
-@pytest.mark.timeout(180)  # see `Worker.end`
 def test_a_worker_that_ends_has_saved_all_that_it_answered_and_what_no_task_waits_for(tmp_path: Path) -> None:
     def under_load(sent: signal.Signals) -> None:
         with celery(tmp_path / sent.name) as worker:

@@ -86,7 +86,6 @@ def test_every_file_of_tests_is_in_one_part_and_that_of_the_stores_in_two_that_c
     }
 
 
-@pytest.mark.timeout(180)
 def test_a_run_says_how_far_it_is_and_a_signal_ends_it_with_all_that_it_has_started_obedient_or_not(
     tmp_path: Path,
 ) -> None:

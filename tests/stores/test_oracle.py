@@ -100,7 +100,6 @@ class _Enough(BaseException):
 # -- and it can fail ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
 def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program_that_fails_by_itself(
     tmp_path: Path,
 ) -> None:
@@ -112,7 +111,6 @@ def test_a_store_that_forgets_the_rows_beside_the_resource_is_found_by_a_program
     assert ended(program, "") == (0, "PASS")
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("mutant", ["a component without one of its keys", "each key of a component by itself"])
 def test_a_store_that_saves_a_part_of_what_an_operation_across_keys_has_changed_is_found(
     mutant: str, tmp_path: Path
