@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.servers import side_by_side, wait_until
 from tests.support.task_worker import TaskWorker, task_worker, words_of
 

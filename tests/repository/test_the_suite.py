@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import pytest
 from gevent.os import make_nonblocking, nb_read
 
 from tests.__main__ import parts
