@@ -134,7 +134,7 @@ class JoinedTransaction(PostgresTransaction):
             except DBAPIError as wrapped:
                 raise wrapped from error
         for result in results:
-            self._take_xid(result)
+            self.take_xid(result)
         return known.row(results[-1], transformer)
 
     def _fixed(self, statement: Executable) -> Fixed | None:
@@ -245,11 +245,12 @@ class JoinedTransaction(PostgresTransaction):
         """Take the transaction's id from the answers, and leave *cursor* at the last one."""
         while True:
             if cursor.pgresult is not None:
-                self._take_xid(cursor.pgresult)
+                self.take_xid(cursor.pgresult)
             if not cursor.nextset():
                 return
 
-    def _take_xid(self, result: PGresult) -> None:
+    def take_xid(self, result: PGresult) -> None:
+        """Take the transaction's id, if *result* has it."""
         if result.nfields == len(_TOLD) and result.fname(0) == _TOLD[0] and result.fname(1) == _TOLD[1]:
             self._xid = (result.get_value(0, 1) or b"").decode()
 
@@ -267,6 +268,10 @@ class JoinedTransaction(PostgresTransaction):
 
 _TOLD: Final = (b"set_config", b"pg_current_xact_id")
 """The columns of `bounds.postgres_bound_and_xid`'s answer."""
+
+
+_TAKES_RESULTS: Final = all(hasattr(psycopg.Cursor, name) for name in ("_set_results", "_tx"))
+"""A cursor can be given what `exchange` has received: for a third of what it costs to have it wait itself."""
 
 
 class _Cursor(psycopg.Cursor[Any]):
@@ -326,8 +331,15 @@ class _Cursor(psycopg.Cursor[Any]):
     def _send(self, statements: list[str]) -> None:
         message = encoded(self.connection, statements)
         statements.clear()
-        super().execute(message, prepare=False)
-        self._transaction.began(self)
+        if not _TAKES_RESULTS:
+            super().execute(message, prepare=False)
+            self._transaction.began(self)
+            return
+        results = exchange(self.connection, message)
+        for result in results:
+            self._transaction.take_xid(result)
+        self._tx = Transformer(self)  # as its `execute` does
+        self._set_results(results[-1:])  # what SQLAlchemy has asked for
 
 
 def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
