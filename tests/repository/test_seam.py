@@ -9,6 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "geventbatch"
 NOT_OURS = {
     "_callbacks": "of gevent's loop",
+    "_cv_token": "of a context of Flask's",
+    "_cv_tokens": "of a context of Flask's",
     "_connections": "of a transaction of SQLAlchemy's session",
     "_meta": "of a model of Django's",
     "_modules": "of geventbatch.integrations.django, which its own app fills",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from contextlib import contextmanager
@@ -138,6 +139,7 @@ def worker(number: int) -> Any:
         cfg=SimpleNamespace(graceful_timeout=30),
         server=SimpleNamespace(num_workers=number),
         log=SimpleNamespace(warning=lambda line, *values: logged.append(line % values)),
+        handle_exit=signal.getsignal(signal.SIGHUP),
         logged=logged,
     )
 

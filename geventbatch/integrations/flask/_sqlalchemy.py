@@ -112,8 +112,9 @@ def _pushed(context: AppContext) -> list[AppContext]:
     """Return *context* and those that it was pushed into: ``with app.app_context():`` in a request has two sessions."""
     found = [context]
     for one in found:
-        for token in one._cv_tokens:  # noqa: SLF001 - Flask has no other way to see an outer context
-            outer = token.old_value
+        # Flask has no public way to see an outer context. Its next version keeps one token, not a list of them.
+        for token in (*getattr(one, "_cv_tokens", ()), getattr(one, "_cv_token", None)):
+            outer: Any = Token.MISSING if token is None else token.old_value
             if outer is not Token.MISSING and outer not in found:
                 found.append(outer)
     return found
