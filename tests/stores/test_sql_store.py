@@ -478,6 +478,22 @@ def test_the_table_of_outcomes_is_created_once_and_emptied_by_a_cron_job(pool2: 
     assert [store.purge_outcomes(limit=1) for _ in range(3)] == [1, 1, 0]
 
 
+def test_an_expired_outcome_in_the_way_is_deleted_without_a_warning_of_the_servers(database: str) -> None:
+    def listen(connection: psycopg.Connection) -> None:
+        connection.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+
+    told: list[str] = []
+    with ConnectionPool(database, min_size=0, max_size=1, open=True, configure=listen) as pool:
+        store: Any = SQLStore(pool, load=LOAD, save=SAVE, idempotency="outcomes")
+        store.create_outcomes()
+        with Processor(open_resource=store, min_duration=0) as shows:
+            assert shows.run(1, sell, idempotency_key="a") == 9
+            with psycopg.connect(database) as connection:
+                connection.execute("UPDATE outcomes SET expires = 1")
+            assert shows.run(1, sell, idempotency_key="a") == 8
+    assert told == []
+
+
 def test_a_store_without_outcomes_has_none_to_create_or_purge() -> None:
     store = SQLStore(lambda: None, load=LOAD, save=SAVE)
     for call in (store.create_outcomes, store.purge_outcomes):

@@ -54,7 +54,8 @@ class PostgresTransaction(Transaction):
             )
 
     def begin_again(self) -> None:
-        self.send(bounds.BEGIN, None)
+        if commit.transaction_status(self.driver) == commit.IDLE:  # else the driver has begun by itself
+            self.send(bounds.BEGIN, None)
 
     def is_usable(self) -> bool:
         return commit.transaction_status(self.driver) not in {commit.ACTIVE, commit.UNKNOWN, None}

@@ -220,7 +220,7 @@ class Transaction(ABC):
     def _end(self, error: BaseException | None) -> None:
         if self._lent is None:
             return
-        if not self.is_usable() or not (error is None or (isinstance(error, Exception) and remaining() > _SHORTEST)):
+        if not self.is_usable() or not _may_send(error):
             self.discard()
             return
         try:
@@ -231,6 +231,14 @@ class Transaction(ABC):
             raise
         lent, self._lent = self._lent, None
         self.connections.take_back(lent)
+
+
+def _may_send(error: BaseException | None) -> bool:
+    """Return whether a ROLLBACK may be sent, and would be answered, after *error*."""
+    if error is None:
+        return True
+    in_time = isinstance(error, Exception) and remaining() > _SHORTEST
+    return in_time and errors.kind(error) is not errors.Kind.LOST
 
 
 def begun(connections: Connections, key: Hashable) -> Transaction:
