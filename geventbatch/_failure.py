@@ -100,14 +100,27 @@ _POOLS: Final = ("/sqlalchemy/util/queue.py:", " in WaitingClient.wait")
 
 _NO_CONNECTION: Final = (
     "All connections of the pool were in use. Callers that have used the database before run() hold one each while "
-    "they wait: let them close their session, or their connection, before; or give the store an engine of its own"
+    "they wait: let them close their session, or their connection, before; or give the store an engine of its own "
+    '(SQLAlchemy), or raise max_size in OPTIONS["pool"] (Django)'
 )
 
 
-def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...]) -> Failure:
-    """Return the failure of a batch whose deadline passed while its code waited in *stack*."""
+_LATE: Final = 0.1
+"""Seconds. A timer of the hub rings later than that only if the hub was held."""
+
+
+def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...], late: float = 0.0) -> Failure:
+    """Return the failure of a batch whose deadline passed while its code waited in *stack*.
+
+    The hub noticed it *late*, by so many seconds.
+    """
     doing = {"load": "loading", "operations": "applying its operations", "save": "saving"}[phase]
     what = f"max_duration of {seconds:g} s passed while it was {doing}"
+    if late > _LATE:
+        what += (
+            f" (noticed {late:.1f} s late: something held the hub, of this or another key, or no CPU was free; a line "
+            '"kept the hub" names each place once)'
+        )
     cause = TimeoutError(what)
     if stack:
         cause.add_note("\n  ".join(("its code waited there, the innermost frame last:", *stack)))

@@ -1,9 +1,8 @@
 """An attempt: the way of one batch from load to save, on one greenlet, and again after a conflict.
 
 Each phase runs functions of the user. Meanwhile the deadline may pass, the greenlet may be killed, the process may be
-forked. So after each function, `Attempt.over` comes first. (The path of every batch tests its conditions without the
-call.) Every path exits the scope that was entered, and calls `Batch.end` before `run` returns. In a bulk, each batch
-has an attempt; the bulk loads and saves for all.
+forked. So after each function, `Attempt.over` comes first (the hot path tests its conditions itself). Every path exits
+the scope that was entered, and calls `Batch.end` before `run` returns. In a bulk, each batch has an attempt.
 """
 
 from __future__ import annotations
@@ -245,7 +244,8 @@ class Attempt:
             if self.conflict is not None:  # nothing was written
                 self.give_up_replay(self.conflict, ", and max_duration passed before the replay")
             return
-        failure = timed_out(self.batch.key, phase, self.dispatcher.options.max_duration, stack_of(self))
+        late = 0.0 if self.alarm is None else -self.remaining()
+        failure = timed_out(self.batch.key, phase, self.dispatcher.options.max_duration, stack_of(self), late)
         (self.batch.fail_load if phase == "load" else self.batch.end)(failure)
 
     def give_up_replay(self, conflict: Conflict, why: str) -> None:

@@ -150,11 +150,12 @@ class Dispatcher:
             raise of_keys(ProcessorStopped(f"{self.options.name}: {why}again on another processor"), keys)
         self.counts.overloaded += 1
         log.overloaded(self.options, self.counts.overloaded)
-        seconds = self.retry_after()
+        seconds, known = self.retry_after(), self.counts.rate() > 0
         told = (
             f"{self.options.name}: max_pending of {self.options.max_pending} operations are waiting already; nothing "
-            "was saved, it is safe to run it again later: at the recent rate they will have their answers in "
-            f"{seconds:.3g} s"
+            "was saved, it is safe to run it again later: "
+            + ("at the recent rate they will have their answers in" if known else "no rate is known yet, try in")
+            + f" {seconds:.3g} s"
         )
         raise of_keys(ProcessorOverloaded(told, retry_after=seconds), keys)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from geventbatch._core.operation import BROKEN, SETTLED, STARTED
 from geventbatch._failure import rejected, save_failed
+from geventbatch._watch import log
 
 if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt
@@ -90,7 +91,8 @@ def split(attempt: Attempt, error: Rejected) -> bool:
         attempt.batch.end(save_failed(attempt.batch.key, error))
         return False
     if len(suspects) == 1:
-        suspects[0].error = rejected(error)
+        suspects[0].error = culprit = rejected(error)
+        log.refused(attempt.batch, culprit)
         suspects[0].state = SETTLED
         readmit(attempt, suspects[0])
         if not is_left(attempt):

@@ -17,6 +17,7 @@ from geventbatch._core.operation import SETTLED
 from geventbatch._core.process import here
 from geventbatch._core.verdict import can_begin_steps, ends_greenlet, is_a, without_our_frame
 from geventbatch._failure import not_saved, rejected, save_failed
+from geventbatch._watch import log
 from geventbatch.errors import Conflict, Rejected
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Steps:
         while attempt.outcomes and len(attempt.outcomes) > self._recorded:
             attempt.outcomes.popitem()
         operation.value = None
-        operation.error = rejected(refused)
+        operation.error = error = rejected(refused)
+        log.refused(attempt.batch, error)
         return self.undo(attempt, operation)
 
     def undo(self, attempt: Attempt, operation: Operation[Any]) -> bool:

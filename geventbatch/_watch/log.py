@@ -75,6 +75,11 @@ def shows_again(cause: BaseException) -> tuple[object, ...]:
     return *kinds, shown(getattr(cause, "__notes__", None)), places
 
 
+def has_place(cause: BaseException) -> bool:
+    """Return whether *cause* says where it was raised, or where the code of a batch waited."""
+    return cause.__traceback__ is not None or hasattr(cause, "__notes__")
+
+
 SHOWN_BEFORE: Final = "; its traceback was logged with the same failure, less than a minute ago"
 
 
@@ -85,8 +90,8 @@ def failed(name: str, failure: Failure, callers: int) -> None:
 
     def line() -> None:
         cause = failure.cause
-        tells = cause.__traceback__ is not None or hasattr(cause, "__notes__")
-        again = tells and not is_due(name, *shows_again(cause))
+        tells = has_place(cause)
+        again = tells and not is_due(name, failure.phase, *shows_again(cause))
         under = (type(cause), cause, cause.__traceback__) if tells and not again else None
         _log.error(
             "%s: %s; callers answered with it: %d%s",
@@ -115,6 +120,23 @@ def overloaded(options: Options, refused: int) -> None:
                 AGAIN,
             ),
         )
+
+
+_OF_SCHEMA: Final = frozenset({"ProgrammingError", "OperationalError"})
+"""DB-API's classes of errors that no data break: a missing column, table or right."""
+
+
+def refused(batch: Batch, error: BaseException) -> None:
+    """Log once a minute that the store refused an operation of *batch* with *error*, if that is no constraint's."""
+    kind = type(error)
+    if not _OF_SCHEMA.isdisjoint(one.__name__ for one in kind.__mro__) and is_due(
+        batch.dispatcher.options.name, "refused", kind.__qualname__
+    ):
+        message = (
+            "the store refused an operation, which no constraint did: %s. Its caller has this error, and nothing of it "
+            "was saved. A column, a table or a right may be missing (a migration?); told again in %g s, if it goes on"
+        )
+        _warn(batch, message, shown(error), AGAIN)
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
@@ -269,7 +291,7 @@ def blocked(batch: Batch, doing: str, function: Any, seconds: float, used: float
         "%s, %s (%s), kept the hub for %.3f s without a yield: no other greenlet of this process could run. It had "
         "%.3f s of CPU time. If that is most of it, do the computing elsewhere. Otherwise it waited for what gevent "
         "has not patched (geventbatch.check_setup() names drivers that block, but for sqlite3, which always does), or "
-        "the process was stopped meanwhile. This place is not named again"
+        "the process was stopped meanwhile, or other work had the machine's CPUs. This place is not named again"
     )
     _warn(batch, message, doing, name, place, seconds, min(used, seconds))
 

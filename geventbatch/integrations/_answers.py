@@ -11,8 +11,8 @@ from http import HTTPStatus
 from math import ceil
 from typing import TYPE_CHECKING
 
-from geventbatch._safe_repr import said
-from geventbatch._watch.log import SHOWN_BEFORE, is_due, shows_again
+from geventbatch._safe_repr import said, shown
+from geventbatch._watch.log import SHOWN_BEFORE, has_place, is_due, shows_again
 from geventbatch.errors import (
     BatchError,
     BatchTimeout,
@@ -97,22 +97,27 @@ def answer_to(error: BatchError, retry_after: int) -> Answer:
     )
 
 
-def log(logger: Logger, error: BatchError) -> None:
-    """Log *error*: a cause that many callers share at level ERROR once, for the other callers at INFO.
+def log(logger: Logger, error: BatchError, method: str, path: str) -> None:
+    """Log *error*, the answer to a request by *method* for *path*.
 
+    A cause that many callers share is at level ERROR once, for the other callers at INFO.
     The traceback is logged too, unless the same one was in the last minute. Operations refused at the door, of which
     there may be many in a second, are logged at INFO. A missing resource or a reused idempotency key is the client's
     error, and is not logged.
     """
     if isinstance(error, (ResourceMissing, IdempotencyKeyReused)):
         return
-    told = f"{type(error).__name__}: {said(error)}"
+    told = f"{method} {shown(path)}: {type(error).__name__}: {said(error)}"  # quoted: a path may have line breaks
     if isinstance(error, _AT_THE_DOOR) or not _is_news(error):
         logger.info(told)
-    elif is_due(logger.name, *shows_again(error.__cause__ or error)):
+        return
+    cause, phase = error.__cause__ or error, error.phase if isinstance(error, BatchTimeout) else None
+    if is_due(logger.name, phase, *shows_again(cause)):
         logger.error(told, exc_info=error)
-    else:
+    elif has_place(cause):
         told += SHOWN_BEFORE
+        logger.error(told)
+    else:  # another batch's code, which ran at its deadline, was as silent about its place
         logger.error(told)
 
 

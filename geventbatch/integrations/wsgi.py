@@ -74,8 +74,9 @@ def _answered(errors: ErrorAnswers, error: BatchError, response: _Response) -> I
     if response.sent:
         raise error
     answer = errors.answer(error)
-    log(_log, error)
     environ = response.environ
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    log(_log, error, environ.get("REQUEST_METHOD", ""), path)
     kind, body = answer.content(environ.get("HTTP_ACCEPT"))
     headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
     headers += answer.headers(environ.get("SERVER_SOFTWARE", ""))

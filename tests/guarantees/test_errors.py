@@ -144,7 +144,7 @@ def test_an_overloaded_processor_says_how_much_waits_and_that_nothing_was_saved_
     assert one.retry_safe is True
     assert str(one) == (
         f"{processor.name}: max_pending of 2 operations are waiting already; nothing was saved, it is safe to run it "
-        "again later: at the recent rate they will have their answers in 1 s"
+        "again later: no rate is known yet, try in 1 s"
     )
 
 

@@ -122,6 +122,18 @@ def test_inside_any_transaction_of_its_database_run_is_refused() -> None:
     assert bank.accounts.run("ann", add, 1) == 1
 
 
+def test_inside_a_batch_of_another_processor_run_is_refused_and_says_what_to_do(ann: Account) -> None:
+    def both(account: Account) -> None:
+        other.run("Bob", add, 1)
+
+    with (
+        Processor(open_resource=DjangoStore(Account, by="name"), min_duration=0, max_duration=10) as outer,
+        Processor(open_resource=DjangoStore(Account, by="name"), min_duration=0, max_duration=10) as other,
+        pytest.raises(RuntimeError, match=r"'Bob' was called inside the batch of key 'ann'.* by run_across\(\)"),
+    ):
+        outer.run("ann", both)
+
+
 @pytest.mark.usefixtures("ann")
 def test_inside_a_transaction_run_is_permitted_by_the_store() -> None:
     store = DjangoStore(Account, by="name", allow_atomic=True)
@@ -254,6 +266,15 @@ def test_each_error_is_answered_with_what_the_client_may_do(
     monkeypatch.setattr(bank, "accounts", SimpleNamespace(run=fail))
     response = Client().get("/ann/")
     answers.check(told, response.status_code, dict(response.headers), response.content)
+
+
+@pytest.mark.usefixtures("middleware")
+def test_the_line_of_a_caller_names_what_it_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    bank.accounts.stop()
+    with caplog.at_level(logging.INFO, "geventbatch.django"):
+        Client().get("/ann/?secret=1")
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "geventbatch.django"]
+    assert told.startswith("GET '/ann/': ProcessorStopped: ")
 
 
 @answers.each_accept

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
@@ -35,6 +35,9 @@ from geventbatch.testing import ImpureOperation, check_operations, faults
 from tests.support.answers import Make, Told, check, each_accept, each_error, form_of
 from tests.support.callers import answer_of
 from tests.support.servers import database, wait_until
+
+if TYPE_CHECKING:
+    from geventbatch.errors import Phase
 
 
 def flask_app(**config: Any) -> Flask:
@@ -906,7 +909,7 @@ def test_the_log_shows_a_cause_once_however_many_callers_share_it(caplog: pytest
 
     records = [record for record in caplog.records if record.name == "test_flask"]  # "geventbatch" tells of the batch
     assert len(records) == 5
-    assert all("LoadFailed: batch of key 'k'" in record.getMessage() for record in records)
+    assert all(record.getMessage().startswith("POST '/': LoadFailed: batch of key 'k'") for record in records)
     assert [record.levelname for record in records] == ["ERROR", *["INFO"] * 4]
     assert [record.exc_info is not None for record in records] == [True, *[False] * 4]
     assert caplog.text.count("Traceback") == 3  # its own, that of its cause, and the batch's
@@ -930,6 +933,26 @@ def test_the_log_shows_the_traceback_of_a_database_that_is_down_once_a_minute(
     assert records[1].getMessage().endswith("its traceback was logged with the same failure, less than a minute ago")
 
 
+def test_a_line_says_that_its_traceback_was_logged_only_if_one_of_its_phase_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Their causes have no place: each batch's code ran, or another led its bulk, at the deadline."""
+    phases: list[Phase] = ["operations", "load", "load"]
+
+    def timed_out() -> BatchTimeout:
+        error = BatchTimeout("too long", retry_safe=True, phase=phases.pop(0))
+        error.__cause__ = TimeoutError("too long")
+        return error
+
+    app = failing_app(timed_out)
+    GeventBatch(app)
+    assert [app.test_client().get("/").status_code for _ in range(3)] == [504] * 3
+
+    records = [record for record in caplog.records if record.name == "test_flask"]
+    assert [record.exc_info is not None for record in records] == [True, True, False]
+    assert not any("its traceback was logged" in record.getMessage() for record in records)
+
+
 def test_what_was_refused_or_missing_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     raised: list[BatchError] = [ProcessorOverloaded("too many"), ResourceMissing("nothing")]
     app = failing_app(raised.pop)
@@ -938,7 +961,9 @@ def test_what_was_refused_or_missing_is_no_error_in_the_log(caplog: pytest.LogCa
     client = app.test_client()
     assert [client.get("/").status_code for _ in range(2)] == [404, 503]
 
-    assert [(one.levelname, one.message) for one in caplog.records] == [("INFO", "ProcessorOverloaded: too many")]
+    assert [(one.levelname, one.message) for one in caplog.records] == [
+        ("INFO", "GET '/': ProcessorOverloaded: too many")
+    ]
 
 
 # What `geventbatch.testing` does to them.

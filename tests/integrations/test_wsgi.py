@@ -329,7 +329,7 @@ def test_the_log_has_what_clients_are_not_told(caplog: pytest.LogCaptureFixture)
     Client(ErrorAnswers(raising(lambda: SaveFailed("why", retry_safe=False)))).get()
 
     assert [(one.name, one.levelname, one.message) for one in caplog.records] == [
-        ("geventbatch.wsgi", "ERROR", "SaveFailed: why")
+        ("geventbatch.wsgi", "ERROR", "GET '/': SaveFailed: why")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -11,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from geventbatch import Processor, current_batch
 from geventbatch.stores import SQLAlchemyStore
+from tests.support.callers import answer_of
 from tests.support.servers import database
 
 if TYPE_CHECKING:
@@ -84,6 +86,30 @@ def test_rows_with_other_columns_between_them_are_statements_of_their_own(engine
     found, statements = saved(engine, [*texts[:2], (LINES, {"text": "c", "amount": 1.0}), *texts[2:]])
     assert [row[0] for row in found] == ["a", "b", "c", "d", "e"]
     assert statements == 3
+
+
+def test_a_row_whose_column_is_gone_is_told_in_the_log_once_a_minute_and_a_broken_constraint_is_not(
+    engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLAlchemyStore.documents(engine, "documents", metadata=sa.MetaData(), missing=lambda _: {})
+
+    def add(resource: dict[str, Any], **values: Any) -> None:
+        current_batch().add_row((LINES, values))
+
+    with Processor(open_resource=store, min_duration=0, max_duration=10, name="ledger") as processor:
+        processor.run("k", partial(add, id=7))
+        assert isinstance(answer_of(processor.run, "k", partial(add, id=7)), sa.exc.IntegrityError)
+        gevent.sleep(0)
+        assert caplog.records == []
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE lines RENAME COLUMN text TO said")
+        callers = [gevent.spawn(answer_of, processor.run, "k", partial(add, text="a")) for _ in range(3)]
+        gevent.joinall(callers)
+        assert [type(caller.value) for caller in callers] == [sa.exc.ProgrammingError] * 3
+        gevent.sleep(0)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("ledger: batch of key 'k': the store refused an operation, which no constraint did: ")
+    assert "UndefinedColumn" in told
 
 
 def test_statements_that_are_given_as_rows_stay_what_they_are(engine: sa.Engine) -> None:

@@ -92,6 +92,35 @@ def test_the_traceback_of_a_cause_is_shown_once_a_minute_and_each_line_says_what
     assert [record.exc_info is not None for record in caplog.records] == [True, False, True]
 
 
+@pytest.mark.parametrize("phase", ["load", "operations", "save"])
+def test_a_deadline_that_was_noticed_late_says_that_something_held_the_hub(
+    clock: VirtualTime, caplog: pytest.LogCaptureFixture, phase: str
+) -> None:
+    functions = dict.fromkeys(("load", "operations", "save"), nothing) | {phase: sleeping(100)}
+    with (
+        Processor(
+            load_resource=functions["load"],
+            save_resource=lambda key, resource: functions["save"](resource),
+            min_duration=0,
+            max_duration=1,
+        ) as innocent,
+        Processor(min_duration=0, max_duration=1) as spinning,
+    ):
+        waiting = gevent.spawn(answer_of, innocent.run, "innocent", functions["operations"])
+        gevent.sleep(0.5)
+        spinner = answer_of(spinning.run, "spinner", lambda _: clock.spend(2))
+        assert isinstance(spinner, BatchTimeout)
+        assert "applying its operations (noticed 1.0 s late: something held the hub" in str(spinner)
+        assert "(noticed 1.5 s late: something held the hub" in str(waiting.get())
+    timeouts = [message for level, message in logged(caplog) if level == "ERROR"]
+    assert ["s late: something held the hub" in message for message in timeouts] == [True, True]
+
+
+def test_a_deadline_that_was_noticed_in_time_says_nothing_of_the_hub(clock: VirtualTime) -> None:
+    with Processor(load_resource=sleeping(100), min_duration=0, max_duration=1) as processor:
+        assert "late" not in str(answer_of(processor.run, "k", nothing))
+
+
 def test_another_cause_and_another_processor_show_their_own_traceback(
     clock: VirtualTime, caplog: pytest.LogCaptureFixture
 ) -> None:

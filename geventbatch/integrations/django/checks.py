@@ -166,7 +166,8 @@ def check_atomic_requests(**_: object) -> list[CheckMessage]:
         CheckWarning(
             f"The processor {one.name} refuses run() in views: ATOMIC_REQUESTS is on for the database "
             f"{one.store.using!r}, and no view is exempt from it.",
-            hint="Decorate the views that call run() with django.db.transaction.non_atomic_requests.",
+            hint="Decorate the views that call run() with django.db.transaction.non_atomic_requests. (This check is "
+            "silent as soon as one view is exempt: it does not see which views call run().)",
             id="geventbatch.W005",
         )
         for one in suspects

@@ -47,7 +47,7 @@ class ErrorAnswers:
         """Answer in place of a view that raised a `BatchError`. Switches: no."""
         if not isinstance(exception, BatchError):
             return None
-        log(_log, exception)
+        log(_log, exception, str(request.method), request.path)
         answer = self.answer(exception)
         content_type, body = answer.content(request.headers.get("Accept"))
         response = HttpResponse(body, status=answer.status, content_type=content_type)

@@ -444,7 +444,7 @@ def _see_first_request(app: Flask, **_: object) -> None:
 
 def _answer(error: BatchError, *, retry_after: int) -> Response:
     answer = answer_to(error, retry_after)
-    log(current_app.logger, error)
+    log(current_app.logger, error, request.method, request.path)
     kind, body = answer.content(request.headers.get("Accept"))
     response = Response(body, answer.status, content_type=kind)
     response.headers.extend(answer.headers(request.environ.get("SERVER_SOFTWARE", "")))

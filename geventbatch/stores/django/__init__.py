@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from django.db import connections
 from django.db.models import Model
 from django.db.transaction import atomic
+from gevent import getcurrent
 
 from geventbatch._check_callables import check_functions
+from geventbatch._core.process import running
 from geventbatch._safe_repr import shown
 from geventbatch._watch import threads
 from geventbatch.stores._sql.outcomes import seconds_to_keep
@@ -203,6 +205,14 @@ class DjangoStore(Generic[M]):
             return True
         if self.allow_atomic:
             return alone
+        outer = running.get(getcurrent())
+        if outer is not None:
+            raise RuntimeError(
+                f"run() on key {shown(key)} was called inside the batch of key {shown(outer.batch.key)}, in a "
+                f"transaction of the database {self.using!r}: each batch would be saved without the other, and "
+                "might wait for rows that the other has locked. Nothing of it was run. Call it after the other; or "
+                "change both resources in one operation, by run_across() of a DjangoStore of both models"
+            )
         raise RuntimeError(
             f"an operation on key {shown(key)} was called inside a transaction of the database {self.using!r} "
             "(atomic(), or ATOMIC_REQUESTS): a rollback of it would not undo what the batch has saved, and the batch "
