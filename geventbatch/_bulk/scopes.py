@@ -87,6 +87,7 @@ class OneOfBulk:
         check_scope("open_resources", self._scope)
         self.takes_rows = getattr(self._scope, "takes_rows", False)
         self.deletes = getattr(self._scope, "deletes", False)
+        self.deletes_if = getattr(self._scope, "deletes_if", None)
         self.recorded = getattr(self._scope, "recorded", None)
         self.saved = getattr(self._scope, "saved", None)
         self.operation_raised = getattr(self._scope, "operation_raised", None)

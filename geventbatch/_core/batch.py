@@ -141,7 +141,7 @@ class Batch:
         """Let the store insert *row* with the save."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "takes_rows", False):
-            raise RuntimeError(f"add_row: {type(self.scope).__name__} inserts no rows beside the resource")
+            raise self._refusal("add_row", "inserts no rows beside the resource")
         attempt.add_row(row)
 
     @property
@@ -153,9 +153,16 @@ class Batch:
         """Let the store delete the resource, at one of the operation's keys, when the operation has returned."""
         attempt = self.attempt
         if attempt is None or not getattr(attempt.scope, "deletes", False):
-            raise RuntimeError(f"delete: {type(self.scope).__name__} deletes no resources")
+            raise self._refusal("delete", "deletes no resources")
         attempt.delete(self._own(key))
         self.ask_scope()
+
+    def _refusal(self, call: str, what: str) -> RuntimeError:
+        """Return the error of a *call* that the store does not obey, with the scope's advice."""
+        advice = getattr(self.scope, "deletes_if", None) if call == "delete" else None
+        return RuntimeError(
+            f"{call}: the store of the processor {self.dispatcher.options.name} {what}{f': {advice}' if advice else ''}"
+        )
 
     def _own(self, key: Any) -> Hashable:
         """Return the one of the operation's keys that *key* means. Raise if it is none of them."""

@@ -49,6 +49,7 @@ TABLES = """
 
 LOAD = "SELECT id, title, stock FROM shows WHERE id = %(key)s FOR UPDATE"
 SAVE = "UPDATE shows SET stock = %(stock)s WHERE id = %(key)s"
+MANY = "SELECT id, title, stock FROM shows WHERE id = ANY(%(keys)s) ORDER BY id FOR UPDATE"
 LOG = "INSERT INTO log (text) VALUES (%s)"
 
 
@@ -504,3 +505,53 @@ def test_a_store_without_outcomes_has_none_to_create_or_purge() -> None:
 def test_a_store_that_loads_no_many_rows_takes_no_operations_across_keys(pool: ConnectionPool) -> None:
     with processor(pool) as shows, pytest.raises(TypeError):
         shows.run_across([1, 2], len)
+
+
+@pytest.mark.parametrize("form", ["one key", "many", "across", "alone"])
+def test_a_store_without_delete_says_which_option_it_needs(pool: ConnectionPool, form: str) -> None:
+    store: Any = SQLStore(pool, load=LOAD, save=SAVE, load_many=MANY)
+    opens = {"open_resources": store.open_resources} if form in {"many", "alone"} else {"open_resource": store}
+    told = r"delete: the store of the processor shows deletes no resources: pass delete= to the SQLStore, the DELETE"
+    with Processor(**opens, min_duration=0, max_duration=10, batching=form != "alone") as shows:
+        with pytest.raises(RuntimeError, match=told):
+            if form == "across":
+                shows.run_across([1, 2], lambda _: current_batch().delete(1))
+            else:
+                shows.run(1, lambda _: current_batch().delete())
+
+
+def test_a_processor_without_a_name_has_the_name_of_its_store(pool: ConnectionPool) -> None:
+    for given, name in (({}, "shows"), ({"name": "seats of the opera"}, "seats of the opera")):
+        store: Any = SQLStore(pool, load=LOAD, save=SAVE, load_many=MANY, **given)
+        for opens in ({"open_resource": store}, {"open_resources": store.open_resources}):
+            with Processor(**opens, min_duration=0, max_duration=10) as made:
+                assert made.name == name
+            with Processor(**opens, min_duration=0, max_duration=10, name="mine") as made:
+                assert made.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("where", "column"),
+    [("id = %(key)s", "shows.id"), ('"id" = %(key)s', 'shows."id"'), ("lower(id) = lower(%(key)s)", "shows.key")],
+)
+def test_a_key_that_is_none_is_refused_by_the_name_of_its_column(
+    pool: ConnectionPool, where: str, column: str
+) -> None:
+    with processor(pool, save=f"UPDATE shows SET stock = %(stock)s WHERE {where}") as shows:
+        with pytest.raises(TypeError) as raised:
+            shows.run(None, sell)
+        assert str(raised.value).startswith(f"None is no key for the column {column}: it has values of type int")
+
+
+def test_the_first_batch_of_a_new_row_gets_what_missing_returned_and_the_next_one_the_row(
+    pool: ConnectionPool,
+) -> None:
+    made = {"title": "new", "stock": 100}
+    options: dict[str, Any] = {
+        "row": dict,
+        "missing": lambda _: dict(made),
+        "insert": "INSERT INTO shows (id, title, stock) VALUES (%(key)s, %(title)s, %(stock)s)",
+    }
+    with processor(pool, **options) as shows:
+        assert shows.run(3, dict.copy) == made
+        assert shows.run(3, dict.copy) == {"id": 3, **made}

@@ -15,7 +15,7 @@ from geventbatch.stores.sql._connections import connections_of
 from geventbatch.stores.sql._resource import Table
 from geventbatch.stores.sql._rows import Row, Rows, check_kind
 from geventbatch.stores.sql._scope import Scope
-from geventbatch.stores.sql._statements import statement, table_of
+from geventbatch.stores.sql._statements import column_of_key, statement, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -70,7 +70,8 @@ class SQLStore(Generic[R]):
         idempotency: The name of the table that records outcomes of operations with an idempotency key, which
             `create_outcomes` creates; None: such operations are refused.
         idempotency_ttl: Seconds that an outcome is kept, a day unless given; only with *idempotency*.
-        name: The name of the resources in messages and for outcomes; the table of *save* unless given.
+        name: The name of the resources in messages and for outcomes, and of a processor that has no name; the table of
+            *save* unless given.
 
     Raises:
         TypeError: An argument is of a wrong type.
@@ -180,7 +181,10 @@ class SQLStore(Generic[R]):
             missing=making,
             outcomes=None if idempotency is None else _outcome_table.statements(idempotency, seconds),
         )
+        if isinstance(key, type):
+            columns = [KeyColumn(f"{self._table.name}.{column_of_key(saving)}", key)]
         self._normalized: Final = partial(normalize_all, columns=columns)
+        self.__qualname__: Final = self._table.name  # a processor without a name is called so
 
     def __repr__(self) -> str:
         """Name its resources."""

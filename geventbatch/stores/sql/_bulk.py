@@ -50,6 +50,7 @@ class BulkRows:
         self.keeps_outcomes: Final = table.outcomes is not None
         self.normalize_key: Final = normalize
         """Returns the value for a key, as `SQLStore.normalize_key` does."""
+        self.__qualname__: Final = table.name
 
     def __repr__(self) -> str:
         return f"<rows in bulk of {self._table.name}>"
@@ -63,6 +64,7 @@ class BulkScope:
     """Batches of many keys, one of each: entering loads their rows, exiting saves them."""
 
     takes_rows = True
+    deletes_if = "pass delete= to the SQLStore, the DELETE of the row at %(key)s"
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction | None = None

@@ -28,6 +28,7 @@ class Scope(Generic[R]):
     """One batch on one row."""
 
     takes_rows = True
+    deletes_if = "pass delete= to the SQLStore, the DELETE of the row at %(key)s"
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction | None = None

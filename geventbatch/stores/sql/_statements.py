@@ -19,6 +19,8 @@ _TABLE: Final = re.compile(
     r"\s*UPDATE\s+(?:ONLY\s+)?((?:[\w$]+|\"[^\"]+\"|`[^`]+`)(?:\.(?:[\w$]+|\"[^\"]+\"|`[^`]+`))?)", re.IGNORECASE
 )
 
+_COLUMN_OF_KEY: Final = re.compile(r"((?:[\w$]+|\"[^\"]+\"|`[^`]+`))\s*=\s*%\(key\)s", re.IGNORECASE)
+
 _WORDS: Final = {
     "load": ("SELECT", "WITH"),
     "load_many": ("SELECT", "WITH"),
@@ -67,6 +69,12 @@ def table_of(save: Statement) -> str:
     """Return the table that *save* updates."""
     found = _TABLE.match(save.text)
     return found[1] if found else save.text
+
+
+def column_of_key(save: Statement) -> str:
+    """Return the column that *save* compares with ``%(key)s``, for messages; "key" if that cannot be told."""
+    found = _COLUMN_OF_KEY.search(save.text)
+    return found[1] if found else "key"
 
 
 def _parameters(option: str, text: str, allowed: Sequence[str] | None) -> tuple[str, frozenset[str]]:
