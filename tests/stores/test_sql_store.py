@@ -555,3 +555,19 @@ def test_the_first_batch_of_a_new_row_gets_what_missing_returned_and_the_next_on
     with processor(pool, **options) as shows:
         assert shows.run(3, dict.copy) == made
         assert shows.run(3, dict.copy) == {"id": 3, **made}
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_batch_that_gets_no_connection_of_psycopgs_pool_tells_why_before_its_deadline(
+    pool: ConnectionPool, *, bulk: bool
+) -> None:
+    store: Any = SQLStore(pool, load=LOAD, save=SAVE, load_many=MANY)
+    opens = {"open_resources": store.open_resources} if bulk else {"open_resource": store}
+    taken = [pool.getconn() for _ in range(4)]
+    with Processor(**opens, min_duration=0, max_duration=0.5) as shows:
+        with pytest.raises(LoadFailed, match="gave no connection within 0.45 s: batches have 0 of its 4") as raised:
+            shows.run(1, sell)
+        assert raised.value.retry_safe
+        for connection in taken:
+            pool.putconn(connection)
+        assert shows.run(1, sell) == 9

@@ -19,6 +19,10 @@ from geventbatch.stores._sql.commit import polls
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+_PATIENCE: Final = 0.9
+"""The share of the batch's time that it waits for psycopg's pool, which tries to connect again and again: so the batch
+ends by an error that tells this, and not by its deadline."""
+
 _known: Final[WeakSet[Connections]] = WeakSet()
 
 
@@ -118,7 +122,15 @@ class OfPsycopg(Connections):
         return int(self.pool.get_stats().get("pool_size", 0))
 
     def _get(self, seconds: float) -> Any:
-        return self.pool.getconn(timeout=seconds)
+        try:
+            return self.pool.getconn(timeout=seconds * _PATIENCE)
+        except sys.modules["psycopg_pool"].PoolTimeout as error:
+            failed = self.pool.get_stats().get("connections_errors", 0)
+            raise type(error)(
+                f"the pool gave no connection within {seconds * _PATIENCE:.3g} s: batches have {len(self._lent)} of its "
+                f"{self.pool.max_size} connections, and it has failed to connect {failed} times so far (the logger "
+                "psycopg.pool has the server's words). Callers that took one before run() hold it while they wait"
+            ) from error
 
     def _put(self, connection: Any) -> None:
         self.pool.putconn(connection)
