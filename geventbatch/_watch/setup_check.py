@@ -94,6 +94,16 @@ def _fork() -> Iterator[SetupProblem]:
             "Close them before the fork: engine.dispose(), django.db.connections.close_all(); or put them aside in the "
             "child, first of all: engine.dispose(close=False).",
         )
+    of_sql = sys.modules.get("geventbatch.stores.sql._connections")
+    refused: list[str] = getattr(of_sql, "refused", list)()
+    if refused:
+        mend: str = getattr(of_sql, "MEND", "")
+        yield SetupProblem(
+            "forked-pool",
+            f"{', '.join(refused)} had connections when this process was forked, which are its parent's: every batch "
+            "of an SQLStore over it fails here.",
+            f"{mend[:1].upper()}{mend[1:]}.",
+        )
     if process.here.forked_late:
         yield SetupProblem(
             "forked-late",

@@ -192,9 +192,9 @@ def test_a_scope_that_deletes_nothing_or_takes_no_rows_refuses_both_by_name(
     monkeypatch.setattr("tests.support.two_forms.ManyScope.deletes", False)
     monkeypatch.setattr("tests.support.two_forms.ManyScope.takes_rows", False)
     with _made(store, form) as processor:
-        with pytest.raises(RuntimeError, match="delete: the store of the processor .* deletes no resources"):
+        with pytest.raises(RuntimeError, match=r"delete: the store of the processor .* deletes no resources"):
             processor.run_across([*"ab"], delete, 1, "a")
-        with pytest.raises(RuntimeError, match="add_row: the store of the processor .* inserts no rows"):
+        with pytest.raises(RuntimeError, match=r"add_row: the store of the processor .* inserts no rows"):
             processor.run_across([*"ab"], add_row, 1)
 
 

@@ -88,3 +88,29 @@ def test_a_client_of_redis_that_was_used_before_the_fork_works_in_the_children_a
 def test_so_does_a_client_of_a_cluster_with_a_store_that_keeps_what_it_saves(way: str) -> None:
     with emptied(cluster_url()) as address:
         assert run("redis_cluster", address, way) == ["['forked-late'] True"] * 2 + ["parent []"]
+
+
+@pytest.fixture
+def postgresql(tmp_path: Path) -> Iterator[str]:
+    with fresh("postgresql", tmp_path) as address:
+        place: Any = PLACES["postgresql"](address)
+        made = place.url.update_query_dict({"options": f"-c search_path={place.schema}"})
+        yield made.render_as_string(hide_password=False)
+
+
+@FORKS
+@pytest.mark.parametrize("form", ["sql", "sql_closed"])
+def test_a_pool_that_is_empty_or_closed_at_the_fork_works_in_the_children_and_in_the_parent(
+    postgresql: str, form: str, way: str
+) -> None:
+    assert run(form, postgresql, way) == ["[] True"] * 2 + ["parent []"]
+
+
+@FORKS
+def test_a_pool_with_connections_at_the_fork_is_refused_by_name_in_the_children(postgresql: str, way: str) -> None:
+    *children, parent = run("sql_used", postgresql, way)
+    assert parent == "parent []"
+    assert len(children) == 2
+    for told in children:
+        assert told.startswith("['forked-pool'] <psycopg2.pool.ThreadedConnectionPool")
+        assert "ThreadedConnectionPool(0, n, …), then pool.minconn = n" in told

@@ -184,7 +184,7 @@ class SQLStore(Generic[R]):
         if isinstance(key, type):
             columns = [KeyColumn(f"{self._table.name}.{column_of_key(saving)}", key)]
         self._normalized: Final = partial(normalize_all, columns=columns)
-        self.__qualname__: Final = self._table.name  # a processor without a name is called so
+        self.__qualname__ = self._table.name  # a processor without a name is called so
 
     def __repr__(self) -> str:
         """Name its resources."""

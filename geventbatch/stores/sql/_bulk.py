@@ -50,7 +50,7 @@ class BulkRows:
         self.keeps_outcomes: Final = table.outcomes is not None
         self.normalize_key: Final = normalize
         """Returns the value for a key, as `SQLStore.normalize_key` does."""
-        self.__qualname__: Final = table.name
+        self.__qualname__ = table.name
 
     def __repr__(self) -> str:
         return f"<rows in bulk of {self._table.name}>"

@@ -23,6 +23,11 @@ _PATIENCE: Final = 0.9
 """The share of the batch's time that it waits for psycopg's pool, which tries to connect again and again: so the batch
 ends by an error that tells this, and not by its deadline."""
 
+MEND: Final = (
+    "make the pool without connections before the fork (psycopg2: ThreadedConnectionPool(0, n, …), then pool.minconn = "
+    "n; psycopg 3: open=False, and pool.open() in the worker), or pass a function that returns a connection"
+)
+
 _known: Final[WeakSet[Connections]] = WeakSet()
 
 
@@ -43,8 +48,7 @@ class Connections:
         process.notice_fork()
         if self.epoch != process.here.epoch:
             raise RuntimeError(
-                f"{shown(self.pool)} had connections when this process was forked, which are its parent's: make the "
-                "pool after the fork (or open it then), or pass a function that returns a connection"
+                f"{shown(self.pool)} had connections when this process was forked, which are its parent's: {MEND}"
             )
         connection = self._get(seconds)
         if id(connection) in self._lent:
@@ -119,7 +123,7 @@ class OfPsycopg(Connections):
     """A ``psycopg_pool.ConnectionPool``."""
 
     def count(self) -> int:
-        return int(self.pool.get_stats().get("pool_size", 0))
+        return 0 if self.pool.closed else int(self.pool.get_stats().get("pool_size", 0))  # it counts what it will open
 
     def _get(self, seconds: float) -> Any:
         try:
@@ -127,8 +131,8 @@ class OfPsycopg(Connections):
         except sys.modules["psycopg_pool"].PoolTimeout as error:
             failed = self.pool.get_stats().get("connections_errors", 0)
             raise type(error)(
-                f"the pool gave no connection within {seconds * _PATIENCE:.3g} s: batches have {len(self._lent)} of its "
-                f"{self.pool.max_size} connections, and it has failed to connect {failed} times so far (the logger "
+                f"the pool gave no connection within {seconds * _PATIENCE:.3g} s: batches have {len(self._lent)} of "
+                f"its {self.pool.max_size} connections, and it has failed to connect {failed} times so far (the logger "
                 "psycopg.pool has the server's words). Callers that took one before run() hold it while they wait"
             ) from error
 
@@ -194,6 +198,11 @@ def _kind(pool: Any) -> Callable[[Any], Connections] | None:
 
 def _is_exhausted(error: Exception) -> bool:
     return type(error).__name__ == "PoolError" and "exhausted" in str(error)
+
+
+def refused() -> list[str]:
+    """Return the pools whose batches fail, since they had connections when this process was forked."""
+    return sorted(shown(one.pool) for one in _known if one.epoch != process.here.epoch)
 
 
 def _close(raw: Any) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from geventbatch import Processor, check_setup
+from geventbatch import LoadFailed, Processor, check_setup
 from tests.support.children import wait_for
 
 if TYPE_CHECKING:
@@ -83,6 +83,61 @@ def django(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int
     return store, use, add_to_purse
 
 
+def sql(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
+    """A pool of psycopg2 that has no connections yet, made as the page of `SQLStore` says."""
+    import psycopg2.pool  # type: ignore[import-untyped] # it has no types
+    from psycogreen.gevent import patch_psycopg  # type: ignore[import-untyped] # likewise
+
+    patch_psycopg()
+    address = address.replace("postgresql+psycopg:", "postgresql:").replace("+", "%20")  # as libpq reads it
+    connection = psycopg2.connect(address)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS counters (id text PRIMARY KEY, n int)")
+    connection.close()
+    pool = psycopg2.pool.ThreadedConnectionPool(0, 8, address)
+    pool.minconn = 8
+
+    def use() -> object:
+        lent = pool.getconn()
+        with lent, lent.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        pool.putconn(lent)
+        return len(pool._pool)
+
+    return counters(pool), use, add_to_document
+
+
+def counters(pool: Any) -> Any:
+    """Return a store of what `sql` has created."""
+    from geventbatch.stores import SQLStore
+
+    return SQLStore(
+        pool,
+        load="SELECT id, n FROM counters WHERE id = %s FOR UPDATE",
+        save="UPDATE counters SET n = %(n)s WHERE id = %(key)s",
+        insert="INSERT INTO counters (id, n) VALUES (%(key)s, %(n)s)",
+        missing=lambda key: {"id": key, "n": 0},
+        row=dict,
+        key=str,
+    )
+
+
+def sql_closed(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
+    """A pool of psycopg 3 that each process opens for itself."""
+    from psycopg_pool import ConnectionPool
+
+    sql(address)
+    pool = ConnectionPool(address.replace("postgresql+psycopg:", "postgresql:").replace("+", "%20"), open=False)
+    return counters(pool), pool.open, add_to_document
+
+
+def sql_used(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
+    """The same, but its pool has a connection at the fork."""
+    store, use, add = sql(address)
+    use()
+    return store, use, add
+
+
 def redis(address: str) -> tuple[Any, Callable[[], object], Callable[[Any], int]]:
     import redis as driver
 
@@ -136,7 +191,7 @@ def child(store: Any, add: Callable[[Any], int], number: int, first: Callable[[]
 
 def main(form: str, address: str, way: str) -> None:
     fork: Callable[[], int] = ctypes.PyDLL(None).fork if way == "in C" else os.fork
-    forms = (sqlalchemy, sqlalchemy_unused, django, redis, redis_cluster)
+    forms = (sqlalchemy, sqlalchemy_unused, django, sql, sql_closed, sql_used, redis, redis_cluster)
     store, use, add = {one.__name__: one for one in forms}[form](address)
     children = []
     for number in (1, 2):
@@ -146,7 +201,9 @@ def main(form: str, address: str, way: str) -> None:
                 with gevent.Timeout(40):
                     for _ in range(2):  # after a fork in C, gevent has threads to resolve names at its second turn
                         gevent.sleep(0.01)
-                    child(store, add, number, *([use] if form == "sqlalchemy_unused" else []))
+                    child(store, add, number, *([use] if form in {"sqlalchemy_unused", "sql_closed"} else []))
+            except LoadFailed as error:
+                os.write(1, f"{[problem.name for problem in check_setup()]} {error.__cause__}\n".encode())
             finally:
                 os._exit(0)
         children.append(pid)
