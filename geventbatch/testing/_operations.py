@@ -72,7 +72,8 @@ def check_operations(
     Args:
         *processors: The processors whose operations are checked.
         copy: Copies a resource; of an operation across keys, each. By default `copy.deepcopy`, with which a Django
-            instance keeps its class.
+            instance keeps its class. A copy of a mapped instance of SQLAlchemy is in no session then: give a function
+            that returns a new instance if operations read relationships or deferred columns that are not loaded.
         state: Returns the part that is compared, by ``==``, of a resource (of each, as *copy*), a result, or an added
             row. By default `state_of`: all that is in it, by value. Give one for objects that hold more than their
             state, such as caches, or the time.

@@ -7,6 +7,7 @@ from copy import deepcopy
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from geventbatch._safe_repr import shown
 
@@ -17,7 +18,10 @@ _WHOLE: Final = (type, Enum, ModuleType, FunctionType, BuiltinFunctionType, Meth
 """Types that are not looked into."""
 
 _THEIRS: Final = frozenset({"_state", "_sa_instance_state", "_sa_adapter"})
-"""Attributes in which Django and SQLAlchemy keep their notes on an instance, or on a list of instances."""
+"""Attributes in which Django and SQLAlchemy keep their notes on an instance, or on a list of instances.
+
+A `MutableDict` of SQLAlchemy's keeps its own in a `WeakKeyDictionary`: by identity, which no copy has in common.
+"""
 
 
 def copied(resource: Any) -> Any:
@@ -163,7 +167,11 @@ def _attributes(value: Any) -> dict[str, Any] | None:
     if own is None and not slots:
         return None
     found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    kept = {name: one for name, one in (own or {}).items() if name not in _THEIRS and not _is_cache(kind, name)}
+    kept = {
+        name: one
+        for name, one in (own or {}).items()
+        if name not in _THEIRS and not _is_cache(kind, name) and not isinstance(one, WeakKeyDictionary)
+    }
     return {**found, **kept}
 
 
