@@ -41,7 +41,7 @@ class ProcessorStats:
     batches_total: int
     """Batches that began to run and ended."""
     failed_batches_total: int
-    """Batches that failed as a whole."""
+    """Batches that failed as a whole, those of a missing resource too, of which nothing is logged."""
     conflicts_total: int
     """Loads and saves that raised `Conflict`, since the resource was changed elsewhere."""
     withdrawn_total: int
