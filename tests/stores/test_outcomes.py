@@ -62,7 +62,11 @@ OUTCOMES: Final = idempotency_table("outcomes", Base.metadata)
 KEEPS_THE_LOCK: Final = {"sqlalchemy-document-version-sqlite-bulk", "django-row-sqlite-bulk"}
 """They look for outcomes behind a savepoint, with SQLite's write lock: nobody else writes from then on to COMMIT."""
 
-KEEPS_THE_ROW: Final = {f"sqlalchemy-document-{mode}-mariadb-bulk" for mode in ("lock", "version")}
+KEEPS_THE_ROW: Final = {
+    "sql-pymysql-mariadb-bulk",
+    "sqlalchemy-document-lock-mariadb-bulk",
+    "sqlalchemy-document-version-mariadb-bulk",
+}
 """On InnoDB an INSERT that finds its key keeps that row locked, through a rollback to a savepoint too: to delete it,
 somebody else waits for COMMIT."""
 
