@@ -21,6 +21,7 @@ import json
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -285,7 +286,7 @@ def measure(
         for number in range(rounds + 1):
             for line, (add, table) in zip(lines, ways, strict=True):
                 operations = batches * line.size
-                turn = timed(lambda add=add, size=line.size: together(add, batches, size), operations)  # type: ignore[misc]
+                turn = timed(partial(together, add, batches, line.size), operations)
                 answered[table] = answered.get(table, 0) + operations
                 if number:  # the first round is to warm up
                     line.turns.append(turn)

@@ -297,3 +297,20 @@ class Recording:
         expires, outcomes = self._expires(), self._outcomes
         rests = sorted([(outcomes.rest_of(name), text) for name, text in self._kept.items()])
         return [(f"{outcomes.prefix}{rest}", text, expires) for rest, text in rests]
+
+
+def refuse_repeated(key: Hashable, batch: Batch, recorded: Callable[[list[str]], Mapping[str, str]]) -> None:
+    """Raise `Repeated` if outcomes of *batch* are recorded: a repeated operation is not judged by the new state.
+
+    *recorded* asks the database. Switches: yes.
+    """
+    if not batch.outcomes:
+        return
+    try:
+        found = recorded(list(batch.outcomes))
+    except NotSaved:
+        raise
+    except Exception as error:
+        raise errors.of_store(error, key) from error
+    if found:
+        raise Repeated(f"{shown(key)} was not saved: {recorded_already(found)}", outcomes=found)

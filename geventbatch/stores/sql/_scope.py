@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from geventbatch._batch import batch_at_hand
-from geventbatch._safe_repr import shown
-from geventbatch.errors import NotSaved, Rejected, Repeated, recorded_already
-from geventbatch.stores._sql import errors
-from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.errors import Rejected
+from geventbatch.stores._sql.outcomes import Outcomes, Recording, refuse_repeated
 from geventbatch.stores.sql._resource import Resource, only
 from geventbatch.stores.sql._transaction import Save, load
 
@@ -97,21 +95,8 @@ class Scope(Generic[R]):
         try:
             return self._resource.change(deleted=batch.deleted)
         except Rejected:
-            self._refuse_repeated(batch)
+            refuse_repeated(self._key, batch, self.recorded)
             raise
-
-    def _refuse_repeated(self, batch: Batch) -> None:
-        """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the new state."""
-        if not batch.outcomes:
-            return
-        try:
-            found = self.recorded(list(batch.outcomes))
-        except NotSaved:
-            raise
-        except Exception as error:
-            raise errors.of_store(error, self._key) from error
-        if found:
-            raise Repeated(f"{shown(self._key)} was not saved: {recorded_already(found)}", outcomes=found)
 
     def _end(self, error: BaseException | None) -> None:
         transaction, self._transaction = self._transaction, None

@@ -16,9 +16,7 @@ from geventbatch.errors import (
     NothingToSave,
     NotSaved,
     Rejected,
-    Repeated,
     ResourceMissing,
-    recorded_already,
 )
 from geventbatch.stores import _json
 from geventbatch.stores._json import check_lossless
@@ -26,7 +24,7 @@ from geventbatch.stores._reuse import as_conflicts, outdated
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.commit import polls
 from geventbatch.stores._sql.keys import row_key
-from geventbatch.stores._sql.outcomes import Outcomes, Recording
+from geventbatch.stores._sql.outcomes import Outcomes, Recording, refuse_repeated
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
 from geventbatch.stores.sqlalchemy._documents import Row
@@ -302,7 +300,8 @@ class DocumentScope:
                 beside = rows or (self.reused and recording is not None)
                 row, change = self.change_of(batch, beside, deleted=batch.deleted)
             except Rejected:
-                self._refuse_repeated(batch)
+                if not self.reused:  # else a real load asks
+                    refuse_repeated(self._key, batch, self.recorded)
                 raise
         if change is None and not rows and recording is None and not self._written:
             if not self.reused:
@@ -328,18 +327,6 @@ class DocumentScope:
             self._send(*change)
         if rows:  # asking for the connection costs something
             insert_rows(self._transaction.connection, rows)
-
-    def _refuse_repeated(self, batch: Batch) -> None:
-        """Raise `Repeated` if outcomes are recorded: a repeated operation is not judged by the new state."""
-        if batch.outcomes and not self.reused:  # else a real load asks
-            try:
-                found = self.recorded(list(batch.outcomes))
-            except NotSaved:
-                raise
-            except Exception as error:
-                raise errors.of_store(error, self._key) from error
-            if found:
-                raise Repeated(f"{shown(self._key)} was not saved: {recorded_already(found)}", outcomes=found)
 
     def _encoded(self, last: Any) -> Any:
         """Return the encoded state; *last* is the one before."""
