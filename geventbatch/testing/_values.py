@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from copy import deepcopy
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -73,7 +74,7 @@ def _state_of(value: Any, seen: dict[int, int]) -> Any:
         # A value with neither parts nor a notion of equality, such as a generator: only its class can be compared.
         kind: Any = type(value)
         has_only_identity = kind.__eq__ is object.__eq__ and value is not None and not isinstance(value, _WHOLE)
-        return kind if has_only_identity else value
+        return kind if has_only_identity or _is_expression(value) else value
     return type(value), content, {name: _state_of(one, seen) for name, one in (attributes or {}).items()}
 
 
@@ -159,20 +160,28 @@ def _parts(value: Any, attributes: dict[str, Any], path: str) -> Iterator[tuple[
 
 def _attributes(value: Any) -> dict[str, Any] | None:
     """Return an instance's own attributes but for cached ones; None for a value that has none."""
-    if isinstance(value, _WHOLE):
+    if isinstance(value, _WHOLE) or _is_expression(value):
         return None
     kind = type(value)
     slots = [name for one in kind.__mro__ for name in _slots(one)]
     own = getattr(value, "__dict__", None)
     if own is None and not slots:
         return None
-    found = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    found = {}
+    for name in slots:
+        with suppress(AttributeError):  # past __getattr__, which may compute anything, or fail
+            found[name] = object.__getattribute__(value, name)
     kept = {
         name: one
         for name, one in (own or {}).items()
         if name not in _THEIRS and not _is_cache(kind, name) and not isinstance(one, WeakKeyDictionary)
     }
     return {**found, **kept}
+
+
+def _is_expression(value: Any) -> bool:
+    """Return whether it is a part of SQL, of Django's or SQLAlchemy's. Comparing two of them makes a third."""
+    return hasattr(type(value), "resolve_expression") or hasattr(type(value), "__visit_name__")
 
 
 def _slots(kind: type) -> tuple[str, ...]:

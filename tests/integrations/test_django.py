@@ -18,6 +18,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.signals import request_started
 from django.db import connections, transaction
+from django.db.models import F
 from django.test import Client, TestCase, override_settings
 from django.test.utils import CaptureQueriesContext
 from gevent import monkey
@@ -227,6 +228,13 @@ class InTestCase(TestCase):
                 bank.accounts.run("bob", read, read_only=True)
         assert Account.objects.get(name="bob").balance == 11
 
+    def test_the_store_refuses_an_assigned_expression_under_the_checker_too(self) -> None:
+        def double(account: Any) -> None:
+            account.balance = F("balance") * 2
+
+        with check_operations(bank.accounts), pytest.raises(TypeError, match="assigned an expression to balance"):
+            bank.accounts.run("bob", double)
+
     def test_a_transaction_of_the_users_own_is_refused_here_too(self) -> None:
         with transaction.atomic(), pytest.raises(RuntimeError, match="non_atomic_requests"):
             bank.accounts.run("bob", add, 1)
@@ -326,6 +334,13 @@ def found() -> dict[str, str]:
 
 def test_a_right_set_up_has_nothing_to_be_told_of() -> None:
     with declaring():
+        assert found() == {}
+
+
+def test_a_processor_that_was_stopped_is_not_told_of() -> None:
+    with declaring(max_batches=None):
+        assert found().keys() == {"geventbatch.W009"}
+        vars(bank)["declared"].stop()
         assert found() == {}
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from geventbatch import Processor
+from geventbatch.errors import Rejected
 from geventbatch.stores import SQLAlchemyStore
 from geventbatch.testing import ImpureOperation, check_operations
 from tests.support.callers import answer_of
@@ -100,3 +101,15 @@ def test_what_is_loaded_only_when_it_is_read_needs_a_copy_that_has_it(
         trains.run("ICE 1", operation)
     with check_operations(trains, copy=with_all):
         assert trains.run("ICE 1", operation) == answer
+
+
+def move(train: Train) -> None:
+    train.station_id = Train.station_id + 1
+
+
+def test_the_store_refuses_an_assigned_expression_under_the_checker_too(trains: Processor[Train]) -> None:
+    with check_operations(trains):
+        refused = answer_of(trains.run, "ICE 1", move)
+    assert isinstance(refused, Rejected)
+    assert "SQL expression" in str(refused)
+    assert "station_id" in str(refused)

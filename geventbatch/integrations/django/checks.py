@@ -63,10 +63,12 @@ class Declared(NamedTuple):
 
 
 def declared() -> list[Declared]:
-    """Return all live processors over a `DjangoStore` whose database is in the settings."""
+    """Return the processors over a `DjangoStore` whose database is in the settings; a stopped one does nothing more."""
     names = _names()
     found = []
     for processor in process.processors():
+        if _seam.dispatcher_of(processor).stopping:
+            continue
         store = _seam.options_of(processor).open_resource
         if isinstance(store, DjangoStore) and store.using in connections.settings:
             found.append(Declared(names.get(id(processor), f"over {store!r}"), processor, store))
