@@ -38,6 +38,12 @@ class database:  # noqa: N801 - the page calls it so
         cls.balances |= {key: account.balance for key, account in accounts.items()}
 
 
+def transfer(accounts, amount):
+    source, target = accounts
+    source.withdraw(amount)
+    target.deposit(amount)
+
+
 def check(page):
     assert page["balance"] == 11
     assert database.balances == {"Ann": 1, "shop": 10}
