@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
+from gevent.exceptions import InvalidSwitchError
 
 from geventbatch._check_values import check_callable, check_flag, check_identity, check_seconds
 from geventbatch._core import process
@@ -21,6 +22,7 @@ from geventbatch._values.arguments import repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+    from typing import NoReturn
     from weakref import ref
 
     from gevent.event import AsyncResult
@@ -106,10 +108,14 @@ class BaseProcessor:
         try:
             # Woken by `Batch.end`, on every path. If we leave, the batch goes on, and our link to the group is gone.
             if start_timeout is None:
-                group.wait()
+                # What `group.wait()` does, in less time, and with a kilobyte less of C stack to keep for each caller.
+                group.rawlink(current.switch)
+                if here.hub.switch() is not group:
+                    _refuse_switch()
             else:
                 _wait_from_start(batch, admitted, group, start_timeout)
         except BaseException:
+            group.unlink(current.switch)
             batch.withdraw(admitted)
             raise
         if dispatcher.epoch != here.epoch:
@@ -176,6 +182,10 @@ def wait(batch: Batch, operation: Operation[Any], start_timeout: float | None) -
         raise
     if batch.dispatcher.epoch != here.epoch:
         process.park()
+
+
+def _refuse_switch() -> NoReturn:
+    raise InvalidSwitchError("the caller of an operation was switched to before it had its answer")
 
 
 def _wait_from_start(batch: Batch, operation: Operation[Any], group: AsyncResult[None], seconds: float) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import gevent
 import pytest
+from gevent.exceptions import InvalidSwitchError
 
 from geventbatch import BatchAborted, Conflict, LoadFailed, SaveFailed
 from tests.support.recording_store import (
@@ -47,6 +48,21 @@ def advance_through_system_errors(clock: VirtualTime, seconds: float) -> list[Ba
 
 
 # A caller that leaves, leaves alone
+
+
+def test_a_caller_that_something_else_switches_to_has_no_answer_and_leaves(store: Store) -> None:
+    with store.processor(min_duration=0) as processor:
+        first = store.call(processor, "k", add, "first")
+        store.clock.advance(0.015)
+        waiting = store.call(processor, "k", add, "waiting")
+        last = store.call(processor, "k", add, "last")
+        store.clock.advance(0.001)
+        gevent.get_hub().loop.run_callback(waiting.greenlet.switch)
+        store.clock.advance(1)
+        assert type(waiting.error) is InvalidSwitchError
+        assert answers([first, last]) == ["first", "last"]
+        assert store.kept["k"] == ["first", "last"]
+        assert processor.stats().withdrawn_total == 1
 
 
 def test_a_caller_that_is_killed_before_its_operation_started_takes_only_that_with_it(store: Store) -> None:
