@@ -5,7 +5,6 @@ Keys that operations across keys connect are loaded by one script and saved by o
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch._batch import batch_at_hand, current_batch
@@ -146,7 +145,7 @@ class BulkScope(Generic[R]):
             written = {keys[0]}  # its token shows whether they are recorded
         changes = [self._common.change(key, self._loaded[key], values[key]) for key in keys] if written else []
         # What operations have only read, or refused, is compared: the others depend on it.
-        return [change if change.key in written else replace(change, lives=None) for change in changes]
+        return [change if change.key in written else change._replace(lives=None) for change in changes]
 
     def _value(self, key: str, batch: Batch) -> bytes | None:
         loaded = self._loaded[key]

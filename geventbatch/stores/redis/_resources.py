@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -82,7 +82,7 @@ class Resources(Generic[R]):
                 pass
         try:
             value = self.encoded(key, resource, loaded.value)
-            return partial(self.made_again, key), replace(loaded, value=value)
+            return partial(self.made_again, key), loaded._replace(value=value)
         except Rejected as error:  # the save tells the operation that is to blame
             raise CannotUndo(f"{shown(key)} cannot be copied: {error.__cause__}") from error
 

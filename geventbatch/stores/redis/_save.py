@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis.exceptions import (
     AskError,
@@ -71,8 +71,7 @@ class Recorded:
     milliseconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):  # made faster than a frozen dataclass: each batch makes several
     """The state of a hash."""
 
     value: bytes | None
@@ -104,8 +103,7 @@ class State:
         return self.saves.rpartition(b" ")[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The part of a save in one hash: it is compared with its loaded state, and written if that is to change."""
 
     key: str

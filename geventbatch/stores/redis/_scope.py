@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from geventbatch import current_batch
@@ -69,7 +68,7 @@ class Scope(Generic[R]):
     def keep(self) -> None:
         """Encode the resource after an operation. Switches: no."""
         value = self._resources.encoded(self._key, self._resource, self._last.value)
-        self._last = replace(self._last, value=value)
+        self._last = self._last._replace(value=value)
 
     def undo(self) -> R:
         """Return the resource as it was after the last step. Switches: no."""
