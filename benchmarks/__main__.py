@@ -27,7 +27,6 @@ WITH_JSON = ("hot_row", "many_keys", "peers", "web", "growth", "parts", "batch_c
 PRINTING = ("overhead", "refusals")
 BY_NAME = ("transfers", "stores", "processes", "idempotency", "watching", "page", "durable")
 SHORT = {
-    "examples.cluster.compare": ["--backends", "1", "2", "--seconds", "0.3", "--rounds", "1", "--clients", "20"],
     "examples.tutorial": ["--seconds", "0.4", "--clients", "5"],
 }
 """The arguments of what has no ``--short``."""
