@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
-from geventbatch.stores._sql.statements import first_word, start
+from geventbatch.stores._sql.statements import REMEMBERED, first_word, start
 
 SEPARATOR: Final = "\n; "
 """Between several statements in one message. A new line, since the statement before may end in a comment."""
@@ -59,8 +60,6 @@ def postgres_bound_and_xid(remaining: float, *, level: bool = False, backend: bo
     """Return a SELECT that bounds this transaction's statements; its second column is the id for `postgres_outcome`.
 
     With *level*, its third column is the isolation level; with *backend*, its last is the pid of the server process.
-
-    With *level*, give its level of isolation in the third; with *backend*, the server's process in the last.
     """
     more = ", current_setting('transaction_isolation')" if level else ""
     more += ", pg_backend_pid()" if backend else ""
@@ -74,8 +73,6 @@ def postgres_outcome(xid: str) -> str:
     """Return a SELECT of 'committed', 'aborted', 'in progress', or NULL: too long ago, or lost in a crash.
 
     The server raises while no transaction has that id: it may be starting up, or have crashed.
-
-    The server refuses to answer while no transaction has that id; it may be starting up, or have crashed.
     """
     number, last_crash = xid.split()
     return (
@@ -94,15 +91,25 @@ def mariadb_prefix(remaining: float) -> str:
 
 def bounded_mysql(statement: str, remaining: float, *, mariadb: bool) -> str:
     """Return *statement* with its bound, if it can have one."""
-    begin, word = start(statement), first_word(statement)
-    if "(" in statement[:begin]:  # a UNION: neither of the two fits
+    place = (_remembered if len(statement) <= REMEMBERED else _place)(statement, mariadb)
+    if place is None:
         return statement
     if mariadb:
-        return mariadb_prefix(remaining) + statement if word in _BOUNDED else statement
-    if word != "SELECT":
-        return statement
-    behind = begin + len(word)
-    return f"{statement[:behind]} {mysql_hint(remaining)}{statement[behind:]}"
+        return mariadb_prefix(remaining) + statement
+    return f"{statement[:place]} {mysql_hint(remaining)}{statement[place:]}"
+
+
+def _place(statement: str, mariadb: bool) -> int | None:  # noqa: FBT001 - `lru_cache` is quicker so
+    """Return where the bound of *statement* is put into it; None if it can have none."""
+    begin, word = start(statement), first_word(statement)
+    if "(" in statement[:begin]:  # a UNION: neither of the two fits
+        return None
+    if mariadb:
+        return 0 if word in _BOUNDED else None
+    return begin + len(word) if word == "SELECT" else None
+
+
+_remembered: Final = lru_cache(maxsize=512)(_place)
 
 
 _BOUNDED: Final = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE"})

@@ -9,8 +9,8 @@ import re
 from functools import lru_cache
 from typing import Final
 
-_REMEMBERED: Final = 2_000
-"""Characters of the longest text whose verdict is cached: an ORM sends the same texts again and again."""
+REMEMBERED: Final = 2_000
+"""Characters of the longest text of which something is cached: an ORM sends the same texts again and again."""
 
 _LEADING: Final = re.compile(r"(?:[\s;(]+|--[^\n]*(?:\n|\Z)|#[^\n]*(?:\n|\Z)|/\*(?!M?!).*?\*/)+", re.DOTALL)
 _WORD: Final = re.compile(r"[A-Za-z]+")
@@ -106,7 +106,7 @@ def forbidden(statement: str, *, mysql: bool = False) -> str | None:
         mysql: Whether the server is MySQL or MariaDB, which parses literals differently, and commits by itself before a
             statement that changes a table's definition.
     """
-    return (_remembered if len(statement) <= _REMEMBERED else _forbidden)(statement, mysql)
+    return (_remembered if len(statement) <= REMEMBERED else _forbidden)(statement, mysql)
 
 
 def ends_transaction(body: str) -> bool:

@@ -43,14 +43,14 @@ class Connections:
         self._lent: dict[int, Any] = {}  # by `id`
         _known.add(self)
 
-    def lend(self, seconds: float) -> Any:
-        """Return a connection that nobody else has; wait *seconds* for it at the most. Switches: yes."""
+    def lend(self, remaining: Callable[[], float]) -> Any:
+        """Return a connection that nobody else has; wait *remaining()* seconds for it at the most. Switches: yes."""
         process.notice_fork()
         if self.epoch != process.here.epoch:
             raise RuntimeError(
                 f"{shown(self.pool)} had connections when this process was forked, which are its parent's: {MEND}"
             )
-        connection = self._get(seconds)
+        connection = self._get(remaining)
         if id(connection) in self._lent:
             raise RuntimeError(
                 f"{shown(self.pool)} returned a connection that another batch has: it has to return another one for "
@@ -76,7 +76,7 @@ class Connections:
     @contextmanager
     def beside(self, key: Hashable) -> Iterator[Any]:
         """Yield another connection than the batch's, to look at what became of the batch of *key*. Switches: yes."""
-        connection = self.lend(current_batch().remaining())
+        connection = self.lend(current_batch().remaining)
         try:
             yield connection
         except BaseException:
@@ -94,7 +94,7 @@ class Connections:
             connection = connection._con  # noqa: SLF001 - it has no public name
         return connection
 
-    def _get(self, seconds: float) -> Any:  # noqa: ARG002 - for the children
+    def _get(self, remaining: Callable[[], float]) -> Any:  # noqa: ARG002 - for the children
         return self.pool()
 
     def _put(self, connection: Any) -> None:
@@ -115,7 +115,7 @@ class OfDBUtils(Connections):
     def count(self) -> int:
         return len(getattr(self.pool, "_idle_cache", "?")) + len(self._lent)
 
-    def _get(self, seconds: float) -> Any:  # noqa: ARG002 - the pool waits, or raises, as it was made
+    def _get(self, remaining: Callable[[], float]) -> Any:  # noqa: ARG002 - the pool waits, or raises, as it was made
         return self.pool.connection(False)  # noqa: FBT003 - not shared with others; of no name in all versions
 
 
@@ -125,13 +125,14 @@ class OfPsycopg(Connections):
     def count(self) -> int:
         return 0 if self.pool.closed else int(self.pool.get_stats().get("pool_size", 0))  # it counts what it will open
 
-    def _get(self, seconds: float) -> Any:
+    def _get(self, remaining: Callable[[], float]) -> Any:
+        seconds = remaining() * _PATIENCE
         try:
-            return self.pool.getconn(timeout=seconds * _PATIENCE)
+            return self.pool.getconn(timeout=seconds)
         except sys.modules["psycopg_pool"].PoolTimeout as error:
             failed = self.pool.get_stats().get("connections_errors", 0)
             raise type(error)(
-                f"the pool gave no connection within {seconds * _PATIENCE:.3g} s: batches have {len(self._lent)} of "
+                f"the pool gave no connection within {seconds:.3g} s: batches have {len(self._lent)} of "
                 f"its {self.pool.max_size} connections, and it has failed to connect {failed} times so far (the logger "
                 "psycopg.pool has the server's words). Callers that took one before run() hold it while they wait"
             ) from error
@@ -150,14 +151,14 @@ class OfPsycopg2(Connections):
     def count(self) -> int:
         return len(self.pool._pool) + len(self.pool._used)  # noqa: SLF001 - it has no public names
 
-    def _get(self, seconds: float) -> Any:
+    def _get(self, remaining: Callable[[], float]) -> Any:
         try:
             return self.pool.getconn()
         except Exception as error:
             if not _is_exhausted(error):
                 raise
             refused = error
-        for _ in polls(seconds):
+        for _ in polls(remaining()):
             try:
                 return self.pool.getconn()
             except Exception as error:

@@ -66,7 +66,7 @@ def purge(table: Statements, connections: Connections, limit: int) -> int:
 @contextmanager
 def _sending(connections: Connections) -> Iterator[Any]:
     """Yield the driver's connection, and commit. Switches: yes."""
-    lent = connections.lend(_PATIENCE)
+    lent = connections.lend(lambda: _PATIENCE)
     try:
         driver = connections.raw(lent)
         yield driver

@@ -43,9 +43,13 @@ class PostgresTransaction(Transaction):
         """Return *query* with these parameters. Switches: no."""
         return self.texts(query, [parameters])[0]
 
+    def status(self) -> int | None:
+        """Return the transaction's status, as `commit.transaction_status` does. Switches: no."""
+        return commit.transaction_status(self.driver)
+
     def check_idle(self) -> None:
         """Raise unless the connection is in no transaction. Switches: no."""
-        if commit.transaction_status(self.driver) != commit.IDLE:
+        if self.status() != commit.IDLE:
             self.connections.forget(self._lent)
             self._lent = None
             raise RuntimeError(
@@ -54,11 +58,11 @@ class PostgresTransaction(Transaction):
             )
 
     def begin_again(self) -> None:
-        if commit.transaction_status(self.driver) == commit.IDLE:  # else the driver has begun by itself
+        if self.status() == commit.IDLE:  # else the driver has begun by itself
             self.send(bounds.BEGIN, None)
 
     def is_usable(self) -> bool:
-        return commit.transaction_status(self.driver) not in {commit.ACTIVE, commit.UNKNOWN, None}
+        return self.status() not in {commit.ACTIVE, commit.UNKNOWN, None}
 
     def was_not_committed(self) -> bool:
         return commit.was_not_committed(self.driver)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg2.extensions import (  # type: ignore[import-untyped] # it has no types
     TRANSACTION_STATUS_IDLE,
-    connection,
     cursor,
 )
 
@@ -37,11 +36,19 @@ class Psycopg2Transaction(PostgresTransaction):
         self._autocommit = self.driver.autocommit
         if not self._autocommit:
             self.driver.autocommit = True  # leaves BEGIN to us: the driver would wait for its own
-        self._cursor: Any = connection.cursor(self.driver, cursor_factory=cursor)
+        self._cursor: Any = cursor(self.driver)
 
     def restore(self) -> None:
         if not self._autocommit:
             self.driver.autocommit = False
+
+    def status(self) -> int:
+        found: int = self.driver.get_transaction_status()  # without an object for `info`
+        return found
+
+    def text(self, query: str, parameters: dict[str, Any]) -> bytes:
+        found: bytes = self._cursor.mogrify(query, parameters)
+        return found
 
     def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
         mogrify = self._cursor.mogrify
@@ -51,14 +58,14 @@ class Psycopg2Transaction(PostgresTransaction):
         used = self._cursor
         if self._has_begun:
             used.execute(text, parameters)
-            return Loaded(tuple([column[0] for column in used.description or ()]), used.fetchall())
+            return Loaded(tuple([column.name for column in used.description or ()]), used.fetchall())
         self._has_begun = True
         load = used.mogrify(_with_xid(text), parameters)
         used.execute(SEPARATOR.join([_BEGIN, bounds.postgres_bound(remaining()).encode(), load]))
         rows = used.fetchall()
-        self.xid = rows[0][0]
-        found = [row[2:] for row in rows if row[1]]
-        return Loaded(tuple([column[0] for column in used.description[2:]]), found)
+        self.xid, is_found = rows[0][:2]
+        found = [row[2:] for row in rows] if is_found else []
+        return Loaded(tuple([column.name for column in used.description[2:]]), found)
 
     def send(self, text: str, parameters: Any) -> Any:
         (self._cursor.executemany if isinstance(parameters, list) else self._cursor.execute)(text, parameters)
@@ -74,7 +81,7 @@ class Psycopg2Transaction(PostgresTransaction):
             raise NotSaved(f"{shown(self.key)} was not saved, nothing was written: the server has rolled back")
 
     def roll_back(self) -> None:
-        if self.driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
+        if self.status() != TRANSACTION_STATUS_IDLE:
             self._cursor.execute("ROLLBACK")  # its `rollback` does nothing, since it does not know of our BEGIN
 
 

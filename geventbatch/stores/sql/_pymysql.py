@@ -34,7 +34,8 @@ class PyMySQLTransaction(Transaction):
     _is_open = False  # something was sent since the last COMMIT or ROLLBACK
 
     def begin(self) -> None:
-        self._mariadb = "MariaDB" in self.driver.get_server_info()
+        self._mariadb = "MariaDB" in self.driver.server_version
+        self._cursor = Cursor(self.driver)  # each answer is fetched before the next statement is sent
         self._bound_locks()
         self.begin_again()
 
@@ -50,9 +51,8 @@ class PyMySQLTransaction(Transaction):
         if not isinstance(parameters, list):
             return self._executed(text, parameters)
         self._is_open = True
-        cursor = self.driver.cursor(Cursor)
-        cursor.executemany(text, parameters)
-        return cursor
+        self._cursor.executemany(text, parameters)
+        return self._cursor
 
     def write(self, save: Save) -> None:
         self._bound_locks()
@@ -65,7 +65,7 @@ class PyMySQLTransaction(Transaction):
             found = _found(cursor)
             if found != 1:
                 raise lost(change, found)
-        for text, every in grouped(save.rows, mysql=True):
+        for text, every in grouped(save.rows, mysql=True) if save.rows else ():
             self.send(text, every if len(every) > 1 else every[0])
         self.commit_is_sent()
         self.driver.commit()
@@ -84,9 +84,8 @@ class PyMySQLTransaction(Transaction):
 
     def _executed(self, text: str, parameters: Any) -> Cursor:
         self._is_open = True
-        cursor: Cursor = self.driver.cursor(Cursor)
-        cursor.execute(bounds.bounded_mysql(text, remaining(), mariadb=self._mariadb), parameters)
-        return cursor
+        self._cursor.execute(bounds.bounded_mysql(text, remaining(), mariadb=self._mariadb), parameters)
+        return self._cursor
 
     def _bound_locks(self) -> None:
         if self._mariadb:

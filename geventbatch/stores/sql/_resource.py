@@ -73,7 +73,7 @@ class Resource:
         self._form = rows.form(columns)
         self._values = unshared(row)
         self.value = self._remade(row)
-        self._watched = rows.watched(self.value, self._form)
+        self._watched = rows.watched(self.value, self._form, self._values)
         return self.value
 
     def change(self, *, deleted: bool) -> Change | None:

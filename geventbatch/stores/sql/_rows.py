@@ -73,13 +73,16 @@ class Rows:
             )
         return _row_maker(columns)
 
-    def watched(self, resource: Any, form: Form) -> Watched:
-        """Return what to compare of *resource*, of a row of that *form*, as it is now."""
+    def watched(self, resource: Any, form: Form, values: Sequence[Any]) -> Watched:
+        """Return what to compare of *resource*, of a row of that *form* with these *values*, as it is now."""
+        if self._kind is None:  # a Row has the values of its columns, and nothing else
+            return Watched(form.columns, form.get, values, is_dict=False)
         own = () if self._is_dict else tuple(own_names(resource))
         found = form.compared.get((type(resource), own))
         if found is None:
             found = form.compared[type(resource), own] = self._compared(resource, form.columns, own)
-        return Watched(*found, resource, is_dict=self._is_dict)
+        names, get = found
+        return Watched(names, get, unshared(get(resource)), is_dict=self._is_dict)
 
     def _compared(
         self, resource: Any, columns: Sequence[str], own: Sequence[str]
@@ -121,6 +124,8 @@ class Form:
     def __init__(self, make: Callable[[Sequence[Any]], Any], columns: tuple[str, ...]) -> None:
         self.make = make
         self.columns = columns
+        self.get = _getter(attrgetter, columns)
+        """Reads the values of a `Row`."""
         # -- mutable state ---------------------------------------------------------------------------------
         self.compared: dict[tuple[type, Sequence[str]], tuple[tuple[str, ...], Callable[[Any], Sequence[Any]]]] = {}
         """By the type of a resource, and the names of attributes that it has by itself: what to compare of it."""
@@ -132,12 +137,12 @@ class Watched:
     __slots__ = ("_get", "_is_dict", "_names", "_values")
 
     def __init__(
-        self, names: tuple[str, ...], get: Callable[[Any], Sequence[Any]], resource: Any, *, is_dict: bool
+        self, names: tuple[str, ...], get: Callable[[Any], Sequence[Any]], values: Sequence[Any], *, is_dict: bool
     ) -> None:
         self._names = names
         self._get = get
         self._is_dict = is_dict
-        self._values = unshared(get(resource))
+        self._values = values
 
     def changed(self, resource: Any) -> list[str]:
         """Return the names of what has changed in *resource*; a name that begins with ``_`` is its own affair."""
@@ -145,10 +150,12 @@ class Watched:
             now = self._get(resource)
         except (KeyError, AttributeError) as error:
             raise Unsaved(f"the {type(resource).__name__} has lost {error}, which its row has") from error
-        before = self._values
-        found = [name for name, old, new in zip(self._names, before, now, strict=True) if not _is_same(old, new)]
+        found = []
+        for name, old, new in zip(self._names, self._values, now, strict=True):
+            if not _is_same(old, new):
+                found.append(name)
         more = resource if self._is_dict else own_names(resource)
-        if len(more) > len(self._names) or not self._is_dict:
+        if more and (len(more) > len(self._names) or not self._is_dict):
             found += [name for name in more if name not in self._names]
         return found
 

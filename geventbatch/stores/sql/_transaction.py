@@ -91,6 +91,7 @@ class Transaction(ABC):
         # -- mutable state ---------------------------------------------------------------------------------
         self._lent: Any = lent  # None: it is given back
         self._sends_commit = False
+        self._is_committed = False  # the server has said so
         try:
             self.begin()
         except BaseException:
@@ -151,6 +152,7 @@ class Transaction(ABC):
         """
         try:
             self.write(save)
+            self._is_committed = True
         except Exception as error:
             if not self._sends_commit or errors.of_commit(error, self.key) is not None:
                 refused = self._explained(error, save)
@@ -220,11 +222,13 @@ class Transaction(ABC):
     def _end(self, error: BaseException | None) -> None:
         if self._lent is None:
             return
-        if not self.is_usable() or not _may_send(error):
+        is_over = self._is_committed and error is None
+        if not is_over and not (self.is_usable() and _may_send(error)):
             self.discard()
             return
         try:
-            self.roll_back()
+            if not is_over:
+                self.roll_back()
             self.restore()
         except BaseException:
             self.discard()
@@ -243,7 +247,7 @@ def _may_send(error: BaseException | None) -> bool:
 
 def begun(connections: Connections, key: Hashable) -> Transaction:
     """Begin a transaction on a connection of its own. Switches: yes."""
-    lent = connections.lend(remaining())
+    lent = connections.lend(remaining)
     try:
         driver = connections.raw(lent)
         kind = _kind_of(driver)
