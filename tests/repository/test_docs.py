@@ -52,7 +52,7 @@ def test_each_guarantee_names_tests_that_exist() -> None:
 @pytest.mark.parametrize(
     ("page", "heading"),
     [
-        ("go", "| there | here |"),
+        ("architecture", "| there | here |"),
         ("go", "| there | here | the test that shows it |"),
     ],
 )
