@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, object_session, sessionmaker
 
-from geventbatch import Processor
+from geventbatch import LoadFailed, Processor
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.testing import joined_engine
 from tests.support.callers import answer_of
 
 if TYPE_CHECKING:
@@ -114,6 +116,34 @@ def test_what_flask_sqlalchemy_has_by_a_bind_key_is_refused_too(tmp_path: Path) 
         assert connection.scalar(sa.select(sa.func.count()).select_from(Entry)) == 0
     engine.dispose()
     audits.dispose()
+
+
+def test_an_engine_that_was_replaced_after_the_store_was_made_is_named_as_such(tmp_path: Path) -> None:
+    app = Flask("replaced")
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'trains.sqlite'}"
+    database = SQLAlchemy(app)
+
+    class Wagon(database.Model):  # type: ignore[name-defined,misc]
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with app.app_context():
+        engine = database.engine
+        Wagon.metadata.create_all(engine)
+        store = SQLAlchemyStore.mapped(database.session, Wagon, missing=lambda _: Wagon())
+        engines: Any = database.engines
+        with Processor(open_resource=store, min_duration=0) as processor, engine.connect() as connection:
+            for other in (connection, joined_engine(connection)):
+                engines[None] = other
+                refused = answer_of(processor.run, 1, str)
+                assert isinstance(refused, LoadFailed), refused
+                assert "or its engine was replaced after the store was made (by init_app)" in str(refused.__cause__)
+            connection.rollback()
+            engines[None] = engine
+            assert processor.run(1, str)
+        with pytest.raises(TypeError, match=r"a store needs an Engine, in a test joined_engine\(connection\)"):
+            SQLAlchemyStore.mapped(sessionmaker(connection), Wagon)
+        database.session.remove()
+    engine.dispose()
 
 
 def test_a_session_that_reads_from_a_replica_has_its_batches_where_it_writes(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+from tests.support.servers import postgres_url
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -134,10 +136,88 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_examples_of_the_page_are_a_module_whose_tests_pass(tmp_path: Path) -> None:
-    source = "\n".join(block for block in blocks("python") if not block.startswith("# examples/"))
+    source = "\n".join(block for block in blocks("python") if not block.startswith(("# examples/", "# conftest.py")))
     output = run_pytest(tmp_path, source)
     assert source.count("\ndef test_") == 6
     assert output.splitlines()[-1].startswith("6 passed"), output
+
+
+def test_the_fixture_of_the_page_rolls_back_what_flask_sqlalchemy_commits(tmp_path: Path) -> None:
+    (fixture,) = [block for block in blocks("python") if block.startswith("# conftest.py")]
+    (tmp_path / "conftest.py").write_text(f"""
+from gevent import monkey
+
+monkey.patch_all()
+
+import pytest
+from geventbatch.testing import batching_off, joined_engine
+from shop import batches, create_app, db
+
+{fixture}""")
+    (tmp_path / "shop.py").write_text("""
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from geventbatch.integrations.flask import GeventBatch
+from geventbatch.stores import SQLAlchemyStore
+from sqlalchemy.orm import Mapped, mapped_column
+
+URLS = []
+db = SQLAlchemy()
+batches = GeventBatch()
+trains = batches.processor(make_store=lambda: SQLAlchemyStore.mapped(db.session, Train), min_duration=0)
+
+class Train(db.Model):
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sold: Mapped[int]
+
+def sell(train):
+    train.sold += 1
+    return train.sold
+
+def create_app():
+    app = Flask("shop")
+    app.config["SQLALCHEMY_DATABASE_URI"] = URLS[-1]
+    db.init_app(app)
+    batches.init_app(app)
+
+    @app.post("/trains/<int:number>")
+    def view(number):
+        assert db.session.get(Train, number)
+        return {"sold": trains.run(number, sell)}
+
+    return app
+""")
+    urls = [f"sqlite:///{tmp_path / 'shop.sqlite'}", postgres_url().replace("postgresql:", "postgresql+psycopg:")]
+    output = run_pytest(
+        tmp_path,
+        f"""
+import pytest
+import shop
+from shop import Train, create_app, db, sell, trains
+
+@pytest.fixture(params={urls}, autouse=True)
+def tables(request):
+    shop.URLS.append(request.param)
+    with create_app().app_context():
+        db.create_all()
+        yield
+        try:
+            assert db.session.scalars(db.select(Train)).all() == []
+        finally:
+            db.session.remove()
+            db.drop_all()
+            db.engine.dispose()
+
+@pytest.mark.parametrize("time", ["once", "again"])
+def test_sold(tables, app, time):
+    db.session.add(Train(id=1, sold=0))
+    db.session.commit()
+    assert trains.run(1, sell) == 1
+    assert app.test_client().post("/trains/1").json == {{"sold": 2}}
+    assert db.session.get(Train, 1).sold == 2
+""",
+    )
+    assert output.splitlines()[-1].startswith("4 passed"), output
 
 
 def test_the_example_that_the_page_includes_passes(tmp_path: Path) -> None:

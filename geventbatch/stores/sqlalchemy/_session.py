@@ -44,7 +44,10 @@ def session_factory(source: Any, mapper: Mapper[Any]) -> tuple[sa.Engine, Callab
     with _as_in_flush(maker()) as probe:
         bind = probe.get_bind(mapper)
     if not isinstance(bind, sa.Engine):
-        raise TypeError(f"the sessions of {shown(source)} are bound to {shown(bind)}: a store needs an Engine")
+        raise TypeError(
+            f"the sessions of {shown(source)} are bound to {shown(bind)}: a store needs an Engine, "
+            "in a test joined_engine(connection) of geventbatch.testing"
+        )
     return bind, _sessions(maker.class_, maker.kw, bind)
 
 
@@ -197,11 +200,14 @@ class BatchSession(Session):
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Any:
         """Return the connection of the batch; raise for a mapper in another database, outside of its transaction."""
-        found = self.own if self.routes is None else self._route(self.routes, mapper, clause)
+        found: Any = self.own if self.routes is None else self._route(self.routes, mapper, clause)
         if found is not self.own:
+            # Two engines of one URL: of two bind keys; or a test has replaced one, and the store has the old one.
+            replaced = self.own is not None and found.engine.url == self.own.url
             raise RuntimeError(
                 f"{clause if mapper is None else mapper} is in another database ({shown(found)}) than the batch, whose "
                 "transaction is only in its own: use another session for it, which is committed by itself"
+                + ("; or its engine was replaced after the store was made (by init_app): make it anew" * replaced)
             )
         return self.bind if self.batch_guard is None else self.batch_guard.connection
 
