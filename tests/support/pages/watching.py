@@ -6,6 +6,7 @@ import tempfile
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="metrics-")
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 from flask import Flask
 
@@ -28,3 +29,7 @@ def check(page):
     assert 'geventbatch_operations_total{outcome="returned",processor="later"} 1.0' in shown
     assert client.get("/health/batches").json == {"problems": [], "overdue": 0}
     trains.stop()
+    nobody = SimpleNamespace(pid=0)
+    page["child_exit"](None, nobody)
+    del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    page["child_exit"](None, nobody)  # what it raised would end gunicorn's master
