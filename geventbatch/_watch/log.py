@@ -127,16 +127,21 @@ _OF_SCHEMA: Final = frozenset({"ProgrammingError", "OperationalError"})
 
 
 def refused(batch: Batch, error: BaseException) -> None:
-    """Log once a minute that the store refused an operation of *batch* with *error*, if that is no constraint's."""
+    """Note on *error* that the store refused an operation of *batch*, and log it once a minute.
+
+    Do nothing if *error* is a constraint's.
+    """
     kind = type(error)
-    if not _OF_SCHEMA.isdisjoint(one.__name__ for one in kind.__mro__) and is_due(
-        batch.dispatcher.options.name, "refused", kind.__qualname__
-    ):
+    if _OF_SCHEMA.isdisjoint(one.__name__ for one in kind.__mro__):
+        return
+    cause = "A column, a table or a right may be missing (a migration? the store's create_table()?)"
+    error.add_note(f"The store refused an operation on key {shown(batch.key)}: nothing of it was saved. {cause}.")
+    if is_due(batch.dispatcher.options.name, "refused", kind.__qualname__):
         message = (
             "the store refused an operation, which no constraint did: %s. Its caller has this error, and nothing of it "
-            "was saved. A column, a table or a right may be missing (a migration?); told again in %g s, if it goes on"
+            "was saved. %s; told again in %g s, if it goes on"
         )
-        _warn(batch, message, shown(error), AGAIN)
+        _warn(batch, message, shown(error), cause, AGAIN)
 
 
 def slow(batch: Batch, doing: str, seconds: float) -> None:
@@ -213,12 +218,12 @@ def cannot_undo(attempt: Attempt, why: BaseException, function: Any, kind: type[
 
 
 def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
-    """Log, once, that a load returned the object that *function* had changed before it raised a *kind*."""
+    """Log, once, that a load returned again the object of a batch in which *function* raised a *kind*."""
     if _is_new("same again", batch.dispatcher.options.name):
         message = (
-            "%s changed the loaded object and raised %s, and the next load returned the same object: its changes "
-            "stay. Let the load return a new object each time, made of the saved state, or name errors "
-            "that are raised before anything is changed in clean_errors. Told once"
+            "%s raised %s, and the next load returned the same object: what had changed in it by then stays. "
+            "Let the load return a new object each time, made of the saved state, or name errors that are raised before "
+            "anything is changed in clean_errors. Told once"
         )
         _warn(batch, message, name_of(function), kind.__qualname__)
 

@@ -98,7 +98,9 @@ def test_a_row_whose_column_is_gone_is_told_in_the_log_once_a_minute_and_a_broke
 
     with Processor(open_resource=store, min_duration=0, max_duration=10, name="ledger") as processor:
         processor.run("k", partial(add, id=7))
-        assert isinstance(answer_of(processor.run, "k", partial(add, id=7)), sa.exc.IntegrityError)
+        broken = answer_of(processor.run, "k", partial(add, id=7))
+        assert isinstance(broken, sa.exc.IntegrityError)
+        assert not hasattr(broken, "__notes__")
         gevent.sleep(0)
         assert caplog.records == []
         with engine.begin() as connection:
@@ -106,6 +108,11 @@ def test_a_row_whose_column_is_gone_is_told_in_the_log_once_a_minute_and_a_broke
         callers = [gevent.spawn(answer_of, processor.run, "k", partial(add, text="a")) for _ in range(3)]
         gevent.joinall(callers)
         assert [type(caller.value) for caller in callers] == [sa.exc.ProgrammingError] * 3
+        for caller in callers:
+            (note,) = caller.value.__notes__
+            assert note.startswith(
+                "The store refused an operation on key 'k': nothing of it was saved. A column, a table"
+            )
         gevent.sleep(0)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("ledger: batch of key 'k': the store refused an operation, which no constraint did: ")
