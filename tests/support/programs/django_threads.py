@@ -30,7 +30,7 @@ if Account._meta.db_table not in connection.introspection.table_names():
         editor.create_model(Account)
     Account.objects.bulk_create([Account(name=str(number)) for number in range(1, 4)])
 
-meeting = Barrier(3)
+meeting = Barrier(int(os.environ["MEETING"]))
 met: set[str] = set()
 
 

@@ -25,7 +25,7 @@ numbers = batches.processor(
     min_duration=0,
     max_duration=30,
 )
-meeting = Barrier(3)
+meeting = Barrier(int(os.environ["MEETING"]))
 met: set[int] = set()
 
 
