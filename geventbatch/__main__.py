@@ -12,6 +12,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import os
 import platform
 import runpy
 import sys
@@ -84,9 +85,21 @@ def _installed(names: tuple[str, ...]) -> str:
     return ", ".join(found)
 
 
+def _hidden_by(folder: Path) -> Path | None:
+    """Return where the package is installed, if it was imported from *folder* instead, such as that of a clone."""
+    with suppress(metadata.PackageNotFoundError):
+        installed = Path(str(metadata.distribution("geventbatch").locate_file("geventbatch")))
+        if installed.is_dir() and installed.resolve() != folder.resolve():
+            return installed
+    return None
+
+
 def _describe() -> None:
     form = "compiled" if geventbatch.COMPILED else "pure Python"
-    _line("geventbatch", f"{geventbatch.__version__}, {form}, in {Path(geventbatch.__file__).parent}")
+    folder = Path(geventbatch.__file__).parent
+    _line("geventbatch", f"{geventbatch.__version__}, {form}, in {folder}")
+    if installed := _hidden_by(folder):
+        _line("", f"That hides the one that is installed, in {installed}: run this in another directory to see that.")
     if not geventbatch.COMPILED:
         _line("", TO_COMPILE)
     _line("Python", f"{platform.python_version()}, {platform.python_implementation()}, {platform.platform()}")
@@ -177,6 +190,12 @@ def _check(target: str | None, config: str | None) -> int:
     return min(len(problems), 1)
 
 
+def _take_gauges_back() -> None:
+    """Delete the gauges that the application has left for this process, where a running server has its own."""
+    if "prometheus_client" in sys.modules and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        importlib.import_module("prometheus_client.multiprocess").mark_process_dead(os.getpid())
+
+
 def main(arguments: list[str]) -> int:
     """Print it all, and return the status."""
     monkey.patch_all()
@@ -198,7 +217,10 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     _describe()
     sys.stdout.flush()  # a traceback comes behind it
-    return _check(given.module, given.config)
+    try:
+        return _check(given.module, given.config)
+    finally:
+        _take_gauges_back()
 
 
 if __name__ == "__main__":

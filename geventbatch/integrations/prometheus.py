@@ -268,18 +268,24 @@ class _Export:
 _exports: Final[dict[CollectorRegistry, _Export]] = {}
 
 
+_SHOWN: Final = 10
+"""The number of process ids in a message."""
+
+
 def _of_the_dead() -> Iterator[SetupProblem]:
     """Find gauges that processes have left: `mark_process_dead` deletes their files, if somebody calls it."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    numbers = {int(file.stem.rpartition("_")[2]) for file in Path(folder or ".").glob("gauge_live*_[0-9]*.db")}
-    dead = sum(1 for number in numbers if not _lives(number)) if folder and _exports else 0
+    pids = {int(file.stem.rpartition("_")[2]) for file in Path(folder or ".").glob("gauge_live*_[0-9]*.db")}
+    dead = sorted(pid for pid in pids if not _lives(pid)) if folder and _exports else []
     if dead:
         yield SetupProblem(
             "prometheus-dead",
-            f"{folder} has the gauges of {dead} processes that have ended, as if these still ran: a sum such as "
-            "geventbatch_live_batches counts them.",
-            "Empty the folder before the server starts, and call prometheus_client.multiprocess.mark_process_dead(pid) "
-            "when a worker has ended: with gunicorn in child_exit, under uWSGI in uwsgi.atexit.",
+            f"{folder} has the gauges of {len(dead)} processes that have ended ({', '.join(map(str, dead[:_SHOWN]))}"
+            f"{', …' if len(dead) > _SHOWN else ''}), as if these still ran: a sum such as geventbatch_live_batches "
+            "counts them.",
+            "Call prometheus_client.multiprocess.mark_process_dead(pid) now, and when a worker has ended: with "
+            "gunicorn in child_exit, under uWSGI in uwsgi.atexit. Start scripts of the application without "
+            "PROMETHEUS_MULTIPROC_DIR: they leave gauges too.",
         )
 
 

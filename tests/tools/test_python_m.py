@@ -46,6 +46,14 @@ def create_app(config=None, testing=False, **more):
 def with_one(config):
     return App()
 """
+GAUGES = """
+from pathlib import Path
+from geventbatch import Processor
+from geventbatch.integrations import prometheus
+processor = Processor(load_resource=lambda key: [], save_resource=print, min_duration=0)
+prometheus.watch()
+Path("made").write_text(str(any(Path("gauges").glob("gauge_live*"))))
+"""
 CONFIGURATION = """
 from geventbatch.integrations.gunicorn import *
 
@@ -59,12 +67,12 @@ def post_fork(server, worker):
 """
 
 
-def said(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def said(directory: Path, *arguments: str, path: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
     """What is said in *directory*, by an interpreter whose warnings are errors."""
     return subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-m", "geventbatch", *arguments],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(path), **environ},
         capture_output=True,
         text=True,
         check=False,
@@ -92,6 +100,30 @@ def test_it_says_the_form_and_the_versions_on_one_screen_and_that_it_has_looked_
     )
     assert len(done.stdout.splitlines()) < SCREEN
     assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+def test_a_directory_that_hides_what_is_installed_is_told(tmp_path: Path) -> None:
+    installed = tmp_path / "site/geventbatch"
+    installed.mkdir(parents=True)
+    (described := tmp_path / "site/geventbatch-9.dist-info").mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: geventbatch\nVersion: 9\n")
+    (clone := tmp_path / "clone").mkdir()
+    (clone / "geventbatch").symlink_to(Path(geventbatch.__file__).parent)
+    done = said(clone, path=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    assert (
+        f", in {clone}/geventbatch That hides the one that is installed, in {installed}: run this in another" in words
+    )
+
+
+def test_the_gauges_that_an_application_makes_here_do_not_stay_in_the_folder_of_a_server(tmp_path: Path) -> None:
+    (gauges := tmp_path / "gauges").mkdir()
+    (tmp_path / "shop.py").write_text(GAUGES)
+    done = said(tmp_path, "shop", PROMETHEUS_MULTIPROC_DIR=str(gauges))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "made").read_text() == "True"
+    assert list(gauges.glob("gauge_live*")) == []
 
 
 @pytest.mark.parametrize("name", ["shop", "shop:app"])

@@ -483,7 +483,8 @@ processor = Processor(min_duration=0)
 first = worker()
 worker()
 (problem,) = check_setup()
-print(problem.name, "gauges of 2 processes" in problem.what, "child_exit" in problem.mend)
+named = "gauges of 2 processes" in problem.what and str(first) in problem.what
+print(problem.name, named, "child_exit" in problem.mend)
 for file in os.listdir(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
     multiprocess.mark_process_dead(file.rpartition("_")[2].partition(".")[0])
 print(check_setup())
