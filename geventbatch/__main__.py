@@ -106,8 +106,8 @@ def _describe() -> None:
     loop = type(gevent.get_hub().loop).__module__.removeprefix("gevent.")
     _line("gevent", f"{gevent.__version__} ({loop}), {_installed(('greenlet',))}")
     for title, names in NAMES.items():
-        if installed := _installed(names):
-            _line(title, installed)
+        if versions := _installed(names):
+            _line(title, versions)
 
 
 class _NoApplication(Exception):

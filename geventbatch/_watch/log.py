@@ -222,8 +222,8 @@ def same_again(batch: Batch, function: Any, kind: type[BaseException]) -> None:
     if _is_new("same again", batch.dispatcher.options.name):
         message = (
             "%s raised %s, and the next load returned the same object: what had changed in it by then stays. "
-            "Let the load return a new object each time, made of the saved state, or name errors that are raised before "
-            "anything is changed in clean_errors. Told once"
+            "Let the load return a new object each time, made of the saved state, or name errors that are raised "
+            "before anything is changed in clean_errors. Told once"
         )
         _warn(batch, message, name_of(function), kind.__qualname__)
 

@@ -109,7 +109,7 @@ def test_a_row_whose_column_is_gone_is_told_in_the_log_once_a_minute_and_a_broke
         gevent.joinall(callers)
         assert [type(caller.value) for caller in callers] == [sa.exc.ProgrammingError] * 3
         for caller in callers:
-            (note,) = caller.value.__notes__
+            (note,) = vars(caller.value)["__notes__"]
             assert note.startswith(
                 "The store refused an operation on key 'k': nothing of it was saved. A column, a table"
             )
