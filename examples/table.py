@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-COLUMNS = "{:<16}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
+COLUMNS = "{:<16}{:>9}{:>11}{:>9}{:>9}{:>12}{:>9}{:>12}{:>9}{:>11}{:>10}"
 REPLAYS = "{:>9}"
 TITLES = (
     "",
+    "seconds",
     "requests/s",
     "p50 ms",
     "p99 ms",
@@ -38,6 +39,7 @@ class Row:
     name: str
     meaning: Statuses
     seconds: float = 0.0
+    """Of all turns, each until its last answer."""
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     operations: int = 0
@@ -60,6 +62,7 @@ class Row:
         known = (*meaning.answered, *meaning.refused, *meaning.again)
         line = COLUMNS.format(
             self.name,
+            f"{self.seconds:.1f}",
             f"{len(self.latencies) / self.seconds:,.0f}",
             f"{self._percentile(50) * 1000:.1f}",
             f"{self._percentile(99) * 1000:.1f}",
@@ -80,9 +83,10 @@ class Row:
         return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
-def show(rows: list[Row]) -> None:
-    """Print them under their titles."""
+def show(rows: list[Row], counted: str = "saved") -> None:
+    """Print them under their titles; *counted* says which operations and batches were."""
     meaning = rows[0].meaning
-    below = ("", "", "", "", "saved", "saved", "per batch", *map(", ".join, (meaning.refused, meaning.again)))
+    statuses = map(", ".join, (meaning.refused, meaning.again))
+    below = ("", "measured", "answered", "", "", counted, counted, "per batch", *statuses)
     titles = COLUMNS.format(*TITLES) + ("" if rows[0].replays is None else REPLAYS.format("replays"))
     print("", titles, COLUMNS.format(*below, meaning.unknown), *rows, "", sep="\n")

@@ -91,5 +91,6 @@ def _heading(seconds: float, clients: int, workers: int, url: str) -> str:
     return (
         f"{clients} clients in a closed loop on one train ({TRAIN}, {TRAINS[TRAIN]} seats), "
         f"{workers} gunicorn workers, {database}.\n"
-        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's."
+        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's, "
+        "measured until the last answer."
     )

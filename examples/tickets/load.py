@@ -131,6 +131,9 @@ def main() -> None:
     chosen = parser.parse_args()
     reports = [Report(train) for train in chosen.trains]
     share = chosen.clients // len(reports)
+    connection = Connection(chosen.host, chosen.port)
+    connection.ask("GET", "/healthz")  # a server that has just been started takes its time
+    connection.close()
     until = time.monotonic() + chosen.seconds
     loads = [
         gevent.spawn(run, chosen.host, chosen.port, report, share, lambda: time.monotonic() > until)

@@ -38,7 +38,7 @@ def print_table(seconds: float, clients: int, workers: int, database_url: str | 
                 operations, batches = (late - early for late, early in zip(after, before, strict=True))
                 row.add(report.seconds, report.latencies, report.statuses, operations, batches)
                 wrong += differences(report)[:MOST_SHOWN]
-    show(rows)
+    show(rows, counted="run")  # those too that were refused
     print(*wrong or ["Checked: money is conserved, and the audit agrees with all balances and answers."], sep="\n")
     return not wrong
 
@@ -81,5 +81,6 @@ def _heading(seconds: float, clients: int, workers: int, url: str) -> str:
     return (
         f"{clients} clients in a closed loop on {ACCOUNTS} accounts, three transfers to a deposit; gunicorn workers: "
         f"{workers}; {url.partition(':')[0]}.\n"
-        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's."
+        f"Each server has {TURNS} turns of {seconds / (2 * TURNS):g} s, one after the other one's, "
+        "measured until the last answer."
     )

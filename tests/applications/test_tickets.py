@@ -1,4 +1,5 @@
 import random
+import re
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import sqlalchemy as sa
 from gevent.event import Event
 
 from examples.server import Server
-from examples.tickets.compare import differences
+from examples.table import Row, show
+from examples.tickets.compare import MEANING, differences
 from examples.tickets.domain import BadName, NotTheHolder, SeatTaken, Ticket, Train, UnknownSeat
 from examples.tickets.load import Report
 from examples.tickets.settings import TRAINS, Settings
@@ -536,3 +538,14 @@ def _connections_in_use(opened: Store) -> int:
     pool = opened._engine.pool
     assert isinstance(pool, sa.QueuePool)
     return pool.checkedout()
+
+
+def test_the_seconds_and_the_requests_of_the_table_are_its_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    row = Row("batching", MEANING)
+    for seconds in (2.5, 4.1):
+        row.add(seconds, [0.1] * 400, Counter({"201": 390, "409": 7, "503": 3}), 390, 39)
+    show([row])
+    (line,) = re.findall("^batching .*", capsys.readouterr().out, re.MULTILINE)
+    _, seconds_told, rate, _, _, operations, batches, _, refused, again, unknown = line.split()
+    assert (seconds_told, rate, operations, batches) == ("6.6", "121", "780", "78")
+    assert round(6.6 * 121.2) == sum(map(int, (operations, refused, again, unknown)))
