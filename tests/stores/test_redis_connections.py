@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 import redis
+from gevent.socket import wait_read
 from redis.backoff import NoBackoff
+from redis.event import AfterConnectionReleasedEvent, EventDispatcher, EventListenerInterface
+from redis.observability.providers import get_observability_instance
 from redis.retry import Retry
 
 from geventbatch import BatchAborted, LoadFailed, Processor
 from geventbatch.stores import RedisStore
+from geventbatch.stores.redis._server import take_connection
 from tests.stores.test_stores import Pause, spawned
 from tests.support.adapters.redis import CASES, LOAD, SAVE, RedisAdapter
 from tests.support.callers import answer_of
@@ -134,6 +138,77 @@ def test_what_traces_the_commands_of_a_client_sees_the_load(
     with client, processor(adapter, client) as opened:
         assert opened.run("k", add) == 1
     assert [*seen, *getattr(client, "seen", ())] == ["EVAL"]
+
+
+def test_what_watches_the_commands_of_all_clients_is_told_of_the_load(
+    adapter: RedisAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(redis.client, "record_operation_duration", lambda **of: told.append(of["command_name"]))
+    with client_of(adapter) as client, processor(adapter, client) as opened:
+        assert opened.run("k", add) == 1
+        assert told == []
+        watched = get_observability_instance()
+        monkeypatch.setattr(watched, "_provider_manager", object())
+        assert opened.run("k", add) == 2
+    assert told == ["EVAL"]
+
+
+class Listener(EventListenerInterface):
+    """Who is told that a connection is in the pool again, as what authenticates connections again is."""
+
+    def __init__(self) -> None:
+        self.released: list[object] = []
+
+    def listen(self, event: object) -> None:
+        self.released.append(event)
+
+
+def test_a_listener_of_the_pools_is_told_of_each_connection_that_is_returned(adapter: RedisAdapter) -> None:
+    listener = Listener()
+    listening: Any = EventDispatcher({AfterConnectionReleasedEvent: [listener]})
+    pool: Any = redis.ConnectionPool(
+        host=adapter.proxy.host, port=adapter.proxy.port, max_connections=1, event_dispatcher=listening
+    )
+    with processor(adapter, redis.Redis(connection_pool=pool)) as opened:
+        assert [opened.run("k", add) for _ in range(3)] == [1, 2, 3]
+    pool.disconnect()
+    assert len(listener.released) == 6
+
+
+def test_a_connection_that_has_the_answer_to_somebody_else_in_it_is_not_used(adapter: RedisAdapter) -> None:
+    with client_of(adapter, protocol=2) as client, processor(adapter, client, max_attempts=1) as opened:
+        opened.run("k", add)
+        operation = Pause(add)
+        caller = spawned(opened.run, "k", operation)
+        operation.reached.wait()
+        leave_an_answer(adapter, client)
+        operation.ended.set()
+        assert caller.get() == 2
+        leave_an_answer(adapter, client)
+        assert opened.run("k", add) == 3
+        assert adapter.proxy.accepted == 3
+
+
+def leave_an_answer(adapter: RedisAdapter, client: Any) -> None:
+    connection = take_connection(client.connection_pool)
+    connection.send_command("EVAL", "return 1", 0)
+    wait_read(connection._sock.fileno())
+    client.connection_pool.release(connection)
+
+
+def test_a_pool_has_as_many_connections_as_batches_at_once_and_all_of_them_back(adapter: RedisAdapter) -> None:
+    with (
+        redis.Redis(host=adapter.proxy.host, port=adapter.proxy.port) as client,
+        processor(adapter, client, workers=8) as opened,
+    ):
+        for _ in range(5):
+            callers = [spawned(opened.run, number, add) for number in range(8)]
+            gevent.joinall(callers, raise_error=True)
+        pool: Any = client.connection_pool
+        assert pool._in_use_connections == set()
+        assert len(pool._available_connections) == len(set(pool._available_connections)) == adapter.proxy.accepted
+        assert adapter.proxy.accepted <= 8
 
 
 @pytest.mark.parametrize("when", ["before the load", "before the save"])

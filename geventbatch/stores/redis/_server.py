@@ -16,6 +16,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from geventbatch._safe_repr import said
 from geventbatch.errors import NotSaved
 from geventbatch.stores._give_back import give_back
+from geventbatch.stores.redis._idle import is_watched, release, take_idle
 from geventbatch.stores.redis._scripts import LOAD, LOAD_OUTCOMES, LOAD_TOGETHER
 
 if TYPE_CHECKING:
@@ -32,15 +33,6 @@ PART: Final = 0.75
 def load_command(names: list[bytes]) -> tuple[Any, ...]:
     """Return the command that loads *names* at one moment."""
     return ("EVAL", LOAD if len(names) == 1 else LOAD_TOGETHER, len(names), *names)
-
-
-_EXECUTE: Final = getattr(redis.Redis, "execute_command", None)
-_SINCE: Final = 6
-"""The version of the driver that first repeated commands as `Server._ask` does."""
-_IS_KNOWN: Final = redis.VERSION[0] >= _SINCE and (
-    type(_EXECUTE) is FunctionType and _EXECUTE.__globals__ is vars(redis.client)
-)
-"""True if nothing stands before the driver's own `execute_command`, as a tracer does."""
 
 
 class Server:
@@ -66,26 +58,23 @@ class Server:
         return cast("list[bytes | None]", self._ask(("EVAL", LOAD_OUTCOMES, len(names), *names)))
 
     def _ask(self, command: tuple[Any, ...]) -> object:
-        """Return the answer to *command*, which writes nothing: the client retries.
+        """Return the answer to *command*, which writes nothing, so that it may be repeated.
 
-        Do what the client does, at half of its cost, unless it does anything else: a tracer, a subclass, a client of
-        one connection.
+        Do what the client does, at half of its cost, unless it does anything else: a subclass, a client of one
+        connection, one that is traced or watched.
         """
         client = self._client
-        execute = client.execute_command
-        if not _IS_KNOWN or type(execute) is not MethodType or execute.__func__ is not _EXECUTE or client.connection:
-            return cast("object", execute(*command, NEVER_DECODE=True))
+        if not _goes_straight(client):
+            return client.execute_command(*command, NEVER_DECODE=True)
         pool = client.connection_pool
-        connection = take_connection(pool)
+        connection = take_idle(pool) or take_connection(pool)
         try:
-            return cast(
-                "object",
-                connection.retry.call_with_retry(
-                    lambda: answer(connection, command), lambda _: connection.disconnect()
-                ),
+            told: object = connection.retry.call_with_retry(
+                lambda: answer(connection, command), lambda _: connection.disconnect()
             )
+            return told
         finally:
-            pool.release(connection)
+            release(pool, connection)
 
     def slot_of(self, _name: bytes, /) -> int | None:
         """Return the slot of a cluster that a name lies in; None without a cluster."""
@@ -123,6 +112,27 @@ class Cluster(Server):
         return None if node is None else self._client.get_redis_connection(node).connection_pool
 
 
+_EXECUTE: Final = getattr(redis.Redis, "execute_command", None)
+_SINCE: Final = 6
+"""The version of the driver that first repeated commands as `Server._ask` does."""
+_IS_ITS_OWN: Final = redis.VERSION[0] >= _SINCE and (
+    type(_EXECUTE) is FunctionType and _EXECUTE.__globals__ is vars(redis.client)
+)
+"""True if nothing stood before the driver's `execute_command` when it was imported, as a tracer does."""
+
+
+def _goes_straight(client: Any) -> bool:
+    """Return whether *client* takes a connection, sends, and repeats, and does nothing else with a command."""
+    execute = client.execute_command
+    return (
+        _IS_ITS_OWN
+        and type(execute) is MethodType
+        and execute.__func__ is _EXECUTE
+        and client.connection is None
+        and not is_watched()
+    )
+
+
 @contextmanager
 def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
     """Lend a connection that waits at most *seconds* for an answer; return it unchanged, or closed."""
@@ -142,10 +152,12 @@ def lent(pool: Any, seconds: float, batch: Batch, what: str) -> Iterator[Any]:
 
 def _release(pool: Any, connection: Any) -> None:
     _bound(connection, None)
-    pool.release(connection)
+    release(pool, connection)
 
 
 def _taken(pool: Any, seconds: float, batch: Batch, what: str) -> Any:
+    if (idle := take_idle(pool)) is not None:
+        return idle
     # The driver retries a connect, perhaps for too long; nothing has been sent by then. An unbatched operation may be
     # in a thread without a hub, or in one that blocks, where a timer does not work.
     timer = None if batch.alone else gevent.Timeout.start_new(seconds)
