@@ -206,7 +206,7 @@ def exchange(pool: Any, commands: dict[str, tuple[Any, ...]], batch: Batch) -> d
     seconds = batch.remaining() * PART
     try:
         with lent(pool, seconds, batch, f"{len(commands)} keys") as connection:
-            connection.send_packed_command(connection.pack_commands(commands.values()))
+            connection.send_packed_command([b"".join(map(_packed, commands.values()))])
             for key in commands:
                 try:
                     answers[key] = connection.read_response(disable_decoding=True)
