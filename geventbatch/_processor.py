@@ -181,7 +181,7 @@ class Processor(BaseProcessor, Generic[R]):
             key: Any hashable that equals itself; equal keys are one.
             operation: Called as ``operation(resource, *args)``. It changes the resource in place. It may run more than
                 once, so it depends on nothing but the resource and its arguments, and changes nothing else.
-            *args: Its arguments.
+            *args: Its arguments. Keyword arguments go into the operation: ``functools.partial(operation, seat=12)``.
             start_timeout: Seconds to wait for the operation to start; None waits for ever.
             idempotency_key: 1 to 255 visible ASCII characters, for a store that records outcomes. If an operation was
                 saved under it on this key, in any process, it is not applied again, and its outcome is returned once
@@ -234,7 +234,7 @@ class Processor(BaseProcessor, Generic[R]):
             keys: One key or more, and ``max_bulk`` at the most; each once.
             operation: Called as ``operation(resources, *args)`` with a tuple of resources in the order of *keys*. It
                 changes them in place, and may run more than once, as in `run`.
-            *args: Its arguments.
+            *args: Its arguments. Keyword arguments go into the operation: ``functools.partial(operation, seat=12)``.
             start_timeout: Seconds to wait for the operation to start; None waits for ever.
             idempotency_key: As in `run`.
             identified_by: As in `run`.

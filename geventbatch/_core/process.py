@@ -257,7 +257,7 @@ def check_not_inside(dispatcher: Dispatcher, method: str = "run") -> None:
     if inside is not None:
         raise RuntimeError(
             f"{method}() was called inside a batch of the same processor (key {shown(inside.key)}), which would wait "
-            "for itself: call it after the batch, or make the change inside this operation"
+            "for itself. Nothing was run: call it after the batch, or make the change inside this operation"
         )
 
 

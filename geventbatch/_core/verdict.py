@@ -13,7 +13,7 @@ from geventbatch._core.operation import BROKEN, name_of
 from geventbatch._failure import rejected
 from geventbatch._safe_repr import said, shown
 from geventbatch._values.answers import Copying, TooDeep, Unfinished
-from geventbatch.errors import Apart, NotSaved, Rejected, TooEarly, Undecided
+from geventbatch.errors import Apart, NotSaved, Rejected, TooEarly, Undecided, named
 
 if TYPE_CHECKING:
     from geventbatch._core.attempt import Attempt
@@ -29,6 +29,9 @@ traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__  # pa
 
 _OURS: Final = frozenset({TooDeep, Unfinished})
 """Errors that we raise for an operation: it has returned a value that is no answer."""
+
+_OF_A_TUPLE: Final = ("'tuple' object ", "tuple indices must be ")
+"""How Python's errors begin if a tuple is used as what it is not."""
 
 _LOADS: Final = 4
 """Operations that spoil the transaction and may cost a load each. After them, attempts go step by step, if they can."""
@@ -48,8 +51,8 @@ def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> 
     idempotency = attempt.dispatcher.options.idempotency
     if idempotency is not None and idempotency.is_recalled(operation, error):
         return GOES_ON
-    if type(error) is TypeError:
-        _say_if_not_called(attempt, operation, error)
+    if type(error) is TypeError or type(error) is AttributeError:
+        _say_how_called(attempt, operation, error)
     attempt.forget_operation()
     verdict = _ask(attempt, "operation_raised", error)
     steps = _steps_for(attempt, verdict)
@@ -63,19 +66,31 @@ def judge(attempt: Attempt, operation: Operation[Any], error: BaseException) -> 
     return GOES_ON if is_clean(attempt.batch, error) else TO_UNDO
 
 
-def _say_if_not_called(attempt: Attempt, operation: Operation[Any], error: TypeError) -> None:
-    """Put operation, key and arguments into *error*, if Python raised it because *operation* does not take these."""
+def _say_how_called(attempt: Attempt, operation: Operation[Any], error: BaseException) -> None:
+    """Put operation, keys and arguments into *error*, if Python raised it because *operation* does not take these.
+
+    Or because it was written for one resource, and `run_across` has given it a tuple of them.
+    """
+    keys, told = attempt.batch.keys, said(error)
+    several = len(keys) > 1
+    if not (several and told.startswith(_OF_A_TUPLE)) and not (type(error) is TypeError and _is_of_the_call(error)):
+        return
+    number = len(operation.args)
+    given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
+    what = "a tuple of the resources" if several else "the resource"
+    message = f"the operation {name_of(operation.callable)} on {named(keys)} was called with {what} {given}: {told}"
+    error.args = (f"{message}; nothing of it was saved",)
+
+
+def _is_of_the_call(error: BaseException) -> bool:
+    """Return whether *error* was raised before any code of the operation ran."""
     trace: Any = traceback_of(error)
     while trace is not None:
         name = trace.tb_frame.f_globals.get("__name__", "")
         if not name.startswith(("geventbatch._", "geventbatch.testing.")):
-            return
+            return False
         trace = trace.tb_next
-    number = len(operation.args)
-    given = f"and {number} {'argument' if number == 1 else 'arguments'}" if number else "alone"
-    name, key = name_of(operation.callable), shown(attempt.batch.key)
-    message = f"the operation {name} on key {key} was called with the resource {given}: {said(error)}"
-    error.args = (f"{message}; nothing of it was saved",)
+    return True
 
 
 def look(attempt: Attempt, operation: Operation[Any]) -> bool:

@@ -88,6 +88,35 @@ def test_keys_that_cannot_be_are_refused_at_the_door(
         assert ledger.loads == []
 
 
+def _mark(account: Account, mark: int) -> None:
+    account.append(mark)
+
+
+def _mark_first(account: Account) -> None:
+    account["first"] = 1  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_an_operation_on_one_resource_is_told_that_it_has_a_tuple_of_them(
+    clock: VirtualTime, ledger: Ledger, batching: bool
+) -> None:
+    was_called = "on keys 'a', 'b' was called with a tuple of the resources"
+    nothing = "; nothing of it was saved"
+    with ledger.processor(batching=batching) as processor:
+        told: Any = answer_of(processor.run_across, [*"ab"], _mark, 1)
+        assert type(told) is AttributeError
+        says = f"{was_called} and 1 argument: 'tuple' object has no attribute 'append'{nothing}"
+        assert str(told) == f"the operation _mark {says}"
+        told = answer_of(processor.run_across, [*"ab"], _mark_first)
+        assert type(told) is TypeError
+        says = f"{was_called} alone: 'tuple' object does not support item assignment{nothing}"
+        assert str(told) == f"the operation _mark_first {says}"
+        told = answer_of(processor.run_across, [*"ab"], append_to_all)
+        says = f"{was_called} alone: append_to_all() missing 1 required positional argument: 'mark'{nothing}"
+        assert str(told) == f"the operation append_to_all {says}"
+        assert str(answer_of(processor.run, "a", tuple.index, 1)).startswith("the operation tuple.index on key 'a'")
+
+
 @pytest.mark.parametrize("batching", [True, False])
 def test_other_bad_input_is_refused_as_by_run(clock: VirtualTime, ledger: Ledger, batching: bool) -> None:
     with ledger.processor(batching=batching) as processor:

@@ -208,8 +208,8 @@ def test_run_inside_a_batch_of_the_same_processor_is_a_runtime_error_at_once_wha
         assert places.processor.run("after", nothing) is None
     assert type(error) is RuntimeError
     assert str(error) == (
-        "run() was called inside a batch of the same processor (key 'outer'), which would wait for itself: call it "
-        "after the batch, or make the change inside this operation"
+        "run() was called inside a batch of the same processor (key 'outer'), which would wait for itself. Nothing was "
+        "run: call it after the batch, or make the change inside this operation"
     )
     if place == "roll back":
         assert isinstance(answer, KeyError)

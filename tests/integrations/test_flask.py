@@ -721,8 +721,14 @@ def test_what_is_declared_is_seen_and_switched_off_as_the_processor_that_it_stan
         words.batching = True
         assert meant.batching
         assert words.batching
-    with pytest.raises(RuntimeError, match="outside of application context"):
-        words.batching = False
+    uses: list[Callable[[], object]] = [
+        lambda: setattr(words, "batching", False),
+        lambda: words.run("k", len),
+        words.stats,
+    ]
+    for use in uses:
+        with pytest.raises(RuntimeError, match=r"outside of application context.* Nothing was run: .* for_app\(app\)"):
+            use()
 
 
 def load_words(key: str) -> Words:

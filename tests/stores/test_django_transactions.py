@@ -316,6 +316,7 @@ def test_a_connection_that_is_closed_is_refused_by_name(alias: str) -> None:
     error = between(alias, close)[1]
     assert isinstance(error, RuntimeError)
     assert "an operation on 'a' called close() on the connection of its batch" in str(error)
+    assert str(error).endswith(". Nothing of this operation was saved")
 
 
 def test_a_savepoint_that_is_never_released_is_as_harmless_as_alone(alias: str) -> None:

@@ -740,6 +740,7 @@ def test_an_operation_cannot_commit(postgres: Postgres, trains: SQLAlchemyStore[
     assert answers[::2] == [1, 2]
     assert isinstance(answers[1], RuntimeError)
     assert "the batch commits" in str(answers[1])
+    assert str(answers[1]).endswith(". Nothing of this operation was saved")
     assert taken_in(postgres.direct) == 2
 
 

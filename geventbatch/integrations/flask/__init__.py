@@ -293,7 +293,14 @@ class AppProcessor(Generic[R]):
         Switches: no.
         """
         if app is None:
-            app = app_ctx.app
+            try:
+                app = app_ctx.app
+            except RuntimeError:
+                raise RuntimeError(
+                    "a processor of GeventBatch was used outside of application context, so that nothing tells which "
+                    "application's is meant. Nothing was run: use it in a request or in `with app.app_context():`, or "
+                    "take for_app(app), whose run() needs no context"
+                ) from None
         try:
             return _state_of(app).processors[self]
         except KeyError:

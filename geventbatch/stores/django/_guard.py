@@ -239,7 +239,7 @@ class Guard:
         if not self._aside:
             raise RuntimeError(
                 f"an operation on {shown(self._batch.key)} called {what} on the connection of its batch, which shares "
-                f"one transaction: {instead}"
+                f"one transaction: {instead}. Nothing of this operation was saved"
             )
 
     @property

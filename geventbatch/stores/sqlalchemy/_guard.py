@@ -318,7 +318,7 @@ class Guard(StatementGuard):
             self.check_later()
             self._forbidden = RuntimeError(
                 f"an operation on {shown(self.key)} took {_shown(instance)} out of its batch's session, in which it is "
-                "to be saved"
+                "to be saved. Nothing of this operation was saved"
             )
 
     def check_expunge(self, instance: object) -> None:

@@ -30,7 +30,7 @@ REFUSALS = (
     (RuntimeError, r"an operation on .* would (write|begin a savepoint) to SQLite"),
     (RuntimeError, r"an operation on .* would load .* anew, and forget what operations have changed"),
     # What would end the transaction, reach the other operations, or change the row behind the resource's back.
-    (RuntimeError, r"an operation on .* called commit\(\) on its batch's session"),
+    (RuntimeError, r"an operation on .* called commit\(\) of its batch's session"),
     (RuntimeError, r"an operation on .* (took|would take) .* out of its batch's session"),
     (RuntimeError, r"an operation on .* was refused a statement"),
     (RuntimeError, r"an operation on .* changed the row of its resource by a query or another instance"),
