@@ -180,7 +180,7 @@ class LoadedResource:
         If an operation *rewrote* rows by a statement of its own, that may be the reason: nothing is raised.
         """
         self.refuse_values()
-        dirty = list(self._session.dirty)
+        dirty = self._session.touched()
         self.tracker.flushes(self._session, dirty)
         changed = self._dirty_rows.changed(self.has, dirty, transaction)
         if changed is not None and not rewrote:

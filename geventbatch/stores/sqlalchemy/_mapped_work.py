@@ -117,12 +117,11 @@ class MappedWork:
     def has_only_our_listeners(self) -> bool:
         """Return whether no listener of the user's may send something during a flush, or between it and COMMIT."""
         dispatch = self._session.dispatch
-        return all(len(list(getattr(dispatch, name))) == 1 for name in _EVENTS) and not list(dispatch.after_flush)
+        return all(len(getattr(dispatch, name)) == 1 for name in _EVENTS) and not len(dispatch.after_flush)
 
     def _needs_no_answer(self, rows: Sequence[object]) -> bool:
         """Return whether no statement of the flush needs an answer."""
-        session = self._session
-        return not session.new and not session.deleted and not any(is_instance(row) for row in rows)
+        return not self._session.adds_or_deletes() and not any(is_instance(row) for row in rows)
 
 
 def made(mapping: Mapping, key: Hashable) -> Any:

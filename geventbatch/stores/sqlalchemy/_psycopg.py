@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
@@ -23,7 +23,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import DBAPIError
 
 from geventbatch.stores._give_back import give_back
-from geventbatch.stores._sql import bounds, errors
+from geventbatch.stores._sql import bounds, commit, errors
 from geventbatch.stores._sql import statements as sql_statements
 from geventbatch.stores._sql.joined import checked, insert_of_a_row
 from geventbatch.stores._sql.libpq import exchange
@@ -33,7 +33,7 @@ from geventbatch.stores.sqlalchemy._engines import is_watched
 from geventbatch.stores.sqlalchemy._postgres import PostgresTransaction
 from geventbatch.stores.sqlalchemy._savepoint import SET
 from geventbatch.stores.sqlalchemy._texts import fixed
-from geventbatch.stores.sqlalchemy._transaction import LostRow, cause, remaining
+from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,11 +93,15 @@ class JoinedTransaction(PostgresTransaction):
     def _make_known(self) -> None:
         self._prepare_nothing(self._driver)
         self._driver.cursor_factory = cast("type[psycopg.Cursor[Any]]", partial(_Cursor, self))
-        status = self.status()
-        if status == TransactionStatus.IDLE:
-            self._driver.autocommit = True  # leaves BEGIN to us: psycopg would wait for its own
-        elif status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+        if self.status() in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
             self._connection.begin()
+        elif not _TAKES_RESULTS:
+            self.leave_begin_to_us()
+
+    def leave_begin_to_us(self) -> None:
+        """Have psycopg's own cursors send no BEGIN, for which they would wait, before the first message."""
+        if self.status() == TransactionStatus.IDLE:
+            self._driver.autocommit = True
 
     def begin_again(self) -> None:
         self._driver.autocommit = True
@@ -205,11 +209,16 @@ class JoinedTransaction(PostgresTransaction):
         if error is None and not self._is_known and self.status() == TransactionStatus.IDLE:
             give_back(self.key, self._connection.close, saved=True)
         else:
-            super().end(error)
+            Transaction.end(self, error)  # the parent's would prepare again, as `close` does
+
+    def in_time(self, error: BaseException | None) -> bool:
+        return Transaction.in_time(self, error) and self.status() not in {commit.ACTIVE, commit.UNKNOWN}
 
     def close(self, error: BaseException | None) -> None:  # noqa: ARG002 - for the parent
-        self._driver.rollback()  # sends nothing after COMMIT
-        self._driver.autocommit = self._autocommit
+        if self.status() != TransactionStatus.IDLE:
+            self._driver.rollback()
+        if self._driver.autocommit != self._autocommit:
+            self._driver.autocommit = self._autocommit
         self._driver.cursor_factory = self._cursor_factory
         self._prepare_again(self._driver)
         self.connection.close()
@@ -231,7 +240,7 @@ class JoinedTransaction(PostgresTransaction):
     def checks(self, query: str) -> int:
         """Return how many rows this statement has to change for each set of parameters; 0: any number."""
         checked, self.checked = self.checked, 0
-        return checked or int(sql_statements.first_word(query) in _CHANGES and not _RETURNS.search(query))
+        return checked or int(_changes(query))
 
     def join(self, query: str, params: Params | None) -> str:
         """Return a statement with its values."""
@@ -313,6 +322,7 @@ class _Cursor(psycopg.Cursor[Any]):
             return
         if transaction.before:
             before, transaction.before = transaction.before, []
+            transaction.leave_begin_to_us()
             transaction.began(send(psycopg.Cursor(self.connection), before))
         super().executemany(query, params_seq, returning=returning)
 
@@ -320,8 +330,7 @@ class _Cursor(psycopg.Cursor[Any]):
         rows = self._transaction.checks(query)
         self._expected = rows * len(every)
         if rows:
-            found = query if sql_statements.first_word(query) == "SELECT" else f"{query}\n RETURNING 1"
-            query = checked(found, rows)
+            query = _checked(query, rows)
         elif len(every) > 1 and (inserts := insert_of_a_row(query)) is not None:
             head, values = inserts
             collected.append(head + ", ".join(self._transaction.join_each(values, every)))
@@ -345,6 +354,18 @@ class _Cursor(psycopg.Cursor[Any]):
 def send(cursor: psycopg.Cursor[Any], statements: list[str]) -> psycopg.Cursor[Any]:
     """Send *statements* as one message, and wait for the answers."""
     return cursor.execute(encoded(cursor.connection, statements), prepare=False)
+
+
+@lru_cache(maxsize=1000)
+def _changes(query: str) -> bool:
+    """Return whether *query* changes rows, and returns none."""
+    return sql_statements.first_word(query) in _CHANGES and not _RETURNS.search(query)
+
+
+@lru_cache(maxsize=1000)
+def _checked(query: str, rows: int) -> str:
+    """Return a statement that fails unless *query* finds so many *rows*."""
+    return checked(query if sql_statements.first_word(query) == "SELECT" else f"{query}\n RETURNING 1", rows)
 
 
 def _begin(driver: psycopg.Connection[Any]) -> str:

@@ -256,7 +256,10 @@ class BatchSession(Session):
 
     def flush(self, objects: Any = None) -> None:
         """Flush changes in place too, which SQLAlchemy itself does not see."""
-        with _guard(self).flush():
+        guard = _guard(self)
+        if guard.is_loading and self.is_untouched():  # SQLAlchemy flushes before the query of the load
+            return
+        with guard.flush():
             super().flush(objects)
 
     def refresh(self, instance: object, *args: Any, **options: Any) -> None:
@@ -340,6 +343,10 @@ class BatchSession(Session):
     def is_untouched(self) -> bool:
         """Return whether nothing in it was added, deleted, or changed as far as SQLAlchemy has seen."""
         return not (self._new or self._deleted or self.identity_map.check_modified())
+
+    def adds_or_deletes(self) -> bool:
+        """Return whether a flush would insert or delete something."""
+        return bool(self._new or self._deleted)
 
     def touched(self) -> list[Any]:
         """Return what `dirty` does, without making a set of it."""

@@ -133,6 +133,11 @@ class StatementGuard:
         self._autoflush = self.session.autoflush
         self.ours = False
 
+    @property
+    def is_loading(self) -> bool:
+        """Return whether no operation has run yet."""
+        return self._loaded is None
+
     def end(self) -> None:
         """Forget the session, which holds the guard: without the cycle, both go as soon as nobody has them."""
         self.ours = True
