@@ -271,5 +271,6 @@ def _outcome_model(model: Any) -> type[OutcomeModel]:
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
     if connection.in_atomic_block:
         return True
-    is_manual = connection.settings_dict["AUTOCOMMIT"] and connection.connection is not None
-    return is_manual and not connection.get_autocommit()
+    if connection.connection is None or connection.autocommit:  # `get_autocommit` looks for an event loop each time
+        return False
+    return bool(connection.settings_dict["AUTOCOMMIT"])
