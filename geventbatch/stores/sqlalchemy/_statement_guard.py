@@ -175,7 +175,8 @@ class StatementGuard:
         """Return the error that the current operation gets; if it goes on after writing, nothing of it is saved."""
         self._spoils = True
         self.check_later()
-        return RuntimeError(f"an operation on {shown(self.key)} {what}. Nothing of this operation was saved")
+        nothing = "" if self._reapplies else ". Nothing of this operation was saved"
+        return RuntimeError(f"an operation on {shown(self.key)} {what}{nothing}")
 
     def _forget(self) -> None:
         """Reset the state of the current operation, which is over, and what it has set for itself."""
