@@ -46,10 +46,7 @@ if TYPE_CHECKING:
 
 @final
 class Attempt:
-    """One batch's way from load to save.
-
-    One object serves all attempts of its batch; `begin_again` resets what belongs to one.
-    """
+    """One batch's way from load to save. It serves all attempts; `begin_again` resets what belongs to one."""
 
     __slots__ = (
         "after",
@@ -60,6 +57,7 @@ class Attempt:
         "batch",
         "broken",
         "bulk",
+        "committed",
         "completed",
         "conflict",
         "conflict_of_load",
@@ -101,6 +99,7 @@ class Attempt:
     completed: int  # operations that returned
     rows_added: list[tuple[int, object]] | None  # operations that had returned by then (-1 in the load), and the row
     outcomes: dict[str, str] | None  # by idempotency key, for the store to record with the save (see `once`)
+    committed: bool  # COMMIT was answered, and the store gives its connection back: whatever ends that, it is saved
     deleted: tuple[Hashable, ...]  # the keys that the last operation that returned deletes
     cut_off: bool  # later operations are applied to the next load's resource, as also after such a deletion
     must_look: bool  # after the operation at hand `look` is called: the batch has ended, or there is something to do
@@ -150,11 +149,10 @@ class Attempt:
         self.broken = self.conflict = self.fatal = self.outer = self.paused_at = self.saved = None
         self.scope = self.verdict = self.mates = self.steps = self.undo = self.after = self.bulk = self.asked = None
         self.deleted = ()
-        self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = self.apart = False
+        self.spent = self.doubted = self.stepwise = self.cut_off = self.must_look = self.apart = self.committed = False
         self.completed = self.conflicts = self.rejections = self.loaded_with = 0
         self.rows_added = self.outcomes = self.parts = None
-        self.phase = "load"
-        self.turn = -1
+        self.phase, self.turn = "load", -1
         self.load_duration = self.save_duration = self.aside = 0.0
         batch.attempt = self
 
@@ -202,7 +200,7 @@ class Attempt:
         self.phase = "load"
         self.completed = 0
         self.broken = self.verdict = self.steps = self.conflict = None
-        self.deleted, self.doubted, self.cut_off = (), False, False
+        self.deleted, self.doubted, self.cut_off, self.committed = (), False, False, False
         self.must_look = self.batch.ended
         self.rows_added = self.outcomes = None
 
@@ -239,6 +237,8 @@ class Attempt:
     def time_out(self) -> None:
         """Answer the callers of the batch, after the deadline has passed."""
         self.spent = True
+        if self.committed and not settle(self):
+            return
         phase = self.phase
         if phase == "replay":
             if self.conflict is not None:  # nothing was written

@@ -14,6 +14,7 @@ from gevent.event import AsyncResult
 from gevent.hub import Waiter
 
 from geventbatch._core.clock import clock as _clock
+from geventbatch._core.halving import settle
 from geventbatch._core.hub_turns import WIDTH, pace
 from geventbatch._core.operation import SETTLED, WAITING, WITHDRAWN
 from geventbatch._failure import Failure, aborted
@@ -444,6 +445,8 @@ class Batch:
         attempt = self.attempt
         if attempt is not None:
             attempt.spent = True
+            if attempt.committed and not self.ended:
+                settle(attempt)
         self.end(aborted(self.key, cause, saving=attempt is not None and attempt.phase == "save"))
 
     def answer(self, operation: Operation[T]) -> T:

@@ -25,6 +25,9 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
     replay = False
     if attempt.over() or ends_greenlet(attempt, error):
         attempt.abort(error)
+    elif attempt.committed:
+        attempt.spent = True  # something like a Timeout of the pool's own
+        replay = settle(attempt)
     elif isinstance(error, Conflict):
         return delay(attempt, error)
     elif isinstance(error, Rejected):

@@ -10,7 +10,7 @@ from django.db import IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from gevent.event import Event
 
-from geventbatch import BatchAborted, Processor, ResourceMissing, current_batch
+from geventbatch import Processor, ResourceMissing, current_batch
 from geventbatch._core import process
 from geventbatch.stores import DjangoStore
 from tests.support.callers import answer_of
@@ -101,7 +101,7 @@ def test_a_resource_that_is_missing_is_told(backend: Backend, processor: Process
     assert backend.called
 
 
-def test_a_kill_that_comes_then_ends_the_worker_although_the_backend_raises_in_its_place(
+def test_a_kill_that_comes_then_ends_the_worker_and_changes_no_answer_although_the_backend_raises_in_its_place(
     backend: Backend, processor: Processor[Account]
 ) -> None:
     backend.waiting = True
@@ -109,8 +109,18 @@ def test_a_kill_that_comes_then_ends_the_worker_although_the_backend_raises_in_i
     wait_until(lambda: backend.called)
     worker: Any = next(iter(process.running))
     worker.kill(block=False)
-    answer = caller.get()
-    assert type(answer) is BatchAborted
-    assert type(answer.__cause__) is gevent.GreenletExit
+    assert caller.get() == 1
     wait_until(lambda: worker.dead)
     assert processor.run("a", deposit, 1) == 2
+
+
+def test_a_deadline_that_comes_then_answers_what_was_saved(
+    alias: str, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.waiting = True
+    store = DjangoStore(Account, by="name", using=alias, conn_max_age=0)
+    with Processor(open_resource=store, min_duration=0, max_duration=0.5) as processor:
+        assert processor.run("a", deposit, 1) == 1
+        assert account(alias).balance == 1
+        assert processor.run("a", deposit, 1) == 2
+    wait_until(lambda: "after the batch of key 'a' was saved" in caplog.text)

@@ -199,12 +199,12 @@ class BulkScope:
         except BaseException as failed:
             self._leave(failed, last)
             raise
-        give_back(self._whole.key, self._lease.end, saved=True)
+        give_back(self._whole.key, self._lease.end, saved=True, lost=lost)
         if lost:
-            raise PartlySaved({key: failed for part, failed in lost.items() for key in part.told})
+            raise PartlySaved(lost)
 
-    def _save(self) -> dict[Part, NotSaved]:
-        """Save, and return why parts were not saved."""
+    def _save(self) -> dict[Hashable, NotSaved]:
+        """Save, and return why keys were not saved."""
         self._transaction.check()
         parts = self._parts()
         lost = {part: self._known(part) or found for part in parts if (found := part.prepare()) is not None}
@@ -226,7 +226,7 @@ class BulkScope:
         else:
             self._check_save()
             self._transaction.commit()
-        return lost
+        return {key: failed for part, failed in lost.items() for key in part.told}
 
     def _parts(self) -> list[Part]:
         """Return what to save, batch by batch."""

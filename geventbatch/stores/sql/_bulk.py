@@ -18,7 +18,7 @@ from geventbatch.stores.sql._resource import Resource
 from geventbatch.stores.sql._transaction import Inserted, Save, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
     from types import TracebackType
 
     from geventbatch._core.batch import Batch
@@ -98,7 +98,7 @@ class BulkScope:
         except BaseException as raised:
             self._end(raised)
             raise
-        self._end(error)
+        self._end(error, failed)
         if failed:
             raise PartlySaved(failed)
 
@@ -257,7 +257,7 @@ class BulkScope:
     def _outcomes(self) -> OutcomesOfBulk:
         return OutcomesOfBulk(self._table.outcomes_in(self._begun), self._name, lambda key: (self._table.name, key))
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None, lost: Collection[Hashable] = ()) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            transaction.end(error)
+            transaction.end(error, lost)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+import gevent
+
 from geventbatch._batch import current_batch
 from geventbatch._core import process
 from geventbatch._safe_repr import named, shown
@@ -60,9 +62,20 @@ class Connections:
         return connection
 
     def take_back(self, connection: Any) -> None:
-        """Return a connection, in no transaction. Switches: yes."""
+        """Return a connection, in no transaction. Switches: yes.
+
+        A pool may wait for a lock, or for a server. If the deadline or a kill ends that wait, another greenlet closes
+        the connection: outside of the deadline, so that the pool does not go on counting it.
+        """
         self._lent.pop(id(connection), None)
-        self._put(connection)
+        try:
+            self._put(connection)
+        except Exception:
+            raise
+        except BaseException:
+            if process.has_hub():
+                gevent.spawn(self._drop, connection)
+            raise
 
     def discard(self, connection: Any) -> None:
         """Close a connection, in any state; the pool makes another one. Switches: no."""

@@ -23,7 +23,7 @@ from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores._sql.statements import forbidden
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
     from geventbatch.stores._sql.outcomes import Recording
     from geventbatch.stores.sql._connections import Connections
@@ -163,13 +163,13 @@ class Transaction(ABC):
         """Note that the next message has COMMIT in it."""
         self._sends_commit = True
 
-    def end(self, error: BaseException | None = None) -> None:
-        """Return the connection to its pool, after a rollback if something is open. See `give_back` for errors.
+    def end(self, error: BaseException | None = None, lost: Collection[Hashable] = ()) -> None:
+        """Return the connection to its pool, after a rollback if something is open; `give_back` says what *lost* is.
 
         If *error* is no `Exception`, or no time is left, it is discarded: a rollback could not be interrupted, should
         it wait for a server that has gone.
         """
-        give_back(self.key, self._end, error, saved=error is None)
+        give_back(self.key, self._end, error, saved=error is None, lost=lost)
 
     def discard(self) -> None:
         """Close the connection, in any state. Switches: no."""

@@ -29,7 +29,7 @@ from geventbatch.stores.sqlalchemy._mode import on_server
 from geventbatch.stores.sqlalchemy._transaction import Transaction, load
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
     from types import TracebackType
 
     from geventbatch.errors import Repeated
@@ -132,7 +132,7 @@ class BulkDocumentScope:
         except BaseException as raised:
             self._end(raised)
             raise
-        self._end(error)
+        self._end(error, lost)
         if lost:
             raise PartlySaved(lost)
 
@@ -286,7 +286,7 @@ class BulkDocumentScope:
             raise errors.of_store(error, self._name) from error
         return self._transaction
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None, lost: Collection[Hashable] = ()) -> None:
         transaction = self.__dict__.pop("_transaction", None)
         if transaction is not None:
-            transaction.end(error)
+            transaction.end(error, lost)

@@ -24,7 +24,7 @@ from geventbatch.stores.sqlalchemy._mapping import table_of
 from geventbatch.stores.sqlalchemy._transaction import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Collection, Hashable
 
     from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
@@ -80,12 +80,12 @@ class ManyRows:
         with self._session.silence():
             self._session._expunge_states(self._session.identity_map.all_states())  # noqa: SLF001 - the public cascades
 
-    def close(self, *, saved: bool) -> None:
+    def close(self, *, saved: bool, lost: Collection[Hashable] = ()) -> None:
         """Close the session."""
         session = self.__dict__.pop("_session", None)
         if session is not None:
             try:
-                give_back(self._name, session.close, saved=saved)
+                give_back(self._name, session.close, saved=saved, lost=lost)
             finally:
                 session.end_watch()
 

@@ -31,7 +31,7 @@ from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cau
 from geventbatch.stores.sqlalchemy._triggers import Triggers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator
     from types import TracebackType
 
     from geventbatch._core.batch import Batch
@@ -117,7 +117,7 @@ class BulkMappedScope:
             if self._raced is not None and (conflict := self._raced.is_there_by_now()) is not None:
                 raise conflict from raised.__cause__
             raise
-        self._end(error)
+        self._end(error, {key for part in failed for key in part.keys})
         if failed:
             self._look_again(failed)
             raise PartlySaved({key: error for part, error in failed.items() for key in part.keys})
@@ -414,15 +414,15 @@ class BulkMappedScope:
         finally:
             connection.guard_at_hand = before
 
-    def _end(self, error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None, lost: Collection[Hashable] = ()) -> None:
         transaction = self.__dict__.pop("_transaction", None)
         try:
             if transaction is not None:
-                transaction.end(error)
+                transaction.end(error, lost)
         finally:
             for part in self._parts.values():
-                part.close(saved=error is None)
-            self._rows.close(saved=error is None)
+                part.close(saved=error is None, lost=lost)
+            self._rows.close(saved=error is None, lost=lost)
 
 
 def _result(make: Callable[[], Any]) -> Any:

@@ -21,7 +21,7 @@ from geventbatch.stores.sqlalchemy._mapped_work import MappedWork, made
 from geventbatch.stores.sqlalchemy._session_snapshot import snapshot_of_load
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
     import sqlalchemy as sa
     from sqlalchemy.orm import InstanceState
@@ -272,11 +272,11 @@ class MappedPart(MappedWork):
             elif one.resource in session:
                 session.delete(one.resource)
 
-    def close(self, *, saved: bool) -> None:
+    def close(self, *, saved: bool, lost: Collection[Hashable] = ()) -> None:
         """Close the session."""
         self._guard.ours = True
         try:
-            give_back(self._key, self._session.close, saved=saved)
+            give_back(self._key, self._session.close, saved=saved, lost=lost)
         finally:
             self._session.end_watch()
 

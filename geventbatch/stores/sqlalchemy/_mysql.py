@@ -13,6 +13,8 @@ from geventbatch.stores.sqlalchemy._engines import ENDED, IN_DOUBT
 from geventbatch.stores.sqlalchemy._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable
+
     from sqlalchemy import Connection
 
 _LEVEL: Final = "geventbatch: level"
@@ -36,9 +38,9 @@ class MySQLTransaction(Transaction):
             self._bound_locks()
         event.listen(self.connection, "before_cursor_execute", self._bounded, retval=True)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, lost: Collection[Hashable] = ()) -> None:
         try:
-            super().end(error)
+            super().end(error, lost)
         finally:
             event.remove(self.connection, "before_cursor_execute", self._bounded)  # the connection would hold this
 

@@ -13,7 +13,7 @@ from geventbatch.stores.sqlalchemy._engines import beside
 from geventbatch.stores.sqlalchemy._transaction import Transaction, remaining
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Collection, Hashable
     from datetime import tzinfo
 
     from sqlalchemy import Engine
@@ -53,10 +53,10 @@ class PostgresTransaction(Transaction):
         if self._is_direct:
             self._prepare_again(self._driver)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, lost: Collection[Hashable] = ()) -> None:
         if not self.connection.closed and not self.connection.invalidated:
             self._prepare_again(self._driver)
-        super().end(error)
+        super().end(error, lost)
 
     def _prepare_nothing(self, driver: Any) -> None:
         """Turn off psycopg's prepared statements: behind a pooler, another client may have their session by then."""

@@ -36,7 +36,7 @@ from geventbatch.stores.sqlalchemy._texts import fixed
 from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, remaining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
     from typing import Self
 
     from psycopg.abc import Params
@@ -205,11 +205,11 @@ class JoinedTransaction(PostgresTransaction):
         if self._is_known or self.status() not in {TransactionStatus.IDLE, TransactionStatus.INTRANS}:
             super().check_whole()
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, lost: Collection[Hashable] = ()) -> None:
         if error is None and not self._is_known and self.status() == TransactionStatus.IDLE:
-            give_back(self.key, self._connection.close, saved=True)
+            give_back(self.key, self._connection.close, saved=True, lost=lost)
         else:
-            Transaction.end(self, error)  # the parent's would prepare again, as `close` does
+            Transaction.end(self, error, lost)  # the parent's would prepare again, as `close` does
 
     def in_time(self, error: BaseException | None) -> bool:
         return Transaction.in_time(self, error) and self.status() not in {commit.ACTIVE, commit.UNKNOWN}

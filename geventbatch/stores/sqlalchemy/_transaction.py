@@ -34,7 +34,7 @@ from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, note_commits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
     from datetime import tzinfo
 
     from sqlalchemy import Connection, CursorResult, Engine
@@ -284,14 +284,14 @@ class Transaction:
         why = f"{shown(self.key)} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
         return NotSaved(why) if of_everybody else Rejected(why)
 
-    def end(self, error: BaseException | None = None) -> None:
+    def end(self, error: BaseException | None = None, lost: Collection[Hashable] = ()) -> None:
         """Return the connection to its pool, after a rollback if something is open.
 
         If *error* is no `Exception`, or no time is left, that rollback could not be interrupted, should it wait for a
         server that has gone. Then discard the connection. See `give_back` for errors.
         """
         try:
-            give_back(self.key, self._end, error, saved=error is None)
+            give_back(self.key, self._end, error, saved=error is None, lost=lost)
         finally:
             self.committer = None  # it may hold all that is saved, and with it this
             self.let_go()
