@@ -143,7 +143,7 @@ class Outcomes:
 class OutcomesOfBulk(Outcomes):
     """The outcomes of the resources of a bulk. Their names are `OutcomeName`s."""
 
-    def __init__(self, table: OutcomeTable, name: str, place: Callable[[Any], tuple[str, Hashable]]) -> None:
+    def __init__(self, table: OutcomeTable, name: Hashable, place: Callable[[Any], tuple[str, Hashable]]) -> None:
         """Call the bulk *name* in messages.
 
         *place* returns the store of a key, and the key as its row has it: what `Outcomes` gets where the store opens

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._bulk.connected import by_component
 from geventbatch._safe_repr import shown
-from geventbatch.errors import ImpossibleKey, NothingToSave, NotSaved, PartlySaved, Repeated, ResourceMissing
+from geventbatch.errors import ImpossibleKey, NothingToSave, NotSaved, PartlySaved, Repeated, ResourceMissing, named
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import OutcomesOfBulk, Recording, outcomes_of, repeated_of
 from geventbatch.stores.sql._resource import Resource
@@ -36,6 +36,19 @@ class Part(NamedTuple):
     batch: Batch
     keys: list[Hashable]
     changes: list[Change]
+
+
+class Several:
+    """Names the transaction of several *keys* in messages."""
+
+    __slots__ = ("_keys", "_table")
+
+    def __init__(self, keys: Sequence[Hashable], table: str) -> None:
+        self._keys = keys
+        self._table = table
+
+    def __repr__(self) -> str:
+        return f"{len(self._keys)} rows of {self._table} ({named(tuple(self._keys))})"
 
 
 class BulkRows:
@@ -73,7 +86,7 @@ class BulkScope:
         self._table = table
         self._keys = keys
         self._normalize = normalize
-        self._name = f"{len(keys)} rows of {table.name}"
+        self._name = self._named(keys)
         self._loaded: dict[Hashable, Resource] = {}
         self._resources: dict[Hashable, Any] = {}
 
@@ -123,7 +136,7 @@ class BulkScope:
             self._transaction, _ = load(self._table.connections, self._name, lambda _: None)
             return
         try:
-            self._transaction, found = load(self._table.connections, self._name, partial(self._fetch, keys=keys))
+            self._transaction, found = load(self._table.connections, self._named(keys), partial(self._fetch, keys=keys))
         except ResourceMissing as error:
             refused = self._refused(keys, error)
             self._resources |= refused
@@ -134,11 +147,11 @@ class BulkScope:
     def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Exception]:
         """Find the keys that the database refuses, by loading each half. Switches: yes."""
         if len(keys) == 1:
-            return {keys[0]: ResourceMissing(*error.args, key=keys[0])}
+            return {keys[0]: error}
         refused: dict[Hashable, Exception] = {}
         for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
             try:
-                transaction, _ = load(self._table.connections, self._name, partial(self._fetch, keys=half))
+                transaction, _ = load(self._table.connections, self._named(half), partial(self._fetch, keys=half))
             except ResourceMissing as of_half:
                 refused |= self._refused(half, of_half)
             else:
@@ -167,8 +180,8 @@ class BulkScope:
             try:
                 self._resources[key] = resource.take(found.columns, rows.get(key))
                 self._loaded[key] = resource
-            except ResourceMissing:
-                continue
+            except ResourceMissing as error:
+                self._resources[key] = error.with_traceback(None)  # that would refer to all rows
             except Exception as error:
                 self._resources[key] = error
 
@@ -248,6 +261,10 @@ class BulkScope:
         return repeated_of([batch], found).get(batch)
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _named(self, keys: Sequence[Hashable]) -> Hashable:
+        """Return what messages call the transaction of *keys*."""
+        return keys[0] if len(keys) == 1 else Several(keys, self._table.name)
 
     @property
     def _begun(self) -> Transaction:

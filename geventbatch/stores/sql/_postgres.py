@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LOST: Final = re.compile(rf"(\d+) {errors.MARK} (\d+)")
 
+_DATA_EXCEPTION: Final = "22"
+"""The class of the SQLSTATEs of values."""
+
 SEPARATOR: Final = bounds.SEPARATOR.encode()
 
 
@@ -34,6 +37,14 @@ class PostgresTransaction(Transaction):
     # -- mutable state ---------------------------------------------------------------------------------------
     xid: str | None = None  # to ask what became of the transaction
     _changes: Sequence[Change] = ()  # that are being written
+    asked: tuple[bytes, dict[str, Any]] | None = None  # the message that loads, once it is made, and its parameters
+
+    unmade: tuple[type[Exception], ...]
+    """What the driver raises for a value of which it makes no text."""
+
+    @abstractmethod
+    def decoded(self, message: bytes) -> str:
+        """Return *message* as a text. Switches: no."""
 
     @abstractmethod
     def texts(self, query: str, every: Iterable[Any]) -> list[bytes]:
@@ -63,6 +74,18 @@ class PostgresTransaction(Transaction):
 
     def is_usable(self) -> bool:
         return self.status() not in {commit.ACTIVE, commit.UNKNOWN, None}
+
+    def refuses_key(self, error: Exception) -> bool:
+        if self.asked is None:
+            return isinstance(error, self.unmade)
+        message, parameters = self.asked
+        place = int(getattr(getattr(error, "diag", None), "statement_position", None) or 0)
+        if not place or not (errors.state(error) or "").startswith(_DATA_EXCEPTION):
+            return False
+        told = self.decoded(message)  # the place is counted in characters, from 1
+        values = [self.decoded(self.text(f"%({name})s", parameters)) for name in parameters]
+        # Elsewhere it is a constant of the statement, which fails for any key; and an error of a row has no place.
+        return any(told.startswith(value, at) for value in values for at in range(max(place - len(value), 0), place))
 
     def was_not_committed(self) -> bool:
         return commit.was_not_committed(self.driver)

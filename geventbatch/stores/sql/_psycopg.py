@@ -29,6 +29,8 @@ _NAME: Final = re.compile(r"%\((\w+)\)s")
 class PsycopgTransaction(PostgresTransaction):
     """Nothing is prepared on the server: behind a pooler, another client may have the session by then."""
 
+    unmade = (psycopg.DataError, UnicodeEncodeError)
+
     # -- mutable state ---------------------------------------------------------------------------------------
     _has_begun = False
 
@@ -36,6 +38,9 @@ class PsycopgTransaction(PostgresTransaction):
         self.check_idle()
         self._encoding = self.driver.info.encoding
         self._transformer = Transformer(self.driver)
+
+    def decoded(self, message: bytes) -> str:
+        return message.decode(self._encoding)
 
     def text(self, query: str, parameters: dict[str, Any]) -> bytes:
         found = _text(query).of(parameters, self._transformer)  # in a fraction of a cursor's time
@@ -49,6 +54,7 @@ class PsycopgTransaction(PostgresTransaction):
         if not self._has_begun:
             self._has_begun = True
             message = SEPARATOR.join([_BEGIN, bounds.postgres_bound_and_xid(remaining()).encode(), message])
+            self.asked = message, parameters
         *before, result = exchange(self.driver, message)
         if before:
             self.xid = (before[-1].get_value(0, 1) or b"").decode()

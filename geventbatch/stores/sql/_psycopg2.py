@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from psycopg2.extensions import (  # type: ignore[import-untyped] # it has no types
     TRANSACTION_STATUS_IDLE,
+    ISQLQuote,
+    adapters,
     cursor,
+    encodings,
+    register_adapter,
 )
+from psycopg2.extras import UUID_adapter  # type: ignore[import-untyped] # likewise
 
 from geventbatch._safe_repr import shown
 from geventbatch.errors import NotSaved
@@ -23,9 +29,14 @@ if TYPE_CHECKING:
 
 _BEGIN: Final = bounds.BEGIN.encode()
 
+if (UUID, ISQLQuote) not in adapters:
+    register_adapter(UUID, UUID_adapter)  # else it refuses any key that is one; rows are read as before
+
 
 class Psycopg2Transaction(PostgresTransaction):
     """One message begins and loads, with the transaction's id in the rows; another one writes and commits."""
+
+    unmade = (ValueError,)  # for a NUL; or a UnicodeEncodeError
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _has_begun = False
@@ -46,6 +57,9 @@ class Psycopg2Transaction(PostgresTransaction):
         found: int = self.driver.get_transaction_status()  # without an object for `info`
         return found
 
+    def decoded(self, message: bytes) -> str:
+        return message.decode(encodings[self.driver.encoding])
+
     def text(self, query: str, parameters: dict[str, Any]) -> bytes:
         found: bytes = self._cursor.mogrify(query, parameters)
         return found
@@ -61,7 +75,9 @@ class Psycopg2Transaction(PostgresTransaction):
             return Loaded(tuple([column.name for column in used.description or ()]), used.fetchall())
         self._has_begun = True
         load = used.mogrify(_with_xid(text), parameters)
-        used.execute(SEPARATOR.join([_BEGIN, bounds.postgres_bound(remaining()).encode(), load]))
+        message = SEPARATOR.join([_BEGIN, bounds.postgres_bound(remaining()).encode(), load])
+        self.asked = message, parameters
+        used.execute(message)
         rows = used.fetchall()
         self.xid, is_found = rows[0][:2]
         found = [row[2:] for row in rows] if is_found else []

@@ -35,9 +35,6 @@ _SHORTEST: Final = 0.001
 _DEAD: Final = 10
 """Connections that the server has ended while they were at rest, which one load survives."""
 
-_OF_KEY: Final = {errors.Kind.REJECTED, errors.Kind.UNSENT}
-"""The kinds of a load's errors that are about a key: a load has no other values."""
-
 SAVEPOINT: Final = "SAVEPOINT geventbatch"
 GO_BACK: Final = "ROLLBACK TO SAVEPOINT geventbatch"
 
@@ -131,6 +128,10 @@ class Transaction(ABC):
     @abstractmethod
     def restore(self) -> None:
         """Give the connection the settings that it had, after the transaction. Switches: no."""
+
+    def refuses_key(self, error: Exception) -> bool:
+        """Return whether the load has raised *error* for the value of its key, so that no row can have it."""
+        return isinstance(error, UnicodeEncodeError)  # the driver makes no text of it
 
     def was_not_committed(self) -> bool:
         """Return whether the driver knows that the COMMIT that raised was not carried out."""
@@ -261,19 +262,20 @@ def load(connections: Connections, key: Hashable, fetch: Callable[[Transaction],
     """Begin a transaction and *fetch* what a batch loads; return both.
 
     The server may have ended idle connections of the pool, which the first statement finds out: then another one is
-    taken. Raises `Conflict` for a deadlock or a serialization failure, and `ResourceMissing` for a key that the
-    database, or the driver, refuses: so no row has it. Switches: yes.
+    taken. Raises `Conflict` for a deadlock or a serialization failure, and `ResourceMissing` if the database, or the
+    driver, refuses the value of the key itself: so no row has it. Switches: yes.
     """
     for left in range(_DEAD, -1, -1):
         transaction = begun(connections, key)
         try:
             return transaction, fetch(transaction)
         except Exception as error:
+            refuses_key = transaction.refuses_key(error)
             transaction.end(error)
             kind = errors.kind(error)
             if left and kind is errors.Kind.LOST and not isinstance(error, NotSaved):
                 continue
-            if kind in _OF_KEY or type(error) in {ValueError, UnicodeEncodeError}:  # psycopg2 raises it for a NUL
+            if refuses_key:
                 raise ResourceMissing(f"no row can have the key {shortened(key)}: {error}", key=key) from error
             if kind is errors.Kind.CONFLICT:
                 raise Conflict(f"{shown(key)} could not be loaded: {error}") from error
