@@ -12,6 +12,7 @@ from geventbatch._core.attempt import Attempt
 from geventbatch._core.batch import Batch
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.deadline import Alarm
+from geventbatch._core.moments import Moments
 from geventbatch._watch import log
 from geventbatch.errors import OperationCancelled, not_started
 
@@ -44,7 +45,8 @@ def run_batch_alone(batch: Batch, operation: Operation[T], start_timeout: float 
     dispatcher.admit_alone(batch)
     start = None if start_timeout is None else Start(operation, start_timeout)
     # Without a hub, nothing can ring an alarm: there the deadline is only checked before the save.
-    alarm = Alarm(dispatcher.options.max_duration) if process.has_hub() else None
+    deadlines = Moments(priority=-1) if process.has_hub() else None
+    alarm = None if deadlines is None else Alarm(deadlines)
     attempt = Attempt(batch, alarm, _clock.monotonic())
     try:
         try:
@@ -54,9 +56,9 @@ def run_batch_alone(batch: Batch, operation: Operation[T], start_timeout: float 
                 raise
             start.fired = True
         finally:
-            if alarm is not None:
-                alarm.relax()
+            if alarm is not None and deadlines is not None:
                 alarm.close()
+                deadlines.close()
             if start is not None:
                 start.close()
         attempt.run_after()

@@ -56,7 +56,7 @@ def apply(attempt: Attempt, resource: Any, slice_end: float) -> None:
         if applied == len(batch.operations):
             if not batch.open:
                 return
-            batch.wait_for_operations(batch.window_end - attempt.now)
+            batch.wait_for_operations()
             if attempt.over():
                 return
             attempt.now = _clock.monotonic()

@@ -9,10 +9,9 @@ from __future__ import annotations
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-import gevent
 from gevent.event import AsyncResult
-from gevent.hub import Waiter
 
+from geventbatch._core.bell import Bell
 from geventbatch._core.clock import clock as _clock
 from geventbatch._core.halving import settle
 from geventbatch._core.hub_turns import WIDTH, pace
@@ -82,7 +81,7 @@ class Batch:
     loaded: bool  # new operations are applied only while its window is open
     closed: float  # monotonic seconds when it closed; unset while it is open
     waiting_at_close: int  # callers that waited then; unset while it is open
-    bell: Waiter[None] | None  # set while the greenlet that runs it waits for operations
+    bell: Bell | None  # wakes the greenlet that runs it; set once that has waited for operations
     ended: bool  # the outcome is fixed: by `failure`, or else by each operation's own
     failure: Failure | None
 
@@ -335,7 +334,7 @@ class Batch:
         if most is not None and self.size == most:
             self.close()
         elif self.bell is not None:
-            self._ring(self.bell)
+            self.bell.ring()
 
     def withdraw(self, operation: Operation[Any]) -> None:
         """Count off the caller of *operation*, which has left by a kill or a Timeout of its own (guarantee 7)."""
@@ -353,7 +352,7 @@ class Batch:
         if self.open:
             self.shut(_clock.monotonic())
         if self.bell is not None:
-            self._ring(self.bell)
+            self.bell.ring()
 
     def shut(self, now: float) -> None:
         """Close it, in the greenlet that runs it; it must be open."""
@@ -361,25 +360,14 @@ class Batch:
         self.closed = now
         self.waiting_at_close = self.waiting
 
-    def wait_for_operations(self, seconds: float) -> None:
+    def wait_for_operations(self) -> None:
         """Wait for the next operation or the end of the window. Switches: yes.
 
-        Woken by `add` and by `close`, which `stop` and the deadline call too, else by the window's own timer.
+        Woken by `add` and by `close`, which `stop` and the deadline call too, else by the end of the window.
         """
-        bell: Waiter[None] = Waiter()
-        self.bell = bell
-        timer = gevent.get_hub().loop.timer(seconds)
-        timer.start(bell.switch, None)
-        try:
-            if self.open:  # a signal handler may have closed it before the bell was set
-                bell.get()
-        finally:
-            self.bell = None
-            timer.close()
-
-    def _ring(self, bell: Waiter[None]) -> None:
-        self.bell = None
-        gevent.get_hub().loop.run_callback(bell.switch, None)  # does nothing if its greenlet went on by its timer
+        if self.bell is None:
+            self.bell = Bell()
+        self.bell.wait(self)
 
     def cancel(self, operation: Operation[Any], seconds: float) -> OperationCancelled:
         """Withdraw *operation*, which has not started within *seconds*. Return the error for its caller."""

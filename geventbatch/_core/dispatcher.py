@@ -14,6 +14,7 @@ from geventbatch._core.counts import Counts
 from geventbatch._core.fair_semaphore import FairSemaphore
 from geventbatch._core.hub_turns import WIDTH, pace
 from geventbatch._core.key_queue import KeyQueue
+from geventbatch._core.moments import Moments
 from geventbatch._core.pair import Pair
 from geventbatch._core.process import here
 from geventbatch._core.shard import Shard
@@ -60,6 +61,8 @@ class Dispatcher:
         # -- mutable state ---------------------------------------------------------------------------------
         self.key_queues: dict[object, KeyQueue] = {}  # by hash of the key: the front one; only keys with live batches
         self.shards: dict[int, Shard] = {}  # by worker number, made when first needed
+        self.deadlines = Moments(priority=-1)
+        self.windows = Moments()
         self.pending = 0  # operations on key queues: being admitted, or admitted, not answered, not withdrawn
         self.live = 0  # batches on key queues whose code has not returned yet; a crossing counts at each of its keys
         self.places = 0  # of these, the places of crossings, also of those that have left
@@ -256,6 +259,8 @@ class Dispatcher:
         for shard in self.shards.values():
             shard.stop()
         self.shards.clear()
+        self.deadlines.close()
+        self.windows.close()
         for subscription in self._watchers():
             try:
                 subscription.close()

@@ -38,6 +38,9 @@ class _NoHub:
     def loop(self) -> Any:
         return gevent.get_hub().loop
 
+    def switch(self) -> Any:
+        return gevent.get_hub().switch()
+
 
 _NO_HUB: Final = _NoHub()
 

@@ -150,6 +150,8 @@ class Shard:
 class Worker:
     """A greenlet that runs one batch after another."""
 
+    __slots__ = ("_dispatcher", "_shard")
+
     def __init__(self, shard: Shard) -> None:
         """Belong to *shard*, which counts it as free."""
         self._shard = shard
@@ -165,7 +167,7 @@ class Worker:
             from geventbatch._bulk import bulk  # only here, since most processors have no bulks
 
             run = bulk.run
-        alarm = Alarm(self._dispatcher.options.max_duration)
+        alarm = Alarm(self._dispatcher.deadlines)
         try:
             while True:
                 while not len(queue):

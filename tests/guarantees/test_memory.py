@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.event import AsyncResult, Event
 
-from geventbatch import Processor
+from geventbatch import COMPILED, Processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,4 +51,4 @@ def test_an_open_key_takes_little_more_than_its_two_greenlets() -> None:
     waiting = bytes_for_each(lambda _: AsyncResult().wait(), lambda: gevent.sleep(0))
     with Processor(load_resource=load, min_duration=30) as processor:
         open_key = bytes_for_each(lambda key: processor.run(key, list.append, 1), all_wait)
-    assert waiting < open_key < 2.3 * waiting
+    assert waiting < open_key < (2.4 if COMPILED else 2.1) * waiting  # compiled code needs more of the C stack

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from heapq import heappush
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
+from gevent.event import AsyncResult
 
 from geventbatch import BatchTimeout, Processor, ProcessorStopped, worker_number_for_key
-from geventbatch._core import batch
+from geventbatch._core import batch, moments
+from geventbatch._core.bell import Bell
 from tests.support.recording_store import (
     FORMS,
     Store,
@@ -285,12 +288,12 @@ def test_a_stop_called_while_user_code_yields_in_the_middle_of_admission_refuses
     assert "0 keys, 0 batches, 0 operations pending, 0 workers" in repr(processor)
 
 
-@pytest.mark.parametrize("place", ["worker_number_for_key", "AsyncResult", "Waiter"])
+@pytest.mark.parametrize("place", ["worker_number_for_key", "AsyncResult", "heappush"])
 def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
     clock: VirtualTime, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    # As a signal handler does that is taken while the queue of the key is looked up, or while `Batch.add` or
-    # `Batch.wait_for_operations` makes something: in the middle of a stretch without a switch.
+    # As a signal handler does that is taken while the queue of the key is looked up, or while `Batch.add` makes
+    # something, or while `Bell.wait` queues the end of the window: in the middle of a stretch without a switch.
     def stop_before(make: Callable[..., Any]) -> Callable[..., Any]:
         def stopped(*args: Any) -> Any:
             processor.stop(timeout=0)
@@ -310,8 +313,13 @@ def test_a_stop_in_the_middle_of_anything_leaves_no_window_open(
             return clock.now()
         return clock.now()
 
-    if place != "worker_number_for_key":
-        monkeypatch.setattr(batch, place, stop_before(getattr(batch, place)))
+    def push(heap: list[Any], entry: tuple[Any, ...]) -> None:
+        (stop_before(heappush) if type(entry[-1]) is Bell else heappush)(heap, entry)
+
+    if place == "AsyncResult":
+        monkeypatch.setattr(batch, place, stop_before(AsyncResult))
+    elif place == "heappush":
+        monkeypatch.setattr(moments, place, push)
     caller = gevent.spawn(call)
     clock.advance(20)
     assert caller.value == 0.0
