@@ -129,24 +129,39 @@ def longest_gap(callers: int = CALLERS, work: float = 100e-6, rounds: int = 5) -
 
 def memory_per_batch(batches: int = 2000) -> tuple[float, float]:
     """Bytes that an open batch with one caller takes, and a caller that only waits (of Python's own allocations)."""
+    there: list[int] = []
+    all_there = Event()
+
+    def come(number: int) -> list[int]:
+        there.append(number)
+        if len(there) == batches:
+            all_there.set()
+        return []
+
+    def wait(number: int) -> None:
+        come(number)
+        AsyncResult().wait()
 
     def grown(call: Callable[[int], object]) -> float:
+        there.clear()
+        all_there.clear()
         gc.collect()
+        tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         greenlets = [gevent.spawn(call, number) for number in range(batches)]
-        gevent.sleep(0.2)
+        all_there.wait()
+        gevent.sleep(0)  # the last one goes on, and waits
         gc.collect()
         size = tracemalloc.get_traced_memory()[0] - before
-        gevent.joinall(greenlets, raise_error=True)
+        tracemalloc.stop()
+        gevent.killall(greenlets)
         return size / batches
 
     processor: Processor[list[int]] = Processor(
-        load_resource=lambda _: [], save_resource=save_nothing, min_duration=2, max_duration=30
+        load_resource=come, save_resource=save_nothing, min_duration=900, max_duration=1000
     )
-    tracemalloc.start()
-    plain = grown(lambda _: AsyncResult().wait(2))
+    plain = grown(wait)
     whole = grown(lambda number: processor.run(number, list.append, 1))
-    tracemalloc.stop()
     processor.stop()
     return whole, plain
 
