@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import ref
 
 import gevent
 
@@ -264,10 +265,15 @@ class Undo:
 
         If that of the last such batch was the very same object, its load does not return what is saved.
         """
-        if not is_reused(attempt):
-            before, attempt.dispatcher.given_up = attempt.dispatcher.given_up, self.resource
-            if is_again(self.resource, before):
-                log.same_again(attempt.batch, *self._last)
+        if is_reused(attempt):
+            return
+        before = attempt.dispatcher.given_up
+        try:
+            attempt.dispatcher.given_up = ref(self.resource)
+        except TypeError:  # a list or a dict, say, which would be kept alive
+            attempt.dispatcher.given_up = None
+        if before is not None and is_again(self.resource, before()):
+            log.same_again(attempt.batch, *self._last)
 
     def _load_again(
         self, attempt: Attempt, operation: Operation[Any], error: BaseException, why: BaseException
