@@ -50,6 +50,7 @@ TABLES = """
 LOAD = "SELECT id, title, stock FROM shows WHERE id = %(key)s FOR UPDATE"
 SAVE = "UPDATE shows SET stock = %(stock)s WHERE id = %(key)s"
 MANY = "SELECT id, title, stock FROM shows WHERE id = ANY(%(keys)s) ORDER BY id FOR UPDATE"
+NEW = "INSERT INTO shows (id, title, stock) VALUES (%(key)s, %(title)s, %(stock)s)"
 LOG = "INSERT INTO log (text) VALUES (%s)"
 
 
@@ -567,4 +568,31 @@ def test_a_batch_that_gets_no_connection_of_psycopgs_pool_tells_why_before_its_d
         assert raised.value.retry_safe
         for connection in taken:
             pool.putconn(connection)
+        assert shows.run(1, sell) == 9
+
+
+def test_connections_of_a_pool_that_does_not_wait_are_first_come_first_served(pool2: Any) -> None:
+    taken = [pool2.getconn() for _ in range(2)]
+    got: list[int] = []
+    with processor(
+        pool2, missing=lambda key: {"id": key, "title": str(key), "stock": 9}, row=dict, insert=NEW
+    ) as shows:
+        shows.batching = False
+        callers = [spawned(shows.run, key, lambda show: got.append(show["id"])) for key in range(3, 9)]
+        gevent.idle()
+        pool2.putconn(taken.pop())  # one for all of them
+        gevent.joinall(callers)
+        pool2.putconn(taken.pop())
+    assert got == list(range(3, 9))
+
+
+def test_a_batch_that_gets_no_connection_of_psycopg2s_pool_tells_why_before_its_deadline(pool2: Any) -> None:
+    taken = [pool2.getconn() for _ in range(2)]
+    store = SQLStore(pool2, load=LOAD, save=SAVE)
+    with Processor(open_resource=store, min_duration=0, max_duration=0.5) as shows:
+        error = answer_of(shows.run, 1, sell)
+        for connection in taken:
+            pool2.putconn(connection)
+        assert isinstance(error, LoadFailed)
+        assert "batches have 0 of its 2 connections. All of them were in use" in str(error)
         assert shows.run(1, sell) == 9

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 import gevent
+from gevent.event import Event
 
 from geventbatch._batch import current_batch
 from geventbatch._core import process
+from geventbatch._core.fair_semaphore import FairSemaphore
 from geventbatch._safe_repr import named, shown
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql.commit import polls
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 0.9
 """The share of the batch's time that it waits for psycopg's pool, which tries to connect again and again: so the batch
 ends by an error that tells this, and not by its deadline."""
+
+_LOOK_AGAIN: Final = 0.01
+"""Seconds after which the batch whose turn it is asks a pool again that other code uses too."""
 
 MEND: Final = (
     "make the pool without connections before the fork (psycopg2: ThreadedConnectionPool(0, n, …), then pool.minconn = "
@@ -42,8 +47,14 @@ class Connections:
         self.pool: Final = pool
         # -- mutable state ---------------------------------------------------------------------------------
         self.epoch = process.here.epoch
-        self._lent: dict[int, Any] = {}  # by `id`
+        self._begin()
         _known.add(self)
+
+    def _begin(self) -> None:
+        self._lent: dict[int, Any] = {}  # by `id`
+        self._waiting = 0  # batches that wait for a connection
+        self._line = FairSemaphore(1)  # its slot is the turn to ask the pool again
+        self._returned = Event()  # since that turn has asked it
 
     def lend(self, remaining: Callable[[], float]) -> Any:
         """Return a connection that nobody else has; wait *remaining()* seconds for it at the most. Switches: yes."""
@@ -76,11 +87,17 @@ class Connections:
             if process.has_hub():
                 gevent.spawn(self._drop, connection)
             raise
+        if self._waiting:
+            self._returned.set()
 
     def discard(self, connection: Any) -> None:
         """Close a connection, in any state; the pool makes another one. Switches: no."""
         self._lent.pop(id(connection), None)
-        self._drop(connection)
+        try:
+            self._drop(connection)
+        finally:
+            if self._waiting:
+                self._returned.set()
 
     def forget(self, connection: Any) -> None:
         """Leave a connection alone that is somebody else's. Switches: no."""
@@ -110,6 +127,42 @@ class Connections:
     def _get(self, remaining: Callable[[], float]) -> Any:  # noqa: ARG002 - for the children
         return self.pool()
 
+    def _first_come(self, remaining: Callable[[], float], take: Callable[[], Any], most: int) -> Any:
+        """Return what *take* returns, which asks the pool and returns None while it has none left of *most*.
+
+        Whoever comes while others wait is behind them: the pool itself would serve the newcomer. Switches: yes.
+        """
+        found = None if self._waiting else take()
+        if found is not None:
+            return found
+        seconds = remaining() * _PATIENCE
+        self._waiting += 1
+        try:
+            if process.has_hub():
+                silent: Any = False  # it raises nothing
+                with gevent.Timeout(seconds, silent), self._line:
+                    found = self._next(take)
+            else:
+                found = next((one for _ in polls(seconds) if (one := take()) is not None), None)
+        finally:
+            self._waiting -= 1
+        if found is None:
+            raise TimeoutError(
+                f"the pool gave no connection within {seconds:.3g} s: batches have {len(self._lent)} of its {most} "
+                "connections. All of them were in use: make the pool larger, or max_batches smaller; callers that took "
+                "one before run() hold it while they wait"
+            )
+        return found
+
+    def _next(self, take: Callable[[], Any]) -> Any:
+        """Return the next one that *take* returns. Woken by `take_back` and `discard`; other code does not tell us."""
+        while True:
+            self._returned.clear()
+            found = take()
+            if found is not None:
+                return found
+            self._returned.wait(_LOOK_AGAIN)
+
     def _put(self, connection: Any) -> None:
         connection.close()
 
@@ -128,8 +181,23 @@ class OfDBUtils(Connections):
     def count(self) -> int:
         return len(getattr(self.pool, "_idle_cache", "?")) + len(self._lent)
 
-    def _get(self, remaining: Callable[[], float]) -> Any:  # noqa: ARG002 - the pool waits, or raises, as it was made
-        return self.pool.connection(False)  # noqa: FBT003 - not shared with others; of no name in all versions
+    def _get(self, remaining: Callable[[], float]) -> Any:
+        connection = self._first_come(remaining, self._take, self.pool._maxconnections)  # noqa: SLF001 - it has no name
+        steady = connection._con  # noqa: SLF001 - likewise
+        if _is_closed(self.raw(connection)):  # the pool could not connect, or was told not to look
+            try:
+                fresh = steady._create()  # noqa: SLF001 - likewise
+            except BaseException:
+                connection.close()
+                raise
+            steady._store(fresh)  # noqa: SLF001 - likewise
+        return connection
+
+    def _take(self) -> Any:
+        pool = self.pool
+        if 0 < pool._maxconnections <= pool._connections:  # noqa: SLF001 - likewise
+            return None  # it would raise, or let newcomers overtake who waits in it
+        return pool.connection(False)  # noqa: FBT003 - not shared with others; of no name in all versions
 
 
 class OfPsycopg(Connections):
@@ -165,19 +233,15 @@ class OfPsycopg2(Connections):
         return len(self.pool._pool) + len(self.pool._used)  # noqa: SLF001 - it has no public names
 
     def _get(self, remaining: Callable[[], float]) -> Any:
+        return self._first_come(remaining, self._take, self.pool.maxconn)
+
+    def _take(self) -> Any:
         try:
             return self.pool.getconn()
         except Exception as error:
             if not _is_exhausted(error):
                 raise
-            refused = error
-        for _ in polls(remaining()):
-            try:
-                return self.pool.getconn()
-            except Exception as error:
-                if not _is_exhausted(error):
-                    raise
-        raise refused
+        return None
 
     def _put(self, connection: Any) -> None:
         self.pool.putconn(connection)
@@ -210,6 +274,10 @@ def _kind(pool: Any) -> Callable[[Any], Connections] | None:
     return Connections if callable(pool) and not isinstance(pool, type) else None
 
 
+def _is_closed(raw: Any) -> bool:
+    return not getattr(raw, "open", True) or bool(getattr(raw, "closed", False))
+
+
 def _is_exhausted(error: Exception) -> bool:
     return type(error).__name__ == "PoolError" and "exhausted" in str(error)
 
@@ -231,7 +299,7 @@ def _keep_unused() -> None:
             type(connections) is Connections or not connections.count()
         ):
             connections.epoch = process.here.epoch
-            connections._lent.clear()  # noqa: SLF001 - of this module; the parent's batches have them
+            connections._begin()  # noqa: SLF001 - of this module; the parent's batches have and wait for the others
 
 
 process.after_fork(_keep_unused)
