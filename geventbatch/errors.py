@@ -150,6 +150,9 @@ class Rejected(NotSaved):
     limits the number of culprits.
     """
 
+    of_schema = False
+    """True if a column, a table or a right is missing, which no data break: an operator is told of that."""
+
 
 class Undecided(Rejected):
     """For a scope's verdict on an operation: the store refused what *earlier* operations may have made.

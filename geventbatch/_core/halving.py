@@ -92,7 +92,7 @@ def split(attempt: Attempt, error: Rejected) -> bool:
         return False
     if len(suspects) == 1:
         suspects[0].error = culprit = rejected(error)
-        log.refused(attempt.batch, culprit)
+        log.refused(attempt.batch, error, culprit)
         suspects[0].state = SETTLED
         readmit(attempt, suspects[0])
         if not is_left(attempt):

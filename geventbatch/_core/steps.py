@@ -74,7 +74,7 @@ class Steps:
             attempt.outcomes.popitem()
         operation.value = None
         operation.error = error = rejected(refused)
-        log.refused(attempt.batch, error)
+        log.refused(attempt.batch, refused, error)
         return self.undo(attempt, operation)
 
     def undo(self, attempt: Attempt, operation: Operation[Any]) -> bool:

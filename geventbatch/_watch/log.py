@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from geventbatch._core import process
 from geventbatch._core.clock import clock
 from geventbatch._core.operation import attribute, name_of, unwrapped
-from geventbatch._safe_repr import shown
+from geventbatch._safe_repr import said, shown
 from geventbatch._watch.call_later import MOST, Later
-from geventbatch.errors import ResourceMissing, named
+from geventbatch.errors import Rejected, ResourceMissing, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -122,21 +122,16 @@ def overloaded(options: Options, refused: int) -> None:
         )
 
 
-_OF_SCHEMA: Final = frozenset({"ProgrammingError", "OperationalError"})
-"""DB-API's classes of errors that no data break: a missing column, table or right."""
+def refused(batch: Batch, refusal: Rejected, error: BaseException) -> None:
+    """Note on *error*, the caller's, that the store refused an operation of *batch*, and log it once a minute.
 
-
-def refused(batch: Batch, error: BaseException) -> None:
-    """Note on *error* that the store refused an operation of *batch*, and log it once a minute.
-
-    Do nothing if *error* is a constraint's.
+    Do nothing if data may have broken it, as they break a constraint.
     """
-    kind = type(error)
-    if _OF_SCHEMA.isdisjoint(one.__name__ for one in kind.__mro__):
+    if not refusal.of_schema:
         return
     cause = "A column, a table or a right may be missing (a migration? the store's create_table()?)"
     error.add_note(f"The store refused an operation on key {shown(batch.key)}: nothing of it was saved. {cause}.")
-    if is_due(batch.dispatcher.options.name, "refused", kind.__qualname__):
+    if is_due(batch.dispatcher.options.name, "refused", type(error).__qualname__, said(error).partition("\n")[0]):
         message = (
             "the store refused an operation, which no constraint did: %s. Its caller has this error, and nothing of it "
             "was saved. %s; told again in %g s, if it goes on"

@@ -183,6 +183,18 @@ _SQLITE: Final = {
     ),
 }
 
+_SCHEMA: Final = frozenset({"3F000", "42703", "42P01"})
+"""SQLSTATEs: there is no such schema, column, table."""
+
+_NO_RIGHT: Final = "42501"
+_ASKS_FOR_RIGHT: Final = "aclcheck_error"
+"""The function of PostgreSQL's that raises it for a right."""
+
+_MYSQL_SCHEMA: Final = frozenset({1054, 1142, 1143, 1146})
+"""There is no such column, right to a table, right to a column, table."""
+
+_SQLITE_SCHEMA: Final = ("no such table", "no such column", " has no column named ")
+
 _SQLITE_NOT_COMMITTED: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 """Codes with which COMMIT has failed: SQLite has rolled back, or will."""
 
@@ -232,6 +244,21 @@ def tell_of_driver(store: str, driver: str) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("geventbatch."):
         frame, ours = frame.f_back, ours + 1
     warnings.warn(_UNKNOWN_DRIVER.format(store=store, driver=driver), RuntimeWarning, stacklevel=ours)
+
+
+def is_of_schema(error: BaseException) -> bool:
+    """Return whether a column, a table or a right is missing: a statement that fails whatever the data are."""
+    return any(map(_is_one_of_schema, chain(error)))
+
+
+def _is_one_of_schema(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return any(told in str(error) for told in _SQLITE_SCHEMA)
+    if _vendor(error) in MYSQL_DRIVERS:
+        return _mysql_code(error) in _MYSQL_SCHEMA
+    found = state(error)
+    # A row that a policy refuses has the state of a missing right.
+    return found in _SCHEMA or (found == _NO_RIGHT and _diagnostic(error, "R", "source_function") == _ASKS_FOR_RIGHT)
 
 
 def has_ended(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from geventbatch.stores._sql.driver_errors import (
     has_ended,
     has_refused_commit,
     is_duplicate,
+    is_of_schema,
     kind,
     may_have_ended,
     message,
@@ -30,7 +31,7 @@ from geventbatch.stores._sql.driver_errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Collection, Hashable
 
 __all__ = [
     "MARK",
@@ -44,10 +45,12 @@ __all__ = [
     "inserted",
     "is_duplicate",
     "is_marked",
+    "is_of_schema",
     "kind",
     "may_have_ended",
     "not_saved",
     "of_commit",
+    "of_save",
     "of_store",
     "state",
     "table_of",
@@ -61,7 +64,23 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
     why = f"{shown(key)} was not saved, nothing was written: {found.value} ({_first_line(error)})"
     if found is Kind.CONFLICT:
         return Conflict(why)
-    return Rejected(why) if found in OF_OPERATION else NotSaved(why)
+    if found not in OF_OPERATION:
+        return NotSaved(why)
+    refused = Rejected(why)
+    refused.of_schema = is_of_schema(error)
+    return refused
+
+
+def of_save(refused: NotSaved, rows: Collection[object]) -> NotSaved:
+    """Return *refused*, which the store's own statements have raised; no *rows* of operations were beside them.
+
+    Then a missing column, table or right is no operation's fault: no operation is to be looked for.
+    """
+    if rows or not (isinstance(refused, Rejected) and refused.of_schema):
+        return refused
+    found = NotSaved(*refused.args)
+    found.__cause__ = refused.__cause__
+    return found
 
 
 def of_store(error: BaseException, key: Hashable) -> NotSaved:

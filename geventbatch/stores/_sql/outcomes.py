@@ -257,10 +257,13 @@ class Recording:
 
         A save deletes expired outcomes only here, since a key rarely comes again after so long.
         """
-        if not errors.is_duplicate(error):
+        no_table = errors.is_of_schema(error) and self._table_name in said(getattr(error, "orig", error))
+        if not (no_table or errors.is_duplicate(error)):
             return None
         try:
             roll_back()
+            if no_table:  # or no right to it: no operation's fault
+                return errors.of_store(error, self._outcomes.key)
             return self._in_the_way(error, send, begin_to_write)
         except NotSaved:
             raise
@@ -284,10 +287,14 @@ class Recording:
     def _is_ours(self, error: BaseException) -> bool:
         """Return whether *error* names one of our ids; SQLite's names the column."""
         if (table := errors.table_of(error)) is not None:  # PostgreSQL reports it apart from the row's values
-            return table == self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
+            return table == self._table_name
         told = said(getattr(error, "orig", error))
-        column = f" {self._outcomes.table.name.rpartition('.')[2].strip(_QUOTES)}.id"
+        column = f" {self._table_name}.id"
         return column in told or self._outcomes.is_named(told, self._kept)
+
+    @property
+    def _table_name(self) -> str:
+        return self._outcomes.table.name.rpartition(".")[2].strip(_QUOTES)
 
     def _expires(self) -> int:
         return int(time.time()) + ceil(self._outcomes.table.seconds)

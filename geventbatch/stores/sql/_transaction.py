@@ -192,8 +192,8 @@ class Transaction(ABC):
     def _explained(self, error: Exception, save: Save) -> NotSaved:
         """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
         self._sends_commit = False
-        refused = self.not_saved(error)
-        if not errors.is_duplicate(error) and not isinstance(refused, Inserted):
+        refused = errors.of_save(self.not_saved(error), save.rows)
+        if not (errors.is_duplicate(error) or errors.is_of_schema(error) or isinstance(refused, Inserted)):
             return refused
         undo = self._go_back if save.stays else self.roll_back
         try:

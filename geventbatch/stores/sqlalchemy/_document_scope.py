@@ -87,6 +87,10 @@ class DocumentScope:
         try:
             if error is None:
                 saved = self._save_reused() if self.reused else self._save()
+        except Rejected as refused:
+            self._end(refused)
+            told = errors.of_save(refused, batch_at_hand().rows)
+            raise told from told.__cause__
         except BaseException as raised:
             self._end(raised)
             raise
