@@ -10,7 +10,8 @@ An error that `Processor.run` raised becomes an answer that tells the client wha
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Final
 
 from geventbatch._watch.setup_problems import see_environment
 from geventbatch.errors import BatchError
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
 
 __all__ = ["Answer", "ErrorAnswers"]
+
+_CATCHES_ALL: Final = (
+    "Bottle catches every exception of a view itself, and ErrorAnswers sees none: an unknown outcome and a missing "
+    "resource are Bottle's 500 in HTML. Set app.catchall = False."
+)
 
 _log = logging.getLogger("geventbatch.wsgi")
 
@@ -52,6 +58,8 @@ class ErrorAnswers:
         if not self._looked:
             self._looked = True
             see_environment(environ)
+            if getattr(self._app, "catchall", None) is True:
+                warnings.warn(_CATCHES_ALL, RuntimeWarning, stacklevel=2)
         response = _Response(environ, start_response)
         try:
             body = self._app(environ, response.begin)

@@ -361,6 +361,14 @@ def test_bottle_lets_errors_through_when_it_is_told_to() -> None:
     check(AGAIN, client.status, client.headers, body)
 
 
+def test_bottle_that_catches_everything_is_warned_of_once() -> None:
+    app = ErrorAnswers(bottle.Bottle())
+    with pytest.warns(RuntimeWarning, match=r"Set app\.catchall = False") as told:
+        Client(app).get()
+        Client(app).get()
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(("module", "own"), [("wsgi", set()), ("flask", {"flask"}), ("gunicorn", set())])
 def test_each_integration_imports_no_vendor_but_its_own(module: str, own: set[str]) -> None:
     vendors = "flask flask_sqlalchemy sqlalchemy django redis celery gunicorn bottle psycopg"

@@ -26,7 +26,7 @@ from tests.support.django_project.bank.models import Outcome
 from tests.support.servers import database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CALLERS = 20
@@ -161,7 +161,7 @@ def test_a_missing_table_of_outcomes_is_told_as_no_operations_fault(form: str, t
         else:
             engine = stack.enter_context(shows(tmp_path))
             table = idempotency_table("nowhere")
-            stores = {
+            stores: dict[str, Callable[[], Any]] = {
                 "documents": lambda: SQLAlchemyStore.documents(engine, "documents", idempotency=table),
                 "mapped": lambda: SQLAlchemyStore.mapped(engine, Show, idempotency=table),
                 "SQLStore": lambda: SQLStore(lambda: connect(engine), load=LOAD, save=SAVE, idempotency="nowhere"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -464,6 +465,36 @@ def test_a_child_of_a_fork_uses_no_connection_of_its_parents_pool(database: str,
     child, parent = sorted(ran.stdout.splitlines())
     assert told in child
     assert parent == "parent 11"
+
+
+def test_a_value_is_found_as_it_was_assigned_until_the_save(pool: ConnectionPool, database: str) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE prices (id int PRIMARY KEY, price numeric(10, 2)); INSERT INTO prices VALUES (1, 9.9)"
+        )
+
+    def add(row: Any) -> Decimal:
+        row.price += Decimal("0.005")
+        return Decimal(row.price)
+
+    def misspell(row: Any) -> None:
+        row.price = "much"
+
+    def correct(row: Any) -> None:
+        row.price = Decimal(1)
+
+    load, save = (
+        "SELECT id, price FROM prices WHERE id = %s FOR UPDATE",
+        "UPDATE prices SET price = %(price)s WHERE id = %(key)s",
+    )
+    with processor(pool, load=load, save=save) as prices:
+        alone = [prices.run(1, add) for _ in range(3)]
+        prices.run(1, lambda row: setattr(row, "price", Decimal("9.9")))
+        together = [one.get() for one in [spawned(prices.run, 1, add) for _ in range(3)]]
+        assert alone == [Decimal(one) for one in ("9.905", "9.915", "9.925")]
+        assert together == [Decimal(one) for one in ("9.905", "9.910", "9.915")]
+        assert isinstance(answer_of(prices.run, 1, misspell), psycopg.DataError)
+        assert [one.get() for one in [spawned(prices.run, 1, one) for one in (misspell, correct)]] == [None, None]
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------------
