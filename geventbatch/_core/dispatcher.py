@@ -70,8 +70,6 @@ class Dispatcher:
         self.alone: set[Batch] = set()  # unbatched: run by their callers; other threads add to it, in one step
         self.stopping = stopping
         self.ended = False  # nothing runs any more
-        # The resource of the last batch whose only operations raised, and may have changed it.
-        self.given_up: ref[Any] | None = None
         self.told_of_own = False  # the warning was given that an operation returned an object of its batch
         self.stopped = Event()  # nothing runs any more, and every caller has been woken
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal
-from weakref import ref
 
 import gevent
 
@@ -174,10 +173,7 @@ class Undo:
             if attempt.batch.ended or attempt.dispatcher.epoch != here.epoch:
                 return attempt.over()
             if why is not None:
-                if not self._is_last_and_only(attempt):
-                    return self._load_again(attempt, operation, error, why)
-                self._remember(attempt)
-                return False
+                return not self._is_last_and_only(attempt) and self._load_again(attempt, operation, error, why)
             found = self._apply_again(attempt, due)
         seconds = attempt.now - begun
         self.seconds += seconds
@@ -259,21 +255,6 @@ class Undo:
         if self._since or self._copy is not None or attempt.batch.open or attempt.outcomes:
             return False
         return not any(one.state <= STARTED for one in current_part(attempt)[self._place :])
-
-    def _remember(self, attempt: Attempt) -> None:
-        """Remember the resource, which an operation may have changed before it raised; nothing of it is saved.
-
-        If that of the last such batch was the very same object, its load does not return what is saved.
-        """
-        if is_reused(attempt):
-            return
-        before = attempt.dispatcher.given_up
-        try:
-            attempt.dispatcher.given_up = ref(self.resource)
-        except TypeError:  # a list or a dict, say, which would be kept alive
-            attempt.dispatcher.given_up = None
-        if before is not None and is_again(self.resource, before()):
-            log.same_again(attempt.batch, *self._last)
 
     def _load_again(
         self, attempt: Attempt, operation: Operation[Any], error: BaseException, why: BaseException

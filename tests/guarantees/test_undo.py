@@ -141,9 +141,9 @@ class Bank:
 FORMS = ("undoing", "pair", "scope", "bulk")
 
 
-def answers_of(processor: Processor[Any], *operations: Any, key: str = "k") -> list[Any]:
+def answers_of(processor: Processor[Any], *operations: Any) -> list[Any]:
     """What the callers of *operations*, functions with their arguments, have got."""
-    callers = [gevent.spawn(answer_of, processor.run, key, *operation) for operation in operations]
+    callers = [gevent.spawn(answer_of, processor.run, "k", *operation) for operation in operations]
     return [caller.get() for caller in callers]
 
 
@@ -675,35 +675,6 @@ def test_a_load_that_gives_a_living_object_has_nothing_applied_to_it_twice_and_t
     (line,) = [record.getMessage() for record in caplog.records]
     assert "the next load returned the same object" in line
     assert "Let the load return a new object each time" in line
-
-
-@pytest.mark.parametrize("form", ["pair", "pair of many keys"])
-def test_a_lone_caller_too_is_told_that_a_load_gives_the_object_that_was_given_up(
-    clock: VirtualTime, form: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "_logged", set())
-    accounts = {"a": Account(100), "b": Account(100)}
-    options: Any = (
-        {"load_resource": accounts.__getitem__, "save_resource": accounts.__setitem__}
-        if form == "pair"
-        else {
-            "load_resources": lambda keys: {key: accounts[key] for key in keys},
-            "save_resources": accounts.update,
-        }
-    )
-    with (
-        caplog.at_level(logging.WARNING, "geventbatch"),
-        Processor[Account](**{"min_duration": 0, "max_duration": 5, **options}) as processor,
-    ):
-        for key in ("a", "b"):
-            assert told(answers_of(processor, (Account.withdraw, 1000), key=key)) == [NotEnough]
-            clock.advance(1)
-        assert caplog.records == []  # each key has an object of its own
-        assert told(answers_of(processor, (Account.withdraw, 1000), key="b")) == [NotEnough]
-        clock.advance(1)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "batch of key 'b'" in line
-    assert "Account.withdraw raised NotEnough, and the next load returned the same object: what had changed" in line
 
 
 # Every way out answers everybody
