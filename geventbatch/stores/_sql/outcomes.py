@@ -136,6 +136,13 @@ class Outcomes:
                 if errors.kind(error) is errors.Kind.CONFLICT:
                     raise errors.not_saved(error, self.key) from error
                 raise
+            other = next((row[0] for row in rows if row[0] not in name_of), None)
+            if other is not None:
+                raise NotSaved(
+                    f"{shown(self.key)} was not saved, nothing was written: the database takes an id of the table of "
+                    f"outcomes for the other id {shown(other)}. The column id of {name} has to be compared byte by "
+                    "byte: give it a binary collation (MySQL: CHARACTER SET ascii COLLATE ascii_bin)"
+                )
             found |= {name_of[row[0]]: row[1] for row in rows}
         return found
 

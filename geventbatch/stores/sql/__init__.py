@@ -163,16 +163,21 @@ class SQLStore(Generic[R]):
                 "neither"
             )
         if load_many is not None and len(keys) > 1:
-            raise ValueError(f"load_many is {shown(load_many)}, but a key has several columns: {', '.join(keys)}")
+            raise ValueError(
+                f"load_many is {shown(load_many)}, but a key has several columns: {', '.join(keys)}. For operations on "
+                "several keys, give the table a column that is the key by itself, as an id"
+            )
         saving = statement("save", save, keys)
         inserting = None if insert is None else statement("insert", insert, keys)
+        written = saving.names.union(inserting.names if inserting else ())
+        column = column_of_key(saving)
         self.keeps_outcomes: Final = idempotency is not None
         seconds = seconds_to_keep(idempotency_ttl, idempotency)
         self._table: Final = Table(
             connections=connections_of(pool),
             name=table_of(saving) if name is None else _checked_name(name),
             keys=keys,
-            rows=Rows(row, saving.names.union(inserting.names if inserting else ()), keys),
+            rows=Rows(row, written, keys, column.strip('`"')),
             load=statement("load", load, keys, allowed=keys),
             load_many=None if load_many is None else statement("load_many", load_many, keys, allowed=("keys",)),
             save=saving,
@@ -182,7 +187,7 @@ class SQLStore(Generic[R]):
             outcomes=None if idempotency is None else _outcome_table.statements(idempotency, seconds),
         )
         if isinstance(key, type):
-            columns = [KeyColumn(f"{self._table.name}.{column_of_key(saving)}", key)]
+            columns = [KeyColumn(f"{self._table.name}.{column}", key)]
         self._normalized: Final = partial(normalize_all, columns=columns)
         self.__qualname__ = self._table.name  # a processor without a name is called so
 

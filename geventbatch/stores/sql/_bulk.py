@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._bulk.connected import by_component
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from geventbatch.stores.sql._resource import Table
     from geventbatch.stores.sql._transaction import Change, Loaded, Transaction
 
+
+_ALONE: Final = {int, UUID, bytes}
+"""Types whose values a database takes for no others."""
 
 _TRIES: Final = 4
 """Saves in one transaction, where new rows are there already, or outcomes are recorded."""
@@ -166,10 +170,16 @@ class BulkScope:
     def _take(self, keys: Iterable[Hashable], found: Loaded) -> None:
         """Make resources of the rows that were *found*, whose first column is the key."""
         rows = {self._key_of(row[0]): row for row in found.rows}
-        others = [row[0] for key, row in rows.items() if key not in set(self._keys)]
+        asked = set(self._keys)
+        others = [row[0] for key, row in rows.items() if key not in asked]
         if len(rows) < len(found.rows):
             raise ValueError(
                 "load_many has found a key twice: its first column has to be the key, and each key has to have one row"
+            )
+        if others and not self._may_be_keys(others, found.rows):
+            raise ValueError(
+                f"load_many has found {shown(others[0])} in its first column, which has to be the key, as "
+                f"{shown(self._keys[0])}"
             )
         for key in keys:
             if key not in rows and others:
@@ -184,6 +194,21 @@ class BulkScope:
                 self._resources[key] = error.with_traceback(None)  # that would refer to all rows
             except Exception as error:
                 self._resources[key] = error
+
+    def _may_be_keys(self, others: Sequence[Any], rows: Iterable[Sequence[Any]]) -> bool:
+        """Return whether the database may have taken some of the keys for the *others*, which are in the first column.
+
+        It compares texts, moments and fractions in a way of its own; but if a key is in another column, that is its.
+        """
+        kind = type(self._keys[0])
+        if kind in _ALONE or not isinstance(self._key_of(others[0]), kind):
+            return False
+        alike = {str(key).strip().casefold() for key in self._keys}
+        asked = set(self._keys)
+        return not any(
+            str(row[0]).strip().casefold() not in alike and any(isinstance(one, kind) and one in asked for one in row)
+            for row in rows
+        )
 
     def _key_of(self, value: Any) -> Hashable:
         try:

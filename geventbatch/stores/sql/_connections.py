@@ -125,7 +125,10 @@ class Connections:
         return connection
 
     def _get(self, remaining: Callable[[], float]) -> Any:  # noqa: ARG002 - for the children
-        return self.pool()
+        connection = self.pool()
+        if connection is None:
+            raise TypeError(f"{shown(self.pool)} returned None, but has to return a connection: is its return missing?")
+        return connection
 
     def _first_come(self, remaining: Callable[[], float], take: Callable[[], Any], most: int) -> Any:
         """Return what *take* returns, which asks the pool and returns None while it has none left of *most*.

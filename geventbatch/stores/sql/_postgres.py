@@ -11,7 +11,16 @@ from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds, commit, errors
 from geventbatch.stores._sql.driver_errors import message as driver_message
 from geventbatch.stores._sql.joined import checked, insert_of_a_row
-from geventbatch.stores.sql._transaction import SAVEPOINT, Change, Save, Transaction, grouped, lost, remaining
+from geventbatch.stores.sql._transaction import (
+    SAVEPOINT,
+    Change,
+    Save,
+    Transaction,
+    grouped,
+    lost,
+    remaining,
+    unfit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +50,8 @@ class PostgresTransaction(Transaction):
 
     unmade: tuple[type[Exception], ...]
     """What the driver raises for a value of which it makes no text."""
+    unfit: tuple[type[Exception], ...]
+    """What it raises for a statement whose parameters it cannot put in."""
 
     @abstractmethod
     def decoded(self, message: bytes) -> str:
@@ -125,10 +136,15 @@ class PostgresTransaction(Transaction):
         for number, change in enumerate(save.changes):
             found.append(self.text(_checked(change.statement.text, number), change.parameters))
         for text, every in grouped(save.rows, mysql=False) if save.rows else ():
-            inserts = insert_of_a_row(text) if len(every) > 1 and "%" not in text.partition("(")[0] else None
-            if inserts is None:
-                found += self.texts(text, every)
-            else:
-                head, values = inserts
-                found.append(self.texts(head, [None])[0] + b", ".join(self.texts(values, every)))
+            try:
+                found += self._of_rows(text, every)
+            except self.unfit as error:
+                raise unfit(text, error) from error
         return found
+
+    def _of_rows(self, text: str, every: Sequence[Any]) -> list[bytes]:
+        inserts = insert_of_a_row(text) if len(every) > 1 and "%" not in text.partition("(")[0] else None
+        if inserts is None:
+            return self.texts(text, every)
+        head, values = inserts
+        return [self.texts(head, [None])[0] + b", ".join(self.texts(values, every))]

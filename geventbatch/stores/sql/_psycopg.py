@@ -15,7 +15,7 @@ from geventbatch.stores._sql.joined import Text
 from geventbatch.stores._sql.libpq import exchange
 from geventbatch.stores._sql.psycopg_text import join_each
 from geventbatch.stores.sql._postgres import SEPARATOR, PostgresTransaction
-from geventbatch.stores.sql._transaction import Loaded, remaining
+from geventbatch.stores.sql._transaction import UNFIT, Loaded, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +30,7 @@ class PsycopgTransaction(PostgresTransaction):
     """Nothing is prepared on the server: behind a pooler, another client may have the session by then."""
 
     unmade = (psycopg.DataError, UnicodeEncodeError)
+    unfit = (*UNFIT, psycopg.ProgrammingError)
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _has_begun = False

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from psycopg2 import ProgrammingError  # type: ignore[import-untyped] # it has no types
 from psycopg2.extensions import (  # type: ignore[import-untyped] # it has no types
     TRANSACTION_STATUS_IDLE,
     ISQLQuote,
@@ -20,7 +21,7 @@ from geventbatch._safe_repr import shown
 from geventbatch.errors import NotSaved
 from geventbatch.stores._sql import bounds
 from geventbatch.stores.sql._postgres import SEPARATOR, PostgresTransaction
-from geventbatch.stores.sql._transaction import Loaded, remaining
+from geventbatch.stores.sql._transaction import UNFIT, Loaded, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +38,7 @@ class Psycopg2Transaction(PostgresTransaction):
     """One message begins and loads, with the transaction's id in the rows; another one writes and commits."""
 
     unmade = (ValueError,)  # for a NUL; or a UnicodeEncodeError
+    unfit = (*UNFIT, ProgrammingError)
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _has_begun = False

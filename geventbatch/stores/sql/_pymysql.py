@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from pymysql.cursors import Cursor
 
 from geventbatch.stores._sql import bounds
-from geventbatch.stores.sql._transaction import SAVEPOINT, Loaded, Transaction, grouped, lost, remaining
+from geventbatch.stores.sql._transaction import SAVEPOINT, UNFIT, Loaded, Transaction, grouped, lost, remaining, unfit
 
 if TYPE_CHECKING:
     from pymysql.connections import Connection
@@ -66,7 +66,10 @@ class PyMySQLTransaction(Transaction):
             if found != 1:
                 raise lost(change, found)
         for text, every in grouped(save.rows, mysql=True) if save.rows else ():
-            self.send(text, every if len(every) > 1 else every[0])
+            try:
+                self.send(text, every if len(every) > 1 else every[0])
+            except UNFIT as error:
+                raise unfit(text, error) from error
         self.commit_is_sent()
         self.driver.commit()
         self._is_open = False

@@ -87,7 +87,7 @@ class Resource:
             changed = self._watched.changed(self.value)
             if not changed:
                 return None
-            table.rows.check_saved(changed)
+            table.rows.check_saved(changed, self._form.columns)
             return self._change(table.save, self.value)
         except Exception as error:
             raise Rejected(f"{shown(self.key)} was not saved, nothing was written: {said(error)}") from error

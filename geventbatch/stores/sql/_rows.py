@@ -11,7 +11,7 @@ from geventbatch._safe_repr import named, shown
 from geventbatch.stores._object_contents import ATOMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 _EXACT: Final = frozenset({int, str, bytes, bool, type(None)})
 """Types whose equal values are the same for a database. (Decimals may differ in digits, moments in their zone.)"""
@@ -41,12 +41,16 @@ class Unsaved(ValueError):
 class Rows:
     """How the rows of one store become resources."""
 
-    def __init__(self, kind: Any, written: Iterable[str], keys: Sequence[str]) -> None:
-        """Make resources of *kind*: None for a `Row`. Statements write the values *written*, apart from *keys*."""
+    def __init__(self, kind: Any, written: Iterable[str], keys: Sequence[str], column: str) -> None:
+        """Make resources of *kind*: None for a `Row`. Statements write the values *written*, apart from *keys*.
+
+        *column* is the name of the key's column.
+        """
         self._kind = kind
         self._is_dict = kind is dict
         self._keys: Final = frozenset(keys)
         self.written: Final = frozenset(written) - self._keys
+        self._kept: Final = self._keys.union([column]) - self.written
         # -- mutable state ---------------------------------------------------------------------------------
         self._forms: dict[tuple[str, ...], Form] = {}  # by the columns
 
@@ -96,13 +100,18 @@ class Rows:
         names = [name for name in names if hasattr(resource, name)]
         return tuple(names), _getter(attrgetter, names)
 
-    def check_saved(self, changed: Iterable[str]) -> None:
-        """Raise unless a statement writes all that has *changed*."""
+    def check_saved(self, changed: Iterable[str], columns: Container[str]) -> None:
+        """Raise unless a statement writes all that has *changed* of a row with these *columns*."""
         for name in changed:
-            if name in self._keys:
+            if name in self._kept:
                 raise Unsaved(f"{name} was changed, which is a part of the key: a row keeps its key")
             if name not in self.written:
-                raise Unsaved(f"{name} was changed, but save does not write it: add {name} = %({name})s to save")
+                mend = (
+                    f"add {name} = %({name})s to save"
+                    if name in columns
+                    else "load selects no column of this name; what is not to be saved begins with _"
+                )
+                raise Unsaved(f"{name} was changed, but save does not write it: {mend}")
 
     def parameters(self, resource: Any, names: Iterable[str], key: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of *resource* that a statement takes, with those of its *key*. Raises `Unsaved`."""

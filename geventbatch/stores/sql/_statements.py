@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from geventbatch._safe_repr import named, shown
@@ -20,6 +21,10 @@ _TABLE: Final = re.compile(
 )
 
 _COLUMN_OF_KEY: Final = re.compile(r"((?:[\w$]+|\"[^\"]+\"|`[^`]+`))\s*=\s*%\(key\)s", re.IGNORECASE)
+
+_BRACKETS: Final = re.compile(r"\([^()]*\)")
+_WRITES_WITHIN: Final = re.compile(r"\( ?(?:UPDATE|DELETE|MERGE)\b")
+_INSERTS_WITH: Final = re.compile(r"WITH (?:(?!INSERT\b|UPDATE\b|DELETE\b|MERGE\b|SELECT\b).)* INSERT INTO\b")
 
 _WORDS: Final = {
     "load": ("SELECT", "WITH"),
@@ -63,6 +68,20 @@ def statement(option: str, text: Any, keys: Sequence[str], *, allowed: Sequence[
     _check_names(option, text, names, keys, allowed)
     _check_code(option, text, code)
     return Statement(option, body, names)
+
+
+@lru_cache(maxsize=1000)
+def inserts(text: str) -> bool:
+    """Return whether *text* is an INSERT, of rows that it may compute by WITH."""
+    word = first_word(text)
+    if word != "WITH":
+        return word == "INSERT"
+    code = code_of(text)
+    if _WRITES_WITHIN.search(code):
+        return False
+    while (inner := _BRACKETS.sub(" ", code)) != code:
+        code = inner
+    return _INSERTS_WITH.match(code) is not None
 
 
 def table_of(save: Statement) -> str:
@@ -130,6 +149,11 @@ def _check_code(option: str, text: str, code: str) -> None:
             raise ValueError(
                 f"{option} is {shown(text)}: it does not lock the row, so what others write meanwhile would be lost; "
                 "write … FOR UPDATE"
+            )
+        if option == "load_many" and "ORDER BY" not in code:
+            raise ValueError(
+                f"{option} is {shown(text)}: two transactions that lock the same rows in another order deadlock; write "
+                "ORDER BY, with the column of the key, before FOR UPDATE"
             )
         if "SKIP LOCKED" in code:
             raise ValueError(f"{option} is {shown(text)}: with SKIP LOCKED, a row that is locked counts as missing")

@@ -14,13 +14,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from geventbatch._batch import current_batch
-from geventbatch._safe_repr import named, shown
+from geventbatch._safe_repr import named, said, shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores._sql.statements import forbidden
+from geventbatch.stores.sql._statements import inserts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -34,6 +35,9 @@ _SHORTEST: Final = 0.001
 
 _DEAD: Final = 10
 """Connections that the server has ended while they were at rest, which one load survives."""
+
+UNFIT: Final = (KeyError, IndexError, TypeError)
+"""What psycopg2 and PyMySQL raise for a statement with other parameters than it is sent with."""
 
 SAVEPOINT: Final = "SAVEPOINT geventbatch"
 GO_BACK: Final = "ROLLBACK TO SAVEPOINT geventbatch"
@@ -322,10 +326,23 @@ def _pair(row: object, *, mysql: bool) -> tuple[str, Any]:
             why = forbidden(text, mysql=mysql)
             if why is not None:
                 raise RuntimeError(f"add_row() was given {shown(text)}: {why}")
+            if not inserts(text):
+                raise ValueError(
+                    f"add_row() was given {shown(text)}, but takes an INSERT only: nobody would learn how many rows "
+                    "another statement finds, and operations would not see what it changes. Change the row of a key "
+                    "by its resource, for several keys in run_across()"
+                )
             return text, parameters
     raise TypeError(
         f"add_row() was given {named(row)}: pass a pair of an INSERT and its parameters, as "  # noqa: S608 - a message
         '("INSERT INTO log (text) VALUES (%(text)s)", {"text": "…"})'
+    )
+
+
+def unfit(text: str, error: Exception) -> ValueError:
+    """Return the error of a row's statement whose parameters the driver cannot put into it."""
+    return ValueError(
+        f"add_row() was given {shown(text)}, whose parameters do not fit it: {type(error).__name__}: {said(error)}"
     )
 
 
