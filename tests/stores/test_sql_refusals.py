@@ -172,14 +172,18 @@ def test_a_load_of_many_rows_in_no_order_is_refused_when_the_store_is_made() -> 
 
 
 def test_a_key_of_several_columns_is_told_what_operations_on_several_keys_need() -> None:
-    with pytest.raises(ValueError, match="give the table a column that is the key by itself"):
-        SQLStore(
-            lambda: None,
-            load="SELECT qty FROM stock WHERE wh = %(wh)s AND sku = %(sku)s FOR UPDATE",
-            save="UPDATE stock SET qty = %(qty)s WHERE wh = %(wh)s AND sku = %(sku)s",
-            load_many="SELECT qty FROM stock WHERE (wh, sku) IN %(keys)s FOR UPDATE",
-            key={"wh": str, "sku": int},
-        )
+    options: dict[str, Any] = {
+        "load": "SELECT qty FROM stock WHERE wh = %(wh)s AND sku = %(sku)s FOR UPDATE",
+        "save": "UPDATE stock SET qty = %(qty)s WHERE wh = %(wh)s AND sku = %(sku)s",
+        "key": {"wh": str, "sku": int},
+    }
+    told = "give the table a column that is the key by itself"
+    with pytest.raises(ValueError, match=told):
+        SQLStore(lambda: None, **options, load_many="SELECT qty FROM stock WHERE (wh, sku) IN %(keys)s FOR UPDATE")
+    with processor(lambda: None, **options) as stock:
+        error = answer_of(stock.run_across, [("N", 1), ("S", 1)], len)
+    assert isinstance(error, TypeError)
+    assert told in str(error)
 
 
 # -- what has changed ----------------------------------------------------------------------------------------------

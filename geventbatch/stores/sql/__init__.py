@@ -64,8 +64,8 @@ class SQLStore(Generic[R]):
         insert: ``INSERT`` of a new row; needed with a *missing* that is a function. If another process has inserted it
             meanwhile, the batch is replayed.
         delete: ``DELETE`` of the row at ``%(key)s``, for `current_batch().delete()`; None refuses that.
-        load_many: ``SELECT … FOR UPDATE`` of the rows at ``%(keys)s``, a list, in the order of their keys, which are
-            its first column: for many keys in one transaction (`open_resources`, `run_across`). None refuses these.
+        load_many: ``SELECT … FOR UPDATE`` of the rows at ``%(keys)s``, a list, with an ORDER BY of the key, which
+            is its first column: for many keys in one transaction (`open_resources`, `run_across`). None refuses these.
             PostgreSQL: ``WHERE id = ANY(%(keys)s) ORDER BY id FOR UPDATE``; PyMySQL: ``WHERE id IN %(keys)s …``.
         idempotency: The name of the table that records outcomes of operations with an idempotency key, which
             `create_outcomes` creates; None: such operations are refused.
@@ -211,7 +211,10 @@ class SQLStore(Generic[R]):
         Switches: no.
         """
         if self._table.load_many is None:
-            raise AttributeError(f"{self!r} has no open_resources: pass load_many, the statement that loads many rows")
+            mend = "pass load_many, the statement that loads many rows"
+            if len(self._table.keys) > 1:
+                mend = "a key has several columns; give the table a column that is the key by itself, as an id"
+            raise AttributeError(f"{self!r} has no open_resources: {mend}")
         return BulkRows(self._table, self.normalize_key)
 
     def normalize_key(self, key: Hashable) -> Hashable:
