@@ -15,7 +15,7 @@ class SetupProblem:
         name: For programs: 'unpatched', 'patched-late', 'fork-unpatched', 'forked-late', 'forked-connections',
             'forked-pool', 'psycopg', 'psycopg2', 'mysqlclient', 'mysql-connector' or 'huey_consumer'; under uWSGI
             'killed-batches', 'uwsgi-router' or 'uwsgi-atexit'; of the Prometheus exporter 'prometheus-dead'; of an
-            engine 'pooler'; of a processor 'unsaved', 'uncompared', 'short-deadline' or 'misspelt'.
+            engine 'pooler'; of a processor 'unsaved', 'uncompared', 'short-deadline', 'pool-small' or 'misspelt'.
         what: The problem and its consequence.
         mend: The line, or the change, that mends it.
     """

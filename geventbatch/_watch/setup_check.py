@@ -33,11 +33,27 @@ def check_setup() -> list[SetupProblem]:
     Switches: no.
     """
     process.notice_fork()
-    return [*_of_process(), *setup_problems.problems()]
+    return [*_of_process(), *_small_pools(), *setup_problems.problems()]
 
 
 def _of_process() -> list[SetupProblem]:
     return [problem for look in looks for problem in look()]
+
+
+def _small_pools() -> Iterator[SetupProblem]:
+    size_of: Any = getattr(sys.modules.get("geventbatch.stores.sql._connections"), "size_of", None)
+    if size_of is None:
+        return
+    for one in process.processors():
+        options = one._options  # noqa: SLF001 - nothing else needs them outside of it
+        size, most = size_of(options.open_resource), options.max_batches
+        if size is not None and most is not None and size < most:
+            yield SetupProblem(
+                "pool-small",
+                f"The processor {options.name} has a max_batches of {most}, but the pool of its SQLStore has {size} "
+                "connections: the other batches wait for one, while their max_duration runs.",
+                "Make the pool as large as max_batches, plus what other code takes from it; or lower max_batches.",
+            )
 
 
 _PATCHED: Final = ("socket", "threading")

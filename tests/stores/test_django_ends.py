@@ -119,7 +119,7 @@ def test_a_deadline_that_comes_then_answers_what_was_saved(
 ) -> None:
     backend.waiting = True
     store = DjangoStore(Account, by="name", using=alias, conn_max_age=0)
-    with Processor(open_resource=store, min_duration=0, max_duration=0.5) as processor:
+    with Processor(open_resource=store, min_duration=0, max_duration=1) as processor:
         assert processor.run("a", deposit, 1) == 1
         assert account(alias).balance == 1
         assert processor.run("a", deposit, 1) == 2

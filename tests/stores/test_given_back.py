@@ -67,7 +67,7 @@ def processor(pool: Any, max_duration: float = 10, **options: Any) -> Iterator[P
 def test_the_deadline_strikes_there_and_the_pool_has_its_connection_again(
     pool: SlowPool, database: str, batching: bool
 ) -> None:
-    with processor(pool, max_duration=0.5, batching=batching) as shows:
+    with processor(pool, max_duration=1, batching=batching) as shows:
         assert shows.run(1, sell) == 9
         assert asked(database) == [(9,)]
         assert not pool.waits.is_set()
@@ -99,7 +99,7 @@ def test_what_a_bulk_has_saved_is_answered_and_what_it_has_not_is_told(pool: Slo
         show.title = "Tosca"  # which save does not write
 
     store = opener(pool, load_many=MANY)
-    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=0.5, workers=1) as shows:
+    with Processor(open_resources=store.open_resources, min_duration=0, max_duration=1, workers=1) as shows:
         calls = [(1, sell), (2, lose)]
         saved, lost = (one.get() for one in [gevent.spawn(answer_of, shows.run, *call) for call in calls])
     assert saved == 9
@@ -112,7 +112,7 @@ def test_the_parts_of_a_batch_that_are_behind_are_told_that_nothing_was_saved(po
         current_batch().delete()
 
     store = opener(pool, delete="DELETE FROM shows WHERE id = %(key)s")
-    with Processor(open_resource=store, min_duration=0, max_duration=0.5) as shows:
+    with Processor(open_resource=store, min_duration=0, max_duration=1) as shows:
         first, behind = (one.get() for one in [gevent.spawn(answer_of, shows.run, 1, call) for call in (delete, sell)])
     assert first is None
     assert isinstance(behind, BatchTimeout)
@@ -128,7 +128,7 @@ def test_a_scope_of_the_users_around_the_store_has_not_ended_with_its_commit(poo
         with store(key) as show:
             yield show
 
-    with Processor(open_resource=around, min_duration=0, max_duration=0.5) as shows:
+    with Processor(open_resource=around, min_duration=0, max_duration=1) as shows:
         error = answer_of(shows.run, 1, sell)
     assert isinstance(error, BatchTimeout)
     assert (error.phase, error.retry_safe) == ("save", False)

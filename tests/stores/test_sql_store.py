@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from geventbatch import LoadFailed, Processor, current_batch
+from geventbatch import LoadFailed, Processor, check_setup, current_batch
 from geventbatch.stores import SQLStore
 from tests.support.callers import answer_of
 from tests.support.proxy import Proxy
@@ -620,10 +620,24 @@ def test_connections_of_a_pool_that_does_not_wait_are_first_come_first_served(po
 def test_a_batch_that_gets_no_connection_of_psycopg2s_pool_tells_why_before_its_deadline(pool2: Any) -> None:
     taken = [pool2.getconn() for _ in range(2)]
     store = SQLStore(pool2, load=LOAD, save=SAVE)
-    with Processor(open_resource=store, min_duration=0, max_duration=0.5) as shows:
+    with Processor(open_resource=store, min_duration=0, max_duration=3) as shows:
         error = answer_of(shows.run, 1, sell)
         for connection in taken:
             pool2.putconn(connection)
         assert isinstance(error, LoadFailed)
         assert "batches have 0 of its 2 connections. All of them were in use" in str(error)
         assert shows.run(1, sell) == 9
+
+
+def test_check_setup_names_a_pool_that_is_smaller_than_max_batches(pool: ConnectionPool, pool2: Any) -> None:
+    def told() -> list[str]:
+        return [one.what for one in check_setup() if one.name == "pool-small"]
+
+    store = SQLStore(pool2, load=LOAD, save=SAVE)
+    with Processor(open_resource=store, min_duration=0, max_batches=2):
+        assert told() == []
+    with Processor(open_resource=store, min_duration=0, max_batches=3):
+        (line,) = told()
+    assert "has a max_batches of 3, but the pool of its SQLStore has 2 connections" in line
+    with Processor(open_resource=SQLStore(pool, load=LOAD, save=SAVE), min_duration=0, max_batches=5):
+        assert any("has a max_batches of 5, but the pool of its SQLStore has 4 connections" in one for one in told())

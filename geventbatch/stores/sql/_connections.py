@@ -285,6 +285,15 @@ def _is_exhausted(error: Exception) -> bool:
     return type(error).__name__ == "PoolError" and "exhausted" in str(error)
 
 
+def size_of(store: Any) -> int | None:
+    """Return how many connections the pool of *store* has at most. None: it is no `SQLStore`, or that is unknown."""
+    connections = getattr(getattr(store, "_table", None), "connections", None)
+    if not isinstance(connections, Connections):
+        return None
+    names = ("max_size", "maxconn", "_maxconnections")  # of psycopg_pool, psycopg2 and DBUtils
+    return next((size for name in names if (size := getattr(connections.pool, name, None))), None)
+
+
 def refused() -> list[str]:
     """Return the pools whose batches fail, since they had connections when this process was forked."""
     return sorted(shown(one.pool) for one in _known if one.epoch != process.here.epoch)
