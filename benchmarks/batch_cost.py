@@ -342,8 +342,21 @@ def show(lines: Sequence[Line]) -> None:
         print(COLUMNS.format(line.name, *cells).rstrip(), flush=True)
 
 
+def show_lone(lines: Sequence[Line]) -> None:
+    """Print what a batch of one costs beside what it replaces."""
+    of_name = {line.name: line for line in lines if not line.against}
+    print("\na batch of one operation")
+    print(f"{'':<24}{'what it replaces':<40}{'CPU, × that':>24}{'operations/s, × that':>26}")
+    for line in lines:
+        if line.against and line.size == 1:
+            pairs = list(zip(line.turns, of_name[line.against[0]].turns, strict=True))
+            cpu = spread([mine.microseconds / its.microseconds for mine, its in pairs], ".2f")
+            rate = spread([mine.rate / its.rate for mine, its in pairs], ".2f")
+            print(f"{line.name:<24}{line.against[0]:<40}{cpu:>24}{rate:>26}", flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "ways", nargs="*", metavar="WAY", help='documents, mapped, "SQL, psycopg", "SQL, psycopg2", Django, Redis'
@@ -355,6 +368,7 @@ def main() -> None:
     rounds, batches = (1, 20) if chosen.short else (7, 200)
     lines = of_all(postgres_url(), chosen.ways, rounds, batches, (1,) if chosen.lone else SIZES)
     show(lines)
+    show_lone(lines)
     if chosen.json:
         chosen.json.write_text(json.dumps([vars(line) for line in lines], indent=1))
 

@@ -103,6 +103,9 @@ def test_a_batch_through_every_store_is_measured_beside_what_it_replaces(
     ]
     shown = capsys.readouterr().out
     assert all(f"\n{line.name}" in shown for line in lines)
+    batch_cost.show_lone(lines)
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert [row[:24].strip() for row in rows] == [line.name for line in lines if line.against and line.size == 1]
 
 
 def test_refusals_are_undone_over_every_store(capsys: pytest.CaptureFixture[str]) -> None:
