@@ -200,7 +200,10 @@ class OfDBUtils(Connections):
         pool = self.pool
         if 0 < pool._maxconnections <= pool._connections:  # noqa: SLF001 - likewise
             return None  # it would raise, or let newcomers overtake who waits in it
-        return pool.connection(False)  # noqa: FBT003 - not shared with others; of no name in all versions
+        try:
+            return pool.connection(False)  # noqa: FBT003 - not shared with others; of no name in all versions
+        except sys.modules["dbutils.pooled_db"].TooManyConnectionsError:  # others came while it waited for its lock
+            return None
 
 
 class OfPsycopg(Connections):
