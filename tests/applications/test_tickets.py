@@ -152,9 +152,10 @@ def test_a_failing_update_is_surely_not_saved(trains: Store, processor: Processo
 
     sa.event.listen(trains._engine, "before_cursor_execute", fail, retval=True)
 
-    with pytest.raises(sa.exc.DBAPIError, match="nowhere"):  # as it would be told alone
+    with pytest.raises(SaveFailed, match="nowhere") as failed:
         processor.run(ONE, Train.book, 7, "Ann")
 
+    assert failed.value.retry_safe
     assert seats_in(trains, ONE) == {}
 
 
