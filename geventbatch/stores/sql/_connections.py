@@ -17,6 +17,7 @@ from geventbatch._batch import current_batch
 from geventbatch._core import process
 from geventbatch._core.fair_semaphore import FairSemaphore
 from geventbatch._safe_repr import named, shown
+from geventbatch._wrapper import innermost
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql.commit import polls
 
@@ -290,7 +291,8 @@ def _is_exhausted(error: Exception) -> bool:
 
 def size_of(store: Any) -> int | None:
     """Return how many connections the pool of *store* has at most. None: it is no `SQLStore`, or that is unknown."""
-    connections = getattr(getattr(store, "_table", None), "connections", None)
+    own = getattr(innermost(store), "__dict__", {})  # without asking a store of the user's for a name of ours
+    connections = getattr(own.get("_table"), "connections", None)
     if not isinstance(connections, Connections):
         return None
     names = ("max_size", "maxconn", "_maxconnections")  # of psycopg_pool, psycopg2 and DBUtils
