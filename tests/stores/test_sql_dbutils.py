@@ -9,19 +9,22 @@ import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
 import pytest
 from dbutils.pooled_db import PooledDB  # type: ignore[import-untyped] # likewise
-from psycogreen.gevent import gevent_wait_callback  # type: ignore[import-untyped] # likewise
 
 from geventbatch import LoadFailed, Processor
 from geventbatch.stores import SQLStore
 from tests.support.callers import answer_of
-from tests.support.psycopg_bench import of_schema, schema
+from tests.support.sql_pools import database_with, psycopg2_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEYS = 12
+KEYS = 12  # as in the tables
 CONNECTIONS = 2
 
+TABLES = """
+    CREATE TABLE shows (id int PRIMARY KEY, stock int);
+    INSERT INTO shows SELECT i, 100 FROM generate_series(1, 12) i
+"""
 LOAD = "SELECT id, stock FROM shows WHERE id = %(key)s FOR UPDATE"
 SAVE = "UPDATE shows SET stock = %(stock)s WHERE id = %(key)s"
 
@@ -51,15 +54,8 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    before: Any = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(gevent_wait_callback)
-    with schema() as name:
-        told, _ = of_schema(name)
-        with psycopg.connect(told) as connection:
-            connection.execute("CREATE TABLE shows (id int PRIMARY KEY, stock int)")
-            connection.execute("INSERT INTO shows SELECT i, 100 FROM generate_series(1, %s) i", [KEYS])
+    with psycopg2_waits(), database_with(TABLES) as told:
         yield Server(f"{told} application_name=pooled")
-    psycopg2.extensions.set_wait_callback(before)
 
 
 def sell(show: Any) -> int:

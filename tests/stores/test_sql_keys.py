@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-import psycopg
-import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
-import psycopg2.pool  # type: ignore[import-untyped] # likewise
 import pymysql
 import pytest
-from psycogreen.gevent import gevent_wait_callback  # type: ignore[import-untyped] # likewise
-from psycopg_pool import ConnectionPool
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed
 from geventbatch.stores import SQLStore
 from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
-from tests.support.psycopg_bench import of_schema, schema
 from tests.support.servers import wait_until
+from tests.support.sql_pools import database_with, pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,18 +40,7 @@ LOAD = "SELECT {} FROM shows WHERE {} FOR UPDATE"
 
 @pytest.fixture(params=["psycopg", "psycopg2"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
-    with schema() as name, ExitStack() as stack:
-        told, _ = of_schema(name)
-        with psycopg.connect(told) as connection:
-            connection.execute(TABLES)
-        if request.param == "psycopg":
-            yield stack.enter_context(ConnectionPool(told, min_size=0, max_size=2, open=True))
-            return
-        before: Any = psycopg2.extensions.get_wait_callback()
-        psycopg2.extensions.set_wait_callback(gevent_wait_callback)
-        stack.callback(psycopg2.extensions.set_wait_callback, before)
-        pool = psycopg2.pool.ThreadedConnectionPool(0, 2, told)
-        stack.callback(pool.closeall)
+    with database_with(TABLES) as told, pool_of(request.param, told) as pool:
         yield pool
 
 

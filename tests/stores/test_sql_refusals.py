@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,8 +12,6 @@ import psycopg2.extras  # type: ignore[import-untyped] # likewise
 import psycopg2.pool  # type: ignore[import-untyped] # likewise
 import pymysql
 import pytest
-from psycogreen.gevent import gevent_wait_callback  # type: ignore[import-untyped] # likewise
-from psycopg_pool import ConnectionPool
 
 from geventbatch import LoadFailed, Processor, ResourceMissing, current_batch
 from geventbatch.errors import ImpossibleKey
@@ -21,8 +19,8 @@ from geventbatch.stores import SQLStore
 from geventbatch.stores.sql._statements import inserts
 from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
-from tests.support.psycopg_bench import of_schema, schema
 from tests.support.servers import wait_until
+from tests.support.sql_pools import database_with, pool_of, psycopg2_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,24 +39,13 @@ MANY = "SELECT {} FROM stock WHERE {} ORDER BY id FOR UPDATE"
 @pytest.fixture
 def database() -> Iterator[str]:
     """What libpq is told."""
-    with schema() as name:
-        told, _ = of_schema(name)
-        with psycopg.connect(told) as connection:
-            connection.execute(TABLES)
+    with database_with(TABLES) as told:
         yield told
 
 
 @pytest.fixture(params=["psycopg", "psycopg2"])
 def pool(request: pytest.FixtureRequest, database: str) -> Iterator[Any]:
-    with ExitStack() as stack:
-        if request.param == "psycopg":
-            yield stack.enter_context(ConnectionPool(database, min_size=0, max_size=2, open=True))
-            return
-        before: Any = psycopg2.extensions.get_wait_callback()
-        psycopg2.extensions.set_wait_callback(gevent_wait_callback)
-        stack.callback(psycopg2.extensions.set_wait_callback, before)
-        pool = psycopg2.pool.ThreadedConnectionPool(0, 2, database)
-        stack.callback(pool.closeall)
+    with pool_of(request.param, database) as pool:
         yield pool
 
 
@@ -212,17 +199,17 @@ def test_a_column_of_json_is_written_through_psycopg2_by_an_adapter_of_dicts(dat
     key = dict, psycopg2.extensions.ISQLQuote
     assert key not in psycopg2.extensions.adapters
     psycopg2.extensions.register_adapter(dict, psycopg2.extras.Json)
-    before: Any = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(gevent_wait_callback)
     try:
-        with processor(
-            lambda: psycopg2.connect(database),
-            load="SELECT extra FROM stock WHERE id = %s FOR UPDATE",
-            save="UPDATE stock SET extra = %(extra)s WHERE id = %(key)s",
-        ) as stock:
+        with (
+            psycopg2_waits(),
+            processor(
+                lambda: psycopg2.connect(database),
+                load="SELECT extra FROM stock WHERE id = %s FOR UPDATE",
+                save="UPDATE stock SET extra = %(extra)s WHERE id = %(key)s",
+            ) as stock,
+        ):
             stock.run(1, mark)
     finally:
-        psycopg2.extensions.set_wait_callback(before)
         del psycopg2.extensions.adapters[key]
     assert asked(database, "SELECT extra FROM stock WHERE id = 1") == [({"seen": 1},)]
 

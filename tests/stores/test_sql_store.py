@@ -21,7 +21,6 @@ import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
 import psycopg2.extras  # type: ignore[import-untyped] # likewise
 import psycopg2.pool  # type: ignore[import-untyped] # likewise
 import pytest
-from psycogreen.gevent import gevent_wait_callback  # type: ignore[import-untyped] # likewise
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
@@ -30,7 +29,8 @@ from geventbatch import LoadFailed, Processor, check_setup, current_batch
 from geventbatch.stores import SQLStore
 from tests.support.callers import answer_of
 from tests.support.proxy import Proxy
-from tests.support.psycopg_bench import of_schema, schema, without_tls
+from tests.support.psycopg_bench import without_tls
+from tests.support.sql_pools import database_with, psycopg2_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,10 +67,7 @@ class Show:
 @pytest.fixture
 def database() -> Iterator[str]:
     """What libpq is told."""
-    with schema() as name:
-        told, _ = of_schema(name)
-        with psycopg.connect(told) as connection:
-            connection.execute(TABLES)
+    with database_with(TABLES) as told:
         yield told
 
 
@@ -82,10 +79,8 @@ def pool(database: str) -> Iterator[ConnectionPool]:
 
 @pytest.fixture
 def _psycopg2_waits() -> Iterator[None]:
-    before: Any = psycopg2.extensions.get_wait_callback()
-    psycopg2.extensions.set_wait_callback(gevent_wait_callback)
-    yield
-    psycopg2.extensions.set_wait_callback(before)
+    with psycopg2_waits():
+        yield
 
 
 @pytest.fixture
