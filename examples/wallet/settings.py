@@ -20,6 +20,16 @@ DATABASES = {
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TIME_ZONE = "UTC"
 USE_TZ = True
+# Without it, nothing reaches the console where DEBUG is off, not even the traceback behind a 500.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(process)d %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+    # At WARNING, Django has a line for each 404 and 409.
+    "loggers": {"django.request": {"level": "ERROR"}},
+}
 
 BATCHING = os.environ.get("BATCHING", "on") != "off"
 """False: each operation in a transaction of its own."""

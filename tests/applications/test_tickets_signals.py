@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from gevent.event import Event
 
 from examples.server import ROOT, Server
+from tests.support.logs import unexpected
 from tests.support.servers import (
     ask,
     database,
@@ -107,7 +108,7 @@ def crowded(kind: str, directory: Path, *arguments: str, batching: bool = True) 
             crowd.go_home()
         assert seats_in(trains, "Coast Line") == crowd.told
         assert trains.seat_map("Coast Line").train.changes == crowd.changes
-        assert crowd.answers.keys() <= {200, 201, 503}
+        assert crowd.answers.keys() <= {200, 201, 503, 504}
 
 
 def test_whoever_waits_when_the_signal_comes_is_saved_and_answered(tmp_path: Path) -> None:
@@ -148,8 +149,7 @@ def test_ctrl_c_that_reaches_all_processes_at_once_loses_nothing_and_ends_withou
         os.killpg(server.process.pid, signal.SIGINT)
 
         assert server.wait() == 0
-    log = _log(tmp_path)
-    assert "Traceback" not in log, log
+    assert unexpected(_log(tmp_path)) == []
 
 
 def test_reloads_and_restarts_under_load_answer_everybody(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from examples.client import Connection
 from examples.server import ROOT, Server
 from examples.wallet.load import FUNDS, Client, Report, open_accounts, run
+from tests.support.logs import unexpected
 from tests.support.servers import database, side_by_side
 
 CONFIGURATION = ROOT / "examples" / "wallet" / "gunicorn.conf.py"
@@ -127,17 +128,21 @@ def _end_in_the_middle(kind: str, directory: Path) -> None:
     with database(kind, directory) as url, wallet(url, directory, "--workers", "2", "--preload") as server:
 
         def is_over(told: Report) -> bool:
-            if len(told.asked) > 3 * CLIENTS and server.process.poll() is None:
+            all_kinds = min(told.statuses[status] for status in ("201", "202", "404", "409")) > CLIENTS / 10
+            if all_kinds and len(told.asked) > 3 * CLIENTS and server.process.poll() is None:
                 server.process.terminate()
             return told.statuses["None"] > 0
 
         report = crowd(server, is_over, "transfer", "transfer", "deposit", "debit")
 
         assert server.wait() == 0
-        assert "Traceback" not in log(directory)
+        logged = log(directory)
+        assert unexpected(logged) == []
         check(Books(url), report)
-        assert report.statuses.keys() <= {"201", "202", "404", "409", "503", "504", "None"}
-        assert min(report.statuses[status] for status in ("201", "202", "404", "409")) > CLIENTS / 10
+        assert report.statuses.keys() <= {"201", "202", "404", "409", "500", "503", "504", "None"}
+        # None but those whose outcome is unknown: a busy machine may have had no time for the answer to a COMMIT.
+        unknown = re.findall("geventbatch.django .*; it is unknown whether anything was saved", logged)
+        assert report.statuses["500"] == len(unknown)
         finish(url)
         check(Books(url), report)
 
