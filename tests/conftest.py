@@ -5,6 +5,7 @@ monkey.patch_all()
 
 import gc  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from weakref import WeakSet  # noqa: E402
@@ -25,6 +26,11 @@ from tests.support.shared import environment  # noqa: E402
 Hub.SYSTEM_ERROR = (*Hub.SYSTEM_ERROR, pytest.fail.Exception)
 
 os.environ.update(environment())
+
+# A shell has its background jobs ignore signals, and nohup too; servers that tests start would inherit it.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 _greenlets: WeakSet[greenlet] = WeakSet()
 """Those that were met so far: what is frozen is not met again."""

@@ -16,8 +16,8 @@ from tests.support.programs.gunicorn_app import app
 
 if __name__ == "__main__":
     logging.basicConfig()
-    # Whatever the tests themselves do: under nohup, they ignore it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN if "IGNORE_HUP" in os.environ else signal.SIG_DFL)
+    if "IGNORE_HUP" in os.environ:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = WSGIServer(("127.0.0.1", 0), app, spawn=1000, log=None)
     server.start()
     sys.stdout.write(f"{server.server_port}\n")
