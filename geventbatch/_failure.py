@@ -95,14 +95,24 @@ def rejected(error: NotSaved) -> BaseException:
     return error if error.__cause__ is None else error.__cause__
 
 
-_POOLS: Final = ("/sqlalchemy/util/queue.py:", " in WaitingClient.wait")
-"""Parts of the frames in which code waits for a connection of a pool: SQLAlchemy's, and psycopg's (Django's)."""
-
-_NO_CONNECTION: Final = (
-    "All connections of the pool were in use. Callers that have used the database before run() hold one each while "
-    "they wait: let them close their session, or their connection, before; or give the store an engine of its own "
-    '(SQLAlchemy), or raise max_size in OPTIONS["pool"] (Django)'
+_HELD: Final = (
+    "Callers that have used the database before run() hold one each while they wait: let them close their session, or "
+    "their connection, before; or "
 )
+_POOLS: Final = {
+    # SQLAlchemy's pool opens a connection in the greenlet that needs it; only where there is none to open does it wait.
+    "/sqlalchemy/util/queue.py:": (
+        "All connections of the pool were in use, or being opened. " + _HELD + "give the store an engine of its own"
+    ),
+    # psycopg's pool, which may be Django's, opens them in the background, and says so in its own log if it cannot.
+    " in WaitingClient.wait": (
+        "The pool gave no connection. If the logger psycopg.pool says 'error connecting' at that time, the server was "
+        "down, full or out of reach, and the line says which. If not, all connections were in use. "
+        + _HELD
+        + 'raise max_size (Django: in OPTIONS["pool"])'
+    ),
+}
+"""What to say, by a part of the frame in which code waits for a connection of a pool."""
 
 
 _LATE: Final = 0.1
@@ -124,8 +134,9 @@ def timed_out(key: Hashable, phase: Phase, seconds: float, stack: tuple[str, ...
     cause = TimeoutError(what)
     if stack:
         cause.add_note("\n  ".join(("its code waited there, the innermost frame last:", *stack)))
-        if any(mark in frame for frame in stack for mark in _POOLS):
-            cause.add_note(_NO_CONNECTION)
+        for mark, said in _POOLS.items():
+            if any(mark in frame for frame in stack):
+                cause.add_note(said)
     return Failure(BatchTimeout, key, what, cause, retry_safe=phase != "save", phase=phase)
 
 

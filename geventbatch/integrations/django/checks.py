@@ -259,8 +259,8 @@ def check_max_batches(**_: object) -> list[CheckMessage]:
     """W009: nothing bounds the number of connections."""
     return [
         CheckWarning(
-            f"The processor {one.name} has no max_batches: it opens as many connections to the database "
-            f"{one.store.using!r} as there are busy keys.",
+            f"The processor {one.name} has no max_batches: its batches want as many connections to the database "
+            f"{one.store.using!r} at once as there are busy keys.",
             hint="Set max_batches so that all workers together stay under the limit of the database.",
             id="geventbatch.W009",
         )
