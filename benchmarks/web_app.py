@@ -138,17 +138,23 @@ class Measured(Tickets):
         # -- mutable state ---------------------------------------------------------------------------------
         self._operations: list[int] = []
         self._taken: list[float] = []
+        self._counts = False
 
-    def count(self) -> None:
-        """See `Tickets`."""
+    def _count(self) -> None:
         for metric in self.processor.subscribe_batch_metrics():
             self._operations.append(metric.operation_count)
             self._taken.append(metric.load_duration + metric.save_duration)
 
     def measured(self) -> dict[str, float]:
-        """Give the medians of the batches since the last call, operations and seconds; and the CPU seconds so far."""
+        """Give the medians of the batches since the last call, operations and seconds; and the CPU seconds so far.
+
+        The first call begins to count: a greenlet of the parent would not outlive its fork.
+        """
+        if not self._counts:
+            self._counts = True
+            gevent.spawn(self._count)
         found = {
-            "operations": median(self._operations or [1]),
+            "operations": median(self._operations or [0]),
             "load_and_save": median(self._taken or [0.0]),
             "cpu": time.process_time(),
         }
