@@ -8,10 +8,11 @@ import gevent
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from geventbatch import Processor, ResourceMissing, current_batch
 from geventbatch.stores import SQLAlchemyStore
+from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
 
@@ -133,3 +134,29 @@ def test_a_key_that_is_not_there_is_missing_alone(place: Place) -> None:
     with processor(store) as opened:
         answers = together(opened, {key: [(put, 1)] for key in KEYS})
     assert {type(answer) for some in answers.values() for answer in some} == {ResourceMissing}
+
+
+@pytest.mark.parametrize("mode", ["lock", "version"])
+def test_an_operation_with_an_idempotency_key_is_told_which_constraint_refuses_it_at_commit(
+    tmp_path: Path, mode: Any
+) -> None:
+    def name(document: dict[str, Any], key: str) -> str:
+        document["key"] = key
+        return key
+
+    with fresh("postgresql", tmp_path) as address:
+        engine = PLACES["postgresql"](address).beside()
+        outcomes = idempotency_table("outcomes_of_bulks")
+        outcomes.create(engine)
+        store = SQLAlchemyStore.documents(engine, "refused", mode=mode, idempotency=outcomes)
+        store.table.append_constraint(sa.UniqueConstraint("state", deferrable=True, initially="DEFERRED"))
+        store.create_table()
+        with engine.begin() as connection:
+            for key in ("first", "second"):
+                connection.execute(store.table.insert(), {"key": key, "state": f'{{"key": "{key}"}}', "version": 1})
+        with processor(store) as opened:
+            error = answer_of(opened.run, "second", name, "first", idempotency_key="once")
+            assert isinstance(error, IntegrityError)
+            assert "duplicate key value violates unique constraint" in str(error)
+            assert opened.run("second", name, "third", idempotency_key="once") == "third"
+        engine.dispose()

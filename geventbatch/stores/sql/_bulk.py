@@ -232,11 +232,11 @@ class BulkScope:
                 self._write(parts)
                 break
             except Inserted as error:
-                if tries == 1:
+                if tries == 1 or self._begun.is_over:
                     raise
                 lost: dict[Hashable, Exception] = {key: errors.inserted(key) for key in error.keys}
             except Repeated as error:
-                if tries == 1:
+                if tries == 1 or self._begun.is_over:
                     raise
                 repeated = repeated_of([part.batch for part in parts], error.outcomes)
                 lost = {part.keys[0]: repeated[part.batch] for part in parts if part.batch in repeated}

@@ -98,6 +98,9 @@ class PostgresTransaction(Transaction):
         # Elsewhere it is a constant of the statement, which fails for any key; and an error of a row has no place.
         return any(told.startswith(value, at) for value in values for at in range(max(place - len(value), 0), place))
 
+    def has_refused_commit(self) -> bool:
+        return self.status() == commit.IDLE  # a refused statement of the same message leaves a failed transaction
+
     def was_not_committed(self) -> bool:
         return commit.was_not_committed(self.driver)
 

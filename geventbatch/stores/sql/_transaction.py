@@ -93,6 +93,7 @@ class Transaction(ABC):
         self._lent: Any = lent  # None: it is given back
         self._sends_commit = False
         self._is_committed = False  # the server has said so
+        self.is_over = False  # the server has refused COMMIT itself: no lock is left, and no savepoint
         try:
             self.begin()
         except BaseException:
@@ -137,6 +138,10 @@ class Transaction(ABC):
         """Return whether the load has raised *error* for the value of its key, so that no row can have it."""
         return isinstance(error, UnicodeEncodeError)  # the driver makes no text of it
 
+    def has_refused_commit(self) -> bool:
+        """Return whether the server, which was sent COMMIT, has refused that, and no statement before. Switches: no."""
+        return True  # COMMIT is a message of its own
+
     def was_not_committed(self) -> bool:
         """Return whether the driver knows that the COMMIT that raised was not carried out."""
         return False
@@ -151,7 +156,8 @@ class Transaction(ABC):
         """Save and commit.
 
         Raises:
-            NotSaved: Nothing was written. If *save* stays, the transaction goes on after `Inserted` and `Repeated`.
+            NotSaved: Nothing was written. If *save* stays, the transaction goes on after `Inserted` and `Repeated`,
+                unless it is over.
             Exception: The driver's error of a COMMIT whose outcome is unknown.
         Switches: yes.
         """
@@ -195,17 +201,19 @@ class Transaction(ABC):
 
     def _explained(self, error: Exception, save: Save) -> NotSaved:
         """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
+        self.is_over = self._sends_commit and self.has_refused_commit()  # a constraint was deferred
         self._sends_commit = False
         refused = errors.of_save(self.not_saved(error), save.rows)
         if not (errors.is_duplicate(error) or errors.is_of_schema(error) or isinstance(refused, Inserted)):
             return refused
-        undo = self._go_back if save.stays else self.roll_back
+        stays = save.stays and not self.is_over
+        undo = self._go_back if stays else self.roll_back
         try:
             if save.recording is not None:
-                begin = _nothing if save.stays else self.begin_again
+                begin = _nothing if stays else self.begin_again
                 found = save.recording.check(error, self.send, undo, begin)
                 if found is not None:
-                    if not save.stays:
+                    if not stays:
                         self.send("COMMIT", None)  # the deletion of expired outcomes
                     return found
             undo()

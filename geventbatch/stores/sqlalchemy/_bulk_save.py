@@ -146,7 +146,8 @@ class BulkSave:
         try:
             self._transaction.write(send)
         except Rejected as error:
-            if not self._makes_way(error):
+            # If it is COMMIT that was refused (a constraint is deferred), the transaction is over, with its savepoint.
+            if not self._transaction.has_failed() or not self._makes_way(error):
                 raise
             return not self._left or self._is_sent(send)
         except LostRow:
