@@ -1,11 +1,11 @@
 """Rows of many keys that are loaded together, locked in the order of their keys, and saved together.
 
-All are saved in one transaction, or none. If the database refuses one, the processor saves parts of the bulk.
+All are saved in one transaction, or none. If the database refuses one, the processor saves parts of the bulk. If a row
+cannot be read, the load of its key alone has failed.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -32,6 +32,13 @@ _ALONE: Final = {int, UUID, bytes}
 
 _TRIES: Final = 4
 """Saves in one transaction, where new rows are there already, or outcomes are recorded."""
+
+_FEW: Final = 4
+"""Keys that may fail by themselves while no others could be loaded.
+
+If one more does, the statement is taken to fail for any key. To find that out takes log2(keys) + 8 loads at the most;
+to find one row among others that can be read, 2 * log2(keys).
+"""
 
 
 class Part(NamedTuple):
@@ -85,6 +92,7 @@ class BulkScope:
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _transaction: Transaction | None = None
+    _has_read = False  # some keys could be loaded without those that could not
 
     def __init__(self, table: Table, keys: list[Hashable], normalize: Callable[[Hashable], Hashable]) -> None:
         self._table = table
@@ -139,33 +147,42 @@ class BulkScope:
         if not keys:
             self._transaction, _ = load(self._table.connections, self._name, lambda _: None)
             return
-        try:
-            self._transaction, found = load(self._table.connections, self._named(keys), partial(self._fetch, keys=keys))
-        except ResourceMissing as error:
-            refused = self._refused(keys, error)
-            self._resources |= refused
-            self._load([key for key in keys if key not in refused])
+        found = _tried(self._table, self._named(keys), keys)
+        if not isinstance(found, Exception):
+            self._transaction, loaded = found
+            self._take(keys, loaded)
             return
-        self._take(keys, found)
+        has_found = self._set_apart(keys, found)
+        left = [key for key in keys if key not in self._resources]
+        if has_found and len(left) < len(keys):  # else each can be loaded, but not all together
+            self._load(left)
+            return
+        try:
+            raise found
+        finally:
+            del found  # its traceback refers to this frame: no cycle
 
-    def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Exception]:
-        """Find the keys that the database refuses, by loading each half. Switches: yes."""
+    def _set_apart(self, keys: list[Hashable], error: Exception) -> bool:
+        """Put its *error* in place of the resource of each key that fails by itself, since *keys* fail together.
+
+        They are found by loading each half. Return False if the statement is taken to fail for any key. Switches: yes.
+        """
         if len(keys) == 1:
-            return {keys[0]: error}
-        refused: dict[Hashable, Exception] = {}
-        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
-            try:
-                transaction, _ = load(self._table.connections, self._named(half), partial(self._fetch, keys=half))
-            except ResourceMissing as of_half:
-                refused |= self._refused(half, of_half)
-            else:
+            self._resources[keys[0]] = error
+            return self._has_read or self._count_unread() <= _FEW
+        for half in (keys[::2], keys[1::2]):  # neighbours are often alike: the first ones to be alone lie far apart
+            found = _tried(self._table, self._named(half), half)
+            if not isinstance(found, Exception):
+                self._has_read = True
+                transaction, _ = found
                 transaction.end(NothingToSave())
-        return refused
+            elif not self._set_apart(half, found):
+                return False
+        return True
 
-    def _fetch(self, transaction: Transaction, keys: list[Hashable]) -> Loaded:
-        statement = self._table.load_many
-        assert statement is not None  # noqa: S101 - else there is no bulk
-        return transaction.fetch(statement.text, {"keys": keys})
+    def _count_unread(self) -> int:
+        """Return how many rows could not be read. A key that is refused tells nothing of the statement."""
+        return sum(not isinstance(one, ResourceMissing) for one in self._resources.values())
 
     def _take(self, keys: Iterable[Hashable], found: Loaded) -> None:
         """Make resources of the rows that were *found*, whose first column is the key."""
@@ -303,3 +320,39 @@ class BulkScope:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             transaction.end(error, lost)
+
+
+def _tried(table: Table, name: Hashable, keys: list[Hashable]) -> tuple[Transaction, Loaded] | Exception:
+    """Load the rows of *keys*, in a transaction called *name*. Return an error that may be of one key. Switches: yes.
+
+    The traceback of that error refers to no scope, which has the error in place of a resource.
+    """
+    of_one = False
+
+    def fetch(transaction: Transaction) -> Loaded:
+        nonlocal of_one
+        statement = table.load_many
+        assert statement is not None  # noqa: S101 - else there is no bulk
+        try:
+            return transaction.fetch(statement.text, {"keys": keys})
+        except Exception as error:
+            of_one = _may_be_of_one(error)
+            raise
+
+    try:
+        return load(table.connections, name, fetch)
+    except Exception as error:
+        if not of_one:
+            raise
+        return error
+
+
+def _may_be_of_one(error: Exception) -> bool:
+    """Return whether *error*, which a SELECT has raised, may come of one key, or of one row: of its values.
+
+    Then the server has refused something; or the driver, or a conversion of the user's, whose errors nobody knows.
+    """
+    kind = errors.kind(error)
+    if kind is errors.Kind.OTHER:
+        return not isinstance(error, OSError)
+    return kind in errors.OF_OPERATION and not errors.is_of_schema(error)
