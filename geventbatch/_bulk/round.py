@@ -201,8 +201,6 @@ class Round:
 
     def _replay(self, attempt: Attempt, seconds: float | None) -> None:
         if seconds is not None:
-            if attempt.phase != "replay":
-                attempt.phase = "operations"  # nothing was written, and it does not load while it waits
             if attempt.apart:
                 self._apart.append((attempt, seconds))
             else:

@@ -200,7 +200,7 @@ class Attempt:
         self.phase = "load"
         self.completed = 0
         self.broken = self.verdict = self.steps = self.conflict = None
-        self.deleted, self.doubted, self.cut_off, self.committed = (), False, False, False
+        self.deleted, self.doubted, self.cut_off = (), False, False
         self.must_look = self.batch.ended
         self.rows_added = self.outcomes = None
 

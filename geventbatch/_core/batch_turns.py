@@ -28,8 +28,6 @@ def take_breath(attempt: Attempt, slice_end: float) -> bool:
         attempt.pause()
         attempt.now = _clock.monotonic()
     if attempt.now >= attempt.deadline and not attempt.over():
-        if attempt.phase != "replay":
-            attempt.phase = "operations"  # no load has begun: the batches behind are not to fail with this one
         attempt.expire()
     return not attempt.over()
 

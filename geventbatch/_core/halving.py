@@ -34,6 +34,7 @@ def is_left(attempt: Attempt) -> bool:
 
 def settle(attempt: Attempt) -> bool:
     """Settle the part at hand, which has its outcome. Return True for another attempt, else the batch has ended."""
+    attempt.committed = False  # the next part is not
     if not attempt.parts:
         attempt.batch.end()
         return False
@@ -42,7 +43,7 @@ def settle(attempt: Attempt) -> bool:
             operation.state = SETTLED
     while attempt.parts:
         if is_left(attempt):
-            attempt.phase = "load"
+            attempt.phase = "operations"  # no load has begun: the batches behind are not to fail with this one
             return True
         attempt.parts.pop()  # all its callers have left
     attempt.batch.end()
@@ -100,7 +101,7 @@ def split(attempt: Attempt, error: Rejected) -> bool:
     else:
         half = part.index(suspects[len(suspects) // 2])
         _divide(attempt, part, half)
-    attempt.phase = "load"
+    attempt.phase = "operations"  # as above
     return True
 
 

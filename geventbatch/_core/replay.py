@@ -33,7 +33,7 @@ def save_raised(attempt: Attempt, error: BaseException) -> float | None:
     elif isinstance(error, Rejected):
         replay = split(attempt, error)
     elif isinstance(error, Repeated) and _settle_repeated(attempt, error):
-        replay = not attempt.batch.ended and _goes_on(attempt)
+        replay = not attempt.batch.ended and (is_left(attempt) or settle(attempt))
     else:
         attempt.spent = not isinstance(error, Exception)
         failure = save_failed(attempt.batch.key, error)
@@ -55,12 +55,6 @@ def _settle_repeated(attempt: Attempt, error: Repeated) -> bool:
     if idempotency.settle_repeated(attempt, current_part(attempt), found):
         return True
     return not attempt.over() and bool(idempotency.settle_repeated(attempt, attempt.batch.operations, found))
-
-
-def _goes_on(attempt: Attempt) -> bool:
-    """Return whether the part at hand, or one behind it, is to be tried again without its settled operations."""
-    attempt.phase = "load"
-    return is_left(attempt) or settle(attempt)
 
 
 def delay(attempt: Attempt, conflict: Conflict, *, loading: bool = False) -> float | None:

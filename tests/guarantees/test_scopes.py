@@ -17,6 +17,7 @@ from geventbatch import (
     BatchTimeout,
     Conflict,
     LoadFailed,
+    NothingToSave,
     NotSaved,
     Processor,
     ProcessorStopped,
@@ -25,6 +26,7 @@ from geventbatch import (
     SaveFailed,
     current_batch,
 )
+from tests.support.callers import answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -927,6 +929,35 @@ def test_a_part_for_which_no_time_is_left_is_not_loaded_and_harms_no_batch_behin
         callers.append(gevent.spawn(call, append, 3))
         clock.advance(5)
         assert [caller.value for caller in callers] == ["deleted", "operations", 3]
+
+
+def test_a_part_of_which_nothing_is_saved_and_whose_scope_hangs_harms_no_batch_behind(
+    clock: VirtualTime, store: Store
+) -> None:
+    class Slow(Scope):
+        def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+            super().__exit__(kind, error, traceback)
+            gevent.sleep(100 if isinstance(error, NothingToSave) else 0)
+
+    def refuse_the_second_time(resource: list[Any]) -> None:
+        if store.saves:
+            raise KeyError
+        append(resource, 1)
+
+    store.bad = {2}
+    store.save_time = 0.1
+    with Processor(
+        open_resource=lambda key: Slow(store, key), min_duration=0, max_duration=2, clean_errors=(KeyError,)
+    ) as processor:
+        callers = [gevent.spawn(answer_of, processor.run, "k", refuse_the_second_time)]
+        callers.append(gevent.spawn(answer_of, processor.run, "k", append, 2))
+        clock.advance(1)
+        callers.append(gevent.spawn(answer_of, processor.run, "k", append, 3))
+        clock.advance(5)
+        answers: list[Any] = [caller.value for caller in callers]
+    first, second, behind = answers
+    assert isinstance(first, KeyError)
+    assert (type(second), second.phase, behind) == (BatchTimeout, "operations", 3)
 
 
 def test_a_scope_that_judges_by_anything_but_a_not_saved_is_left_and_told_so(clock: VirtualTime, store: Store) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -28,7 +30,7 @@ class SlowPool(ConnectionPool):
 
     def __init__(self, database: str) -> None:
         super().__init__(database, min_size=1, max_size=1, open=True)
-        self.waits = Event()
+        self.waits: Any = Event()
         self.waiting: Any = None
         self.slow = True
         self.raises: BaseException | None = None
@@ -118,6 +120,40 @@ def test_the_parts_of_a_batch_that_are_behind_are_told_that_nothing_was_saved(po
     assert isinstance(behind, BatchTimeout)
     assert behind.retry_safe
     assert asked(database) == []
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["it waits", "it raises at the deadline"])
+@pytest.mark.parametrize("form", ["one key", "bulk", "across"])
+def test_the_parts_behind_are_told_that_and_the_next_batch_of_the_key_runs(
+    pool: SlowPool, database: str, form: str, raises: bool
+) -> None:
+    applied: list[int] = []
+    behind: list[Any] = []
+
+    def sell_some(found: Any, count: int) -> int:
+        applied.append(count)
+        pool.slow = len(applied) == 4  # the three together were refused, and the first part is saved next
+        return sell(found[0] if form == "across" else found, count)
+
+    def wait() -> None:
+        behind.extend(gevent.spawn(answer_of, run, sell_some, 1) for _ in range(2))
+        gevent.sleep(0)
+        if not raises:
+            Event().wait()
+        process.running[gevent.getcurrent()].deadline = 0.0
+        raise gevent.Timeout(3)  # of its own
+
+    pool.waits = SimpleNamespace(wait=wait)
+    store = opener(pool, load_many=MANY)
+    opens: Any = {"open_resources": store.open_resources} if form == "bulk" else {"open_resource": store}
+    with Processor(**opens, min_duration=0, max_duration=1, workers=1) as shows:
+        run: Any = partial(shows.run_across, [1, 2]) if form == "across" else partial(shows.run, 1)
+        calls = [gevent.spawn(answer_of, run, sell_some, count) for count in (1, 100, 1)]
+        saved, *others = [one.get() for one in calls]
+        assert saved == 9
+        assert [(type(one), one.phase, one.retry_safe) for one in others] == [(BatchTimeout, "operations", True)] * 2
+        assert [one.get() for one in behind] == [8, 7]
+    assert asked(database) == [(7,)]
 
 
 def test_a_scope_of_the_users_around_the_store_has_not_ended_with_its_commit(pool: SlowPool) -> None:
