@@ -151,7 +151,7 @@ class Rejected(NotSaved):
     """
 
     of_schema = False
-    """True if a column, a table or a right is missing, which no data break: an operator is told of that."""
+    """True if a column, a table or a right is missing: an operator is told of that."""
 
 
 class Undecided(Rejected):

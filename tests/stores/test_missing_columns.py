@@ -10,20 +10,26 @@ from uuid import uuid4
 
 import gevent
 import psycopg
+import psycopg2  # type: ignore[import-untyped] # it has no types
+import pymysql
 import pytest
 import sqlalchemy as sa
 from django.db import connections
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from geventbatch import Processor, SaveFailed, current_batch
+from geventbatch import LoadFailed, Processor, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore, SQLStore
-from geventbatch.stores._sql.errors import is_of_schema
+from geventbatch.stores._sql.driver_errors import lacks_something
+from geventbatch.stores._sql.errors import chain, is_of_schema, state
 from geventbatch.stores.sqlalchemy import idempotency_table
 from tests.support import mariadb
+from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
 from tests.support.django_accounts import account_in, deposit, processing
 from tests.support.django_project.bank.models import Outcome
 from tests.support.servers import database
+from tests.support.sql_pools import psycopg2_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -217,3 +223,239 @@ def test_what_is_of_the_schema_on_sqlite_and_mariadb(tmp_path: Path, server: str
                 connection.exec_driver_sql(statement)
             assert is_of_schema(raised.value) is expected
     engine.dispose()
+
+
+# -- in a trigger --------------------------------------------------------------------------------------------------
+
+STATES = {"table": "42P01", "column": "42703", "right": "42501", "raised": "42P01"}
+"""The SQLSTATE of what the trigger says, by the kind of a resource."""
+
+KIND = "SELECT id, stock, kind FROM shows WHERE id {} FOR UPDATE"
+SAVE_KIND = "UPDATE shows SET stock = %(stock)s, kind = %(kind)s WHERE id = %(key)s"
+
+NOTES = """
+    ALTER TABLE shows ADD kind text NOT NULL DEFAULT 'plain';
+    INSERT INTO shows VALUES (2, 1000);
+    ALTER TABLE documents ADD kind text GENERATED ALWAYS AS (state::jsonb ->> 'kind') STORED;
+    CREATE TABLE notes (id int);
+    CREATE FUNCTION note_as_another() RETURNS void LANGUAGE sql SECURITY DEFINER AS 'INSERT INTO notes VALUES (1)';
+    ALTER FUNCTION note_as_another() OWNER TO pg_monitor;
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        CASE NEW.kind
+            WHEN 'table' THEN INSERT INTO nowhere VALUES (1);
+            WHEN 'column' THEN UPDATE notes SET gone = 1;
+            WHEN 'right' THEN PERFORM note_as_another();
+            WHEN 'raised' THEN RAISE EXCEPTION USING ERRCODE = 'undefined_table';
+            ELSE NULL;
+        END CASE;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER note AFTER UPDATE ON shows FOR EACH ROW EXECUTE FUNCTION note();
+    CREATE TRIGGER note AFTER UPDATE ON documents FOR EACH ROW EXECUTE FUNCTION note()
+"""
+
+
+def take_one(resource: Any) -> int:
+    if isinstance(resource, dict):
+        resource["stock"] = resource.get("stock", 1000) - 1
+        return int(resource["stock"])
+    resource.stock -= 1
+    return int(resource.stock)
+
+
+def be(resource: Any, kind: str) -> None:
+    if isinstance(resource, dict):
+        resource["kind"] = kind
+    else:
+        resource.kind = kind
+
+
+def delete(_: object) -> None:
+    current_batch().delete()
+
+
+def together(processor: Processor[Any], *calls: tuple[Any, ...]) -> list[Any]:
+    return [one.get() for one in [gevent.spawn(answer_of, processor.run, *call) for call in calls]]
+
+
+def state_of(answer: Any) -> str | None:
+    return next((found for one in chain(answer) if (found := state(one)) is not None), None)
+
+
+@contextmanager
+def over(form: str, engine: sa.Engine) -> Iterator[Processor[Any]]:
+    """A processor of documents, or of rows, by a driver."""
+    what, _, driver = form.partition(" by ")
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with ExitStack() as stack:
+        if driver == "psycopg2":
+            stack.enter_context(psycopg2_waits())
+        if what == "documents":
+            own = engine
+            if driver == "pg8000":
+                socket = f"{engine.url.query['host']}/.s.PGSQL.{engine.url.port or 5432}"
+                bare = engine.url.difference_update_query(["host"]).set(host=None, port=None)
+                own = sa.create_engine(bare.set(drivername="postgresql+pg8000"), connect_args={"unix_sock": socket})
+            elif driver == "psycopg2":
+                own = sa.create_engine(engine.url.set(drivername="postgresql+psycopg2"))
+            stack.callback(own.dispose)
+            store: Any = SQLAlchemyStore.documents(own, "documents")
+        else:
+            connects: Any = {"psycopg": psycopg.connect, "psycopg2": psycopg2.connect}[driver]
+            many = KIND.format("= ANY(%(keys)s) ORDER BY id")
+            store = SQLStore(partial(connects, url), load=KIND.format("= %(key)s"), save=SAVE_KIND, load_many=many)
+        opens = {"open_resources": store.open_resources} if what == "rows in bulk" else {"open_resource": store}
+        yield stack.enter_context(Processor(**opens, min_duration=0.05, max_duration=30, workers=1))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("rows by psycopg", "rows by psycopg2", "rows in bulk by psycopg"),
+        *("documents by psycopg", "documents by psycopg2", "documents by pg8000"),
+    ],
+)
+def test_what_a_trigger_lacks_is_the_error_of_whose_value_needs_it(engine: sa.Engine, form: str) -> None:
+    with connect(engine, autocommit=True) as connection:
+        connection.execute(NOTES)
+    key = 2 if "bulk" in form else 1
+    with over(form, engine) as processor:
+        for number, (kind, expected) in enumerate(STATES.items()):
+            first, refused, last = together(processor, (1, take_one), (key, be, kind), (1, take_one))
+            assert (first, last) == (999 - 2 * number, 998 - 2 * number)
+            assert (isinstance(refused, SaveFailed), state_of(refused)) == (False, expected)
+            assert "may be missing" in refused.__notes__[0]
+
+
+@pytest.mark.parametrize("form", ["SQLStore", "documents"])
+def test_a_missing_right_to_delete_is_the_error_of_who_deletes(engine: sa.Engine, reader: str, form: str) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"GRANT SELECT, UPDATE ON shows, documents TO {reader}")
+    as_reader = sa.create_engine(engine.url, connect_args={"options": f"-c role={reader}"})
+    rows = partial(connect, engine, options=f"-c role={reader}")
+    stores: dict[str, Any] = {
+        "SQLStore": SQLStore(rows, load=LOAD, save=SAVE, delete="DELETE FROM shows WHERE id = %(key)s"),
+        "documents": SQLAlchemyStore.documents(as_reader, "documents"),
+    }
+    with Processor(open_resource=stores[form], min_duration=0.05, max_duration=30) as processor:
+        first, refused, last = together(processor, (1, take_one), (1, delete), (1, take_one))
+    as_reader.dispose()
+    assert (first, last) == (999, 998)
+    assert (isinstance(refused, SaveFailed), state_of(refused)) == (False, "42501")
+
+
+def test_a_missing_right_to_insert_fails_no_key_of_the_bulk_that_is_there(engine: sa.Engine, reader: str) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"GRANT SELECT, UPDATE ON shows TO {reader}")
+    store: Any = SQLStore(
+        partial(connect, engine, options=f"-c role={reader}"),
+        load=LOAD,
+        save=SAVE,
+        load_many="SELECT id, stock FROM shows WHERE id = ANY(%(keys)s) ORDER BY id FOR UPDATE",
+        missing=lambda key: {"id": key, "stock": 10},
+        row=dict,
+        insert="INSERT INTO shows (id, stock) VALUES (%(key)s, %(stock)s)",
+    )
+    with Processor(open_resources=store.open_resources, min_duration=0.05, max_duration=30) as processor:
+        there, new = together(processor, (1, take_one), (3, take_one))
+    assert there == 999
+    assert (type(new), state_of(new.__cause__)) == (SaveFailed, "42501")
+
+
+def test_what_a_function_lacks_for_one_row_fails_the_load_of_its_key_alone(engine: sa.Engine) -> None:
+    with connect(engine, autocommit=True) as connection:
+        connection.execute("""
+            CREATE FUNCTION looked_up(id int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+                IF id = 2 THEN RETURN (SELECT count(*) FROM nowhere); END IF;
+                RETURN 1;
+            END $$;
+            INSERT INTO shows VALUES (2, 1000)
+        """)
+    many = "SELECT id, stock, looked_up(id) FROM shows WHERE id = ANY(%(keys)s) ORDER BY id FOR UPDATE"
+    store: Any = SQLStore(partial(connect, engine), load=LOAD, save=SAVE, load_many=many)
+    with Processor(open_resources=store.open_resources, min_duration=0.05, max_duration=30) as processor:
+        fine, failed = together(processor, (1, take_one), (2, take_one))
+    assert fine == 999
+    assert (type(failed), state_of(failed.__cause__)) == (LoadFailed, "42P01")
+
+
+@pytest.mark.parametrize(
+    ("does", "fails"),
+    [("INSERT INTO nowhere VALUES (1)", SaveFailed), ("SELECT RAISE(ABORT, 'no such table')", IntegrityError)],
+)
+def test_sqlite_compiles_a_trigger_with_the_statement_so_that_what_it_lacks_fails_any_value(
+    tmp_path: Path, does: str, fails: type[Exception]
+) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/shows")
+    store = SQLAlchemyStore.documents(engine, "documents", missing=lambda _: {})
+    store.create_table()
+    with Processor(open_resource=store, min_duration=0.05, max_duration=30) as processor:
+        processor.run("1", put)
+        with engine.begin() as connection:
+            trigger = f"CREATE TRIGGER note AFTER UPDATE ON documents WHEN NEW.state LIKE '%bad%' BEGIN {does}; END"
+            connection.exec_driver_sql(trigger)
+        batched = together(processor, ("1", put), ("1", be, "bad"))
+        processor.batching = False
+        alone = [answer_of(processor.run, "1", put), answer_of(processor.run, "1", be, "bad")]
+    engine.dispose()
+    plain = SaveFailed if fails is SaveFailed else type(None)
+    assert [type(one) for one in batched] == [type(one) for one in alone] == [plain, fails]
+
+
+IN_MARIADB = """
+    CREATE TABLE notes (id int);
+    CREATE TRIGGER note AFTER UPDATE ON shows FOR EACH ROW
+        IF NEW.kind = 'table' THEN INSERT INTO nowhere VALUES (1);
+        ELSEIF NEW.kind = 'column' THEN UPDATE notes SET gone = 1;
+        ELSEIF NEW.kind = 'stock' THEN UPDATE notes SET stock = 1;
+        END IF
+"""
+
+
+@pytest.mark.mariadb
+def test_what_a_trigger_lacks_on_mariadb_is_told_by_its_name(tmp_path: Path) -> None:
+    with fresh("mariadb", tmp_path) as address:
+        place: Any = PLACES["mariadb"](address)
+        user = {"user": place.url.username or "root", "password": place.url.password or ""}
+        where = place.endpoint()
+        at: Any = {"unix_socket": where} if isinstance(where, str) else dict(zip(("host", "port"), where, strict=True))
+        connects = partial(pymysql.connect, database=place.database, **user, **at)
+        lent = connects(autocommit=True)
+        with lent.cursor() as cursor:
+            cursor.execute("CREATE TABLE shows (id int PRIMARY KEY, stock int, kind varchar(20))")
+            cursor.execute("INSERT INTO shows VALUES (1, 1000, 'plain')")
+            for statement in IN_MARIADB.split(";\n", 1):
+                cursor.execute(statement)
+        lent.close()
+        store: Any = SQLStore(connects, load=KIND.format("= %(key)s"), save=SAVE_KIND)
+        with Processor(open_resource=store, min_duration=0.05, max_duration=30) as processor:
+            for kind, stock in (("table", 999), ("column", 997)):
+                first, refused, last = together(processor, (1, take_one), (1, be, kind), (1, take_one))
+                assert (first, last) == (stock, stock - 1)
+                assert isinstance(refused, pymysql.Error)
+            all_fail = together(processor, (1, take_one), (1, be, "stock"))
+    assert [type(one) for one in all_fail] == [SaveFailed] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "expected"),
+    [
+        (1146, "Table 'test.shows' doesn't exist", True),
+        (1146, "Table 'test.shows_notes' doesn't exist", False),
+        (1146, "told by a SIGNAL", False),
+        (1054, "Unknown column 'stock' in 'field list'", True),
+        (1054, "Unknown column 'shows.kind' in 'where clause'", True),
+        (1054, "Unknown column 'gone' in 'field list'", False),
+        (1142, "UPDATE command denied to user 'app'@'localhost' for table `test`.`shows`", True),
+        (1142, "INSERT command denied to user 'shows'@'localhost' for table 'notes'", False),
+        (1143, "UPDATE command denied to user 'app'@'localhost' for column 'stock' in table 'shows'", True),
+    ],
+)
+def test_what_is_missing_on_mysql_is_of_the_statement_if_that_has_its_name(
+    code: int, told: str, expected: bool
+) -> None:
+    error = pymysql.ProgrammingError(code, told)
+    assert is_of_schema(error, SAVE_KIND) is expected
+    wrapped = sa.exc.DBAPIError.instance(SAVE_KIND, {}, error, pymysql.Error)
+    assert is_of_schema(wrapped) is expected
+    assert lacks_something(wrapped)

@@ -8,6 +8,7 @@ the time, or a conflict.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import sys
 import warnings
@@ -193,6 +194,11 @@ _ASKS_FOR_RIGHT: Final = "aclcheck_error"
 _MYSQL_SCHEMA: Final = frozenset({1054, 1142, 1143, 1146})
 """There is no such column, right to a table, right to a column, table."""
 
+_MYSQL_RIGHTS: Final = frozenset({1142, 1143})
+"""Codes whose message names the table last, behind the user."""
+
+_QUOTED: Final = re.compile(r"['`]([^'`]*)['`]")
+
 _SQLITE_SCHEMA: Final = ("no such table", "no such column", " has no column named ")
 
 _SQLITE_NOT_COMMITTED: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
@@ -246,19 +252,45 @@ def tell_of_driver(store: str, driver: str) -> None:
     warnings.warn(_UNKNOWN_DRIVER.format(store=store, driver=driver), RuntimeWarning, stacklevel=ours)
 
 
-def is_of_schema(error: BaseException) -> bool:
-    """Return whether a column, a table or a right is missing: a statement that fails whatever the data are."""
-    return any(map(_is_one_of_schema, chain(error)))
+def lacks_something(error: BaseException) -> bool:
+    """Return whether a column, a table or a right is missing, if only in a trigger or a function."""
+    return any(map(_lacks_something, chain(error)))
 
 
-def _is_one_of_schema(error: BaseException) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return any(told in str(error) for told in _SQLITE_SCHEMA)
+def is_of_schema(error: BaseException, statement: str | None = None) -> bool:
+    """Return whether *statement* itself lacks a column, a table or a right, so that it fails whatever the data are.
+
+    What a trigger or a function lacks, it may need for some data only. PostgreSQL gives a context then. MySQL names
+    what is missing: a name that *statement* has too is taken for its own, as is any if the statement is not known
+    (SQLAlchemy's errors have it). SQLite compiles the triggers of a statement with it, for all data.
+    """
+    for one in chain(error):
+        statement = statement or getattr(one, "statement", None)
+        if _lacks_something(one):
+            if _vendor(one) in MYSQL_DRIVERS:
+                return statement is None or _names(statement, _missing_in_mysql(one))
+            return _diagnostic(one, "W", "context") is None
+    return False
+
+
+def _lacks_something(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):  # a trigger's RAISE may say the same, with another code
+        return _sqlite_code(error) == sqlite3.SQLITE_ERROR and any(told in str(error) for told in _SQLITE_SCHEMA)
     if _vendor(error) in MYSQL_DRIVERS:
         return _mysql_code(error) in _MYSQL_SCHEMA
     found = state(error)
     # A row that a policy refuses has the state of a missing right.
     return found in _SCHEMA or (found == _NO_RIGHT and _diagnostic(error, "R", "source_function") == _ASKS_FOR_RIGHT)
+
+
+def _missing_in_mysql(error: BaseException) -> str:
+    """Return the name of the missing column or table, or of the table to which a right is missing."""
+    quoted: list[str] = _QUOTED.findall(_mysql_text(error)) or [""]
+    return quoted[-1 if _mysql_code(error) in _MYSQL_RIGHTS else 0].rpartition(".")[2]
+
+
+def _names(statement: str, name: str) -> bool:
+    return bool(name) and re.search(rf"(?<![\w$]){re.escape(name)}(?![\w$])", statement, re.IGNORECASE) is not None
 
 
 def has_ended(error: BaseException) -> bool:

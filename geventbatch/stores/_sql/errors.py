@@ -23,6 +23,7 @@ from geventbatch.stores._sql.driver_errors import (
     is_duplicate,
     is_of_schema,
     kind,
+    lacks_something,
     may_have_ended,
     message,
     state,
@@ -31,7 +32,7 @@ from geventbatch.stores._sql.driver_errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable
+    from collections.abc import Hashable
 
 __all__ = [
     "MARK",
@@ -67,16 +68,16 @@ def not_saved(error: BaseException, key: Hashable) -> NotSaved:
     if found not in OF_OPERATION:
         return NotSaved(why)
     refused = Rejected(why)
-    refused.of_schema = is_of_schema(error)
+    refused.of_schema = lacks_something(error)
     return refused
 
 
-def of_save(refused: NotSaved, rows: Collection[object]) -> NotSaved:
-    """Return *refused*, which the store's own statements have raised; no *rows* of operations were beside them.
+def of_save(refused: NotSaved, error: BaseException | None, statement: str | None = None) -> NotSaved:
+    """Return *refused*, for *error* of a save that was the store's own *statement*, whatever operations were in it.
 
-    Then a missing column, table or right is no operation's fault: no operation is to be looked for.
+    If that fails for any data, it is no operation's fault: no operation is to be looked for.
     """
-    if rows or not (isinstance(refused, Rejected) and refused.of_schema):
+    if error is None or not (isinstance(refused, Rejected) and is_of_schema(error, statement)):
         return refused
     found = NotSaved(*refused.args)
     found.__cause__ = refused.__cause__

@@ -336,7 +336,7 @@ def _tried(table: Table, name: Hashable, keys: list[Hashable]) -> tuple[Transact
         try:
             return transaction.fetch(statement.text, {"keys": keys})
         except Exception as error:
-            of_one = _may_be_of_one(error)
+            of_one = _may_be_of_one(error, statement.text)
             raise
 
     try:
@@ -347,12 +347,12 @@ def _tried(table: Table, name: Hashable, keys: list[Hashable]) -> tuple[Transact
         return error
 
 
-def _may_be_of_one(error: Exception) -> bool:
-    """Return whether *error*, which a SELECT has raised, may come of one key, or of one row: of its values.
+def _may_be_of_one(error: Exception, statement: str) -> bool:
+    """Return whether *error*, which *statement* has raised, may come of one key, or of one row: of its values.
 
     Then the server has refused something; or the driver, or a conversion of the user's, whose errors nobody knows.
     """
     kind = errors.kind(error)
     if kind is errors.Kind.OTHER:
         return not isinstance(error, OSError)
-    return kind in errors.OF_OPERATION and not errors.is_of_schema(error)
+    return kind in errors.OF_OPERATION and not errors.is_of_schema(error, statement)

@@ -79,6 +79,15 @@ class Save(NamedTuple):
     stays: bool = False
     """If an insert fails, only what is written is undone, by a savepoint: the rows stay locked for another save."""
 
+    @property
+    def statement(self) -> str | None:
+        """What each of its operations would send if it were saved alone; None if they would not all send the same."""
+        statements = {change.statement for change in self.changes}
+        if self.rows or len(statements) != 1:
+            return None
+        (one,) = statements
+        return None if one.option == "delete" else one.text
+
 
 class Transaction(ABC):
     """One transaction. It takes its connection when it is made."""
@@ -203,7 +212,9 @@ class Transaction(ABC):
         """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
         self.is_over = self._sends_commit and self.has_refused_commit()  # a constraint was deferred
         self._sends_commit = False
-        refused = errors.of_save(self.not_saved(error), save.rows)
+        refused = self.not_saved(error)
+        if save.statement is not None:
+            refused = errors.of_save(refused, error, save.statement)
         if not (errors.is_duplicate(error) or errors.is_of_schema(error) or isinstance(refused, Inserted)):
             return refused
         stays = save.stays and not self.is_over

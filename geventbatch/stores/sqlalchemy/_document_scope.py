@@ -89,7 +89,10 @@ class DocumentScope:
                 saved = self._save_reused() if self.reused else self._save()
         except Rejected as refused:
             self._end(refused)
-            told = errors.of_save(refused, batch_at_hand().rows)
+            batch = batch_at_hand()
+            if batch.rows or batch.deleted:  # some operations would have sent something else alone
+                raise
+            told = errors.of_save(refused, refused.__cause__)
             raise told from told.__cause__
         except BaseException as raised:
             self._end(raised)
