@@ -39,7 +39,8 @@ def across_form(store: object) -> tuple[Any, Exception | None]:
     try:
         found = cast("Any", store).open_resources
     except Exception as error:  # only `run_across` needs the form: it tells why a store refuses
-        return None, error if getattr_static(innermost(store), "open_resources", None) is not None else None
+        why = error.with_traceback(None)  # that would keep the frames of those who make the processor, and so itself
+        return None, why if getattr_static(innermost(store), "open_resources", None) is not None else None
     return (found if look_at(found).all_or_nothing is True else None), None
 
 

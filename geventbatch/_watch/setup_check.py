@@ -44,7 +44,7 @@ def _small_pools() -> Iterator[SetupProblem]:
     size_of: Any = getattr(sys.modules.get("geventbatch.stores.sql._connections"), "size_of", None)
     if size_of is None:
         return
-    for one in process.processors():
+    for one in setup_problems.live():
         options = one._options  # noqa: SLF001 - nothing else needs them outside of it
         size, most = size_of(options.open_resource), options.max_batches
         if size is not None and most is not None and size < most:

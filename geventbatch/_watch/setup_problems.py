@@ -54,7 +54,7 @@ _workers: Final = _Workers()
 def know_workers(number: int) -> list[SetupProblem]:
     """Note that so many processes serve. Return the problems that follow, once for each processor."""
     _workers.seen = number
-    return [problem for processor in _live() for problem in _unwarned(processor)]
+    return [problem for processor in live() for problem in _unwarned(processor)]
 
 
 def see_environment(environ: Mapping[str, Any]) -> None:
@@ -76,14 +76,15 @@ def problems(names: Mapping[int, str] | None = None) -> Iterator[SetupProblem]:
 
     *names* has names by the identity of processors; the others are called by their own name.
     """
-    for processor in _live():
+    for processor in live():
         options = processor._options  # noqa: SLF001 - likewise
         name = (names or {}).get(id(processor), options.name)
         for look in (_unsaved, _uncompared, _short, _misspelt):
             yield from look(options, name)
 
 
-def _live() -> list[Processor[Any]]:
+def live() -> list[Processor[Any]]:
+    """Return the processors that are not stopped: a stopped one has no more problems."""
     return [one for one in process.processors() if not one._current().stopping]  # noqa: SLF001 - likewise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -168,3 +168,18 @@ def test_a_processor_that_nobody_holds_is_gone_and_forgotten() -> None:
     gc.collect()
     assert gone() is None
     assert process.made == before
+
+
+def test_a_processor_over_a_store_that_refuses_many_keys_is_gone_with_its_last_reference() -> None:
+    class OneByOne:
+        @property
+        def open_resources(self) -> Any:
+            raise TypeError("one key at a time")
+
+        def __call__(self, key: object) -> Any:
+            return nullcontext()
+
+    processor: Processor[None] = Processor(open_resource=OneByOne(), min_duration=0)
+    gone = weakref.ref(processor)
+    del processor
+    assert gone() is None

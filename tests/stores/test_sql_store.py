@@ -634,5 +634,8 @@ def test_check_setup_names_a_pool_that_is_smaller_than_max_batches(pool: Connect
     with Processor(open_resource=store, min_duration=0, max_batches=3):
         (line,) = told()
     assert "has a max_batches of 3, but the pool of its SQLStore has 2 connections" in line
-    with Processor(open_resource=SQLStore(pool, load=LOAD, save=SAVE), min_duration=0, max_batches=5):
-        assert any("has a max_batches of 5, but the pool of its SQLStore has 4 connections" in one for one in told())
+    with Processor(open_resource=SQLStore(pool, load=LOAD, save=SAVE), min_duration=0, max_batches=5) as shows:
+        (line,) = told()
+        shows.run(1, sell)
+    assert "has a max_batches of 5, but the pool of its SQLStore has 4 connections" in line
+    assert told() == []  # it is stopped
