@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import gevent
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
 
 from geventbatch import _seam
 from geventbatch._core import process
@@ -234,7 +236,7 @@ class _Export:
     def keep_fresh(self) -> None:
         """Make sure that the timer runs."""
         active = self._timer is not None and self._timer.active
-        if not active and process.here.thread is not None and process.in_thread():
+        if not active and _has_hub():
             self._start()
 
     def _start(self) -> None:
@@ -263,6 +265,14 @@ class _Export:
         self._close_timer()
         for watcher in self._watchers.values():
             watcher.outcomes.forget_lock()
+
+
+def _has_hub() -> bool:
+    """Return whether a timer of this thread rings: it has batches, or it runs unbatched in a patched process."""
+    if process.here.thread is not None:
+        return process.in_thread()
+    hub: Any = get_hub_if_exists()
+    return monkey.is_module_patched("threading") and hub is not None and bool(hub.main_hub)
 
 
 _exports: Final[dict[CollectorRegistry, _Export]] = {}

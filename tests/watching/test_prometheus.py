@@ -506,6 +506,74 @@ def test_gauges_of_processes_that_have_ended_are_a_problem_until_these_are_marke
     assert "gauges of 1 processes" in ran.stderr  # the second worker warned of the first one's
 
 
+UNBATCHED = """
+from gevent import monkey; monkey.patch_all()
+import gevent
+from gevent.event import Event
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
+from geventbatch import Processor
+from geventbatch.integrations import prometheus
+
+def gauges():
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    names = ["waiting_operations", "live_batches", "max_duration_seconds"]
+    return [registry.get_sample_value(f"geventbatch_{name}", {"processor": "trains"}) for name in names]
+
+def become(*expected):
+    with gevent.Timeout(2):
+        while gauges() != list(expected):
+            gevent.sleep(0.02)
+
+prometheus.watch()
+gate = Event()
+with Processor(min_duration=0, max_duration=7, batching=False, name="trains") as processor:
+    processor.run("k", lambda resource: None)
+    callers = [gevent.spawn(processor.run, "k", lambda resource: gate.wait()) for _ in range(3)]
+    become(3, 3, 7)
+    gate.set()
+    gevent.joinall(callers, raise_error=True)
+    become(0, 0, 7)
+become(0, 0, 0)
+"""
+
+UNPATCHED = """
+import threading
+from gevent._hub_local import get_hub_if_exists
+from geventbatch import Processor
+from geventbatch.integrations import prometheus
+
+def run():
+    processor.run("k", lambda resource: None)
+    (export,) = prometheus._exports.values()
+    print(export._timer, get_hub_if_exists())
+
+prometheus.watch()
+processor = Processor(min_duration=0, batching=False)
+run()
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(("program", "told"), [(UNBATCHED, ""), (UNPATCHED, "None None\n" * 2)], ids=["patched", "not"])
+def test_a_process_that_is_unbatched_from_its_start_looks_too_where_a_timer_rings(
+    tmp_path: Path, program: str, told: str
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, told, "")
+
+
 def test_the_sums_over_all_workers_are_what_the_clients_were_answered(tmp_path: Path) -> None:
     side_by_side(
         check_sums,
