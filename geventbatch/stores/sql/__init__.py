@@ -169,7 +169,6 @@ class SQLStore(Generic[R]):
             )
         saving = statement("save", save, keys)
         inserting = None if insert is None else statement("insert", insert, keys)
-        written = saving.names.union(inserting.names if inserting else ())
         column = column_of_key(saving)
         self.keeps_outcomes: Final = idempotency is not None
         seconds = seconds_to_keep(idempotency_ttl, idempotency)
@@ -177,7 +176,7 @@ class SQLStore(Generic[R]):
             connections=connections_of(pool),
             name=table_of(saving) if name is None else _checked_name(name),
             keys=keys,
-            rows=Rows(row, written, keys, column.strip('`"')),
+            rows=Rows(row, saving.names, inserting.names if inserting else (), keys, column.strip('`"')),
             load=statement("load", load, keys, allowed=keys),
             load_many=None if load_many is None else statement("load_many", load_many, keys, allowed=("keys",)),
             save=saving,

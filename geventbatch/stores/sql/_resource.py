@@ -87,8 +87,9 @@ class Resource:
             changed = self._watched.changed(self.value)
             if not changed:
                 return None
+            change = self._change(table.save, self.value)  # first: if a parameter is misspelt, it says so
             table.rows.check_saved(changed, self._form.columns)
-            return self._change(table.save, self.value)
+            return change
         except Exception as error:
             raise Rejected(f"{shown(self.key)} was not saved, nothing was written: {said(error)}") from error
 
@@ -118,7 +119,7 @@ class Resource:
 
     def _change(self, statement: Statement | None, resource: Any) -> Change:
         assert statement is not None  # noqa: S101 - refused before
-        parameters = self._table.rows.parameters(resource, statement.names, self._table.named(self.key))
+        parameters = self._table.rows.parameters(resource, statement, self._table.named(self.key))
         return Change(statement, parameters, self.key, self.look)
 
     def _remade(self, row: Sequence[Any]) -> Any:

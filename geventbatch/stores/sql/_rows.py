@@ -13,6 +13,8 @@ from geventbatch.stores._object_contents import ATOMS
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+    from geventbatch.stores.sql._statements import Statement
+
 _EXACT: Final = frozenset({int, str, bytes, bool, type(None)})
 """Types whose equal values are the same for a database. (Decimals may differ in digits, moments in their zone.)"""
 
@@ -41,15 +43,18 @@ class Unsaved(ValueError):
 class Rows:
     """How the rows of one store become resources."""
 
-    def __init__(self, kind: Any, written: Iterable[str], keys: Sequence[str], column: str) -> None:
-        """Make resources of *kind*: None for a `Row`. Statements write the values *written*, apart from *keys*.
+    def __init__(
+        self, kind: Any, saved: Iterable[str], inserted: Iterable[str], keys: Sequence[str], column: str
+    ) -> None:
+        """Make resources of *kind*: None for a `Row`. Statements write *saved* or *inserted* values, apart from *keys*.
 
         *column* is the name of the key's column.
         """
         self._kind = kind
         self._is_dict = kind is dict
         self._keys: Final = frozenset(keys)
-        self.written: Final = frozenset(written) - self._keys
+        self._saved: Final = frozenset(saved) - self._keys
+        self.written: Final = self._saved.union(inserted) - self._keys
         self._kept: Final = self._keys.union([column]) - self.written
         # -- mutable state ---------------------------------------------------------------------------------
         self._forms: dict[tuple[str, ...], Form] = {}  # by the columns
@@ -74,6 +79,12 @@ class Rows:
         if odd:
             raise ValueError(
                 f"load selects {shown(odd[0])}, which is no name of an attribute: give it one by AS, or pass row=dict"
+            )
+        absent = sorted(self._saved.difference(columns))
+        if absent:
+            raise ValueError(
+                f"save has the parameter %({absent[0]})s, but load selects no {absent[0]}: it selects "
+                f"{', '.join(columns)}"
             )
         return _row_maker(columns)
 
@@ -113,16 +124,18 @@ class Rows:
                 )
                 raise Unsaved(f"{name} was changed, but save does not write it: {mend}")
 
-    def parameters(self, resource: Any, names: Iterable[str], key: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of *resource* that a statement takes, with those of its *key*. Raises `Unsaved`."""
+    def parameters(self, resource: Any, statement: Statement, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of *resource* that *statement* takes, with those of its *key*. Raises `Unsaved`."""
         found = dict(key)
-        for name in names:
+        for name in statement.names:
             if name not in found:
                 try:
                     found[name] = resource[name] if self._is_dict else getattr(resource, name)
                 except (KeyError, AttributeError) as error:
+                    there = ", ".join(map(str, resource if self._is_dict else own_names(resource)))
                     raise Unsaved(
-                        f"the {type(resource).__name__} has no {name}, which save or insert writes"
+                        f"{statement.option} has the parameter %({name})s, but the {type(resource).__name__} has no "
+                        f"{name}: it has {there}"
                     ) from error
         return found
 
