@@ -7,7 +7,6 @@ from abc import abstractmethod
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from geventbatch._safe_repr import shown
 from geventbatch.stores._sql import bounds, commit, errors
 from geventbatch.stores._sql.driver_errors import message as driver_message
 from geventbatch.stores._sql.joined import checked, insert_of_a_row
@@ -69,18 +68,11 @@ class PostgresTransaction(Transaction):
         """Return the transaction's status, as `commit.transaction_status` does. Switches: no."""
         return commit.transaction_status(self.driver)
 
-    def check_idle(self) -> None:
-        """Raise unless the connection is in no transaction. Switches: no."""
-        if self.status() != commit.IDLE:
-            self.connections.forget(self._lent)
-            self._lent = None
-            raise RuntimeError(
-                f"{shown(self.connections.pool)} returned a connection that is in a transaction, or closed: each batch "
-                "needs a connection of its own"
-            )
+    def is_idle(self) -> bool:
+        return self.status() == commit.IDLE
 
     def begin_again(self) -> None:
-        if self.status() == commit.IDLE:  # else the driver has begun by itself
+        if self.is_idle():  # else the driver has begun by itself
             self.send(bounds.BEGIN, None)
 
     def is_usable(self) -> bool:

@@ -36,7 +36,6 @@ class PsycopgTransaction(PostgresTransaction):
     _has_begun = False
 
     def begin(self) -> None:
-        self.check_idle()
         self._encoding = self.driver.info.encoding
         self._transformer = Transformer(self.driver)
 

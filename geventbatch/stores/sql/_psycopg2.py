@@ -6,14 +6,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from psycopg2 import ProgrammingError  # type: ignore[import-untyped] # it has no types
+from psycopg2 import BINARY, ProgrammingError  # type: ignore[import-untyped] # it has no types
 from psycopg2.extensions import (  # type: ignore[import-untyped] # it has no types
+    BINARYARRAY,
     TRANSACTION_STATUS_IDLE,
     ISQLQuote,
     adapters,
     cursor,
     encodings,
+    new_array_type,
+    new_type,
     register_adapter,
+    register_type,
+    string_types,
 )
 from psycopg2.extras import UUID_adapter  # type: ignore[import-untyped] # likewise
 
@@ -34,6 +39,20 @@ if (UUID, ISQLQuote) not in adapters:
     register_adapter(UUID, UUID_adapter)  # else it refuses any key that is one; rows are read as before
 
 
+def _bytes(value: Any, used: Any) -> bytes | None:
+    found = BINARY(value, used)
+    return None if found is None else bytes(found)
+
+
+_BYTES: Final = new_type(BINARY.values, "BYTES", _bytes)
+
+_CASTS: Final = (
+    (BINARY, _BYTES),
+    (BINARYARRAY, new_array_type(BINARYARRAY.values, "BYTES[]", _BYTES)),
+)
+"""What makes memoryviews of bytea, which cannot be copied, and what makes bytes in its place."""
+
+
 class Psycopg2Transaction(PostgresTransaction):
     """One message begins and loads, with the transaction's id in the rows; another one writes and commits."""
 
@@ -45,11 +64,15 @@ class Psycopg2Transaction(PostgresTransaction):
     _autocommit: bool  # as the user's connection has it
 
     def begin(self) -> None:
-        self.check_idle()
         self._autocommit = self.driver.autocommit
         if not self._autocommit:
             self.driver.autocommit = True  # leaves BEGIN to us: the driver would wait for its own
         self._cursor: Any = cursor(self.driver)
+        own = self.driver.string_types
+        for given, bare in _CASTS:
+            for oid in given.values:
+                if own.get(oid, string_types[oid]) is given:  # else the user has said what to make of it
+                    register_type(bare, self._cursor)
 
     def restore(self) -> None:
         if not self._autocommit:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
 from pymysql.cursors import Cursor
 
 from geventbatch.stores._sql import bounds
@@ -32,6 +33,10 @@ class PyMySQLTransaction(Transaction):
 
     # -- mutable state ---------------------------------------------------------------------------------------
     _is_open = False  # something was sent since the last COMMIT or ROLLBACK
+    _sends_rows = False  # the statements of the save itself are done
+
+    def is_idle(self) -> bool:
+        return not self.driver.server_status & SERVER_STATUS_IN_TRANS
 
     def begin(self) -> None:
         self._mariadb = "MariaDB" in self.driver.server_version

@@ -104,12 +104,17 @@ class Transaction(ABC):
         self._is_committed = False  # the server has said so
         self.is_over = False  # the server has refused COMMIT itself: no lock is left, and no savepoint
         try:
+            self._check_idle()
             self.begin()
         except BaseException:
             give_back(key, self.discard, saved=False)
             raise
 
     # -- what a driver does ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Return whether the connection is in no transaction, as far as the driver knows. Switches: no."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -207,6 +212,16 @@ class Transaction(ABC):
         return NotSaved(why) if isinstance(error, OSError) else Rejected(why)
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _check_idle(self) -> None:
+        """Raise if the connection is in a transaction, which is somebody else's: COMMIT would commit his work."""
+        if not self.is_idle():
+            self.connections.forget(self._lent)
+            self._lent = None
+            raise RuntimeError(
+                f"{shown(self.connections.pool)} returned a connection that is in a transaction, or closed: each batch "
+                "needs a connection of its own"
+            )
 
     def _explained(self, error: Exception, save: Save) -> NotSaved:
         """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
