@@ -125,9 +125,9 @@ def reads(statement: str) -> bool:
     return _WRITING.search(code_of(statement)) is None
 
 
-def code_of(statement: str) -> str:
+def code_of(statement: str, *, mysql: bool = False) -> str:
     """Return *statement* without literals and comments, in upper case with single blanks. Switches: no."""
-    return " ".join(_NO_CODE.sub(_left, statement).upper().split())
+    return " ".join((_NO_CODE_MYSQL if mysql else _NO_CODE).sub(_left, statement).upper().split())
 
 
 def _forbidden(statement: str, mysql: bool) -> str | None:  # noqa: FBT001 - `lru_cache` is quicker so

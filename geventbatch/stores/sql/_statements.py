@@ -35,6 +35,8 @@ _WORDS: Final = {
 }
 """The words that a statement may begin with, by its option."""
 
+SEVERAL: Final = "which are several statements, but must be one"
+
 
 class Statement(NamedTuple):
     """One of the user's statements."""
@@ -64,7 +66,7 @@ def statement(option: str, text: Any, keys: Sequence[str], *, allowed: Sequence[
             f"{option} is {shown(text)}, but must be a statement that begins with {_either(_WORDS[option])}"
         )
     if ";" in code:
-        raise ValueError(f"{option} is {shown(text)}, which are several statements, but must be one")
+        raise ValueError(f"{option} is {shown(text)}, {SEVERAL}")
     _check_names(option, text, names, keys, allowed)
     _check_code(option, text, code)
     return Statement(option, body, names)
@@ -82,6 +84,12 @@ def inserts(text: str) -> bool:
     while (inner := _BRACKETS.sub(" ", code)) != code:
         code = inner
     return _INSERTS_WITH.match(code) is not None
+
+
+@lru_cache(maxsize=1000)
+def is_several(text: str, *, mysql: bool) -> bool:
+    """Return whether *text* is several statements: drivers send them all. A semicolon at its end begins no other."""
+    return ";" in text and ";" in code_of(text, mysql=mysql).strip("; ")
 
 
 def table_of(save: Statement) -> str:

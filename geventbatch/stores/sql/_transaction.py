@@ -21,7 +21,7 @@ from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores._sql.statements import forbidden
-from geventbatch.stores.sql._statements import inserts
+from geventbatch.stores.sql._statements import SEVERAL, inserts, is_several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -360,6 +360,8 @@ def _pair(row: object, *, mysql: bool) -> tuple[str, Any]:
             why = forbidden(text, mysql=mysql)
             if why is not None:
                 raise RuntimeError(f"add_row() was given {shown(text)}: {why}")
+            if is_several(text, mysql=mysql):
+                raise ValueError(f"add_row() was given {shown(text)}, {SEVERAL}: add each row by itself")
             if not inserts(text):
                 raise ValueError(
                     f"add_row() was given {shown(text)}, but takes an INSERT only: nobody would learn how many rows "
