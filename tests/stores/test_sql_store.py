@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from geventbatch import LoadFailed, Processor, check_setup, current_batch
+from geventbatch import LoadFailed, Processor, SaveFailed, check_setup, current_batch
 from geventbatch.stores import SQLStore
 from tests.support.callers import answer_of
 from tests.support.proxy import Proxy
@@ -287,15 +287,42 @@ def test_options_of_wrong_types_are_refused_when_the_store_is_made(options: dict
     assert told in str(raised.value)
 
 
-def test_a_save_that_finds_another_number_of_rows_than_one_saves_nothing_and_says_so(
-    pool: ConnectionPool, database: str
-) -> None:
-    for save, found in ((f"{SAVE} AND stock < 5", 0), (f"{SAVE} OR id > %(key)s", 2)):
-        with processor(pool, save=save) as shows:
-            error = answer_of(shows.run, 1, sell)
-        assert isinstance(error, RuntimeError)
-        assert f"save has found {found} rows" in str(error)
+def test_a_save_that_finds_no_row_saves_nothing_and_says_so(pool: ConnectionPool, database: str) -> None:
+    with processor(pool, save=f"{SAVE} AND stock < 5") as shows:
+        error = answer_of(shows.run, 1, sell)
+    assert isinstance(error, RuntimeError)
+    assert "save has found 0 rows" in str(error)
     assert asked(database, "SELECT sum(stock) FROM shows") == [(20,)]
+
+
+@pytest.mark.parametrize("form", ["one key", "many", "across"])
+def test_a_save_that_finds_several_rows_fails_its_batch_and_no_other_and_says_what_to_mend(
+    pool: ConnectionPool, database: str, form: str
+) -> None:
+    store: Any = SQLStore(pool, load=LOAD, save=f"{SAVE} OR (%(key)s = 1 AND id = 2)", load_many=MANY)
+    opens = {"open_resources": store.open_resources} if form == "many" else {"open_resource": store}
+    with Processor(**opens, min_duration=0.01, max_duration=10) as shows:
+        if form == "across":
+            calls: list[Any] = [(shows.run_across, [1, 2], lambda both: [sell(one) for one in both])] * 2
+        else:
+            calls = [(shows.run, 1, sell)] * 2
+        callers = [spawned(*call) for call in calls]
+        other = None if form == "across" else spawned(shows.run, 2, sell)
+        found = [caller.get() for caller in callers]
+        assert other is None or other.get() == 9
+    assert [(type(one), one.retry_safe) for one in found] == [(SaveFailed, True)] * 2
+    assert "save has found 2 rows, and has to find the one that was loaded. Compare its WHERE" in str(found[0])
+    assert asked(database, "SELECT stock FROM shows ORDER BY id") == [(10,), (10 if other is None else 9,)]
+
+
+def test_an_insert_of_several_rows_fails_its_batch(pool: ConnectionPool, database: str) -> None:
+    new = f"{NEW}, (%(key)s + 1, 'another', 0)"
+    made = {"id": 3, "title": "new", "stock": 10}
+    with processor(pool, missing=lambda _: dict(made), row=dict, insert=new) as shows:
+        error = answer_of(shows.run, 3, dict.copy)
+    assert isinstance(error, SaveFailed)
+    assert "insert has inserted 2 rows, and has to insert one" in str(error)
+    assert asked(database, "SELECT count(*) FROM shows") == [(2,)]
 
 
 def test_a_load_that_finds_several_rows_fails_by_name(pool: ConnectionPool) -> None:

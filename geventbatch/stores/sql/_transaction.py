@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from geventbatch._batch import current_batch
+from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._safe_repr import named, said, shown
 from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._give_back import give_back
@@ -331,17 +331,25 @@ def grouped(rows: Iterable[object], *, mysql: bool) -> Iterator[tuple[str, list[
 
 
 def lost(change: Change, found: int) -> NotSaved:
-    """Return the error of a statement that has changed so many rows as *found*, and not one. Switches: no."""
-    if change.statement.option == "insert":
+    """Return the error of a statement that has changed so many rows as *found*, and not one. Switches: no.
+
+    Data may hide a row from it, but do not make several of one: that fails the batch, in a bulk once it stands alone.
+    """
+    option = change.statement.option
+    if option != "insert":
+        told = f"{option} has found {found} rows, and has to find the one that was loaded. Compare its WHERE with that"
+        told += " of load"
+        if not found:
+            told += "; or the database has left the row out, by a trigger or by a policy that hides it"
+    elif found:
+        told = f"insert has inserted {found} rows, and has to insert one"
+    else:
         return Inserted([change.key])
-    error = RuntimeError(
-        f"{shown(change.key)} was not saved, nothing was written: {change.statement.option} has found {found} rows, and"
-        " has to find the one that was loaded. Compare its WHERE with that of load; or the database has left the row "
-        "out, by a trigger or by a policy that hides it"
-    )
-    rejected = Rejected(str(error))
-    rejected.__cause__ = error
-    return rejected
+    error = RuntimeError(f"{shown(change.key)} was not saved, nothing was written: {told}")
+    is_alone = len(set(batch_at_hand().bulk.values())) < 2  # noqa: PLR2004 - one batch, or no bulk
+    refused = NotSaved(str(error)) if found and is_alone else Rejected(str(error))
+    refused.__cause__ = error
+    return refused
 
 
 def remaining() -> float:
