@@ -47,6 +47,9 @@ class Show(Base):
     stock: Mapped[int]
 
 
+AUDIT = sa.Table("audit", Base.metadata, sa.Column("text", sa.String))
+NOWHERE = sa.Table("nowhere", sa.MetaData(), sa.Column("text", sa.String))
+
 LOAD = "SELECT id, stock FROM shows WHERE id = %s FOR UPDATE"
 SAVE = "UPDATE shows SET stock = %(stock)s WHERE id = %(key)s"
 
@@ -62,6 +65,16 @@ def put(document: dict[str, int]) -> None:
 def sell_with_row(table: str, show: Any) -> None:
     show.stock -= 1
     current_batch().add_row((f"INSERT INTO {table} (id) VALUES (%(id)s)", {"id": show.stock}))  # noqa: S608 - a test's
+
+
+def sell_with_audit(show: Any) -> None:
+    sell(show)
+    current_batch().add_row(("INSERT INTO audit (text) VALUES (%(text)s)", {"text": "sold"}))
+
+
+def put_with(table: sa.Table, document: dict[str, int]) -> None:
+    put(document)
+    current_batch().add_row((table, {"text": "put"}))
 
 
 @contextmanager
@@ -104,15 +117,17 @@ def answers(store: Any, operation: Any, key: object = 1, **options: Any) -> list
         return [caller.get() for caller in callers]
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "with rows beside"])
 @pytest.mark.parametrize("form", ["SQLStore", "documents"])
 def test_all_callers_of_a_batch_are_told_at_once_and_the_batch_is_not_halved(
-    engine: sa.Engine, reader: str, form: str, caplog: pytest.LogCaptureFixture
+    engine: sa.Engine, reader: str, form: str, caplog: pytest.LogCaptureFixture, *, beside: bool
 ) -> None:
     with engine.begin() as connection:
         for statement in (
             f"GRANT SELECT ON shows, documents TO {reader}",
             f"GRANT UPDATE (key) ON documents TO {reader}",  # FOR UPDATE needs it
             f"GRANT UPDATE (id) ON shows TO {reader}",
+            f"GRANT INSERT ON audit TO {reader}",
         ):
             connection.exec_driver_sql(statement)
     as_reader = sa.create_engine(engine.url, connect_args={"options": f"-c role={reader}"})
@@ -120,8 +135,11 @@ def test_all_callers_of_a_batch_are_told_at_once_and_the_batch_is_not_halved(
         "SQLStore": SQLStore(lambda: connect(engine, options=f"-c role={reader}"), load=LOAD, save=SAVE),
         "documents": SQLAlchemyStore.documents(as_reader, "documents"),
     }
+    operations: dict[str, Any] = {"SQLStore": sell, "documents": put}
+    if beside:
+        operations = {"SQLStore": sell_with_audit, "documents": partial(put_with, AUDIT)}
     with caplog.at_level(logging.WARNING, "geventbatch"):
-        found = answers(stores[form], sell if form == "SQLStore" else put, 1)
+        found = answers(stores[form], operations[form], 1)
         gevent.sleep(0)
     as_reader.dispose()
     assert [type(one) for one in found] == [SaveFailed] * CALLERS
@@ -153,6 +171,20 @@ def test_a_table_of_an_operations_own_row_concerns_that_operation_only_and_each_
     ]
     with engine.connect() as connection:
         assert connection.scalar(sa.select(Show.stock)) == 998
+
+
+def test_a_missing_table_of_a_row_beside_a_document_is_the_error_of_who_adds_it(engine: sa.Engine) -> None:
+    store = SQLAlchemyStore.documents(engine, "documents")
+    with Processor(open_resource=store, min_duration=0.01, max_duration=30) as processor:
+        operations = [put, partial(put_with, NOWHERE), partial(put_with, AUDIT)]
+        callers = [gevent.spawn(answer_of, processor.run, 1, operation) for operation in operations]
+        first, refused, last = [caller.get() for caller in callers]
+        alone = answer_of(processor.run, 1, partial(put_with, NOWHERE))
+    assert (first, last) == (None, None)
+    assert [type(one) for one in (refused, alone)] == [sa.exc.ProgrammingError] * 2
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT state::json ->> 'stock' FROM documents").scalars().all() == ["2"]
+        assert connection.scalars(sa.select(AUDIT.c.text)).all() == ["put"]
 
 
 @pytest.mark.parametrize("form", ["documents", "mapped", "SQLStore", "Django"])

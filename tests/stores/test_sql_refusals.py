@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped] # it has no types
 import psycopg2.extras  # type: ignore[import-untyped] # likewise
 import psycopg2.pool  # type: ignore[import-untyped] # likewise
 import pymysql
 import pytest
+from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
 
-from geventbatch import LoadFailed, Processor, ResourceMissing, current_batch
+from geventbatch import LoadFailed, Processor, ResourceMissing, SaveFailed, current_batch
 from geventbatch.errors import ImpossibleKey
 from geventbatch.stores import SQLStore
-from geventbatch.stores.sql._statements import inserts
+from geventbatch.stores.sql._statements import inserts, is_several
 from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
 from tests.support.servers import wait_until
@@ -34,6 +38,7 @@ TABLES = """
 LOAD = "SELECT id, wh, qty FROM stock WHERE id = %s FOR UPDATE"
 SAVE = "UPDATE stock SET qty = %(qty)s WHERE id = %(key)s"
 MANY = "SELECT {} FROM stock WHERE {} ORDER BY id FOR UPDATE"
+INSERT = "INSERT INTO log (text) VALUES (%(text)s)"
 
 
 @pytest.fixture
@@ -110,6 +115,53 @@ def test_a_row_beside_that_is_no_insert_is_its_operations_error(pool: Any, datab
     assert asked(database, "SELECT qty FROM stock ORDER BY id") == [(99,), (100,)]
 
 
+@pytest.mark.parametrize("more", ["DELETE FROM stock", "UPDATE stock SET qty = 0", INSERT])
+def test_a_row_beside_that_is_several_statements_is_its_operations_error(pool: Any, database: str, more: str) -> None:
+    def add(row: Any) -> int:
+        current_batch().add_row((f"{INSERT}; {more}", {"text": "x"}))
+        return sell(row)
+
+    with processor(pool) as stock:
+        error = answer_of(stock.run, 1, add)
+        assert isinstance(error, ValueError)
+        assert "which are several statements, but must be one: add each row by itself" in str(error)
+        assert stock.run(1, sell) == 99
+    assert asked(database, "SELECT qty FROM stock ORDER BY id") == [(99,), (100,)]
+    assert asked(database, "SELECT text FROM log") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "mysql", "expected"),
+    [
+        (f"{INSERT}; DELETE FROM log", False, True),  # noqa: S608 - a test's
+        (f"{INSERT}/* ; */;;DELETE FROM log", False, True),  # noqa: S608 - a test's
+        (f"{INSERT} ; -- ; of the day", False, False),
+        ("INSERT INTO log (text) VALUES ('a; b'), ($$;$$), (E'\\';')", False, False),
+        (r"INSERT INTO log (text) VALUES ('\';')", True, False),
+        (r"INSERT INTO log (text) VALUES ('\'); DELETE FROM log -- '", False, True),
+        ("INSERT INTO log (text) VALUES (1) # ; of the day", True, False),
+    ],
+)
+def test_a_semicolon_in_a_literal_or_a_comment_or_at_the_end_begins_no_other_statement(
+    text: str, *, mysql: bool, expected: bool
+) -> None:
+    assert is_several(text, mysql=mysql) is expected
+
+
+def test_a_row_beside_may_end_in_a_semicolon_and_skip_or_count_up_a_row_that_is_there(pool: Any, database: str) -> None:
+    def add(row: Any, *texts: str) -> int:
+        for text in texts:
+            current_batch().add_row((text, {"text": "a;b"}))
+        return sell(row)
+
+    with psycopg.connect(database) as connection:
+        connection.execute("CREATE UNIQUE INDEX ON log (text)")
+    with processor(pool) as stock:
+        stock.run(1, add, f"{INSERT} ; -- the first;", f"{INSERT} ON CONFLICT DO NOTHING")
+        stock.run(1, add, f"{INSERT} ON CONFLICT (text) DO UPDATE SET wh = 'again'")
+    assert asked(database, "SELECT text, wh FROM log") == [("a;b", "again")]
+
+
 def test_a_row_beside_without_one_of_its_parameters_names_its_statement(pool: Any, database: str) -> None:
     def add(row: Any, *parameters: Any) -> int:
         for each in parameters:
@@ -123,6 +175,70 @@ def test_a_row_beside_without_one_of_its_parameters_names_its_statement(pool: An
             assert "add_row() was given 'INSERT INTO log (text, wh)" in str(error)
             assert "do not fit it" in str(error)
     assert asked(database, "SELECT count(*) FROM log") == [(0,)]
+
+
+# -- the store's own statements ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["one key", "with idempotency keys", "across"])
+def test_a_misspelt_column_of_save_fails_the_batch_though_every_operation_adds_a_row(
+    pool: Any, database: str, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    def add(found: Any) -> None:
+        for row in found if form == "across" else [found]:
+            sell(row)
+            current_batch().add_row((INSERT, {"text": str(row.id)}))
+
+    options: dict[str, Any] = {"save": SAVE.replace("SET qty", "SET qyt")}
+    if form == "with idempotency keys":
+        options["idempotency"] = "outcomes"
+        SQLStore(pool, load=LOAD, save=SAVE, idempotency="outcomes").create_outcomes()
+    with processor(pool, load_many=MANY.format("id, wh, qty", "id = ANY(%(keys)s)"), **options) as stock:
+        metrics = stock.subscribe_batch_metrics()
+        run: Any = partial(stock.run_across, [1, 2]) if form == "across" else partial(stock.run, 1)
+        names = [{"idempotency_key": one} if form == "with idempotency keys" else {} for one in "abc"]
+        callers = [gevent.spawn(answer_of, partial(run, add, **name)) for name in names]
+        found = [caller.get() for caller in callers]
+    assert [(type(one), one.retry_safe, "qyt" in str(one)) for one in found] == [(SaveFailed, True, True)] * 3
+    assert {type(one.error) for one in metrics} == {SaveFailed}
+    wait_until(lambda: any(record.levelno >= logging.ERROR for record in caplog.records))
+    assert asked(database, "SELECT sum(qty) FROM stock") == [(200,)]
+    assert asked(database, "SELECT count(*) FROM log") == [(0,)]
+
+
+@pytest.mark.parametrize("idempotency_key", [None, "a"])
+def test_a_misspelt_column_of_a_row_beside_is_the_error_of_who_adds_it(
+    pool: Any, database: str, idempotency_key: str | None
+) -> None:
+    def add(row: Any, text: str) -> int:
+        current_batch().add_row((text, {"text": "x"}))
+        return sell(row)
+
+    SQLStore(pool, load=LOAD, save=SAVE, idempotency="outcomes").create_outcomes()
+    with processor(pool, idempotency="outcomes") as stock:
+        wrong = partial(stock.run, 1, add, INSERT.replace("log (text", "log (txet"), idempotency_key=idempotency_key)
+        calls = [partial(stock.run, 1, add, INSERT), wrong, partial(stock.run, 1, sell)]
+        first, error, last = [one.get() for one in [gevent.spawn(answer_of, call) for call in calls]]
+        alone = answer_of(wrong)
+    assert (first, last) == (99, 98)
+    for one in (error, alone):
+        assert isinstance(one, (psycopg.Error, psycopg2.Error))
+        assert "txet" in str(one)
+    assert asked(database, "SELECT text FROM log") == [("x",)]
+
+
+def test_a_parameter_of_save_that_no_column_has_is_named_with_those_that_there_are(pool: Any) -> None:
+    save = SAVE.replace("%(qty)s", "%(qyt)s")
+    with processor(pool, save=save) as stock:
+        error = answer_of(stock.run, 1, sell)
+    assert isinstance(error, LoadFailed)
+    told = "save has the parameter %(qyt)s, but load selects no qyt: it selects id, wh, qty"
+    assert str(error.__cause__) == told
+    for row, operation in ((dict, lambda row: row.update(qty=1)), (SimpleNamespace, sell)):
+        with processor(pool, save=save, row=row) as stock:
+            error = answer_of(stock.run, 1, operation)
+        assert isinstance(error, ValueError)
+        assert f"save has the parameter %(qyt)s, but the {row.__name__} has no qyt: it has id, wh, qty" in str(error)
 
 
 # -- load_many -----------------------------------------------------------------------------------------------------
@@ -230,6 +346,32 @@ def test_a_function_that_returns_no_connection_is_told_once(caplog: pytest.LogCa
     assert "has no attribute" not in caplog.text
 
 
+def test_a_connection_of_pymysqls_that_is_in_a_transaction_is_refused() -> None:
+    shared = pymysql.connect(defer_connect=True)
+    shared.server_status = SERVER_STATUS_IN_TRANS
+    with processor(lambda: shared) as stock:
+        error = answer_of(stock.run, 1, sell)
+    assert isinstance(error, LoadFailed)
+    assert "returned a connection that is in a transaction" in str(error.__cause__)
+
+
+@pytest.mark.mariadb
+def test_work_that_is_open_on_a_connection_of_pymysqls_is_not_committed(tmp_path: Path) -> None:
+    with stock_in_mariadb(tmp_path) as connect:
+        shared, other = connect(), connect()
+        cursor = other.cursor()
+        shared.cursor().execute("UPDATE stock SET qty = 5 WHERE id = 2")
+        with processor(lambda: shared) as stock:
+            error = answer_of(stock.run, 1, sell)
+            assert isinstance(error, LoadFailed)
+            assert "returned a connection that is in a transaction" in str(error.__cause__)
+            cursor.execute("SELECT qty FROM stock WHERE id = 2")
+            assert cursor.fetchall() == ((100,),)
+            shared.rollback()
+            assert stock.run(1, sell) == 99
+        other.close()
+
+
 # -- the table of outcomes -----------------------------------------------------------------------------------------
 
 
@@ -272,6 +414,46 @@ def test_a_row_beside_without_one_of_its_parameters_names_its_statement_on_maria
             assert stock.run(1, sell) == 99
     assert "add_row() was given 'INSERT INTO log (text, wh)" in str(error)
     assert "do not fit it: KeyError: 'wh'" in str(error)
+
+
+@pytest.mark.mariadb
+def test_a_misspelt_column_of_save_fails_the_batch_though_every_operation_adds_a_row_on_mariadb(tmp_path: Path) -> None:
+    def add(row: Any, text: str) -> int:
+        current_batch().add_row((text, {"text": "x"}))
+        return sell(row)
+
+    with stock_in_mariadb(tmp_path) as connect:
+        with processor(connect, save=SAVE.replace("SET qty", "SET qyt")) as stock:
+            failed = [answer_of(stock.run, 1, add, INSERT)]
+        with processor(connect, save=f"{SAVE} OR id > %(key)s") as stock:
+            failed.append(answer_of(stock.run, 1, sell))
+        with processor(connect) as stock:
+            wrong = INSERT.replace("log (text", "log (txet")
+            calls = [partial(stock.run, 1, add, text) for text in (INSERT, wrong, INSERT)]
+            first, error, last = [one.get() for one in [gevent.spawn(answer_of, call) for call in calls]]
+            several = answer_of(stock.run, 1, add, f"{INSERT}; {INSERT}")
+    assert [(type(one), one.retry_safe) for one in failed] == [(SaveFailed, True)] * 2
+    assert "save has found 2 rows" in str(failed[1])
+    assert (first, last) == (99, 98)
+    assert isinstance(error, pymysql.Error)
+    assert "which are several statements" in str(several)
+
+
+@contextmanager
+def stock_in_mariadb(directory: Path) -> Iterator[Callable[[], Any]]:
+    """What connects to a database with the tables."""
+    with fresh("mariadb", directory) as address:
+        connect = connector(address)
+        connection = connect()
+        for statement in (
+            "CREATE TABLE stock (id int PRIMARY KEY, wh varchar(50), qty int NOT NULL)",
+            "CREATE TABLE log (text varchar(50))",
+            "INSERT INTO stock VALUES (1, 'N', 100), (2, 'S', 100)",
+        ):
+            connection.cursor().execute(statement)
+        connection.commit()
+        connection.close()
+        yield connect
 
 
 def connector(address: str) -> Callable[[], Any]:

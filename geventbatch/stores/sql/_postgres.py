@@ -93,6 +93,13 @@ class PostgresTransaction(Transaction):
     def has_refused_commit(self) -> bool:
         return self.status() == commit.IDLE  # a refused statement of the same message leaves a failed transaction
 
+    def is_at_fault(self, change: Change) -> bool:
+        try:
+            self.fetch(f"EXPLAIN {change.statement.text}", change.parameters)  # it locks no row, and runs no trigger
+        except Exception as error:
+            return errors.is_of_schema(error)
+        return False
+
     def was_not_committed(self) -> bool:
         return commit.was_not_committed(self.driver)
 

@@ -15,7 +15,7 @@ from geventbatch.stores.sql._transaction import SAVEPOINT, UNFIT, Loaded, Transa
 if TYPE_CHECKING:
     from pymysql.connections import Connection
 
-    from geventbatch.stores.sql._transaction import Save
+    from geventbatch.stores.sql._transaction import Change, Save
 
 _MATCHED: Final = re.compile(rb"Rows matched: (\d+)")
 
@@ -60,6 +60,7 @@ class PyMySQLTransaction(Transaction):
         return self._cursor
 
     def write(self, save: Save) -> None:
+        self._sends_rows = False
         self._bound_locks()
         if save.stays:
             self.send(SAVEPOINT, None)
@@ -70,6 +71,7 @@ class PyMySQLTransaction(Transaction):
             found = _found(cursor)
             if found != 1:
                 raise lost(change, found)
+        self._sends_rows = True
         for text, every in grouped(save.rows, mysql=True) if save.rows else ():
             try:
                 self.send(text, every if len(every) > 1 else every[0])
@@ -78,6 +80,9 @@ class PyMySQLTransaction(Transaction):
         self.commit_is_sent()
         self.driver.commit()
         self._is_open = False
+
+    def is_at_fault(self, change: Change) -> bool:  # noqa: ARG002 - each was sent by itself
+        return not self._sends_rows
 
     def roll_back(self) -> None:
         if self._is_open:

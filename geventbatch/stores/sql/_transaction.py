@@ -81,9 +81,9 @@ class Save(NamedTuple):
 
     @property
     def statement(self) -> str | None:
-        """What each of its operations would send if it were saved alone; None if they would not all send the same."""
+        """What each of its operations would send for its row if saved alone; None if not all would send the same."""
         statements = {change.statement for change in self.changes}
-        if self.rows or len(statements) != 1:
+        if len(statements) != 1:
             return None
         (one,) = statements
         return None if one.option == "delete" else one.text
@@ -156,6 +156,13 @@ class Transaction(ABC):
         """Return whether the server, which was sent COMMIT, has refused that, and no statement before. Switches: no."""
         return True  # COMMIT is a message of its own
 
+    @abstractmethod
+    def is_at_fault(self, change: Change) -> bool:
+        """Return whether *change*, of a save that lacks a column, table or right, fails without its rows beside too.
+
+        Else one of the rows is at fault. Called after a rollback. Switches: yes.
+        """
+
     def was_not_committed(self) -> bool:
         """Return whether the driver knows that the COMMIT that raised was not carried out."""
         return False
@@ -227,9 +234,9 @@ class Transaction(ABC):
         """Return the error of a save that was not carried out. Switches: yes, to look at what is in the way."""
         self.is_over = self._sends_commit and self.has_refused_commit()  # a constraint was deferred
         self._sends_commit = False
-        refused = self.not_saved(error)
-        if save.statement is not None:
-            refused = errors.of_save(refused, error, save.statement)
+        refused, own = self.not_saved(error), save.statement
+        if own is not None and not save.rows:
+            refused = errors.of_save(refused, error, own)
         if not (errors.is_duplicate(error) or errors.is_of_schema(error) or isinstance(refused, Inserted)):
             return refused
         stays = save.stays and not self.is_over
@@ -243,6 +250,8 @@ class Transaction(ABC):
                         self.send("COMMIT", None)  # the deletion of expired outcomes
                     return found
             undo()
+            if own is not None and save.rows and errors.is_of_schema(error) and self.is_at_fault(save.changes[0]):
+                return errors.of_save(refused, error, own)
             inserted = [one.key for one in save.changes if one.statement.option == "insert" and one.look(self)]
         except Exception as failed:
             return self.not_saved(failed)

@@ -63,6 +63,7 @@ class DocumentScope:
     _before: int | None  # the loaded version
     _written: bool  # a step has written the document
     _rows_written: int  # number of `Batch.rows` that steps have inserted
+    _sent: tuple[Any, dict[str, Any]] | None = None  # what the last save has sent for the document
     _snapshot: Any  # of the state after the last step
     _savepoint: Savepoint
 
@@ -90,7 +91,9 @@ class DocumentScope:
         except Rejected as refused:
             self._end(refused)
             batch = batch_at_hand()
-            if batch.rows or batch.deleted:  # some operations would have sent something else alone
+            if batch.deleted:  # some operations would have sent something else alone
+                raise
+            if batch.rows and not (refused.of_schema and self._is_at_fault()):
                 raise
             told = errors.of_save(refused, refused.__cause__)
             raise told from told.__cause__
@@ -306,6 +309,7 @@ class DocumentScope:
             try:
                 beside = rows or (self.reused and recording is not None)
                 row, change = self.change_of(batch, beside, deleted=batch.deleted)
+                self._sent = change
             except Rejected:
                 if not self.reused:  # else a real load asks
                     refuse_repeated(self._key, batch, self.recorded)
@@ -382,6 +386,28 @@ class DocumentScope:
             if self._loaded.version is None and errors.is_duplicate(error):
                 raise errors.inserted(self._key) from error
             raise
+
+    def _is_at_fault(self) -> bool:
+        """Return whether a save that lacks a column, a table or a right fails without the rows beside it too.
+
+        Else one of the rows is at fault. It is tried in another transaction, which is rolled back. Switches: yes.
+        """
+        if self._sent is None:
+            return False
+        try:
+            transaction = self._begun()
+        except Exception:
+            return False
+        try:
+            transaction.change(*self._sent)
+        except Exception as error:
+            transaction.end(error)
+            return errors.is_of_schema(error)
+        except BaseException as error:
+            transaction.end(error)
+            raise
+        transaction.end(NothingToSave())
+        return False
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)
