@@ -22,7 +22,7 @@ from geventbatch import LoadFailed, Processor, SaveFailed, current_batch
 from geventbatch.stores import SQLAlchemyStore, SQLStore
 from geventbatch.stores._sql.driver_errors import lacks_something
 from geventbatch.stores._sql.errors import chain, is_of_schema, state
-from geventbatch.stores.sqlalchemy import idempotency_table
+from geventbatch.stores.sqlalchemy import _engines, idempotency_table
 from tests.support import mariadb
 from tests.support.adapters.sqlalchemy import PLACES, fresh
 from tests.support.callers import answer_of
@@ -331,6 +331,7 @@ def over(form: str, engine: sa.Engine) -> Iterator[Processor[Any]]:
             elif driver == "psycopg2":
                 own = sa.create_engine(engine.url.set(drivername="postgresql+psycopg2"))
             stack.callback(own.dispose)
+            stack.callback(_engines._known.pop, own, None)  # or check_setup() names its driver until it is collected
             store: Any = SQLAlchemyStore.documents(own, "documents")
         else:
             connects: Any = {"psycopg": psycopg.connect, "psycopg2": psycopg2.connect}[driver]
