@@ -34,6 +34,7 @@ from geventbatch.stores.sqlalchemy._transaction import (
     Transaction,
     cause,
     is_doubtful,
+    lacks_something,
     left_out,
     load,
     remaining,
@@ -93,7 +94,7 @@ class DocumentScope:
             batch = batch_at_hand()
             if batch.deleted:  # some operations would have sent something else alone
                 raise
-            if batch.rows and not (refused.of_schema and self._is_at_fault()):
+            if batch.rows and not (refused.of_schema and lacks_something(self._begun, self._sent)):
                 raise
             told = errors.of_save(refused, refused.__cause__)
             raise told from told.__cause__
@@ -386,28 +387,6 @@ class DocumentScope:
             if self._loaded.version is None and errors.is_duplicate(error):
                 raise errors.inserted(self._key) from error
             raise
-
-    def _is_at_fault(self) -> bool:
-        """Return whether a save that lacks a column, a table or a right fails without the rows beside it too.
-
-        Else one of the rows is at fault. It is tried in another transaction, which is rolled back. Switches: yes.
-        """
-        if self._sent is None:
-            return False
-        try:
-            transaction = self._begun()
-        except Exception:
-            return False
-        try:
-            transaction.change(*self._sent)
-        except Exception as error:
-            transaction.end(error)
-            return errors.is_of_schema(error)
-        except BaseException as error:
-            transaction.end(error)
-            raise
-        transaction.end(NothingToSave())
-        return False
 
     def _end(self, error: BaseException | None) -> None:
         transaction = self.__dict__.pop("_transaction", None)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 
 from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, ResourceMissing
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql import errors
@@ -407,6 +407,29 @@ def _load_once(
     except BaseException as error:
         transaction.end(error)
         raise
+
+
+def lacks_something(begin: Callable[[], Transaction], change: tuple[Any, dict[str, Any]] | None) -> bool:
+    """Return whether *change*, a statement with its parameters, lacks a column, a table or a right by itself.
+
+    Else one of the rows beside it is at fault. It is tried in another transaction, which is rolled back. Switches: yes.
+    """
+    if change is None:
+        return False
+    try:
+        transaction = begin()
+    except Exception:
+        return False
+    try:
+        transaction.change(*change)
+    except Exception as error:
+        transaction.end(error)
+        return errors.is_of_schema(error)
+    except BaseException as error:
+        transaction.end(error)
+        raise
+    transaction.end(NothingToSave())
+    return False
 
 
 def cause(error: Exception) -> BaseException | None:
