@@ -33,8 +33,8 @@ from geventbatch.stores.sqlalchemy._transaction import (
     LostRow,
     Transaction,
     cause,
+    is_at_fault,
     is_doubtful,
-    lacks_something,
     left_out,
     load,
     remaining,
@@ -94,7 +94,7 @@ class DocumentScope:
             batch = batch_at_hand()
             if batch.deleted:  # some operations would have sent something else alone
                 raise
-            if batch.rows and not (refused.of_schema and lacks_something(self._begun, self._sent)):
+            if batch.rows and not (refused.of_schema and is_at_fault(self._begun, self._sent)):
                 raise
             told = errors.of_save(refused, refused.__cause__)
             raise told from told.__cause__

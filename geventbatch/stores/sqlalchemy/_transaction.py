@@ -409,7 +409,7 @@ def _load_once(
         raise
 
 
-def lacks_something(begin: Callable[[], Transaction], change: tuple[Any, dict[str, Any]] | None) -> bool:
+def is_at_fault(begin: Callable[[], Transaction], change: tuple[Any, dict[str, Any]] | None) -> bool:
     """Return whether *change*, a statement with its parameters, lacks a column, a table or a right by itself.
 
     Else one of the rows beside it is at fault. It is tried in another transaction, which is rolled back. Switches: yes.
