@@ -57,8 +57,10 @@ class TaskWorker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def start_again(self) -> None:
+    def start_again(self, **environment: str) -> None:
+        """Start it anew, with this in its environment too."""
         assert self.process.poll() is not None
+        self._environment.update(environment)
         self.process = self._started()
 
     def open_gates(self, *names: str) -> None:

@@ -19,6 +19,7 @@ app.conf.update(
         "global_keyprefix": words.QUEUE,
         "polling_interval": 3,  # under gevent, it looks for unacknowledged tasks only if Redis lets it wait for 2 s
         "unacked_restore_throttle": 1,  # and does so each time
+        "unacked_mutex_expire": 1,  # seconds: by default, a worker killed while it looks keeps others from it for 300
         "visibility_timeout": int(
             os.environ["VISIBILITY_TIMEOUT"]
         ),  # seconds, until a killed worker's tasks are redelivered
