@@ -8,7 +8,6 @@ one statement has all documents; other databases get the statements of one docum
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -16,17 +15,17 @@ import sqlalchemy as sa
 from geventbatch._batch import batch_at_hand, current_batch
 from geventbatch._bulk.connected import by_component
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, PartlySaved
 from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.keys import KeyColumn, normalize_all
 from geventbatch.stores._sql.outcomes import outcomes_of, repeated_of
 from geventbatch.stores.sqlalchemy._bulk_save import BulkSave, Part, Saving, outcomes_in
-from geventbatch.stores.sqlalchemy._bulk_statements import Claim, fits, load_all, statements_for_all
+from geventbatch.stores.sqlalchemy._bulk_statements import Claim, ask_all, fits, load_all, statements_for_all
 from geventbatch.stores.sqlalchemy._document_scope import DocumentScope
 from geventbatch.stores.sqlalchemy._documents import Row
 from geventbatch.stores.sqlalchemy._key_columns import folds
+from geventbatch.stores.sqlalchemy._load import Question, load_each
 from geventbatch.stores.sqlalchemy._mode import on_server
-from geventbatch.stores.sqlalchemy._transaction import Transaction, load
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Sequence
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from geventbatch.errors import Repeated
     from geventbatch.stores._reuse import Kept
     from geventbatch.stores.sqlalchemy._documents import Documents
+    from geventbatch.stores.sqlalchemy._transaction import Transaction
 
 
 class BulkDocuments:
@@ -55,7 +55,8 @@ class BulkDocuments:
         has_arrays = dialect == "postgresql" and all(fits(column) for column in (table.c.key, table.c.state))
         load = load_all(table, single.selected, arrays=has_arrays, locking=documents.locking)
         by_row = sa.select(table.c.key, *single.selected).where(table.c.key == sa.bindparam("_key"))
-        self._loads: Final = Loads(load, by_row, folds=folds(table.c.key))
+        ask = ask_all(table, arrays=has_arrays)
+        self._loads: Final = Loads(load, by_row, ask, folds=folds(table.c.key))
         statements = statements_for_all(table, single.mark) if has_arrays else ()
         together: dict[Any, Any] = dict(
             zip((single.update, single.count, single.delete, single.add), statements, strict=False)
@@ -84,6 +85,8 @@ class Loads(NamedTuple):
     many: Any
     one: Any
     """Selects the row's own key too."""
+    ask: Any
+    """Asks about keys in the form of `many`, and reads no row."""
     folds: bool
     """The database may take several keys for one."""
 
@@ -116,7 +119,7 @@ class BulkDocumentScope:
 
     def __enter__(self) -> dict[Hashable, Any]:
         try:
-            found = self._load(self._keys)
+            found = self._load()
             self._scopes = {}
             self._resources = {key: made for key in self._keys if (made := self._made(key, found.get(key))) is not None}
         except BaseException as error:
@@ -155,31 +158,18 @@ class BulkDocumentScope:
     def _begun(self) -> Transaction:
         return self._documents.transaction(self._documents.engine, self._name)
 
-    def _load(self, keys: list[Hashable]) -> dict[Hashable, Row | Exception]:
-        """Load the rows at *keys*; an error of one key stands in place of its row."""
-        try:
-            self._transaction, found = load(self._begun, partial(self._fetch, keys))
-        except ResourceMissing as error:  # the database refuses one of the keys
-            refused = self._refused(keys, error)
-            left = [key for key in keys if key not in refused]
-            return {**refused, **(self._load(left) if left else {})}
+    def _load(self) -> dict[Hashable, Row | Exception]:
+        """Load the rows; an error of one key stands in place of its row."""
+        transaction, found = load_each(lambda _: self._begun(), self._fetch, self._keys, self._question)
+        if transaction is not None:
+            self._transaction = transaction
         return found
 
-    def _refused(self, keys: list[Hashable], error: ResourceMissing) -> dict[Hashable, Row | Exception]:
-        """Find the keys that the database refuses, by loading each half."""
-        if len(keys) == 1:
-            return {keys[0]: ResourceMissing(*error.args, key=keys[0])}
-        refused: dict[Hashable, Row | Exception] = {}
-        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
-            try:
-                transaction, _ = load(self._begun, partial(self._fetch, half))
-            except ResourceMissing as of_half:
-                refused |= self._refused(half, of_half)
-            else:
-                transaction.end(NothingToSave())
-        return refused
+    def _question(self, key: Hashable) -> Question:
+        return Question(key, self._loads.ask, {"_keys": [key]})
 
-    def _fetch(self, keys: list[Hashable], transaction: Transaction) -> dict[Hashable, Row | Exception]:
+    def _fetch(self, keys: Sequence[Hashable], transaction: Transaction) -> dict[Hashable, Row | Exception]:
+        self._spelled = {}  # of a load of other keys
         row_of = self._documents.statements.row_of
         rows = transaction.connection.execute(self._loads.many, {"_keys": keys}).all()
         found: dict[Hashable, Row | Exception] = {row[0]: row_of(row, 1) for row in rows}

@@ -66,13 +66,21 @@ class Claim:
 
 
 def load_all(table: sa.Table, selected: Sequence[Any], *, arrays: bool, locking: bool) -> sa.Select[Any]:
-    columns = table.c
+    key = table.c.key
+    select: Any = sa.select(key, *selected).where(_are_asked(key, arrays=arrays))
+    return cast("sa.Select[Any]", select.order_by(key).with_for_update() if locking else select)
+
+
+def ask_all(table: sa.Table, *, arrays: bool) -> sa.Select[Any]:
+    """Return a statement that asks about keys as `load_all` does, and reads no row."""
+    one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+    return one.where(_are_asked(table.c.key, arrays=arrays)).limit(0)
+
+
+def _are_asked(key: sa.Column[Any], *, arrays: bool) -> sa.ColumnElement[bool]:
     if arrays:
-        asked: Any = columns.key == sa.any_(sa.bindparam("_keys", type_=array_of(in_array(columns.key.type))))
-    else:
-        asked = columns.key.in_(sa.bindparam("_keys", expanding=True))
-    select: Any = sa.select(columns.key, *selected).where(asked)
-    return cast("sa.Select[Any]", select.order_by(columns.key).with_for_update() if locking else select)
+        return key == sa.any_(sa.bindparam("_keys", type_=array_of(in_array(key.type))))
+    return key.in_(sa.bindparam("_keys", expanding=True))
 
 
 def statements_for_all(table: sa.Table, mark: Mark) -> tuple[Together, Together, Together, Together]:

@@ -28,6 +28,7 @@ from geventbatch.stores._sql.outcomes import Outcomes, Recording, refuse_repeate
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._added_rows import insert_rows, insert_rows_in_savepoint, is_instance
 from geventbatch.stores.sqlalchemy._documents import Row
+from geventbatch.stores.sqlalchemy._load import load
 from geventbatch.stores.sqlalchemy._savepoint import Savepoint
 from geventbatch.stores.sqlalchemy._transaction import (
     LostRow,
@@ -36,7 +37,6 @@ from geventbatch.stores.sqlalchemy._transaction import (
     is_at_fault,
     is_doubtful,
     left_out,
-    load,
     remaining,
 )
 
@@ -277,7 +277,11 @@ class DocumentScope:
 
     def _fetch(self) -> Row:
         statements = self._documents.statements
-        self._transaction, row = load(self._begun, lambda begun: begun.fetch(statements.load, {"_key": self._key}))
+        self._transaction, row = load(
+            self._begun,
+            lambda begun: begun.fetch(statements.load, {"_key": self._key}),
+            partial(self._documents.question, self._key),
+        )
         return Row(None, None) if row is None else statements.row_of(row)
 
     def _begun(self) -> Transaction:

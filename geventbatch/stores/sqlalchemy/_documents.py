@@ -18,6 +18,7 @@ from geventbatch._safe_repr import named, shown
 from geventbatch.stores import _json
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._bound_values import python_type
+from geventbatch.stores.sqlalchemy._load import Question
 from geventbatch.stores.sqlalchemy._texts import fix
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class Statements:
         self.selected: Final = (state, columns.version, *beside)
         self.look: Final = sa.select(*self.selected).where(is_key)
         self.load: Final = self.look.with_for_update() if locking else self.look
+        self.ask: Final[Any] = sa.select(sa.literal_column("1")).where(is_key).limit(0)
         update = sa.update(table).values(state=sa.bindparam("_state"), version=sa.bindparam("_new"))
         self.update: Final = update.where(is_loaded)
         self.update_again: Final = update.where(has_version)  # later in the transaction, so the row is locked
@@ -222,6 +224,10 @@ class Documents:
     """A save can be rolled back in part, and a state kept unchanged."""
     outcomes: OutcomeTable | None = None
     kept: Kept[Row] | None = None
+
+    def question(self, key: Hashable) -> Question:
+        """Return what asks whether a row can have *key*."""
+        return Question(key, self.statements.ask, {"_key": key})
 
     def snapshot(self, state: Any) -> Any:
         """Return an immutable form, or a copy, of *state*."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
@@ -11,20 +10,19 @@ from sqlalchemy.orm.attributes import instance_state
 
 from geventbatch._batch import batch_at_hand
 from geventbatch._safe_repr import said, shown
-from geventbatch.errors import Conflict, NothingToSave, ResourceMissing
+from geventbatch.errors import Conflict
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import errors
-from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores.sqlalchemy._batch_connection import SharedConnection
 from geventbatch.stores.sqlalchemy._change_tracker import tracker_of
 from geventbatch.stores.sqlalchemy._guard import Guard
 from geventbatch.stores.sqlalchemy._key_columns import folds
+from geventbatch.stores.sqlalchemy._load import load_each
 from geventbatch.stores.sqlalchemy._mapped_part import match
 from geventbatch.stores.sqlalchemy._mapping import table_of
-from geventbatch.stores.sqlalchemy._transaction import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable
+    from collections.abc import Callable, Collection, Hashable, Sequence
 
     from geventbatch.stores.sqlalchemy._change_tracker import ChangeTracker
     from geventbatch.stores.sqlalchemy._mapping import Mapping
@@ -59,20 +57,13 @@ class ManyRows:
         return tracker_of(self._session, self._mapping_of(next(iter(self.rows))))
 
     def load(self, keys: list[Any]) -> Transaction | None:
-        """Load, and return the transaction; None if the database refuses all *keys*. Switches: yes."""
-        left = keys
-        while left:
-            try:
-                self.transaction, found = load(partial(self._begin, left), partial(self._fetch, left))
-            except ResourceMissing as error:
-                self.rows |= self._refused(left, error)
-                left = [key for key in left if key not in self.rows]
-            except DBAPIError as error:
-                if not (errors.has_no_xmin(error) and self._forget_tokens(left)):
-                    raise
-            else:
-                self.rows |= found
-                break
+        """Load, and return the transaction; None if each of *keys* has failed. Switches: yes."""
+        try:
+            self.transaction, self.rows = self._load(keys)
+        except DBAPIError as error:
+            if not (errors.has_no_xmin(error) and self._forget_tokens(keys)):
+                raise
+            self.transaction, self.rows = self._load(keys)
         return self.transaction
 
     def give_away(self) -> None:
@@ -91,7 +82,10 @@ class ManyRows:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _begin(self, keys: list[Any]) -> Transaction:
+    def _load(self, keys: list[Any]) -> tuple[Transaction | None, dict[Hashable, Any]]:
+        return load_each(self._begin, self._fetch, keys, lambda key: self._mapping_of(key).question_of_many(key))
+
+    def _begin(self, keys: Sequence[Any]) -> Transaction:
         mapping = self._mapping_of(keys[0])
         transaction = mapping.transaction(mapping.engine, self._name)
         self.close(saved=False)  # of a first try
@@ -102,7 +96,7 @@ class ManyRows:
         self.connection = SharedConnection.share(transaction.connection, self.guard)
         return transaction
 
-    def _fetch(self, keys: list[Any], transaction: Transaction) -> dict[Hashable, Any]:
+    def _fetch(self, keys: Sequence[Any], transaction: Transaction) -> dict[Hashable, Any]:
         found: dict[Hashable, Any] = {}
         for mapping, some in self._by_mapping(keys):
             rows: dict[Hashable, Any] = {}
@@ -174,24 +168,6 @@ class ManyRows:
                     return True
         return False
 
-    def _refused(self, keys: list[Any], error: ResourceMissing) -> dict[Hashable, Any]:
-        """Find the keys that the database refuses, by loading each half."""
-        if len(keys) == 1:
-            why = error.__cause__
-            told = f"no row can have the key {shortened(keys[0])}: {getattr(why, 'orig', None) or why or error}"
-            missing = ResourceMissing(told, key=keys[0])
-            missing.__cause__ = why
-            return {keys[0]: missing}
-        refused: dict[Hashable, Any] = {}
-        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
-            try:
-                transaction, _ = load(partial(self._begin, half), partial(self._fetch, half))
-            except ResourceMissing as of_half:
-                refused |= self._refused(half, of_half)
-            else:
-                transaction.end(NothingToSave())
-        return refused
-
     def _forget_tokens(self, keys: list[Any]) -> bool:
         """Compare all columns, from now on, of what has no xmin, as a view. Return whether there was one."""
         found = False
@@ -206,7 +182,7 @@ class ManyRows:
                         found = True
         return found
 
-    def _by_mapping(self, keys: list[Any]) -> list[tuple[Mapping, list[Any]]]:
+    def _by_mapping(self, keys: Sequence[Any]) -> list[tuple[Mapping, list[Any]]]:
         """Return *keys* by class, in the order in which all processes load and lock them."""
         groups: dict[int, tuple[Mapping, list[Any]]] = {}
         for key in keys:

@@ -22,11 +22,12 @@ from geventbatch.stores._sql import errors
 from geventbatch.stores._sql.outcomes import Outcomes, Recording
 from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._guard import Guard
+from geventbatch.stores.sqlalchemy._load import load
 from geventbatch.stores.sqlalchemy._loaded_resource import LoadedResource
 from geventbatch.stores.sqlalchemy._mapped_work import MappedWork, made
 from geventbatch.stores.sqlalchemy._session_snapshot import snapshot_of_load
 from geventbatch.stores.sqlalchemy._steps import Steps
-from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful, left_out, load
+from geventbatch.stores.sqlalchemy._transaction import LostRow, Transaction, cause, is_doubtful, left_out
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -117,13 +118,14 @@ class MappedScope(MappedWork):
 
     def _load(self) -> tuple[Transaction, Any]:
         mapping = self._mapping
+        question = partial(mapping.question, self._key)
         try:
-            return load(self._begin, self._fetch)
+            return load(self._begin, self._fetch, question)
         except DBAPIError as error:
             if not (mapping.token and errors.has_no_xmin(error)):
                 raise
             mapping.forget_token()
-        return load(self._begin, self._fetch)
+        return load(self._begin, self._fetch, question)
 
     def _begin(self) -> Transaction:
         mapping = self._mapping

@@ -18,6 +18,7 @@ from geventbatch.stores.sqlalchemy._bound_values import Columns, python_type
 from geventbatch.stores.sqlalchemy._bulk_statements import array_of
 from geventbatch.stores.sqlalchemy._change_tracker import track_refreshes
 from geventbatch.stores.sqlalchemy._computed import has_computed
+from geventbatch.stores.sqlalchemy._load import Question
 from geventbatch.stores.sqlalchemy._tenants import prepare
 
 if TYPE_CHECKING:
@@ -232,6 +233,14 @@ class Mapping:
         """Selects something if the row is there."""
         return sa.select(self.by[0]).where(*self._is_row())
 
+    def question(self, key: Hashable) -> Question:
+        """Return what asks whether a row can have *key*."""
+        return Question(key, _asking(*self._is_row()), self.parameters(key))
+
+    def question_of_many(self, key: Hashable) -> Question:
+        """Return the same in the form of a statement for many keys, in which the driver may give values other types."""
+        return Question(key, *self._of_rows("ask", _asking, self.by, [self.own_key(key)]))
+
     @contextmanager
     def connect(self, key: Hashable) -> Iterator[sa.Connection]:
         """Yield another connection than the batch's, prepared for the tenant of *key*."""
@@ -292,6 +301,11 @@ class Mapping:
         own = self.own_key(key)
         values = own if len(self.by) > 1 else (own,)
         return {f"_{i}": value for i, value in enumerate(values)}
+
+
+def _asking(*are_rows: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    one: sa.Select[Any] = sa.select(sa.literal_column("1"))
+    return one.where(*are_rows).limit(0)
 
 
 def table_of(mapper: Mapper[Any]) -> str:

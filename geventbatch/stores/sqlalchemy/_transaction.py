@@ -11,24 +11,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
     IntegrityError,
     ResourceClosedError,
-    StatementError,
     TimeoutError,  # noqa: A004 - SQLAlchemy's name for it
 )
 
 from geventbatch._batch import current_batch
 from geventbatch._safe_repr import shown
-from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected, ResourceMissing
+from geventbatch.errors import Conflict, NothingToSave, NotSaved, Rejected
 from geventbatch.stores._give_back import give_back
 from geventbatch.stores._sql import commit as _commit
 from geventbatch.stores._sql import errors
-from geventbatch.stores._sql.keys import shortened
 from geventbatch.stores.sqlalchemy import _engines
 from geventbatch.stores.sqlalchemy._batch_connection import BatchConnection
 from geventbatch.stores.sqlalchemy._commit_progress import COMMIT, DONE, note_commits
@@ -43,24 +41,16 @@ if TYPE_CHECKING:
     from geventbatch._core.batch import Batch
     from geventbatch.stores._sql.outcomes import Recording
 
-LoadedT = TypeVar("LoadedT")
-
 _SHORTEST: Final = 0.001
 """Seconds: the smallest value that `remaining` returns."""
 
-_OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
+OF_EVERYBODY: Final = (DisconnectionError, ResourceClosedError, TimeoutError)
 """Errors of SQLAlchemy's own that are no operation's fault: of its pool, of a connection."""
 
 _DRIVERS: Final = frozenset(
     {"psycopg", "psycopg2", "pg8000", "pymysql", "mysqldb", "mysqlconnector", "mariadbconnector", "pysqlite"}
 )
 """Drivers whose errors are known, by SQLAlchemy's names."""
-
-_OF_KEY: Final = {errors.Kind.REJECTED, errors.Kind.UNSENT}
-"""The kinds of a load's errors that are about a key: a load has no other values."""
-
-_PLAN_IS_OLD: Final = "0A000"
-"""The SQLSTATE of a statement that was prepared before a column changed its type; gone after a rollback."""
 
 
 class LostRow(Conflict):
@@ -280,7 +270,7 @@ class Transaction:
             return error
         if errors.kind(error) is not errors.Kind.OTHER or isinstance(error, DBAPIError):
             return errors.not_saved(error, self.key)
-        of_everybody = isinstance(error, _OF_EVERYBODY) or (isinstance(error, OSError) and self.connection.invalidated)
+        of_everybody = isinstance(error, OF_EVERYBODY) or (isinstance(error, OSError) and self.connection.invalidated)
         why = f"{shown(self.key)} was not saved, nothing was written: {getattr(error, 'orig', None) or error}"
         return NotSaved(why) if of_everybody else Rejected(why)
 
@@ -369,44 +359,6 @@ def _class(engine: Engine, *, pipeline: bool) -> type[Transaction]:
 
         return SQLiteTransaction
     return Transaction
-
-
-def load(begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]) -> tuple[Transaction, LoadedT]:
-    """Begin a transaction and fetch what a batch loads; return both.
-
-    The server may have ended an idle connection of the pool, which the first statement finds out. SQLAlchemy has then
-    given up all connections of its pool, so the load is tried once more. Raises `Conflict` for a deadlock or a
-    serialization failure, and `ResourceMissing` for a key that the database, or the type of its column, refuses: so no
-    row has it.
-    """
-    for attempt in (1, 2):
-        try:
-            return _load_once(begin, fetch)
-        except StatementError as error:
-            key = current_batch().key
-            if not isinstance(error, DBAPIError) or errors.kind(error) in _OF_KEY:
-                told = f"no row can have the key {shortened(key)}: {error.orig or error}"
-                raise ResourceMissing(told, key=key) from error
-            if errors.kind(error) is errors.Kind.CONFLICT:
-                raise Conflict(f"{shown(key)} could not be loaded: {error.orig}") from error
-            again = error.connection_invalidated or errors.state(error.orig or error) == _PLAN_IS_OLD
-            if attempt == 2 or not again:  # noqa: PLR2004 - the second is the last
-                raise
-        except OSError:  # from the socket: pg8000 does not wrap it
-            if attempt == 2:  # noqa: PLR2004 - likewise
-                raise
-    raise AssertionError
-
-
-def _load_once(
-    begin: Callable[[], Transaction], fetch: Callable[[Transaction], LoadedT]
-) -> tuple[Transaction, LoadedT]:
-    transaction = begin()
-    try:
-        return transaction, fetch(transaction)
-    except BaseException as error:
-        transaction.end(error)
-        raise
 
 
 def is_at_fault(begin: Callable[[], Transaction], change: tuple[Any, dict[str, Any]] | None) -> bool:
