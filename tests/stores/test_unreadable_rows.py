@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import INET
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
@@ -336,7 +337,7 @@ def test_a_view_that_cannot_look_at_the_row_hides_none(place: Place) -> None:
 
 def test_a_table_that_is_not_there_is_not_looked_for_key_by_key(place: Place) -> None:
     sent: list[str] = []
-    sa.event.listen(place.engine, "before_cursor_execute", lambda _, __, statement, *___: sent.append(statement))
+    event.listen(place.engine, "before_cursor_execute", lambda _, __, statement, *___: sent.append(statement))
     with in_bulk(place.store(sa.Text())) as processor:
         answers = together(processor, *[(number, sell) for number in range(1, 9)])
     assert all(map(is_unreadable, answers))
