@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from math import ceil, log2
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -330,6 +331,22 @@ def test_a_view_that_cannot_look_at_the_row_hides_none(place: Place) -> None:
         connection.exec_driver_sql("CREATE VIEW shows AS SELECT * FROM all_shows WHERE state::jsonb IS NOT NULL")
     with singly(place.store(sa.Text())) as processor:
         assert is_unreadable(answer_of(processor.run, 3, look))
+
+
+@pytest.mark.parametrize("count", [2, 5, 100])
+def test_a_load_that_reads_nobodys_row_is_given_up_after_a_few(place: Place, count: int) -> None:
+    sent: list[str] = []
+    event.listen(place.engine, "before_cursor_execute", lambda _, __, statement, *___: sent.append(statement))
+    store = place.store(Strict())
+    place.fill(store, dict.fromkeys(range(1, count + 1), place.bad()))
+    with in_bulk(store) as processor:
+        sent.clear()
+        answers = together(processor, *[(number, sell) for number in range(1, count + 1)])
+    assert all(map(is_unreadable, answers))
+    loads = sum("FROM shows" in one for one in sent)
+    assert loads <= min(
+        3 * count, ceil(log2(count)) + 8 + 5
+    )  # the last: for each that fails alone, whether it is its key
 
 
 # -- what is nobody's row -----------------------------------------------------------------------------------------

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 LoadedT = TypeVar("LoadedT")
 
+_FEW: Final = 4
+"""Keys whose load may fail by itself while no other has succeeded: with one more, the statement is taken to fail for
+any key."""
+
 _OF_VALUE: Final = {errors.Kind.REJECTED, errors.Kind.UNSENT}
 """The kinds of a load's errors that are about a value: of the key, or of a row."""
 
@@ -76,7 +80,8 @@ def load_each(
 ) -> tuple[Transaction | None, dict[Hashable, Any]]:
     """Begin a transaction and fetch the rows at *keys*; return both. If each key has failed, there is no transaction.
 
-    The error of a key whose load fails by itself stands in place of its row.
+    The error of a key whose load fails by itself stands in place of its row. Raises the error of all if the keys fail
+    only together, or if the first few fail by themselves: the statement then fails for any key.
     """
     return _Halves(begin, fetch, question).load(keys)
 
@@ -96,15 +101,16 @@ class _Halves:
         self._begin, self._fetch, self._question = begin, fetch, question
         # -- mutable state ---------------------------------------------------------------------------------
         self._apart: dict[Hashable, Any] = {}  # the errors, by key
+        self._has_loaded = False
 
     def load(self, keys: Sequence[Any]) -> tuple[Transaction | None, dict[Hashable, Any]]:
         while keys:
             transaction, found = self._some(keys)
             if not isinstance(found, Exception):
                 return transaction, {**self._apart, **found}
-            self._set_apart(keys, found)
+            is_of_keys = self._set_apart(keys, found)
             left = [key for key in keys if key not in self._apart]
-            if len(left) == len(keys):  # only together they fail
+            if not is_of_keys or len(left) == len(keys):
                 raise found
             keys = left
         return None, self._apart
@@ -125,19 +131,28 @@ class _Halves:
             transaction.end(found)
         return transaction, found
 
-    def _set_apart(self, keys: Sequence[Any], error: Exception) -> None:
-        """Set apart those of *keys* whose load fails by itself; that of all has raised *error*."""
+    def _set_apart(self, keys: Sequence[Any], error: Exception) -> bool:
+        """Set apart those of *keys* whose load fails by itself; that of all has raised *error*.
+
+        Return False if the statement is taken to fail for any key.
+        """
         if len(keys) == 1:
             (key,) = keys
             refused = _is_of_value(error) and _is_refused(partial(self._begin, keys), self._question(key))
             self._apart[key] = _impossible(key, error) if refused else error
-            return
-        for half in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+            return self._has_loaded or self._count_unread() <= _FEW
+        for half in (keys[::2], keys[1::2]):  # neighbours are often alike: the first ones to be alone lie far apart
             transaction, found = self._some(half)
-            if isinstance(found, Exception):
-                self._set_apart(half, found)
-            else:
+            if not isinstance(found, Exception):
+                self._has_loaded = True
                 transaction.end(NothingToSave())
+            elif not self._set_apart(half, found):
+                return False
+        return True
+
+    def _count_unread(self) -> int:
+        """Return how many rows could not be read. A key that is refused tells nothing of the statement."""
+        return sum(not isinstance(one, ResourceMissing) for one in self._apart.values())
 
 
 def _load_once(
